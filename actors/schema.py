@@ -1,0 +1,123 @@
+"""What the rooms hand to each other: shards, pieces, units, and the columns of a block.
+
+Imported by everything, imports nothing of ours: no torch, no ray, no I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+# Columns that a block carries from stage to stage. Names with an underscore are ours; `source.keep` may not use them.
+ID = "id"
+EMBEDDING = "embedding"
+EMBEDDING_MULTI = "embedding_multi"
+TOKENS = "tokens"
+CHUNK = "chunk"
+START = "start"
+END = "end"
+HASH = "_hash"
+SHARD = "_shard"
+POSITION = "_position"
+INPUT_IDS = "_input_ids"
+TASK = "_task"
+TRUNCATED = "_truncated"
+
+RESERVED = frozenset({ID, EMBEDDING, EMBEDDING_MULTI, TOKENS, CHUNK, START, END})
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One source object as it was listed.
+
+    Attributes:
+        path: Full URL or absolute local path.
+        size_bytes: Its size.
+        etag: What changes when its content does: the store's etag, or mtime in ns on a local disk.
+    """
+
+    path: str
+    size_bytes: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A deterministic slice of one shard: positions `start <= p < stop`.
+
+    What a position counts is the format's own: rows for Parquet, CSV and compressed JSON Lines, bytes for plain
+    JSON Lines (a line belongs to the piece that its first byte is in), 0 for a file that is one document.
+
+    Attributes:
+        rows: Exact where the format knows without reading, else an estimate, and `rows_exact` is False.
+    """
+
+    shard: Shard
+    start: int
+    stop: int
+    rows: int
+    rows_exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The atom of work, retry, checkpoint and output: one Ray Data block.
+
+    Attributes:
+        number: Its place in the plan, from 0.
+        pieces: One for most formats; many small ones where a shard is a single document.
+    """
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def rows(self) -> int:
+        """Planned rows (an estimate where a piece's is)."""
+        return sum(piece.rows for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A source row that was set aside.
+
+    Attributes:
+        position: Its position in the shard, in the format's own count.
+        id: Its id where one could be read.
+        reason: One of `REASONS`.
+        error: What was wrong, for a person.
+    """
+
+    shard: str
+    position: int
+    id: str | None
+    reason: str
+    error: str
+
+
+REASONS = (
+    "broken_line",  # a line that is not valid JSON or CSV
+    "invalid_utf8",  # bytes that are not UTF-8
+    "null_text",  # every text column is null
+    "empty_text",  # nothing but white space
+    "missing_text",  # no text column in a row of a schemaless format
+    "wrong_type",  # a value that is not text where text is needed
+    "missing_id",  # an id column is named and this row has none
+    "duplicate_id",  # the id was seen before in this corpus
+    "unknown_task",  # `task_column` names a task that the model does not have
+    "encode_failed",  # the model raised on this row alone
+    "killed_process",  # the row ends its process
+    "timed_out",  # the row took longer than `run.row_timeout_s`
+)
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("position", pa.int64()),
+        ("id", pa.string()),
+        ("reason", pa.string()),
+        ("error", pa.string()),
+        ("unit", pa.int64()),
+    ]
+)

@@ -1,0 +1,350 @@
+"""The one narrow place that touches a store: any fsspec URL, or a path of a local disk.
+
+Called by the readers, the writer, the ledger and the table; nothing else opens a file of a corpus or a table. Every
+function takes a full URL, so no object with credentials in it is ever pickled: workers find their own, from the
+environment or the default chain. Writes are whole objects: one atomic PUT on an object store; a temporary name, fsync
+and rename (or link, for a create) on a local disk. The trade-off: an object is built in memory first, so the writer
+keeps its files to a few hundred MB.
+
+The exclusive create is the rock the ledger stands on. What each store does for it:
+    local disk   link(2) of a finished temporary file: atomic, and never a half-written winner
+    S3           PutObject with `If-None-Match: *`
+    GCS          `ifGenerationMatch=0`        Azure   `If-None-Match: *`
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from actors.errors import ConfigError, StorageError, TransientError
+from actors.schema import Shard
+
+T = TypeVar("T")
+
+ATTEMPTS = 6
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 10.0
+
+# What a store says when it is busy or away, as errno or HTTP status. Anything else is not worth another try.
+_BUSY_ERRNO = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.EIO}
+_BUSY_STATUS = {408, 409, 429, 500, 502, 503, 504}
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` is a path of this machine's disk."""
+    return "://" not in url or url.startswith(("file://", "local://"))
+
+
+def local_path(url: str) -> Path:
+    """The path of a local URL.
+
+    Raises:
+        ConfigError: `url` is not on a local disk.
+    """
+    if not is_local(url):
+        raise ConfigError(f"{url!r} is not a path of this machine's disk")
+    return Path(url.split("://", 1)[1] if "://" in url else url)
+
+
+def absolute(url: str) -> str:
+    """`url` with a local path made absolute and a trailing slash taken off, so that it means one place everywhere."""
+    if is_local(url):
+        return str(local_path(os.path.expanduser(url)).absolute())
+    return url.rstrip("/")
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with `parts` below it."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of `url` and the path in it.
+
+    Raises:
+        ConfigError: the URL's protocol is unknown or its driver package is not installed.
+    """
+    try:
+        fs, path = url_to_fs(url, **_options(url))
+    except ImportError as error:
+        raise ConfigError(f"{url!r} needs a driver that is not installed: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{url!r} is not a place that fsspec can open: {error}") from error
+    return cast(fsspec.AbstractFileSystem, fs), path
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Settings for a file system, from the environment only. Listings are never cached: another process writes too."""
+    if url.startswith(("s3://", "s3a://")):
+        client: dict[str, Any] = {}
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+            client["endpoint_url"] = endpoint
+        config = {"retries": {"max_attempts": 3, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
+        # Gateways older than the trailing checksums answer 411 to them; AWS itself does not need them for safety.
+        config["request_checksum_calculation"] = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        config["response_checksum_validation"] = os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+        return {"client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
+    if is_local(url):
+        return {}
+    return {"use_listings_cache": False}
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error, wherever its library keeps it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for name in ("status", "code", "status_code"):
+            value = getattr(seen, name, None)
+            if isinstance(value, int) and 100 <= value < 600:
+                return value
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):
+            value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if isinstance(value, int):
+                return value
+        seen = seen.__cause__
+    return None
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, (TransientError, TimeoutError, ConnectionError)):
+        return True
+    status = _status(error)
+    if status is not None:
+        return status in _BUSY_STATUS
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _BUSY_ERRNO
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"ConnectionError", "HTTPClientError", "ClientError", "ServerTimeoutError"}) and not (
+        names & {"NoCredentialsError"}
+    )
+
+
+def retried(url: str, what: str, call: Callable[[], T]) -> T:
+    """`call()`, again with back-off while the store is busy or away.
+
+    `FileNotFoundError` and `FileExistsError` pass through: they are answers, not failures.
+
+    Raises:
+        StorageError: the store refused, or was still busy after the last try.
+    """
+    wait_s = FIRST_WAIT_S
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        except (FileNotFoundError, FileExistsError, IsADirectoryError, ConfigError):
+            raise
+        except Exception as error:
+            if not _is_transient(error) or attempt == ATTEMPTS:
+                raise _storage_error(url, what, error, attempt) from error
+        time.sleep(wait_s * (0.5 + random.random()))  # noqa: S311  (jitter, not a secret)
+        wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+    raise StorageError(f"{what} {url!r}: no attempt was made")
+
+
+def _storage_error(url: str, what: str, error: Exception, attempts: int) -> StorageError:
+    """One sentence for a person: what failed, why, and the way out."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"cannot {what} {url!r}: the disk is full. Free some space and run the same command again")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS) or _status(error) in (401, 403):
+        return StorageError(
+            f"cannot {what} {url!r}: access denied. Check the credentials in the environment and the rights of this "
+            f"user, then run the same command again"
+        )
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        return StorageError(f"cannot {what} {url!r}: no credentials were found in the environment or the default chain")
+    tries = f" after {attempts} tries" if attempts > 1 else ""
+    return StorageError(f"cannot {what} {url!r}{tries}: {type(error).__name__}: {error}")
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def _etag(info: dict[str, Any]) -> str:
+    for name in ("ETag", "etag", "md5Hash", "content_md5", "generation"):
+        if info.get(name):
+            return str(info[name]).strip('"')
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        if info.get(name):
+            return str(info[name])
+    return ""
+
+
+def _shard(fs: fsspec.AbstractFileSystem, url: str, path: str, info: dict[str, Any]) -> Shard:
+    if is_local(url):
+        # fsspec's `mtime` is a float: too coarse for two writes within a microsecond.
+        stat = os.stat(path)
+        return Shard(path, stat.st_size, f"{stat.st_mtime_ns}")
+    return Shard(str(fs.unstrip_protocol(path)), int(info.get("size") or 0), _etag(info))
+
+
+def stat(url: str) -> Shard:
+    """Path, size and etag of one object.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        StorageError: the store refused or failed.
+    """
+    fs, path = filesystem(url)
+    info = retried(url, "look at", lambda: fs.info(path))
+    if info.get("type") == "directory":
+        raise FileNotFoundError(f"{url!r} is a folder")
+    return _shard(fs, url, path, info)
+
+
+def exists(url: str) -> bool:
+    """Whether there is an object at `url`."""
+    try:
+        stat(url)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def glob(url: str) -> list[Shard]:
+    """The objects that `url` names, by path: a glob, one object, or every object below a folder. Names that begin
+    with `.` or `_` are left out, as every reader of data lakes does."""
+    fs, path = filesystem(url)
+
+    def find() -> dict[str, dict[str, Any]]:
+        if any(mark in path for mark in "*?["):
+            return cast(dict[str, dict[str, Any]], fs.glob(path, detail=True))
+        return cast(dict[str, dict[str, Any]], fs.find(path, detail=True))
+
+    try:
+        found = retried(url, "list", find)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    base = path.split("*")[0].rstrip("/")
+    shards = []
+    for name, info in found.items():
+        below = name[len(base) :] if name.startswith(base) else name
+        if info.get("type") == "directory" or any(part[:1] in "._" for part in below.strip("/").split("/") if part):
+            continue
+        shards.append(_shard(fs, url, name, info))
+    return sorted(shards, key=lambda shard: shard.path)
+
+
+def walk(url: str) -> Iterator[Shard]:
+    """Every object below a folder, hidden ones too; nothing where there is no folder."""
+    fs, path = filesystem(url)
+    try:
+        found = retried(url, "list", lambda: fs.find(path, detail=True, withdirs=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name, info in found.items():
+        if info.get("type") != "directory":
+            try:
+                yield _shard(fs, url, name, info)
+            except FileNotFoundError:  # a temporary file that another process has just renamed
+                continue
+
+
+def open_read(url: str) -> BinaryIO:
+    """A seekable binary reader of one object.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    fs, path = filesystem(url)
+    return cast(BinaryIO, retried(url, "open", lambda: fs.open(path, "rb")))
+
+
+def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """The bytes of one object, or of a range of it.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    fs, path = filesystem(url)
+    return cast(bytes, retried(url, "read", lambda: fs.cat_file(path, start=start, end=stop)))
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def put(url: str, data: bytes) -> None:
+    """Write a whole object, over what was there. Readers see the old one or the new one, never a part."""
+    if is_local(url):
+        retried(url, "write", lambda: _put_local(local_path(url), data, exclusive=False))
+        return
+    fs, path = filesystem(url)
+    retried(url, "write", lambda: fs.pipe_file(path, data))
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write a whole object if nothing is there. Exactly one of any number of callers wins.
+
+    Returns:
+        True if this call's object is the one that is there now, False if another one was there first. `data` must
+        differ between callers that must be told apart: a retry inside a client can meet its own success, so after a
+        refusal or a time-out the object is read back and compared.
+
+    Raises:
+        StorageError: the store failed and it could not be found out who won.
+    """
+    if is_local(url):
+        try:
+            retried(url, "create", lambda: _put_local(local_path(url), data, exclusive=True))
+        except FileExistsError:
+            return read(url) == data
+        return True
+    fs, path = filesystem(url)
+
+    def attempt() -> bool:
+        try:
+            fs.pipe_file(path, data, mode="create")
+            return True
+        except FileExistsError:
+            return read(url) == data
+        except Exception as error:
+            # 412 from a store whose client does not translate it, or an answer lost on the way: look who is there.
+            try:
+                return read(url) == data
+            except FileNotFoundError:
+                if isinstance(error, OSError) and error.errno == errno.EINVAL:
+                    raise TransientError(f"create {url!r} was refused, yet nothing is there") from error
+                raise error from None
+
+    return retried(url, "create", attempt)
+
+
+def delete(url: str) -> None:
+    """Remove one object; nothing happens where there is none."""
+    fs, path = filesystem(url)
+    try:
+        retried(url, "delete", lambda: fs.rm_file(path))
+    except FileNotFoundError:
+        return
+
+
+def _put_local(path: Path, data: bytes, *, exclusive: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            os.link(temporary, path)
+        else:
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
