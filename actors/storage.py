@@ -147,7 +147,7 @@ def retried(url: str, what: str, call: Callable[[], T]) -> T:
         except Exception as error:
             if not _is_transient(error) or attempt == ATTEMPTS:
                 raise _storage_error(url, what, error, attempt) from error
-        time.sleep(wait_s * (0.5 + random.random()))  # noqa: S311  (jitter, not a secret)
+        time.sleep(wait_s * (0.5 + random.random()))
         wait_s = min(wait_s * 2, LONGEST_WAIT_S)
     raise StorageError(f"{what} {url!r}: no attempt was made")
 
@@ -229,7 +229,7 @@ def glob(url: str) -> list[Shard]:
     base = path.split("*")[0].rstrip("/")
     shards = []
     for name, info in found.items():
-        below = name[len(base) :] if name.startswith(base) else name
+        below = name.removeprefix(base)
         if info.get("type") == "directory" or any(part[:1] in "._" for part in below.strip("/").split("/") if part):
             continue
         shards.append(_shard(fs, url, name, info))
@@ -308,7 +308,7 @@ def create(url: str, data: bytes) -> bool:
             return True
         except FileExistsError:
             return read(url) == data
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever it was, who is there decides)
             # 412 from a store whose client does not translate it, or an answer lost on the way: look who is there.
             try:
                 return read(url) == data

@@ -1,0 +1,74 @@
+"""How a unit travels between stages: one Ray Data block with one row, which holds an Arrow stream.
+
+Packed and unpacked by every stage. A block of plain rows would be split above 128 MiB, merged with its neighbours, and
+dropped when empty; a single row is none of these, so a unit whose rows are all bad still reaches the writer and leaves
+its receipt. Unpacking is zero-copy: the Arrow buffers point into the object store. The price is one memory copy when
+packing.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from actors.errors import VectideError
+from actors.schema import BadRow
+
+SCHEMA = pa.schema([("unit", pa.int64()), ("header", pa.binary()), ("rows", pa.large_binary())])
+
+
+@dataclass(slots=True)
+class Parcel:
+    """A unit on its way.
+
+    Attributes:
+        table: The rows, or None once the unit failed.
+        bad: Rows set aside so far.
+        rows_read: Source rows that the unit turned out to have.
+        error: Why the unit failed; later stages pass it on to the driver.
+        seconds: Wall time by stage.
+        counts: Totals by name (tokens, truncated, ...).
+    """
+
+    unit: int
+    table: pa.Table | None = None
+    bad: list[BadRow] = field(default_factory=list)
+    rows_read: int = 0
+    error: VectideError | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def pack(parcel: Parcel) -> pa.Table:
+    """A table of one row (`SCHEMA`)."""
+    header = pickle.dumps((parcel.bad, parcel.rows_read, parcel.error, parcel.seconds, parcel.counts))
+    rows: pa.Buffer | None = None
+    if parcel.table is not None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, parcel.table.schema) as stream:
+            stream.write_table(parcel.table)
+        rows = sink.getvalue()
+    arrays = [pa.array([parcel.unit], pa.int64()), pa.array([header], pa.binary()), _binary(rows)]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _binary(buffer: pa.Buffer | None) -> pa.Array:
+    """A large_binary array of one value, without copying it."""
+    if buffer is None:
+        return pa.array([None], pa.large_binary())
+    offsets = pa.array([0, buffer.size], pa.int64()).buffers()[1]
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
+
+
+def unpack(block: pa.Table) -> Parcel:
+    """The parcel in a block.
+
+    Header bytes are unpickled: they come from our own stages through Ray's object store, never from a file.
+    """
+    unit = block.column("unit")[0].as_py()
+    bad, rows_read, error, seconds, counts = pickle.loads(block.column("header")[0].as_py())  # noqa: S301
+    scalar = block.column("rows").chunk(0)[0]
+    table = pa.ipc.open_stream(scalar.as_buffer()).read_all() if scalar.is_valid else None
+    return Parcel(unit, table, bad, rows_read, error, dict(seconds), dict(counts))

@@ -1,0 +1,213 @@
+"""The job file: what a person may say about a run, and nothing else.
+
+Read by every command. Frozen pydantic models, unknown keys refused with the nearest right name. No I/O beyond the job
+file itself, no torch, no ray. Environment variables are expanded in URIs only, so that a secret can never slip into a
+setting that is written to a ledger.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from actors.errors import ConfigError
+from actors.schema import RESERVED
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def _expand(value: object) -> object:
+    """`${NAME}` replaced from the environment."""
+    if not isinstance(value, str):
+        return value
+
+    def one(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ValueError(f"${{{name}}} is not set in the environment")
+        return os.environ[name]
+
+    return _VARIABLE.sub(one, value)
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
+Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Auto = Literal["auto"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Section):
+    """Where the rows come from and which of their columns matter."""
+
+    uri: Uri
+    format: Literal["auto", "parquet", "jsonl", "csv", "text"] = "auto"
+    id: str | None = None
+    text: Columns = ("text",)
+    keep: Columns = ()
+    task_column: str | None = None
+    unique_ids: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Source:
+        if not self.text:
+            raise ValueError("text names no column; name at least one")
+        for name in self.keep:
+            if name in RESERVED or name.startswith("_"):
+                raise ValueError(
+                    f"keep names {name!r}, which the table uses for itself; rename that column in the source"
+                )
+        for names in (self.text, self.keep):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{list(names)} names a column twice")
+        return self
+
+
+class Table(_Section):
+    """Where the embeddings go and how they are stored."""
+
+    uri: Uri
+    partition_by: Columns = ()
+    precision: Literal["float32", "float16", "bfloat16"] = "float16"
+
+
+class Encoder(_Section):
+    """The model and every setting of it that changes vectors."""
+
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    task: str | None = None
+    dim: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    allow_untrained_dim: bool = False
+
+
+class Run(_Section):
+    """How the work is spread. Nothing here changes a vector."""
+
+    address: str = "auto"
+    replicas: Annotated[int, Field(ge=1)] | Auto = "auto"
+    gpus_per_replica: Annotated[float, Field(ge=0)] | Auto = "auto"
+    unit_rows: Annotated[int, Field(ge=1)] | Auto = "auto"
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+class Job(_Section):
+    """One job file."""
+
+    source: Source
+    table: Table
+    encoder: Encoder
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _check(self) -> Job:
+        missing = [name for name in self.table.partition_by if name not in self.source.keep]
+        if missing:
+            raise ValueError(f"table.partition_by names {missing}, which source.keep does not; add them to source.keep")
+        return self
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse_job(document: object, *, origin: str = "the job file") -> Job:
+    """A job from plain data.
+
+    Raises:
+        ConfigError: something in it is wrong; the message names each field, its value, the rule, and for an unknown
+            key the nearest right one.
+    """
+    if not isinstance(document, dict):
+        raise ConfigError(f"{origin} must hold sections (source, table, encoder, run), not {type(document).__name__}")
+    try:
+        return Job.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from None
+
+
+def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Job:
+    """A job from a YAML file, from `key=value` settings that win over it, or from both.
+
+    Args:
+        path: The job file, or None for a job made of settings alone.
+        settings: `section.key=value`, the value in YAML.
+        defaults: `section.key` to value, winning over the file but not over `settings`.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or something in it is wrong.
+    """
+    document: Any = {}
+    if path is not None:
+        try:
+            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the job file {path!r}: {error.strerror or error}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path!r} is not a YAML file: {' '.join(str(error).split())}") from None
+    if isinstance(document, dict):
+        for key, value in (defaults or {}).items():
+            _set(document, key, value)
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise ConfigError(f"--set {setting!r} must be key=value, as in --set encoder.dim=256")
+            try:
+                _set(document, key.strip(), yaml.safe_load(text))
+            except yaml.YAMLError:
+                raise ConfigError(f"--set {setting!r}: {text!r} is not a YAML value") from None
+    return parse_job(document, origin=path or "the job")
+
+
+def _set(document: dict[str, Any], key: str, value: object) -> None:
+    *sections, name = key.split(".")
+    here: Any = document
+    for section in sections:
+        here = here.setdefault(section, {}) if isinstance(here, dict) else None
+    if not isinstance(here, dict):
+        raise ConfigError(f"--set {key}: {'.'.join(sections)!r} is not a section of the job file")
+    here[name] = value
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"] if part not in ("int", "float", "literal['auto']"))
+        value = item.get("input")
+        if item["type"] == "extra_forbidden":
+            known = _known(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+            lines.append(f"{place}: no such key; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{place}: is needed")
+        elif item["type"] == "value_error":
+            lines.append(f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"]))
+        else:
+            lines.append(f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, not {value!r}")
+    return f"{origin} is not right:\n  " + "\n  ".join(dict.fromkeys(lines))
+
+
+def _known(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that a section of the job file has."""
+    model: Any = Job
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return sorted(model.model_fields)
