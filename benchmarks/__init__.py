@@ -1,0 +1,1 @@
+"""Measurements, and the corpora that they and the demo run on. Imported by nothing."""
