@@ -1,0 +1,188 @@
+"""A checkpoint on disk, read without torch: where it is, its JSON files, its tensor names, its hashes.
+
+Called by `spec.describe` on the driver and by the loader on workers. Only safetensors are read: a pickled weights
+file can run code, so it is refused. Hashes are kept per (path, size, mtime) for the life of the process; another
+process pays again (about a second per GB), which is the price of never trusting a stale note on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from actors.errors import ModelError
+
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
+_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_SKIP = ["onnx/*", "openvino/*", "coreml/*", "*.onnx_data"]
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a checkpoint, as its file's header says.
+
+    Attributes:
+        file: Path relative to the checkpoint's folder.
+        dtype: The header's name, such as "F32" or "BF16".
+    """
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
+    """Turns a hub id or a local directory into a local directory.
+
+    Returns:
+        The directory, and the commit it was downloaded at (None for a local directory).
+
+    Raises:
+        ModelError: It is neither, or cannot be downloaded.
+    """
+    local = Path(model).expanduser()
+    if local.is_dir():
+        return local.resolve(), None
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ModelError(
+            f"model {model!r} is neither a directory on this machine nor a hub id of the form 'owner/name'. "
+            "Check the path, or copy the checkpoint to every machine first."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(model, revision=revision, allow_patterns=_DOWNLOAD, ignore_patterns=_SKIP)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ModelError(
+            f"model {model!r}{at} could not be fetched from the hub ({type(error).__name__}: {error}). "
+            "Check the name and the network, fill the local hub cache, or give the path of a local copy."
+        ) from error
+    path = Path(folder)
+    return path, path.name if path.parent.name == "snapshots" else revision
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file, or None where there is no such file.
+
+    Raises:
+        ModelError: The file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}). Fetch the checkpoint again.") from error
+
+
+def weight_files(folder: Path) -> tuple[str, ...]:
+    """Names of the safetensors files with the weights in `folder`, sorted.
+
+    Raises:
+        ModelError: There is none, or only pickled ones, or one that the index names is not there.
+    """
+    index = read_json(folder / "model.safetensors.index.json")
+    if index is not None:
+        names = sorted(set(index["weight_map"].values()))
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent:
+            raise ModelError(
+                f"{folder} lacks weight files that its index names: {', '.join(absent)}. Fetch the checkpoint again."
+            )
+        return tuple(names)
+    found = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
+    if found:
+        return found
+    pickled = [name for name in PICKLED if (folder / name).exists()]
+    if pickled:
+        raise ModelError(
+            f"{folder} has only pickled weights ({pickled[0]}), which can run code when opened and are refused. "
+            "Use a revision with model.safetensors, or convert the file."
+        )
+    raise ModelError(f"{folder} has no *.safetensors file. Give the folder of a complete checkpoint.")
+
+
+def tensor_index(folder: Path, files: Iterable[str]) -> dict[str, TensorInfo]:
+    """Names, shapes and types of all tensors in `files`, from their headers alone.
+
+    Raises:
+        ModelError: A file is cut short or is not safetensors.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for name in files:
+        for tensor, entry in _header(folder / name).items():
+            if tensor != "__metadata__":
+                tensors[tensor] = TensorInfo(name, tuple(entry["shape"]), entry["dtype"])
+    return tensors
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            size = struct.unpack("<Q", file.read(8))[0]
+            if size > _MAX_HEADER_BYTES:
+                raise ValueError(f"header of {size} bytes")
+            header: dict[str, Any] = json.loads(file.read(size))
+        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise ModelError(f"{path} is not a safetensors file ({error}). Fetch the checkpoint again.") from error
+    if path.stat().st_size != 8 + size + end:
+        raise ModelError(
+            f"{path} has {path.stat().st_size} bytes where its header promises {8 + size + end}. "
+            "Fetch the checkpoint again."
+        )
+    return header
+
+
+def sha256_files(folder: Path, files: Iterable[str]) -> str:
+    """One hash over the content of several files, in the order of their names; names themselves do not count."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        path = (folder / name).resolve()
+        stat = path.stat()
+        digest.update(_sha256(str(path), stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: str, _size_bytes: int, _mtime_ns: int) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+# Keys that say where a config came from or how it was trained, and change no vector.
+_IDLE_CONFIG = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "attention_probs_dropout_prob",
+        "classifier_dropout",
+        "dtype",
+        "gradient_checkpointing",
+        "hidden_dropout_prob",
+        "initializer_factor",
+        "initializer_range",
+        "lora_dropout_p",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "use_flash_attn",
+        "dropout_rate",
+    }
+)
+
+
+def sha256_config(config: Mapping[str, Any]) -> str:
+    """Hash of a model's config without the keys that change no vector."""
+    kept = {key: value for key, value in config.items() if key not in _IDLE_CONFIG}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

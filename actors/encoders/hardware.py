@@ -1,0 +1,68 @@
+"""What this machine can do: the device, and whether 16-bit arithmetic pays on it. Found out, never assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from actors.errors import ConfigError
+
+_CPU_LADDER = (1024, 2048, 4096)
+_GPU_LADDER = (16_384, 32_768, 65_536, 131_072)
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where and in what type a model is computed.
+
+    Attributes:
+        device: A CPU or a CUDA card.
+        dtype: float32 or bfloat16, of weights and token states; pooling and normalising are always float32.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        """Token budgets to try: caches make small ones fastest on a CPU, a card needs thousands of rows to fill."""
+        return _CPU_LADDER if self.device.type == "cpu" else _GPU_LADDER
+
+
+def find_compute(precision: str, device: str = "auto") -> Compute:
+    """The device and type for a spec's precision class on this machine.
+
+    Args:
+        precision: "float32", or "bfloat16" where 16-bit arithmetic is allowed.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ConfigError: A device that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is not one; use 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not supported; use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    if place.type == "cuda":
+        cards = torch.cuda.device_count()
+        if (place.index or 0) >= cards:
+            raise ConfigError(f"device {device!r} is not there: this process sees {cards} CUDA cards. Use 'auto'.")
+        place = torch.device("cuda", place.index or 0)
+    wide = precision == "float32" or not (cpu_has_bfloat16() if place.type == "cpu" else _card_has_bfloat16(place))
+    return Compute(place, torch.float32 if wide else torch.bfloat16)
+
+
+def cpu_has_bfloat16() -> bool:
+    """True where the processor multiplies bfloat16 in hardware; elsewhere it is emulated and slower than float32."""
+    named = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    probes = [getattr(torch.cpu, name, None) for name in named]
+    return any(probe() for probe in probes if probe is not None)
+
+
+def _card_has_bfloat16(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,0 +1,107 @@
+"""What a family's layout says about a checkpoint, and the check that every tensor it needs is there.
+
+Torch-free: `describe` runs the check on the driver, so that an incomplete checkpoint fails at plan time and not on
+a thousand workers. The loader runs it again, because a worker may see another disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.encoders.checkpoint import TensorInfo
+from actors.errors import ModelError
+
+Config = Mapping[str, Any]
+Tensors = Mapping[str, TensorInfo]
+_NAMED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyFacts:
+    """A recognised checkpoint.
+
+    Attributes:
+        family: Key into `build.BUILDERS`.
+        variant: Which of a family's published layouts this is ("" where there is one).
+        hidden: Width of the token states.
+        max_tokens: The most tokens (special ones included) that the model can take.
+        needed: Every tensor the model needs, by its full name in the file, with its shape.
+        ignorable: Regular expressions (whole names) of tensors that may be there and are not used.
+        prefix: What stands before each name in this file, such as "bert.".
+        pooling: "mean", "cls" or "last" where the repository does not say.
+        tasks: Names that `task` may have. Empty: the model knows no tasks.
+        default_task: The task taken when none is named; None means none.
+        prompts: Text put before each text, by task.
+        query_of: The query side of a task, where it is another one. Key None is "no task".
+        dims: Trained shorter dimensions, smallest first; None where the model was trained for its full width only.
+        default_max_tokens: Used when neither the user nor the repository says; None means `max_tokens`.
+        trust_repo_max_tokens: False where published revisions disagree about `max_seq_length`.
+        extra_files: Weight files beside the root's (adapters), relative to the folder.
+    """
+
+    family: str
+    hidden: int
+    max_tokens: int
+    needed: Mapping[str, tuple[int, ...]]
+    ignorable: tuple[str, ...] = ()
+    variant: str = ""
+    prefix: str = ""
+    pooling: str = "mean"
+    tasks: tuple[str, ...] = ()
+    default_task: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    query_of: Mapping[str | None, str] = field(default_factory=dict)
+    dims: tuple[int, ...] | None = None
+    default_max_tokens: int | None = None
+    trust_repo_max_tokens: bool = True
+    extra_files: tuple[str, ...] = ()
+
+
+def check_tensors(facts: FamilyFacts, tensors: Tensors, *, where: str) -> None:
+    """Raises unless the checkpoint has exactly what the family needs, plus what is known to be idle.
+
+    Raises:
+        ModelError: Names tensors that are missing, of another shape, or unknown.
+    """
+    missing = [name for name in facts.needed if name not in tensors]
+    if missing:
+        raise ModelError(
+            f"{where} lacks {len(missing)} of {len(facts.needed)} tensors that family {facts.family!r} needs: "
+            f"{_some(missing)}. Encoding without them would give random vectors. Use a complete checkpoint."
+        )
+    wrong = [
+        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in facts.needed.items()
+        if tensors[name].shape != tuple(shape)
+    ]
+    if wrong:
+        raise ModelError(f"{where} has tensors of other shapes than its config.json says: {_some(wrong)}.")
+    idle = [re.compile(pattern) for pattern in facts.ignorable]
+    unknown = [
+        name for name in tensors if name not in facts.needed and not any(pattern.fullmatch(name) for pattern in idle)
+    ]
+    if unknown:
+        raise ModelError(
+            f"{where} has {len(unknown)} tensors that family {facts.family!r} does not know: {_some(unknown)}. "
+            "Leaving them out could change the vectors, so the checkpoint is refused."
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def config_int(config: Config, key: str) -> int:
+    """A whole number from config.json.
+
+    Raises:
+        ModelError: It is not there or not a whole number.
+    """
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ModelError(f"config.json has {key} = {value!r} where a whole number is needed.")
+    return value

@@ -1,0 +1,77 @@
+"""How a BERT, RoBERTa or XLM-RoBERTa encoder with learned positions looks on disk. Torch-free.
+
+Recognised by its tensor names: `model_type` alone says "bert" for other architectures too.
+"""
+
+from __future__ import annotations
+
+from actors.encoders.layout import Config, FamilyFacts, Tensors, config_int
+from actors.errors import ModelError
+
+POSITIONS = "embeddings.position_embeddings.weight"
+_PREFIXES = ("", "bert.", "roberta.")
+_TYPES = {"bert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}
+IDLE = (
+    r"(.*\.)?embeddings\.position_ids",
+    r"(.*\.)?embeddings\.token_type_ids",
+    r"(.*\.)?pooler\.dense\.(weight|bias)",
+    r"cls\..*",
+    r"lm_head\..*",
+)
+
+
+def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
+    """The facts of a BERT-like checkpoint, or None if it is not one.
+
+    Raises:
+        ModelError: It is one, with a setting that is not supported.
+    """
+    if config.get("model_type") not in _TYPES:
+        return None
+    prefix = next((p for p in _PREFIXES if f"{p}{POSITIONS}" in tensors), None)
+    if prefix is None:
+        return None
+    kind = config.get("position_embedding_type", "absolute")
+    if kind != "absolute":
+        raise ModelError(f"config.json has position_embedding_type {kind!r}; family 'bert' knows 'absolute' only.")
+    hidden, inner = config_int(config, "hidden_size"), config_int(config, "intermediate_size")
+    heads = config_int(config, "num_attention_heads")
+    if hidden % heads:
+        raise ModelError(f"config.json has hidden_size {hidden} that num_attention_heads {heads} does not divide.")
+    positions = config_int(config, "max_position_embeddings")
+    needed: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config_int(config, "vocab_size"), hidden),
+        POSITIONS: (positions, hidden),
+        "embeddings.token_type_embeddings.weight": (config_int(config, "type_vocab_size"), hidden),
+        "embeddings.LayerNorm.weight": (hidden,),
+        "embeddings.LayerNorm.bias": (hidden,),
+    }
+    for i in range(config_int(config, "num_hidden_layers")):
+        layer = f"encoder.layer.{i}"
+        for name, rows, columns in (
+            ("attention.self.query", hidden, hidden),
+            ("attention.self.key", hidden, hidden),
+            ("attention.self.value", hidden, hidden),
+            ("attention.output.dense", hidden, hidden),
+            ("intermediate.dense", inner, hidden),
+            ("output.dense", hidden, inner),
+        ):
+            needed[f"{layer}.{name}.weight"] = (rows, columns)
+            needed[f"{layer}.{name}.bias"] = (rows,)
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            needed[f"{layer}.{name}.weight"] = needed[f"{layer}.{name}.bias"] = (hidden,)
+    return FamilyFacts(
+        family="bert",
+        hidden=hidden,
+        max_tokens=positions - position_offset(config),
+        needed={f"{prefix}{name}": shape for name, shape in needed.items()},
+        ignorable=IDLE,
+        prefix=prefix,
+    )
+
+
+def position_offset(config: Config) -> int:
+    """The row of the position table that the first token takes: RoBERTa starts after its padding id."""
+    if _TYPES[config["model_type"]] == 0:
+        return 0
+    return int(config.get("pad_token_id", 1)) + 1

@@ -1,0 +1,88 @@
+"""A linear layer for inference: weights packed once for the processor, GELU or the residual fused where it can be.
+
+The blocks that every family is built of. On a CPU with oneDNN the weights are reordered at load, which saves doing
+it in each call; elsewhere it is the plain operation, and the result is the same to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from actors.encoders.hardware import Compute
+
+# oneDNN chooses a layout for about this many rows; it stays right for any number.
+_TYPICAL_ROWS = 2048
+# What torch's own compiler emits for a frozen linear layer; there is no public name for it.
+_POINTWISE = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+
+
+class Linear:
+    """`activation(x @ weight.T + bias)`.
+
+    Args:
+        weight: float32 [out, in].
+        bias: float32 [out] or None.
+        compute: Device and type to compute in.
+        gelu: Apply the exact (erf) GELU to the result.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, compute: Compute, gelu: bool = False
+    ) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._gelu = gelu
+        self._packed = _can_pack(compute)
+        self._bias = None if bias is None else bias.to(compute.device, compute.dtype)
+        weight = weight.to(compute.device, compute.dtype).contiguous()
+        self._weight = _pack(weight) if self._packed else weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, in] to [n, out]; x in the compute type."""
+        if self._packed:
+            kind, algorithm = ("gelu", "none") if self._gelu else ("none", "")
+            fused: torch.Tensor = _POINTWISE(x, self._weight, self._bias, kind, [], algorithm)
+            return fused
+        y = functional.linear(x, self._weight, self._bias)
+        return functional.gelu(y) if self._gelu else y
+
+    def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """`self(x) + residual` in one go; only for a layer without activation."""
+        if self._packed and not self._gelu:
+            fused: torch.Tensor = _POINTWISE.binary(x, residual, self._weight, self._bias, "add")
+            return fused
+        return self(x) + residual
+
+
+class LayerNorm:
+    """Layer normalisation over the last axis, with float32 statistics whatever the type of its input.
+
+    Args:
+        weight: float32 [hidden].
+        bias: float32 [hidden].
+        eps: Added to the variance.
+        compute: Device and type.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, eps: float, *, compute: Compute) -> None:
+        self._shape = tuple(weight.shape)
+        self._eps = eps
+        self._dtype = compute.dtype
+        self._weight = weight.to(compute.device, compute.dtype)
+        self._bias = bias.to(compute.device, compute.dtype)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] in any float type to the compute type."""
+        return functional.layer_norm(x.to(self._dtype), self._shape, self._weight, self._bias, self._eps)
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001
+    return packed
+
+
+def _can_pack(compute: Compute) -> bool:
+    if compute.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    # oneDNN refuses bfloat16 on a processor without the instructions for it.
+    return compute.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001

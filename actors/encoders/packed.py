@@ -1,0 +1,126 @@
+"""A micro-batch without padding: all tokens of all rows one after another in `[tokens, hidden]`.
+
+Every family computes on a `PackedBatch`. Linear layers and norms do not care where a text ends; only attention does
+(`attention.py`), and positions, and tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring rows of equal length.
+
+    Attributes:
+        row: First row.
+        rows: How many.
+        length: Tokens of each.
+        token: First token.
+    """
+
+    row: int
+    rows: int
+    length: int
+    token: int
+
+    @property
+    def tokens(self) -> slice:
+        """Their tokens in the flat axis."""
+        return slice(self.token, self.token + self.rows * self.length)
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """Token ids of some rows and where each row lies.
+
+    Attributes:
+        ids: int64 [tokens] on the device.
+        lengths: Tokens of each row, each 1 or more.
+        runs: Neighbouring rows of equal length, covering all rows in order.
+        tasks: One per row, or None where the model knows no tasks.
+    """
+
+    ids: torch.Tensor
+    lengths: npt.NDArray[np.int64]
+    runs: tuple[Run, ...]
+    tasks: tuple[str, ...] | None = None
+    _positions: torch.Tensor | None = field(default=None, repr=False)
+    _offsets: torch.Tensor | None = field(default=None, repr=False)
+    _lengths: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.lengths.max())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.ids.device
+
+    def row_lengths(self) -> torch.Tensor:
+        """int64 [rows] on the device."""
+        if self._lengths is None:
+            self._lengths = torch.from_numpy(self.lengths).to(self.device)
+        return self._lengths
+
+    def positions(self) -> torch.Tensor:
+        """int64 [tokens]: each token's place in its row, from 0."""
+        if self._positions is None:
+            ends = np.cumsum(self.lengths)
+            places = np.arange(int(ends[-1])) - np.repeat(ends - self.lengths, self.lengths)
+            self._positions = torch.from_numpy(places).to(self.device)
+        return self._positions
+
+    def offsets(self) -> torch.Tensor:
+        """int32 [rows + 1]: where each row starts, and the end."""
+        if self._offsets is None:
+            ends = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)
+            self._offsets = torch.from_numpy(ends).to(self.device)
+        return self._offsets
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """One value per row ([rows, ...]) to one per token ([tokens, ...])."""
+        return values.repeat_interleave(self.row_lengths(), dim=0, output_size=len(self.ids))
+
+
+def pack(
+    ids: npt.NDArray[np.integer],
+    lengths: npt.NDArray[np.int64],
+    *,
+    device: torch.device,
+    tasks: Sequence[str] | None = None,
+) -> PackedBatch:
+    """Makes a batch of rows that lie one after another.
+
+    Args:
+        ids: [tokens], row after row.
+        lengths: [rows], each 1 or more. Best sorted: neighbours of equal length make one attention call on a CPU.
+        device: Where to compute.
+        tasks: One per row.
+    """
+    lengths = np.ascontiguousarray(lengths, np.int64)
+    cuts = np.flatnonzero(np.diff(lengths)) + 1
+    firsts = np.concatenate([[0], cuts])
+    counts = np.diff(np.concatenate([firsts, [len(lengths)]]))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    runs = tuple(
+        Run(row=int(row), rows=int(rows), length=int(lengths[row]), token=int(starts[row]))
+        for row, rows in zip(firsts, counts, strict=True)
+    )
+    flat = torch.from_numpy(np.ascontiguousarray(ids, np.int64))
+    if device.type == "cuda":
+        flat = flat.pin_memory().to(device, non_blocking=True)
+    return PackedBatch(flat, lengths, runs, None if tasks is None else tuple(tasks))

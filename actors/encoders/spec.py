@@ -1,0 +1,242 @@
+"""What a model is and how it is used, as plain data: made once on the driver, pickled to every worker.
+
+Torch-free and cheap to import, because the driver, the readers and the command line need it. `describe` reads only
+JSON files and safetensors headers (and hashes the weights); nothing is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from actors.encoders import checkpoint
+from actors.encoders.families import detect
+from actors.encoders.layout import FamilyFacts, check_tensors
+from actors.encoders.repository import Repository, read_repository
+from actors.errors import ConfigError, ModelError
+
+_PRECISIONS = {
+    "auto": "bfloat16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float32": "float32",
+    "fp32": "float32",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model and every setting of it that changes vectors, plus where it lies on this machine.
+
+    Attributes:
+        model: Hub id or directory, as the user wrote it.
+        revision: Commit of the hub snapshot, None for a directory.
+        path: The directory with config.json, weights and tokenizer.json on this machine.
+        family: Key of the family ("bert", "jina_v2", ...); `variant` tells published layouts of one family apart.
+        hidden: Width of token states.
+        dim: Width of vectors.
+        max_tokens: Texts are cut to this many tokens, special tokens and prompt included.
+        task: The task in use, None where none is.
+        tasks: All tasks of this model.
+        prompt: Text put before each text (for `task`).
+        prompts: Text by task.
+        query_of: The query side of a task, where it is another one.
+        pooling: "mean", "cls" or "last".
+        normalize: Vectors have unit length (always so).
+        precision: Class of arithmetic. "bfloat16" allows 16-bit arithmetic where the hardware has it; the worst
+            cosine to float32 is 0.999 or better either way, so that machines may differ within one table.
+        lowercase: Texts are lower-cased before the tokenizer.
+        weights_sha256, config_sha256, tokenizer_sha256: Hashes of content.
+    """
+
+    model: str
+    revision: str | None
+    path: str
+    family: str
+    variant: str
+    hidden: int
+    dim: int
+    max_tokens: int
+    task: str | None
+    tasks: tuple[str, ...]
+    prompt: str
+    prompts: Mapping[str, str] = field(hash=False)
+    query_of: Mapping[str | None, str] = field(hash=False)
+    pooling: str
+    normalize: bool
+    precision: str
+    lowercase: bool
+    weights_sha256: str
+    config_sha256: str
+    tokenizer_sha256: str
+
+    def lineage(self) -> dict[str, str | int | float | bool | None]:
+        """All that changes vectors, JSON-able.
+
+        The name, revision and path are left out on purpose: the hashes say what the model is, and a copy of it in
+        another place, or a revision that changed only a README, must not force a corpus to be embedded again.
+        """
+        return {
+            "family": self.family,
+            "variant": self.variant,
+            "weights_sha256": self.weights_sha256,
+            "config_sha256": self.config_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "task": self.task,
+            "prompt": self.prompt,
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "dim": self.dim,
+            "max_tokens": self.max_tokens,
+            "precision": self.precision,
+            "lowercase": self.lowercase,
+        }
+
+    def with_task(self, task: str | None) -> ModelSpec:
+        """The same model used for another task, with that task's prompt.
+
+        Raises:
+            ConfigError: The model has no such task.
+        """
+        if task == self.task:
+            return self
+        if task is not None:
+            check_task(task, self.tasks, where=self.model)
+        return replace(self, task=task, prompt=self.prompts.get(task, "") if task is not None else "")
+
+    def query_side(self) -> ModelSpec:
+        """The same model as it encodes queries against vectors of this spec (itself where there is no difference)."""
+        task = self.query_of.get(self.task)
+        return self if task is None else self.with_task(task)
+
+
+def check_task(task: str, tasks: tuple[str, ...], *, where: str) -> None:
+    """Raises `ConfigError` unless `task` is one of `tasks`."""
+    if task not in tasks:
+        known = f"its tasks are {', '.join(tasks)}" if tasks else "it has no tasks; leave `task` out"
+        raise ConfigError(f"model {where} has no task {task!r}: {known}.")
+
+
+def describe(
+    model: str,
+    revision: str | None = None,
+    *,
+    task: str | None = None,
+    dim: int | None = None,
+    max_tokens: int | None = None,
+    dtype: str = "auto",
+    prompt: str | None = None,
+    allow_untrained_dim: bool = False,
+) -> ModelSpec:
+    """Finds out what a checkpoint is and checks the settings against it.
+
+    Args:
+        model: Hub id or local directory.
+        revision: Branch, tag or commit of a hub id.
+        task: One of the model's tasks; None takes its default.
+        dim: Shorter vectors (pool, slice, normalise); None takes the full width.
+        max_tokens: Limit per text, special tokens included; None takes the repository's.
+        dtype: "auto" (16-bit arithmetic where the hardware has it), "bfloat16" (the same class) or "float32".
+        prompt: Text to put before each text instead of the published one.
+        allow_untrained_dim: Shorten a model that was not trained for it.
+
+    Raises:
+        ConfigError: A setting does not fit the model.
+        ModelError: The checkpoint is missing, incomplete or not understood.
+    """
+    if dtype not in _PRECISIONS:
+        raise ConfigError(f"dtype {dtype!r} is not known; use one of {', '.join(_PRECISIONS)}.")
+    root, commit = checkpoint.resolve(model, revision)
+    repository = read_repository(root)
+    folder = repository.folder
+    config = checkpoint.read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder} has no config.json. Give the folder of a complete checkpoint.")
+    files = checkpoint.weight_files(folder)
+    tensors = checkpoint.tensor_index(folder, files)
+    facts = detect(config, tensors, where=str(folder))
+    check_tensors(facts, tensors, where=str(folder))
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder} has no tokenizer.json. Save a fast tokenizer beside the model.")
+    tasks, prompts, default_task, query_of = _tasks(facts, repository)
+    if task is not None:
+        check_task(task, tasks, where=model)
+    task = task if task is not None else default_task
+    published = prompts.get(task, "") if task is not None else ""
+    if prompt is not None and task is not None:
+        prompts = {**prompts, task: prompt}
+    return ModelSpec(
+        model=model,
+        revision=commit,
+        path=str(folder),
+        family=facts.family,
+        variant=facts.variant,
+        hidden=facts.hidden,
+        dim=_dim(dim, facts, model=model, allow_untrained=allow_untrained_dim),
+        max_tokens=_max_tokens(max_tokens, facts, repository, model=model),
+        task=task,
+        tasks=tasks,
+        prompt=published if prompt is None else prompt,
+        prompts=prompts,
+        query_of=query_of,
+        pooling=repository.pooling or facts.pooling,
+        normalize=True,
+        precision=_PRECISIONS[dtype],
+        lowercase=repository.lowercase,
+        weights_sha256=checkpoint.sha256_files(folder, (*files, *facts.extra_files)),
+        config_sha256=checkpoint.sha256_config(config),
+        tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
+    )
+
+
+def _tasks(
+    facts: FamilyFacts, repository: Repository
+) -> tuple[tuple[str, ...], dict[str, str], str | None, dict[str | None, str]]:
+    """A family's own tasks, else the repository's named prompts as tasks."""
+    if facts.tasks or not repository.prompts:
+        return facts.tasks, dict(facts.prompts), facts.default_task, dict(facts.query_of)
+    names = tuple(repository.prompts)
+    query_of: dict[str | None, str] = {}
+    if "query" in names:
+        query_of = {side: "query" for side in (None, "document", "passage") if side is None or side in names}
+    default = repository.default_prompt if repository.default_prompt in names else None
+    return names, dict(repository.prompts), default, query_of
+
+
+def _dim(dim: int | None, facts: FamilyFacts, *, model: str, allow_untrained: bool) -> int:
+    if dim is None or dim == facts.hidden:
+        return facts.hidden
+    if not 0 < dim < facts.hidden:
+        raise ConfigError(f"dim {dim} is outside 1..{facts.hidden}, the width of {model}.")
+    if allow_untrained or (facts.dims is not None and dim in facts.dims):
+        return dim
+    if facts.dims is None:
+        reason = f"{model} was not trained for shorter vectors, so cutting its {facts.hidden} loses accuracy blindly"
+    else:
+        reason = f"{model} was trained for dims {', '.join(map(str, facts.dims))}"
+    raise ConfigError(f"dim {dim}: {reason}. Leave dim out, or set allow_untrained_dim to take the loss.")
+
+
+def _max_tokens(asked: int | None, facts: FamilyFacts, repository: Repository, *, model: str) -> int:
+    if asked is None:
+        said = repository.max_tokens if facts.trust_repo_max_tokens else None
+        return min(said or facts.default_max_tokens or facts.max_tokens, facts.max_tokens)
+    if not 3 <= asked <= facts.max_tokens:
+        raise ConfigError(f"max_tokens {asked} is outside 3..{facts.max_tokens}, what {model} can take.")
+    return asked
+
+
+def folder_of(spec: ModelSpec) -> Path:
+    """The spec's directory on this machine, fetched if this machine does not have it yet.
+
+    A spec is made on the driver and used on workers; a hub snapshot may not be at the driver's path there.
+
+    Raises:
+        ModelError: It is not here and cannot be fetched.
+    """
+    folder = Path(spec.path)
+    if folder.is_dir():
+        return folder
+    root, _ = checkpoint.resolve(spec.model, spec.revision)
+    return read_repository(root).folder
