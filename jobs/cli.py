@@ -1,0 +1,146 @@
+"""The command line: one function a command, each of which calls one pipeline and prints the outcome.
+
+Exit codes: 0 done, 1 the run failed, 2 the arguments or the job file are wrong, 130 stopped by hand. Pipelines are
+imported inside the commands, so that `vectide --help` does not load Ray or torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from actors.errors import VectideError
+from jobs import output
+
+app = typer.Typer(
+    name="vectide",
+    help="Turn a corpus of any size into a table of embeddings, and keep that table true.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+JobFile = Annotated[str | None, typer.Argument(metavar="[JOB.yaml]", help="The job file.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of the job file, as in encoder.dim=256.")
+]
+SourceUri = Annotated[str | None, typer.Option("--source", metavar="URI", help="source.uri")]
+TableUri = Annotated[str | None, typer.Option("--table", metavar="URI", help="table.uri")]
+ModelName = Annotated[str | None, typer.Option("--model", metavar="NAME_OR_DIR", help="encoder.model")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def _job(path: str | None, settings: list[str] | None, source: str | None, table: str | None, model: str | None) -> Any:
+    from pipeline.config import load_job
+
+    named = {"source.uri": source, "table.uri": table, "encoder.model": model}
+    defaults = {key: value for key, value in named.items() if value is not None}
+    return load_job(path, settings=settings or (), defaults=defaults)
+
+
+@app.command()
+def plan(  # noqa: PLR0917  (typer's arguments are options by name)
+    job: JobFile = None,
+    settings: Settings = None,
+    source: SourceUri = None,
+    table: TableUri = None,
+    model: ModelName = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of the whole cluster an hour.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1, help="The cluster's rate; measured on this machine where not given.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Dry run: shards, units, rows, tokens, output size, time and cost. Nothing is written."""
+    from pipeline.estimate import estimate
+
+    loaded = _job(job, settings, source, table, model)
+    output.estimate(estimate(loaded, tokens_per_s=tokens_per_second, price_per_hour=price_per_hour), as_json=json)
+
+
+@app.command()
+def backfill(
+    job: JobFile = None,
+    settings: Settings = None,
+    source: SourceUri = None,
+    table: TableUri = None,
+    model: ModelName = None,
+) -> None:
+    """Embed a corpus into a table; the same command again goes on where it stopped."""
+    from jobs.progress import reporter
+    from pipeline.run import backfill as run
+
+    loaded = _job(job, settings, source, table, model)
+    with reporter() as told:
+        outcome = run(loaded, told)
+    output.outcome(outcome)
+
+
+@app.command()
+def search(  # noqa: PLR0917  (typer's arguments are options by name)
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="URI of the table.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
+    where: Annotated[str | None, typer.Option(help="An SQL condition, as in \"lang = 'de'\".")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=0, help="A version of the table; the current one by default.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME_OR_DIR", help="Where the same model is now, if it moved.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Exact top-k over a table, with the model, settings and query prompt that its own lineage names."""
+    from pipeline.search import Searcher
+
+    searcher = Searcher(table, version=version, model=model)
+    output.hits(searcher.search([question], k=k, where=where)[0], as_json=json)
+
+
+@app.command()
+def status(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="URI of the table.")], json: AsJson = False
+) -> None:
+    """Versions, rows, files, lineage, unfinished runs and quarantine of a table."""
+    from pipeline.status import status as read
+
+    output.status(read(table), as_json=json)
+
+
+@app.command()
+def submit(
+    job: Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file.")],
+    address: Annotated[str, typer.Option(metavar="URL", help="The cluster's dashboard, as in http://head:8265.")],
+    settings: Settings = None,
+) -> None:
+    """Run the same backfill as a Ray job on a cluster and follow it; the job's exit code is its own."""
+    from pipeline.submit import submit as send
+
+    raise typer.Exit(send(_job(job, settings, None, None, None), address, sys.stdout))
+
+
+@app.command()
+def doctor(job: JobFile = None, settings: Settings = None, json: AsJson = False) -> None:
+    """Check this machine or cluster: storage, model, GPUs, memory, processor, Ray."""
+    from pipeline.doctor import examine
+
+    loaded = _job(job, settings, None, None, None) if job else None
+    findings = examine(loaded)
+    output.findings(findings, as_json=json)
+    if any(finding.level == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run a command; a mistake of the user's ends in one message, never in a traceback."""
+    try:
+        app()
+    except VectideError as error:
+        output.error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        output.error("stopped; the same command goes on from here")
+        sys.exit(130)

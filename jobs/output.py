@@ -1,0 +1,155 @@
+"""Prints outcomes: tables and sentences for people, JSON for programs.
+
+Used by the commands only. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.doctor import Finding
+    from pipeline.estimate import Estimate
+    from pipeline.run import Outcome
+    from pipeline.search import Hit
+    from pipeline.status import Status
+
+_SHOWN_CHARACTERS = 160
+_MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
+
+
+def error(message: str) -> None:
+    """One message for a person, on stderr."""
+    print(f"error: {message}", file=sys.stderr)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value)
+
+
+def size(size_bytes: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:,.0f} {unit}" if unit == "B" else f"{size_bytes:,.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:,.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """A time for a person."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def outcome(found: Outcome) -> None:
+    """What a backfill came to."""
+    if not found.published:
+        where = f"version {found.version}" if found.version >= 0 else "an earlier version"
+        print(f"nothing left to do: {found.table} already holds this run ({found.run}) as {where}")
+        return
+    print(
+        f"published version {found.version} of {found.table}: {found.rows:,} rows from {found.rows_read:,} source rows "
+        f"({found.quarantined:,} set aside), {found.tokens:,} tokens in {found.units} units"
+    )
+    if found.truncated:
+        print(f"{found.truncated:,} texts were longer than the model takes and were cut (encoder.max_tokens)")
+    if found.quarantined:
+        print(f"the rows set aside, with reasons: {found.table}/_vectide/runs/{found.run}/quarantine")
+    if found.deaths:
+        print(f"{found.deaths} worker processes died on the way")
+
+
+def hits(found: Sequence[Hit], *, as_json: bool) -> None:
+    """What a search found."""
+    if as_json:
+        _print_json([_plain(hit) for hit in found])
+        return
+    console = Console()
+    if not found:
+        console.print("no rows")
+    for rank, hit in enumerate(found, 1):
+        console.print(f"{rank:>3}  {hit.score:.3f}  {hit.id}", markup=False, highlight=False)
+        for name, value in hit.columns.items():
+            if value is None or name == "tokens" or name.startswith("_"):
+                continue
+            text = " ".join(str(value).split())
+            cut = text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+            console.print(f"            {name}: {cut}", markup=False, highlight=False, soft_wrap=True)
+
+
+def status(found: Status, *, as_json: bool) -> None:
+    """The state of a table."""
+    if as_json:
+        _print_json(_plain(found))
+        return
+    console = Console()
+    if found.version is None:
+        console.print(f"{found.table}: nothing published yet", highlight=False)
+    else:
+        console.print(
+            f"{found.table}: version {found.version}, {found.rows:,} rows, {found.files:,} files, "
+            f"{size(found.size_bytes)}",
+            highlight=False,
+        )
+        console.print(f"fingerprint {found.fingerprint}", highlight=False)
+        for name, value in found.lineage.items():
+            if value is not None:
+                console.print(f"  {name}: {value}", markup=False, highlight=False)
+        versions = Table("version", "time", "operation", "run")
+        for version in found.versions:
+            versions.add_row(str(version.number), version.time, version.operation, version.run or "")
+        console.print(versions)
+    runs = Table("run", "units", "rows", "set aside", "state")
+    for run in found.runs:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in run.reasons.items())
+        state = "unfinished" if run.version is None else f"published as version {run.version}"
+        aside = f"{run.quarantined:,}" + (f" ({reasons})" if reasons else "")
+        runs.add_row(run.run, f"{run.units_done}/{run.units}", f"{run.rows_done:,}/{run.rows:,}", aside, state)
+    console.print(runs)
+
+
+def estimate(found: Estimate, *, as_json: bool) -> None:
+    """What a backfill would do."""
+    if as_json:
+        _print_json(_plain(found))
+        return
+    about = "" if found.rows_exact else "about "
+    lines = [
+        ("run", found.run),
+        ("source", f"{found.shards:,} shards, {size(found.source_bytes)}, {about}{found.rows:,} rows"),
+        ("units", f"{found.units:,} of about {found.unit_rows:,} rows ({found.units_done:,} done already)"),
+        ("tokens", f"{found.tokens_per_row:,.1f} a row in a sample of {found.sampled_rows:,}, about {found.tokens:,}"),
+        ("cut", f"{found.truncated_share:.1%} of the sampled texts are longer than {found.max_tokens:,} tokens"),
+        ("output", f"about {size(found.output_bytes)}: {found.dim} dimensions in {found.precision}"),
+        ("time", f"about {duration(found.seconds)} at {found.tokens_per_s:,.0f} tokens/s ({found.rate_basis})"),
+    ]
+    if found.cost is not None:
+        lines.append(("cost", f"about {found.cost:,.2f}"))
+    for name, text in lines:
+        print(f"{name:>8}  {text}")
+
+
+def findings(found: Sequence[Finding], *, as_json: bool) -> None:
+    """What the doctor saw, one line each."""
+    if as_json:
+        _print_json([_plain(finding) for finding in found])
+        return
+    console = Console()
+    for finding in found:
+        console.print(_MARKS[finding.level], end=" ")
+        console.print(f"{finding.what}: {finding.text}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,112 @@
+"""Who died on what: attempts at a unit, counted outside the process that makes them.
+
+A row can kill its process (a crash in native code, the out-of-memory killer), and Ray starts the process again for
+ever. So every stage says here what it is about to do and when it is done. What was begun by an attempt and never done
+is a death; after a few the encode stage narrows the rows by halving until the one that kills is found. A node that goes
+away looks the same, so it takes two deaths to suspect a range, and two more of a single row to condemn it.
+The book is one small actor a run; asking it costs about a millisecond a unit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from actors.errors import PoisonUnit
+
+SUSPECT_AFTER = 2
+UNIT_DEATHS = 4
+Span = tuple[int, int]
+_WHOLE: Span = (-1, -1)
+
+
+class _Book:
+    """The pages: deaths by (stage, unit, span), and what is being tried now."""
+
+    def __init__(self) -> None:
+        self._trying: dict[tuple[str, int], Span | None] = {}
+        self._deaths: dict[tuple[str, int], Counter[Span]] = {}
+        self.total_deaths = 0
+
+    def begin(self, stage: str, unit: int) -> dict[Span, int]:
+        """A new attempt at a unit; an older one that never ended has died."""
+        key = (stage, unit)
+        if key in self._trying:
+            self._deaths.setdefault(key, Counter())[self._trying[key] or _WHOLE] += 1
+            self.total_deaths += 1
+        self._trying[key] = None
+        return dict(self._deaths.get(key, {}))
+
+    def trying(self, stage: str, unit: int, span: Span | None) -> None:
+        """The rows that the attempt is at."""
+        self._trying[(stage, unit)] = span
+
+    def done(self, stage: str, unit: int) -> None:
+        """The attempt ended by itself, well or not."""
+        self._trying.pop((stage, unit), None)
+        self._deaths.pop((stage, unit), None)
+
+    def deaths(self) -> int:
+        """How many attempts have died in this run."""
+        return self.total_deaths
+
+
+class Lease:
+    """One attempt at one unit in one stage."""
+
+    def __init__(self, actor: Any, stage: str, unit: int) -> None:
+        self._actor = actor
+        self._key = (stage, unit)
+        self._deaths: dict[Span, int] = ray.get(actor.begin.remote(stage, unit))
+
+    def check(self) -> None:
+        """Raise PoisonUnit where this unit has killed its process too often in a stage that cannot narrow it."""
+        stage, unit = self._key
+        if (deaths := sum(self._deaths.values())) >= UNIT_DEATHS:
+            raise PoisonUnit(
+                f"unit {unit} has ended its process {deaths} times in the {stage} stage; it was given up. Look for "
+                f"the reason (memory, a broken file) in the workers' logs, then run the same command again"
+            )
+
+    def deaths(self, span: Span) -> int:
+        """Deaths while exactly these rows were being tried."""
+        return self._deaths.get(span, 0)
+
+    def suspect(self, span: Span) -> bool:
+        """Whether these rows together are not to be tried again: they must be narrowed."""
+        return span[1] - span[0] > 1 and self.deaths(span) >= SUSPECT_AFTER
+
+    def fatal(self, span: Span) -> bool:
+        """Whether this one row has killed its process too often."""
+        return span[1] - span[0] == 1 and self.deaths(span) >= SUSPECT_AFTER
+
+    @contextlib.contextmanager
+    def trying(self, span: Span) -> Iterator[None]:
+        """Say which rows are at work. Waits for the book to know, or a crash right after would be nobody's."""
+        ray.get(self._actor.trying.remote(*self._key, span))
+        yield
+        self._actor.trying.remote(*self._key, None)
+
+    def done(self) -> None:
+        """The attempt ended by itself."""
+        self._actor.done.remote(*self._key)
+
+
+class AttemptBook:
+    """The handle that stages hold. Picklable; made once by the driver."""
+
+    def __init__(self) -> None:
+        remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Book)
+        self._actor: Any = remote.remote()
+
+    def lease(self, stage: str, unit: int) -> Lease:
+        """Begin an attempt."""
+        return Lease(self._actor, stage, unit)
+
+    def total_deaths(self) -> int:
+        """How many attempts have died in this run so far."""
+        return int(ray.get(self._actor.deaths.remote()))

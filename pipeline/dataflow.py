@@ -1,0 +1,184 @@
+"""The Ray Data graph: units -> read and tokenize -> encode -> write -> receipts.
+
+Called by `run`. One unit is one block of one row through all three stages (see actors/parcel.py), so every stage takes
+`batch_size=1` and Ray never splits, merges or drops a unit. Units go in by waves: the driver holds the blocks of one
+wave, not of a plan of a million. The trade-off: encoders are started anew for each wave, so a wave is hours of work.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import ray
+import ray.data
+
+from actors.errors import ConfigError, VectideError
+from actors.receipt import Receipt
+from actors.schema import Unit
+from pipeline.attempts import AttemptBook
+from pipeline.config import Run
+from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, to_block, write
+
+WAVE_UNITS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """How encoders are spread over the cluster.
+
+    Attributes:
+        replicas: Encoder processes.
+        gpus: GPUs for each; 0 runs them on CPUs.
+        cpus: CPUs that Ray sets aside for each.
+        threads: CPU threads of each.
+        io_cpus: CPUs that Ray sets aside for a task that reads or writes.
+    """
+
+    replicas: int
+    gpus: float
+    cpus: float
+    threads: int | None
+    io_cpus: float
+
+    @property
+    def device(self) -> str:
+        """Where the encoders run."""
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOutcome:
+    """How one unit ended: a receipt, or the error that stopped it."""
+
+    unit: int
+    receipt: Receipt | None
+    error: VectideError | None
+
+
+def connect(address: str) -> None:
+    """Join the cluster at `address`, or start Ray on this machine.
+
+    Args:
+        address: "auto" (the cluster that RAY_ADDRESS names, else this machine), "local", or a cluster's address.
+
+    Raises:
+        ConfigError: there is no cluster at that address.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    target = os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
+    try:
+        ray.init(
+            address=target,
+            include_dashboard=False if target == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"run.address {address!r}: no Ray cluster answers there ({error}); start one, or use run.address=local"
+        ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def cluster_resources() -> dict[str, float]:
+    """Totals of the cluster that this process is connected to."""
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def count_nodes() -> int:
+    """How many nodes of it are alive."""
+    return len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
+
+
+def size_pool(run: Run, resources: dict[str, float] | None = None) -> Pool:
+    """How many encoders, with what, on the cluster that this process is connected to.
+
+    Args:
+        run: The job's wishes.
+        resources: Totals of the cluster; asked from Ray when None.
+
+    Raises:
+        ConfigError: the wishes cannot be met by the cluster's total.
+    """
+    total = cluster_resources() if resources is None else resources
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    if cpus < 1:
+        raise ConfigError("the Ray cluster has no CPU to read and write with; add a worker")
+    per_replica = run.gpus_per_replica if run.gpus_per_replica != "auto" else (1.0 if gpus >= 1 else 0.0)
+    if per_replica > 0:
+        fit = math.floor(gpus / per_replica) if per_replica >= 1 else math.floor(1 / per_replica) * math.floor(gpus)
+        replicas = fit if run.replicas == "auto" else run.replicas
+        if replicas < 1 or replicas > fit:
+            raise ConfigError(
+                f"{max(replicas, 1)} replicas of {per_replica:g} GPUs do not fit: the cluster has {gpus:g} GPUs. Lower "
+                f"run.replicas or run.gpus_per_replica (0 runs on CPUs)"
+            )
+        return Pool(replicas, per_replica, cpus=0.0, threads=None, io_cpus=0.5)
+    replicas = max(1, math.floor(cpus)) if run.replicas == "auto" else run.replicas
+    # Some of each core is left to reading and writing, or encoders that take all of it would wait for themselves.
+    share = min(0.75, 0.75 * cpus / replicas)
+    threads = max(1, math.floor(cpus / replicas))
+    return Pool(replicas, 0.0, cpus=round(share, 4), threads=threads, io_cpus=round(min(0.25, cpus / 8), 4))
+
+
+def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, book: AttemptBook) -> Iterator[UnitOutcome]:
+    """Run units through the graph and yield how each ended, as they end.
+
+    Raises:
+        VectideError: what a worker raised outside of any unit, such as a model that does not load.
+    """
+    rest = iter(units)
+    while wave := list(itertools.islice(rest, WAVE_UNITS)):
+        yield from _run_wave(wave, spec, pool, book)
+
+
+def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: AttemptBook) -> Iterator[UnitOutcome]:
+    shared = {"spec": spec, "book": book}
+    dataset = (
+        ray.data.from_blocks([to_block(unit) for unit in wave])
+        .map_batches(read_and_tokenize, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
+        .map_batches(
+            EncodeStage,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(pool.replicas, len(wave)), max_tasks_in_flight_per_actor=2),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            fn_constructor_kwargs={**shared, "threads": pool.threads, "device": pool.device},
+        )
+        .map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
+    )
+    try:
+        for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            unit = block.column("unit")[0].as_py()
+            outcome = pickle.loads(block.column("outcome")[0].as_py())  # noqa: S301  (made by our own write stage)
+            if isinstance(outcome, Receipt):
+                yield UnitOutcome(unit, outcome, None)
+            else:
+                yield UnitOutcome(unit, None, outcome)
+    except ray.exceptions.RayError as error:
+        raise _root(error) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """Our own error inside Ray's wrapping, where there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, VectideError):
+            return seen
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
+    return error

@@ -1,0 +1,251 @@
+"""The table: what Delta Lake says of it, and the one commit that publishes a run.
+
+Used by publish, search and status. `deltalake` keeps the log; here is only what is ours: lineage in the table's
+properties, and a commit that a repeat turns into nothing because it carries the run as its application transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+
+from actors import storage
+from actors.errors import CommitConflict, StorageError, TableConflict
+from actors.receipt import DataFile
+
+LINEAGE = "vectide.lineage"
+FINGERPRINT = "vectide.fingerprint"
+_ENCODER = "vectide.encoder"
+
+
+def storage_options(url: str) -> dict[str, str] | None:
+    """What `deltalake` needs to reach the same store as fsspec does. From the environment, like everything else."""
+    if not url.startswith(("s3://", "s3a://")):
+        return None
+    options = {"AWS_CONDITIONAL_PUT": "etag"}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        options["AWS_ENDPOINT_URL"] = endpoint
+        if endpoint.startswith("http://"):
+            options["AWS_ALLOW_HTTP"] = "true"
+    return options
+
+
+def open_table(url: str, version: int | None = None) -> DeltaTable | None:
+    """The table at `url`, or None where there is none.
+
+    Raises:
+        TableConflict: there is no such version.
+        StorageError: the store refused or failed.
+    """
+    try:
+        return DeltaTable(url, version=version, storage_options=storage_options(url))
+    except TableNotFoundError:
+        return None
+    except DeltaError as error:
+        if version is not None:
+            raise TableConflict(f"{url!r} has no version {version}: {error}") from None
+        raise StorageError(f"cannot open the table {url!r}: {error}") from error
+    except OSError as error:
+        raise StorageError(f"cannot open the table {url!r}: {error}") from error
+
+
+def lineage_of(table: DeltaTable) -> dict[str, Any]:
+    """What the vectors of a table were made with; empty for a table that is not ours."""
+    text = table.metadata().configuration.get(LINEAGE)
+    return dict(json.loads(text)) if text else {}
+
+
+def fingerprint_of(table: DeltaTable) -> str | None:
+    """The fingerprint of a table's vectors; None for a table that is not ours."""
+    return table.metadata().configuration.get(FINGERPRINT)
+
+
+def encoder_of(table: DeltaTable) -> dict[str, Any]:
+    """The encoder section of the job that made a table; empty for a table that is not ours."""
+    text = table.metadata().configuration.get(_ENCODER)
+    return dict(json.loads(text)) if text else {}
+
+
+def file_sizes(table: DeltaTable) -> dict[str, int]:
+    """Path relative to the table to size in bytes, for every file of this version."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    return dict(zip(actions.column("path").to_pylist(), actions.column("size_bytes").to_pylist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One commit.
+
+    Attributes:
+        run: Name of the run: a commit that carries it happens once.
+        schema: The table's columns.
+        encoder: The job's encoder section, from which a search finds the model again.
+        add: Files that come in.
+        remove: Paths, relative to the table, that go out.
+    """
+
+    run: str
+    fingerprint: str
+    lineage: dict[str, Any]
+    schema: pa.Schema
+    partition_by: tuple[str, ...]
+    encoder: dict[str, Any]
+    add: tuple[DataFile, ...]
+    remove: tuple[str, ...] = ()
+
+
+def published_version(table: DeltaTable | None, run: str) -> int | None:
+    """The version that published a run, or None. The log may have forgotten the number of an old one: then -1."""
+    if table is None or table.transaction_version(run) is None:
+        return None
+    for entry in table.history():
+        if entry.get("vectide.run") == run:
+            return int(entry["version"])
+    return -1
+
+
+def check_fingerprint(table: DeltaTable, url: str, fingerprint: str, lineage: dict[str, Any]) -> None:
+    """Raise TableConflict where a table holds vectors of another making."""
+    found = fingerprint_of(table)
+    if found is None:
+        raise TableConflict(f"{url!r} is a Delta table that vectide did not make; give table.uri an empty place")
+    if found != fingerprint:
+        raise TableConflict(
+            f"{url!r} holds vectors of another making ({_difference(lineage_of(table), lineage)}). Vectors "
+            f"of two models or settings are never mixed in one version: give table.uri another place, or put those "
+            f"settings back"
+        )
+
+
+def check_columns(table: DeltaTable, url: str, publication: Publication) -> None:
+    """Raise TableConflict where a table has other columns or partitions than this publication."""
+    existing = pa.schema(table.schema().to_arrow())
+    columns = {field.name: str(field.type) for field in existing}
+    wanted = {field.name: str(field.type) for field in pa.schema(Schema.from_arrow(publication.schema).to_arrow())}
+    partitions = tuple(table.metadata().partition_columns)
+    if columns != wanted or partitions != publication.partition_by:
+        raise TableConflict(
+            f"{url!r} has the columns {list(columns)} partitioned by {list(partitions)}; this job would write "
+            f"{list(wanted)} partitioned by {list(publication.partition_by)}. Give table.uri another place, or put "
+            f"source.keep and table.partition_by back"
+        )
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    changes = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    return "; ".join(changes) or "its lineage is not recorded"
+
+
+def publish(url: str, publication: Publication) -> int:
+    """Commit a run's files, all or nothing, once.
+
+    A table that is not there yet begins with an empty version 0 that carries the lineage; the rows come in version 1.
+
+    Returns:
+        The version that holds the run; that of the earlier commit if it was published before.
+
+    Raises:
+        TableConflict: the table holds vectors of another making.
+        CommitConflict: another writer was first; running again is safe.
+    """
+    table = open_table(url) or _create(url, publication)
+    if (version := published_version(table, publication.run)) is not None:
+        return version
+    check_fingerprint(table, url, publication.fingerprint, publication.lineage)
+    check_columns(table, url, publication)
+    now_ms = int(time.time() * 1000)
+    actions: list[AddAction | RemoveAction] = [_add(file, now_ms) for file in publication.add]
+    actions += [RemoveAction(path=path, data_change=True, deletion_timestamp=now_ms) for path in publication.remove]
+    properties = CommitProperties(
+        custom_metadata={"vectide.run": publication.run, FINGERPRINT: publication.fingerprint},
+        app_transactions=[Transaction(publication.run, 1)],
+        max_commit_retries=10,
+    )
+    try:
+        table.create_write_transaction(
+            actions,
+            mode="append",
+            schema=publication.schema,
+            partition_by=list(publication.partition_by),
+            commit_properties=properties,
+        )
+    except CommitFailedError as error:
+        # Refused, or landed with its answer lost: the log knows.
+        if (version := published_version(open_table(url), publication.run)) is not None:
+            return version
+        raise CommitConflict(
+            f"another writer changed {url!r} while this run was publishing; nothing of it was published. Run the "
+            f"same command again: its work is kept ({error})"
+        ) from None
+    except (DeltaError, OSError) as error:
+        if (version := published_version(open_table(url), publication.run)) is not None:
+            return version
+        raise StorageError(
+            f"cannot commit to {url!r}: {error}. Run the same command again: its work is kept"
+        ) from error
+    version = published_version(open_table(url), publication.run)
+    return version if version is not None else int(table.version())
+
+
+def _add(file: DataFile, now_ms: int) -> AddAction:
+    return AddAction(
+        path=file.path,
+        size=file.size_bytes,
+        partition_values=file.partition,
+        modification_time=now_ms,
+        data_change=True,
+        stats=file.stats,
+    )
+
+
+def _create(url: str, publication: Publication) -> DeltaTable:
+    configuration = {
+        LINEAGE: json.dumps(publication.lineage, sort_keys=True),
+        FINGERPRINT: publication.fingerprint,
+        _ENCODER: json.dumps(publication.encoder, sort_keys=True),
+    }
+    if storage.is_local(url):
+        storage.local_path(url).mkdir(parents=True, exist_ok=True)
+    try:
+        return DeltaTable.create(
+            url,
+            Schema.from_arrow(publication.schema),
+            mode="error",
+            partition_by=list(publication.partition_by),
+            configuration=configuration,
+            storage_options=storage_options(url),
+            raise_if_key_not_exists=False,
+        )
+    except (DeltaError, OSError) as error:
+        # Another driver of the same job may have been faster by a moment.
+        table = open_table(url)
+        if table is None:
+            raise StorageError(f"cannot create the table {url!r}: {error}") from error
+        return table
+
+
+def removed_by(table: DeltaTable | None) -> tuple[str, ...]:
+    """Every file of the current version: what a backfill of a newer source replaces."""
+    return () if table is None else tuple(file_sizes(table))
+
+
+def missing_files(url: str, run: str, files: Iterable[DataFile]) -> list[str]:
+    """The files that are not in the store with the size that their receipt names."""
+    there: dict[str, int] = {}
+    for shard in storage.walk(storage.join(url, "data", run)):
+        _, _, relative = shard.path.partition(f"/data/{run}/")
+        there[f"data/{run}/{relative}"] = shard.size_bytes
+    return [file.path for file in files if there.get(file.path) != file.size_bytes]

@@ -1,0 +1,129 @@
+"""The dry run: what a backfill would read, make, take and cost. Nothing is written.
+
+Called by `jobs plan`. The rate is measured by encoding the sample on this machine unless it is given: a guess would be
+worth nothing, and a cluster's rate is its owner's to know.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors import storage
+from actors.encoders.spec import ModelSpec
+from pipeline import fingerprint
+from pipeline.config import Job
+from pipeline.ledger import Ledger
+from pipeline.plan import Sample, cut_plan, list_corpus, survey, take_sample
+from pipeline.run import describe_model
+
+# Bytes a dimension as measured with zstd over byte-stream-split.
+_STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What `vectide plan` prints.
+
+    Attributes:
+        units_done: Units that an earlier, unfinished run of the same job has finished.
+        tokens_per_s: Of all replicas together.
+        rate_basis: Where that rate comes from.
+        seconds: Encoder time for what is left.
+    """
+
+    run: str
+    fingerprint: str
+    shards: int
+    source_bytes: int
+    rows: int
+    rows_exact: bool
+    units: int
+    units_done: int
+    unit_rows: int
+    sampled_rows: int
+    tokens_per_row: float
+    tokens: int
+    truncated_share: float
+    max_tokens: int
+    dim: int
+    precision: str
+    output_bytes: int
+    tokens_per_s: float
+    rate_basis: str
+    seconds: float
+    cost: float | None
+
+
+def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
+    """What a backfill of `job` would come to.
+
+    Args:
+        job: The job.
+        tokens_per_s: The cluster's rate; measured on this machine when None.
+        price_per_hour: Price of the whole cluster, in any currency; no cost when None.
+
+    Raises:
+        VectideError: the same mistakes that a backfill would refuse.
+    """
+    model = describe_model(job)
+    found = survey(job, list_corpus(job))
+    sample = take_sample(found, model)
+    gpus = _has_gpu(job)
+    replicas = job.run.replicas if job.run.replicas != "auto" else (os.cpu_count() or 1)
+    plan = cut_plan(job, found, model, sample, replicas=replicas, gpus=gpus)
+    made_of = fingerprint.fingerprint(fingerprint.lineage(model, job))
+    run = fingerprint.run_name(job, made_of, found.shards)
+    ledger = Ledger(storage.absolute(job.table.uri), run)
+    frozen = ledger.description()
+    units = int(frozen["units"]) if frozen else plan.units
+    done = len(ledger.done()) if frozen else 0
+    basis = "given"
+    if tokens_per_s is None:
+        tokens_per_s, basis = measure(model, sample)
+    tokens = int(sample.tokens_per_row * plan.rows)
+    seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
+    stored = model.dim * _STORED_BYTES[job.table.precision] + 60
+    return Estimate(
+        run=run,
+        fingerprint=made_of,
+        shards=len(found.shards),
+        source_bytes=sum(shard.size_bytes for shard in found.shards),
+        rows=plan.rows,
+        rows_exact=plan.rows_exact,
+        units=units,
+        units_done=done,
+        unit_rows=plan.unit_rows,
+        sampled_rows=sample.rows,
+        tokens_per_row=sample.tokens_per_row,
+        tokens=tokens,
+        truncated_share=sample.truncated_share,
+        max_tokens=model.max_tokens,
+        dim=model.dim,
+        precision=job.table.precision,
+        output_bytes=int(plan.rows * stored),
+        tokens_per_s=tokens_per_s,
+        rate_basis=basis,
+        seconds=seconds,
+        cost=None if price_per_hour is None else seconds / 3600 * price_per_hour,
+    )
+
+
+def _has_gpu(job: Job) -> bool:
+    return job.run.gpus_per_replica != 0 and Path("/dev/nvidia0").exists()
+
+
+def measure(model: ModelSpec, sample: Sample) -> tuple[float, str]:
+    """Tokens per second of this machine on the sample, and how that was found."""
+    from actors.encoders import load_encoder
+
+    encoder = load_encoder(model)
+    texts = list(sample.texts[:128]) or ["one short text"]
+    encoder.encode(texts[:16])  # the first call pays for warming up
+    before = encoder.stats.tokens
+    started = time.perf_counter()
+    encoder.encode(texts)
+    elapsed_s = max(time.perf_counter() - started, 1e-6)
+    return (encoder.stats.tokens - before) / elapsed_s, "measured on this machine with one process"

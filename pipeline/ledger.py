@@ -1,0 +1,162 @@
+"""The run's folder: the frozen plan, the receipts, the quarantine.
+
+    <table>/_vectide/runs/<run>/run.json          what the run is: job, fingerprint, lineage, totals of the plan
+                                plan.parquet      the frozen plan: one line a piece, created if absent
+                                receipts/         one JSON a unit, in folders of a thousand
+                                quarantine/       one Parquet a unit that set rows aside
+                                amendment.json    what the check for duplicate ids changed, if it had to
+
+Used by the backfill, `status` and publish. A run is named by what it would produce, so the same command finds its own
+ledger and goes on. The trade-off: a receipt is an object of its own, so a resume lists them (a thousand a request).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors import storage
+from actors.errors import InvariantBroken
+from actors.receipt import Receipt
+from actors.schema import Piece, Shard, Unit
+
+FOLDER = "_vectide"
+PLAN_SCHEMA = pa.schema(
+    [
+        ("unit", pa.int64()),
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("rows", pa.int64()),
+        ("rows_exact", pa.bool_()),
+    ]
+)
+_THREADS = 32
+
+
+def runs_folder(table: str) -> str:
+    """Where the ledgers of a table are."""
+    return storage.join(table, FOLDER, "runs")
+
+
+def run_names(table: str) -> list[str]:
+    """The runs that a table has ledgers of."""
+    return storage.folders(runs_folder(table))
+
+
+def units_to_table(units: Iterable[Unit]) -> pa.Table:
+    """A plan as a table (`PLAN_SCHEMA`), one line a piece."""
+    columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
+    for unit in units:
+        for piece in unit.pieces:
+            values = (
+                unit.number,
+                piece.shard.path,
+                piece.shard.size_bytes,
+                piece.shard.etag,
+                piece.start,
+                piece.stop,
+                piece.rows,
+                piece.rows_exact,
+            )
+            for name, value in zip(PLAN_SCHEMA.names, values, strict=True):
+                columns[name].append(value)
+    return pa.table(columns, schema=PLAN_SCHEMA)
+
+
+def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset()) -> Iterator[Unit]:
+    """The units of a plan, in order, one at a time; those in `skip` are left out."""
+    number: int | None = None
+    pieces: list[Piece] = []
+    for batch in table.to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            if row["unit"] != number:
+                if number is not None and number not in skip:
+                    yield Unit(number, tuple(pieces))
+                number, pieces = row["unit"], []
+            shard = Shard(row["path"], row["size_bytes"], row["etag"])
+            pieces.append(Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"]))
+    if number is not None and number not in skip:
+        yield Unit(number, tuple(pieces))
+
+
+class Ledger:
+    """One run's folder.
+
+    Args:
+        table: URL of the table's folder.
+        run: Name of the run.
+    """
+
+    def __init__(self, table: str, run: str) -> None:
+        self.run = run
+        self.url = storage.join(runs_folder(table), run)
+
+    def freeze(self, description: dict[str, Any], plan: pa.Table) -> None:
+        """Write the plan, unless another driver of the same run was first. `run.json` comes last: it says that the
+        plan is complete."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(plan, sink, compression="zstd")
+        storage.create(storage.join(self.url, "plan.parquet"), bytes(sink.getvalue()))
+        storage.create(storage.join(self.url, "run.json"), json.dumps(description, indent=1, sort_keys=True).encode())
+
+    def description(self) -> dict[str, Any] | None:
+        """What `freeze` was told, or None where no plan is frozen yet."""
+        try:
+            return dict(json.loads(storage.read(storage.join(self.url, "run.json"))))
+        except FileNotFoundError:
+            return None
+
+    def plan(self) -> pa.Table:
+        """The frozen plan (`PLAN_SCHEMA`)."""
+        data = storage.read(storage.join(self.url, "plan.parquet"))
+        return pq.read_table(pa.BufferReader(data))
+
+    def done(self) -> set[int]:
+        """Numbers of the units that have a receipt."""
+        return {int(shard.path.rsplit("/", 1)[1][:-5]) for shard in self._receipts()}
+
+    def _receipts(self) -> Iterator[Shard]:
+        for shard in storage.walk(storage.join(self.url, "receipts")):
+            if shard.path.endswith(".json"):
+                yield shard
+
+    def receipts(self) -> dict[int, Receipt]:
+        """Every receipt by unit, amended where the check for duplicate ids replaced it."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            texts = pool.map(lambda shard: storage.read(shard.path), self._receipts())
+            found = {receipt.unit: receipt for receipt in map(Receipt.from_json, texts)}
+        for receipt in self.amendment() or []:
+            if receipt.unit not in found:
+                raise InvariantBroken(f"run {self.run}: unit {receipt.unit} was amended but has no receipt.")
+            found[receipt.unit] = receipt
+        return found
+
+    def amendment(self) -> list[Receipt] | None:
+        """The receipts that replace others, or None where nothing was amended."""
+        try:
+            lines = storage.read(storage.join(self.url, "amendment.json")).splitlines()
+        except FileNotFoundError:
+            return None
+        return [Receipt.from_json(line) for line in lines]
+
+    def amend(self, receipts: Iterable[Receipt]) -> bool:
+        """Replace receipts, once and for all; False if another driver did so first."""
+        lines = "\n".join(receipt.to_json() for receipt in receipts)
+        return storage.create(storage.join(self.url, "amendment.json"), lines.encode())
+
+    def quarantine(self, receipts: Iterable[Receipt]) -> pa.Table | None:
+        """Every bad row of the run (`QUARANTINE_SCHEMA`), or None where there is none."""
+        paths = [path for receipt in receipts for path in (receipt.quarantine or "").split(",") if path]
+        if not paths:
+            return None
+        with ThreadPoolExecutor(_THREADS) as pool:
+            files = pool.map(lambda path: storage.read(storage.join(self.url, path)), paths)
+            return pa.concat_tables([pq.read_table(pa.BufferReader(data)) for data in files])

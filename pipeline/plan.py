@@ -1,0 +1,224 @@
+"""Lists the corpus, looks at a sample of it, and cuts it into units.
+
+Called by the backfill and by the dry run. The corpus is listed once; what is cut is frozen by the ledger and never cut
+again, so that a resume on another cluster finds the same units. Footers and row counts are read by threads: the work is
+waiting for a store.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors import storage
+from actors.encoders.spec import ModelSpec, folder_of
+from actors.errors import ConfigError
+from actors.formats import open_format
+from actors.reader import TEXT, SourceSpec, check_source, corpus_root, read_sample
+from actors.schema import Piece, Shard, Unit
+from actors.tokenizer import Tokenizer
+from pipeline.config import Job
+from pipeline.ledger import units_to_table
+
+SAMPLE_SHARDS = 8
+SAMPLE_ROWS = 64
+UNIT_S = 10.0
+UNITS_PER_REPLICA = 8
+# Rough arithmetic rates that size a unit; being wrong by three makes units of 3 or of 30 seconds.
+_CPU_CORE_FLOPS = 1e11
+_GPU_FLOPS = 1.5e14
+_GPU_TOKENS_PER_S = 500_000
+_UNIT_BYTES = 192 << 20
+_THREADS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A corpus as it is today.
+
+    Attributes:
+        source: What the readers need to know.
+        keep_schema: The kept columns as they are stored.
+    """
+
+    shards: tuple[Shard, ...]
+    source: SourceSpec
+    keep_schema: pa.Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A few rows from the heads of a few shards.
+
+    Attributes:
+        tokens_per_row: Mean, after the cut at the model's limit.
+        truncated_share: Share of the texts that were cut, 0 to 1.
+        bytes_per_row: Mean size of a row as read, without its vector.
+        texts: The texts themselves.
+    """
+
+    rows: int
+    tokens_per_row: float
+    truncated_share: float
+    bytes_per_row: float
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A corpus cut into units.
+
+    Attributes:
+        table: One line a piece (`pipeline.ledger.PLAN_SCHEMA`).
+        rows: Rows by the footers; an estimate unless `rows_exact`.
+    """
+
+    table: pa.Table
+    units: int
+    rows: int
+    rows_exact: bool
+    unit_rows: int
+
+
+def list_corpus(job: Job) -> tuple[Shard, ...]:
+    """The shards of a job's source, in order. Nothing is opened.
+
+    Raises:
+        ConfigError: no file matches.
+    """
+    uri = storage.absolute(job.source.uri)
+    shards = tuple(storage.glob(uri))
+    if not shards:
+        raise ConfigError(
+            f"source.uri {job.source.uri!r} matches no file (it means {uri!r}); check the path and the glob"
+        )
+    return shards
+
+
+def survey(job: Job, shards: tuple[Shard, ...]) -> Survey:
+    """Check that the shards have what the job names.
+
+    Raises:
+        ConfigError: a column is missing or of a wrong type.
+        DataError: a shard cannot be read as what it claims to be.
+    """
+    source = check_source(
+        shards,
+        root=corpus_root(job.source.uri, shards),
+        format=job.source.format,
+        id=job.source.id,
+        text=job.source.text,
+        keep=job.source.keep,
+        task=job.source.task_column,
+        unique_ids=job.source.unique_ids,
+    )
+    keep_schema = pa.schema(source.keep)
+    _check_partitions(job, keep_schema)
+    return Survey(shards, source, keep_schema)
+
+
+def _check_partitions(job: Job, keep: pa.Schema) -> None:
+    for name in job.table.partition_by:
+        kind = keep.field(name).type
+        if not (
+            pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind)
+        ):
+            raise ConfigError(
+                f"table.partition_by names {name!r}, which is {kind}; a partition is text, a whole number, a boolean "
+                f"or a date"
+            )
+
+
+def take_sample(found: Survey, model: ModelSpec) -> Sample:
+    """Read and tokenize a few rows from the heads of shards spread over the corpus."""
+    step = max(1, len(found.shards) // SAMPLE_SHARDS)
+    texts: list[str] = []
+    size_bytes = 0
+    for shard in found.shards[::step][:SAMPLE_SHARDS]:
+        if shard.size_bytes == 0:
+            continue
+        table = read_sample(shard, found.source, rows=SAMPLE_ROWS).table
+        size_bytes += table.nbytes
+        texts += table.column(TEXT).to_pylist()
+    if not texts:
+        return Sample(0, 1.0, 0.0, 1.0, ())
+    tokens = Tokenizer(model).tokenize(texts)
+    lengths = pc.list_value_length(tokens.ids)
+    return Sample(
+        rows=len(texts),
+        tokens_per_row=float(pc.mean(lengths).as_py()),
+        truncated_share=float(np.mean(tokens.truncated)),
+        bytes_per_row=size_bytes / len(texts),
+        texts=tuple(texts),
+    )
+
+
+def flops_per_token(model: ModelSpec) -> float:
+    """Arithmetic of one token through the layers, without attention: twice the weights of a standard transformer."""
+    config = json.loads((Path(folder_of(model)) / "config.json").read_text(encoding="utf-8"))
+    config = {**config, **(config.get("text_config") or {})}
+    layers = config.get("num_hidden_layers") or config.get("num_layers") or 12
+    return 2.0 * 12 * float(layers) * model.hidden**2
+
+
+def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, rows: int, replicas: int, gpus: bool) -> int:
+    """Rows of a unit: about `UNIT_S` of one encoder, enough units for all of them, and a block that fits in memory."""
+    if job.run.unit_rows != "auto":
+        return job.run.unit_rows
+    per_token = flops_per_token(model)
+    tokens_per_s = min(_GPU_FLOPS / per_token, _GPU_TOKENS_PER_S) if gpus else _CPU_CORE_FLOPS / per_token
+    by_time = UNIT_S * tokens_per_s / max(sample.tokens_per_row, 1.0)
+    by_memory = _UNIT_BYTES / (sample.bytes_per_row + 4 * model.dim + 4 * sample.tokens_per_row)
+    by_share = max(32, math.ceil(rows / (UNITS_PER_REPLICA * replicas)))
+    return max(1, int(min(by_time, by_memory, by_share)))
+
+
+def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, replicas: int, gpus: bool) -> Plan:
+    """Cut the corpus into units, in the order of its shards.
+
+    Raises:
+        ConfigError: the corpus has no rows.
+        DataError: a shard cannot be read as what it claims to be.
+    """
+    # Rows are not known before shards are opened; their bytes say enough to share the work out.
+    by_bytes = sum(shard.size_bytes for shard in found.shards) / max(sample.bytes_per_row, 1.0)
+    unit_rows = choose_unit_rows(job, model, sample, rows=max(1, int(by_bytes)), replicas=replicas, gpus=gpus)
+
+    def pieces(shard: Shard) -> list[Piece]:
+        return open_format(found.source.format, shard.path).pieces(shard, unit_rows)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        cut = [piece for part in pool.map(pieces, found.shards) for piece in part]
+    if not cut:
+        raise ConfigError(f"source.uri {job.source.uri!r}: its {len(found.shards)} files hold no row")
+    units = list(_gather(cut, unit_rows))
+    return Plan(
+        table=units_to_table(units),
+        units=len(units),
+        rows=sum(piece.rows for piece in cut),
+        rows_exact=all(piece.rows_exact for piece in cut),
+        unit_rows=unit_rows,
+    )
+
+
+def _gather(pieces: Iterable[Piece], unit_rows: int) -> Iterator[Unit]:
+    """Units of neighbouring pieces: small shards together, no unit over `unit_rows` unless one piece is."""
+    number = 0
+    gathered: list[Piece] = []
+    rows = 0
+    for piece in pieces:
+        if gathered and rows + piece.rows > unit_rows:
+            yield Unit(number, tuple(gathered))
+            number, gathered, rows = number + 1, [], 0
+        gathered.append(piece)
+        rows += piece.rows
+    if gathered:
+        yield Unit(number, tuple(gathered))

@@ -1,0 +1,121 @@
+"""What a table is and what is under way in it: versions, lineage, unfinished runs, quarantine.
+
+Called by `jobs status`. Reads the Delta log and the ledgers; opens no data file.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from actors import storage
+from actors.errors import ConfigError
+from pipeline import delta
+from pipeline.ledger import Ledger, run_names
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of the table, as the log remembers it."""
+
+    number: int
+    time: str
+    operation: str
+    run: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """One run that has a ledger here.
+
+    Attributes:
+        version: The version that it published, None while it is unfinished.
+        rows_done: Documents embedded so far; `quarantined` rows set aside so far.
+    """
+
+    run: str
+    fingerprint: str
+    units: int
+    units_done: int
+    rows: int
+    rows_done: int
+    quarantined: int
+    reasons: dict[str, int]
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All of it. `version` is None where nothing was published yet."""
+
+    table: str
+    version: int | None
+    rows: int
+    files: int
+    size_bytes: int
+    lineage: dict[str, Any]
+    fingerprint: str | None
+    versions: list[Version]
+    runs: list[RunState]
+
+
+def status(table: str) -> Status:
+    """The state of a table.
+
+    Raises:
+        ConfigError: there is neither a table nor a run at `table`.
+    """
+    url = storage.absolute(table)
+    opened = delta.open_table(url)
+    names = run_names(url)
+    if opened is None and not names:
+        raise ConfigError(f"there is no table and no run at {url!r}; make one with `vectide backfill`")
+    runs = [state for state in (_run(url, name, opened) for name in names) if state is not None]
+    if opened is None:
+        return Status(url, None, 0, 0, 0, {}, None, [], runs)
+    actions = pa.table(opened.get_add_actions(flatten=True))
+    versions = [
+        Version(
+            int(entry["version"]),
+            dt.datetime.fromtimestamp(entry["timestamp"] / 1000, dt.UTC).isoformat(timespec="seconds"),
+            str(entry.get("operation", "")),
+            entry.get("vectide.run"),
+        )
+        for entry in opened.history()
+    ]
+    return Status(
+        table=url,
+        version=int(opened.version()),
+        rows=sum(actions.column("num_records").to_pylist()),
+        files=actions.num_rows,
+        size_bytes=sum(actions.column("size_bytes").to_pylist()),
+        lineage=delta.lineage_of(opened),
+        fingerprint=delta.fingerprint_of(opened),
+        versions=versions,
+        runs=runs,
+    )
+
+
+def _run(url: str, name: str, table: DeltaTable | None) -> RunState | None:
+    ledger = Ledger(url, name)
+    description = ledger.description()
+    if description is None:
+        return None
+    receipts = ledger.receipts().values()
+    bad = ledger.quarantine(receipts)
+    reasons = {} if bad is None else bad.group_by("reason").aggregate([("reason", "count")]).to_pydict()
+    return RunState(
+        run=name,
+        fingerprint=description["fingerprint"],
+        units=description["units"],
+        units_done=len(receipts),
+        rows=description["rows"],
+        rows_done=sum(receipt.documents for receipt in receipts),
+        quarantined=sum(receipt.rows_bad for receipt in receipts),
+        reasons=dict(zip(reasons.get("reason", []), reasons.get("reason_count", []), strict=True)),
+        version=delta.published_version(table, name),
+    )

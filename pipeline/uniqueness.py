@@ -1,0 +1,155 @@
+"""Finds ids that more than one unit holds, and sets all but the first aside.
+
+Called by publish when ids are declared unique; readers have done the same within each unit. Ids are compared as 64-bit
+hashes, 8 bytes a row, in as many passes as keep them under `LIMIT_BYTES`; only rows whose hashes collide are compared
+as texts. The first in the order of the plan stays. Losing rows leave by new files for their units and one amendment of
+the ledger, created if absent, so that two drivers cannot decide differently.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from actors import storage
+from actors.receipt import DataFile, Receipt
+from actors.schema import ID, SHARD, BadRow
+from actors.writer import parquet_bytes, quarantine_bytes
+
+LIMIT_BYTES = 4 << 30
+_THREADS = 16
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+
+
+def hash_strings(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of each text, without a Python object a row.
+
+    A polynomial in the bytes of each text (mod 2**64, an odd base), mixed at the end. Not safe against an adversary:
+    equal hashes only nominate, texts decide.
+    """
+    hashes = [_hash_chunk(chunk.cast(pa.large_string())) for chunk in column.chunks if len(chunk)]
+    return np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64)
+
+
+def _hash_chunk(chunk: pa.Array) -> npt.NDArray[np.uint64]:
+    _, offsets_buffer, data = chunk.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+    raw = np.frombuffer(data or b"", dtype=np.uint8)[offsets[0] : offsets[-1]]
+    starts = offsets[:-1] - offsets[0]
+    lengths = np.diff(offsets)
+    longest = int(lengths.max(initial=0))
+    with np.errstate(over="ignore"):
+        powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(longest, _BASE)]), dtype=np.uint64)
+        within = np.arange(len(raw), dtype=np.int64) - np.repeat(starts, lengths)
+        terms = (raw.astype(np.uint64) + np.uint64(1)) * powers[within]
+        running = np.concatenate([[np.uint64(0)], np.cumsum(terms, dtype=np.uint64)])
+        hashes: npt.NDArray[np.uint64] = running[starts + lengths] - running[starts]
+        hashes ^= hashes >> np.uint64(33)
+        hashes *= np.uint64(0xFF51AFD7ED558CCD)
+        hashes ^= hashes >> np.uint64(33)
+    return hashes
+
+
+def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int = LIMIT_BYTES) -> dict[int, set[str]]:
+    """The ids that each unit must give up: those that a unit before it in the plan holds too.
+
+    Args:
+        table: URL of the table's folder.
+        receipts: Of every unit.
+        limit_bytes: How much memory the hashes may take; more rows than fit mean more passes over the id columns.
+
+    Returns:
+        Unit number to the ids that it must lose.
+    """
+    ordered = sorted(receipts, key=lambda receipt: receipt.unit)
+    rows = sum(receipt.rows for receipt in ordered)
+    passes = max(1, -(-rows * 16 // limit_bytes))  # 8 bytes a hash, and as much again to sort
+    losers: dict[int, set[str]] = defaultdict(set)
+    for number in range(passes):
+        hashes = [part[part % np.uint64(passes) == number] for _, _, part in _hashed(table, ordered)]
+        twice = _repeated(np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64))
+        if len(twice) == 0:
+            continue
+        seen: set[str] = set()
+        for receipt, ids, part in _hashed(table, ordered):
+            candidates = set(ids.filter(pa.array(np.isin(part, twice))).to_pylist())
+            losers[receipt.unit] |= candidates & seen
+            seen |= candidates
+    return {unit: ids for unit, ids in losers.items() if ids}
+
+
+def _hashed(table: str, receipts: list[Receipt]) -> Iterator[tuple[Receipt, pa.ChunkedArray, npt.NDArray[np.uint64]]]:
+    """Ids of each unit and their hashes, in the order of the plan, read ahead by threads.
+
+    With chunking an id stands once a chunk; a unit's own repeats are its reader's business, so each counts once here.
+    """
+
+    def load(receipt: Receipt) -> tuple[Receipt, pa.ChunkedArray, npt.NDArray[np.uint64]]:
+        columns = [
+            pq.read_table(storage.open_read(storage.join(table, file.path)), columns=[ID], partitioning=None)[ID]
+            for file in receipt.files
+        ]
+        chunks = [chunk for column in columns for chunk in column.chunks]
+        ids = pc.unique(pa.chunked_array(chunks, pa.string()))
+        column = pa.chunked_array([ids])
+        return receipt, column, hash_strings(column)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(receipts), 4 * _THREADS):
+            yield from pool.map(load, receipts[start : start + 4 * _THREADS])
+
+
+def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    hashes.sort()
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+
+
+def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str]) -> Receipt:
+    """The unit without the rows of `ids`: new files, those rows in a quarantine file, and the receipt that says so.
+
+    The old files stay until vacuum: another driver may be publishing them this moment.
+    """
+    attempt = secrets.token_hex(6)
+    files: list[DataFile] = []
+    bad: list[BadRow] = []
+    unwanted = pa.array(sorted(ids))
+    for number, file in enumerate(receipt.files):
+        data = storage.read(storage.join(table, file.path))
+        rows = pq.read_table(pa.BufferReader(data))
+        mask = pc.is_in(rows[ID], value_set=unwanted)
+        for row in rows.filter(mask).select([ID, SHARD]).to_pylist():
+            error = "this id stands in an earlier row of the corpus; set source.unique_ids: false to keep both"
+            bad.append(BadRow(row[SHARD], -1, row[ID], "duplicate_id", error))
+        kept = rows.filter(pc.invert(mask))
+        if kept.num_rows == 0:
+            continue
+        lineage = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"vectide", b"{}").decode()
+        payload, stats = parquet_bytes(kept, lineage)
+        folder = file.path.rpartition("/")[0]
+        path = f"{folder}/{receipt.unit:09d}-{attempt}-{number}.parquet"
+        storage.put(storage.join(table, path), payload)
+        files.append(DataFile(path, len(payload), kept.num_rows, file.partition, stats))
+    gone = len({row.id for row in bad}) if receipt.documents != receipt.rows else len(bad)
+    quarantine = f"quarantine/{receipt.unit:09d}-{attempt}.parquet"
+    storage.put(storage.join(ledger, quarantine), quarantine_bytes(bad, receipt.unit))
+    both = ",".join(filter(None, [receipt.quarantine, quarantine]))
+    amended = replace(
+        receipt,
+        attempt=attempt,
+        files=tuple(files),
+        rows=sum(file.rows for file in files),
+        documents=receipt.documents - gone,
+        rows_bad=receipt.rows_bad + gone,
+        quarantine=both,
+    )
+    amended.check()
+    return amended
