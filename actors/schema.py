@@ -46,8 +46,11 @@ class Shard:
 class Piece:
     """A deterministic slice of one shard: positions `start <= p < stop`.
 
-    What a position counts is the format's own: rows for Parquet, CSV and compressed JSON Lines, bytes for plain
-    JSON Lines (a line belongs to the piece that its first byte is in), 0 for a file that is one document.
+    What a position counts is the format's own: rows for Parquet; for JSON Lines and CSV the byte offset of the row's
+    first byte, in the uncompressed text where the file is compressed, so that a reader goes straight to its piece (a
+    compressed one must be unpacked up to there, but is not parsed); 0 for a file that is one document. Plain JSON
+    Lines may be cut anywhere: a line belongs to the piece that its first byte is in. CSV and compressed files are cut
+    at rows that a pass over the file has found.
 
     Attributes:
         rows: Exact where the format knows without reading, else an estimate, and `rows_exact` is False.
@@ -102,6 +105,7 @@ REASONS = (
     "null_text",  # every text column is null
     "empty_text",  # nothing but white space
     "missing_text",  # no text column in a row of a schemaless format
+    "too_large",  # one value or line is larger than any text can usefully be (256 MiB)
     "wrong_type",  # a value that is not text where text is needed
     "missing_id",  # an id column is named and this row has none
     "duplicate_id",  # the id was seen before in this corpus

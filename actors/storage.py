@@ -15,6 +15,7 @@ The exclusive create is the rock the ledger stands on. What each store does for 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import secrets
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
+import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from actors.errors import ConfigError, StorageError, TransientError
@@ -251,6 +253,16 @@ def walk(url: str) -> Iterator[Shard]:
                 continue
 
 
+def folders(url: str) -> list[str]:
+    """Names of the folders right below a folder; none where there is no such folder."""
+    fs, path = filesystem(url)
+    try:
+        found = retried(url, "list", lambda: fs.ls(path, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(info["name"].rstrip("/").rsplit("/", 1)[1] for info in found if info.get("type") == "directory")
+
+
 def open_read(url: str) -> BinaryIO:
     """A seekable binary reader of one object.
 
@@ -269,6 +281,60 @@ def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
     """
     fs, path = filesystem(url)
     return cast(bytes, retried(url, "read", lambda: fs.cat_file(path, start=start, end=stop)))
+
+
+class _Ranges(io.RawIOBase):
+    """One object as a file whose every read is a ranged read of its own, with our retries; nothing is read ahead."""
+
+    def __init__(self, url: str, size_bytes: int) -> None:
+        super().__init__()
+        self.url = url
+        self.size_bytes = size_bytes
+        self.position = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Offset of the next byte."""
+        return self.position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset; no I/O."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size_bytes}[whence]
+        self.position = max(0, base + offset)
+        return self.position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to `size` bytes: fewer at the end of the object only."""
+        left = max(0, self.size_bytes - self.position)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted == 0:
+            return b""
+        data = read(self.url, self.position, self.position + wanted)
+        self.position += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        """The rest of the object."""
+        return self.read()
+
+
+def open_arrow(url: str) -> pa.NativeFile:
+    """A random-access Arrow file of one object. Local files are read rather than mapped: a mapped file that another
+    process cuts short ends this one with SIGBUS.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    if is_local(url):
+        return retried(url, "open", lambda: pa.OSFile(str(local_path(url)), "rb"))
+    return pa.PythonFile(_Ranges(url, stat(url).size_bytes), mode="r")
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

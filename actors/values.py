@@ -1,0 +1,98 @@
+"""Columns as the job wants them: valid UTF-8, cast without a change of value, and the rows where that fails.
+
+Used by the reader. Whole columns are checked and cast at once; only when that fails are the values at fault looked for,
+by halving. The trade-off: a column full of bad values is slow to take apart, and a run with so many does not pass anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
+
+from actors.formats.types import is_text
+
+_EXACT = float(1 << 53)
+
+# Index of a row to the reason it is set aside for, and what was wrong.
+Misfits = dict[int, tuple[str, str]]
+
+
+def fitted(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Misfits]:
+    """An array as `kind`, with null where a value is not valid or does not fit.
+
+    Raises:
+        ArrowNotImplementedError: no value of this array's type ever fits.
+    """
+    array, misfits = _valid(array)
+    if array.type.equals(kind):
+        return array, misfits
+    try:
+        return _cast(array, kind), misfits
+    except pa.ArrowInvalid:
+        wrong = {index: ("wrong_type", error) for index, error in _failing(array, lambda part: _cast(part, kind))}
+    return _cast(_without(array, wrong), kind), {**wrong, **misfits}
+
+
+def id_strings(array: pa.Array) -> tuple[pa.Array, Misfits]:
+    """Ids as text: whole numbers without decimals. Null where a number is not whole, or too large to be exact.
+
+    Raises:
+        ArrowNotImplementedError: ids cannot be made of this type.
+    """
+    array, misfits = _valid(array)
+    if is_text(array.type) or types.is_integer(array.type) or types.is_null(array.type):
+        return array.cast(pa.string()), misfits
+    if not types.is_floating(array.type):
+        raise pa.ArrowNotImplementedError(f"ids are text or whole numbers, not {array.type}")
+    array = array.cast(pa.float64())
+    whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), _EXACT))
+    for index in pc.indices_nonzero(pc.invert(pc.fill_null(whole, True))).to_pylist():
+        misfits[index] = ("wrong_type", f"the id {array[index].as_py()!r} is not a whole number below 2^53")
+    return _without(array, misfits).cast(pa.int64()).cast(pa.string()), misfits
+
+
+def _valid(array: pa.Array) -> tuple[pa.Array, Misfits]:
+    """The array without encodings of its outermost level, and null where it holds bytes that are not UTF-8."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    try:
+        array.validate(full=True)
+        return array, {}
+    except pa.ArrowInvalid:
+        wrong = {
+            index: ("invalid_utf8", error) for index, error in _failing(array, lambda part: part.validate(full=True))
+        }
+    return _without(array, wrong), wrong
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    # Delta Lake has no nanoseconds; everything else must keep its value.
+    return array.cast(options=pc.CastOptions(kind, allow_time_truncate=True))
+
+
+def _failing(array: pa.Array, check: Callable[[pa.Array], object], first: int = 0) -> Iterator[tuple[int, str]]:
+    """Index of each value that fails `check` alone, with the error."""
+    try:
+        check(array)
+        return
+    except pa.ArrowInvalid as error:
+        if len(array) == 1:
+            yield first, str(error).split("\n")[0]
+            return
+    middle = len(array) // 2
+    for start, stop in ((0, middle), (middle, len(array))):
+        # A copy: Arrow checks the children of a nested slice as a whole.
+        part = array.take(pa.array(range(start, stop), pa.int64()))
+        yield from _failing(part, check, first + start)
+
+
+def _without(array: pa.Array, misfits: Misfits) -> pa.Array:
+    """The array with null in place of the misfits."""
+    if not misfits:
+        return array
+    return array.take(pa.array([None if index in misfits else index for index in range(len(array))], pa.int64()))
