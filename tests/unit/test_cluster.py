@@ -25,7 +25,8 @@ def cluster() -> dict[str, Any]:
 def schema() -> dict[str, Any]:
     """Ray's own, of the version that is installed; found without importing Ray."""
     ray = find_spec("ray")
-    assert ray is not None and ray.submodule_search_locations is not None
+    assert ray is not None
+    assert ray.submodule_search_locations is not None
     loaded: dict[str, Any] = json.loads(
         Path(ray.submodule_search_locations[0], "autoscaler", "ray-schema.json").read_text()
     )
@@ -66,6 +67,9 @@ def test_image_and_constraints_name_one_ray(cluster):
     assert cluster["docker"]["image"] == f"rayproject/ray:{pinned.group(1)}-py311-gpu"
 
 
-def test_every_file_that_travels_to_the_machines_is_there(cluster):
-    for local in cluster["file_mounts"].values():
-        assert (ROOT / local).is_file(), local
+def test_what_the_setup_reads_travels_to_the_machines(cluster):
+    (mounted,) = cluster["file_mounts"].items()
+    assert mounted == ("/home/ray/vectide", ".")
+    for command in cluster["setup_commands"] + cluster["head_setup_commands"]:
+        assert "constraints.txt" in command
+    assert not {"constraints.txt", "pyproject.toml", "README.md", "LICENSE"}.intersection(cluster["rsync_exclude"])
