@@ -24,6 +24,7 @@ from actors.errors import ModelError
 # family -> module with `build(checkpoint, compute) -> Family`.
 BUILDERS: dict[str, str] = {
     "bert": "actors.encoders.bert",
+    "jina_v2": "actors.encoders.jina_v2",
 }
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from actors.encoders import layout_bert
+from actors.encoders import layout_bert, layout_jina_v2
 from actors.encoders.layout import Config, FamilyFacts, Tensors
 from actors.errors import ModelError
 
 # family -> what recognises it. A layout returns None for a checkpoint that is not its own.
 LAYOUTS: dict[str, Callable[[Config, Tensors], FamilyFacts | None]] = {
+    "jina_v2": layout_jina_v2.layout,
     "bert": layout_bert.layout,
 }
 

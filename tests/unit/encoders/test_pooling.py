@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from actors.encoders.packed import pack
+from actors.encoders.pooling import finish, pool
+
+
+def test_a_shortened_vector_is_cut_before_it_is_normalised():
+    vectors = finish(torch.tensor([[3.0, 4.0, 12.0]]), 2)
+    torch.testing.assert_close(vectors, torch.tensor([[0.6, 0.8]]))
+
+
+def test_a_vector_of_zeros_still_gets_a_direction():
+    assert finish(torch.zeros(1, 3), 3).tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_the_mean_is_taken_in_float32():
+    # In bfloat16 a running sum of ones stops growing at 256.
+    batch = pack(np.zeros(1000, np.int64), np.array([1000]), device=torch.device("cpu"))
+    assert pool(torch.ones(1000, 1, dtype=torch.bfloat16), batch, "mean").tolist() == [[1.0]]
+
+
+def test_every_row_is_pooled_over_its_own_tokens():
+    batch = pack(np.zeros(9, np.int64), np.array([4, 2, 2, 1]), device=torch.device("cpu"))
+    hidden = torch.arange(9.0)[:, None]
+    assert pool(hidden, batch, "mean").flatten().tolist() == [1.5, 4.5, 6.5, 8.0]
+    assert pool(hidden, batch, "cls").flatten().tolist() == [0.0, 4.0, 6.0, 8.0]
+    assert pool(hidden, batch, "last").flatten().tolist() == [3.0, 5.0, 7.0, 8.0]
