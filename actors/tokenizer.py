@@ -49,12 +49,12 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(spec.max_tokens)
 
-    def tokenize(self, texts: Sequence[str], tasks: Sequence[str] | None = None) -> Tokens:
+    def tokenize(self, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> Tokens:
         """Token ids of `texts`, each with the prompt of its task in front.
 
         Args:
             texts: Any strings, empty ones included. Lone surrogates become U+FFFD.
-            tasks: One per text; None takes the spec's own task.
+            tasks: One per text (None among them: no task, no prompt); None for all takes the spec's own task.
 
         Raises:
             ConfigError: A task that the model does not have.
@@ -75,13 +75,13 @@ class Tokenizer:
             again = self._too_short(prepared, limits, encodings)
         return _tokens(encodings)
 
-    def _prompts(self, texts: Sequence[str], tasks: Sequence[str] | None) -> Sequence[str]:
+    def _prompts(self, texts: Sequence[str], tasks: Sequence[str | None] | None) -> Sequence[str]:
         if tasks is None:
             return [self.spec.prompt] * len(texts)
-        for task in set(tasks):
+        for task in {task for task in tasks if task is not None}:
             check_task(task, self.spec.tasks, where=self.spec.model)
         # The spec's own task may carry a prompt that the user gave.
-        return [self.spec.prompt if task == self.spec.task else self.spec.prompts.get(task, "") for task in tasks]
+        return [self.spec.prompt if task == self.spec.task else self.spec.prompts.get(task or "", "") for task in tasks]
 
     def _prepare(self, text: str, prompt: str) -> str:
         if prompt:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from actors.encoders import checkpoint
+from actors.encoders.adapter_registry import add_adapters
 from actors.encoders.families import detect
 from actors.encoders.hardware import Compute
 from actors.encoders.layout import Config, FamilyFacts, check_tensors
@@ -24,7 +25,9 @@ from actors.errors import ModelError
 # family -> module with `build(checkpoint, compute) -> Family`.
 BUILDERS: dict[str, str] = {
     "bert": "actors.encoders.bert",
+    "jina_v1": "actors.encoders.jina_v1",
     "jina_v2": "actors.encoders.jina_v2",
+    "jina_v3": "actors.encoders.jina_v3",
 }
 
 
@@ -81,4 +84,6 @@ def build_family(spec: ModelSpec, compute: Compute) -> Family:
     check_tensors(facts, tensors, where=str(folder))
     build = cast("Builder", import_module(BUILDERS[facts.family]).build)
     with torch.inference_mode(), Weights(folder, tensors, facts) as weights:
-        return build(Checkpoint(spec, folder, config, facts, weights), compute)
+        family = build(Checkpoint(spec, folder, config, facts, weights), compute)
+    add_adapters(family, spec)
+    return family

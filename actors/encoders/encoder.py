@@ -18,6 +18,8 @@ import torch
 
 from actors.batching.budget import BudgetController
 from actors.batching.planner import Ints, order_rows, take
+from actors.encoders.adapter_registry import AdapterRegistry
+from actors.encoders.adapters import AdapterStore
 from actors.encoders.build import Family, build_family
 from actors.encoders.hardware import Compute, find_compute
 from actors.encoders.packed import PackedBatch, pack
@@ -124,12 +126,31 @@ class Encoder:
             self._tokenizer = Tokenizer(self.spec)
         return self._tokenizer
 
-    def encode(self, texts: Sequence[str], task: str | Sequence[str] | None = None) -> Floats:
+    @property
+    def adapters(self) -> AdapterRegistry:
+        """The adapters beside the model, to be added, replaced and removed while it is loaded.
+
+        Raises:
+            ConfigError: The model takes none.
+        """
+        store = getattr(self.family, "adapters", None)
+        if not isinstance(store, AdapterStore):
+            raise ConfigError(f"model {self.spec.model} is of family {self.spec.family!r}, which takes no adapters.")
+        return AdapterRegistry(self, store)
+
+    def use_spec(self, spec: ModelSpec) -> None:
+        """Takes another spec of the same loaded model: tasks, prompts and adapters may differ, nothing else."""
+        self.spec = spec
+        if self._tokenizer is not None:
+            self._tokenizer.spec = spec
+
+    def encode(self, texts: Sequence[str], task: str | Sequence[str | None] | None = None) -> Floats:
         """Vectors of texts.
 
         Args:
             texts: Any strings.
-            task: One of the model's tasks for all, or one per text; None takes the spec's.
+            task: One of the model's tasks for all, or one per text (None among them: the model without a task); None
+                takes the spec's.
 
         Returns:
             float32 [n, dim], each of unit length, in the order of `texts`.
@@ -143,12 +164,12 @@ class Encoder:
         self._check_tasks(tasks, len(texts))
         return self.encode_tokens(self.tokenizer.tokenize(texts, tasks).ids, tasks)
 
-    def encode_tokens(self, ids: pa.ListArray, tasks: Sequence[str] | None = None) -> Floats:
+    def encode_tokens(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> Floats:
         """Vectors of rows of token ids: the pipeline's hot path.
 
         Args:
             ids: `list<int32>` [n], as `Tokenizer.tokenize` makes them; no row null or empty.
-            tasks: One per row; None takes the spec's.
+            tasks: One per row (None among them: the model without a task); None takes the spec's.
 
         Returns:
             float32 [n, dim], each of unit length, in the order of `ids`.
@@ -169,7 +190,7 @@ class Encoder:
             vectors[np.concatenate([rows for rows, _ in done])] = torch.cat([unit for _, unit in done]).cpu().numpy()
         return vectors
 
-    def encode_token_states(self, ids: pa.ListArray, tasks: Sequence[str] | None = None) -> list[Floats]:
+    def encode_token_states(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> list[Floats]:
         """Hidden states of every token, float32 [tokens of the row, hidden] per row, in the order of `ids`.
 
         Late chunking over many rows should use `micro_batches` and pool on the device instead.
@@ -185,7 +206,7 @@ class Encoder:
         return finish(pool(hidden, batch, self.spec.pooling), self.spec.dim)
 
     def micro_batches(
-        self, ids: pa.ListArray, tasks: Sequence[str] | None = None, *, reduce: Reduce | None = None
+        self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None, *, reduce: Reduce | None = None
     ) -> Iterator[MicroBatch]:
         """Runs all rows through the model and hands out token states, longest rows first.
 
@@ -219,7 +240,7 @@ class Encoder:
             place = stop
 
     def _pack(
-        self, flat: npt.NDArray[np.int32], starts: Ints, rows: Ints, lengths: Ints, tasks: Sequence[str] | None
+        self, flat: npt.NDArray[np.int32], starts: Ints, rows: Ints, lengths: Ints, tasks: Sequence[str | None] | None
     ) -> PackedBatch:
         ends = np.cumsum(lengths)
         places = np.arange(int(ends[-1])) + np.repeat(starts[rows] - (ends - lengths), lengths)
@@ -234,17 +255,17 @@ class Encoder:
                 torch.cuda.synchronize(self.compute.device)
         return value
 
-    def _row_tasks(self, tasks: Sequence[str] | None, rows: Ints) -> list[str] | None:
+    def _row_tasks(self, tasks: Sequence[str | None] | None, rows: Ints) -> list[str | None] | None:
         if tasks is not None:
             return [tasks[int(row)] for row in rows]
         return None if self.spec.task is None else [self.spec.task] * len(rows)
 
-    def _check_tasks(self, tasks: Sequence[str] | None, rows: int) -> None:
+    def _check_tasks(self, tasks: Sequence[str | None] | None, rows: int) -> None:
         if tasks is None:
             return
         if len(tasks) != rows:
             raise ConfigError(f"{len(tasks)} tasks for {rows} rows: give one task per row, or one for all.")
-        for task in set(tasks):
+        for task in {task for task in tasks if task is not None}:
             check_task(task, self.spec.tasks, where=self.spec.model)
 
     def _count(self, batch: PackedBatch, started: float) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from actors.encoders.adapter_files import Target, read_adapter
 from actors.encoders.checkpoint import TensorInfo
 from actors.errors import ModelError
 
@@ -40,6 +42,8 @@ class FamilyFacts:
         default_max_tokens: Used when neither the user nor the repository says; None means `max_tokens`.
         trust_repo_max_tokens: False where published revisions disagree about `max_seq_length`.
         extra_files: Weight files beside the root's (adapters), relative to the folder.
+        adapters: PEFT folders that the checkpoint brings, relative to the folder, by task.
+        targets: Layers that a LoRA adapter may change, by their names in PEFT's files; empty where none can.
     """
 
     family: str
@@ -58,6 +62,8 @@ class FamilyFacts:
     default_max_tokens: int | None = None
     trust_repo_max_tokens: bool = True
     extra_files: tuple[str, ...] = ()
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, Target] = field(default_factory=dict)
 
 
 def check_tensors(facts: FamilyFacts, tensors: Tensors, *, where: str) -> None:
@@ -88,6 +94,22 @@ def check_tensors(facts: FamilyFacts, tensors: Tensors, *, where: str) -> None:
             f"{where} has {len(unknown)} tensors that family {facts.family!r} does not know: {_some(unknown)}. "
             "Leaving them out could change the vectors, so the checkpoint is refused."
         )
+
+
+def check_adapters(facts: FamilyFacts, folder: Path) -> None:
+    """Raises unless every adapter that the checkpoint must bring is there and fits.
+
+    Raises:
+        ModelError: Names the folder that is missing, or says what does not fit.
+    """
+    absent = [sub for sub in facts.adapters.values() if not (folder / sub).is_dir()]
+    if absent:
+        raise ModelError(
+            f"{folder} lacks the adapter folders {_some(absent)}. Fetch the checkpoint again with its subfolders, or "
+            "give config.json `lora_adaptations`: a list of those that there are."
+        )
+    for sub in facts.adapters.values():
+        read_adapter(folder / sub, facts.targets)
 
 
 def _some(names: list[str]) -> str:

@@ -44,13 +44,13 @@ class PackedBatch:
         ids: int64 [tokens] on the device.
         lengths: Tokens of each row, each 1 or more.
         runs: Neighbouring rows of equal length, covering all rows in order.
-        tasks: One per row, or None where the model knows no tasks.
+        tasks: One per row (None: no task), or None where no row has one.
     """
 
     ids: torch.Tensor
     lengths: npt.NDArray[np.int64]
     runs: tuple[Run, ...]
-    tasks: tuple[str, ...] | None = None
+    tasks: tuple[str | None, ...] | None = None
     _positions: torch.Tensor | None = field(default=None, repr=False)
     _offsets: torch.Tensor | None = field(default=None, repr=False)
     _lengths: torch.Tensor | None = field(default=None, repr=False)
@@ -101,7 +101,7 @@ def pack(
     lengths: npt.NDArray[np.int64],
     *,
     device: torch.device,
-    tasks: Sequence[str] | None = None,
+    tasks: Sequence[str | None] | None = None,
 ) -> PackedBatch:
     """Makes a batch of rows that lie one after another.
 

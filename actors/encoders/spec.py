@@ -12,7 +12,7 @@ from pathlib import Path
 
 from actors.encoders import checkpoint
 from actors.encoders.families import detect
-from actors.encoders.layout import FamilyFacts, check_tensors
+from actors.encoders.layout import FamilyFacts, check_adapters, check_tensors
 from actors.encoders.repository import Repository, read_repository
 from actors.errors import ConfigError, ModelError
 
@@ -23,6 +23,21 @@ _PRECISIONS = {
     "float32": "float32",
     "fp32": "float32",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """An adapter that was put beside a model, by where it is and what it holds.
+
+    Attributes:
+        name: The task it is used under.
+        path: Its PEFT folder.
+        sha256: Hash of its content.
+    """
+
+    name: str
+    path: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +62,8 @@ class ModelSpec:
         precision: Class of arithmetic. "bfloat16" allows 16-bit arithmetic where the hardware has it; the worst
             cosine to float32 is 0.999 or better either way, so that machines may differ within one table.
         lowercase: Texts are lower-cased before the tokenizer.
-        weights_sha256, config_sha256, tokenizer_sha256: Hashes of content.
+        weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
+        adapters: Adapters put beside or in the place of the published ones.
     """
 
     model: str
@@ -70,14 +86,19 @@ class ModelSpec:
     weights_sha256: str
     config_sha256: str
     tokenizer_sha256: str
+    adapters: tuple[AdapterRef, ...] = ()
 
     def lineage(self) -> dict[str, str | int | float | bool | None]:
         """All that changes vectors, JSON-able.
 
         The name, revision and path are left out on purpose: the hashes say what the model is, and a copy of it in
-        another place, or a revision that changed only a README, must not force a corpus to be embedded again.
+        another place, or a revision that changed only a README, must not force a corpus to be embedded again. Of the
+        adapters that were added, only the one in use counts.
         """
+        own = {ref.name: ref.sha256 for ref in self.adapters}
+        added = {"adapter_sha256": own[self.task]} if self.task in own else {}
         return {
+            **added,
             "family": self.family,
             "variant": self.variant,
             "weights_sha256": self.weights_sha256,
@@ -157,6 +178,7 @@ def describe(
     tensors = checkpoint.tensor_index(folder, files)
     facts = detect(config, tensors, where=str(folder))
     check_tensors(facts, tensors, where=str(folder))
+    check_adapters(facts, folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json. Save a fast tokenizer beside the model.")
     tasks, prompts, default_task, query_of = _tasks(facts, repository)

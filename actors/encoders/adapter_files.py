@@ -1,0 +1,206 @@
+"""A LoRA adapter in a PEFT folder, checked against the model it is for. Torch-free.
+
+Read by `describe` on the driver (the adapters that a checkpoint brings) and by `adapters` when one is loaded, so
+that an adapter that does not fit fails with a reason before a vector is made. What PEFT can do beyond plain LoRA
+(DoRA, trained biases, replaced modules, ranks per layer) is refused: taking only the part that is understood would
+give other vectors than the adapter's author had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.encoders.checkpoint import TensorInfo, read_json, sha256_files, tensor_index
+from actors.errors import ModelError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS)
+_PREFIX = "base_model.model."
+# A model that was trained with a head on it has one more step in its names.
+_WRAPPERS = ("", "roberta.")
+# (ending of the tensor that narrows, of the one that widens, they belong to an embedding)
+_ENDINGS = ((".lora_A.weight", ".lora_B.weight", False), (".lora_embedding_A", ".lora_embedding_B", True))
+_MUST_BE_OFF = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+)
+# Others (PiSSA, OLoRA, ...) start from a changed base, so the factors alone are not the adapter.
+_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+_NAMED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A layer that an adapter may change, under the name that files give it.
+
+    Attributes:
+        module: Our name of the layer it is part of.
+        inputs: Width of its input; for an embedding its number of rows.
+        outputs: Width of its output.
+        start: Where its outputs begin within the module's (query, key and value are one module here).
+        total: Outputs of the whole module.
+        embedding: It looks up rows instead of multiplying.
+        idle: The model does not use it for vectors, and neither the adapter's part for it.
+    """
+
+    module: str
+    inputs: int
+    outputs: int
+    start: int
+    total: int
+    embedding: bool = False
+    idle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The two factors for one target, by their names in the file."""
+
+    target: Target
+    down: str
+    up: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """A PEFT folder that fits a model.
+
+    Attributes:
+        folder: Where it is.
+        scale: Factor on the product of the two factors.
+        parts: What it changes.
+    """
+
+    folder: Path
+    scale: float
+    parts: tuple[Part, ...]
+
+
+def read_adapter(folder: Path, targets: Mapping[str, Target]) -> AdapterFiles:
+    """Reads config and headers of a PEFT folder and checks them against the layers of a model.
+
+    Raises:
+        ModelError: A file is missing or broken, the adapter is for another model, incomplete, or more than plain LoRA.
+    """
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or not (folder / WEIGHTS).is_file():
+        raise ModelError(
+            f"{folder} is not an adapter: it needs {CONFIG} and {WEIGHTS}, as PEFT's save_pretrained writes them."
+        )
+    rank, scale = _settings(config, folder)
+    tensors = tensor_index(folder, [WEIGHTS])
+    parts: dict[str, Part] = {}
+    for name in tensors:
+        module, ending = _split(name, folder)
+        if module not in targets:
+            raise ModelError(
+                f"{folder} changes {module!r}, a layer that this model does not have. Use an adapter made for it."
+            )
+        down, up, embedding = ending
+        target = targets[module]
+        if target.embedding != embedding:
+            raise ModelError(f"{folder} has {name!r}: {module!r} is {_kind(target)} in this model.")
+        stem = name[: -len(down if name.endswith(down) else up)]
+        parts[module] = Part(target, stem + down, stem + up)
+    for module, part in parts.items():
+        _check_shapes(module, part, tensors, rank, folder)
+    _check_complete(config, parts, targets, folder)
+    return AdapterFiles(folder, scale, tuple(part for part in parts.values() if not part.target.idle))
+
+
+def sha256_adapter(folder: Path) -> str:
+    """Hash of an adapter's content."""
+    return sha256_files(folder, FILES)
+
+
+def _settings(config: Mapping[str, Any], folder: Path) -> tuple[int, float]:
+    """Rank and scale."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ModelError(f"{folder}/{CONFIG} has peft_type {kind!r}; adapters of type 'LORA' are supported.")
+    on = [f"{key} {config[key]!r}" for key in _MUST_BE_OFF if config.get(key)]
+    if config.get("bias", "none") not in ("none", None):
+        on.append(f"bias {config['bias']!r}")
+    if config.get("init_lora_weights", True) not in _INITS:
+        on.append(f"init_lora_weights {config['init_lora_weights']!r}")
+    if on:
+        raise ModelError(
+            f"{folder}/{CONFIG} asks for {', '.join(on)}, which is more than plain LoRA. Merge or retrain."
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise ModelError(f"{folder}/{CONFIG} has r {rank!r} and lora_alpha {alpha!r}, where numbers are needed.")
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _split(name: str, folder: Path) -> tuple[str, tuple[str, str, bool]]:
+    """A tensor's name as the layer it belongs to and the endings of its kind."""
+    for ending in _ENDINGS:
+        for part in ending[:2]:
+            if name.startswith(_PREFIX) and name.endswith(part):
+                module = name[len(_PREFIX) : -len(part)]
+                for wrapper in _WRAPPERS:
+                    if wrapper and module.startswith(wrapper):
+                        module = module.removeprefix(wrapper)
+                return module, ending
+    raise ModelError(f"{folder}/{WEIGHTS} has {name!r}, which is not a factor of a LoRA. Leaving it out is not safe.")
+
+
+def _kind(target: Target) -> str:
+    return "an embedding" if target.embedding else "a linear layer"
+
+
+def _check_shapes(module: str, part: Part, tensors: Mapping[str, TensorInfo], rank: int, folder: Path) -> None:
+    wanted = {part.down: (rank, part.target.inputs), part.up: (part.target.outputs, rank)}
+    for name, shape in wanted.items():
+        if name not in tensors:
+            raise ModelError(f"{folder}/{WEIGHTS} lacks {name!r}. Fetch the adapter again.")
+        if tensors[name].shape != shape:
+            raise ModelError(
+                f"{folder} has {name!r} of shape {list(tensors[name].shape)}; rank {rank} and the model's {module!r} "
+                f"need {list(shape)}. Use an adapter made for this model."
+            )
+
+
+def _check_complete(
+    config: Mapping[str, Any], parts: Mapping[str, Part], targets: Mapping[str, Target], folder: Path
+) -> None:
+    """Every layer that the config names must be in the file, or a cut file would pass for a smaller adapter."""
+    named = config.get("target_modules")
+    if not parts:
+        raise ModelError(f"{folder}/{WEIGHTS} has no tensors. Fetch the adapter again.")
+    if not isinstance(named, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
+        return
+    # Files name the layers in one of two ways, so what counts is the place in the model.
+    covered = {(part.target.module, part.target.start) for part in parts.values()}
+    missing = [
+        name
+        for name, target in targets.items()
+        if (target.module, target.start) not in covered
+        and not target.idle
+        and any(name == end or name.endswith(f".{end}") for end in named)
+    ]
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ModelError(
+            f"{folder}/{WEIGHTS} lacks the factors of {', '.join(missing[:_NAMED])}{more}, which its config names. "
+            "Fetch the adapter again."
+        )
