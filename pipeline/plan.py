@@ -32,6 +32,7 @@ SAMPLE_SHARDS = 8
 SAMPLE_ROWS = 64
 UNIT_S = 10.0
 UNITS_PER_REPLICA = 8
+LEAST_ROWS = 32
 # Rough arithmetic rates that size a unit; being wrong by three makes units of 3 or of 30 seconds.
 _CPU_CORE_FLOPS = 1e11
 _GPU_FLOPS = 1.5e14
@@ -169,16 +170,15 @@ def flops_per_token(model: ModelSpec) -> float:
     return 2.0 * 12 * float(layers) * model.hidden**2
 
 
-def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, rows: int, replicas: int, gpus: bool) -> int:
-    """Rows of a unit: about `UNIT_S` of one encoder, enough units for all of them, and a block that fits in memory."""
+def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, gpus: bool) -> int:
+    """Rows of a unit: about `UNIT_S` of one encoder, and a block that fits in memory."""
     if job.run.unit_rows != "auto":
         return job.run.unit_rows
     per_token = flops_per_token(model)
     tokens_per_s = min(_GPU_FLOPS / per_token, _GPU_TOKENS_PER_S) if gpus else _CPU_CORE_FLOPS / per_token
     by_time = UNIT_S * tokens_per_s / max(sample.tokens_per_row, 1.0)
     by_memory = _UNIT_BYTES / (sample.bytes_per_row + 4 * model.dim + 4 * sample.tokens_per_row)
-    by_share = max(32, math.ceil(rows / (UNITS_PER_REPLICA * replicas)))
-    return max(1, int(min(by_time, by_memory, by_share)))
+    return max(1, int(min(by_time, by_memory)))
 
 
 def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, replicas: int, gpus: bool) -> Plan:
@@ -188,25 +188,32 @@ def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, repli
         ConfigError: the corpus has no rows.
         DataError: a shard cannot be read as what it claims to be.
     """
-    # Rows are not known before shards are opened; their bytes say enough to share the work out.
-    by_bytes = sum(shard.size_bytes for shard in found.shards) / max(sample.bytes_per_row, 1.0)
-    unit_rows = choose_unit_rows(job, model, sample, rows=max(1, int(by_bytes)), replicas=replicas, gpus=gpus)
-
-    def pieces(shard: Shard) -> list[Piece]:
-        return open_format(found.source.format, shard.path).pieces(shard, unit_rows)
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        cut = [piece for part in pool.map(pieces, found.shards) for piece in part]
+    unit_rows = choose_unit_rows(job, model, sample, gpus=gpus)
+    cut = _cut(found, unit_rows)
+    rows = sum(piece.rows for piece in cut)
+    fair = max(LEAST_ROWS, math.ceil(rows / (UNITS_PER_REPLICA * replicas)))
+    if job.run.unit_rows == "auto" and fair < unit_rows:
+        # A small corpus: smaller units, so that every encoder has some and the last one is not waited for.
+        unit_rows = fair
+        cut = _cut(found, unit_rows)
     if not cut:
         raise ConfigError(f"source.uri {job.source.uri!r}: its {len(found.shards)} files hold no row")
     units = list(_gather(cut, unit_rows))
     return Plan(
         table=units_to_table(units),
         units=len(units),
-        rows=sum(piece.rows for piece in cut),
+        rows=rows,
         rows_exact=all(piece.rows_exact for piece in cut),
         unit_rows=unit_rows,
     )
+
+
+def _cut(found: Survey, unit_rows: int) -> list[Piece]:
+    def pieces(shard: Shard) -> list[Piece]:
+        return open_format(found.source.format, shard.path).pieces(shard, unit_rows)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [piece for part in pool.map(pieces, found.shards) for piece in part]
 
 
 def _gather(pieces: Iterable[Piece], unit_rows: int) -> Iterator[Unit]:

@@ -1,0 +1,90 @@
+"""One small Ray for all integration tests, and a tiny model that encodes in no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.receipt import Receipt
+from pipeline.config import Job, parse_job
+from pipeline.dataflow import connect
+from pipeline.run import Started
+from tests.checkpoints.bert import write_bert
+
+
+class Silent:
+    """A reporter that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.receipts: list[Receipt] = []
+        self.start: Started | None = None
+        self.failed: list[tuple[int, str]] = []
+
+    def step(self, text):
+        self.steps.append(text)
+
+    def started(self, started):
+        self.start = started
+
+    def finished_unit(self, receipt):
+        self.receipts.append(receipt)
+
+    def failed_unit(self, unit, error):
+        self.failed.append((unit, str(error)))
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """Ray on this machine, started once: a start takes seconds."""
+    connect("local")
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A tiny random BERT."""
+    return write_bert(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def reporter() -> Silent:
+    return Silent()
+
+
+def rows(count: int, *, start: int = 0, langs: int = 3) -> list[dict[str, object]]:
+    """Rows with distinct texts."""
+    return [
+        {"id": f"r{number}", "title": f"title {number}", "text": f"text number {number}", "lang": f"l{number % langs}"}
+        for number in range(start, start + count)
+    ]
+
+
+def write_corpus(folder: Path, shards: list[list[dict[str, object]]], *, row_group_size: int = 8) -> Path:
+    """Parquet shards, one a list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, shard in enumerate(shards):
+        pq.write_table(
+            pa.Table.from_pylist(shard), folder / f"part-{number:04d}.parquet", row_group_size=row_group_size
+        )
+    return folder
+
+
+def make_job(corpus: Path | str, table: Path | str, model: Path, **changes: object) -> Job:
+    """A job over `corpus`; `changes` are `section__key`."""
+    document: dict[str, dict[str, object]] = {
+        "source": {"uri": str(corpus), "id": "id", "text": ["title", "text"], "keep": ["lang"]},
+        "table": {"uri": str(table)},
+        "encoder": {"model": str(model), "dtype": "float32"},
+        "run": {"address": "local", "unit_rows": 16, "replicas": 1},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        document[section][name] = value
+    return parse_job(document)

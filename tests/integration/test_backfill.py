@@ -1,0 +1,301 @@
+"""A backfill from files to a published table, with a real Ray, a real model and a real Delta table."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from actors.encoders import load_encoder
+from actors.errors import ConfigError, DataError, ModelError, TableConflict, TooManyQuarantined
+from pipeline.ledger import Ledger
+from pipeline.run import backfill
+from pipeline.search import Searcher
+from pipeline.status import status
+from tests.integration.conftest import make_job, rows, write_corpus
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def stored(table):
+    """Id to (lang, vector) of the current version, which must not hold an id twice."""
+    frame = DeltaTable(str(table)).to_pyarrow_table().to_pylist()
+    found = {row["id"]: (row["lang"], np.array(row["embedding"], dtype=np.float32)) for row in frame}
+    assert len(found) == len(frame)
+    return found
+
+
+def test_every_row_is_there_once_with_its_own_vector(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(50), rows(30, start=50)])
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"], table__precision="float32")
+    outcome = backfill(job, reporter)
+    assert (outcome.rows_read, outcome.rows, outcome.quarantined, outcome.version) == (80, 80, 0, 1)
+    assert outcome.units == len(reporter.receipts) == 6
+    found = stored(tmp_path / "table")
+    source = rows(80)
+    assert found.keys() == {row["id"] for row in source}
+    vectors = load_encoder(str(tiny_model), dtype="float32").encode([f"{r['title']}\n\n{r['text']}" for r in source])
+    for row, vector in zip(source, vectors, strict=True):
+        lang, there = found[row["id"]]
+        assert lang == row["lang"]
+        np.testing.assert_allclose(there, vector, atol=1e-5)
+
+
+def test_the_same_command_again_has_nothing_to_do(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(20)])
+    job = make_job(corpus, tmp_path / "table", tiny_model)
+    first = backfill(job, reporter)
+    again = backfill(job, reporter)
+    assert first.published
+    assert not again.published
+    assert again.version == first.version == 1
+    assert len(reporter.receipts) == first.units
+    assert DeltaTable(str(tmp_path / "table")).version() == 1
+
+
+def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(64)])
+    job = make_job(corpus, tmp_path / "table", tiny_model)
+
+    class Stops(Exception):
+        pass
+
+    class Stopping(type(reporter)):
+        def finished_unit(self, receipt):
+            super().finished_unit(receipt)
+            raise Stops
+
+    with pytest.raises(Stops):
+        backfill(job, Stopping())
+    (run,) = status(str(tmp_path / "table")).runs
+    assert run.version is None
+    assert 1 <= run.units_done <= 4
+    before = Ledger(str(tmp_path / "table"), run.run).receipts()
+    outcome = backfill(job, reporter)
+    assert outcome.rows == 64
+    assert {receipt.unit for receipt in reporter.receipts} == set(range(4)) - set(before)
+    assert len(stored(tmp_path / "table")) == 64
+
+
+def test_a_changed_source_makes_a_new_version_that_replaces_the_rows(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(20)])
+    job = make_job(corpus, tmp_path / "table", tiny_model)
+    backfill(job, reporter)
+    write_corpus(tmp_path / "corpus", [rows(10, start=5)])
+    outcome = backfill(job, reporter)
+    assert outcome.version == 2
+    assert stored(tmp_path / "table").keys() == {f"r{number}" for number in range(5, 15)}
+    assert len(stored_version(tmp_path / "table", 1)) == 20
+
+
+def stored_version(table, version):
+    return DeltaTable(str(table), version=version).to_pyarrow_table(columns=["id"]).to_pylist()
+
+
+def test_vectors_of_two_settings_are_never_mixed(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(20)])
+    backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
+    other = make_job(corpus, tmp_path / "table", tiny_model, encoder__max_tokens=9)
+    with pytest.raises(TableConflict, match="max_tokens: 64 there, 9 here"):
+        backfill(other, reporter)
+    kept = make_job(corpus, tmp_path / "table", tiny_model, source__keep=[])
+    with pytest.raises(TableConflict, match="has the columns"):
+        backfill(kept, reporter)
+    assert DeltaTable(str(tmp_path / "table")).version() == 1
+
+
+def test_a_delta_table_of_somebody_else_is_left_alone(tmp_path, tiny_model, reporter):
+    import deltalake
+
+    deltalake.write_deltalake(str(tmp_path / "table"), pa.table({"x": [1]}))
+    corpus = write_corpus(tmp_path / "corpus", [rows(5)])
+    with pytest.raises(TableConflict, match="vectide did not make"):
+        backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
+
+
+def test_bad_rows_are_set_aside_with_place_and_reason(tmp_path, tiny_model, reporter):
+    good = rows(40)
+    good[3] = {**good[3], "title": None, "text": None}
+    good[17] = {**good[17], "title": " ", "text": "\n"}
+    good[20] = {**good[20], "id": None}
+    good[39] = {**good[39], "id": "r0"}
+    corpus = write_corpus(tmp_path / "corpus", [good[:25], good[25:]])
+    job = make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=0.2)
+    outcome = backfill(job, reporter)
+    assert (outcome.rows_read, outcome.rows, outcome.quarantined) == (40, 36, 4)
+    assert stored(tmp_path / "table").keys() == {f"r{n}" for n in range(40)} - {"r3", "r17", "r20", "r39"}
+    (run,) = status(str(tmp_path / "table")).runs
+    assert run.reasons == {"null_text": 1, "empty_text": 1, "missing_id": 1, "duplicate_id": 1}
+    ledger = Ledger(str(tmp_path / "table"), run.run)
+    bad = {row["reason"]: row for row in ledger.quarantine(ledger.receipts().values()).to_pylist()}
+    assert bad["null_text"]["position"] == 3
+    assert bad["null_text"]["shard"].endswith("part-0000.parquet")
+    assert bad["duplicate_id"]["id"] == "r0"
+
+
+def test_duplicate_ids_may_be_allowed(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(5), rows(5)])
+    outcome = backfill(make_job(corpus, tmp_path / "table", tiny_model, source__unique_ids=False), reporter)
+    assert outcome.rows == 10
+
+
+def test_too_many_bad_rows_publish_nothing_and_lose_nothing(tmp_path, tiny_model, reporter):
+    bad = [{**row, "title": None, "text": None} if number % 2 else row for number, row in enumerate(rows(20))]
+    corpus = write_corpus(tmp_path / "corpus", [bad])
+    job = make_job(corpus, tmp_path / "table", tiny_model)
+    with pytest.raises(TooManyQuarantined, match="10 of 20 rows were set aside .10 null_text."):
+        backfill(job, reporter)
+    assert not DeltaTable.is_deltatable(str(tmp_path / "table"))
+    encoded = len(reporter.receipts)
+    allowed = make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=0.5)
+    assert backfill(allowed, reporter).rows == 10
+    assert len(reporter.receipts) == encoded
+
+
+def test_a_unit_of_bad_rows_only_still_leaves_its_receipt(tmp_path, tiny_model, reporter):
+    empty = [{**row, "title": None, "text": ""} for row in rows(16)]
+    corpus = write_corpus(tmp_path / "corpus", [empty, rows(16, start=16)], row_group_size=16)
+    outcome = backfill(make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=1), reporter)
+    assert (outcome.rows_read, outcome.rows, outcome.quarantined, outcome.units) == (32, 16, 16, 2)
+
+
+def test_partition_values_of_any_kind_come_back(tmp_path, tiny_model, reporter):
+    values = ["de", "a/b", "../../up", "100%", "ü ß", None, "a=b", "x" * 40, "quote'\""]
+    corpus = write_corpus(
+        tmp_path / "corpus", [[{**row, "lang": value} for row, value in zip(rows(len(values)), values, strict=True)]]
+    )
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"])
+    backfill(job, reporter)
+    expected = {f"r{number}": value for number, value in enumerate(values)}
+    assert {key: lang for key, (lang, _) in stored(tmp_path / "table").items()} == expected
+    frame = pl.read_delta(str(tmp_path / "table"))
+    assert dict(zip(frame["id"], frame["lang"], strict=True)) == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "table"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "txt"])
+def test_every_format_gives_the_same_vectors(tmp_path, tiny_model, reporter, kind):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    source = rows(40)
+    changes = {}
+    if kind == "csv":
+        lines = ["id,title,text,lang", *(f'{r["id"]},{r["title"]},"{r["text"]}",{r["lang"]}' for r in source)]
+        (corpus / "a.csv").write_text("\n".join(lines))
+    elif kind == "txt":
+        for row in source:
+            (corpus / f"{row['id']}.txt").write_text(f"{row['title']}\n\n{row['text']}")
+        changes = {"source__id": "name", "source__text": ["text"], "source__keep": []}
+    else:
+        data = "\n".join(json.dumps(row) for row in source).encode()
+        (corpus / f"a.{kind}").write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    outcome = backfill(make_job(corpus, tmp_path / "table", tiny_model, **changes), reporter)
+    assert outcome.rows == 40
+    assert outcome.units > 1
+    found = DeltaTable(str(tmp_path / "table")).to_pyarrow_table().to_pylist()
+    vectors = load_encoder(str(tiny_model), dtype="float32").encode([f"{r['title']}\n\n{r['text']}" for r in source])
+    wanted = {row["id"]: vector for row, vector in zip(source, vectors, strict=True)}
+    for row in found:
+        np.testing.assert_allclose(row["embedding"], wanted[row["id"].removesuffix(".txt")], atol=1e-3)
+
+
+def test_without_an_id_column_ids_come_from_place(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(3)])
+    backfill(make_job(corpus, tmp_path / "table", tiny_model, source__id=None), reporter)
+    assert stored(tmp_path / "table").keys() == {f"part-0000.parquet:{number}" for number in range(3)}
+
+
+def test_equal_texts_are_encoded_alike(tmp_path, tiny_model, reporter):
+    same = [{**row, "title": "same", "text": "text"} for row in rows(12)]
+    corpus = write_corpus(tmp_path / "corpus", [same], row_group_size=12)
+    backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
+    vectors = [vector for _, vector in stored(tmp_path / "table").values()]
+    assert len(vectors) == 12
+    assert all((vector == vectors[0]).all() for vector in vectors)
+
+
+def test_files_carry_their_lineage_and_plain_types(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(5)])
+    backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
+    table = DeltaTable(str(tmp_path / "table"))
+    (path,) = table.file_uris()
+    footer = pq.read_metadata(path)
+    lineage = json.loads(footer.metadata[b"vectide"])
+    assert lineage == json.loads(table.metadata().configuration["vectide.lineage"])
+    assert lineage["model"] == str(tiny_model)
+    assert b"ARROW:schema" not in footer.metadata
+    assert pl.read_delta(str(tmp_path / "table"))["embedding"].dtype == pl.List(pl.Float32)
+
+
+def test_search_finds_a_text_by_itself_and_filters(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(60)])
+    backfill(make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"]), reporter)
+    searcher = Searcher(str(tmp_path / "table"))
+    first, second = searcher.search(["title 7\n\ntext number 7", "title 41\n\ntext number 41"], k=3)
+    assert (first[0].id, second[0].id) == ("r7", "r41")
+    assert first[0].score == pytest.approx(1.0, abs=1e-3)
+    assert first[0].score >= first[1].score >= first[2].score
+    (elsewhere,) = searcher.search(["title 7\n\ntext number 7"], k=50, where="lang = 'l2' and id <> 'r2'")
+    assert {hit.columns["lang"] for hit in elsewhere} == {"l2"}
+    assert len(elsewhere) == 19
+    with pytest.raises(ConfigError, match="nosuch"):
+        searcher.search(["x"], where="nosuch = 1")
+
+
+def test_search_refuses_another_model_than_the_tables_own(tmp_path, tiny_model, reporter):
+    from tests.checkpoints.bert import write_bert
+
+    corpus = write_corpus(tmp_path / "corpus", [rows(5)])
+    backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
+    other = write_bert(tmp_path / "other", seed=1)
+    with pytest.raises(ModelError, match="weights_sha256 differ"):
+        Searcher(str(tmp_path / "table"), model=str(other))
+    moved = write_bert(tmp_path / "moved")
+    assert Searcher(str(tmp_path / "table"), model=str(moved)).search(["title 1"], k=1)
+
+
+def test_a_truncated_parquet_file_is_named_before_anything_is_paid(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(20), rows(20, start=20)])
+    broken = corpus / "part-0001.parquet"
+    broken.write_bytes(broken.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"part-0001.parquet"):
+        backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_file_damaged_inside_fails_its_unit_and_keeps_the_others(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(16), rows(16, start=16)], row_group_size=16)
+    broken = corpus / "part-0001.parquet"
+    data = bytearray(broken.read_bytes())
+    data[4:400] = b"\xff" * 396
+    broken.write_bytes(bytes(data))
+    job = make_job(corpus, tmp_path / "table", tiny_model, source__text=["text"])
+    with pytest.raises(DataError, match=r"unit 1 of 2 failed: .*part-0001.parquet.*The other units are kept"):
+        backfill(job, reporter)
+    assert len(reporter.receipts) == 1
+    assert not DeltaTable.is_deltatable(str(tmp_path / "table"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source__uri": "/nowhere/*.parquet"}, "matches no file"),
+        ({"source__text": ["titel"]}, "did you mean 'title'"),
+        ({"encoder__model": "/nowhere/model"}, "/nowhere/model"),
+        ({"encoder__dim": 7}, "dim 7"),
+        ({"encoder__max_tokens": 100_000}, "max_tokens 100000"),
+        ({"encoder__task": "retrieval.query"}, "has no task"),
+        ({"run__gpus_per_replica": 1}, "do not fit: the cluster has 0 GPUs"),
+    ],
+)
+def test_mistakes_end_before_the_first_unit(tmp_path, tiny_model, reporter, changes, message):
+    corpus = write_corpus(tmp_path / "corpus", [rows(5)])
+    with pytest.raises(ConfigError, match=message):
+        backfill(make_job(changes.pop("source__uri", corpus), tmp_path / "table", tiny_model, **changes), reporter)
+    assert reporter.receipts == []

@@ -1,0 +1,123 @@
+"""The job file: what is accepted, and what a person is told when it is not."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from actors.errors import ConfigError
+from pipeline.config import load_job, parse_job
+
+GOOD = {
+    "source": {"uri": "corpus/*.parquet", "id": "id", "text": ["title", "text"], "keep": ["lang"]},
+    "table": {"uri": "table", "partition_by": ["lang"], "precision": "float16"},
+    "encoder": {"model": "some/model"},
+}
+
+
+def changed(**changes):
+    document = {section: dict(values) for section, values in GOOD.items()}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        document.setdefault(section, {})[name] = value
+    return document
+
+
+def test_defaults_are_those_of_the_manual():
+    job = parse_job(GOOD)
+    assert job.run.address == "auto"
+    assert job.run.replicas == "auto"
+    assert job.run.max_quarantined == 0.01
+    assert job.source.format == "auto"
+    assert job.source.text == ("title", "text")
+
+
+def test_one_column_may_be_a_plain_name():
+    assert parse_job(changed(source__text="body")).source.text == ("body",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder__modle": "x"}, "encoder.modle: no such key; did you mean 'model'"),
+        ({"table__precision": "float8"}, "table.precision: .*'float8'"),
+        ({"run__max_quarantined": 2}, "run.max_quarantined: .*2"),
+        ({"run__replicas": 0}, "run.replicas: .*0"),
+        ({"run__replicas": "many"}, "run.replicas"),
+        ({"source__keep": ["embedding"]}, "keep names 'embedding'"),
+        ({"source__keep": ["_hash"]}, "keep names '_hash'"),
+        ({"source__keep": ["lang", "lang"]}, "names a column twice"),
+        ({"source__text": []}, "text names no column"),
+        ({"table__partition_by": ["country"]}, "partition_by names .*'country'.*source.keep"),
+        ({"source__uri": "${VECTIDE_NOT_SET}/x"}, r"source.uri: \$\{VECTIDE_NOT_SET\} is not set"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_rule(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_job(changed(**changes))
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(ConfigError, match="modle") as caught:
+        parse_job(changed(encoder__modle="x", table__precision="float8"))
+    assert "table.precision" in str(caught.value)
+
+
+def test_missing_sections_are_named():
+    with pytest.raises(ConfigError, match="encoder: is needed"):
+        parse_job({"source": GOOD["source"], "table": GOOD["table"]})
+
+
+def test_the_environment_is_expanded_in_uris_only(monkeypatch):
+    monkeypatch.setenv("BUCKET", "lake")
+    job = parse_job(changed(source__uri="s3://${BUCKET}/x", encoder__model="${BUCKET}/model"))
+    assert job.source.uri == "s3://lake/x"
+    assert job.encoder.model == "${BUCKET}/model"
+
+
+def test_settings_win_over_names_and_names_over_the_file(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    job = load_job(
+        str(path),
+        settings=["encoder.dim=256", "source.keep=[lang, url]", "run.replicas=3"],
+        defaults={"encoder.model": "other/model", "encoder.dim": 1},
+    )
+    assert (job.encoder.model, job.encoder.dim, job.run.replicas) == ("other/model", 256, 3)
+    assert job.source.keep == ("lang", "url")
+
+
+def test_a_job_can_be_made_of_settings_alone():
+    job = load_job(None, settings=["source.uri=a", "table.uri=b", "encoder.model=c"])
+    assert (job.source.uri, job.table.uri, job.encoder.model) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("encoder.dim", "must be key=value"),
+        ("encoder.dim=[", "not a YAML value"),
+        ("encoder.model.name=x", "is not a section"),
+    ],
+)
+def test_a_wrong_setting_is_refused(tmp_path, setting, message):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(ConfigError, match=message):
+        load_job(str(path), settings=[setting])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"a: [", "is not a YAML file"), (b"- 1\n- 2\n", "must hold sections"), (b"\xff\xfe\x00", "is not a YAML file")],
+)
+def test_a_file_that_is_no_job_is_refused(tmp_path, content, message):
+    path = tmp_path / "job.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_job(str(path))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the job file .*nowhere.yaml"):
+        load_job(str(tmp_path / "nowhere.yaml"))
