@@ -175,11 +175,14 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[BadRow]) -> pa.Table:
     else:
         with _naming(source.id, rows):
             rows.columns[_IDS], wrong = id_strings(rows.columns[source.id])
+        if source.id not in (*source.text, *kept):
+            del rows.columns[source.id]
         misfits = {**wrong, **misfits}
     rows.set_aside(misfits)
     rows.set_aside(_without_id(rows.columns[_IDS]))
-    rows.columns[TEXT], empty = _texts([rows.columns[name] for name in source.text])
-    rows.set_aside(empty)
+    rows.set_aside(_all_null([rows.columns[name] for name in source.text]))
+    rows.columns[TEXT] = _joined([rows.columns[name] for name in source.text])
+    rows.set_aside(_blank(rows.columns[TEXT]))
 
     tasks = rows.columns[source.task] if source.task else None
     columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), rows.columns[TEXT]]
@@ -211,23 +214,32 @@ def _ids_of_places(paths: pa.StringArray, positions: pa.Int64Array, root: str) -
 
 def _without_id(ids: pa.StringArray) -> Misfits:
     missing = pc.fill_null(pc.equal(pc.binary_length(ids), 0), True)
-    rows = pc.indices_nonzero(missing).to_pylist() if pc.any(missing).as_py() else []
-    return dict.fromkeys(rows, ("missing_id", "the row has no id, and an id column is named"))
+    return dict.fromkeys(_true(missing), ("missing_id", "the row has no id, and an id column is named"))
 
 
-def _texts(parts: list[pa.StringArray]) -> tuple[pa.StringArray, Misfits]:
-    """The text of each row - its parts joined by a blank line, null parts left out - and the rows without any."""
-    joined = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\n\n", null_handling="skip")
+def _all_null(parts: list[pa.StringArray]) -> Misfits:
     null = reduce(pc.and_, (part.is_null() for part in parts))
-    blank = pc.or_(pc.utf8_is_space(joined), pc.equal(pc.binary_length(joined), 0))
-    misfits: Misfits = {}
-    if pc.any(blank).as_py():
-        error = ("empty_text", "the text is empty or nothing but white space")
-        misfits = dict.fromkeys(pc.indices_nonzero(pc.fill_null(blank, False)).to_pylist(), error)
-    if pc.any(null).as_py():
-        error = ("null_text", "every text column is null")
-        misfits |= dict.fromkeys(pc.indices_nonzero(null).to_pylist(), error)
-    return joined, misfits
+    return dict.fromkeys(_true(null), ("null_text", "every text column is null"))
+
+
+def _joined(parts: list[pa.StringArray]) -> pa.StringArray:
+    """The text of each row: its parts joined by a blank line, null parts left out. A row must have a part: Arrow's
+    join leaves out rows that have none, and so moves those behind them."""
+    joined = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\n\n", null_handling="skip")
+    if len(joined) != len(parts[0]) or joined.null_count:
+        raise InvariantBroken(f"{len(parts[0])} rows have {len(joined) - joined.null_count} texts.")
+    return joined
+
+
+def _blank(texts: pa.StringArray) -> Misfits:
+    blank = pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0))
+    return dict.fromkeys(_true(blank), ("empty_text", "the text is empty or nothing but white space"))
+
+
+def _true(mask: pa.BooleanArray) -> list[int]:
+    """Indices of what is true."""
+    indices: list[int] = pc.indices_nonzero(mask).to_pylist()
+    return indices
 
 
 def _without_repeats(table: pa.Table, bad: list[BadRow]) -> pa.Table:
