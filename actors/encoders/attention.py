@@ -17,6 +17,8 @@ cost 768 KiB instead of 3 GiB.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -121,9 +123,9 @@ def _attend_varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     offsets, longest = batch.offsets(), batch.max_length
-    out = varlen_attn(query, key, value, offsets, offsets, longest, longest, scale=scale)
-    if not isinstance(out, torch.Tensor):
-        out = out[0]
+    # Older releases take no scale; none is needed for the usual one.
+    kernel: Callable[..., Any] = varlen_attn if scale is None else partial(varlen_attn, scale=scale)
+    out: torch.Tensor = kernel(query, key, value, offsets, offsets, longest, longest)
     return out.reshape(query.shape[0], -1)
 
 
