@@ -7,11 +7,14 @@ A text far over the limit is cut before it is tokenized, because tokenizing a wh
 waste. The cut is at white space, and made again further on if what was kept did not reach the limit, so it
 changes no token that is kept. (A text with no white space for thousands of characters is cut in the middle of
 that run; only tokens beside the cut, past the limit, can differ.)
+
+For chunks, `tokenize_whole` cuts nothing and says which characters each token stands for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -24,6 +27,11 @@ from actors.encoders.spec import ModelSpec, check_task, folder_of
 
 # Characters kept per token of the limit at the first cut. English has about 4, so one cut nearly always does.
 _CHARS_PER_TOKEN = 12
+# Characters that are tokenized at once with their places, which take some 100 bytes a token until they are copied.
+_CHARS_AT_ONCE = 4_000_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,25 @@ class Tokens:
 
     ids: pa.ListArray
     truncated: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All tokens of one text.
+
+    Attributes:
+        ids: int32 [tokens], special tokens and prompt included.
+        prefix: How many stand before the text's own: special ones and the prompt's.
+        suffix: How many special ones stand behind.
+        starts, ends: int64 [tokens - prefix - suffix], characters of the text (indices of the str) that each of its
+            own tokens stands for. As the tokenizer says it: several may share a character, some may have none.
+    """
+
+    ids: npt.NDArray[np.int32]
+    prefix: int
+    suffix: int
+    starts: Ints
+    ends: Ints
 
 
 class Tokenizer:
@@ -75,6 +102,58 @@ class Tokenizer:
             again = self._too_short(prepared, limits, encodings)
         return _tokens(encodings)
 
+    def tokenize_whole(self, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> Iterator[Whole]:
+        """All tokens of each text, however long, and where they are in it.
+
+        Args:
+            texts: As for `tokenize`, but with each lone surrogate already a U+FFFD, so that characters keep their
+                places.
+            tasks: As for `tokenize`.
+
+        Raises:
+            ConfigError: A task that the model does not have.
+            ValueError: `tasks` has another length than `texts`.
+        """
+        prompts = self._prompts(texts, tasks)
+        if len(prompts) != len(texts):
+            raise ValueError(f"{len(prompts)} tasks for {len(texts)} texts.")
+        start = 0
+        while start < len(texts):
+            stop, chars = start + 1, len(texts[start])
+            while stop < len(texts) and chars + len(texts[stop]) <= _CHARS_AT_ONCE:
+                chars += len(texts[stop])
+                stop += 1
+            prepared = [self._prepare(texts[i], prompts[i]) for i in range(start, stop)]
+            self._tokenizer.no_truncation()
+            try:
+                encodings = self._tokenizer.encode_batch(prepared)
+            finally:
+                self._tokenizer.enable_truncation(self.spec.max_tokens)
+            for i in range(start, stop):
+                yield self._whole(encodings[i - start], texts[i], prompts[i])
+            start = stop
+
+    def _whole(self, encoding: tokenizers.Encoding, text: str, prompt: str) -> Whole:
+        """Ids and places of one text, the places counted from behind the prompt."""
+        places = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
+        special = np.array(encoding.special_tokens_mask, bool)
+        own = np.flatnonzero(~special)
+        first, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(special), len(special))
+        if self.spec.lowercase:
+            places = _unlowered(prompt + text, places)
+        if prompt:
+            # A token that takes in the end of the prompt and the beginning of the text is the text's.
+            while first < stop and places[first, 1] <= len(prompt):
+                first += 1
+            places = np.maximum(places - len(prompt), 0)
+        return Whole(
+            ids=np.array(encoding.ids, np.int32),
+            prefix=first,
+            suffix=len(special) - stop,
+            starts=places[first:stop, 0],
+            ends=places[first:stop, 1],
+        )
+
     def _prompts(self, texts: Sequence[str], tasks: Sequence[str | None] | None) -> Sequence[str]:
         if tasks is None:
             return [self.spec.prompt] * len(texts)
@@ -94,7 +173,7 @@ class Tokenizer:
         try:
             encodings: list[tokenizers.Encoding] = self._tokenizer.encode_batch_fast(texts)
         except TypeError:  # a lone surrogate, which has no UTF-8 form
-            encodings = self._tokenizer.encode_batch_fast([_without_surrogates(text) for text in texts])
+            encodings = self._tokenizer.encode_batch_fast([without_surrogates(text) for text in texts])
         return encodings
 
     @staticmethod
@@ -116,8 +195,20 @@ def _cut(text: str, limit: int) -> str:
     return text[: place if place > 0 else limit]
 
 
-def _without_surrogates(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def without_surrogates(text: str) -> str:
+    """Surrogates, which have no UTF-8 form, become U+FFFD one by one, so that no other character moves."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def _unlowered(text: str, places: Ints) -> Ints:
+    """Places in `text.lower()` (int64 [tokens, 2], start and end) as places in `text`.
+
+    Some characters become several when lowered; none goes away.
+    """
+    lengths = np.array([len(char.lower()) for char in text], np.int64)
+    origin = np.append(np.repeat(np.arange(len(text)), lengths), len(text))
+    starts, ends = places[:, 0], places[:, 1]
+    return np.stack([origin[starts], np.where(ends > starts, origin[ends - 1] + 1, origin[starts])], axis=1)
 
 
 def _tokens(encodings: list[tokenizers.Encoding]) -> Tokens:

@@ -1,7 +1,7 @@
 """One loaded model: texts or token ids in, float32 unit vectors out. Glue only.
 
-The encode actors call `encode_tokens`, people and the search command call `encode`, late chunking takes token
-states from `micro_batches`. What a model is comes from `spec`, how it computes from its family, which rows go
+The encode actors call `encode_tokens`, or `encode_documents` where texts are cut into chunks; people and the search
+command call `encode` and `encode_chunks`. What a model is comes from `spec`, how it computes from its family, which rows go
 together from `batching.planner`, how many from `batching.budget`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,12 @@ import torch
 
 from actors.batching.budget import BudgetController
 from actors.batching.planner import Ints, order_rows, take
+from actors.chunker import Chunker, resolve
+from actors.chunking import By, Chunking
 from actors.encoders.adapter_registry import AdapterRegistry
 from actors.encoders.adapters import AdapterStore
 from actors.encoders.build import Family, build_family
+from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.hardware import Compute, find_compute
 from actors.encoders.packed import PackedBatch, pack
 from actors.encoders.pooling import finish, pool
@@ -187,8 +191,76 @@ class Encoder:
                 done.append((micro.rows, micro.value))
         if done:
             # One copy for the whole block: a copy per micro-batch would make the card wait for the host.
+            started = time.perf_counter()
             vectors[np.concatenate([rows for rows, _ in done])] = torch.cat([unit for _, unit in done]).cpu().numpy()
+            # The card works behind the host's back: most of its time is spent in this wait.
+            waited = time.perf_counter() - started
+            self._stats = replace(self._stats, seconds=self._stats.seconds + waited)
         return vectors
+
+    def encode_chunks(
+        self,
+        texts: Sequence[str],
+        task: str | Sequence[str | None] | None = None,
+        *,
+        mode: Literal["split", "late"] = "late",
+        max_tokens: int | None = None,
+        by: By = "sentence",
+        overlap_tokens: int | None = None,
+    ) -> list[list[ChunkVector]]:
+        """Cuts texts into chunks, and gives each a vector. Nothing is truncated.
+
+        Args:
+            texts: Any strings, of any length.
+            task: As for `encode`.
+            mode: "late" runs the whole text through the model, in windows where it is too long for one, and averages
+                the token states of each chunk; "split" encodes each chunk alone.
+            max_tokens: Tokens of text in a chunk; None takes 512, or what the model takes where split leaves less.
+            by: What a chunk ends with where it can: "sentence", "paragraph" or "tokens".
+            overlap_tokens: Late only, what two windows share; None takes 512, or a quarter of a window if less.
+
+        Returns:
+            One list of chunks per text, in its order; `text[chunk.start:chunk.end]` is the chunk, and all of them are
+            the text. An empty text has one empty chunk.
+
+        Raises:
+            ConfigError: A setting that is wrong or does not fit the model, or as for `encode`.
+        """
+        if isinstance(texts, str):
+            raise ConfigError("encode_chunks takes a list of texts; put a single text into a list.")
+        tasks = [task] * len(texts) if isinstance(task, str) else task
+        self._check_tasks(tasks, len(texts))
+        chunking = resolve(
+            self.spec,
+            mode=mode,
+            max_tokens=max_tokens,
+            by=by,
+            overlap_tokens=overlap_tokens,
+            every_task=tasks is not None,
+        )
+        if chunking is None:
+            raise ConfigError("mode 'none' makes no chunks; use encode, or mode late or split.")
+        documents = Chunker(self.spec, chunking).chunk(texts, tasks)
+        return chunk_vectors(documents, self.encode_documents(documents, chunking, tasks))
+
+    def encode_documents(
+        self, documents: pa.Table, chunking: Chunking, tasks: Sequence[str | None] | None = None
+    ) -> Floats:
+        """Vectors of all chunks of texts: the pipeline's hot path with chunking.
+
+        Args:
+            documents: One row a text, as `Chunker.chunk` makes them.
+            chunking: What they were made with.
+            tasks: One per row; None takes the spec's.
+
+        Returns:
+            float32 [chunks of all texts, dim], each of unit length, text by text.
+
+        Raises:
+            ConfigError, DataError: As for `encode_tokens`.
+        """
+        self._check_tasks(tasks, documents.num_rows)
+        return encode_documents(self, documents, chunking, tasks)
 
     def encode_token_states(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> list[Floats]:
         """Hidden states of every token, float32 [tokens of the row, hidden] per row, in the order of `ids`.
@@ -244,7 +316,7 @@ class Encoder:
     ) -> PackedBatch:
         ends = np.cumsum(lengths)
         places = np.arange(int(ends[-1])) + np.repeat(starts[rows] - (ends - lengths), lengths)
-        return pack(flat[places], lengths, device=self.compute.device, tasks=self._row_tasks(tasks, rows))
+        return pack(flat[places], lengths, device=self.compute.device, tasks=self._row_tasks(tasks, rows), numbers=rows)
 
     def _forward(self, batch: PackedBatch, reduce: Reduce | None) -> torch.Tensor:
         with torch.inference_mode():

@@ -45,12 +45,14 @@ class PackedBatch:
         lengths: Tokens of each row, each 1 or more.
         runs: Neighbouring rows of equal length, covering all rows in order.
         tasks: One per row (None: no task), or None where no row has one.
+        numbers: int64 [rows], what the caller counts them as; by default from 0.
     """
 
     ids: torch.Tensor
     lengths: npt.NDArray[np.int64]
     runs: tuple[Run, ...]
     tasks: tuple[str | None, ...] | None = None
+    numbers: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     _positions: torch.Tensor | None = field(default=None, repr=False)
     _offsets: torch.Tensor | None = field(default=None, repr=False)
     _lengths: torch.Tensor | None = field(default=None, repr=False)
@@ -102,6 +104,7 @@ def pack(
     *,
     device: torch.device,
     tasks: Sequence[str | None] | None = None,
+    numbers: npt.NDArray[np.int64] | None = None,
 ) -> PackedBatch:
     """Makes a batch of rows that lie one after another.
 
@@ -110,6 +113,7 @@ def pack(
         lengths: [rows], each 1 or more. Best sorted: neighbours of equal length make one attention call on a CPU.
         device: Where to compute.
         tasks: One per row.
+        numbers: What the caller counts the rows as.
     """
     lengths = np.ascontiguousarray(lengths, np.int64)
     cuts = np.flatnonzero(np.diff(lengths)) + 1
@@ -123,4 +127,10 @@ def pack(
     flat = torch.from_numpy(np.ascontiguousarray(ids, np.int64))
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
-    return PackedBatch(flat, lengths, runs, None if tasks is None else tuple(tasks))
+    return PackedBatch(
+        flat,
+        lengths,
+        runs,
+        None if tasks is None else tuple(tasks),
+        np.arange(len(lengths)) if numbers is None else numbers,
+    )
