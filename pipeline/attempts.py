@@ -2,7 +2,7 @@
 
 A row can kill its process (a crash in native code, the out-of-memory killer), and Ray starts the process again for
 ever. So every stage says here what it is about to do and when it is done. What was begun by an attempt and never done
-is a death; after a few the encode stage narrows the rows by halving until the one that kills is found. A node that goes
+is a death; after a few the encode stage narrows the rows until the one that kills is found. A node that goes
 away looks the same, so it takes two deaths to suspect a range, and two more of a single row to condemn it.
 The book is one small actor a run; asking it costs about a millisecond a unit.
 """
@@ -78,7 +78,11 @@ class Lease:
 
     def suspect(self, span: Span) -> bool:
         """Whether these rows together are not to be tried again: they must be narrowed."""
-        return span[1] - span[0] > 1 and self.deaths(span) >= SUSPECT_AFTER
+        low, high = span
+        deaths = self.deaths(span)
+        # Inside rows that are suspect already, one more death says enough.
+        within = any(seen[0] <= low and high <= seen[1] and seen != span for seen in self._deaths)
+        return high - low > 1 and (deaths >= SUSPECT_AFTER or (deaths >= 1 and within))
 
     def fatal(self, span: Span) -> bool:
         """Whether this one row has killed its process too often."""

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.errors import InvariantBroken
 from actors.receipt import Receipt
-from actors.schema import Piece, Shard, Unit
+from actors.schema import QUARANTINE_SCHEMA, Piece, Shard, Unit
 
 FOLDER = "_vectide"
 PLAN_SCHEMA = pa.schema(
@@ -152,11 +152,10 @@ class Ledger:
         lines = "\n".join(receipt.to_json() for receipt in receipts)
         return storage.create(storage.join(self.url, "amendment.json"), lines.encode())
 
-    def quarantine(self, receipts: Iterable[Receipt]) -> pa.Table | None:
-        """Every bad row of the run (`QUARANTINE_SCHEMA`), or None where there is none."""
+    def quarantine(self, receipts: Iterable[Receipt]) -> pa.Table:
+        """Every bad row of the run (`QUARANTINE_SCHEMA`)."""
         paths = [path for receipt in receipts for path in (receipt.quarantine or "").split(",") if path]
-        if not paths:
-            return None
         with ThreadPoolExecutor(_THREADS) as pool:
             files = pool.map(lambda path: storage.read(storage.join(self.url, path)), paths)
-            return pa.concat_tables([pq.read_table(pa.BufferReader(data)) for data in files])
+            tables = [pq.read_table(pa.BufferReader(data)) for data in files]
+            return pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *tables])

@@ -113,6 +113,7 @@ class _Backfill:
         self.model = describe_model(job)
         reporter.step("listing the corpus")
         self.shards = list_corpus(job)
+        self.chunking = fingerprint.chunking_of(self.model, job)
         made_of = fingerprint.lineage(self.model, job)
         self.fingerprint = fingerprint.fingerprint(made_of)
         self.lineage = made_of
@@ -131,7 +132,7 @@ class _Backfill:
             run=self.ledger.run,
             fingerprint=self.fingerprint,
             lineage=self.lineage,
-            schema=table_schema(found.keep_schema),
+            schema=table_schema(found.keep_schema, chunked=self.chunking is not None),
             partition_by=self.job.table.partition_by,
             encoder=self.job.encoder.model_dump(mode="json"),
             add=(),
@@ -155,7 +156,7 @@ class _Backfill:
         """Cut the plan and write it down; if another driver of the same run was faster, its plan is the plan."""
         probe_create(storage.join(self.url, FOLDER, "probes"))
         self.reporter.step("planning")
-        sample = take_sample(found, self.model)
+        sample = take_sample(found, self.model, self.chunking)
         plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, gpus=pool.gpus > 0)
         self.ledger.freeze(
             {
@@ -207,7 +208,7 @@ class _Backfill:
         book = AttemptBook()
         errors: list[tuple[int, VectideError]] = []
         rest = table_to_units(self.ledger.plan(), done)
-        for outcome in dataflow.run_units(rest, StageSpec(found.source, self.model, writer), pool, book):
+        for outcome in dataflow.run_units(rest, StageSpec(found.source, self.model, writer, self.chunking), pool, book):
             if outcome.receipt is not None:
                 self.reporter.finished_unit(outcome.receipt)
             elif outcome.error is not None:
@@ -259,8 +260,6 @@ class _Backfill:
         if outcome.quarantined <= allowed * outcome.rows_read:
             return
         bad = self.ledger.quarantine(receipts)
-        if bad is None:
-            raise InvariantBroken(f"run {self.ledger.run}: {outcome.quarantined} rows set aside left no quarantine.")
         reasons = bad.group_by("reason").aggregate([("reason", "count")]).to_pylist()
         counts = ", ".join(f"{row['reason_count']} {row['reason']}" for row in reasons)
         first = bad.slice(0, 1).to_pylist()[0]

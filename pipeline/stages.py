@@ -7,6 +7,7 @@ in the encode stage alone: a reader or writer that loads it would cost each work
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from dataclasses import dataclass
@@ -18,17 +19,36 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.chunker import Chunker
+from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec
 from actors.errors import InvariantBroken, VectideError
 from actors.parcel import Parcel, pack, unpack
 from actors.reader import TEXT, SourceSpec, read_unit
-from actors.schema import EMBEDDING, HASH, INPUT_IDS, TASK, TOKENS, BadRow, Unit
+from actors.schema import (
+    CHUNK,
+    CHUNKS,
+    EMBEDDING,
+    END,
+    HASH,
+    INPUT_IDS,
+    PREFIX,
+    START,
+    SUFFIX,
+    TASK,
+    TOKENS,
+    BadRow,
+    Unit,
+)
 from actors.tokenizer import Tokenizer
 from actors.writer import WriterSpec, write_unit
 from pipeline.attempts import AttemptBook, Lease
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
+
+# Columns that the encode stage takes; with chunking all of them.
+_FOR_ENCODER = (INPUT_IDS, CHUNKS, PREFIX, SUFFIX, TASK)
 
 OUTCOME_SCHEMA = pa.schema([("unit", pa.int64()), ("outcome", pa.binary())])
 
@@ -40,12 +60,19 @@ class StageSpec:
     source: SourceSpec
     model: ModelSpec
     writer: WriterSpec
+    chunking: Chunking | None = None
 
 
 @lru_cache(maxsize=2)
 def _tokenizer(model: ModelSpec) -> Tokenizer:
     """One tokenizer a process, however many units it reads."""
     return Tokenizer(model)
+
+
+@lru_cache(maxsize=2)
+def _chunker(model: ModelSpec, chunking: Chunking) -> Chunker:
+    """As `_tokenizer`."""
+    return Chunker(model, chunking)
 
 
 def to_block(unit: Unit) -> pa.Table:
@@ -67,16 +94,16 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, book: AttemptBook) -> pa
         table = result.table
         tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
         read_s = time.perf_counter()
-        tokens = _tokenizer(spec.model).tokenize(table.column(TEXT).to_pylist(), tasks)
-        lengths = pc.list_value_length(tokens.ids)
+        columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)
         if TEXT not in spec.writer.schema.names:
             table = table.drop_columns([TEXT])
-        table = table.append_column(INPUT_IDS, tokens.ids).append_column(TOKENS, lengths)
+        for name, column in columns.items():
+            table = table.append_column(name, column)
         parcel.table = table
         parcel.counts = {
             "documents": table.num_rows,
-            "tokens": int(pc.sum(lengths).as_py() or 0),
-            "truncated": int(np.count_nonzero(tokens.truncated)),
+            "tokens": int(pc.sum(pc.list_value_length(columns[INPUT_IDS])).as_py() or 0),
+            "truncated": truncated,
         }
         parcel.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
     except VectideError as error:
@@ -85,17 +112,31 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, book: AttemptBook) -> pa
     return pack(parcel)
 
 
+def _token_columns(
+    spec: StageSpec, texts: list[str], tasks: list[str | None] | None
+) -> tuple[dict[str, pa.Array | pa.ChunkedArray], int]:
+    """What the encode stage needs of the texts, and how many of them were cut at the model's limit."""
+    if spec.chunking is not None:
+        documents = _chunker(spec.model, spec.chunking).chunk(texts, tasks)
+        return dict(zip(documents.column_names, documents.columns, strict=True)), 0
+    tokens = _tokenizer(spec.model).tokenize(texts, tasks)
+    columns = {INPUT_IDS: tokens.ids, TOKENS: pc.list_value_length(tokens.ids)}
+    return columns, int(np.count_nonzero(tokens.truncated))
+
+
 @dataclass(slots=True)
 class _Work:
     """The distinct texts of a unit, and what became of them.
 
     Attributes:
-        vectors: float32 [texts, dim].
+        rows: The columns that the encoder needs, one row a text.
+        places: int64 [texts + 1], where the vectors of each text begin: one each, or with chunking one a chunk.
+        vectors: float32 [places[-1], dim].
         failed: Text to reason and error.
     """
 
-    ids: pa.ListArray
-    tasks: list[str] | None
+    rows: pa.Table
+    places: npt.NDArray[np.int64]
     vectors: npt.NDArray[np.float32]
     failed: dict[int, tuple[str, str]]
 
@@ -114,6 +155,7 @@ class EncodeStage:
         from actors.encoders import load_encoder
 
         self.book = book
+        self.chunking = spec.chunking
         self.encoder: Encoder = load_encoder(spec.model, device=device, threads=threads)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -138,11 +180,9 @@ class EncodeStage:
         if table is None:
             raise InvariantBroken(f"unit {parcel.unit} came to the encoder without rows.")
         firsts, inverse = _distinct(table)
-        ids = table.column(INPUT_IDS).combine_chunks().take(firsts)
-        tasks = table.column(TASK).take(firsts).to_pylist() if TASK in table.column_names else None
-        work = _Work(ids, tasks, np.zeros((len(ids), self.encoder.dim), dtype=np.float32), {})
+        work = self._work(table.select([name for name in _FOR_ENCODER if name in table.column_names]).take(firsts))
         lease = self.book.lease("encode", parcel.unit)
-        self._encode_range(work, 0, len(ids), lease)
+        self._encode_range(work, 0, work.rows.num_rows, lease)
         lease.done()
         keep = np.ones(table.num_rows, dtype=bool)
         if work.failed:
@@ -152,16 +192,45 @@ class EncodeStage:
                 shard, position, name = (column[row] for column in columns)
                 parcel.bad.append(BadRow(shard, position, name, reason, error))
                 keep[row] = False
-        parcel.counts["encoded"] = len(ids) - len(work.failed)
-        table = table.drop_columns([INPUT_IDS])
-        flat = pa.array(work.vectors[inverse].reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim)
-        table = table.append_column(EMBEDDING, column)
-        parcel.table = table if keep.all() else table.filter(pa.array(keep))
-        parcel.counts["documents"] = parcel.table.num_rows
+        parcel.counts["encoded"] = work.rows.num_rows - len(work.failed)
+        parcel.counts["documents"] = int(keep.sum())
+        parcel.table = self._with_vectors(table, work, np.flatnonzero(keep), inverse)
+
+    def _work(self, rows: pa.Table) -> _Work:
+        counts = np.ones(rows.num_rows, np.int64)
+        if self.chunking is not None:
+            counts = pc.list_value_length(rows.column(CHUNKS)).to_numpy().astype(np.int64)
+        places = np.concatenate([[0], np.cumsum(counts)])
+        return _Work(rows, places, np.zeros((int(places[-1]), self.encoder.dim), dtype=np.float32), {})
+
+    def _with_vectors(
+        self, table: pa.Table, work: _Work, kept: npt.NDArray[np.int64], inverse: npt.NDArray[np.int64]
+    ) -> pa.Table:
+        """The kept rows with their vectors; with chunking, one row a chunk."""
+        texts = inverse[kept]
+        counts = np.diff(work.places)[texts]
+        # Which vector each row of the result has: those of its text, in order.
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        vectors = np.repeat(work.places[texts], counts) + within
+        table = table.drop_columns([name for name in _FOR_ENCODER if name in table.column_names and name != TASK])
+        if len(vectors) != table.num_rows or len(kept) != table.num_rows:
+            table = table.take(pa.array(np.repeat(kept, counts)))
+        if self.chunking is not None:
+            from actors.encoders.chunked import chunk_places
+
+            places = chunk_places(work.rows)
+            table = table.append_column(CHUNK, pa.array(within.astype(np.int32)))
+            for name in (START, END, TOKENS):
+                table = table.append_column(name, pa.array(places[name][vectors].astype(np.int32)))
+        flat = pa.array(work.vectors[vectors].reshape(-1))
+        return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim))
 
     def _encode_range(self, work: _Work, low: int, high: int, lease: Lease) -> None:
-        """Encode rows `low` to `high`, halving around rows that raise or that have killed a process before."""
+        """Encode rows `low` to `high`, narrowing around rows that raise or that have killed a process.
+
+        Each level is cut into as many parts as a part has rows: a death costs a new process, so two levels that find
+        one row of a unit are better than the sixteen of halving.
+        """
         if low >= high:
             return
         span = (low, high)
@@ -171,8 +240,7 @@ class EncodeStage:
         if not lease.suspect(span):
             with lease.trying(span):
                 try:
-                    part = work.tasks[low:high] if work.tasks is not None else None
-                    work.vectors[low:high] = self.encoder.encode_tokens(work.ids.slice(low, high - low), part)
+                    work.vectors[work.places[low] : work.places[high]] = self._vectors(work.rows.slice(low, high - low))
                     return
                 except VectideError as error:
                     if isinstance(error, InvariantBroken):
@@ -183,9 +251,15 @@ class EncodeStage:
                 if high - low == 1:
                     work.failed[low] = ("encode_failed", reason[:500])
                     return
-        middle = (low + high) // 2
-        self._encode_range(work, low, middle, lease)
-        self._encode_range(work, middle, high, lease)
+        step = math.isqrt(high - low)
+        for start in range(low, high, step):
+            self._encode_range(work, start, min(start + step, high), lease)
+
+    def _vectors(self, rows: pa.Table) -> npt.NDArray[np.float32]:
+        tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else None
+        if self.chunking is not None:
+            return self.encoder.encode_documents(rows, self.chunking, tasks)
+        return self.encoder.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks)
 
 
 def _distinct(table: pa.Table) -> tuple[pa.Array, npt.NDArray[np.int64]]:

@@ -107,7 +107,7 @@ def _run(url: str, name: str, table: DeltaTable | None) -> RunState | None:
         return None
     receipts = ledger.receipts().values()
     bad = ledger.quarantine(receipts)
-    reasons = {} if bad is None else bad.group_by("reason").aggregate([("reason", "count")]).to_pydict()
+    reasons = bad.group_by("reason").aggregate([("reason", "count")]).to_pydict()
     return RunState(
         run=name,
         fingerprint=description["fingerprint"],
@@ -116,6 +116,6 @@ def _run(url: str, name: str, table: DeltaTable | None) -> RunState | None:
         rows=description["rows"],
         rows_done=sum(receipt.documents for receipt in receipts),
         quarantined=sum(receipt.rows_bad for receipt in receipts),
-        reasons=dict(zip(reasons.get("reason", []), reasons.get("reason_count", []), strict=True)),
+        reasons=dict(zip(reasons["reason"], reasons["reason_count"], strict=True)),
         version=delta.published_version(table, name),
     )

@@ -86,5 +86,5 @@ def make_job(corpus: Path | str, table: Path | str, model: Path, **changes: obje
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        document[section][name] = value
+        document.setdefault(section, {})[name] = value
     return parse_job(document)

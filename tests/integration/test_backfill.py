@@ -18,7 +18,7 @@ from pipeline.ledger import Ledger
 from pipeline.run import backfill
 from pipeline.search import Searcher
 from pipeline.status import status
-from tests.integration.conftest import make_job, rows, write_corpus
+from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -66,7 +66,7 @@ def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(tmp_path, tiny
     class Stops(Exception):
         pass
 
-    class Stopping(type(reporter)):
+    class Stopping(Silent):
         def finished_unit(self, receipt):
             super().finished_unit(receipt)
             raise Stops

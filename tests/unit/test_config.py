@@ -8,7 +8,7 @@ import yaml
 from actors.errors import ConfigError
 from pipeline.config import load_job, parse_job
 
-GOOD = {
+GOOD: dict[str, dict[str, object]] = {
     "source": {"uri": "corpus/*.parquet", "id": "id", "text": ["title", "text"], "keep": ["lang"]},
     "table": {"uri": "table", "partition_by": ["lang"], "precision": "float16"},
     "encoder": {"model": "some/model"},

@@ -16,7 +16,7 @@ from pipeline.probe import probe_create
 @pytest.fixture
 def no_waiting(monkeypatch):
     monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
 
 
 def test_put_replaces_and_leaves_no_temporary_file(tmp_path):

@@ -1,0 +1,241 @@
+"""Backfills that cut documents into chunks: a real Ray, a real model, a real Delta table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from actors.chunker import Chunker, resolve
+from actors.encoders import describe, load_encoder
+from actors.errors import ConfigError, TableConflict
+from actors.parcel import Parcel, pack, unpack
+from actors.reader import TEXT
+from actors.schema import HASH, SHARD
+from actors.writer import WriterSpec, table_schema
+from pipeline.estimate import estimate
+from pipeline.ledger import Ledger
+from pipeline.run import backfill
+from pipeline.search import Searcher
+from pipeline.stages import EncodeStage, StageSpec
+from pipeline.status import status
+from tests.integration.conftest import make_job, write_corpus
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def documents(count: int, *, start: int = 0) -> list[dict[str, object]]:
+    """Of one sentence, and of many; the model takes 64 tokens, letters each."""
+    texts = []
+    for number in range(start, start + count):
+        sentence = f"Line {number} of a text, it has no end 😀 yet. "
+        texts.append(sentence * (1 + number % 5) + ("\n\n你好。再见" if number % 2 else ""))
+    return [{"id": f"d{start + i}", "text": text, "lang": f"l{i % 2}"} for i, text in enumerate(texts)]
+
+
+def job_for(corpus, table, model, **changes):
+    return make_job(corpus, table, model, **{"source__text": ["text"], "run__unit_rows": 8, **changes})
+
+
+def stored(table):
+    """Id to its rows, in order of their chunks."""
+    found = DeltaTable(str(table)).to_pyarrow_table().to_pylist()
+    found.sort(key=lambda row: (row["id"], row["chunk"]))
+    return {key: list(group) for key, group in groupby(found, key=lambda row: row["id"])}
+
+
+@pytest.mark.parametrize("mode", ["late", "split"])
+def test_every_document_is_there_in_chunks_that_slice_its_text(tmp_path, tiny_model, reporter, mode):
+    source = documents(30)
+    corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
+    job = job_for(
+        corpus, tmp_path / "table", tiny_model, chunking__mode=mode, chunking__max_tokens=40, table__precision="float32"
+    )
+    outcome = backfill(job, reporter)
+    found = stored(tmp_path / "table")
+    assert (outcome.rows_read, outcome.documents, outcome.quarantined, outcome.truncated) == (30, 30, 0, 0)
+    assert outcome.rows == sum(len(chunks) for chunks in found.values()) > 60
+    assert outcome.units > 1
+    assert outcome.tokens == sum(chunk["tokens"] for chunks in found.values() for chunk in chunks)
+    encoder = load_encoder(str(tiny_model), dtype="float32")
+    expected = encoder.encode_chunks([str(row["text"]) for row in source], mode=mode, max_tokens=40)
+    for row, chunks in zip(source, expected, strict=True):
+        there = found[str(row["id"])]
+        assert [chunk["chunk"] for chunk in there] == list(range(len(chunks)))
+        assert "".join(row["text"][chunk["start"] : chunk["end"]] for chunk in there) == row["text"]
+        assert {chunk["lang"] for chunk in there} == {row["lang"]}
+        for stored_chunk, chunk in zip(there, chunks, strict=True):
+            assert (stored_chunk["start"], stored_chunk["end"]) == (chunk.start, chunk.end)
+            assert stored_chunk["tokens"] == chunk.tokens
+            np.testing.assert_allclose(stored_chunk["embedding"], chunk.vector, atol=1e-5)
+    assert [str(field.type) for field in DeltaTable(str(tmp_path / "table")).to_pyarrow_table().schema][1:4] == [
+        "int32"
+    ] * 3
+
+
+def test_without_chunking_what_is_cut_is_counted(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [documents(10)])
+    outcome = backfill(job_for(corpus, tmp_path / "table", tiny_model, chunking__mode="none"), reporter)
+    assert (outcome.rows, outcome.documents, outcome.truncated) == (10, 10, 7)
+    table = DeltaTable(str(tmp_path / "table")).to_pyarrow_table()
+    assert "chunk" not in table.column_names
+    assert max(table["tokens"].to_pylist()) == 64
+
+
+def test_a_stopped_run_goes_on_and_cuts_nothing_twice(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [documents(32)])
+    job = job_for(corpus, tmp_path / "table", tiny_model, chunking__mode="late", chunking__max_tokens=30)
+
+    class Stops(Exception):
+        pass
+
+    class Stopping(type(reporter)):  # type: ignore[misc]
+        def finished_unit(self, receipt):
+            super().finished_unit(receipt)
+            raise Stops
+
+    with pytest.raises(Stops):
+        backfill(job, Stopping())
+    (run,) = status(str(tmp_path / "table")).runs
+    before = Ledger(str(tmp_path / "table"), run.run).receipts()
+    outcome = backfill(job, reporter)
+    assert {receipt.unit for receipt in reporter.receipts} == set(range(outcome.units)) - set(before)
+    found = stored(tmp_path / "table")
+    assert found.keys() == {f"d{n}" for n in range(32)}
+    assert all([chunk["chunk"] for chunk in chunks] == list(range(len(chunks))) for chunks in found.values())
+    assert not backfill(job, reporter).published
+
+
+def test_several_text_columns_are_cut_as_the_joined_text(tmp_path, tiny_model, reporter):
+    source = [{"id": "a", "title": "A title", "text": "First sentence here. Second sentence there.", "lang": "x"}]
+    corpus = write_corpus(tmp_path / "corpus", [source])
+    job = make_job(corpus, tmp_path / "table", tiny_model, chunking__mode="late", chunking__max_tokens=20)
+    backfill(job, reporter)
+    joined = f"{source[0]['title']}\n\n{source[0]['text']}"
+    chunks = [joined[chunk["start"] : chunk["end"]] for chunk in stored(tmp_path / "table")["a"]]
+    assert chunks == ["A title\n\n", "First sentence here. ", "Second sentence there."]
+
+
+def test_an_id_in_two_units_loses_all_its_later_chunks(tmp_path, tiny_model, reporter):
+    source = documents(16)
+    source[12] = {**source[12], "id": "d4"}
+    corpus = write_corpus(tmp_path / "corpus", [source])
+    changes = {"chunking__mode": "late", "chunking__max_tokens": 30, "run__max_quarantined": 0.2}
+    outcome = backfill(job_for(corpus, tmp_path / "table", tiny_model, **changes), reporter)
+    assert (outcome.rows_read, outcome.documents, outcome.quarantined) == (16, 15, 1)
+    found = stored(tmp_path / "table")
+    assert found.keys() == {f"d{n}" for n in range(16)} - {"d12"}
+    text = str(source[4]["text"])
+    assert "".join(text[chunk["start"] : chunk["end"]] for chunk in found["d4"]) == text
+    ledger = Ledger(str(tmp_path / "table"), outcome.run)
+    bad = ledger.quarantine(ledger.receipts().values())
+    assert bad is not None
+    assert [(row["id"], row["reason"]) for row in bad.to_pylist()] == [("d4", "duplicate_id")]
+
+
+def test_search_says_which_part_of_a_document_it_found(tmp_path, tiny_model, reporter):
+    source = documents(12)
+    corpus = write_corpus(tmp_path / "corpus", [source])
+    job = job_for(corpus, tmp_path / "table", tiny_model, chunking__mode="split", chunking__max_tokens=40)
+    backfill(job, reporter)
+    (hits,) = Searcher(str(tmp_path / "table")).search(["\n\n你好。再见"], k=3, where="chunk > 0")
+    for hit in hits:
+        text = str(source[int(hit.id[1:])]["text"])
+        assert hit.columns["chunk"] > 0
+        assert text[hit.columns["start"] : hit.columns["end"]] == "你好。再见"
+        assert hit.score > 0.99
+
+
+def test_the_cut_is_part_of_what_vectors_are_made_of(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [documents(4)])
+    late = {"chunking__mode": "late", "chunking__max_tokens": 30}
+    backfill(job_for(corpus, tmp_path / "table", tiny_model, **late), reporter)
+    lineage = Searcher(str(tmp_path / "table")).lineage
+    assert {key: lineage[key] for key in lineage if key.startswith("chunk") and key != "chunk_rules"} == {
+        "chunking": "late",
+        "chunk_max_tokens": 30,
+        "chunk_by": "sentence",
+        "chunk_overlap_tokens": 15,
+    }
+    assert str(lineage["chunk_rules"]).startswith("icu-")
+    with pytest.raises(TableConflict, match="chunk_max_tokens: 30 there, 31 here"):
+        backfill(job_for(corpus, tmp_path / "table", tiny_model, **{**late, "chunking__max_tokens": 31}), reporter)
+    with pytest.raises(TableConflict, match="chunking: 'late' there, None here"):
+        backfill(job_for(corpus, tmp_path / "table", tiny_model), reporter)
+
+
+def test_a_setting_that_the_model_cannot_follow_ends_before_the_first_unit(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [documents(4)])
+    job = job_for(corpus, tmp_path / "table", tiny_model, chunking__mode="split", chunking__max_tokens=63)
+    with pytest.raises(ConfigError, match=r"max_tokens 63 does not fit: .* leaves 62 to a chunk"):
+        backfill(job, reporter)
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_dry_run_counts_chunks_and_cuts_nothing_off(tmp_path, tiny_model):
+    corpus = write_corpus(tmp_path / "corpus", [documents(20)])
+    plain = estimate(job_for(corpus, tmp_path / "a", tiny_model), tokens_per_s=1e3)
+    late = estimate(
+        job_for(corpus, tmp_path / "a", tiny_model, chunking__mode="late", chunking__max_tokens=30), tokens_per_s=1e3
+    )
+    assert plain.truncated_share > 0
+    assert late.truncated_share == 0
+    assert late.tokens > plain.tokens
+    assert late.output_bytes > 2 * plain.output_bytes
+
+
+class Book:
+    """Nobody died."""
+
+    def lease(self, stage, unit):
+        return self
+
+    def fatal(self, span):
+        return False
+
+    suspect = fatal
+
+    def trying(self, span):
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+    def done(self):
+        pass
+
+
+@pytest.mark.parametrize("mode", ["late", "split"])
+def test_a_document_that_cannot_be_encoded_is_set_aside_alone(tmp_path, tiny_model, mode):
+    spec = describe(str(tiny_model), dtype="float32")
+    chunking = resolve(spec, mode=mode, max_tokens=30)
+    assert chunking is not None
+    source = documents(9)
+    texts = [str(row["text"]) for row in source]
+    texts[7] = texts[2]  # the same text twice is encoded once, and bad twice or good twice
+    documents_ = Chunker(spec, chunking).chunk(texts)
+    table = documents_.append_column("id", [[row["id"] for row in source]])
+    table = table.append_column(HASH, [texts]).append_column(SHARD, [["s"] * 9]).append_column("_position", [range(9)])
+    writer = WriterSpec("t", "l", "r", table_schema(pq.pa.schema([]), chunked=True), (), "float32", "{}")
+    assert TEXT not in table.column_names
+    stage = EncodeStage(StageSpec(None, spec, writer, chunking), Book(), 1, "cpu")  # type: ignore[arg-type]
+    real = stage.encoder.family.forward
+    poison = int(documents_.column("_input_ids")[4].values[3].as_py())
+
+    class Failing:
+        def forward(self, batch):
+            rows = np.split(batch.ids.numpy(), np.cumsum(batch.lengths)[:-1])
+            if any(len(row) > 3 and 4 in numbers for row, numbers in zip(rows, [whose(row)] * len(rows), strict=True)):
+                raise RuntimeError("this document is more than the model can take")
+            return real(batch)
+
+    def whose(row):
+        del poison_
+        return []
+
+    poison_ = poison
+    stage.encoder.family = replace(stage.encoder, family=Failing()) if False else Failing()  # noqa
+    parcel = unpack(stage(pack(Parcel(0, table, rows_read=9))))

@@ -1,0 +1,88 @@
+"""Ids that several units hold: found by hash, decided by text, and only the first kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors import storage
+from actors.receipt import DataFile, Receipt
+from pipeline.ledger import Ledger
+from pipeline.uniqueness import find_duplicates, hash_strings, set_aside
+
+
+def write(table, unit, ids):
+    path = f"data/r/{unit}.parquet"
+    rows = pa.table({"id": pa.array(ids, pa.string()), "_shard": [f"s{unit}"] * len(ids)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink)
+    data = bytes(sink.getvalue())
+    storage.put(storage.join(table, path), data)
+    file = DataFile(path, len(data), len(ids), {}, "{}")
+    return Receipt(unit, "a", (file,), len(ids), len(ids), len(ids), 0, 0, 0)
+
+
+@given(st.lists(st.text(), max_size=50), st.integers(1, 7))
+def test_equal_texts_have_equal_hashes_however_they_are_cut(texts, cut):
+    whole = pa.chunked_array([pa.array(texts, pa.string())])
+    parts = pa.chunked_array(
+        [pa.array(texts[i : i + cut], pa.string()) for i in range(0, len(texts), cut)], pa.string()
+    )
+    hashes = hash_strings(whole)
+    np.testing.assert_array_equal(hashes, hash_strings(parts))
+    np.testing.assert_array_equal(hashes[1:], hash_strings(whole.slice(1)))
+    assert len(set(hashes.tolist())) == len(set(texts))
+
+
+def test_neighbouring_ids_do_not_collide():
+    ids = [f"doc-{number:07d}" for number in range(200_000)]
+    hashes = hash_strings(pa.chunked_array([pa.array(ids)]))
+    assert len(np.unique(hashes)) == len(ids)
+    assert len(np.unique(hashes % np.uint64(1024))) == 1024
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6, unique=True), max_size=6),
+    st.sampled_from([100, 1 << 30]),
+)
+def test_what_is_found_is_what_a_plain_loop_finds(units, limit_bytes):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as table:
+        receipts = [write(table, unit, ids) for unit, ids in enumerate(units)]
+        expected: dict[int, set[str]] = {}
+        seen: set[str] = set()
+        for unit, ids in enumerate(units):
+            if again := set(ids) & seen:
+                expected[unit] = again
+            seen |= set(ids)
+        assert find_duplicates(table, reversed(receipts), limit_bytes=limit_bytes) == expected
+
+
+def test_rows_set_aside_are_in_quarantine_and_the_receipt_adds_up(tmp_path):
+    table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
+    receipt = write(table, 4, ["a", "b", "c"])
+    amended = set_aside(table, ledger.url, receipt, {"b"})
+    assert (amended.rows, amended.documents, amended.rows_bad, amended.rows_read) == (2, 2, 1, 3)
+    (file,) = amended.files
+    kept = pq.read_table(storage.open_read(storage.join(table, file.path)), partitioning=None)
+    assert kept["id"].to_pylist() == ["a", "c"]
+    (bad,) = ledger.quarantine([amended]).to_pylist()
+    assert (bad["id"], bad["shard"], bad["reason"], bad["unit"]) == ("b", "s4", "duplicate_id", 4)
+    assert storage.exists(storage.join(table, receipt.files[0].path))
+    emptied = set_aside(table, ledger.url, receipt, {"a", "b", "c"})
+    assert (emptied.files, emptied.rows, emptied.rows_bad) == ((), 0, 3)
+
+
+def test_an_amendment_is_made_once(tmp_path):
+    table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
+    receipt = write(table, 0, ["a", "b"])
+    storage.create(storage.join(ledger.url, "receipts/000000/000000000.json"), receipt.to_json().encode())
+    amended = set_aside(table, ledger.url, receipt, {"b"})
+    assert ledger.amend([amended])
+    assert not ledger.amend([receipt])
+    assert ledger.receipts() == {0: amended}
