@@ -55,6 +55,7 @@ class Route:
     def __init__(self, adapters: Sequence[Adapter], owner: torch.Tensor | None) -> None:
         self._adapters = adapters
         self._owner = owner
+        self._foreign: dict[tuple[int, ...], torch.Tensor] = {}
 
     def add(self, module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds to the output `y` [tokens, outputs] of a linear layer (in place) what adapters make of `x`."""
@@ -78,12 +79,17 @@ class Route:
 
     def _widen(self, narrow: torch.Tensor, numbers: list[int], factors: list[Factors], y: torch.Tensor) -> torch.Tensor:
         if self._owner is not None:
-            ranks = [f.up.shape[1] for f in factors]
-            columns = torch.tensor(numbers, device=y.device).repeat_interleave(torch.tensor(ranks, device=y.device))
             # Not a product with 0: what another row's adapter makes of this token may be infinite.
-            narrow = narrow.masked_fill(self._owner[:, None] != columns, 0)
+            narrow = narrow.masked_fill(self._of_others(numbers, factors, self._owner), 0)
         up = factors[0].up if len(factors) == 1 else torch.cat([f.up for f in factors], dim=1)
         return y.addmm_(narrow, up.T)
+
+    def _of_others(self, numbers: list[int], factors: list[Factors], owner: torch.Tensor) -> torch.Tensor:
+        """Bool [tokens, all ranks]: true where a column is not of the token's adapter; most layers share one."""
+        columns = tuple(n for n, f in zip(numbers, factors, strict=True) for _ in range(f.up.shape[1]))
+        if columns not in self._foreign:
+            self._foreign[columns] = owner[:, None] != torch.tensor(columns, device=owner.device)
+        return self._foreign[columns]
 
 
 class AdapterStore:
