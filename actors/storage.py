@@ -15,12 +15,12 @@ The exclusive create is the rock the ledger stands on. What each store does for 
 from __future__ import annotations
 
 import errno
-import io
 import os
 import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -29,6 +29,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from actors.errors import ConfigError, StorageError, TransientError
+from actors.ranges import RangedFile
 from actors.schema import Shard
 
 T = TypeVar("T")
@@ -283,48 +284,6 @@ def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
     return cast(bytes, retried(url, "read", lambda: fs.cat_file(path, start=start, end=stop)))
 
 
-class _Ranges(io.RawIOBase):
-    """One object as a file whose every read is a ranged read of its own, with our retries; nothing is read ahead."""
-
-    def __init__(self, url: str, size_bytes: int) -> None:
-        super().__init__()
-        self.url = url
-        self.size_bytes = size_bytes
-        self.position = 0
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def tell(self) -> int:
-        """Offset of the next byte."""
-        return self.position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to an offset; no I/O."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size_bytes}[whence]
-        self.position = max(0, base + offset)
-        return self.position
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Up to `size` bytes: fewer at the end of the object only."""
-        left = max(0, self.size_bytes - self.position)
-        wanted = left if size is None or size < 0 else min(size, left)
-        if wanted == 0:
-            return b""
-        data = read(self.url, self.position, self.position + wanted)
-        self.position += len(data)
-        return data
-
-    def readall(self) -> bytes:
-        """The rest of the object."""
-        return self.read()
-
-
 def open_arrow(url: str) -> pa.NativeFile:
     """A random-access Arrow file of one object. Local files are read rather than mapped: a mapped file that another
     process cuts short ends this one with SIGBUS.
@@ -334,7 +293,7 @@ def open_arrow(url: str) -> pa.NativeFile:
     """
     if is_local(url):
         return retried(url, "open", lambda: pa.OSFile(str(local_path(url)), "rb"))
-    return pa.PythonFile(_Ranges(url, stat(url).size_bytes), mode="r")
+    return pa.PythonFile(RangedFile(partial(read, url), stat(url).size_bytes), mode="r")
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

@@ -13,6 +13,7 @@ import pytest
 from actors import storage
 from actors.errors import SourceChanged, StorageError
 from actors.formats import FORMATS, Wanted
+from actors.ranges import RangedFile
 from actors.schema import Piece
 
 TEXT = Wanted({"text": pa.string()}, ("text",))
@@ -85,7 +86,7 @@ def test_the_ranged_file_reads_like_a_file(put_in_memory):
         assert file.read(5) == b""
         file.seek(10)
         assert file.read() == bytes(range(10, 100))
-    ranges = storage._Ranges(shard.path, 100)
+    ranges = RangedFile(lambda start, stop: storage.read(shard.path, start, stop), 100)
     ranges.seek(98)
     assert ranges.readall() == b"bc"
     assert ranges.seek(-1, io.SEEK_CUR) == 99
