@@ -1,0 +1,148 @@
+"""The command line as a person meets it: exit codes, output, and one message where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.conftest import make_job, rows, write_corpus
+
+ROOT = Path(__file__).parents[2]
+
+# Every command with its options. A change here is a change for every script that calls us: say so in CHANGELOG.md.
+COMMANDS = {
+    "plan": {"--set", "--source", "--table", "--model", "--price-per-hour", "--tokens-per-second", "--json"},
+    "backfill": {"--set", "--source", "--table", "--model"},
+    "search": {"-k", "--where", "--version", "--model", "--json"},
+    "status": {"--json"},
+    "submit": {"--address", "--set"},
+    "doctor": {"--set", "--json"},
+}
+
+
+def vectide(*arguments, **environment):
+    command = [sys.executable, "-m", "jobs", *map(str, arguments)]
+    env = {**os.environ, "COLUMNS": "200", **environment}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_model):
+    """A job file and the outcome of its backfill."""
+    folder = tmp_path_factory.mktemp("cli")
+    corpus = write_corpus(folder / "corpus", [rows(20)])
+    job = make_job(corpus, folder / "table", tiny_model)
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
+    return path, folder / "table", vectide("backfill", path)
+
+
+def test_the_commands_and_their_options_are_these():
+    import click
+    import typer
+
+    from jobs.cli import app
+
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group) or hasattr(group, "commands")
+    found = {
+        name: {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
+        for name, command in group.commands.items()
+    }
+    assert found == COMMANDS
+
+
+def test_a_backfill_ends_with_one_sentence_and_zero(made):
+    _, table, done = made
+    assert done.returncode == 0, done.stderr
+    assert f"published version 1 of {table}: 20 rows from 20 source rows (0 set aside)" in done.stdout
+    assert "2/2 units, 20 rows" in done.stderr
+
+
+def test_the_second_time_there_is_nothing_to_do(made):
+    path, table, _ = made
+    done = vectide("backfill", path)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"nothing left to do: {table} already holds this run")
+    assert "starting Ray" not in done.stderr
+
+
+def test_search_and_status_speak_json(made):
+    _, table, _ = made
+    found = vectide("search", table, "title 3\n\ntext number 3", "-k", 2, "--where", "lang = 'l0'", "--json")
+    hits = json.loads(found.stdout)
+    assert [hits[0]["id"], len(hits), hits[0]["columns"]["lang"]] == ["r3", 2, "l0"]
+    state = json.loads(vectide("status", table, "--json").stdout)
+    assert (state["version"], state["rows"], state["runs"][0]["units_done"]) == (1, 20, 2)
+    assert "version 1, 20 rows" in vectide("status", table).stdout
+    assert "r3" in vectide("search", table, "title 3").stdout
+
+
+def test_a_plan_writes_nothing(made, tmp_path):
+    path, _, _ = made
+    table = tmp_path / "elsewhere"
+    done = vectide("plan", path, "--table", table, "--price-per-hour", 3, "--tokens-per-second", 1000, "--json")
+    found = json.loads(done.stdout)
+    assert (found["shards"], found["rows"], found["rows_exact"], found["units"]) == (1, 20, True, 2)
+    assert found["cost"] == pytest.approx(found["seconds"] / 1200)
+    assert not table.exists()
+    measured = vectide("plan", path, "--table", table)
+    assert "measured on this machine" in measured.stdout
+
+
+def test_the_doctor_looks_at_everything_and_leaves_nothing(made, tmp_path):
+    path, _, _ = made
+    done = vectide("doctor", path, "--set", f"table.uri={tmp_path / 'a' / 'b'}", "--json")
+    levels = {finding["what"]: finding["level"] for finding in json.loads(done.stdout)}
+    assert done.returncode == 0
+    assert levels.keys() >= {"python", "libraries", "processor", "memory", "gpus", "model", "source", "storage", "ray"}
+    assert levels["storage"] == levels["source"] == levels["ray"] == "ok"
+    assert list(tmp_path.iterdir()) == []
+    sick = vectide("doctor", path, "--set", "encoder.model=/nowhere", "--set", "source.uri=/nowhere/*")
+    assert sick.returncode == 1
+    assert "matches no file" in sick.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["backfill", "nowhere.yaml"], 2, "cannot read the job file 'nowhere.yaml'"),
+        (["backfill", "--source", "a"], 2, "table: is needed"),
+        (["backfill", "{job}", "--set", "encoder.dmi=3"], 2, "did you mean 'dim'"),
+        (["backfill", "{job}", "--set", "source.uri=/nowhere/*.parquet"], 2, "matches no file"),
+        (["backfill", "{job}", "--set", "encoder.model=/nowhere"], 2, "/nowhere"),
+        (
+            ["backfill", "{job}", "--set", "encoder.max_tokens=9"],
+            1,
+            "Vectors of two models or settings are never mixed",
+        ),
+        (["search", "/nowhere", "x"], 2, "there is no table at '/nowhere'"),
+        (["search", "{table}", "x", "--where", "a; drop table b"], 2, "a; drop table b"),
+        (["search", "{table}", "x", "--version", "99"], 1, "has no version 99"),
+        (["status", "/nowhere"], 2, "there is no table and no run"),
+        (["submit", "{job}", "--address", "here"], 2, "must be the URL"),
+        (["search", "{table}", "x", "-k", "0"], 2, "0"),
+        (["backfil"], 2, "backfil"),
+    ],
+)
+def test_a_mistake_ends_in_one_message(made, arguments, code, message):
+    path, table, _ = made
+    done = vectide(*[argument.format(job=path, table=table) for argument in arguments])
+    assert message in done.stderr
+    assert done.returncode == code
+
+
+def test_a_model_without_weights_is_refused(made, tmp_path):
+    path, _, _ = made
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    done = vectide("backfill", path, "--model", tmp_path)
+    assert done.returncode == 2
+    assert "safetensors" in done.stderr
