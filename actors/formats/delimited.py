@@ -11,35 +11,38 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from actors.errors import DataError
 from actors.formats.base import BATCH_ROWS, LARGEST_VALUE_BYTES, Wanted, reading, sample
-from actors.formats.lines import END, blocks, cut, too_large, without_compression
+from actors.formats.lines import BOM, END, Block, blocks, cut, too_large, without_compression
 from actors.schema import POSITION, BadRow, Piece, Shard
 
 _WHAT = "CSV"
 _UNCLOSED = "a quote is opened in this line and never closed"
 
+Offsets = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
 # The module's own limit is 128 KiB a field; ours is on the whole row. The setting is the process's.
 csv.field_size_limit(LARGEST_VALUE_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(NamedTuple):
     """One row as bytes.
 
     Attributes:
         end: Offset of the byte after it, its newline included.
-        data: Without the last newline; None where it is set aside, for `bad`.
+        data: Without the last newline; empty where it is set aside, for `bad`.
     """
 
     start: int
     end: int
-    data: bytes | None
+    data: bytes
     bad: BadRow | None = None
 
 
@@ -114,7 +117,7 @@ def _header(shard: Shard) -> tuple[tuple[str, ...], int]:
 def _fields(shard: Shard, record: _Record, delimiter: str, count: int | None) -> list[str] | BadRow:
     """The fields of a row, or what is wrong with it."""
     try:
-        text = (record.data or b"").decode()
+        text = record.data.decode()
     except UnicodeDecodeError as error:
         return BadRow(shard.path, record.start, None, "invalid_utf8", str(error))
     text = text.removesuffix("\r")
@@ -166,6 +169,28 @@ def _ends_open(line: bytes, delimiter: bytes, *, is_open: bool) -> bool:
     return match is None or opened.match(line, match.end()) is not None
 
 
+def _row_ends(data: bytes, delimiter: bytes) -> Offsets | None:
+    """Where rows end in text that starts with a row, if all of its quotes are where they should be; else None.
+
+    If each opening quote follows a delimiter, a newline or a quote, and each closing one is followed by such, then a
+    newline ends a row where the quotes before it are even in number.
+    """
+    raw = np.frombuffer(data, np.uint8)
+    newlines = np.flatnonzero(raw == ord("\n"))
+    if b'"' in data:
+        quotes = np.flatnonzero(raw == ord('"'))
+        border = np.zeros(256, dtype=bool)
+        border[[ord("\n"), ord('"'), delimiter[0]]] = True
+        opening, closing = quotes[0::2], quotes[1::2]
+        if not border[raw[opening[opening > 0] - 1]].all():
+            return None
+        border[ord("\r")] = True
+        if not border[raw[closing[closing < len(data) - 1] + 1]].all():
+            return None
+        newlines = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
+    return newlines + 1
+
+
 def _records(shard: Shard, start: int, stop: int, *, largest: int = LARGEST_VALUE_BYTES) -> Iterator[_Record]:
     """The rows whose first byte is in `start <= p < stop`, `start` being where a row starts. Blank lines are none.
 
@@ -173,33 +198,57 @@ def _records(shard: Shard, start: int, stop: int, *, largest: int = LARGEST_VALU
     the row grows beyond `largest`): then its line alone is set aside, and reading goes on behind it.
     """
     delimiter = _delimiter(shard).encode()
-    held: list[tuple[int, int, bytes]] = []
+    held, origin = b"", start
     for block in blocks(shard, start, stop, longest=largest):
         if block.data is None:
-            records, _ = _assemble(shard, held, delimiter, closed=True)
-            yield from records
-            held = []
-            yield _Record(
-                block.start, block.start + block.size_bytes, None, too_large(shard, block.start, block.size_bytes)
-            )
+            yield from _assemble(shard, _lines(held, origin), delimiter, closed=True)[0]
+            end = block.start + block.size_bytes
+            yield _Record(block.start, end, b"", too_large(shard, block.start, block.size_bytes))
+            held, origin = b"", end
             continue
-        starts, lines = block.split()
-        fresh = [*zip(starts, starts[1:], lines, strict=False)]
-        if not held and b'"' not in block.data:
-            yield from (_Record(*line) for line in fresh if line[2].strip(b"\r"))
-            continue
-        records, held = _assemble(shard, [*held, *fresh], delimiter, closed=False)
-        yield from records
-        while held and held[-1][1] - held[0][0] > largest:
-            yield _broken(shard, held[0])
-            records, held = _assemble(shard, held[1:], delimiter, closed=False)
+        if block.start == 0:
+            # Before a quote, a byte order mark would make it one inside of a field.
+            held = block.data.removeprefix(BOM)
+            origin = len(block.data) - len(held)
+        else:
+            origin = origin if held else block.start
+            held += block.data
+        while True:
+            records, rest = _whole_rows(shard, held, origin, delimiter)
             yield from records
-    records, _ = _assemble(shard, held, delimiter, closed=True)
-    yield from records
+            held, origin = held[rest:], origin + rest
+            if len(held) <= largest:
+                break
+            first = held.index(b"\n") + 1
+            yield _broken(shard, (origin, origin + first, b""))
+            held, origin = held[first:], origin + first
+    yield from _assemble(shard, _lines(held, origin), delimiter, closed=True)[0]
+
+
+def _whole_rows(shard: Shard, data: bytes, origin: int, delimiter: bytes) -> tuple[list[_Record], int]:
+    """The rows that end in `data`, and how much of it they take."""
+    ends = _row_ends(data, delimiter)
+    if ends is None:
+        records, rest = _assemble(shard, _lines(data, origin), delimiter, closed=False)
+        return records, rest[0][0] - origin if rest else len(data)
+    spans = pairwise([0, *ends.tolist()])
+    rows = [_Record(origin + start, origin + end, data[start : end - 1]) for start, end in spans]
+    return [row for row in rows if not _is_blank(row.data)], int(ends[-1]) if len(ends) else 0
+
+
+def _is_blank(data: bytes) -> bool:
+    return not data or (data[0] == ord("\r") and not data.strip(b"\r"))
+
+
+def _lines(data: bytes, origin: int) -> list[tuple[int, int, bytes]]:
+    """Start, end and bytes of each line, its newline counted but left out."""
+    block = Block(origin, data, len(data))
+    starts, lines = block.split()
+    return [*zip(starts, starts[1:], lines, strict=False)]
 
 
 def _broken(shard: Shard, line: tuple[int, int, bytes]) -> _Record:
-    return _Record(line[0], line[1], None, BadRow(shard.path, line[0], None, "broken_line", _UNCLOSED))
+    return _Record(line[0], line[1], b"", BadRow(shard.path, line[0], None, "broken_line", _UNCLOSED))
 
 
 def _assemble(
@@ -222,7 +271,7 @@ def _assemble(
             after += 1
         if not is_open:
             data = lines[first][2] if after == first + 1 else b"\n".join(line for _, _, line in lines[first:after])
-            if data.strip(b"\r"):
+            if not _is_blank(data):
                 records.append(_Record(lines[first][0], lines[after - 1][1], data))
             first = after
         elif closed:
