@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
-
-import ray
+from typing import Any, Protocol
 
 from actors.errors import PoisonUnit
 
@@ -55,10 +53,78 @@ class _Book:
         return self.total_deaths
 
 
-class Lease:
+class Lease(Protocol):
     """One attempt at one unit in one stage."""
 
+    def check(self) -> None:
+        """Raise PoisonUnit where this unit has killed its process too often in a stage that cannot narrow it."""
+
+    def deaths(self, span: Span) -> int:
+        """Deaths while exactly these rows were being tried."""
+
+    def suspect(self, span: Span) -> bool:
+        """Whether these rows together are not to be tried again: they must be narrowed."""
+
+    def fatal(self, span: Span) -> bool:
+        """Whether this one row has killed its process too often."""
+
+    def trying(self, span: Span) -> contextlib.AbstractContextManager[None]:
+        """Say which rows are at work."""
+
+    def done(self) -> None:
+        """The attempt ended by itself."""
+
+
+class Book(Protocol):
+    """Where attempts are written down."""
+
+    def lease(self, stage: str, unit: int) -> Lease:
+        """Begin an attempt."""
+
+    def total_deaths(self) -> int:
+        """How many attempts have died in this run so far."""
+
+
+class NoBook:
+    """For a run inside one process: if that dies, nobody is left to ask."""
+
+    def lease(self, stage: str, unit: int) -> Lease:  # noqa: ARG002
+        """An attempt that nothing is known of."""
+        return self
+
+    def total_deaths(self) -> int:
+        """None that can be told."""
+        return 0
+
+    def check(self) -> None:
+        """Never refused."""
+
+    def deaths(self, span: Span) -> int:  # noqa: ARG002
+        """None."""
+        return 0
+
+    def suspect(self, span: Span) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
+    def fatal(self, span: Span) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
+    def trying(self, span: Span) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
+        """Not written down."""
+        return contextlib.nullcontext()
+
+    def done(self) -> None:
+        """Not written down."""
+
+
+class _ActorLease:
+    """An attempt that the book's actor knows of."""
+
     def __init__(self, actor: Any, stage: str, unit: int) -> None:
+        import ray
+
         self._actor = actor
         self._key = (stage, unit)
         self._deaths: dict[Span, int] = ray.get(actor.begin.remote(stage, unit))
@@ -91,6 +157,8 @@ class Lease:
     @contextlib.contextmanager
     def trying(self, span: Span) -> Iterator[None]:
         """Say which rows are at work. Waits for the book to know, or a crash right after would be nobody's."""
+        import ray
+
         ray.get(self._actor.trying.remote(*self._key, span))
         yield
         self._actor.trying.remote(*self._key, None)
@@ -104,13 +172,17 @@ class AttemptBook:
     """The handle that stages hold. Picklable; made once by the driver."""
 
     def __init__(self) -> None:
+        import ray
+
         remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Book)
         self._actor: Any = remote.remote()
 
     def lease(self, stage: str, unit: int) -> Lease:
         """Begin an attempt."""
-        return Lease(self._actor, stage, unit)
+        return _ActorLease(self._actor, stage, unit)
 
     def total_deaths(self) -> int:
         """How many attempts have died in this run so far."""
+        import ray
+
         return int(ray.get(self._actor.deaths.remote()))

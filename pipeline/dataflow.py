@@ -12,55 +12,20 @@ import itertools
 import logging
 import math
 import os
-import pickle
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import ray
 import ray.data
 
 from actors.errors import ConfigError, VectideError
-from actors.receipt import Receipt
 from actors.schema import Unit
-from pipeline.attempts import AttemptBook
+from pipeline.attempts import AttemptBook, Book
 from pipeline.config import Run
+from pipeline.executor import Pool, UnitOutcome, opened
 from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, to_block, write
 
 WAVE_UNITS = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """How encoders are spread over the cluster.
-
-    Attributes:
-        replicas: Encoder processes.
-        gpus: GPUs for each; 0 runs them on CPUs.
-        cpus: CPUs that Ray sets aside for each.
-        threads: CPU threads of each.
-        io_cpus: CPUs that Ray sets aside for a task that reads or writes.
-    """
-
-    replicas: int
-    gpus: float
-    cpus: float
-    threads: int | None
-    io_cpus: float
-
-    @property
-    def device(self) -> str:
-        """Where the encoders run."""
-        return "cuda" if self.gpus else "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class UnitOutcome:
-    """How one unit ended: a receipt, or the error that stopped it."""
-
-    unit: int
-    receipt: Receipt | None
-    error: VectideError | None
 
 
 def connect(address: str) -> None:
@@ -153,7 +118,7 @@ def size_pool(run: Run, resources: dict[str, float] | None = None) -> Pool:
     return Pool(replicas, 0.0, cpus=round(share, 4), threads=threads, io_cpus=round(min(0.25, cpus / 8), 4))
 
 
-def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, book: AttemptBook) -> Iterator[UnitOutcome]:
+def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iterator[UnitOutcome]:
     """Run units through the graph and yield how each ended, as they end.
 
     Raises:
@@ -164,7 +129,7 @@ def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, book: AttemptB
         yield from _run_wave(wave, spec, pool, book)
 
 
-def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: AttemptBook) -> Iterator[UnitOutcome]:
+def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iterator[UnitOutcome]:
     shared = {"spec": spec, "book": book}
     dataset = (
         ray.data.from_blocks([to_block(unit) for unit in wave])
@@ -176,18 +141,13 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: AttemptBook) 
             compute=ray.data.ActorPoolStrategy(size=min(pool.replicas, len(wave)), max_tasks_in_flight_per_actor=2),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
-            fn_constructor_kwargs={**shared, "threads": pool.threads, "device": pool.device},
+            fn_constructor_kwargs={**shared, "threads": pool.threads, "device": pool.device, "load_now": True},
         )
         .map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
     )
     try:
         for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-            unit = block.column("unit")[0].as_py()
-            outcome = pickle.loads(block.column("outcome")[0].as_py())  # noqa: S301  (made by our own write stage)
-            if isinstance(outcome, Receipt):
-                yield UnitOutcome(unit, outcome, None)
-            else:
-                yield UnitOutcome(unit, None, outcome)
+            yield opened(block)
     except ray.exceptions.RayError as error:
         raise _root(error) from error
 
@@ -201,3 +161,16 @@ def _root(error: BaseException) -> BaseException:
         cause = getattr(seen, "cause", None)
         seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
     return error
+
+
+class RayExecutor:
+    """Units on the Ray cluster that a job names."""
+
+    def __init__(self, run: Run) -> None:
+        connect(run.address)
+        self.pool = size_pool(run)
+        self.book: Book = AttemptBook()
+
+    def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
+        """See `run_units`."""
+        return run_units(units, spec, self.pool, self.book)

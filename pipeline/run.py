@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from actors import storage
 from actors.encoders.spec import ModelSpec, describe
@@ -18,12 +18,11 @@ from actors.receipt import Receipt
 from actors.writer import WriterSpec, table_schema
 from pipeline import delta, fingerprint, uniqueness
 from pipeline.config import Job
+from pipeline.executor import Executor, Pool, executor_for
 from pipeline.ledger import FOLDER, Ledger, table_to_units
 from pipeline.plan import Survey, cut_plan, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
-
-if TYPE_CHECKING:
-    from pipeline.dataflow import Pool
+from pipeline.stages import StageSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +142,10 @@ class _Backfill:
         done = self.ledger.done() if description is not None else set()
         deaths = 0
         if description is None or len(done) < description["units"]:
-            from pipeline import dataflow  # ray takes a second to import: not for a run that has nothing to do
-
-            self.reporter.step("starting Ray")
-            dataflow.connect(self.job.run.address)
-            pool = dataflow.size_pool(self.job.run)
-            description = description or self._freeze(found, pool)
-            deaths = self._encode(publication, found, description, done, pool)
+            self.reporter.step("starting")
+            executor = executor_for(self.job.run)
+            description = description or self._freeze(found, executor.pool)
+            deaths = self._encode(publication, found, description, done, executor)
         return replace(self._publish(publication, description), deaths=deaths)
 
     def _freeze(self, found: Survey, pool: Pool) -> dict[str, Any]:
@@ -179,13 +175,14 @@ class _Backfill:
         return description
 
     def _encode(
-        self, publication: delta.Publication, found: Survey, description: dict[str, Any], done: set[int], pool: Pool
+        self,
+        publication: delta.Publication,
+        found: Survey,
+        description: dict[str, Any],
+        done: set[int],
+        executor: Executor,
     ) -> int:
         """Run the units without a receipt; how many workers died on the way."""
-        from pipeline import dataflow
-        from pipeline.attempts import AttemptBook
-        from pipeline.stages import StageSpec
-
         writer = WriterSpec(
             table=self.url,
             ledger=self.ledger.url,
@@ -201,14 +198,13 @@ class _Backfill:
             units_done=len(done),
             rows=description["rows"],
             rows_exact=description["rows_exact"],
-            replicas=pool.replicas,
-            device=pool.device,
+            replicas=executor.pool.replicas,
+            device=executor.pool.device,
         )
         self.reporter.started(started)
-        book = AttemptBook()
         errors: list[tuple[int, VectideError]] = []
         rest = table_to_units(self.ledger.plan(), done)
-        for outcome in dataflow.run_units(rest, StageSpec(found.source, self.model, writer, self.chunking), pool, book):
+        for outcome in executor.run(rest, StageSpec(found.source, self.model, writer, self.chunking)):
             if outcome.receipt is not None:
                 self.reporter.finished_unit(outcome.receipt)
             elif outcome.error is not None:
@@ -216,7 +212,7 @@ class _Backfill:
                 self.reporter.failed_unit(outcome.unit, outcome.error)
         if errors:
             raise _failed(errors, description["units"])
-        return book.total_deaths()
+        return executor.book.total_deaths()
 
     def _publish(self, publication: delta.Publication, description: dict[str, Any]) -> Outcome:
         """Check that every row is accounted for, then commit."""

@@ -11,7 +11,7 @@ import math
 import pickle
 import time
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +42,7 @@ from actors.schema import (
 )
 from actors.tokenizer import Tokenizer
 from actors.writer import WriterSpec, write_unit
-from pipeline.attempts import AttemptBook, Lease
+from pipeline.attempts import Book, Lease
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
@@ -80,7 +80,7 @@ def to_block(unit: Unit) -> pa.Table:
     return pa.table({"unit": [unit.number], "payload": [pickle.dumps(unit)]})
 
 
-def read_and_tokenize(block: pa.Table, spec: StageSpec, book: AttemptBook) -> pa.Table:
+def read_and_tokenize(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
     """Read a unit and turn its texts into token ids."""
     unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (made by our own driver)
     parcel = Parcel(unit.number)
@@ -149,14 +149,26 @@ class EncodeStage:
         book: Who died on what, kept outside this process.
         threads: CPU threads for this replica.
         device: "cpu", "cuda" or "auto".
+        load_now: Load the model here, while the first units are being read, and not with the first text.
     """
 
-    def __init__(self, spec: StageSpec, book: AttemptBook, threads: int | None, device: str) -> None:
+    def __init__(
+        self, spec: StageSpec, book: Book, threads: int | None, device: str, *, load_now: bool = False
+    ) -> None:
+        self.book = book
+        self.spec = spec
+        self.chunking = spec.chunking
+        self._threads = threads
+        self._device = device
+        if load_now:
+            _ = self.encoder
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The model, loaded when the first text needs it: a refresh may find every vector in the table."""
         from actors.encoders import load_encoder
 
-        self.book = book
-        self.chunking = spec.chunking
-        self.encoder: Encoder = load_encoder(spec.model, device=device, threads=threads)
+        return load_encoder(self.spec.model, device=self._device, threads=self._threads)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Vectors for a unit, in the order of its rows."""
@@ -269,7 +281,7 @@ def _distinct(table: pa.Table) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     return pa.array(firsts), inverse.astype(np.int64)
 
 
-def write(block: pa.Table, spec: StageSpec, book: AttemptBook) -> pa.Table:
+def write(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
     """Write a unit; the driver gets its receipt, or the error that it ended with."""
     parcel = unpack(block)
     outcome: object = parcel.error

@@ -1,0 +1,102 @@
+"""Where units are run: inside this process, or on Ray (`dataflow`).
+
+Chosen by the run. Both put a unit through the same three stages. Inside the process nothing has to be started, which is
+right for a handful of units and in tests; a row that kills the process then kills the run.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from actors.errors import VectideError
+from actors.receipt import Receipt
+from actors.schema import Unit
+from pipeline.attempts import Book, NoBook
+from pipeline.config import Run
+from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, to_block, write
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """How encoders are spread.
+
+    Attributes:
+        replicas: Encoder processes.
+        gpus: GPUs for each; 0 runs them on CPUs.
+        cpus: CPUs that Ray sets aside for each.
+        threads: CPU threads of each.
+        io_cpus: CPUs that Ray sets aside for a task that reads or writes.
+    """
+
+    replicas: int
+    gpus: float
+    cpus: float
+    threads: int | None
+    io_cpus: float
+
+    @property
+    def device(self) -> str:
+        """Where the encoders run."""
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOutcome:
+    """How one unit ended: a receipt, or the error that stopped it."""
+
+    unit: int
+    receipt: Receipt | None
+    error: VectideError | None
+
+
+def opened(block: pa.Table) -> UnitOutcome:
+    """What the write stage handed on."""
+    unit = block.column("unit")[0].as_py()
+    outcome = pickle.loads(block.column("outcome")[0].as_py())  # noqa: S301  (made by our own write stage)
+    if isinstance(outcome, Receipt):
+        return UnitOutcome(unit, outcome, None)
+    return UnitOutcome(unit, None, outcome)
+
+
+class Executor(Protocol):
+    """Something that runs units."""
+
+    pool: Pool
+    book: Book
+
+    def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
+        """Run units and yield how each ended, as they end."""
+
+
+class InlineExecutor:
+    """Units inside this process, one after the other; the model is loaded when the first text needs it."""
+
+    def __init__(self) -> None:
+        threads = os.cpu_count() or 1
+        self.pool = Pool(replicas=1, gpus=0.0, cpus=threads, threads=threads, io_cpus=1.0)
+        self.book: Book = NoBook()
+
+    def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
+        """See `Executor`."""
+        encode = EncodeStage(spec, self.book, self.pool.threads, self.pool.device)
+        for unit in units:
+            yield opened(write(encode(read_and_tokenize(to_block(unit), spec, self.book)), spec, self.book))
+
+
+def executor_for(run: Run) -> Executor:
+    """What a job asks for.
+
+    Raises:
+        ConfigError: there is no such cluster, or it is too small.
+    """
+    if run.address == "inline":
+        return InlineExecutor()
+    from pipeline.dataflow import RayExecutor  # ray takes seconds to import: only where it is used
+
+    return RayExecutor(run)
