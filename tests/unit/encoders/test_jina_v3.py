@@ -149,6 +149,26 @@ def test_an_unknown_task_is_refused(hub):
         hub.encode(["x"], task=["separation", None])
 
 
+def test_what_the_hubs_repository_says_to_other_libraries_is_understood(folders, tmp_path, hub):
+    """A first module of its own type, prompts by task, and a length that counts RoBERTa's reserved positions."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["hub"], copy)
+    kinds = [("", "custom_st.Transformer"), ("1_Pooling", "sentence_transformers.models.Pooling")]
+    kinds.append(("2_Normalize", "sentence_transformers.models.Normalize"))
+    modules = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(kinds)]
+    (copy / "1_Pooling").mkdir()
+    for name, content in (
+        ("modules.json", modules),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}),
+        ("config_sentence_transformers.json", {"prompts": dict.fromkeys(TASKS, ""), "default_prompt_name": None}),
+        ("sentence_bert_config.json", {"max_seq_length": 1202}),
+    ):
+        (copy / name).write_text(json.dumps(content))
+    spec = describe(str(copy), dtype="float32")
+    assert (spec.max_tokens, spec.pooling, spec.task) == (1200, "mean", None)
+    assert spec.lineage() == hub.spec.lineage()
+
+
 # Matryoshka
 
 
