@@ -129,7 +129,7 @@ class JinaV2:
         self.norm = blocks.norm("embeddings.LayerNorm")
         heads = int(config["num_attention_heads"])
         bias = alibi(heads, compute.device)
-        layer: type[LayerA] | type[LayerB] = LayerA if checkpoint.facts.variant == "A" else LayerB
+        layer: type[LayerA | LayerB] = LayerA if checkpoint.facts.variant == "A" else LayerB
         self.layers = [
             layer(blocks, f"encoder.layer.{i}", heads=heads, bias=bias) for i in range(int(config["num_hidden_layers"]))
         ]
