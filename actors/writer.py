@@ -27,7 +27,7 @@ from actors.errors import InvariantBroken, StorageError
 from actors.parcel import Parcel
 from actors.precision import Precision, round_mantissa
 from actors.receipt import DataFile, Receipt
-from actors.schema import EMBEDDING, HASH, ID, QUARANTINE_SCHEMA, SHARD, TOKENS, BadRow
+from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, QUARANTINE_SCHEMA, SHARD, START, TOKENS, BadRow
 
 # Delta Lake and Hive readers take this directory name for a null partition value.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -272,11 +272,12 @@ def _hive(value: str | None) -> str:
     return NULL_PARTITION if value is None else urllib.parse.quote(value, safe="")
 
 
-def table_schema(keep: pa.Schema) -> pa.Schema:
-    """The columns of a table of documents, in order."""
+def table_schema(keep: pa.Schema, *, chunked: bool = False) -> pa.Schema:
+    """The columns of a table of documents, or of chunks, in order."""
     return pa.schema(
         [
             pa.field(ID, pa.string()),
+            *(pa.field(name, pa.int32()) for name in (CHUNK, START, END) if chunked),
             *keep,
             pa.field(EMBEDDING, pa.list_(pa.float32())),
             pa.field(TOKENS, pa.int32()),

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from actors.chunking import By, Mode
 from actors.errors import ConfigError
 from actors.schema import RESERVED
 
@@ -96,6 +97,15 @@ class Encoder(_Section):
     allow_untrained_dim: bool = False
 
 
+class Chunking(_Section):
+    """Whether and how texts are cut, and how their chunks are encoded."""
+
+    mode: Mode = "none"
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    by: By = "sentence"
+    overlap_tokens: Annotated[int, Field(ge=0)] | None = None
+
+
 class Run(_Section):
     """How the work is spread. Nothing here changes a vector."""
 
@@ -112,6 +122,7 @@ class Job(_Section):
     source: Source
     table: Table
     encoder: Encoder
+    chunking: Chunking = Chunking()
     run: Run = Run()
 
     @model_validator(mode="after")
@@ -133,7 +144,9 @@ def parse_job(document: object, *, origin: str = "the job file") -> Job:
             key the nearest right one.
     """
     if not isinstance(document, dict):
-        raise ConfigError(f"{origin} must hold sections (source, table, encoder, run), not {type(document).__name__}")
+        raise ConfigError(
+            f"{origin} must hold sections (source, table, encoder, chunking, run), not {type(document).__name__}"
+        )
     try:
         return Job.model_validate(document)
     except ValidationError as error:

@@ -70,7 +70,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     """
     model = describe_model(job)
     found = survey(job, list_corpus(job))
-    sample = take_sample(found, model)
+    sample = take_sample(found, model, fingerprint.chunking_of(model, job))
     gpus = _has_gpu(job)
     replicas = job.run.replicas if job.run.replicas != "auto" else (os.cpu_count() or 1)
     plan = cut_plan(job, found, model, sample, replicas=replicas, gpus=gpus)
@@ -103,7 +103,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         max_tokens=model.max_tokens,
         dim=model.dim,
         precision=job.table.precision,
-        output_bytes=int(plan.rows * stored),
+        output_bytes=int(plan.rows * sample.chunks_per_row * stored),
         tokens_per_s=tokens_per_s,
         rate_basis=basis,
         seconds=seconds,

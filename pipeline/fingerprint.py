@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from actors.chunker import resolve
+from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec
 from actors.schema import Shard
 from pipeline.config import Job
@@ -25,12 +27,31 @@ def digest(value: object, length: int = 16) -> str:
     return hashlib.blake2b(text.encode(), digest_size=length).hexdigest()
 
 
+def chunking_of(model: ModelSpec, job: Job) -> Chunking | None:
+    """How a job cuts texts, with nothing left open; None where it does not.
+
+    Raises:
+        ConfigError: the model cannot do that.
+    """
+    asked = job.chunking
+    return resolve(
+        model,
+        mode=asked.mode,
+        max_tokens=asked.max_tokens,
+        by=asked.by,
+        overlap_tokens=asked.overlap_tokens,
+        every_task=job.source.task_column is not None,
+    )
+
+
 def lineage(model: ModelSpec, job: Job) -> dict[str, Any]:
     """All that vectors are made of, as plain data: recorded in the table and in every file's footer."""
+    chunking = chunking_of(model, job)
     return {
         "model": model.model,
         "revision": model.revision,
         **model.lineage(),
+        **(chunking.lineage() if chunking is not None else {}),
         "precision_stored": job.table.precision,
     }
 

@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors import storage
+from actors.chunker import Chunker
+from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec, folder_of
 from actors.errors import ConfigError
 from actors.formats import open_format
 from actors.reader import TEXT, SourceSpec, check_source, corpus_root, read_sample
-from actors.schema import Piece, Shard, Unit
+from actors.schema import CHUNKS, INPUT_IDS, Piece, Shard, Unit
 from actors.tokenizer import Tokenizer
 from pipeline.config import Job
 from pipeline.ledger import units_to_table
@@ -60,7 +62,8 @@ class Sample:
     """A few rows from the heads of a few shards.
 
     Attributes:
-        tokens_per_row: Mean, after the cut at the model's limit.
+        tokens_per_row: Mean, after the cut at the model's limit (there is no cut with chunking).
+        chunks_per_row: Mean number of vectors of a row.
         truncated_share: Share of the texts that were cut, 0 to 1.
         bytes_per_row: Mean size of a row as read, without its vector.
         texts: The texts themselves.
@@ -71,6 +74,7 @@ class Sample:
     truncated_share: float
     bytes_per_row: float
     texts: tuple[str, ...]
+    chunks_per_row: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +142,8 @@ def _check_partitions(job: Job, keep: pa.Schema) -> None:
             )
 
 
-def take_sample(found: Survey, model: ModelSpec) -> Sample:
-    """Read and tokenize a few rows from the heads of shards spread over the corpus."""
+def take_sample(found: Survey, model: ModelSpec, chunking: Chunking | None = None) -> Sample:
+    """Read, tokenize and cut a few rows from the heads of shards spread over the corpus."""
     step = max(1, len(found.shards) // SAMPLE_SHARDS)
     texts: list[str] = []
     size_bytes = 0
@@ -151,14 +155,20 @@ def take_sample(found: Survey, model: ModelSpec) -> Sample:
         texts += table.column(TEXT).to_pylist()
     if not texts:
         return Sample(0, 1.0, 0.0, 1.0, ())
-    tokens = Tokenizer(model).tokenize(texts)
-    lengths = pc.list_value_length(tokens.ids)
+    if chunking is None:
+        tokens = Tokenizer(model).tokenize(texts)
+        ids, truncated_share, chunks_per_row = tokens.ids, float(np.mean(tokens.truncated)), 1.0
+    else:
+        documents = Chunker(model, chunking).chunk(texts)
+        ids, truncated_share = documents.column(INPUT_IDS), 0.0
+        chunks_per_row = float(pc.mean(pc.list_value_length(documents.column(CHUNKS))).as_py())
     return Sample(
         rows=len(texts),
-        tokens_per_row=float(pc.mean(lengths).as_py()),
-        truncated_share=float(np.mean(tokens.truncated)),
+        tokens_per_row=float(pc.mean(pc.list_value_length(ids)).as_py()),
+        truncated_share=truncated_share,
         bytes_per_row=size_bytes / len(texts),
         texts=tuple(texts),
+        chunks_per_row=chunks_per_row,
     )
 
 
@@ -177,7 +187,8 @@ def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, gpus: bool) 
     per_token = flops_per_token(model)
     tokens_per_s = min(_GPU_FLOPS / per_token, _GPU_TOKENS_PER_S) if gpus else _CPU_CORE_FLOPS / per_token
     by_time = UNIT_S * tokens_per_s / max(sample.tokens_per_row, 1.0)
-    by_memory = _UNIT_BYTES / (sample.bytes_per_row + 4 * model.dim + 4 * sample.tokens_per_row)
+    stored = (sample.bytes_per_row + 4 * model.dim) * sample.chunks_per_row  # kept columns go with every chunk
+    by_memory = _UNIT_BYTES / (stored + 4 * sample.tokens_per_row)
     return max(1, int(min(by_time, by_memory)))
 
 

@@ -120,7 +120,7 @@ def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str]) -> Recei
     """
     attempt = secrets.token_hex(6)
     files: list[DataFile] = []
-    bad: list[BadRow] = []
+    lost: dict[str, BadRow] = {}  # one a document, however many chunks it has
     unwanted = pa.array(sorted(ids))
     for number, file in enumerate(receipt.files):
         data = storage.read(storage.join(table, file.path))
@@ -128,7 +128,7 @@ def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str]) -> Recei
         mask = pc.is_in(rows[ID], value_set=unwanted)
         for row in rows.filter(mask).select([ID, SHARD]).to_pylist():
             error = "this id stands in an earlier row of the corpus; set source.unique_ids: false to keep both"
-            bad.append(BadRow(row[SHARD], -1, row[ID], "duplicate_id", error))
+            lost[row[ID]] = BadRow(row[SHARD], -1, row[ID], "duplicate_id", error)
         kept = rows.filter(pc.invert(mask))
         if kept.num_rows == 0:
             continue
@@ -138,7 +138,7 @@ def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str]) -> Recei
         path = f"{folder}/{receipt.unit:09d}-{attempt}-{number}.parquet"
         storage.put(storage.join(table, path), payload)
         files.append(DataFile(path, len(payload), kept.num_rows, file.partition, stats))
-    gone = len({row.id for row in bad}) if receipt.documents != receipt.rows else len(bad)
+    bad = list(lost.values())
     quarantine = f"quarantine/{receipt.unit:09d}-{attempt}.parquet"
     storage.put(storage.join(ledger, quarantine), quarantine_bytes(bad, receipt.unit))
     both = ",".join(filter(None, [receipt.quarantine, quarantine]))
@@ -147,8 +147,8 @@ def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str]) -> Recei
         attempt=attempt,
         files=tuple(files),
         rows=sum(file.rows for file in files),
-        documents=receipt.documents - gone,
-        rows_bad=receipt.rows_bad + gone,
+        documents=receipt.documents - len(bad),
+        rows_bad=receipt.rows_bad + len(bad),
         quarantine=both,
     )
     amended.check()

@@ -82,7 +82,7 @@ def make_job(corpus: Path | str, table: Path | str, model: Path, **changes: obje
         "source": {"uri": str(corpus), "id": "id", "text": ["title", "text"], "keep": ["lang"]},
         "table": {"uri": str(table)},
         "encoder": {"model": str(model), "dtype": "float32"},
-        "run": {"address": "local", "unit_rows": 16, "replicas": 1},
+        "run": {"address": "inline", "unit_rows": 16, "replicas": 1},
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
