@@ -132,6 +132,7 @@ def test_adding_replacing_and_removing_change_no_other_row(encoder, trained):
     with pytest.raises(ConfigError, match="no task 'legal'"):
         encoder.encode(["x"], task="legal")
     assert encoder.family.words is base
+    assert encoder.family.adapters.names == TASKS  # its memory is given back
 
 
 def test_a_prompt_stays_with_a_name_until_another_is_given(encoder, trained):
