@@ -37,8 +37,15 @@ def connect(address: str) -> None:
     Raises:
         ConfigError: there is no cluster at that address.
     """
-    if ray.is_initialized():
-        return
+    if not ray.is_initialized():
+        _init(address)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _init(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own chatter; what fails is raised to us
@@ -56,10 +63,6 @@ def connect(address: str) -> None:
         raise ConfigError(
             f"run.address {address!r}: no Ray cluster answers there ({error}); start one, or use run.address=local"
         ) from error
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -188,6 +188,8 @@ def _upwards(folder: Path, keep: Path) -> Iterator[Path]:
 
 
 def _ray(job: Job) -> Finding:
+    if job.run.address == "inline":
+        return Finding("ray", "note", "run.address is inline: units run inside this process, without Ray")
     import ray
 
     from pipeline import dataflow

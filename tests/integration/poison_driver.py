@@ -44,6 +44,7 @@ def poison() -> None:
 if __name__ == "__main__":
     names = ("POISON_KILLS", "POISON_RAISES", "POISON_READER")
     environment = {name: os.environ[name] for name in names if name in os.environ}
+    environment["PYTHONPATH"] = os.getcwd()  # the hook runs before the worker has the driver's path
     ray.init(
         address="local",
         include_dashboard=False,

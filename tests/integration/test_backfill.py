@@ -20,7 +20,8 @@ from pipeline.search import Searcher
 from pipeline.status import status
 from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+
+on_ray = pytest.mark.usefixtures("ray_session")
 
 
 def stored(table):
@@ -31,9 +32,17 @@ def stored(table):
     return found
 
 
+@on_ray
 def test_every_row_is_there_once_with_its_own_vector(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(50), rows(30, start=50)])
-    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"], table__precision="float32")
+    job = make_job(
+        corpus,
+        tmp_path / "table",
+        tiny_model,
+        table__partition_by=["lang"],
+        table__precision="float32",
+        run__address="local",
+    )
     outcome = backfill(job, reporter)
     assert (outcome.rows_read, outcome.rows, outcome.quarantined, outcome.version) == (80, 80, 0, 1)
     assert outcome.units == len(reporter.receipts) == 6
@@ -59,9 +68,10 @@ def test_the_same_command_again_has_nothing_to_do(tmp_path, tiny_model, reporter
     assert DeltaTable(str(tmp_path / "table")).version() == 1
 
 
+@on_ray
 def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(64)])
-    job = make_job(corpus, tmp_path / "table", tiny_model)
+    job = make_job(corpus, tmp_path / "table", tiny_model, run__address="local")
 
     class Stops(Exception):
         pass
@@ -158,10 +168,13 @@ def test_too_many_bad_rows_publish_nothing_and_lose_nothing(tmp_path, tiny_model
     assert len(reporter.receipts) == encoded
 
 
+@on_ray
 def test_a_unit_of_bad_rows_only_still_leaves_its_receipt(tmp_path, tiny_model, reporter):
     empty = [{**row, "title": None, "text": ""} for row in rows(16)]
     corpus = write_corpus(tmp_path / "corpus", [empty, rows(16, start=16)], row_group_size=16)
-    outcome = backfill(make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=1), reporter)
+    outcome = backfill(
+        make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=1, run__address="local"), reporter
+    )
     assert (outcome.rows_read, outcome.rows, outcome.quarantined, outcome.units) == (32, 16, 16, 2)
 
 
@@ -269,16 +282,19 @@ def test_a_truncated_parquet_file_is_named_before_anything_is_paid(tmp_path, tin
     assert not (tmp_path / "table").exists()
 
 
+@on_ray
 def test_a_file_damaged_inside_fails_its_unit_and_keeps_the_others(tmp_path, tiny_model, reporter):
-    corpus = write_corpus(tmp_path / "corpus", [rows(16), rows(16, start=16)], row_group_size=16)
+    # Beyond the head, which planning has a look at.
+    corpus = write_corpus(tmp_path / "corpus", [rows(16), rows(96, start=16)], row_group_size=16)
     broken = corpus / "part-0001.parquet"
     data = bytearray(broken.read_bytes())
-    data[4:400] = b"\xff" * 396
+    start = pq.read_metadata(broken).row_group(5).column(0).data_page_offset
+    data[start : start + 240] = b"\xff" * 240
     broken.write_bytes(bytes(data))
-    job = make_job(corpus, tmp_path / "table", tiny_model, source__text=["text"])
-    with pytest.raises(DataError, match=r"unit 1 of 2 failed: .*part-0001.parquet.*The other units are kept"):
+    job = make_job(corpus, tmp_path / "table", tiny_model, source__text=["text"], run__address="local")
+    with pytest.raises(DataError, match=r"unit 6 of 7 failed: .*part-0001.parquet.*The other units are kept"):
         backfill(job, reporter)
-    assert len(reporter.receipts) == 1
+    assert len(reporter.receipts) == 6
     assert not DeltaTable.is_deltatable(str(tmp_path / "table"))
 
 
@@ -291,7 +307,6 @@ def test_a_file_damaged_inside_fails_its_unit_and_keeps_the_others(tmp_path, tin
         ({"encoder__dim": 7}, "dim 7"),
         ({"encoder__max_tokens": 100_000}, "max_tokens 100000"),
         ({"encoder__task": "retrieval.query"}, "has no task"),
-        ({"run__gpus_per_replica": 1}, "do not fit: the cluster has 0 GPUs"),
     ],
 )
 def test_mistakes_end_before_the_first_unit(tmp_path, tiny_model, reporter, changes, message):
@@ -299,3 +314,12 @@ def test_mistakes_end_before_the_first_unit(tmp_path, tiny_model, reporter, chan
     with pytest.raises(ConfigError, match=message):
         backfill(make_job(changes.pop("source__uri", corpus), tmp_path / "table", tiny_model, **changes), reporter)
     assert reporter.receipts == []
+
+
+@on_ray
+def test_more_gpus_than_there_are_is_said_before_anything_is_planned(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(5)])
+    job = make_job(corpus, tmp_path / "table", tiny_model, run__gpus_per_replica=1, run__address="local")
+    with pytest.raises(ConfigError, match="do not fit: the cluster has 0 GPUs"):
+        backfill(job, reporter)
+    assert not (tmp_path / "table").exists()

@@ -53,7 +53,13 @@ def test_every_document_is_there_in_chunks_that_slice_its_text(tmp_path, tiny_mo
     source = documents(30)
     corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
     job = job_for(
-        corpus, tmp_path / "table", tiny_model, chunking__mode=mode, chunking__max_tokens=40, table__precision="float32"
+        corpus,
+        tmp_path / "table",
+        tiny_model,
+        chunking__mode=mode,
+        chunking__max_tokens=40,
+        table__precision="float32",
+        run__address="local",
     )
     outcome = backfill(job, reporter)
     found = stored(tmp_path / "table")
@@ -66,7 +72,8 @@ def test_every_document_is_there_in_chunks_that_slice_its_text(tmp_path, tiny_mo
     for row, chunks in zip(source, expected, strict=True):
         there = found[str(row["id"])]
         assert [chunk["chunk"] for chunk in there] == list(range(len(chunks)))
-        assert "".join(row["text"][chunk["start"] : chunk["end"]] for chunk in there) == row["text"]
+        text = str(row["text"])
+        assert "".join(text[chunk["start"] : chunk["end"]] for chunk in there) == text
         assert {chunk["lang"] for chunk in there} == {row["lang"]}
         for stored_chunk, chunk in zip(there, chunks, strict=True):
             assert (stored_chunk["start"], stored_chunk["end"]) == (chunk.start, chunk.end)
@@ -111,13 +118,13 @@ def test_a_stopped_run_goes_on_and_cuts_nothing_twice(tmp_path, tiny_model, repo
 
 
 def test_several_text_columns_are_cut_as_the_joined_text(tmp_path, tiny_model, reporter):
-    source = [{"id": "a", "title": "A title", "text": "First sentence here. Second sentence there.", "lang": "x"}]
-    corpus = write_corpus(tmp_path / "corpus", [source])
+    row: dict[str, object] = {"id": "a", "title": "A title", "text": "First one is here. Second is there.", "lang": "x"}
+    corpus = write_corpus(tmp_path / "corpus", [[row]])
     job = make_job(corpus, tmp_path / "table", tiny_model, chunking__mode="late", chunking__max_tokens=20)
     backfill(job, reporter)
-    joined = f"{source[0]['title']}\n\n{source[0]['text']}"
+    joined = f"{row['title']}\n\n{row['text']}"
     chunks = [joined[chunk["start"] : chunk["end"]] for chunk in stored(tmp_path / "table")["a"]]
-    assert chunks == ["A title\n\n", "First sentence here. ", "Second sentence there."]
+    assert chunks == ["A title\n\n", "First one is here. ", "Second is there."]
 
 
 def test_an_id_in_two_units_loses_all_its_later_chunks(tmp_path, tiny_model, reporter):

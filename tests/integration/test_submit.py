@@ -32,7 +32,7 @@ def dashboard(tmp_path_factory):
     port, gcs, folder = free_port(), free_port(), tmp_path_factory.mktemp("ray")
     options = ["--head", "--block", "--num-cpus=2", f"--port={gcs}", "--node-ip-address=127.0.0.1"]
     options += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    options += ["--object-store-memory=200000000", "--disable-usage-stats", "--ray-client-server-port=0"]
+    options += ["--object-store-memory=200000000", "--disable-usage-stats", f"--ray-client-server-port={free_port()}"]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     head = subprocess.Popen(
         [RAY, "start", *options], env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
