@@ -113,15 +113,23 @@ def _sums(hidden: torch.Tensor, batch: PackedBatch, windows: Windows) -> torch.T
     base = np.repeat(np.cumsum(batch.lengths) - batch.lengths, [place.stop - place.start for place in places])
     starts = base + np.concatenate([windows.starts[place] for place in places])
     stops = base + np.concatenate([windows.stops[place] for place in places])
-    if hidden.device.type == "cpu":
-        return torch.stack(
-            [hidden[start:stop].sum(0, dtype=torch.float32) for start, stop in zip(starts, stops, strict=True)]
-        )
-    # Segments must cover everything, so what is dropped between two stretches is a segment too, perhaps an empty one.
-    before = starts - np.concatenate([[0], stops[:-1]])
-    lengths = np.stack([before, stops - starts], axis=1).reshape(-1)
-    lengths = np.append(lengths, len(hidden) - stops[-1])
-    cover = torch.segment_reduce(
-        hidden.float(), "sum", lengths=torch.from_numpy(lengths).to(hidden.device), axis=0, initial=0
+    return sums_by_slices(hidden, starts, stops) if hidden.device.type == "cpu" else sums_on_card(hidden, starts, stops)
+
+
+def sums_by_slices(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
+    """float32 [stretches, hidden]: sums over `hidden[start:stop]`."""
+    return torch.stack(
+        [hidden[start:stop].sum(0, dtype=torch.float32) for start, stop in zip(starts, stops, strict=True)]
     )
-    return cover[1::2]
+
+
+def sums_on_card(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
+    """The same in one call, and the same in every run: no stretch is added up by racing threads.
+
+    Stretches must rise and not overlap.
+    """
+    # Segments cover everything, so what is dropped between two stretches is a segment too, perhaps an empty one.
+    before = starts - np.concatenate([[0], stops[:-1]])
+    lengths = np.append(np.stack([before, stops - starts], axis=1).reshape(-1), len(hidden) - stops[-1])
+    segments = torch.from_numpy(lengths).to(hidden.device)
+    return torch.segment_reduce(hidden.float(), "sum", lengths=segments, axis=0, initial=0)[1::2]

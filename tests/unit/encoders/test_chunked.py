@@ -1,0 +1,251 @@
+"""Vectors of chunks: late ones are those of the whole text, through however many windows it goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.batching.budget import BudgetController
+from actors.chunker import Chunker
+from actors.chunking import Chunking
+from actors.encoders import describe, load_encoder
+from actors.encoders.chunked import sums_by_slices, sums_on_card
+from actors.encoders.encoder import Encoder
+from actors.encoders.packed import PackedBatch
+from actors.encoders.windows import cut_windows
+from actors.errors import ConfigError
+from tests.checkpoints import SENTENCES, write_bert, write_jina_v2
+
+LONG = " ".join(SENTENCES)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    return describe(str(write_bert(tmp_path_factory.mktemp("bert"), tokenizer="word_piece")), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def v2(tmp_path_factory):
+    """Takes 8,192 tokens; places are relative, so a window's states depend on its own tokens alone."""
+    return describe(str(write_jina_v2(tmp_path_factory.mktemp("v2"))), dtype="float32")
+
+
+class Looking:
+    """A model that sees the token itself and `back` tokens before it, and no further: a window with that much overlap
+    and its special tokens gives each token the state that it has in the whole text."""
+
+    def __init__(self, hidden: int, *, back: int) -> None:
+        self.table = torch.randn(1000, hidden, generator=torch.Generator().manual_seed(1))
+        self.back = back
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        rows = torch.split(self.table[batch.ids], batch.lengths.tolist())
+        return torch.cat([self._look(row) for row in rows])
+
+    def _look(self, row: torch.Tensor) -> torch.Tensor:
+        return torch.stack([row[max(i - self.back, 0) : i + 1].mean(0) for i in range(len(row))])
+
+
+def test_one_chunk_is_the_vector_of_its_text(spec):
+    encoder = load_encoder(spec)
+    texts = [*SENTENCES[:4], "", "x"]
+    plain = encoder.encode(texts)
+    modes: tuple[Literal["late"], Literal["split"]] = ("late", "split")
+    for mode in modes:
+        chunks = encoder.encode_chunks(texts, mode=mode, max_tokens=60)
+        assert [len(each) for each in chunks] == [1] * len(texts)
+        assert [(each[0].start, each[0].end) for each in chunks] == [(0, len(text)) for text in texts]
+        np.testing.assert_allclose([each[0].vector for each in chunks], plain, atol=1e-6)
+
+
+def test_split_chunks_are_the_vectors_of_their_texts(spec):
+    encoder = load_encoder(spec)
+    for text, chunks in zip([LONG, "short"], encoder.encode_chunks([LONG, "short"], mode="split", max_tokens=20), strict=True):  # fmt: skip
+        parts = [text[chunk.start : chunk.end] for chunk in chunks]
+        assert "".join(parts) == text
+        np.testing.assert_allclose([chunk.vector for chunk in chunks], encoder.encode(parts), atol=1e-6)
+        assert [chunk.tokens for chunk in chunks] == [len(ids) for ids in encoder.tokenizer.tokenize(parts).ids]
+
+
+def test_late_chunks_are_means_of_the_texts_token_states(v2):
+    encoder = load_encoder(v2)
+    (chunks,) = encoder.encode_chunks([LONG], max_tokens=30)
+    (states,) = encoder.encode_token_states(encoder.tokenizer.tokenize([LONG]).ids)
+    assert len(chunks) > 4
+    assert sum(chunk.tokens for chunk in chunks) == len(states)
+    place = 0
+    for chunk in chunks:
+        mean = states[place : place + chunk.tokens].mean(0)
+        np.testing.assert_allclose(chunk.vector, mean / np.linalg.norm(mean), atol=1e-6)
+        place += chunk.tokens
+
+
+def test_a_late_chunk_knows_its_text_and_a_split_one_does_not(v2):
+    modes: tuple[Literal["late"], Literal["split"]] = ("late", "split")
+    encoder = load_encoder(v2)
+    same = "The fox sleeps on."
+    texts = [f"It jumps over the lazy dog. {same}", f"Numbers make up the rest. {same}"]
+    limit = len(encoder.tokenizer.tokenize([same]).ids[0]) - 2
+    late, split = (
+        [chunks[-1].vector for chunks in encoder.encode_chunks(texts, mode=mode, max_tokens=limit)] for mode in modes
+    )
+    np.testing.assert_allclose(split[0], split[1], atol=1e-6)
+    assert np.abs(late[0] - late[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("by", ["sentence", "tokens"])
+def test_windows_with_enough_overlap_leave_no_seam(spec, by):
+    text = " ".join(SENTENCES * 6)
+    family = Looking(spec.hidden, back=8)
+    whole = Encoder(replace(spec, max_tokens=8000), device="cpu", family=family)
+    cut = Encoder(replace(spec, max_tokens=50), device="cpu", family=family)
+    (expected,) = whole.encode_chunks([text], max_tokens=17, by=by)
+    for overlap_tokens in (8, 13, 24):
+        (found,) = cut.encode_chunks([text], max_tokens=17, by=by, overlap_tokens=overlap_tokens)
+        assert [(chunk.start, chunk.end, chunk.tokens) for chunk in found] == [
+            (chunk.start, chunk.end, chunk.tokens) for chunk in expected
+        ]
+        # The end token's state is told from the text before it, of which every last window has enough.
+        np.testing.assert_allclose([chunk.vector for chunk in found], [chunk.vector for chunk in expected], atol=2e-6)
+    (seam,) = cut.encode_chunks([text], max_tokens=17, by=by, overlap_tokens=2)
+    assert max(np.abs(a.vector - b.vector).max() for a, b in zip(seam, expected, strict=True)) > 1e-3
+
+
+def test_a_text_that_fits_in_one_window_does_not_see_windows(v2):
+    texts = [LONG, SENTENCES[0]]
+    (long, short) = load_encoder(v2).encode_chunks(texts, max_tokens=30)
+    tokens = sum(chunk.tokens for chunk in long)
+    (exact, _) = load_encoder(replace(v2, max_tokens=tokens)).encode_chunks(texts, max_tokens=30)
+    (over, still) = load_encoder(replace(v2, max_tokens=tokens - 1)).encode_chunks(texts, max_tokens=30)
+    for a, b, c in zip(long, exact, over, strict=True):
+        np.testing.assert_array_equal(a.vector, b.vector)
+        assert (a.start, a.end, a.tokens) == (c.start, c.end, c.tokens)
+    assert max(np.abs(a.vector - c.vector).max() for a, c in zip(long, over, strict=True)) > 1e-4
+    np.testing.assert_allclose(short[0].vector, still[0].vector, atol=1e-6)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 90), min_size=1, max_size=5),
+    prefix=st.integers(0, 4),
+    suffix=st.integers(0, 2),
+    limit=st.integers(12, 40),
+    data=st.data(),
+)
+@settings(max_examples=200)
+def test_every_token_counts_once_in_windows_that_fit(lengths, prefix, suffix, limit, data):
+    """Ids are their own places in the text, so that a window says where it is from."""
+    overlap = data.draw(st.integers(0, (limit - prefix - suffix) // 2))
+    rows: list[dict[str, Any]] = []
+    for own in lengths:
+        total = max(prefix + own + suffix, 1)
+        inner = sorted(data.draw(st.sets(st.integers(1, total), max_size=6)) | {total})
+        rows.append({"_input_ids": list(range(total)), "_chunks": [{"stop": s, "start": 0, "end": 0} for s in inner]})
+    table = pa.table(
+        {
+            "_input_ids": pa.array([row["_input_ids"] for row in rows], pa.list_(pa.int32())),
+            "_chunks": pa.array([row["_chunks"] for row in rows]),
+            "_prefix": pa.array([prefix] * len(rows), pa.int32()),
+            "_suffix": pa.array([suffix] * len(rows), pa.int32()),
+        }
+    )
+    windows = cut_windows(table, max_tokens=limit, overlap_tokens=overlap)
+    chunk_of_token = {}
+    ids = windows.ids.to_pylist()
+    for window, row in enumerate(windows.text.tolist()):
+        assert 0 < len(ids[window]) <= max(limit, 1)
+        total = len(rows[row]["_input_ids"])
+        assert ids[window][:prefix] == list(range(min(prefix, total)))
+        assert suffix == 0 or ids[window][-suffix:] == list(range(total))[-suffix:]
+        for place in range(*windows.stretches(window).indices(len(windows.chunk))):
+            for token in ids[window][windows.starts[place] : windows.stops[place]]:
+                assert (row, token) not in chunk_of_token
+                chunk_of_token[row, token] = int(windows.chunk[place])
+    first = 0
+    for row, each in enumerate(rows):
+        stops = [chunk["stop"] for chunk in each["_chunks"]]
+        for token in each["_input_ids"]:
+            assert chunk_of_token.pop((row, token)) == first + np.searchsorted(stops, token, side="right")
+        first += len(stops)
+    assert not chunk_of_token
+    # As many windows as a text needs, and not one more.
+    step = limit - prefix - suffix - overlap
+    for row, own in enumerate(lengths):
+        needed = 1 if prefix + own + suffix <= limit else 1 + -(-(own - (step + overlap)) // step)
+        assert (windows.text == row).sum() == needed
+
+
+def test_slices_of_documents_are_documents(spec):
+    encoder = load_encoder(spec)
+    texts = [LONG, "a", SENTENCES[1], LONG[50:], ""]
+    for chunking in (Chunking("late", 20, "sentence", 10), Chunking("split", 20, "sentence")):
+        documents = Chunker(spec, chunking).chunk(texts)
+        whole = encoder.encode_documents(documents, chunking)
+        counts = [len(row["_chunks"]) for row in documents.to_pylist()]
+        ends = np.cumsum(counts)
+        part = encoder.encode_documents(documents.slice(2, 2), chunking)
+        np.testing.assert_allclose(part, whole[ends[1] : ends[3]], atol=1e-5)
+        taken = encoder.encode_documents(documents.take([4, 0]), chunking)
+        np.testing.assert_allclose(taken, np.concatenate([whole[ends[3] :], whole[: ends[0]]]), atol=1e-5)
+        assert encoder.encode_documents(documents.slice(0, 0), chunking).shape == (0, spec.dim)
+
+
+def test_vectors_do_not_depend_on_the_budget_or_on_company(spec):
+    texts = [LONG, *SENTENCES, LONG[100:]]
+    small = Encoder(spec, device="cpu", budget=BudgetController([1]))
+    large = Encoder(spec, device="cpu", budget=BudgetController([100_000]))
+    together = large.encode_chunks(texts, max_tokens=15)
+    for text, chunks in zip(texts, together, strict=True):
+        (alone,) = small.encode_chunks([text], max_tokens=15)
+        np.testing.assert_allclose([chunk.vector for chunk in chunks], [chunk.vector for chunk in alone], atol=1e-5)
+    assert small.stats.micro_batches > len(texts)
+
+
+def test_sums_on_a_card_are_the_sums_by_slices():
+    hidden = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    for starts, stops in (([0, 5, 9], [5, 9, 20]), ([2, 4, 11], [4, 10, 17]), ([19], [20])):
+        a, b = np.array(starts), np.array(stops)
+        sums = sums_on_card(hidden, a, b)
+        assert sums.dtype == torch.float32
+        np.testing.assert_allclose(sums, sums_by_slices(hidden, a, b), atol=1e-5)
+
+
+def test_shortened_vectors_are_sliced_and_then_normalised(spec):
+    (full,) = load_encoder(spec).encode_chunks([LONG], max_tokens=20)
+    (short,) = load_encoder(replace(spec, dim=8)).encode_chunks([LONG], max_tokens=20)
+    for a, b in zip(full, short, strict=True):
+        np.testing.assert_allclose(b.vector, a.vector[:8] / np.linalg.norm(a.vector[:8]), atol=1e-6)
+
+
+def test_each_text_has_its_own_task(spec):
+    prompted = replace(spec, tasks=("q", "d"), task="d", prompt="the dog ", prompts={"q": "fox ", "d": "the dog "})
+    encoder = load_encoder(prompted)
+    mixed = encoder.encode_chunks([SENTENCES[0], SENTENCES[0]], task=["q", "d"], max_tokens=500)
+    np.testing.assert_allclose(mixed[0][0].vector, encoder.encode([SENTENCES[0]], task="q")[0], atol=1e-6)
+    np.testing.assert_allclose(mixed[1][0].vector, encoder.encode([SENTENCES[0]])[0], atol=1e-6)
+    with pytest.raises(ConfigError, match="2 tasks for 1 rows"):
+        encoder.encode_chunks(["a"], task=["q", "d"])
+
+
+def test_no_texts_give_no_chunks(spec):
+    assert load_encoder(spec).encode_chunks([]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": "one text"}, "takes a list of texts"),
+        ({"texts": ["a"], "mode": "none"}, "mode 'none' makes no chunks"),
+        ({"texts": ["a"], "mode": "split", "max_tokens": 63}, "leaves 62 to a chunk"),
+        ({"texts": ["a"], "task": "retrieval"}, "has no task 'retrieval'"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(spec, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        load_encoder(spec).encode_chunks(**arguments)
