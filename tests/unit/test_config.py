@@ -49,6 +49,10 @@ def test_one_column_may_be_a_plain_name():
         ({"source__keep": ["lang", "lang"]}, "names a column twice"),
         ({"source__text": []}, "text names no column"),
         ({"table__partition_by": ["country"]}, "partition_by names .*'country'.*source.keep"),
+        ({"chunking__mode": "early"}, "chunking.mode: .*'none', 'split' or 'late'.*'early'"),
+        ({"chunking__max_tokens": 0}, "chunking.max_tokens: .*0"),
+        ({"chunking__by": "word"}, "chunking.by: .*'word'"),
+        ({"chunking__overlap": 9}, "chunking.overlap: no such key; did you mean 'overlap_tokens'"),
         ({"source__uri": "${VECTIDE_NOT_SET}/x"}, r"source.uri: \$\{VECTIDE_NOT_SET\} is not set"),
     ],
 )
