@@ -16,7 +16,9 @@ import pyarrow as pa
 from actors.errors import VectideError
 from actors.schema import BadRow
 
-SCHEMA = pa.schema([("unit", pa.int64()), ("header", pa.binary()), ("rows", pa.large_binary())])
+SCHEMA = pa.schema(
+    [("unit", pa.int64()), ("header", pa.binary()), ("rows", pa.large_binary()), ("ready", pa.large_binary())]
+)
 
 
 @dataclass(slots=True)
@@ -24,7 +26,8 @@ class Parcel:
     """A unit on its way.
 
     Attributes:
-        table: The rows, or None once the unit failed.
+        table: The rows that need the encoder, or None once the unit failed.
+        ready: Rows that have everything that the table stores already, or None.
         bad: Rows set aside so far.
         rows_read: Source rows that the unit turned out to have.
         error: Why the unit failed; later stages pass it on to the driver.
@@ -34,6 +37,7 @@ class Parcel:
 
     unit: int
     table: pa.Table | None = None
+    ready: pa.Table | None = None
     bad: list[BadRow] = field(default_factory=list)
     rows_read: int = 0
     error: VectideError | None = None
@@ -44,20 +48,18 @@ class Parcel:
 def pack(parcel: Parcel) -> pa.Table:
     """A table of one row (`SCHEMA`)."""
     header = pickle.dumps((parcel.bad, parcel.rows_read, parcel.error, parcel.seconds, parcel.counts))
-    rows: pa.Buffer | None = None
-    if parcel.table is not None:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, parcel.table.schema) as stream:
-            stream.write_table(parcel.table)
-        rows = sink.getvalue()
-    arrays = [pa.array([parcel.unit], pa.int64()), pa.array([header], pa.binary()), _binary(rows)]
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+    arrays = [pa.array([parcel.unit], pa.int64()), pa.array([header], pa.binary())]
+    return pa.Table.from_arrays([*arrays, _stream(parcel.table), _stream(parcel.ready)], schema=SCHEMA)
 
 
-def _binary(buffer: pa.Buffer | None) -> pa.Array:
-    """A large_binary array of one value, without copying it."""
-    if buffer is None:
+def _stream(table: pa.Table | None) -> pa.Array:
+    """A table as a large_binary array of one value, copied once."""
+    if table is None:
         return pa.array([None], pa.large_binary())
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    buffer = sink.getvalue()
     offsets = pa.array([0, buffer.size], pa.int64()).buffers()[1]
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
 
@@ -69,6 +71,18 @@ def unpack(block: pa.Table) -> Parcel:
     """
     unit = block.column("unit")[0].as_py()
     bad, rows_read, error, seconds, counts = pickle.loads(block.column("header")[0].as_py())  # noqa: S301
-    scalar = block.column("rows").chunk(0)[0]
-    table = pa.ipc.open_stream(scalar.as_buffer()).read_all() if scalar.is_valid else None
-    return Parcel(unit, table, bad, rows_read, error, dict(seconds), dict(counts))
+    return Parcel(
+        unit=unit,
+        table=_table(block.column("rows")),
+        ready=_table(block.column("ready")),
+        bad=bad,
+        rows_read=rows_read,
+        error=error,
+        seconds=dict(seconds),
+        counts=dict(counts),
+    )
+
+
+def _table(column: pa.ChunkedArray) -> pa.Table | None:
+    scalar = column.chunk(0)[0]
+    return pa.ipc.open_stream(scalar.as_buffer()).read_all() if scalar.is_valid else None

@@ -38,6 +38,8 @@ class Receipt:
 
     Attributes:
         attempt: Random name of the attempt that won.
+        encoded: Texts that went through the model: equal ones of a unit once, those with a vector in the table never.
+        replaces: File of the table that this receipt's files stand in for; only in amendments.
         quarantine: Path of the file of bad rows relative to the run's folder, or None.
         truncated: Documents that were cut at the model's token limit.
         seconds: Wall time by stage: read, encode, write.
@@ -52,6 +54,8 @@ class Receipt:
     rows_bad: int
     tokens: int
     truncated: int
+    encoded: int = 0
+    replaces: str | None = None
     quarantine: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -73,10 +73,13 @@ class Unit:
     Attributes:
         number: Its place in the plan, from 0.
         pieces: One for most formats; many small ones where a shard is a single document.
+        carry: The pieces are not of the source but files of the table, whose rows move as they are: `shard.path` is
+            relative to the table and `shard.etag` holds the partition values as JSON.
     """
 
     number: int
     pieces: tuple[Piece, ...]
+    carry: bool = False
 
     @property
     def rows(self) -> int:

@@ -98,10 +98,11 @@ def write_unit(parcel: Parcel, spec: WriterSpec) -> Receipt:
         files=tuple(files),
         rows_read=parcel.rows_read,
         documents=parcel.counts.get("documents", parcel.table.num_rows),
-        rows=parcel.table.num_rows,
+        rows=sum(file.rows for file in files),
         rows_bad=len(parcel.bad),
         tokens=parcel.counts.get("tokens", 0),
         truncated=parcel.counts.get("truncated", 0),
+        encoded=parcel.counts.get("encoded", 0),
         quarantine=quarantine,
         seconds={stage: round(value, 4) for stage, value in seconds.items()},
     )
@@ -141,7 +142,7 @@ def quarantine_bytes(bad: list[BadRow], unit: int) -> bytes:
 
 
 def _write_partitions(parcel: Parcel, spec: WriterSpec, attempt: str, written: list[str]) -> list[DataFile]:
-    table = stored_table(parcel.table, spec.schema, spec.precision)
+    table = _all_rows(parcel, spec)
     files = []
     for values, part in split_by(table, spec.partition_by):
         folder = "/".join(f"{name}={_hive(value)}" for name, value in zip(spec.partition_by, values, strict=True))
@@ -153,6 +154,16 @@ def _write_partitions(parcel: Parcel, spec: WriterSpec, attempt: str, written: l
         partition = dict(zip(spec.partition_by, values, strict=True))
         files.append(DataFile(path, len(data), part.num_rows, partition, stats))
     return files
+
+
+def _all_rows(parcel: Parcel, spec: WriterSpec) -> pa.Table:
+    """What was encoded now and what had its vectors before."""
+    parts = [
+        stored_table(part, spec.schema, spec.precision)
+        for part in (parcel.ready, parcel.table)
+        if part is not None and part.num_rows
+    ]
+    return pa.concat_tables([spec.schema.empty_table(), *parts])
 
 
 def stored_table(table: pa.Table, schema: pa.Schema, precision: Precision) -> pa.Table:
@@ -243,7 +254,7 @@ def split_by(table: pa.Table, columns: tuple[str, ...]) -> list[tuple[tuple[str 
     codes: npt.NDArray[np.int64] = np.zeros(table.num_rows, dtype=np.int64)
     texts = []
     for name in columns:
-        text = [_text(value) for value in table.column(name).to_pylist()]
+        text = [as_text(value) for value in table.column(name).to_pylist()]
         known = {value: code for code, value in enumerate(dict.fromkeys(text))}
         codes = codes * len(known) + np.array([known[value] for value in text], dtype=np.int64)
         texts.append(text)
@@ -256,7 +267,7 @@ def split_by(table: pa.Table, columns: tuple[str, ...]) -> list[tuple[tuple[str 
     return groups
 
 
-def _text(value: object) -> str | None:
+def as_text(value: object) -> str | None:
     """A partition value as Delta Lake writes it."""
     if value is None or value == "":
         return None

@@ -80,6 +80,24 @@ def backfill(
 
 
 @app.command()
+def refresh(
+    job: JobFile = None,
+    settings: Settings = None,
+    source: SourceUri = None,
+    table: TableUri = None,
+    model: ModelName = None,
+) -> None:
+    """Make a table equal to a fresh backfill of today's source, at the cost of what changed."""
+    from jobs.progress import reporter
+    from pipeline.refresh import refresh as run
+
+    loaded = _job(job, settings, source, table, model)
+    with reporter() as told:
+        outcome = run(loaded, told)
+    output.outcome(outcome)
+
+
+@app.command()
 def search(  # noqa: PLR0917  (typer's arguments are options by name)
     table: Annotated[str, typer.Argument(metavar="TABLE", help="URI of the table.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION")],

@@ -59,12 +59,11 @@ def duration(seconds: float) -> str:
 def outcome(found: Outcome) -> None:
     """What a backfill came to."""
     if not found.published:
-        where = f"version {found.version}" if found.version >= 0 else "an earlier version"
-        print(f"nothing left to do: {found.table} already holds this run ({found.run}) as {where}")
+        print(f"nothing left to do: {found.table} already holds this run ({found.run}) as version {found.version}")
         return
     print(
         f"published version {found.version} of {found.table}: {found.rows:,} rows from {found.rows_read:,} source rows "
-        f"({found.quarantined:,} set aside), {found.tokens:,} tokens in {found.units} units"
+        f"({found.quarantined:,} set aside), {found.encoded:,} texts encoded, {found.tokens:,} tokens, {found.units} units"
     )
     if found.truncated:
         print(f"{found.truncated:,} texts were longer than the model takes and were cut (encoder.max_tokens)")

@@ -21,6 +21,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from actors import storage
 from actors.errors import CommitConflict, StorageError, TableConflict
 from actors.receipt import DataFile
+from actors.writer import as_text
 
 LINEAGE = "vectide.lineage"
 FINGERPRINT = "vectide.fingerprint"
@@ -81,6 +82,14 @@ def file_sizes(table: DeltaTable) -> dict[str, int]:
     return dict(zip(actions.column("path").to_pylist(), actions.column("size_bytes").to_pylist(), strict=True))
 
 
+def partition_values(table: DeltaTable) -> dict[str, dict[str, str | None]]:
+    """Path relative to the table to partition values in Delta Lake's text form, for every file of this version."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    names = [name for name in actions.column_names if name.startswith("partition.")]
+    rows = actions.select(["path", *names]).to_pylist()
+    return {row["path"]: {name.removeprefix("partition."): as_text(row[name]) for name in names} for row in rows}
+
+
 @dataclass(frozen=True, slots=True)
 class Publication:
     """One commit.
@@ -90,7 +99,8 @@ class Publication:
         schema: The table's columns.
         encoder: The job's encoder section, from which a search finds the model again.
         add: Files that come in.
-        remove: Paths, relative to the table, that go out.
+        base_run: The run that the current version was made by when this one began; None where there was none.
+        remove: Paths, relative to the table, that go out; None for all that are there.
     """
 
     run: str
@@ -100,7 +110,18 @@ class Publication:
     partition_by: tuple[str, ...]
     encoder: dict[str, Any]
     add: tuple[DataFile, ...]
-    remove: tuple[str, ...] = ()
+    base_run: str | None = None
+    remove: tuple[str, ...] | None = None
+
+
+def current_run(table: DeltaTable | None) -> str | None:
+    """The run that made the rows of this version; None for an empty table, or where the log has forgotten."""
+    if table is None:
+        return None
+    for entry in table.history():
+        if run := entry.get("vectide.run"):
+            return str(run)
+    return None
 
 
 def published_version(table: DeltaTable | None, run: str) -> int | None:
@@ -166,13 +187,17 @@ def publish(url: str, publication: Publication) -> int:
         return version
     check_fingerprint(table, url, publication.fingerprint, publication.lineage)
     check_columns(table, url, publication)
+    there = file_sizes(table)
+    removed = tuple(there) if publication.remove is None else publication.remove
+    if current_run(table) != publication.base_run or not there.keys() >= set(removed):
+        raise _conflict(url, "its version is not the one that the run began with")
     now_ms = int(time.time() * 1000)
     actions: list[AddAction | RemoveAction] = [_add(file, now_ms) for file in publication.add]
-    actions += [RemoveAction(path=path, data_change=True, deletion_timestamp=now_ms) for path in publication.remove]
+    actions += [RemoveAction(path=path, data_change=True, deletion_timestamp=now_ms) for path in removed]
     properties = CommitProperties(
         custom_metadata={"vectide.run": publication.run, FINGERPRINT: publication.fingerprint},
         app_transactions=[Transaction(publication.run, 1)],
-        max_commit_retries=10,
+        max_commit_retries=0,  # a commit over another one that we have not seen could mix their rows
     )
     try:
         table.create_write_transaction(
@@ -186,10 +211,7 @@ def publish(url: str, publication: Publication) -> int:
         # Refused, or landed with its answer lost: the log knows.
         if (version := published_version(open_table(url), publication.run)) is not None:
             return version
-        raise CommitConflict(
-            f"another writer changed {url!r} while this run was publishing; nothing of it was published. Run the "
-            f"same command again: its work is kept ({error})"
-        ) from None
+        raise _conflict(url, str(error)) from None
     except (DeltaError, OSError) as error:
         if (version := published_version(open_table(url), publication.run)) is not None:
             return version
@@ -198,6 +220,13 @@ def publish(url: str, publication: Publication) -> int:
         ) from error
     version = published_version(open_table(url), publication.run)
     return version if version is not None else int(table.version())
+
+
+def _conflict(url: str, reason: str) -> CommitConflict:
+    return CommitConflict(
+        f"another writer changed {url!r} during this run ({reason}); nothing of the run was published. Run the same "
+        f"command again"
+    )
 
 
 def _add(file: DataFile, now_ms: int) -> AddAction:
@@ -235,11 +264,6 @@ def _create(url: str, publication: Publication) -> DeltaTable:
         if table is None:
             raise StorageError(f"cannot create the table {url!r}: {error}") from error
         return table
-
-
-def removed_by(table: DeltaTable | None) -> tuple[str, ...]:
-    """Every file of the current version: what a backfill of a newer source replaces."""
-    return () if table is None else tuple(file_sizes(table))
 
 
 def missing_files(url: str, run: str, files: Iterable[DataFile]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from actors import storage
 from actors.encoders.spec import ModelSpec
-from pipeline import fingerprint
+from pipeline import delta, fingerprint
 from pipeline.config import Job
 from pipeline.ledger import Ledger
 from pipeline.plan import Sample, cut_plan, list_corpus, survey, take_sample
@@ -75,8 +75,10 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     replicas = job.run.replicas if job.run.replicas != "auto" else (os.cpu_count() or 1)
     plan = cut_plan(job, found, model, sample, replicas=replicas, gpus=gpus)
     made_of = fingerprint.fingerprint(fingerprint.lineage(model, job))
-    run = fingerprint.run_name(job, made_of, found.shards)
-    ledger = Ledger(storage.absolute(job.table.uri), run)
+    url = storage.absolute(job.table.uri)
+    base = delta.current_run(delta.open_table(url))
+    run = fingerprint.run_name(fingerprint.content_name(job, made_of, found.shards), base)
+    ledger = Ledger(url, run)
     frozen = ledger.description()
     units = int(frozen["units"]) if frozen else plan.units
     done = len(ledger.done()) if frozen else 0

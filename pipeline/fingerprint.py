@@ -61,11 +61,19 @@ def fingerprint(made_of: dict[str, Any]) -> str:
     return digest({key: value for key, value in made_of.items() if key not in _NAMES})
 
 
-def run_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:
-    """The name of the run that would make this table from this source, today.
+def run_name(content: str, base: str | None) -> str:
+    """The name of the run that puts `content` in the place of `base`.
 
-    The same command on the same source has the same name, and so finds its own ledger; how the work is cut and spread
-    is not part of it.
+    The same command on the same source and table has the same name, and so finds its own ledger. The base is part of
+    it: a source that returns to what it was makes a new run, for the version that it would have made was replaced.
+    """
+    return digest([content, base], length=8)
+
+
+def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:
+    """A name for what the table would hold: these shards, these columns, this making of vectors.
+
+    How the work is cut and spread is not part of it.
     """
     listing = hashlib.blake2b(digest_size=16)
     for shard in shards:

@@ -2,6 +2,9 @@
 
     <table>/_vectide/runs/<run>/run.json          what the run is: job, fingerprint, lineage, totals of the plan
                                 plan.parquet      the frozen plan: one line a piece, created if absent
+                                listing.parquet   the shards that it was made from
+                                reuse.parquet     for a refresh: where in the table the vector of a text is
+                                replaced.parquet  for a refresh: the shards whose old rows go
                                 receipts/         one JSON a unit, in folders of a thousand
                                 quarantine/       one Parquet a unit that set rows aside
                                 amendment.json    what the check for duplicate ids changed, if it had to
@@ -36,6 +39,7 @@ PLAN_SCHEMA = pa.schema(
         ("stop", pa.int64()),
         ("rows", pa.int64()),
         ("rows_exact", pa.bool_()),
+        ("carry", pa.bool_()),
     ]
 )
 _THREADS = 32
@@ -49,6 +53,12 @@ def runs_folder(table: str) -> str:
 def run_names(table: str) -> list[str]:
     """The runs that a table has ledgers of."""
     return storage.folders(runs_folder(table))
+
+
+def listing_table(shards: Iterable[Shard]) -> pa.Table:
+    """A listing as `Ledger.listing` reads it."""
+    rows = [{"path": shard.path, "size_bytes": shard.size_bytes, "etag": shard.etag} for shard in shards]
+    return pa.Table.from_pylist(rows, schema=pa.schema([PLAN_SCHEMA.field(n) for n in ("path", "size_bytes", "etag")]))
 
 
 def units_to_table(units: Iterable[Unit]) -> pa.Table:
@@ -65,6 +75,7 @@ def units_to_table(units: Iterable[Unit]) -> pa.Table:
                 piece.stop,
                 piece.rows,
                 piece.rows_exact,
+                unit.carry,
             )
             for name, value in zip(PLAN_SCHEMA.names, values, strict=True):
                 columns[name].append(value)
@@ -74,17 +85,18 @@ def units_to_table(units: Iterable[Unit]) -> pa.Table:
 def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset()) -> Iterator[Unit]:
     """The units of a plan, in order, one at a time; those in `skip` are left out."""
     number: int | None = None
+    carry = False
     pieces: list[Piece] = []
     for batch in table.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
             if row["unit"] != number:
                 if number is not None and number not in skip:
-                    yield Unit(number, tuple(pieces))
-                number, pieces = row["unit"], []
+                    yield Unit(number, tuple(pieces), carry)
+                number, carry, pieces = row["unit"], row["carry"], []
             shard = Shard(row["path"], row["size_bytes"], row["etag"])
             pieces.append(Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"]))
     if number is not None and number not in skip:
-        yield Unit(number, tuple(pieces))
+        yield Unit(number, tuple(pieces), carry)
 
 
 class Ledger:
@@ -99,12 +111,13 @@ class Ledger:
         self.run = run
         self.url = storage.join(runs_folder(table), run)
 
-    def freeze(self, description: dict[str, Any], plan: pa.Table) -> None:
-        """Write the plan, unless another driver of the same run was first. `run.json` comes last: it says that the
-        plan is complete."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(plan, sink, compression="zstd")
-        storage.create(storage.join(self.url, "plan.parquet"), bytes(sink.getvalue()))
+    def freeze(self, description: dict[str, Any], plan: pa.Table, **tables: pa.Table) -> None:
+        """Write the plan and what belongs to it, unless another driver of the same run was first. `run.json` comes
+        last: it says that all the rest is there."""
+        for name, table in {"plan": plan, **tables}.items():
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            storage.create(storage.join(self.url, f"{name}.parquet"), bytes(sink.getvalue()))
         storage.create(storage.join(self.url, "run.json"), json.dumps(description, indent=1, sort_keys=True).encode())
 
     def description(self) -> dict[str, Any] | None:
@@ -116,8 +129,23 @@ class Ledger:
 
     def plan(self) -> pa.Table:
         """The frozen plan (`PLAN_SCHEMA`)."""
-        data = storage.read(storage.join(self.url, "plan.parquet"))
-        return pq.read_table(pa.BufferReader(data))
+        return self.table("plan")
+
+    def table(self, name: str) -> pa.Table:
+        """A table that `freeze` was given.
+
+        Raises:
+            FileNotFoundError: it was given none of that name.
+        """
+        return pq.read_table(pa.BufferReader(storage.read(storage.join(self.url, f"{name}.parquet"))))
+
+    def listing(self) -> dict[str, tuple[int, str]] | None:
+        """The shards that the run was made from, path to size and etag; None where it was not written down."""
+        try:
+            rows = self.table("listing").to_pydict()
+        except FileNotFoundError:
+            return None
+        return dict(zip(rows["path"], zip(rows["size_bytes"], rows["etag"], strict=True), strict=True))
 
     def done(self) -> set[int]:
         """Numbers of the units that have a receipt."""
@@ -134,7 +162,7 @@ class Ledger:
             texts = pool.map(lambda shard: storage.read(shard.path), self._receipts())
             found = {receipt.unit: receipt for receipt in map(Receipt.from_json, texts)}
         for receipt in self.amendment() or []:
-            if receipt.unit not in found:
+            if receipt.unit not in found and receipt.replaces is None:
                 raise InvariantBroken(f"run {self.run}: unit {receipt.unit} was amended but has no receipt.")
             found[receipt.unit] = receipt
         return found
@@ -158,4 +186,11 @@ class Ledger:
         with ThreadPoolExecutor(_THREADS) as pool:
             files = pool.map(lambda path: storage.read(storage.join(self.url, path)), paths)
             tables = [pq.read_table(pa.BufferReader(data)) for data in files]
-            return pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *tables])
+            return pa.concat_tables([self.carried_quarantine(), *tables])
+
+    def carried_quarantine(self) -> pa.Table:
+        """Bad rows of shards that this run left as they were, from the run before it."""
+        try:
+            return self.table("carried_quarantine")
+        except FileNotFoundError:
+            return QUARANTINE_SCHEMA.empty_table()

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from actors import storage
 from actors.encoders.spec import ModelSpec, describe
 from actors.errors import InvariantBroken, StorageError, TooManyQuarantined, VectideError
@@ -18,9 +20,9 @@ from actors.receipt import Receipt
 from actors.writer import WriterSpec, table_schema
 from pipeline import delta, fingerprint, uniqueness
 from pipeline.config import Job
-from pipeline.executor import Executor, Pool, executor_for
-from pipeline.ledger import FOLDER, Ledger, table_to_units
-from pipeline.plan import Survey, cut_plan, list_corpus, survey, take_sample
+from pipeline.executor import Executor, executor_for
+from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
+from pipeline.plan import Plan, Survey, cut_plan, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
 from pipeline.stages import StageSpec
 
@@ -46,7 +48,7 @@ class Started:
 class Outcome:
     """What a run came to.
 
-    `rows_read == documents + quarantined`. `published` is False where the version was there before.
+    `rows_read == documents + quarantined`. `encoded` texts went through the model. `published` is False where the version was there before.
     """
 
     table: str
@@ -59,6 +61,7 @@ class Outcome:
     quarantined: int = 0
     truncated: int = 0
     tokens: int = 0
+    encoded: int = 0
     units: int = 0
     deaths: int = 0
 
@@ -99,11 +102,25 @@ def backfill(job: Job, reporter: Reporter) -> Outcome:
     Raises:
         VectideError: see actors/errors.py; whatever was finished is kept, and the same call goes on from there.
     """
-    return _Backfill(job, reporter).run()
+    return Runner(job, reporter).run()
 
 
-class _Backfill:
-    """One call of `backfill`: what it found out so far, and the steps."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run is about to write down in its ledger.
+
+    Attributes:
+        tables: Tables beside the plan, by name.
+        facts: What else the description says.
+    """
+
+    plan: Plan
+    tables: dict[str, pa.Table]
+    facts: dict[str, Any]
+
+
+class Runner:
+    """One call of `backfill`: what it found out so far, and the steps. `refresh` changes a few of them."""
 
     def __init__(self, job: Job, reporter: Reporter) -> None:
         self.job = job
@@ -113,20 +130,54 @@ class _Backfill:
         reporter.step("listing the corpus")
         self.shards = list_corpus(job)
         self.chunking = fingerprint.chunking_of(self.model, job)
-        made_of = fingerprint.lineage(self.model, job)
-        self.fingerprint = fingerprint.fingerprint(made_of)
-        self.lineage = made_of
-        self.ledger = Ledger(self.url, fingerprint.run_name(job, self.fingerprint, self.shards))
+        self.lineage = fingerprint.lineage(self.model, job)
+        self.fingerprint = fingerprint.fingerprint(self.lineage)
+        self.content = fingerprint.content_name(job, self.fingerprint, self.shards)
+        self.table = delta.open_table(self.url)
+        self.current = delta.current_run(self.table)
+        self.ledger = Ledger(self.url, fingerprint.run_name(self.content, self.base()))
+
+    # What a refresh does differently ---------------------------------------------------------------------------------
+
+    def base(self) -> str | None:
+        """What the run begins with, as far as its plan depends on it."""
+        return self.current
+
+    def look(self) -> Survey:
+        """Check the source and find the types of its columns."""
+        return survey(self.job, self.shards)
+
+    def prepare(self, found: Survey, executor: Executor) -> Prepared:
+        """Cut the plan."""
+        sample = take_sample(found, self.model, self.chunking)
+        pool = executor.pool
+        plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, gpus=pool.gpus > 0)
+        return Prepared(plan, {}, {})
+
+    def executor(self) -> Executor:
+        """Where units run."""
+        return executor_for(self.job.run)
+
+    def removed(self) -> tuple[str, ...] | None:
+        """The files of the table that the run's files take the place of; None for all."""
+        return None
+
+    def kept(self) -> list[Receipt]:
+        """Files of the table that stay, each as a receipt: their ids count too."""
+        return []
+
+    # The steps ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Whatever is left to do."""
-        table = delta.open_table(self.url)
-        if table is not None:
-            if (version := delta.published_version(table, self.ledger.run)) is not None:
-                return Outcome(self.url, self.ledger.run, version, published=False)
-            delta.check_fingerprint(table, self.url, self.fingerprint, self.lineage)
+        if self.table is not None and self.current is not None:
+            made = Ledger(self.url, self.current).description() or {}
+            if made.get("content") == self.content:
+                return Outcome(self.url, self.current, int(self.table.version()), published=False)
+        if self.table is not None:
+            delta.check_fingerprint(self.table, self.url, self.fingerprint, self.lineage)
         self.reporter.step("looking at the columns of its files")
-        found = survey(self.job, self.shards)
+        found = self.look()
         publication = delta.Publication(
             run=self.ledger.run,
             fingerprint=self.fingerprint,
@@ -134,38 +185,42 @@ class _Backfill:
             schema=table_schema(found.keep_schema, chunked=self.chunking is not None),
             partition_by=self.job.table.partition_by,
             encoder=self.job.encoder.model_dump(mode="json"),
+            base_run=self.current,
             add=(),
         )
-        if table is not None:
-            delta.check_columns(table, self.url, publication)
+        if self.table is not None:
+            delta.check_columns(self.table, self.url, publication)
         description = self.ledger.description()
         done = self.ledger.done() if description is not None else set()
         deaths = 0
         if description is None or len(done) < description["units"]:
             self.reporter.step("starting")
-            executor = executor_for(self.job.run)
-            description = description or self._freeze(found, executor.pool)
+            executor = self.executor()
+            description = description or self._freeze(found, executor)
             deaths = self._encode(publication, found, description, done, executor)
         return replace(self._publish(publication, description), deaths=deaths)
 
-    def _freeze(self, found: Survey, pool: Pool) -> dict[str, Any]:
+    def _freeze(self, found: Survey, executor: Executor) -> dict[str, Any]:
         """Cut the plan and write it down; if another driver of the same run was faster, its plan is the plan."""
         probe_create(storage.join(self.url, FOLDER, "probes"))
         self.reporter.step("planning")
-        sample = take_sample(found, self.model, self.chunking)
-        plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, gpus=pool.gpus > 0)
+        prepared = self.prepare(found, executor)
         self.ledger.freeze(
             {
                 "run": self.ledger.run,
+                "content": self.content,
                 "fingerprint": self.fingerprint,
                 "lineage": self.lineage,
                 "job": self.job.model_dump(mode="json"),
-                "shards": len(found.shards),
-                "units": plan.units,
-                "rows": plan.rows,
-                "rows_exact": plan.rows_exact,
+                "shards": len(self.shards),
+                "units": prepared.plan.units,
+                "rows": prepared.plan.rows,
+                "rows_exact": prepared.plan.rows_exact,
+                **prepared.facts,
             },
-            plan.table,
+            prepared.plan.table,
+            listing=listing_table(self.shards),
+            **prepared.tables,
         )
         description = self.ledger.description()
         if description is None:
@@ -204,7 +259,8 @@ class _Backfill:
         self.reporter.started(started)
         errors: list[tuple[int, VectideError]] = []
         rest = table_to_units(self.ledger.plan(), done)
-        for outcome in executor.run(rest, StageSpec(found.source, self.model, writer, self.chunking)):
+        stages = StageSpec(found.source, self.model, writer, self.chunking, reuse=bool(description.get("reuse")))
+        for outcome in executor.run(rest, stages):
             if outcome.receipt is not None:
                 self.reporter.finished_unit(outcome.receipt)
             elif outcome.error is not None:
@@ -218,15 +274,15 @@ class _Backfill:
         """Check that every row is accounted for, then commit."""
         self.reporter.step("checking that every row is accounted for")
         receipts = self.ledger.receipts()
-        if len(receipts) != description["units"]:
+        if len([receipt for receipt in receipts.values() if receipt.replaces is None]) != description["units"]:
             raise InvariantBroken(f"{len(receipts)} receipts are there for a plan of {description['units']} units.")
         for receipt in receipts.values():
             receipt.check()
         source = self.job.source
         if source.id is not None and source.unique_ids and self.ledger.amendment() is None:
-            receipts = self._unique(receipts)
+            receipts = self._unique(receipts, description["units"])
         outcome = _sum(self.url, self.ledger.run, receipts.values())
-        self._check_quarantine(outcome, receipts.values())
+        self._check_quarantine(outcome, receipts.values(), int(description.get("rows_kept", 0)))
         files = tuple(file for receipt in receipts.values() for file in receipt.files)
         if missing := delta.missing_files(self.url, self.ledger.run, files):
             raise StorageError(
@@ -235,32 +291,40 @@ class _Backfill:
                 f"{self.ledger.url!r} and run the same command again to embed them anew"
             )
         self.reporter.step("publishing")
-        removed = delta.removed_by(delta.open_table(self.url))
+        removed = self.removed()
+        if removed is not None:
+            removed += tuple(receipt.replaces for receipt in receipts.values() if receipt.replaces is not None)
         version = delta.publish(self.url, replace(publication, add=files, remove=removed))
         return replace(outcome, version=version, published=True)
 
-    def _unique(self, receipts: dict[int, Receipt]) -> dict[int, Receipt]:
-        """The receipts after ids that several units hold were set aside in all but the first."""
-        losers = uniqueness.find_duplicates(self.url, receipts.values())
+    def _unique(self, receipts: dict[int, Receipt], units: int) -> dict[int, Receipt]:
+        """The receipts after ids that several rows have were set aside in all but the first."""
+        kept = {units + number: replace(receipt, unit=units + number) for number, receipt in enumerate(self.kept())}
+        everything = {**receipts, **kept}
+        losers = uniqueness.find_duplicates(self.url, everything.values())
         if not losers:
             return receipts
         amended = [
-            uniqueness.set_aside(self.url, self.ledger.url, receipts[unit], ids) for unit, ids in sorted(losers.items())
+            uniqueness.set_aside(self.url, self.ledger.url, everything[unit], ids, run=self.ledger.run)
+            for unit, ids in sorted(losers.items())
         ]
         if self.ledger.amend(amended):
             return {**receipts, **{receipt.unit: receipt for receipt in amended}}
         return self.ledger.receipts()
 
-    def _check_quarantine(self, outcome: Outcome, receipts: Iterable[Receipt]) -> None:
+    def _check_quarantine(self, outcome: Outcome, receipts: Iterable[Receipt], rows_kept: int) -> None:
+        """Raise TooManyQuarantined where the table would be hollow: bad rows of all shards against rows of all."""
         allowed = self.job.run.max_quarantined
-        if outcome.quarantined <= allowed * outcome.rows_read:
+        carried = self.ledger.carried_quarantine().num_rows
+        bad_rows, all_rows = outcome.quarantined + carried, outcome.rows_read + carried + rows_kept
+        if bad_rows <= allowed * all_rows:
             return
         bad = self.ledger.quarantine(receipts)
         reasons = bad.group_by("reason").aggregate([("reason", "count")]).to_pylist()
         counts = ", ".join(f"{row['reason_count']} {row['reason']}" for row in reasons)
         first = bad.slice(0, 1).to_pylist()[0]
         raise TooManyQuarantined(
-            f"{outcome.quarantined} of {outcome.rows_read} rows were set aside ({counts}), more than "
+            f"{bad_rows} of {all_rows} rows were set aside ({counts}), more than "
             f"run.max_quarantined = {allowed:g} allows; nothing was published. The first: {first['shard']} at "
             f"{first['position']}: {first['error']}. All are in {self.ledger.url}/quarantine. Mend the source, or raise "
             f"run.max_quarantined and run again: the embedded rows are kept"
@@ -278,6 +342,9 @@ def _failed(errors: list[tuple[int, VectideError]], units: int) -> VectideError:
 def _sum(url: str, run: str, receipts: Iterable[Receipt]) -> Outcome:
     outcome = Outcome(url, run, version=-1, published=False)
     for receipt in receipts:
+        if receipt.replaces is not None:
+            outcome = replace(outcome, quarantined=outcome.quarantined + receipt.rows_bad)
+            continue
         outcome = replace(
             outcome,
             rows_read=outcome.rows_read + receipt.rows_read,
@@ -286,6 +353,7 @@ def _sum(url: str, run: str, receipts: Iterable[Receipt]) -> Outcome:
             quarantined=outcome.quarantined + receipt.rows_bad,
             truncated=outcome.truncated + receipt.truncated,
             tokens=outcome.tokens + receipt.tokens,
+            encoded=outcome.encoded + receipt.encoded,
             units=outcome.units + 1,
         )
     return outcome

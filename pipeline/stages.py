@@ -43,6 +43,8 @@ from actors.schema import (
 from actors.tokenizer import Tokenizer
 from actors.writer import WriterSpec, write_unit
 from pipeline.attempts import Book, Lease
+from pipeline.carry import carry
+from pipeline.reuse import reuse_of
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
@@ -61,6 +63,7 @@ class StageSpec:
     model: ModelSpec
     writer: WriterSpec
     chunking: Chunking | None = None
+    reuse: bool = False
 
 
 @lru_cache(maxsize=2)
@@ -88,10 +91,17 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
     try:
         lease.check()
         started = time.perf_counter()
+        if unit.carry:
+            parcel = carry(unit, spec.writer)
+            lease.done()
+            return pack(parcel)
         result = read_unit(unit, spec.source)
         parcel.bad = list(result.bad)
         parcel.rows_read = result.rows_read
         table = result.table
+        documents = table.num_rows
+        if spec.reuse:
+            table, parcel.ready = reuse_of(spec.writer.table, spec.writer.ledger).split(table, spec.writer.schema.names)
         tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
         read_s = time.perf_counter()
         columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)
@@ -101,7 +111,7 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
             table = table.append_column(name, column)
         parcel.table = table
         parcel.counts = {
-            "documents": table.num_rows,
+            "documents": documents,
             "tokens": int(pc.sum(pc.list_value_length(columns[INPUT_IDS])).as_py() or 0),
             "truncated": truncated,
         }
@@ -175,6 +185,8 @@ class EncodeStage:
         parcel = unpack(block)
         if parcel.error is not None or parcel.table is None:
             return block
+        if parcel.table.num_rows == 0 and parcel.ready is not None:
+            return block
         started = time.perf_counter()
         try:
             self._encode(parcel)
@@ -205,7 +217,7 @@ class EncodeStage:
                 parcel.bad.append(BadRow(shard, position, name, reason, error))
                 keep[row] = False
         parcel.counts["encoded"] = work.rows.num_rows - len(work.failed)
-        parcel.counts["documents"] = int(keep.sum())
+        parcel.counts["documents"] -= int(len(keep) - keep.sum())
         parcel.table = self._with_vectors(table, work, np.flatnonzero(keep), inverse)
 
     def _work(self, rows: pa.Table) -> _Work:

@@ -60,11 +60,13 @@ def _hash_chunk(chunk: pa.Array) -> npt.NDArray[np.uint64]:
 
 
 def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int = LIMIT_BYTES) -> dict[int, set[str]]:
-    """The ids that each unit must give up: those that a unit before it in the plan holds too.
+    """The ids that each unit must give up: those that an earlier row of the corpus has too.
+
+    Earlier is: in a shard whose path sorts before, or in the same shard in a unit before.
 
     Args:
         table: URL of the table's folder.
-        receipts: Of every unit.
+        receipts: Of every unit; files of the table that stay may be passed as receipts too.
         limit_bytes: How much memory the hashes may take; more rows than fit mean more passes over the id columns.
 
     Returns:
@@ -79,29 +81,33 @@ def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int
         twice = _repeated(np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64))
         if len(twice) == 0:
             continue
-        seen: set[str] = set()
-        for receipt, ids, part in _hashed(table, ordered):
-            candidates = set(ids.filter(pa.array(np.isin(part, twice))).to_pylist())
-            losers[receipt.unit] |= candidates & seen
-            seen |= candidates
-    return {unit: ids for unit, ids in losers.items() if ids}
+        holders: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for receipt, documents, part in _hashed(table, ordered):
+            for row in documents.filter(pa.array(np.isin(part, twice))).to_pylist():
+                holders[row[ID]].append((row[SHARD], receipt.unit))
+        for name, places in holders.items():
+            winner = min(places)
+            for place in places:
+                if place != winner:
+                    losers[place[1]].add(name)
+    return dict(losers)
 
 
-def _hashed(table: str, receipts: list[Receipt]) -> Iterator[tuple[Receipt, pa.ChunkedArray, npt.NDArray[np.uint64]]]:
-    """Ids of each unit and their hashes, in the order of the plan, read ahead by threads.
+def _hashed(table: str, receipts: list[Receipt]) -> Iterator[tuple[Receipt, pa.Table, npt.NDArray[np.uint64]]]:
+    """Documents (id and shard) of each unit and the hashes of their ids, in order, read ahead by threads.
 
     With chunking an id stands once a chunk; a unit's own repeats are its reader's business, so each counts once here.
     """
 
-    def load(receipt: Receipt) -> tuple[Receipt, pa.ChunkedArray, npt.NDArray[np.uint64]]:
-        columns = [
-            pq.read_table(storage.open_read(storage.join(table, file.path)), columns=[ID], partitioning=None)[ID]
+    def load(receipt: Receipt) -> tuple[Receipt, pa.Table, npt.NDArray[np.uint64]]:
+        parts = [
+            pq.read_table(storage.open_read(storage.join(table, file.path)), columns=[ID, SHARD], partitioning=None)
             for file in receipt.files
         ]
-        chunks = [chunk for column in columns for chunk in column.chunks]
-        ids = pc.unique(pa.chunked_array(chunks, pa.string()))
-        column = pa.chunked_array([ids])
-        return receipt, column, hash_strings(column)
+        schema = pa.schema([(ID, pa.string()), (SHARD, pa.string())])
+        rows = pa.concat_tables([schema.empty_table(), *(part.select([ID, SHARD]).cast(schema) for part in parts)])
+        documents = rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
+        return receipt, documents, hash_strings(documents[ID])
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(receipts), 4 * _THREADS):
@@ -113,10 +119,17 @@ def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
 
-def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str]) -> Receipt:
+def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str) -> Receipt:
     """The unit without the rows of `ids`: new files, those rows in a quarantine file, and the receipt that says so.
 
     The old files stay until vacuum: another driver may be publishing them this moment.
+
+    Args:
+        table: URL of the table's folder.
+        ledger: URL of the run's folder.
+        receipt: Of the unit; its files may be another run's.
+        ids: The ids that it loses.
+        run: In whose data folder the new files go.
     """
     attempt = secrets.token_hex(6)
     files: list[DataFile] = []
@@ -134,7 +147,8 @@ def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str]) -> Recei
             continue
         lineage = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"vectide", b"{}").decode()
         payload, stats = parquet_bytes(kept, lineage)
-        folder = file.path.rpartition("/")[0]
+        _, _, *partitions, _ = file.path.split("/")  # data/<run>/<partitions>/<name>
+        folder = "/".join(["data", run, *partitions])
         path = f"{folder}/{receipt.unit:09d}-{attempt}-{number}.parquet"
         storage.put(storage.join(table, path), payload)
         files.append(DataFile(path, len(payload), kept.num_rows, file.partition, stats))

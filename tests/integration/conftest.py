@@ -66,6 +66,15 @@ def rows(count: int, *, start: int = 0, langs: int = 3) -> list[dict[str, object
     ]
 
 
+def write_one(path: Path, shard: list[dict[str, object]], *, row_group_size: int = 8) -> None:
+    """One Parquet shard, put in place whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schema = pa.schema([(name, pa.string()) for name in ("id", "title", "text", "lang")])
+    temporary = path.with_name(f".{path.name}")
+    pq.write_table(pa.Table.from_pylist(shard, schema=schema), temporary, row_group_size=row_group_size)
+    temporary.replace(path)
+
+
 def write_corpus(folder: Path, shards: list[list[dict[str, object]]], *, row_group_size: int = 8) -> Path:
     """Parquet shards, one a list."""
     folder.mkdir(parents=True, exist_ok=True)

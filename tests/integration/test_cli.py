@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "plan": {"--set", "--source", "--table", "--model", "--price-per-hour", "--tokens-per-second", "--json"},
     "backfill": {"--set", "--source", "--table", "--model"},
+    "refresh": {"--set", "--source", "--table", "--model"},
     "search": {"-k", "--where", "--version", "--model", "--json"},
     "status": {"--json"},
     "submit": {"--address", "--set"},

@@ -1,0 +1,46 @@
+"""Rows of the table that stay, in files that cannot: files that also hold rows of shards that changed.
+
+Used by the first stage for units of a refresh that `carry`. Nothing is read from the source and nothing is encoded.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from actors import storage
+from actors.parcel import Parcel
+from actors.schema import CHUNK, SHARD, Unit
+from actors.writer import WriterSpec
+
+
+@lru_cache(maxsize=1)
+def _replaced(ledger: str) -> pa.Array:
+    """The shards whose rows go."""
+    data = storage.read(storage.join(ledger, "replaced.parquet"))
+    return pq.read_table(pa.BufferReader(data))["path"].combine_chunks()
+
+
+def carry(unit: Unit, spec: WriterSpec) -> Parcel:
+    """The rows that stay of the unit's files, with everything that the table stores."""
+    parts = [spec.schema.empty_table()]
+    for piece in unit.pieces:
+        file = storage.open_read(storage.join(spec.table, piece.shard.path))
+        rows = pq.read_table(file, partitioning=None)
+        rows = rows.filter(pc.invert(pc.is_in(rows[SHARD], value_set=_replaced(spec.ledger))))
+        for name, value in json.loads(piece.shard.etag).items():
+            column = pa.array([value] * rows.num_rows, pa.string())
+            rows = rows.append_column(name, pc.cast(column, spec.schema.field(name).type))
+        parts.append(rows.select(spec.schema.names).cast(spec.schema))
+    ready = pa.concat_tables(parts)
+    documents = ready.num_rows
+    if CHUNK in ready.column_names:
+        documents = int(np.count_nonzero(ready[CHUNK].to_numpy() == 0))
+    return Parcel(
+        unit.number, table=ready.slice(0, 0), ready=ready, rows_read=documents, counts={"documents": documents}
+    )

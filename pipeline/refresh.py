@@ -1,0 +1,230 @@
+"""Makes a table equal to a fresh backfill of today's source, at the cost of what changed.
+
+Called by `jobs refresh`. Shards that are as they were when the current version was made are never opened. Changed ones
+are read; their texts that the table has a vector of, wherever it is, keep it bit for bit, and only the others go through
+the model. Rows of replaced shards go, by new files for what stays beside them. All of it is one commit.
+
+Three things make a shard count as changed although it is not: an earlier version that left no listing, another choice of
+text columns, and rows that were set aside for an id that another row had (that row may be gone).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+
+from actors.errors import TableConflict
+from actors.formats import open_format
+from actors.reader import SourceSpec, corpus_root, read_unit
+from actors.receipt import DataFile, Receipt
+from actors.schema import HASH, Piece, Shard, Unit
+from pipeline import delta
+from pipeline.config import Job
+from pipeline.executor import Executor, InlineExecutor, executor_for
+from pipeline.ledger import Ledger, table_to_units, units_to_table
+from pipeline.plan import Plan, Survey, cut_plan, survey, take_sample
+from pipeline.reuse import TableFile, build_index, scan_files
+from pipeline.run import Outcome, Prepared, Reporter, Runner, backfill
+
+# Below this many texts to encode, starting a cluster costs more than it saves.
+INLINE_TEXTS = 2_000
+_HASH_ROWS = 50_000
+_CARRY_ROWS = 1_000
+
+
+def refresh(job: Job, reporter: Reporter) -> Outcome:
+    """One new version, or none when nothing changed. Where there is no table yet, a backfill.
+
+    Raises:
+        TableConflict: the table was made by another model or with other settings.
+        VectideError: see actors/errors.py; whatever was finished is kept, and the same call goes on from there.
+    """
+    runner = _Refresh(job, reporter)
+    if runner.current is None:
+        return backfill(job, reporter)
+    return runner.run()
+
+
+class _Refresh(Runner):
+    """A run over the shards that changed."""
+
+    def base(self) -> str | None:
+        """The version too: the plan names its files."""
+        return None if self.table is None else f"{self.current}@{self.table.version()}"
+
+    @cached_property
+    def _version(self) -> DeltaTable:
+        if self.table is None:
+            raise TableConflict(f"there is no table at {self.url!r} to refresh")
+        return self.table
+
+    @cached_property
+    def _before(self) -> Ledger:
+        return Ledger(self.url, str(self.current))
+
+    @cached_property
+    def _old_quarantine(self) -> pa.Table:
+        return self._before.quarantine(self._before.receipts().values())
+
+    @cached_property
+    def _unchanged(self) -> frozenset[str]:
+        """Paths of shards that are as they were and need not be read."""
+        listing = self._before.listing()
+        made = self._before.description()
+        ours = self.job.source.model_dump(mode="json", exclude={"uri"})
+        if listing is None or made is None or {**made["job"]["source"], "uri": None} != {**ours, "uri": None}:
+            return frozenset()
+        bad = self._old_quarantine
+        doubled = set(bad.filter(pc.equal(bad["reason"], "duplicate_id"))["shard"].to_pylist())
+        same = {shard.path for shard in self.shards if listing.get(shard.path) == (shard.size_bytes, shard.etag)}
+        return frozenset(same - doubled)
+
+    @cached_property
+    def _to_read(self) -> tuple[Shard, ...]:
+        return tuple(shard for shard in self.shards if shard.path not in self._unchanged)
+
+    @cached_property
+    def _files(self) -> list[TableFile]:
+        """Every file of the current version, with the shards of its rows."""
+        return scan_files(self.url, delta.file_sizes(self._version))
+
+    @cached_property
+    def _partitions(self) -> dict[str, dict[str, str | None]]:
+        return delta.partition_values(self._version)
+
+    @cached_property
+    def _affected(self) -> list[TableFile]:
+        """Files with rows of shards that changed or are gone."""
+        return [file for file in self._files if not file.shards.keys() <= self._unchanged]
+
+    def look(self) -> Survey:
+        """As the backfill does, but only for what is to be read, and with the types that the table has."""
+        there = pa.schema(self._version.schema().to_arrow())
+        source = self.job.source
+        found = survey(self.job, self._to_read) if self._to_read else None
+        kept = []
+        for name in source.keep:
+            known = there.field(name).type if name in there.names else pa.string()
+            kept.append((name, known))
+        spec = SourceSpec(
+            format=found.source.format if found else "parquet",
+            root=corpus_root(source.uri, self.shards),
+            text=source.text,
+            id=source.id,
+            keep=tuple(kept),
+            task=source.task_column,
+            unique_ids=source.unique_ids,
+        )
+        return Survey(self._to_read, spec, pa.schema(kept))
+
+    @cached_property
+    def _survey(self) -> Survey:
+        return self.look()
+
+    @cached_property
+    def _wanted(self) -> npt.NDArray[np.bytes_]:
+        """Distinct content hashes of the rows to read, sorted, as fixed-width bytes."""
+        source = self._survey.source
+        found = np.zeros(0, dtype="S32")
+        for shard in self._to_read:
+            for piece in open_format(source.format, shard.path).pieces(shard, _HASH_ROWS):
+                here = read_unit(Unit(0, (piece,)), source).table[HASH].to_numpy()
+                found = np.union1d(found, np.asarray(here, dtype="S32"))
+        return found
+
+    @cached_property
+    def _index(self) -> pa.Table:
+        """Where the table has a vector of one of these texts."""
+        return build_index(self.url, [file.path for file in self._files], self._wanted)
+
+    def prepare(self, found: Survey, executor: Executor) -> Prepared:
+        """Cut what changed, find which of its texts have a vector, and plan for rows that move."""
+        replaced = sorted({path for file in self._affected for path in file.shards} - self._unchanged)
+        pool = executor.pool
+        plan = Plan(units_to_table([]), 0, 0, rows_exact=True, unit_rows=_CARRY_ROWS)
+        if any(shard.size_bytes for shard in found.shards):
+            sample = take_sample(found, self.model, self.chunking)
+            plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, gpus=pool.gpus > 0)
+        units = list(table_to_units(plan.table))
+        units += self._carried(plan.units, frozenset(replaced), max(plan.unit_rows, _CARRY_ROWS))
+        bad = self._old_quarantine
+        carried = bad.filter(pc.is_in(bad["shard"], value_set=pa.array(sorted(self._unchanged), pa.string())))
+        moved = sum(piece.rows for unit in units if unit.carry for piece in unit.pieces)
+        table_rows = sum(file.rows for file in self._files)
+        gone = sum(file.rows for file in self._affected)
+        return Prepared(
+            replace(plan, table=units_to_table(units), units=len(units), rows=plan.rows + moved),
+            {
+                "reuse": self._index,
+                "replaced": pa.table({"path": pa.array(replaced, pa.string())}),
+                "removed": pa.table({"path": pa.array([file.path for file in self._affected], pa.string())}),
+                "carried_quarantine": carried,
+            },
+            {"reuse": self._index.num_rows > 0, "rows_kept": table_rows - gone, "texts_to_encode": self._texts()},
+        )
+
+    def _texts(self) -> int:
+        """How many texts the table has no vector of."""
+        description = self.ledger.description()
+        if description is not None:
+            return int(description["texts_to_encode"])
+        return int(len(self._wanted) - self._index.num_rows)
+
+    def _carried(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterable[Unit]:
+        """Units of the rows that stay in affected files."""
+        number, pieces, rows = first, [], 0
+        for file in self._affected:
+            staying = sum(count for path, count in file.shards.items() if path not in replaced)
+            if staying == 0:
+                continue
+            values = json.dumps(self._partitions[file.path])
+            pieces.append(Piece(Shard(file.path, 0, values), 0, file.rows, staying))
+            rows += staying
+            if rows >= unit_rows:
+                yield Unit(number, tuple(pieces), carry=True)
+                number, pieces, rows = number + 1, [], 0
+        if pieces:
+            yield Unit(number, tuple(pieces), carry=True)
+
+    def executor(self) -> Executor:
+        """This process where there is little to encode, unless the job names a cluster."""
+        here = self.job.run.address == "local" or (self.job.run.address == "auto" and "RAY_ADDRESS" not in os.environ)
+        if here and self._texts() <= INLINE_TEXTS:
+            return InlineExecutor()
+        return executor_for(self.job.run)
+
+    def removed(self) -> tuple[str, ...]:
+        """The files that the plan was made to replace."""
+        return tuple(self.ledger.table("removed")["path"].to_pylist())
+
+    def kept(self) -> list[Receipt]:
+        """The files that stay, as receipts of one file each."""
+        gone = set(self.removed())
+        kept = []
+        for file in self._files:
+            if file.path in gone:
+                continue
+            data = DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
+            kept.append(
+                replace(
+                    _NO_RECEIPT,
+                    files=(data,),
+                    rows_read=file.rows,
+                    documents=file.rows,
+                    rows=file.rows,
+                    replaces=file.path,
+                )
+            )
+        return kept
+
+
+_NO_RECEIPT = Receipt(0, "", (), 0, 0, 0, 0, 0, 0)
