@@ -25,6 +25,7 @@ from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
 from pipeline.plan import Plan, Survey, cut_plan, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
 from pipeline.stages import StageSpec
+from pipeline.tasks import check_task_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class Runner:
         self.reporter = reporter
         self.url = storage.absolute(job.table.uri)
         self.model = describe_model(job)
+        check_task_column(job.source.task_column, self.model)
         reporter.step("listing the corpus")
         self.shards = list_corpus(job)
         self.chunking = fingerprint.chunking_of(self.model, job)

@@ -45,6 +45,7 @@ from actors.writer import WriterSpec, write_unit
 from pipeline.attempts import Book, Lease
 from pipeline.carry import carry
 from pipeline.reuse import reuse_of
+from pipeline.tasks import settle_tasks
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
@@ -98,7 +99,8 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
         result = read_unit(unit, spec.source)
         parcel.bad = list(result.bad)
         parcel.rows_read = result.rows_read
-        table = result.table
+        table, unknown = settle_tasks(result.table, spec.model)
+        parcel.bad += unknown
         documents = table.num_rows
         if spec.reuse:
             table, parcel.ready = reuse_of(spec.writer.table, spec.writer.ledger).split(table, spec.writer.schema.names)

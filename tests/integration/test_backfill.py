@@ -20,7 +20,6 @@ from pipeline.search import Searcher
 from pipeline.status import status
 from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
-
 on_ray = pytest.mark.usefixtures("ray_session")
 
 

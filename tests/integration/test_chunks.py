@@ -249,7 +249,7 @@ def test_a_document_that_cannot_be_encoded_is_set_aside_alone(tiny_model, mode):
     expected = [chunk for i, text in enumerate(texts) if i not in (4, 7) for chunk in one(stage.encoder, text, mode)]
     stage.encoder.family = Refusing(stage.encoder.family, q + 36)  # inside a word: a token of its own
 
-    parcel = unpack(stage(pack(Parcel(0, table, rows_read=9))))
+    parcel = unpack(stage(pack(Parcel(0, table, rows_read=9, counts={"documents": 9}))))
     assert parcel.error is None
     assert [(row.id, row.position, row.reason) for row in parcel.bad] == [
         ("d4", 4, "encode_failed"),

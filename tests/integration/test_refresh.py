@@ -204,13 +204,13 @@ def test_a_commit_in_between_is_not_written_over(tmp_path, tiny_model, reporter)
 
 
 def test_bad_rows_of_shards_that_stay_are_still_accounted_for(tmp_path, tiny_model, reporter):
-    bad = [*rows(19), {"id": "bad", "title": None, "text": None, "lang": "l0"}]
+    bad: list[dict[str, object]] = [*rows(19), {"id": "bad", "title": None, "text": None, "lang": "l0"}]
     corpus = write_corpus(tmp_path / "corpus", [bad, rows(20, start=30)])
     job = make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=0.05)
     backfill(job, reporter)
     (corpus / "part-0001.parquet").unlink()
     refresh(job, reporter)
-    run = [state for state in status(str(tmp_path / "table")).runs if state.version == 2][0]
+    run = next(state for state in status(str(tmp_path / "table")).runs if state.version == 2)
     ledger = Ledger(str(tmp_path / "table"), run.run)
     assert ledger.quarantine(ledger.receipts().values())["id"].to_pylist() == ["bad"]
 

@@ -118,7 +118,7 @@ def test_a_vector_that_is_not_finite_is_never_written(spec, value):
 
 
 def test_a_receipt_survives_json():
-    receipt = Receipt(3, "a", (), 2, 0, 0, 2, 0, 0, "quarantine/x.parquet", {"read": 0.5})
+    receipt = Receipt(3, "a", (), 2, 0, 0, 2, 0, 0, quarantine="quarantine/x.parquet", seconds={"read": 0.5})
     assert Receipt.from_json(receipt.to_json()) == receipt
 
 
