@@ -57,6 +57,8 @@ def refresh(job: Job, reporter: Reporter) -> Outcome:
 class _Refresh(Runner):
     """A run over the shards that changed."""
 
+    what = "vectide refresh"
+
     def base(self) -> str | None:
         """The version too: the plan names its files."""
         return None if self.table is None else f"{self.current}@{self.table.version()}"

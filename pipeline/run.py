@@ -21,6 +21,7 @@ from actors.writer import WriterSpec, table_schema
 from pipeline import delta, fingerprint, uniqueness
 from pipeline.config import Job
 from pipeline.executor import Executor, executor_for
+from pipeline.hold import hold
 from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
 from pipeline.plan import Plan, Survey, cut_plan, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
@@ -139,6 +140,8 @@ class Runner:
         self.current = delta.current_run(self.table)
         self.ledger = Ledger(self.url, fingerprint.run_name(self.content, self.base()))
 
+    what = "vectide backfill"
+
     # What a refresh does differently ---------------------------------------------------------------------------------
 
     def base(self) -> str | None:
@@ -178,6 +181,11 @@ class Runner:
                 return Outcome(self.url, self.current, int(self.table.version()), published=False)
         if self.table is not None:
             delta.check_fingerprint(self.table, self.url, self.fingerprint, self.lineage)
+        with hold(self.url, self.ledger.run, what=self.what):
+            return self._run()
+
+    def _run(self) -> Outcome:
+        """The work, while the table is held."""
         self.reporter.step("looking at the columns of its files")
         found = self.look()
         publication = delta.Publication(
