@@ -14,7 +14,7 @@ The exclusive create is the rock the ledger stands on. What each store does for 
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import random
 import secrets
@@ -26,21 +26,18 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
+from actors import aws, refusals
 from actors.errors import ConfigError, StorageError, TransientError
 from actors.ranges import RangedFile
 from actors.schema import Shard
 
 T = TypeVar("T")
 
-ATTEMPTS = 6
+ATTEMPTS = 8
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
-
-# What a store says when it is busy or away, as errno or HTTP status. Anything else is not worth another try.
-_BUSY_ERRNO = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.EIO}
-_BUSY_STATUS = {408, 409, 429, 500, 502, 503, 504}
+READ_BYTES = 1 << 20  # the least that a buffered reader asks a store for
 
 
 def is_local(url: str) -> bool:
@@ -60,7 +57,12 @@ def local_path(url: str) -> Path:
 
 
 def absolute(url: str) -> str:
-    """`url` with a local path made absolute and a trailing slash taken off, so that it means one place everywhere."""
+    """`url` with a local path made absolute and a trailing slash taken off, so that it means one place everywhere.
+
+    Raises:
+        ConfigError: it has credentials in it.
+    """
+    refusals.check_url(url)
     if is_local(url):
         return str(local_path(os.path.expanduser(url)).absolute())
     return url.rstrip("/")
@@ -75,62 +77,29 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of `url` and the path in it.
 
     Raises:
-        ConfigError: the URL's protocol is unknown or its driver package is not installed.
+        ConfigError: the URL's protocol is unknown, its driver package is not installed, or it has credentials in it.
     """
+    refusals.check_url(url)
+    protocol = "file" if is_local(url) else url.partition("://")[0]
     try:
-        fs, path = url_to_fs(url, **_options(url))
+        # Not `url_to_fs`: that takes a `::` in an object's name for a chain of file systems.
+        fs = fsspec.filesystem(protocol, **_options(url))
+        path = cast(str, fs._strip_protocol(url))  # noqa: SLF001  (fsspec's own name for what every driver has)
     except ImportError as error:
         raise ConfigError(f"{url!r} needs a driver that is not installed: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{url!r} is not a place that fsspec can open: {error}") from error
+    if aws.is_s3(url):
+        # Of its own, on top of botocore's and of ours: a busy store would be asked 90 times for one answer.
+        fs.retries = 1
     return cast(fsspec.AbstractFileSystem, fs), path
 
 
 def _options(url: str) -> dict[str, Any]:
     """Settings for a file system, from the environment only. Listings are never cached: another process writes too."""
-    if url.startswith(("s3://", "s3a://")):
-        client: dict[str, Any] = {}
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-            client["endpoint_url"] = endpoint
-        config = {"retries": {"max_attempts": 3, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
-        # Gateways older than the trailing checksums answer 411 to them; AWS itself does not need them for safety.
-        config["request_checksum_calculation"] = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        config["response_checksum_validation"] = os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-        return {"client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
     if is_local(url):
         return {}
-    return {"use_listings_cache": False}
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error, wherever its library keeps it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        for name in ("status", "code", "status_code"):
-            value = getattr(seen, name, None)
-            if isinstance(value, int) and 100 <= value < 600:
-                return value
-        response = getattr(seen, "response", None)
-        if isinstance(response, dict):
-            value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if isinstance(value, int):
-                return value
-        seen = seen.__cause__
-    return None
-
-
-def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, (TransientError, TimeoutError, ConnectionError)):
-        return True
-    status = _status(error)
-    if status is not None:
-        return status in _BUSY_STATUS
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _BUSY_ERRNO
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"ConnectionError", "HTTPClientError", "ClientError", "ServerTimeoutError"}) and not (
-        names & {"NoCredentialsError"}
-    )
+    return {"use_listings_cache": False, **(aws.driver_options() if aws.is_s3(url) else {})}
 
 
 def retried(url: str, what: str, call: Callable[[], T]) -> T:
@@ -140,35 +109,22 @@ def retried(url: str, what: str, call: Callable[[], T]) -> T:
 
     Raises:
         StorageError: the store refused, or was still busy after the last try.
+        ConfigError: there is no such bucket.
     """
     wait_s = FIRST_WAIT_S
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except (FileNotFoundError, FileExistsError, IsADirectoryError, ConfigError):
+        except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            if refusals.is_missing_bucket(error):
+                raise refusals.explained(url, what, error, attempt) from None
             raise
-        except Exception as error:
-            if not _is_transient(error) or attempt == ATTEMPTS:
-                raise _storage_error(url, what, error, attempt) from error
+        except Exception as error:  # noqa: BLE001  (drivers agree on no error tree)
+            if not refusals.is_transient(error) or attempt == ATTEMPTS:
+                raise refusals.explained(url, what, error, attempt) from None
         time.sleep(wait_s * (0.5 + random.random()))
         wait_s = min(wait_s * 2, LONGEST_WAIT_S)
     raise StorageError(f"{what} {url!r}: no attempt was made")
-
-
-def _storage_error(url: str, what: str, error: Exception, attempts: int) -> StorageError:
-    """One sentence for a person: what failed, why, and the way out."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"cannot {what} {url!r}: the disk is full. Free some space and run the same command again")
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS) or _status(error) in (401, 403):
-        return StorageError(
-            f"cannot {what} {url!r}: access denied. Check the credentials in the environment and the rights of this "
-            f"user, then run the same command again"
-        )
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-        return StorageError(f"cannot {what} {url!r}: no credentials were found in the environment or the default chain")
-    tries = f" after {attempts} tries" if attempts > 1 else ""
-    return StorageError(f"cannot {what} {url!r}{tries}: {type(error).__name__}: {error}")
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -265,13 +221,14 @@ def folders(url: str) -> list[str]:
 
 
 def open_read(url: str) -> BinaryIO:
-    """A seekable binary reader of one object.
+    """A seekable binary reader of one object. Each read of a store is tried again like any other call.
 
     Raises:
         FileNotFoundError: there is no such object.
     """
-    fs, path = filesystem(url)
-    return cast(BinaryIO, retried(url, "open", lambda: fs.open(path, "rb")))
+    if is_local(url):
+        return retried(url, "open", lambda: open(local_path(url), "rb"))
+    return io.BufferedReader(RangedFile(partial(read, url), stat(url).size_bytes), READ_BYTES)
 
 
 def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
@@ -330,17 +287,18 @@ def create(url: str, data: bytes) -> bool:
     def attempt() -> bool:
         try:
             fs.pipe_file(path, data, mode="create")
-            return True
-        except FileExistsError:
-            return read(url) == data
-        except Exception as error:  # noqa: BLE001  (whatever it was, who is there decides)
-            # 412 from a store whose client does not translate it, or an answer lost on the way: look who is there.
-            try:
-                return read(url) == data
-            except FileNotFoundError:
-                if isinstance(error, OSError) and error.errno == errno.EINVAL:
-                    raise TransientError(f"create {url!r} was refused, yet nothing is there") from error
-                raise error from None
+        except Exception as error:
+            # Anything but a refusal is tried again: if it landed after all, the next try is refused and finds itself.
+            if not refusals.is_refused_create(error):
+                raise
+            return is_ours(error)
+        return True
+
+    def is_ours(refusal: Exception) -> bool:
+        try:
+            return cast(bytes, fs.cat_file(path)) == data
+        except FileNotFoundError:
+            raise TransientError(f"create {url!r} was refused, yet nothing is there") from refusal
 
     return retried(url, "create", attempt)
 

@@ -19,13 +19,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from actors.chunking import By, Mode
 from actors.errors import ConfigError
+from actors.refusals import check_url
 from actors.schema import RESERVED
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def _expand(value: object) -> object:
-    """`${NAME}` replaced from the environment."""
+    """`${NAME}` replaced from the environment; a URL with credentials in it is refused."""
     if not isinstance(value, str):
         return value
 
@@ -35,7 +36,11 @@ def _expand(value: object) -> object:
             raise ValueError(f"${{{name}}} is not set in the environment")
         return os.environ[name]
 
-    return _VARIABLE.sub(one, value)
+    expanded = _VARIABLE.sub(one, value)
+    try:
+        return check_url(expanded)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def _as_list(value: object) -> object:

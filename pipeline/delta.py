@@ -7,7 +7,6 @@ properties, and a commit that a repeat turns into nothing because it carries the
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
-from actors import storage
-from actors.errors import CommitConflict, StorageError, TableConflict
+from actors import aws, storage
+from actors.errors import CommitConflict, CommitUnknown, StorageError, TableConflict
 from actors.receipt import DataFile
+from actors.refusals import plain
 from actors.writer import as_text
 
 LINEAGE = "vectide.lineage"
@@ -30,14 +30,7 @@ _ENCODER = "vectide.encoder"
 
 def storage_options(url: str) -> dict[str, str] | None:
     """What `deltalake` needs to reach the same store as fsspec does. From the environment, like everything else."""
-    if not url.startswith(("s3://", "s3a://")):
-        return None
-    options = {"AWS_CONDITIONAL_PUT": "etag"}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        options["AWS_ENDPOINT_URL"] = endpoint
-        if endpoint.startswith("http://"):
-            options["AWS_ALLOW_HTTP"] = "true"
-    return options
+    return aws.table_options(url) if aws.is_s3(url) else None
 
 
 def open_table(url: str, version: int | None = None) -> DeltaTable | None:
@@ -53,10 +46,20 @@ def open_table(url: str, version: int | None = None) -> DeltaTable | None:
         return None
     except DeltaError as error:
         if version is not None:
-            raise TableConflict(f"{url!r} has no version {version}: {error}") from None
-        raise StorageError(f"cannot open the table {url!r}: {error}") from error
+            raise TableConflict(f"{url!r} has no version {version}: {plain(error)}") from None
+        raise _failure(url, "open the table", error) from None
     except OSError as error:
-        raise StorageError(f"cannot open the table {url!r}: {error}") from error
+        raise _failure(url, "open the table", error) from None
+
+
+def _failure(url: str, what: str, error: Exception) -> StorageError:
+    """What to raise for an error of `deltalake`.
+
+    Raises:
+        VectideError: the store itself is the matter, not the table: storage says so in its own words.
+    """
+    storage.exists(storage.join(url, "_delta_log", "_last_checkpoint"))
+    return StorageError(f"cannot {what} {url!r}: {plain(error)}. Run the same command again: finished work is kept")
 
 
 def lineage_of(table: DeltaTable) -> dict[str, Any]:
@@ -209,15 +212,13 @@ def publish(url: str, publication: Publication) -> int:
         )
     except CommitFailedError as error:
         # Refused, or landed with its answer lost: the log knows.
-        if (version := published_version(open_table(url), publication.run)) is not None:
+        if (version := _landed(url, publication.run)) is not None:
             return version
-        raise _conflict(url, str(error)) from None
+        raise _conflict(url, plain(error)) from None
     except (DeltaError, OSError) as error:
-        if (version := published_version(open_table(url), publication.run)) is not None:
+        if (version := _landed(url, publication.run)) is not None:
             return version
-        raise StorageError(
-            f"cannot commit to {url!r}: {error}. Run the same command again: its work is kept"
-        ) from error
+        raise _failure(url, "commit to", error) from None
     version = published_version(open_table(url), publication.run)
     return version if version is not None else int(table.version())
 
@@ -262,8 +263,23 @@ def _create(url: str, publication: Publication) -> DeltaTable:
         # Another driver of the same job may have been faster by a moment.
         table = open_table(url)
         if table is None:
-            raise StorageError(f"cannot create the table {url!r}: {error}") from error
+            raise _failure(url, "create the table", error) from None
         return table
+
+
+def _landed(url: str, run: str) -> int | None:
+    """The version that a commit with an error made after all, or None.
+
+    Raises:
+        CommitUnknown: the store cannot be asked.
+    """
+    try:
+        return published_version(open_table(url), run)
+    except StorageError as error:
+        raise CommitUnknown(
+            f"the store did not say whether the commit to {url!r} landed. Run the same command again: it finds out, and "
+            f"publishes once ({error})"
+        ) from None
 
 
 def missing_files(url: str, run: str, files: Iterable[DataFile]) -> list[str]:

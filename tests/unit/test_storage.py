@@ -67,7 +67,7 @@ def test_a_store_that_stays_busy_ends_in_one_sentence(no_waiting):
     def call():
         raise OSError(errno.EBUSY, "slow down")
 
-    with pytest.raises(StorageError, match=r"cannot read 's3://b/x' after 6 tries"):
+    with pytest.raises(StorageError, match=r"cannot read 's3://b/x' after 8 tries"):
         storage.retried("s3://b/x", "read", call)
 
 

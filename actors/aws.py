@@ -1,0 +1,79 @@
+"""Settings of an S3 store for its two clients: fsspec's driver and the object store inside `deltalake`.
+
+Used by storage and by the table. Both get the same endpoint, region and credentials, from the environment, a profile or
+a role: `deltalake` alone would look in fewer places. The trade-off: its credentials are found anew each time a table
+is opened, which costs milliseconds and means that they are never older than that.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from actors.errors import StorageError
+
+PROTOCOLS = ("s3", "s3a")
+CONNECTIONS = 32  # to one store, from one process: as many as the ledger has threads
+
+
+def is_s3(url: str) -> bool:
+    """Whether `url` is on an S3 store."""
+    return url.partition("://")[0] in PROTOCOLS and "://" in url
+
+
+def endpoint() -> str | None:
+    """Where the store answers, if the environment names another place than AWS."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _region() -> str | None:
+    """The region, if the environment names one. The driver's own library knows the second name only."""
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+
+
+def driver_options() -> dict[str, Any]:
+    """What fsspec's driver is made with. Credentials are not among it: it finds them itself."""
+    client = {"endpoint_url": endpoint(), "region_name": _region()}
+    config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": CONNECTIONS}
+    config["retries"] = {"total_max_attempts": 2, "mode": "standard"}
+    # Gateways older than the trailing checksums answer 411 to them; AWS itself does not need them for safety.
+    for name in ("request_checksum_calculation", "response_checksum_validation"):
+        config[name] = os.environ.get(f"AWS_{name.upper()}", "when_required")
+    return {"client_kwargs": {key: value for key, value in client.items() if value}, "config_kwargs": config}
+
+
+def table_options(url: str) -> dict[str, str]:
+    """What `deltalake` is told. Never kept and never pickled: it holds the credentials.
+
+    Raises:
+        StorageError: there are no credentials.
+    """
+    import botocore.session
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        session = botocore.session.Session()
+        found = session.get_credentials()
+        keys = found.get_frozen_credentials() if found is not None else None
+        region = _region() or session.get_config_variable("region")
+    except BotoCoreError as error:
+        raise StorageError(f"cannot open {url!r}: {error}. Check AWS_PROFILE and the files of credentials") from None
+    if keys is None:
+        raise StorageError(
+            f"cannot open {url!r}: no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            f"AWS_PROFILE, or run where a role gives them"
+        )
+    options = {
+        "AWS_CONDITIONAL_PUT": "etag",
+        "AWS_REGION": region
+        or "us-east-1",  # gateways of one's own take any; AWS names the right one if this is not it
+        "AWS_ACCESS_KEY_ID": keys.access_key,
+        "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+    }
+    if keys.token:
+        options["AWS_SESSION_TOKEN"] = keys.token
+    if place := endpoint():
+        options["AWS_ENDPOINT_URL"] = place
+        if place.startswith("http://"):
+            options["AWS_ALLOW_HTTP"] = "true"
+    return options

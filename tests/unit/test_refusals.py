@@ -1,0 +1,145 @@
+"""What a store's refusal becomes: one sentence with the way out, and never a secret in it."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from s3fs.errors import translate_boto_error
+
+from actors import refusals, storage
+from actors.errors import ConfigError, StorageError, TransientError
+from pipeline.config import parse_job
+
+
+def from_s3(code: str, status: int, message: str = "") -> Exception:
+    """What the driver raises for an answer of an S3 store."""
+    answer = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return translate_boto_error(ClientError(answer, "PutObject"))
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("SlowDown", 503),
+        ("InternalError", 500),
+        ("ServiceUnavailable", 503),
+        ("ConditionalRequestConflict", 409),
+        ("OperationAborted", 409),
+        ("RequestTimeout", 400),
+        ("TooManyRequests", 429),
+    ],
+)
+def test_a_busy_store_is_worth_another_try(code, status):
+    assert refusals.is_transient(from_s3(code, status))
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("AccessDenied", 403),
+        ("NoSuchBucket", 404),
+        ("PreconditionFailed", 412),
+        ("ExpiredToken", 400),
+        ("InvalidArgument", 400),
+        ("NotImplemented", 501),
+    ],
+)
+def test_an_answer_is_not(code, status):
+    assert not refusals.is_transient(from_s3(code, status))
+
+
+def test_a_refused_create_is_known_in_both_of_its_forms():
+    told = {"Error": {"Code": "PreconditionFailed", "Condition": "If-None-Match"}}
+    assert refusals.is_refused_create(translate_boto_error(ClientError(told, "PutObject")))
+    assert refusals.is_refused_create(from_s3("PreconditionFailed", 412))
+    assert not refusals.is_refused_create(from_s3("ConditionalRequestConflict", 409))
+    assert not refusals.is_refused_create(OSError(errno.EINVAL, "something else that is invalid"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (from_s3("SignatureDoesNotMatch", 403), StorageError, "access denied (SignatureDoesNotMatch). Check the cred"),
+        (from_s3("403", 403), StorageError, "access denied. Check the credentials in the environment and the rights"),
+        (from_s3("ExpiredToken", 400), StorageError, "the credentials have expired (ExpiredToken). Renew them and run"),
+        (from_s3("NoSuchBucket", 404), ConfigError, "there is no bucket 'lake' at http://127.0.0.1:9. Make it, or"),
+        (from_s3("SlowDown", 503), StorageError, "cannot read 's3://lake/x' after 8 tries: OSError"),
+        (NoCredentialsError(), StorageError, "no credentials were found. Set AWS_ACCESS_KEY_ID"),
+        (
+            EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
+            StorageError,
+            "nothing answers at http://127.0.0.1:9. Check the network and AWS_ENDPOINT_URL",
+        ),
+    ],
+)
+def test_each_says_what_to_do(monkeypatch, error, kind, message):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    told = refusals.explained("s3://lake/x", "read", error, 8)
+    assert type(told) is kind
+    assert message in str(told)
+    assert "\n" not in str(told)
+
+
+def test_our_own_errors_pass_but_one_that_was_worth_another_try_is_told():
+    ours = ConfigError("as it was")
+    assert refusals.explained("s3://lake/x", "read", ours, 1) is ours
+    told = refusals.explained("s3://lake/x", "create", TransientError("was refused, yet nothing is there"), 8)
+    assert type(told) is StorageError
+    assert "after 8 tries: TransientError: was refused, yet nothing is there" in str(told)
+
+
+def test_a_message_of_another_library_is_one_short_line_without_secrets(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0c2VjcmV0")
+    answer = (
+        "\x1b[31mfailed\x1b[0m\n  with wJalrXUtnFEMI/K7MDENG,\n c2VjcmV0c2VjcmV0 at http://me:hush@proxy:1 " + "x" * 999
+    )
+    line = refusals.plain(answer)
+    assert line.startswith("failed with ***, *** at http://***@proxy:1 xxx")
+    assert len(line) < 420
+
+
+SECRET = "wJalrXUtnFEMI"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://AKIA:{SECRET}@lake/corpus",
+        f"s3://AKIA:{SECRET}/K7/x@lake/corpus",
+        f"s3a://AKIA:{SECRET}@lake",
+        f"gs://key:{SECRET}@lake/x",
+        f"https://me:{SECRET}@host/file.parquet",
+        f"ftp://me:{SECRET}@host:21/x",
+        f"https://lake.s3.amazonaws.com/x.parquet?X-Amz-Signature={SECRET}",
+        f"https://account.blob.core.windows.net/c/x?sv=2024&sig={SECRET}",
+    ],
+)
+def test_a_url_with_credentials_in_it_is_refused_without_repeating_them(url, monkeypatch):
+    for call in (storage.absolute, storage.read, lambda url: storage.put(url, b"")):
+        with pytest.raises(ConfigError, match="has credentials in it.*AWS_SECRET_ACCESS_KEY") as told:
+            call(url)
+        assert SECRET not in str(told.value)
+    monkeypatch.setenv("CORPUS", url)
+    for written in (url, "${CORPUS}"):
+        job = {"source": {"uri": written}, "table": {"uri": "/table"}, "encoder": {"model": "m"}}
+        with pytest.raises(ConfigError, match="source.uri: .*has credentials in it") as told:
+            parse_job(job)
+        assert SECRET not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://lake/mail@example.com/a:b@c",
+        "s3://arn:aws:s3:us-east-1:1234:accesspoint/lake/a@b",
+        "abfs://container@account.dfs.core.windows.net/x",
+        "hdfs://host:8020/a@b",
+        "/home/me/a:b@c",
+        "s3://lake/what?sign=1",
+    ],
+)
+def test_a_url_that_only_looks_a_little_like_it_is_not(url):
+    assert refusals.check_url(url) == url
