@@ -9,6 +9,10 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 class RangedFile(io.RawIOBase):
@@ -47,6 +51,13 @@ class RangedFile(io.RawIOBase):
         data = self.read_range(self.position, self.position + wanted)
         self.position += len(data)
         return data
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Up to as many bytes as `buffer` holds, into it; how many. What Python's own buffered reader calls."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
 
     def readall(self) -> bytes:
         """The rest of the object."""

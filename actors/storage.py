@@ -148,6 +148,11 @@ def _shard(fs: fsspec.AbstractFileSystem, url: str, path: str, info: dict[str, A
     return Shard(str(fs.unstrip_protocol(path)), int(info.get("size") or 0), _etag(info))
 
 
+def _is_folder(name: str, info: dict[str, Any]) -> bool:
+    """Consoles of object stores mark a folder by an empty object whose name ends with a slash."""
+    return info.get("type") == "directory" or name.endswith("/")
+
+
 def stat(url: str) -> Shard:
     """Path, size and etag of one object.
 
@@ -189,7 +194,7 @@ def glob(url: str) -> list[Shard]:
     shards = []
     for name, info in found.items():
         below = name.removeprefix(base)
-        if info.get("type") == "directory" or any(part[:1] in "._" for part in below.strip("/").split("/") if part):
+        if _is_folder(name, info) or any(part[:1] in "._" for part in below.strip("/").split("/") if part):
             continue
         shards.append(_shard(fs, url, name, info))
     return sorted(shards, key=lambda shard: shard.path)
@@ -203,7 +208,7 @@ def walk(url: str) -> Iterator[Shard]:
     except (FileNotFoundError, NotADirectoryError):
         return
     for name, info in found.items():
-        if info.get("type") != "directory":
+        if not _is_folder(name, info):
             try:
                 yield _shard(fs, url, name, info)
             except FileNotFoundError:  # a temporary file that another process has just renamed

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +16,10 @@ from pipeline.config import Job, parse_job
 from pipeline.dataflow import connect
 from pipeline.run import Started
 from tests.checkpoints.bert import write_bert
+from tests.stores.moto import moto
+from tests.stores.server import Server, lake
+
+__all__ = ["lake"]  # a fixture
 
 
 class Silent:
@@ -53,6 +60,13 @@ def tiny_model(tmp_path_factory) -> Path:
     return write_bert(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A mock of S3, started once, with credentials that no other text can hold by chance."""
+    with moto(f"AKIA{secrets.token_hex(8).upper()}", f"keep/me+hidden/{secrets.token_hex(16)}") as started:
+        yield started
+
+
 @pytest.fixture
 def reporter() -> Silent:
     return Silent()
@@ -86,8 +100,8 @@ def write_corpus(folder: Path, shards: list[list[dict[str, object]]], *, row_gro
 
 
 def make_job(corpus: Path | str, table: Path | str, model: Path, **changes: object) -> Job:
-    """A job over `corpus`; `changes` are `section__key`."""
-    document: dict[str, dict[str, object]] = {
+    """A job over `corpus`; `changes` are `section__key`, or a whole `section`."""
+    document: dict[str, Any] = {
         "source": {"uri": str(corpus), "id": "id", "text": ["title", "text"], "keep": ["lang"]},
         "table": {"uri": str(table)},
         "encoder": {"model": str(model), "dtype": "float32"},

@@ -1,0 +1,5 @@
+"""S3 stores that tests start, and the suite that each of them goes through."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.stores.suite")

@@ -1,0 +1,36 @@
+"""moto, a mock of S3, as a server of its own: what pip installs, so that `make test` needs nothing else.
+
+It checks neither keys nor checksums; the real store of `make test-s3` does.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.stores.server import Server
+
+_SCRIPT = """
+import threading
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+threading.Event().wait()
+"""
+
+
+@contextmanager
+def moto(access_key: str, secret_key: str) -> Iterator[Server]:
+    """A server until the end of the block."""
+    command = [sys.executable, "-c", _SCRIPT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            server = Server(f"http://127.0.0.1:{int(process.stdout.readline())}", access_key, secret_key)
+            server.make_bucket()
+            yield server
+        finally:
+            process.kill()

@@ -1,0 +1,259 @@
+"""What every S3 store must do, whoever made it: the backfill from bucket to bucket, and the store calls below it.
+
+Run on moto by tests/integration/test_s3.py and on Ceph by tests/s3/test_ceph.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from actors import storage
+from actors.encoders import load_encoder
+from actors.errors import ConfigError
+from pipeline import delta
+from pipeline.probe import probe_create
+from pipeline.run import backfill
+from pipeline.search import Searcher
+from pipeline.status import status
+from tests.integration.conftest import Silent, make_job, rows
+from tests.stores.server import forget_clients, keys
+
+# What people put into names. Each must come back as it was, in a key, in a partition value and in a path of Delta's log.
+AWKWARD = ("a b", "100%", "%20", "é ü", "日本", "a+b", "a=b", "a&b#c", "it's", "a:b", "x::y", "(1)", "q?x", "[z]")
+
+
+def parquet(table: list[dict[str, object]]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(table), out, row_group_size=8)
+    return out.getvalue()
+
+
+def put_corpus(lake: str, *shards: list[dict[str, object]]) -> str:
+    for number, shard in enumerate(shards):
+        storage.put(f"{lake}/corpus/part-{number:04d}.parquet", parquet(shard))
+    return f"{lake}/corpus/*.parquet"
+
+
+def options(url: str) -> dict[str, str]:
+    found = delta.storage_options(url)
+    assert found is not None
+    return found
+
+
+def stored(table: str) -> dict[Any, dict[str, Any]]:
+    """The rows of the current version by id, which must not hold an id twice."""
+    found = DeltaTable(table, storage_options=options(table)).to_pyarrow_table().to_pylist()
+    by_id = {row["id"]: row for row in found}
+    assert len(by_id) == len(found)
+    return by_id
+
+
+class Stops(Exception):
+    """What a test raises in the middle of a run."""
+
+
+class Stopping(Silent):
+    """Stops a run after some units."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def finished_unit(self, receipt):
+        super().finished_unit(receipt)
+        if len(self.receipts) == self.after:
+            raise Stops
+
+
+class StoreSuite:
+    """Needs the fixtures `server`, `lake`, `tiny_model` and `reporter`."""
+
+    MANY_KEYS = 1100
+
+    def test_a_corpus_in_a_bucket_becomes_a_table_in_a_bucket(self, lake, tiny_model, reporter):
+        source = rows(60)
+        for number, row in enumerate(source):
+            row["lang"] = (*AWKWARD, None)[number % (len(AWKWARD) + 1)]
+        table = f"{lake}/tables/wiki"
+        job = make_job(
+            put_corpus(lake, source[:40], source[40:]),
+            table,
+            tiny_model,
+            table__partition_by=["lang"],
+            table__precision="float32",
+        )
+        outcome = backfill(job, reporter)
+        assert (outcome.rows_read, outcome.rows, outcome.quarantined, outcome.version) == (60, 60, 0, 1)
+        found = stored(table)
+        assert {name: row["lang"] for name, row in found.items()} == {row["id"]: row["lang"] for row in source}
+        texts = [f"{row['title']}\n\n{row['text']}" for row in source]
+        vectors = load_encoder(str(tiny_model), dtype="float32").encode(texts)
+        for row, vector in zip(source, vectors, strict=True):
+            np.testing.assert_allclose(found[row["id"]]["embedding"], vector, atol=1e-5)
+        # Another reader, with its own idea of how a path in the log is written.
+        frame = pl.scan_delta(table, storage_options=options(table))
+        assert frame.select("id").collect().height == 60
+        for value in AWKWARD:
+            there = frame.filter(pl.col("lang") == value).select("id").collect()["id"].to_list()
+            assert sorted(there) == sorted(str(row["id"]) for row in source if row["lang"] == value)
+
+        again = backfill(job, reporter)
+        assert (again.published, again.version) == (False, 1)
+        assert len(reporter.receipts) == outcome.units
+
+        (hits,) = Searcher(table).search([texts[7]], k=3)
+        assert hits[0].id == "r7"
+        told = status(table)
+        assert (told.version, told.rows, len(told.runs)) == (1, 60, 1)
+        assert told.runs[0].units_done == told.runs[0].units == outcome.units
+
+    def test_json_lines_plain_and_packed(self, lake, tiny_model, reporter):
+        lines = [json.dumps(row).encode() for row in rows(40)]
+        storage.put(f"{lake}/corpus/a b.jsonl", b"\n".join(lines[:20]) + b"\nnot json\n")
+        storage.put(f"{lake}/corpus/100%.jsonl.gz", gzip.compress(b"\n".join(lines[20:])))
+        job = make_job(f"{lake}/corpus", f"{lake}/table", tiny_model, source__format="jsonl", run__max_quarantined=0.1)
+        outcome = backfill(job, reporter)
+        assert (outcome.rows, outcome.quarantined) == (40, 1)
+        assert stored(f"{lake}/table").keys() == {f"r{number}" for number in range(40)}
+        assert status(f"{lake}/table").runs[0].quarantined == 1
+
+    def test_a_folder_of_texts_with_awkward_names(self, lake, tiny_model, reporter):
+        for name in AWKWARD:
+            storage.put(f"{lake}/corpus/{name}/{name}.txt", f"the text of {name}".encode())
+        job = make_job(
+            f"{lake}/corpus",
+            f"{lake}/table",
+            tiny_model,
+            source__format="text",
+            source__id="path",
+            source__text=["text"],
+            source__keep=["text"],
+        )
+        assert backfill(job, reporter).rows == len(AWKWARD)
+        found = stored(f"{lake}/table")
+        assert {row["text"] for row in found.values()} == {f"the text of {name}" for name in AWKWARD}
+
+    def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(self, lake, tiny_model, reporter):
+        job = make_job(put_corpus(lake, rows(96)), f"{lake}/table", tiny_model)
+        stopping = Stopping(after=2)
+        with pytest.raises(Stops):
+            backfill(job, stopping)
+        assert status(f"{lake}/table").version is None
+        outcome = backfill(job, reporter)
+        assert (outcome.rows, outcome.published) == (96, True)
+        assert reporter.start is not None
+        assert reporter.start.units_done == 2
+        assert len(reporter.receipts) == outcome.units - 2
+        assert len(stored(f"{lake}/table")) == 96
+
+    def test_an_exclusive_create_has_one_winner_of_many(self, lake):
+        for number in range(4):
+            url = f"{lake}/races/{number}"
+            with ThreadPoolExecutor(32) as pool:
+                won = list(pool.map(lambda racer, url=url: storage.create(url, b"%d" % racer), range(32)))
+            assert sum(won) == 1
+            assert storage.read(url) == b"%d" % won.index(True)
+            assert storage.create(url, b"%d" % won.index(True))  # a retry inside a client meets its own success
+            assert not storage.create(url, b"late")
+
+    def test_the_probe_passes_and_leaves_nothing(self, lake, server):
+        probe_create(f"{lake}/probes")
+        assert keys(server, lake) == []
+
+    @pytest.mark.parametrize("name", AWKWARD)
+    def test_a_name_is_a_name(self, lake, server, name):
+        url = f"{lake}/{name}/{name}"
+        assert storage.create(url, b"first")
+        storage.put(url, b"second")
+        assert storage.read(url, 1, 4) == b"eco"
+        assert storage.stat(url).path == url
+        assert [shard.path for shard in storage.walk(lake)] == [url]
+        assert storage.folders(lake) == [name]
+        assert [f"s3://tests/{key}" for key in keys(server, lake)] == [url]
+        with storage.open_read(url) as file:
+            assert file.read() == b"second"
+        storage.delete(url)
+        assert not storage.exists(url)
+
+    def test_more_keys_than_one_page_of_a_listing(self, lake, server):
+        client, (bucket, _, prefix) = server.client(), lake.removeprefix("s3://").partition("/")
+
+        def put(number):
+            client.put_object(Bucket=bucket, Key=f"{prefix}/many/{number // 100:04d}/{number:06d}.json", Body=b"x")
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(put, range(self.MANY_KEYS)))
+        found = storage.glob(f"{lake}/many")
+        assert [shard.path.rsplit("/", 1)[1] for shard in found] == [f"{n:06d}.json" for n in range(self.MANY_KEYS)]
+        assert len({shard.path for shard in storage.walk(f"{lake}/many")}) == self.MANY_KEYS
+        assert len(storage.glob(f"{lake}/many/*/*.json")) == self.MANY_KEYS
+        assert len(storage.folders(f"{lake}/many")) == -(-self.MANY_KEYS // 100)
+
+    def test_a_missing_object_and_an_empty_place_are_answers(self, lake):
+        for call in (storage.read, storage.stat, storage.open_read, storage.open_arrow):
+            with pytest.raises(FileNotFoundError):
+                call(f"{lake}/nothing")
+        assert not storage.exists(f"{lake}/nothing")
+        assert storage.glob(f"{lake}/nothing/*") == list(storage.walk(f"{lake}/nothing")) == []
+        assert storage.folders(f"{lake}/nothing") == []
+        storage.delete(f"{lake}/nothing")
+        assert delta.open_table(f"{lake}/nothing") is None
+        with pytest.raises(ConfigError, match="there is no table and no run at"):
+            status(f"{lake}/nothing")
+
+    def test_a_folder_marker_is_no_document(self, lake, server):
+        bucket, _, prefix = lake.removeprefix("s3://").partition("/")
+        for key in (f"{prefix}/corpus/", f"{prefix}/corpus/sub/", f"{prefix}/corpus/sub/a.txt"):
+            server.client().put_object(Bucket=bucket, Key=key, Body=b"text" if key.endswith("t") else b"")
+        assert [shard.path for shard in storage.glob(f"{lake}/corpus")] == [f"{lake}/corpus/sub/a.txt"]
+
+    def test_a_bucket_that_is_not_there_is_said_so_everywhere(self, lake, tiny_model, reporter):
+        nowhere = "s3://no-such-bucket-here/x"
+        calls = (
+            storage.read,
+            storage.stat,
+            storage.glob,
+            storage.folders,
+            lambda url: list(storage.walk(url)),
+            lambda url: storage.put(url, b"x"),
+            lambda url: storage.create(url, b"x"),
+            delta.open_table,
+            status,
+            Searcher,
+        )
+        for call in calls:
+            with pytest.raises(ConfigError, match="there is no bucket 'no-such-bucket-here' at http://127.0.0.1"):
+                call(nowhere)
+        corpus = put_corpus(lake, rows(5))
+        for source, table in ((nowhere, f"{lake}/table"), (corpus, nowhere)):
+            with pytest.raises(ConfigError, match="there is no bucket 'no-such-bucket-here'"):
+                backfill(make_job(source, table, tiny_model), reporter)
+
+    def test_credentials_of_a_profile_serve_both_clients(self, lake, server, monkeypatch, tmp_path):
+        storage.put(f"{lake}/x", b"x")
+        profile = tmp_path / "credentials"
+        profile.write_text(
+            f"[lake]\naws_access_key_id = {server.access_key}\naws_secret_access_key = {server.secret_key}\n"
+        )
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+        monkeypatch.setenv("AWS_PROFILE", "lake")
+        forget_clients()
+        assert storage.read(f"{lake}/x") == b"x"
+        table = f"{lake}/table"
+        DeltaTable.create(table, schema=pa.schema([("a", pa.int64())]), storage_options=options(table))
+        opened = delta.open_table(table)
+        assert opened is not None
+        assert opened.version() == 0
