@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from actors.errors import VectideError
-from jobs import output
+from jobs import output, schedule
 
 app = typer.Typer(
     name="vectide",
@@ -128,16 +128,9 @@ def status(
     output.status(read(table), as_json=json)
 
 
-@app.command()
-def submit(
-    job: Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file.")],
-    address: Annotated[str, typer.Option(metavar="URL", help="The cluster's dashboard, as in http://head:8265.")],
-    settings: Settings = None,
-) -> None:
-    """Run the same backfill as a Ray job on a cluster and follow it; the job's exit code is its own."""
-    from pipeline.submit import submit as send
-
-    raise typer.Exit(send(_job(job, settings, None, None, None), address, sys.stdout))
+app.command()(schedule.submit)
+app.command()(schedule.schedule)
+app.command()(schedule.watch)
 
 
 @app.command()

@@ -23,7 +23,9 @@ COMMANDS = {
     "refresh": {"--set", "--source", "--table", "--model"},
     "search": {"-k", "--where", "--version", "--model", "--json"},
     "status": {"--json"},
-    "submit": {"--address", "--set"},
+    "submit": {"--address", "--command", "--detach", "--set"},
+    "schedule": {"--cron", "--target", "--command", "--rayjob", "--apply", "--set"},
+    "watch": {"--every", "--command", "--set"},
     "doctor": {"--set", "--json"},
 }
 
