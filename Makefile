@@ -48,8 +48,9 @@ lint: $(READY) ## Lint and formatting
 type: $(READY) ## Types
 	$(BIN)/mypy
 
-test-s3: $(READY) ## A real S3 store: Ceph's gateway, unpacked below .venvs, killed and restarted
+test-s3: $(READY) ## Real S3 stores, installed below .venvs: Ceph, killed and restarted, and Swift, refused
 	tests/s3/ceph/install.sh
+	PYTHON=$(BIN)/python tests/s3/swift/install.sh
 	$(BIN)/pytest tests/s3
 
 test-unit: $(READY) ## The fast half of the suite: no Ray, no sockets, no sleeping

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.conftest import reporter, tiny_model
-from tests.s3.ceph.server import Ceph
+from tests.s3.servers import Ceph
 from tests.stores.server import Server, lake
 
 __all__ = ["lake", "reporter", "tiny_model"]  # fixtures
