@@ -32,6 +32,7 @@ def carry(unit: Unit, spec: WriterSpec) -> Parcel:
     for piece in unit.pieces:
         file = storage.open_read(storage.join(spec.table, piece.shard.path))
         rows = pq.read_table(file, partitioning=None)
+        rows = rows.cast(pa.schema([spec.schema.field(name) for name in rows.column_names]))
         rows = rows.filter(pc.invert(pc.is_in(rows[SHARD], value_set=_replaced(spec.ledger))))
         for name, value in json.loads(piece.shard.etag).items():
             column = pa.array([value] * rows.num_rows, pa.string())

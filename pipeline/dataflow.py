@@ -27,6 +27,15 @@ from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, to_block,
 
 WAVE_UNITS = 20_000
 
+# Every micro-batch has a length of its own, and for each oneDNN keeps a compiled kernel and malloc a hole: without these
+# an encoder on a CPU grew from 0.5 to 1.5 GiB in minutes; with them it stays at 0.5, as fast as before.
+_LEAN = {
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+}
+
 
 def connect(address: str) -> None:
     """Join the cluster at `address`, or start Ray on this machine.
@@ -51,6 +60,8 @@ def _init(address: str) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own chatter; what fails is raised to us
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     target = os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
+    if target == "local":
+        os.environ.update({name: os.environ.get(name, value) for name, value in _LEAN.items()})
     try:
         with _native_stderr_silenced():
             ray.init(
@@ -58,6 +69,7 @@ def _init(address: str) -> None:
                 include_dashboard=False if target == "local" else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                runtime_env=None if target == "local" else {"env_vars": _LEAN},
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, SHARD, START, TOKENS
+from actors.stored import read_stored
 
 SCHEMA = pa.schema([("hash", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("count", pa.int32())])
 # What a vector brings along from the table; everything else of a row comes from the source as it is now.
@@ -46,7 +47,7 @@ def scan_files(table: str, paths: Iterable[str]) -> list[TableFile]:
     """Which shards each file has rows of; reads one column of each."""
 
     def scan(path: str) -> TableFile:
-        column = pq.read_table(storage.open_read(storage.join(table, path)), columns=[SHARD], partitioning=None)[SHARD]
+        column = read_stored(table, path, [SHARD])[SHARD]
         counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
         return TableFile(path, len(column), counts)
 
@@ -64,7 +65,7 @@ def build_index(table: str, paths: Iterable[str], wanted: npt.NDArray[np.bytes_]
     """
 
     def find(path: str) -> pa.Table:
-        rows = pq.read_table(storage.open_read(storage.join(table, path)), columns=[ID, HASH], partitioning=None)
+        rows = read_stored(table, path, [ID, HASH])
         hashes = _bytes(rows[HASH])
         # Chunks of one document stand together; a document begins where the id or the hash changes.
         ids = rows[ID].combine_chunks()
@@ -154,8 +155,7 @@ class Reuse:
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]
-        file = storage.open_read(storage.join(self._table, path))
-        table = pq.read_table(file, columns=stored, partitioning=None)
+        table = read_stored(self._table, path, stored)
         self._cache[path] = table
         self._cached_bytes += table.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.receipt import DataFile, Receipt
 from actors.schema import ID, SHARD, BadRow
+from actors.stored import read_stored
 from actors.writer import parquet_bytes, quarantine_bytes
 
 LIMIT_BYTES = 4 << 30
@@ -100,12 +101,12 @@ def _hashed(table: str, receipts: list[Receipt]) -> Iterator[tuple[Receipt, pa.T
     """
 
     def load(receipt: Receipt) -> tuple[Receipt, pa.Table, npt.NDArray[np.uint64]]:
-        parts = [
-            pq.read_table(storage.open_read(storage.join(table, file.path)), columns=[ID, SHARD], partitioning=None)
-            for file in receipt.files
-        ]
-        schema = pa.schema([(ID, pa.string()), (SHARD, pa.string())])
-        rows = pa.concat_tables([schema.empty_table(), *(part.select([ID, SHARD]).cast(schema) for part in parts)])
+        parts = [read_stored(table, file.path, [ID, SHARD]) for file in receipt.files]
+        rows = (
+            pa.concat_tables(parts)
+            if parts
+            else pa.table({ID: pa.array([], pa.string()), SHARD: pa.array([], pa.string())})
+        )
         documents = rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
         return receipt, documents, hash_strings(documents[ID])
 
@@ -138,7 +139,7 @@ def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: 
     for number, file in enumerate(receipt.files):
         data = storage.read(storage.join(table, file.path))
         rows = pq.read_table(pa.BufferReader(data))
-        mask = pc.is_in(rows[ID], value_set=unwanted)
+        mask = pc.is_in(rows[ID].cast(pa.string()), value_set=unwanted)
         for row in rows.filter(mask).select([ID, SHARD]).to_pylist():
             error = "this id stands in an earlier row of the corpus; set source.unique_ids: false to keep both"
             lost[row[ID]] = BadRow(row[SHARD], -1, row[ID], "duplicate_id", error)

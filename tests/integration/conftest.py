@@ -109,5 +109,8 @@ def make_job(corpus: Path | str, table: Path | str, model: Path, **changes: obje
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        document.setdefault(section, {})[name] = value
+        if name:
+            document.setdefault(section, {})[name] = value
+        else:
+            document[section] = value
     return parse_job(document)

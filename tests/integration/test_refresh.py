@@ -367,3 +367,29 @@ def test_any_history_ends_like_a_fresh_backfill(tiny_model):
             max_examples=12, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+@pytest.mark.parametrize("mode", ["split", "late"])
+def test_documents_keep_the_vectors_of_all_their_chunks(tmp_path, tiny_model, reporter, mode):
+    long = [{**row, "text": f"One sentence {n}. Another one {n}. And a third {n}."} for n, row in enumerate(rows(12))]
+    corpus = write_corpus(tmp_path / "corpus", [long[:6], long[6:]])
+    chunking = {"mode": mode, "max_tokens": 30}
+    job = make_job(corpus, tmp_path / "table", tiny_model, chunking=chunking)
+    assert backfill(job, reporter).rows > 12
+    edited = [dict(row) for row in long]
+    edited[2]["text"] = "One sentence only."
+    shutil.rmtree(corpus)
+    write_corpus(corpus, [edited[::2], edited[1::2]])
+    assert refresh(job, reporter).encoded == 1
+    backfill(make_job(corpus, tmp_path / "fresh", tiny_model, chunking=chunking), reporter)
+    chunks = [
+        {(row["id"], row["chunk"]): row for row in DeltaTable(str(tmp_path / name)).to_pyarrow_table().to_pylist()}
+        for name in ("table", "fresh")
+    ]
+    assert chunks[0].keys() == chunks[1].keys()
+    for key, row in chunks[0].items():
+        other = chunks[1][key]
+        assert {name: row[name] for name in ("start", "end", "tokens", "_hash", "_shard")} == {
+            name: other[name] for name in ("start", "end", "tokens", "_hash", "_shard")
+        }
+        np.testing.assert_allclose(row["embedding"], other["embedding"], atol=1e-3)

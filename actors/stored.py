@@ -1,0 +1,42 @@
+"""Columns of a file of the table, with our types whoever wrote it.
+
+Used by refresh, publish and compaction. Another tool's rewrite (a delete, an optimize) may leave views or large lists in
+a file's footer, which many of Arrow's functions do not take; partition columns are not in files, and folders named after
+them must not be taken for columns.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors import storage
+from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, SHARD, START, TOKENS
+
+TYPES = pa.schema(
+    [
+        (ID, pa.string()),
+        (CHUNK, pa.int32()),
+        (START, pa.int32()),
+        (END, pa.int32()),
+        (EMBEDDING, pa.list_(pa.float32())),
+        (TOKENS, pa.int32()),
+        (HASH, pa.string()),
+        (SHARD, pa.string()),
+    ]
+)
+
+
+def read_stored(table: str, path: str, names: list[str] | tuple[str, ...]) -> pa.Table:
+    """Columns of one file.
+
+    Args:
+        table: URL of the table's folder.
+        path: The file's, relative to it.
+        names: Columns of `TYPES`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    rows = pq.read_table(storage.open_read(storage.join(table, path)), columns=list(names), partitioning=None)
+    return rows.select(list(names)).cast(pa.schema([TYPES.field(name) for name in names]))
