@@ -16,7 +16,8 @@ from pipeline.config import parse_job
 def from_s3(code: str, status: int, message: str = "") -> Exception:
     """What the driver raises for an answer of an S3 store."""
     answer = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return translate_boto_error(ClientError(answer, "PutObject"))
+    error: Exception = translate_boto_error(ClientError(answer, "PutObject"))
+    return error
 
 
 @pytest.mark.parametrize(
