@@ -14,7 +14,7 @@ from actors import storage
 from actors.errors import UnsafeStore
 
 RACERS = 16
-ROUNDS = 2
+ROUNDS = 4
 
 
 def probe_create(folder: str, *, racers: int = RACERS, rounds: int = ROUNDS) -> None:

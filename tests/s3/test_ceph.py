@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from botocore.exceptions import ClientError
 from deltalake import DeltaTable
 
 from actors import storage
@@ -206,3 +208,29 @@ def test_a_gateway_killed_before_the_commit(lake, ceph, tiny_model, reporter):
     assert len(stored(f"{lake}/table")) == 32
     commits = [key for key in keys(ceph.server, f"{lake}/table/_delta_log") if key.endswith(".json")]
     assert len(commits) == 2
+
+
+def test_the_rights_in_the_docs_are_enough(lake, server, tiny_model, reporter):
+    """All but what docs/guarantees.md lists is denied, to the bucket's owner too."""
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    policy = json.loads(text.partition("```json")[2].partition("```")[0])
+    actions = [action for statement in policy["Statement"] for action in statement["Action"]]
+    client = server.client()
+    client.create_bucket(Bucket="least")
+    denied = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "NotAction": actions,
+        "Resource": ["arn:aws:s3:::least", "arn:aws:s3:::least/*"],
+    }
+    client.put_bucket_policy(Bucket="least", Policy=json.dumps({"Version": "2012-10-17", "Statement": [denied]}))
+    with pytest.raises(ClientError, match="AccessDenied"):
+        client.list_multipart_uploads(Bucket="least")
+    table = "s3://least/table"
+    job = make_job(put_corpus("s3://least", rows(20)), table, tiny_model)
+    assert backfill(job, reporter).version == 1
+    put_corpus("s3://least", rows(21))
+    assert backfill(job, reporter).version == 2
+    assert len(stored(table)) == 21
+    assert Searcher(table).search(["title 7"], k=1)
+    assert status(table).version == 2
