@@ -24,7 +24,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import actors
 from actors import storage
-from actors.errors import ConfigError, VectideError
+from actors.errors import ConfigError, InvariantBroken, VectideError
 from pipeline.config import Job
 
 PACKAGES = ("jobs", "pipeline", "actors")
@@ -118,7 +118,7 @@ def _submit(client: JobSubmissionClient, job: Job, command: str) -> tuple[str, b
     """The job's id, and whether it was submitted just now."""
     with tempfile.TemporaryDirectory(prefix="vectide-") as folder:
         name = job_name(stage(job, Path(folder)), command)
-        for _ in range(_TRIES):
+        for left in reversed(range(_TRIES)):
             number, running = _last(client, name)
             if running:
                 return f"{name}-{number}", False
@@ -130,11 +130,13 @@ def _submit(client: JobSubmissionClient, job: Job, command: str) -> tuple[str, b
                     runtime_env={"working_dir": folder, "env_vars": _environment()},
                 )
             except RuntimeError:
-                if _last(client, name)[0] == number:  # it is not that somebody else was faster
+                # Somebody else was faster, or a cluster that has just started is not ready yet: look again.
+                if not left:
                     raise
+                time.sleep(POLL_S)
             else:
                 return submission, True
-    raise RuntimeError(f"{name} is submitted again and again by somebody else")
+    raise InvariantBroken("submit ended without an answer")
 
 
 def job_name(document: dict[str, Any], command: str) -> str:

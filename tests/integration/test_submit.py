@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import yaml
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError
-from pipeline.submit import PACKAGES, stage, submit
+from pipeline.submit import PACKAGES, _client, job_name, stage, submit
 from tests.integration.conftest import make_job, rows, write_corpus
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -26,14 +27,20 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+TOKEN = "a-token-of-the-test-cluster"
+
+
 @pytest.fixture(scope="module")
 def dashboard(tmp_path_factory):
-    """A cluster of its own: a head node with a dashboard, ended by its own processes."""
+    """A cluster of its own that asks for a token: a head node with a dashboard, ended by its own processes."""
     port, gcs, folder = free_port(), free_port(), tmp_path_factory.mktemp("ray")
     options = ["--head", "--block", "--num-cpus=2", f"--port={gcs}", "--node-ip-address=127.0.0.1"]
     options += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     options += ["--object-store-memory=200000000", "--disable-usage-stats", f"--ray-client-server-port={free_port()}"]
+    options += [f"--dashboard-agent-listen-port={free_port()}"]  # else another Ray of this machine may have it
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # `python` of a job is that of the nodes
     head = subprocess.Popen(
         [RAY, "start", *options], env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -45,8 +52,17 @@ def dashboard(tmp_path_factory):
         head.wait(timeout=60)
 
 
+@pytest.fixture
+def token(monkeypatch, tmp_path):
+    """The token where a person has it: in a file, with no word about a mode."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+
+
 def wait_for(port: int, head: subprocess.Popen[bytes]) -> None:
     import time
+    import urllib.error
     import urllib.request
 
     for _ in range(240):
@@ -54,12 +70,14 @@ def wait_for(port: int, head: subprocess.Popen[bytes]) -> None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=5):
                 return
+        except urllib.error.HTTPError:  # it answers, and asks for the token
+            return
         except OSError:
             time.sleep(0.5)
     raise AssertionError("the dashboard did not come up")
 
 
-def test_a_submitted_job_does_what_a_local_one_does(dashboard, tmp_path, tiny_model):
+def test_a_submitted_job_does_what_a_local_one_does(dashboard, token, tmp_path, tiny_model):
     corpus = write_corpus(tmp_path / "corpus", [rows(20)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
     out = io.StringIO()
@@ -70,10 +88,47 @@ def test_a_submitted_job_does_what_a_local_one_does(dashboard, tmp_path, tiny_mo
     again = io.StringIO()
     assert submit(job, dashboard, again) == 0
     assert "nothing left to do" in again.getvalue()
+    names = [re.findall(r"submitted (vectide-backfill-[0-9a-f]{12})-(\d)", said.getvalue())[0] for said in (out, again)]
+    assert names == [(names[0][0], "1"), (names[0][0], "2")]
     wrong = make_job("/nowhere/*.parquet", tmp_path / "table", tiny_model)
     failed = io.StringIO()
     assert submit(wrong, dashboard, failed) == 2
     assert "matches no file" in failed.getvalue()
+
+
+def test_a_second_submit_follows_the_first_and_no_secret_is_in_its_metadata(
+    dashboard, token, tmp_path, tiny_model, monkeypatch
+):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-value")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://user:a-secret-value@store")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    job = make_job(write_corpus(tmp_path / "corpus", [rows(20)]), tmp_path / "table", tiny_model)
+    first, second = io.StringIO(), io.StringIO()
+    assert submit(job, dashboard, first, command="refresh", detach=True) == 0
+    assert "the same command without --detach follows it" in first.getvalue()
+    (name,) = re.findall(r"submitted (\S+) to", first.getvalue())
+    assert submit(job, dashboard, second, command="refresh") == 0
+    assert second.getvalue().startswith(f"{name} runs already at {dashboard}")
+    assert "published version 1" in second.getvalue()
+    jobs = [details for details in _client(dashboard).list_jobs() if details.submission_id == name]
+    assert len(jobs) == 1
+    assert "eu-west-1" in str(jobs[0])
+    assert "a-secret-value" not in str(jobs[0])
+    assert TOKEN not in str(jobs[0])
+
+
+@pytest.mark.parametrize(("there", "found"), [("", "none was found"), ("wrong", "is not it")])
+def test_a_token_that_is_missing_or_wrong_is_said_with_the_way_out(dashboard, tmp_path, monkeypatch, there, found):
+    job = make_job(tmp_path, tmp_path / "table", tmp_path)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", there)
+    with pytest.raises(ConfigError, match=f"asks for the cluster's token, and .*{found}.* RAY_AUTH_TOKEN"):
+        submit(job, dashboard, io.StringIO())
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH .* cannot be read"):
+        submit(job, dashboard, io.StringIO())
 
 
 def test_no_dashboard_is_said_in_one_sentence(tmp_path, tiny_model):
@@ -95,3 +150,13 @@ def test_what_is_uploaded_is_the_packages_and_the_job_with_absolute_places(tmp_p
     assert document["run"]["address"] == "auto"
     assert not list(folder.rglob("__pycache__"))
     assert "a-secret-value" not in "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_job_is_named_by_what_it_would_do(tmp_path, tiny_model):
+    def name(command: str, **changes: object) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        return job_name(stage(make_job("/corpus", "/table", tiny_model, **changes), folder), command)
+
+    assert name("refresh") == name("refresh")
+    assert len({name("refresh"), name("backfill"), name("refresh", encoder__max_tokens=9)}) == 3
