@@ -13,6 +13,7 @@ from typing import Any
 from actors.errors import StorageError
 
 PROTOCOLS = ("s3", "s3a")
+TABLE_RETRIES = 12  # of one request inside `deltalake`, about half a minute: as patient as storage
 CONNECTIONS = 32  # to one store, from one process: as many as the ledger has threads
 
 
@@ -65,6 +66,10 @@ def table_options(url: str) -> dict[str, str]:
         )
     options = {
         "AWS_CONDITIONAL_PUT": "etag",
+        "max_retries": str(TABLE_RETRIES),
+        "retry_timeout": "120s",
+        "backoff_config.init_backoff": "200ms",
+        "backoff_config.max_backoff": "10s",
         "AWS_REGION": region
         or "us-east-1",  # gateways of one's own take any; AWS names the right one if this is not it
         "AWS_ACCESS_KEY_ID": keys.access_key,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors import storage
+from actors import aws, storage
 from actors.errors import StorageError
 from pipeline import delta
 from tests.stores.server import forget_clients
@@ -36,6 +36,7 @@ def test_a_profile_that_is_not_there(lake, monkeypatch):
 
 def test_an_endpoint_where_nothing_answers(lake, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(aws, "TABLE_RETRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     forget_clients()
     for call in (storage.read, storage.glob, delta.open_table):

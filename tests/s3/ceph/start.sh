@@ -6,7 +6,7 @@
 #
 #   CEPH_ROOT                     what install.sh unpacked
 #   S3_PORT                       the gateway's port; the next 40 are taken too
-#   S3_ACCESS_KEY, S3_SECRET_KEY  the one user's credentials
+#   S3_ACCESS_KEY, S3_SECRET_KEY  the credentials of the user `tests`; `limited` has the same secret
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -132,6 +132,11 @@ create() {
     run ceph-mon -c "$CONF" -i a --mkfs --monmap "$DIR/monmap" --keyring "$keyring" >>"$DIR/log/create.log" 2>&1
 }
 
+user() { # name, access key
+    run radosgw-admin -c "$CONF" user create --uid="$1" --display-name="$1" \
+        --access-key="$2" --secret-key="$S3_SECRET_KEY" >/dev/null 2>>"$DIR/log/create.log"
+}
+
 if [ "${2:-}" = gateway ]; then
     daemon gateway radosgw -n client.rgw
     exit 0
@@ -150,8 +155,8 @@ for _ in $(seq 300); do # a gateway that starts before the daemon has announced 
     sleep 0.1
 done
 if [ -n "$fresh" ]; then
-    run radosgw-admin -c "$CONF" user create --uid=tests --display-name=tests \
-        --access-key="$S3_ACCESS_KEY" --secret-key="$S3_SECRET_KEY" >/dev/null 2>>"$DIR/log/create.log"
+    user tests "$S3_ACCESS_KEY"
+    user limited limited # who may do what a bucket's policy says, and no more
     touch "$DIR/ready"
 fi
 daemon gateway radosgw -n client.rgw
