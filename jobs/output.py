@@ -82,7 +82,7 @@ def hits(found: Sequence[Hit], *, as_json: bool) -> None:
     if not found:
         console.print("no rows")
     for rank, hit in enumerate(found, 1):
-        console.print(f"{rank:>3}  {hit.score:.3f}  {hit.id}", markup=False, highlight=False)
+        console.print(f"{rank:>3}  {hit.score:.3f}  {hit.id}", markup=False, highlight=False, soft_wrap=True)
         for name, value in hit.columns.items():
             if value is None or name == "tokens" or name.startswith("_"):
                 continue

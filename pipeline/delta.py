@@ -192,8 +192,9 @@ def publish(url: str, publication: Publication) -> int:
     check_columns(table, url, publication)
     there = file_sizes(table)
     removed = tuple(there) if publication.remove is None else publication.remove
-    if current_run(table) != publication.base_run or not there.keys() >= set(removed):
-        raise _conflict(url, "its version is not the one that the run began with")
+    check_base(table, url, publication.base_run)
+    if not there.keys() >= set(removed):
+        raise _conflict(url, "files that the run replaces are no longer part of it")
     now_ms = int(time.time() * 1000)
     actions: list[AddAction | RemoveAction] = [_add(file, now_ms) for file in publication.add]
     actions += [RemoveAction(path=path, data_change=True, deletion_timestamp=now_ms) for path in removed]
@@ -221,6 +222,12 @@ def publish(url: str, publication: Publication) -> int:
         raise _failure(url, "commit to", error) from None
     version = published_version(open_table(url), publication.run)
     return version if version is not None else int(table.version())
+
+
+def check_base(table: DeltaTable | None, url: str, base_run: str | None) -> None:
+    """Raise CommitConflict unless the rows of this version are those that a run began with."""
+    if current_run(table) != base_run:
+        raise _conflict(url, "its version is not the one that the run began with")
 
 
 def _conflict(url: str, reason: str) -> CommitConflict:

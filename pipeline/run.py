@@ -21,7 +21,7 @@ from actors.writer import WriterSpec, table_schema
 from pipeline import delta, fingerprint, uniqueness
 from pipeline.config import Job
 from pipeline.executor import Executor, executor_for
-from pipeline.hold import hold
+from pipeline.hold import Hold, hold
 from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
 from pipeline.plan import Plan, Survey, cut_plan, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
@@ -181,10 +181,11 @@ class Runner:
                 return Outcome(self.url, self.current, int(self.table.version()), published=False)
         if self.table is not None:
             delta.check_fingerprint(self.table, self.url, self.fingerprint, self.lineage)
-        with hold(self.url, self.ledger.run, what=self.what):
-            return self._run()
+        with hold(self.url, self.ledger.run, what=self.what) as held:
+            delta.check_base(delta.open_table(self.url), self.url, self.current)  # it was read before it was held
+            return self._run(held)
 
-    def _run(self) -> Outcome:
+    def _run(self, held: Hold) -> Outcome:
         """The work, while the table is held."""
         self.reporter.step("looking at the columns of its files")
         found = self.look()
@@ -208,7 +209,7 @@ class Runner:
             executor = self.executor()
             description = description or self._freeze(found, executor)
             deaths = self._encode(publication, found, description, done, executor)
-        return replace(self._publish(publication, description), deaths=deaths)
+        return replace(self._publish(publication, description, held), deaths=deaths)
 
     def _freeze(self, found: Survey, executor: Executor) -> dict[str, Any]:
         """Cut the plan and write it down; if another driver of the same run was faster, its plan is the plan."""
@@ -280,7 +281,7 @@ class Runner:
             raise _failed(errors, description["units"])
         return executor.book.total_deaths()
 
-    def _publish(self, publication: delta.Publication, description: dict[str, Any]) -> Outcome:
+    def _publish(self, publication: delta.Publication, description: dict[str, Any], held: Hold) -> Outcome:
         """Check that every row is accounted for, then commit."""
         self.reporter.step("checking that every row is accounted for")
         receipts = self.ledger.receipts()
@@ -304,6 +305,7 @@ class Runner:
         removed = self.removed()
         if removed is not None:
             removed += tuple(receipt.replaces for receipt in receipts.values() if receipt.replaces is not None)
+        held.check()
         version = delta.publish(self.url, replace(publication, add=files, remove=removed))
         return replace(outcome, version=version, published=True)
 
