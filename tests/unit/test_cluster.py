@@ -51,7 +51,7 @@ def test_head_is_on_demand_and_runs_no_work(cluster):
 
 def test_gpu_workers_are_spot_and_come_from_none(cluster):
     gpu = cluster["available_node_types"]["gpu_worker"]
-    assert gpu["min_workers"] == 0 < gpu["max_workers"] <= cluster["max_workers"]
+    assert 0 < gpu["min_workers"] <= gpu["max_workers"] <= cluster["max_workers"]
     assert gpu["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
