@@ -278,7 +278,9 @@ def test_a_truncated_parquet_file_is_named_before_anything_is_paid(tmp_path, tin
     broken.write_bytes(broken.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"part-0001.parquet"):
         backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
-    assert not (tmp_path / "table").exists()
+    # The hold that was given back, and nothing else: no plan, no data, no table.
+    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"hold"}
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}
 
 
 @on_ray
@@ -321,4 +323,6 @@ def test_more_gpus_than_there_are_is_said_before_anything_is_planned(tmp_path, t
     job = make_job(corpus, tmp_path / "table", tiny_model, run__gpus_per_replica=1, run__address="local")
     with pytest.raises(ConfigError, match="do not fit: the cluster has 0 GPUs"):
         backfill(job, reporter)
-    assert not (tmp_path / "table").exists()
+    # The hold that was given back, and nothing else: no plan, no data, no table.
+    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"hold"}
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}
