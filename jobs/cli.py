@@ -7,12 +7,17 @@ imported inside the commands, so that `vectide --help` does not load Ray or torc
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from actors.errors import VectideError
 from jobs import output, schedule
+
+if TYPE_CHECKING:
+    from pipeline.config import Job
+    from pipeline.run import Outcome, Reporter
 
 app = typer.Typer(
     name="vectide",
@@ -39,6 +44,15 @@ def _job(path: str | None, settings: list[str] | None, source: str | None, table
     named = {"source.uri": source, "table.uri": table, "encoder.model": model}
     defaults = {key: value for key, value in named.items() if value is not None}
     return load_job(path, settings=settings or (), defaults=defaults)
+
+
+def _run(pipeline: Callable[[Job, Reporter], Outcome], job: Job) -> None:
+    """Run a pipeline that writes a table, show how it goes, and print what it came to."""
+    from jobs.progress import reporter
+
+    with reporter() as told:
+        outcome = pipeline(job, told)
+    output.outcome(outcome)
 
 
 @app.command()
@@ -70,13 +84,9 @@ def backfill(
     model: ModelName = None,
 ) -> None:
     """Embed a corpus into a table; the same command again goes on where it stopped."""
-    from jobs.progress import reporter
-    from pipeline.run import backfill as run
+    from pipeline.run import backfill as pipeline
 
-    loaded = _job(job, settings, source, table, model)
-    with reporter() as told:
-        outcome = run(loaded, told)
-    output.outcome(outcome)
+    _run(pipeline, _job(job, settings, source, table, model))
 
 
 @app.command()
@@ -88,13 +98,9 @@ def refresh(
     model: ModelName = None,
 ) -> None:
     """Make a table equal to a fresh backfill of today's source, at the cost of what changed."""
-    from jobs.progress import reporter
-    from pipeline.refresh import refresh as run
+    from pipeline.refresh import refresh as pipeline
 
-    loaded = _job(job, settings, source, table, model)
-    with reporter() as told:
-        outcome = run(loaded, told)
-    output.outcome(outcome)
+    _run(pipeline, _job(job, settings, source, table, model))
 
 
 @app.command()
