@@ -90,15 +90,15 @@ class Meter:
     def add(self, name: str, value: float, **tags: str) -> None:
         """Add to a counter. Ray takes no zero, and a series that was never counted is not there."""
         if value > 0:
-            _exported(name).inc(value, tags=self._tags(tags))
+            _exported(name).inc(float(value), tags=self._tags(tags))
 
     def set(self, name: str, value: float, **tags: str) -> None:
         """Set a gauge."""
-        _exported(name).set(value, tags=self._tags(tags))
+        _exported(name).set(float(value), tags=self._tags(tags))
 
     def observe(self, name: str, value: float, **tags: str) -> None:
         """Add to a histogram."""
-        _exported(name).observe(value, tags=self._tags(tags))
+        _exported(name).observe(float(value), tags=self._tags(tags))
 
 
 class RunMeter:

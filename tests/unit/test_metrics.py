@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from pipeline.metrics import COMMON, METRICS
+from actors.encoders.hardware import Compute
+from actors.receipt import DataFile, Receipt
+from pipeline.metrics import COMMON, METRICS, EncoderMeter, Meter, RunMeter
 
 ROOT = Path(__file__).parents[2]
 RAYS_OWN = {"NodeAddress", "WorkerId", "le"}
@@ -78,3 +82,70 @@ def test_the_dashboard_can_be_drawn(dashboard):
     assert variables == {"datasource", *COMMON}
     text = json.dumps(dashboard)
     assert set(re.findall(r"\$\{?(\w+)", text)) <= variables | {"__rate_interval", "__all"}
+
+
+class Remembered(Meter):
+    """A meter whose numbers go nowhere but here."""
+
+    told: list[tuple[str, float, str]] = []  # noqa: RUF012  (emptied by the fixture)
+
+    def add(self, name, value, **tags):
+        if value > 0:
+            self.told.append((name, value, *tags.values()))
+
+    set = observe = add
+
+
+@pytest.fixture
+def meter():
+    Remembered.told.clear()
+    return Remembered("table", "run")
+
+
+def test_a_finished_unit_is_counted_as_its_receipt_says(meter):
+    file = DataFile(path="a", size_bytes=100, rows=9, partition={}, stats="{}")
+    receipt = Receipt(1, "a", (file, file), 8, 6, 18, 2, 50, 1, encoded=5, seconds={"read": 0.5, "encode": 2.0})
+    RunMeter(meter).finished(receipt, {"empty_text": 2})
+    assert dict(told[:2] for told in meter.told if len(told) == 2) == {
+        "vectide_rows_read_total": 8,
+        "vectide_documents_total": 6,
+        "vectide_rows_written_total": 18,
+        "vectide_tokens_total": 50,
+        "vectide_encoded_texts_total": 5,
+        "vectide_truncated_documents_total": 1,
+        "vectide_written_bytes_total": 200,
+    }
+    assert ("vectide_quarantined_rows_total", 2, "empty_text") in meter.told
+    assert ("vectide_units_total", 1, "done") in meter.told
+    for name in ("vectide_stage_seconds_total", "vectide_unit_stage_seconds"):
+        assert [told[1:] for told in meter.told if told[0] == name] == [(0.5, "read"), (2.0, "encode")]
+
+
+def test_a_death_is_counted_once_and_a_failure_is_no_success(meter):
+    run = RunMeter(meter)
+    for total in (0, 2, 2, 3):
+        run.deaths(total)
+    run.failed()
+    assert meter.told == [
+        ("vectide_process_deaths_total", 2),
+        ("vectide_process_deaths_total", 1),
+        ("vectide_units_total", 1, "failed"),
+    ]
+
+
+def test_an_encoder_tells_what_changed_since_the_last_unit(meter):
+    compute = Compute(torch.device("cpu"), torch.float32)
+    told = EncoderMeter(meter)
+    for tokens, padding, batches, halved in ((800, 200, 2, 1), (800, 200, 2, 1), (1400, 200, 4, 1)):
+        counts = {"tokens": tokens, "padding_tokens": padding, "micro_batches": batches, "out_of_memory": halved}
+        told.record(SimpleNamespace(compute=compute, stats=SimpleNamespace(**counts, budget_tokens=500)))
+    assert [one for one in meter.told if one[0] != "vectide_budget_tokens"] == [
+        ("vectide_micro_batches_total", 2),
+        ("vectide_out_of_memory_total", 1),
+        ("vectide_micro_batch_fill_ratio", 0.8),
+        ("vectide_micro_batch_budget_ratio", 0.8),
+        ("vectide_micro_batches_total", 2),
+        ("vectide_micro_batch_fill_ratio", 1.0),
+        ("vectide_micro_batch_budget_ratio", 0.6),
+    ]
+    assert meter.told.count(("vectide_budget_tokens", 500)) == 3
