@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from actors.receipt import Receipt
 
 if TYPE_CHECKING:
-    from actors.encoders.encoder import Encoder
+    from actors.encoders.encoder import Stats
+    from actors.encoders.hardware import Memory
 
 # Every series has these: the table's URL and the run's name.
 COMMON = ("table", "run")
@@ -142,9 +143,8 @@ class EncoderMeter:
         self._meter = meter
         self._tokens = self._micro_batches = self._padding = self._out_of_memory = 0
 
-    def record(self, encoder: Encoder) -> None:
-        """After a unit: what changed since the one before."""
-        stats = encoder.stats
+    def record(self, stats: Stats, memory: Memory | None) -> None:
+        """After a unit: what changed since the one before, and the card's memory where there is a card."""
         tokens, padding = stats.tokens - self._tokens, stats.padding_tokens - self._padding
         micro_batches = stats.micro_batches - self._micro_batches
         self._meter.add("vectide_micro_batches_total", micro_batches)
@@ -155,7 +155,6 @@ class EncoderMeter:
             self._meter.set("vectide_micro_batch_budget_ratio", tokens / (micro_batches * stats.budget_tokens))
         self._tokens, self._padding = stats.tokens, stats.padding_tokens
         self._micro_batches, self._out_of_memory = stats.micro_batches, stats.out_of_memory
-        memory = encoder.compute.memory()
         if memory is not None:
             self._meter.set("vectide_gpu_memory_allocated_bytes", memory.allocated_bytes)
             self._meter.set("vectide_gpu_memory_reserved_bytes", memory.reserved_bytes)

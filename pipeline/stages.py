@@ -207,7 +207,7 @@ class EncodeStage:
             parcel.error, parcel.table = error, None
         parcel.seconds["encode"] = time.perf_counter() - started
         if self._meter is not None:
-            self._meter.record(self.encoder)
+            self._meter.record(self.encoder.stats, self.encoder.compute.memory())
         return pack(parcel)
 
     def _encode(self, parcel: Parcel) -> None:

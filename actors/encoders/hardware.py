@@ -77,7 +77,10 @@ def find_compute(precision: str, device: str = "auto") -> Compute:
     if place.type == "cuda":
         cards = torch.cuda.device_count()
         if (place.index or 0) >= cards:
-            raise ConfigError(f"device {device!r} is not there: this process sees {cards} CUDA cards. Use 'auto'.")
+            raise ConfigError(
+                f"device {device!r} is not there: this process sees {cards} CUDA cards. Use 'auto'; on a cluster, install a "
+                f"torch with CUDA on the machines with GPUs, or encode on CPUs with run.gpus_per_replica=0."
+            )
         place = torch.device("cuda", place.index or 0)
     wide = precision == "float32" or not (cpu_has_bfloat16() if place.type == "cpu" else _card_has_bfloat16(place))
     return Compute(place, torch.float32 if wide else torch.bfloat16)

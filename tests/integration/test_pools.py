@@ -43,7 +43,7 @@ def driven(tmp_path_factory, tiny_model):
     env |= {"RAY_health_check_failure_threshold": "3", "RAY_metrics_report_interval_ms": "500"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads((folder / "notes.told").read_text())
     assert told["outcome"] is not None, told["error"]
     return {**told, "table": str(folder / "table")}
 
@@ -69,7 +69,9 @@ def series(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     for line in text.splitlines():
         if not line.startswith("#"):
-            name, labels, value = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line).groups()
+            matched = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line)
+            assert matched is not None, line
+            name, labels, value = matched.groups()
             found.setdefault(name, []).append((dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)))
     return found
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from actors.encoders.hardware import Compute
+from actors.encoders.encoder import Stats
+from actors.encoders.hardware import Compute, Memory
 from actors.receipt import DataFile, Receipt
 from pipeline.metrics import COMMON, METRICS, EncoderMeter, Meter, RunMeter
 
@@ -134,11 +134,19 @@ def test_a_death_is_counted_once_and_a_failure_is_no_success(meter):
 
 
 def test_an_encoder_tells_what_changed_since_the_last_unit(meter):
-    compute = Compute(torch.device("cpu"), torch.float32)
+    no_card = Compute(torch.device("cpu"), torch.float32).memory()
     told = EncoderMeter(meter)
     for tokens, padding, batches, halved in ((800, 200, 2, 1), (800, 200, 2, 1), (1400, 200, 4, 1)):
-        counts = {"tokens": tokens, "padding_tokens": padding, "micro_batches": batches, "out_of_memory": halved}
-        told.record(SimpleNamespace(compute=compute, stats=SimpleNamespace(**counts, budget_tokens=500)))
+        told.record(
+            Stats(
+                tokens=tokens,
+                padding_tokens=padding,
+                micro_batches=batches,
+                out_of_memory=halved,
+                budget_tokens=500,
+            ),
+            no_card,
+        )
     assert [one for one in meter.told if one[0] != "vectide_budget_tokens"] == [
         ("vectide_micro_batches_total", 2),
         ("vectide_out_of_memory_total", 1),
@@ -149,3 +157,13 @@ def test_an_encoder_tells_what_changed_since_the_last_unit(meter):
         ("vectide_micro_batch_budget_ratio", 0.6),
     ]
     assert meter.told.count(("vectide_budget_tokens", 500)) == 3
+
+
+def test_a_card_tells_its_memory(meter):
+    EncoderMeter(meter).record(Stats(budget_tokens=500), Memory(1, 2, 3, 4))
+    assert meter.told[1:] == [
+        ("vectide_gpu_memory_allocated_bytes", 1),
+        ("vectide_gpu_memory_reserved_bytes", 2),
+        ("vectide_gpu_memory_used_bytes", 3),
+        ("vectide_gpu_memory_total_bytes", 4),
+    ]
