@@ -38,9 +38,10 @@ def driven(tmp_path_factory, tiny_model):
     command = [sys.executable, "-m", "tests.integration.pool_driver", str(folder / "job.yaml"), str(folder / "table")]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     env |= {"POOL_NOTES": str(folder / "notes"), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
-    # A node's end and a number's export would be seen after seconds otherwise.
+    # A node's end and a number's export would be seen after ten seconds and more otherwise. An export has half of its
+    # interval to get through, and what does not is lost: not too short for a busy machine.
     env |= {"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500"}
-    env |= {"RAY_health_check_failure_threshold": "3", "RAY_metrics_report_interval_ms": "500"}
+    env |= {"RAY_health_check_failure_threshold": "3", "RAY_metrics_report_interval_ms": "4000"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads((folder / "notes.told").read_text())
@@ -60,8 +61,11 @@ def test_a_run_waits_for_machines_and_outlives_them(driven):
 
 
 def test_half_a_card_each_is_two_encoders_on_a_card(driven):
-    for node in {note["node"] for note in driven["notes"]}:
-        assert len({note["pid"] for note in driven["notes"] if note["node"] == node}) == 2
+    first, second = dict.fromkeys(note["node"] for note in driven["notes"])
+    pids = {node: {note["pid"] for note in driven["notes"] if note["node"] == node} for node in (first, second)}
+    assert len(pids[first]) == 2
+    # Where the third was placed before one that came back with units, it made room for it when it had no more to do.
+    assert len(pids[second]) in (2, 3)
 
 
 def series(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -95,7 +99,7 @@ def test_the_exported_numbers_are_those_of_the_outcome(driven):
     assert (state, units) == ("done", UNITS)
     stages = {labels["stage"]: value for labels, value in found["ray_vectide_stage_seconds_total"]}
     assert stages.keys() == {"read", "tokenize", "encode", "write"}
-    assert all(value > 0 for _, value in found["ray_vectide_budget_tokens"])
+    assert sum(value for _, value in found["ray_vectide_micro_batches_total"]) > 0
     deaths = sum(value for _, value in found.get("ray_vectide_process_deaths_total", []))
     assert deaths == outcome["deaths"]
 
