@@ -111,7 +111,7 @@ def main() -> None:
             raise
 
     setattr(dataflow, "EncodeStage", NotingStage)  # noqa: B010  (a plain assignment is what mypy refuses)
-    run = threading.Thread(target=drive)
+    run = threading.Thread(target=drive, daemon=True)
     run.start()
     table = Path(sys.argv[2])
     # The plan is there before the first unit runs, and no machine of the right kind yet.

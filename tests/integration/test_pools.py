@@ -40,8 +40,8 @@ def driven(tmp_path_factory, tiny_model):
     env |= {"POOL_NOTES": str(folder / "notes"), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     # A node's end and a number's export would be seen after ten seconds and more otherwise. An export has half of its
     # interval to get through, and what does not is lost: not too short for a busy machine.
-    env |= {"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500"}
-    env |= {"RAY_health_check_failure_threshold": "3", "RAY_metrics_report_interval_ms": "4000"}
+    env |= {"RAY_health_check_period_ms": "500"}
+    env |= {"RAY_health_check_failure_threshold": "6", "RAY_metrics_report_interval_ms": "4000"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads((folder / "notes.told").read_text())
