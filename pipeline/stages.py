@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -49,11 +50,12 @@ from pipeline.tasks import settle_tasks
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
+    from pipeline.metrics import EncoderMeter
 
 # Columns that the encode stage takes; with chunking all of them.
 _FOR_ENCODER = (INPUT_IDS, CHUNKS, PREFIX, SUFFIX, TASK)
 
-OUTCOME_SCHEMA = pa.schema([("unit", pa.int64()), ("outcome", pa.binary())])
+OUTCOME_SCHEMA = pa.schema([("unit", pa.int64()), ("outcome", pa.binary()), ("reasons", pa.binary())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +164,25 @@ class EncodeStage:
         threads: CPU threads for this replica.
         device: "cpu", "cuda" or "auto".
         load_now: Load the model here, while the first units are being read, and not with the first text.
+        meter: Told after each unit how the encoder does.
     """
 
     def __init__(
-        self, spec: StageSpec, book: Book, threads: int | None, device: str, *, load_now: bool = False
+        self,
+        spec: StageSpec,
+        book: Book,
+        threads: int | None,
+        device: str,
+        *,
+        load_now: bool = False,
+        meter: EncoderMeter | None = None,
     ) -> None:
         self.book = book
         self.spec = spec
         self.chunking = spec.chunking
         self._threads = threads
         self._device = device
+        self._meter = meter
         if load_now:
             _ = self.encoder
 
@@ -195,6 +206,8 @@ class EncodeStage:
         except VectideError as error:
             parcel.error, parcel.table = error, None
         parcel.seconds["encode"] = time.perf_counter() - started
+        if self._meter is not None:
+            self._meter.record(self.encoder.stats, self.encoder.compute.memory())
         return pack(parcel)
 
     def _encode(self, parcel: Parcel) -> None:
@@ -307,7 +320,12 @@ def write(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
         except VectideError as error:
             outcome = error
         lease.done()
-    return pa.table({"unit": [parcel.unit], "outcome": [pickle.dumps(outcome)]}, schema=OUTCOME_SCHEMA)
+    return _outcome(parcel.unit, outcome, Counter(row.reason for row in parcel.bad))
+
+
+def _outcome(unit: int, outcome: object, reasons: Counter[str]) -> pa.Table:
+    columns = {"unit": [unit], "outcome": [pickle.dumps(outcome)], "reasons": [pickle.dumps(reasons)]}
+    return pa.table(columns, schema=OUTCOME_SCHEMA)
 
 
 def rewrite(block: pa.Table, spec: WriterSpec, book: Book) -> pa.Table:
@@ -321,4 +339,4 @@ def rewrite(block: pa.Table, spec: WriterSpec, book: Book) -> pa.Table:
     except VectideError as error:
         outcome = error
     lease.done()
-    return pa.table({"unit": [unit.number], "outcome": [pickle.dumps(outcome)]}, schema=OUTCOME_SCHEMA)
+    return _outcome(unit.number, outcome, Counter())
