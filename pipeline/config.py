@@ -119,6 +119,8 @@ class Run(_Section):
     gpus_per_replica: Annotated[float, Field(ge=0)] | Auto = "auto"
     unit_rows: Annotated[int, Field(ge=1)] | Auto = "auto"
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
+    # Far more than any micro-batch needs, on any machine: a sound row must not be set aside because a machine is slow.
+    row_timeout_s: Annotated[float, Field(gt=0)] | None = 600.0
 
 
 class Job(_Section):

@@ -270,7 +270,14 @@ class Runner:
         self.reporter.started(started)
         errors: list[tuple[int, VectideError]] = []
         rest = table_to_units(self.ledger.plan(), done)
-        stages = StageSpec(found.source, self.model, writer, self.chunking, reuse=bool(description.get("reuse")))
+        stages = StageSpec(
+            found.source,
+            self.model,
+            writer,
+            self.chunking,
+            reuse=bool(description.get("reuse")),
+            row_timeout_s=self.job.run.row_timeout_s,
+        )
         for outcome in executor.run(rest, stages):
             if outcome.receipt is not None:
                 self.reporter.finished_unit(outcome.receipt)

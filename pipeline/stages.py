@@ -7,6 +7,7 @@ in the encode stage alone: a reader or writer that loads it would cost each work
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import time
@@ -42,10 +43,11 @@ from actors.schema import (
 )
 from actors.tokenizer import Tokenizer
 from actors.writer import WriterSpec, write_unit
-from pipeline.attempts import Book, Lease
+from pipeline.attempts import Book, Lease, Span
 from pipeline.carry import carry
 from pipeline.reuse import reuse_of
 from pipeline.tasks import settle_tasks
+from pipeline.watchdog import watchdog
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
@@ -65,6 +67,7 @@ class StageSpec:
     writer: WriterSpec
     chunking: Chunking | None = None
     reuse: bool = False
+    row_timeout_s: float | None = None
 
 
 @lru_cache(maxsize=2)
@@ -208,6 +211,7 @@ class EncodeStage:
         firsts, inverse = _distinct(table)
         work = self._work(table.select([name for name in _FOR_ENCODER if name in table.column_names]).take(firsts))
         lease = self.book.lease("encode", parcel.unit)
+        lease.check()
         self._encode_range(work, 0, work.rows.num_rows, lease)
         lease.done()
         keep = np.ones(table.num_rows, dtype=bool)
@@ -252,7 +256,7 @@ class EncodeStage:
         return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim))
 
     def _encode_range(self, work: _Work, low: int, high: int, lease: Lease) -> None:
-        """Encode rows `low` to `high`, narrowing around rows that raise or that have killed a process.
+        """Encode rows `low` to `high`, narrowing around rows that raise or that have killed a process or held it up.
 
         Each level is cut into as many parts as a part has rows: a death costs a new process, so two levels that find
         one row of a unit are better than the sixteen of halving.
@@ -260,11 +264,11 @@ class EncodeStage:
         if low >= high:
             return
         span = (low, high)
-        if lease.fatal(span):
-            work.failed[low] = ("killed_process", f"the process died {lease.deaths(span)} times on this row")
+        if (verdict := lease.verdict(span)) is not None:
+            work.failed[low] = verdict
             return
         if not lease.suspect(span):
-            with lease.trying(span):
+            with lease.trying(span), self._watched(lease, span):
                 try:
                     work.vectors[work.places[low] : work.places[high]] = self._vectors(work.rows.slice(low, high - low))
                     return
@@ -280,6 +284,16 @@ class EncodeStage:
         step = math.isqrt(high - low)
         for start in range(low, high, step):
             self._encode_range(work, start, min(start + step, high), lease)
+
+    def _watched(self, lease: Lease, span: Span) -> contextlib.AbstractContextManager[None]:
+        """End this process where no micro-batch of these rows is finished for longer than a row may take."""
+        if self.spec.row_timeout_s is None or not lease.watched:
+            return contextlib.nullcontext()
+        return watchdog(self.spec.row_timeout_s, self._progress, last_words=lambda: lease.timed_out(span))
+
+    def _progress(self) -> tuple[int, int]:
+        stats = self.encoder.stats
+        return stats.micro_batches, stats.out_of_memory
 
     def _vectors(self, rows: pa.Table) -> npt.NDArray[np.float32]:
         tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else None

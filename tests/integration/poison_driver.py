@@ -1,13 +1,18 @@
-"""A backfill whose workers die, raise or hang on texts that say so. Run as a script by test_poison.py.
+"""A backfill whose workers die, raise or hang where they are told to. Run as a script by the tests.
 
-The real encoder with one instruction more: Ray's own hook puts it into every worker process before any task runs.
+The real stages with one instruction more: Ray's own hook puts it into every worker process before any task runs. What
+to do is JSON in POISON: `kills`, `raises` and `hangs` name tokens, `reader` a text that kills its reader, and `units` for
+each stage the units whose first attempt is SIGKILLed in the middle, as `folder` remembers.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
+from pathlib import Path
 
 import ray
 
@@ -17,40 +22,73 @@ from pipeline.run import backfill
 
 
 def poison() -> None:
-    """Make the reader and the encoder of this process die or raise on marked texts."""
+    """Make this worker process do what POISON says."""
+    from actors import writer
     from actors.encoders.encoder import Encoder
     from actors.tokenizer import Tokenizer
+    from pipeline import stages
 
-    tokenize, encode = Tokenizer.tokenize, Encoder.encode_tokens
-    kills, raises = (json.loads(os.environ[name]) for name in ("POISON_KILLS", "POISON_RAISES"))
+    told = json.loads(os.environ["POISON"])
+    tokenize, forward = Tokenizer.tokenize, Encoder._forward
+    read, encode, write_partitions = stages.read_unit, stages.EncodeStage._encode, writer._write_partitions
 
-    def dying(self, ids, tasks=None):
-        for row in ids.to_pylist():
-            if row in kills:
-                os._exit(9)
-            if row in raises:
-                raise RuntimeError("this text cannot be encoded")
-        return encode(self, ids, tasks)
+    def poisoned_forward(self, batch, reduce):
+        seen = set(batch.ids.tolist())
+        if seen & set(told.get("kills", ())):
+            os._exit(9)
+        if seen & set(told.get("raises", ())):
+            raise RuntimeError("this text cannot be encoded")
+        while seen & set(told.get("hangs", ())):
+            time.sleep(1)
+        return forward(self, batch, reduce)
 
-    def dying_early(self, texts, tasks=None):
-        if os.environ.get("POISON_READER") and any("reader dies" in text for text in texts):
+    def poisoned_tokenize(self, texts, tasks=None):
+        if "reader" in told and any(told["reader"] in text for text in texts):
             os._exit(9)
         return tokenize(self, texts, tasks)
 
-    setattr(Encoder, "encode_tokens", dying)  # noqa: B010  (a plain assignment is what mypy refuses)
-    setattr(Tokenizer, "tokenize", dying_early)  # noqa: B010
+    def die_once(stage: str, unit: int) -> None:
+        """SIGKILL at the first attempt; a file remembers that it was made."""
+        if unit not in told.get("units", {}).get(stage, ()):
+            return
+        try:
+            Path(told["folder"], f"{stage}-{unit}").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def dying_read(unit, source):
+        die_once("read", unit.number)
+        return read(unit, source)
+
+    def dying_encode(self, parcel):
+        encode(self, parcel)
+        die_once("encode", parcel.unit)
+
+    def dying_write(parcel, spec, attempt, written):
+        files = write_partitions(parcel, spec, attempt, written)
+        die_once("write", parcel.unit)  # its files are there, and no receipt names them
+        return files
+
+    for owner, name, replacement in (
+        (Encoder, "_forward", poisoned_forward),
+        (Tokenizer, "tokenize", poisoned_tokenize),
+        (stages, "read_unit", dying_read),
+        (stages.EncodeStage, "_encode", dying_encode),
+        (writer, "_write_partitions", dying_write),
+    ):
+        setattr(owner, name, replacement)
 
 
 if __name__ == "__main__":
-    names = ("POISON_KILLS", "POISON_RAISES", "POISON_READER")
-    environment = {name: os.environ[name] for name in names if name in os.environ}
-    environment["PYTHONPATH"] = os.getcwd()  # the hook runs before the worker has the driver's path
+    # The hook runs before the worker has the driver's path.
+    environment = {"POISON": os.environ["POISON"], "PYTHONPATH": os.getcwd()}
     ray.init(
         address="local",
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"worker_process_setup_hook": poison, "env_vars": environment},
     )
-    with reporter() as told:
-        outcome = backfill(load_job(sys.argv[1]), told)
+    with reporter() as report:
+        outcome = backfill(load_job(sys.argv[1]), report)
     print(json.dumps({"rows": outcome.rows, "quarantined": outcome.quarantined, "deaths": outcome.deaths}))
