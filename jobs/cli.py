@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actors.errors import VectideError
-from jobs import output, schedule
+from jobs import output, quarantine, schedule
 
 if TYPE_CHECKING:
     from pipeline.config import Job
@@ -134,6 +134,7 @@ def status(
     output.status(read(table), as_json=json)
 
 
+app.command()(quarantine.quarantine)
 app.command()(schedule.submit)
 app.command()(schedule.schedule)
 app.command()(schedule.watch)

@@ -345,7 +345,7 @@ class Runner:
         raise TooManyQuarantined(
             f"{bad_rows} of {all_rows} rows were set aside ({counts}), more than "
             f"run.max_quarantined = {allowed:g} allows; nothing was published. The first: {first['shard']} at "
-            f"{first['position']}: {first['error']}. All are in {self.ledger.url}/quarantine. Mend the source, or raise "
+            f"{first['position']}: {first['error']}. `vectide quarantine {self.url} --run {self.ledger.run}` lists all. Mend the source, or raise "
             f"run.max_quarantined and run again: the embedded rows are kept"
         )
 

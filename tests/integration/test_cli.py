@@ -23,6 +23,7 @@ COMMANDS = {
     "refresh": {"--set", "--source", "--table", "--model"},
     "search": {"-k", "--where", "--version", "--model", "--json"},
     "status": {"--json"},
+    "quarantine": {"--run", "--reason", "--limit", "--json"},
     "submit": {"--address", "--command", "--detach", "--set"},
     "schedule": {"--cron", "--target", "--command", "--rayjob", "--apply", "--set"},
     "watch": {"--every", "--command", "--set"},
