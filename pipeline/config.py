@@ -120,7 +120,7 @@ class Run(_Section):
     unit_rows: Annotated[int, Field(ge=1)] | Auto = "auto"
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
     # Far more than any micro-batch needs, on any machine: a sound row must not be set aside because a machine is slow.
-    row_timeout_s: Annotated[float, Field(gt=0)] | None = 600.0
+    row_timeout_s: Annotated[float, Field(gt=0, le=1e9)] = 600.0
 
 
 class Job(_Section):
