@@ -10,6 +10,7 @@
     │   └── UnsafeStore               a store without an atomic create-if-absent
     ├── TooManyQuarantined            more rows were set aside than `run.max_quarantined` allows
     ├── PoisonUnit                    a unit keeps killing its process
+    ├── ClusterError                  Ray, or a machine of it, could not go on: disk, memory, nodes
     ├── TableConflict                 the table holds something that this job must not touch
     │   ├── CommitConflict            another writer committed first; run again
     │   └── CommitUnknown             the store did not say whether a commit landed
@@ -75,6 +76,10 @@ class TooManyQuarantined(VectideError):
 
 class PoisonUnit(VectideError):
     """A unit keeps killing its process and cannot be narrowed further."""
+
+
+class ClusterError(VectideError):
+    """Ray, or a machine of it, could not go on; finished units are kept."""
 
 
 class TableConflict(VectideError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actors.errors import PoisonUnit
@@ -132,6 +133,48 @@ class NoBook:
         """Not written down."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was known of a unit when an attempt at it began, and what follows from it.
+
+    Attributes:
+        deaths: How many attempts died while they were at exactly these rows.
+        timed_out: Rows at which one ended itself.
+    """
+
+    stage: str
+    unit: int
+    deaths: dict[Span, int]
+    timed_out: frozenset[Span]
+
+    def check(self) -> None:
+        """Raise PoisonUnit where this unit has killed its process too often."""
+        allowed = ENCODE_DEATHS if self.stage == "encode" else UNIT_DEATHS
+        if (deaths := sum(self.deaths.values())) >= allowed:
+            raise PoisonUnit(
+                f"unit {self.unit} has ended its process {deaths} times in the {self.stage} stage; it was given up. "
+                f"Look for the reason (memory, a broken file) in the workers' logs, then run the same command again"
+            )
+
+    def suspect(self, span: Span) -> bool:
+        """Whether these rows together are not to be tried again: they must be narrowed."""
+        low, high = span
+        deaths = SUSPECT_AFTER if span in self.timed_out else self.deaths.get(span, 0)
+        # Inside rows that are suspect already, one more death says enough.
+        within = any(seen[0] <= low and high <= seen[1] and seen != span for seen in self.deaths)
+        return high - low > 1 and (deaths >= SUSPECT_AFTER or (deaths >= 1 and within))
+
+    def verdict(self, span: Span) -> tuple[str, str] | None:
+        """Reason and error of a row that is not to be tried again."""
+        if span[1] - span[0] != 1:
+            return None
+        if span in self.timed_out:
+            return "timed_out", "the encoder did not go forward on this row for longer than run.row_timeout_s"
+        if (deaths := self.deaths.get(span, 0)) >= SUSPECT_AFTER:
+            return "killed_process", f"the process died {deaths} times on this row"
+        return None
+
+
 class _ActorLease:
     """An attempt that the book's actor knows of."""
 
@@ -142,37 +185,8 @@ class _ActorLease:
 
         self._actor = actor
         self._key = (stage, unit)
-        self._deaths: dict[Span, int]
-        self._timed_out: frozenset[Span]
-        self._deaths, self._timed_out = ray.get(actor.begin.remote(stage, unit))
-
-    def check(self) -> None:
-        """Raise PoisonUnit where this unit has killed its process too often."""
-        stage, unit = self._key
-        allowed = ENCODE_DEATHS if stage == "encode" else UNIT_DEATHS
-        if (deaths := sum(self._deaths.values())) >= allowed:
-            raise PoisonUnit(
-                f"unit {unit} has ended its process {deaths} times in the {stage} stage; it was given up. Look for "
-                f"the reason (memory, a broken file) in the workers' logs, then run the same command again"
-            )
-
-    def suspect(self, span: Span) -> bool:
-        """Whether these rows together are not to be tried again: they must be narrowed."""
-        low, high = span
-        deaths = SUSPECT_AFTER if span in self._timed_out else self._deaths.get(span, 0)
-        # Inside rows that are suspect already, one more death says enough.
-        within = any(seen[0] <= low and high <= seen[1] and seen != span for seen in self._deaths)
-        return high - low > 1 and (deaths >= SUSPECT_AFTER or (deaths >= 1 and within))
-
-    def verdict(self, span: Span) -> tuple[str, str] | None:
-        """Reason and error of a row that is not to be tried again."""
-        if span[1] - span[0] != 1:
-            return None
-        if span in self._timed_out:
-            return "timed_out", "the encoder did not go forward on this row for longer than run.row_timeout_s"
-        if (deaths := self._deaths.get(span, 0)) >= SUSPECT_AFTER:
-            return "killed_process", f"the process died {deaths} times on this row"
-        return None
+        known = Known(stage, unit, *ray.get(actor.begin.remote(stage, unit)))
+        self.check, self.suspect, self.verdict = known.check, known.suspect, known.verdict
 
     @contextlib.contextmanager
     def trying(self, span: Span) -> Iterator[None]:

@@ -18,11 +18,12 @@ from collections.abc import Iterable, Iterator
 import ray
 import ray.data
 
-from actors.errors import ConfigError, VectideError
+from actors.errors import ConfigError
 from actors.schema import Unit
 from pipeline.attempts import AttemptBook, Book
 from pipeline.config import Run
 from pipeline.executor import Pool, UnitOutcome, opened
+from pipeline.lost import root
 from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, to_block, write
 
 WAVE_UNITS = 20_000
@@ -164,18 +165,7 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iter
         for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
             yield opened(block)
     except ray.exceptions.RayError as error:
-        raise _root(error) from error
-
-
-def _root(error: BaseException) -> BaseException:
-    """Our own error inside Ray's wrapping, where there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, VectideError):
-            return seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
-    return error
+        raise root(error) from error
 
 
 class RayExecutor:

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 # Columns that the encode stage takes; with chunking all of them.
 _FOR_ENCODER = (INPUT_IDS, CHUNKS, PREFIX, SUFFIX, TASK)
 
+_ONE_BY_ONE = 64
+
 OUTCOME_SCHEMA = pa.schema([("unit", pa.int64()), ("outcome", pa.binary())])
 
 
@@ -258,8 +260,8 @@ class EncodeStage:
     def _encode_range(self, work: _Work, low: int, high: int, lease: Lease) -> None:
         """Encode rows `low` to `high`, narrowing around rows that raise or that have killed a process or held it up.
 
-        Each level is cut into as many parts as a part has rows: a death costs a new process, so two levels that find
-        one row of a unit are better than the sixteen of halving.
+        Each level is cut into as many parts as a part has rows, and few rows are tried one by one: a death costs a new
+        process, so two levels that find one row of a unit are better than the twelve of halving.
         """
         if low >= high:
             return
@@ -281,7 +283,7 @@ class EncodeStage:
                 if high - low == 1:
                     work.failed[low] = ("encode_failed", reason[:500])
                     return
-        step = math.isqrt(high - low)
+        step = math.isqrt(high - low) if high - low > _ONE_BY_ONE else 1
         for start in range(low, high, step):
             self._encode_range(work, start, min(start + step, high), lease)
 

@@ -22,25 +22,26 @@ from pipeline.run import backfill
 
 
 def poison() -> None:
-    """Make this worker process do what POISON says."""
+    """Make this worker process do what POISON says. Nothing here loads torch: readers and writers do not either."""
     from actors import writer
-    from actors.encoders.encoder import Encoder
+    from actors.schema import INPUT_IDS
     from actors.tokenizer import Tokenizer
     from pipeline import stages
+    from pipeline.stages import EncodeStage
 
     told = json.loads(os.environ["POISON"])
-    tokenize, forward = Tokenizer.tokenize, Encoder._forward
-    read, encode, write_partitions = stages.read_unit, stages.EncodeStage._encode, writer._write_partitions
+    tokenize, vectors = Tokenizer.tokenize, EncodeStage._vectors
+    read, encode, write = stages.read_unit, EncodeStage._encode_range, writer._write_partitions
 
-    def poisoned_forward(self, batch, reduce):
-        seen = set(batch.ids.tolist())
+    def poisoned_vectors(self, rows):
+        seen = set(rows.column(INPUT_IDS).combine_chunks().flatten().to_pylist())
         if seen & set(told.get("kills", ())):
             os._exit(9)
         if seen & set(told.get("raises", ())):
             raise RuntimeError("this text cannot be encoded")
         while seen & set(told.get("hangs", ())):
             time.sleep(1)
-        return forward(self, batch, reduce)
+        return vectors(self, rows)
 
     def poisoned_tokenize(self, texts, tasks=None):
         if "reader" in told and any(told["reader"] in text for text in texts):
@@ -61,20 +62,20 @@ def poison() -> None:
         die_once("read", unit.number)
         return read(unit, source)
 
-    def dying_encode(self, parcel):
-        encode(self, parcel)
-        die_once("encode", parcel.unit)
+    def dying_encode(self, work, low, high, lease):
+        encode(self, work, low, high, lease)
+        die_once("encode", lease._key[1])
 
     def dying_write(parcel, spec, attempt, written):
-        files = write_partitions(parcel, spec, attempt, written)
+        files = write(parcel, spec, attempt, written)
         die_once("write", parcel.unit)  # its files are there, and no receipt names them
         return files
 
     for owner, name, replacement in (
-        (Encoder, "_forward", poisoned_forward),
+        (EncodeStage, "_vectors", poisoned_vectors),
+        (EncodeStage, "_encode_range", dying_encode),
         (Tokenizer, "tokenize", poisoned_tokenize),
         (stages, "read_unit", dying_read),
-        (stages.EncodeStage, "_encode", dying_encode),
         (writer, "_write_partitions", dying_write),
     ):
         setattr(owner, name, replacement)
