@@ -217,8 +217,8 @@ class AttemptBook:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(_Book)
-        self._actor: Any = remote.remote()
+        remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Book)
+        self._actor: Any = remote.options(scheduling_strategy=here).remote()
 
     def lease(self, stage: str, unit: int) -> Lease:
         """Begin an attempt."""

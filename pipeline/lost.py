@@ -43,7 +43,7 @@ def root(error: BaseException) -> BaseException:
         if isinstance(seen, VectideError):
             return seen
     for kind, meaning in _MEANINGS:
-        for seen in chain:
+        for seen in reversed(chain):  # the innermost has the least of Ray's own wrapping around it
             if isinstance(seen, kind):
                 return ClusterError(
                     f"{meaning}, then run the same command again: finished work is kept ({plain(seen)})"

@@ -1,7 +1,7 @@
 """A backfill whose workers die, raise or hang where they are told to. Run as a script by the tests.
 
 The real stages with one instruction more: Ray's own hook puts it into every worker process before any task runs. What
-to do is JSON in POISON: `kills`, `raises` and `hangs` name tokens, `reader` a text that kills its reader, and `units` for
+to do is JSON in POISON: `ray` are options of `ray.init`, `kills`, `raises` and `hangs` name tokens, `reader` a text that kills its reader, and `units` for
 each stage the units whose first attempt is SIGKILLed in the middle, as `folder` remembers.
 """
 
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import ray
 
+from actors.errors import VectideError
+from jobs.output import error
 from jobs.progress import reporter
 from pipeline.config import load_job
 from pipeline.run import backfill
@@ -88,8 +90,13 @@ if __name__ == "__main__":
         address="local",
         include_dashboard=False,
         log_to_driver=False,
+        **json.loads(os.environ["POISON"]).get("ray", {}),
         runtime_env={"worker_process_setup_hook": poison, "env_vars": environment},
     )
-    with reporter() as report:
-        outcome = backfill(load_job(sys.argv[1]), report)
+    try:
+        with reporter() as report:
+            outcome = backfill(load_job(sys.argv[1]), report)
+    except VectideError as failure:
+        error(str(failure))
+        sys.exit(failure.exit_code)
     print(json.dumps({"rows": outcome.rows, "quarantined": outcome.quarantined, "deaths": outcome.deaths}))
