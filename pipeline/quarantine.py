@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import ConfigError
-from actors.schema import REASONS, BadRow
+from actors.schema import REASONS, RETRIED, BadRow
 from pipeline import delta
 from pipeline.ledger import Ledger, run_names
 
@@ -56,8 +57,8 @@ def quarantine(
         raise ConfigError(f"--reason {reason!r}: no row is ever set aside for that; {hint}")
     url = storage.absolute(table)
     opened = delta.open_table(url)
-    current = delta.current_run(opened)
-    name = run or current or _only_run(url)
+    state = delta.state_of(opened)
+    name = run or (state.run if state is not None else None) or _only_run(url)
     ledger = Ledger(url, name)
     if ledger.description() is None:
         raise ConfigError(f"{url!r} has no run {name!r}; `vectide status` lists its runs")
@@ -71,11 +72,16 @@ def quarantine(
     return Quarantine(
         table=url,
         run=name,
-        version=int(opened.version()) if opened is not None and name == current else None,
+        version=state.version if state is not None and name == state.run else None,
         total=bad.num_rows,
         reasons=dict(zip(counts["reason"], counts["reason_count"], strict=True)),
         rows=tuple(BadRow(**row) for row in rows),
     )
+
+
+def worth_retrying(bad: pa.Table) -> pa.Table:
+    """The rows of a quarantine that another attempt may embed."""
+    return bad.filter(pc.is_in(bad["reason"], value_set=pa.array(RETRIED)))
 
 
 def _only_run(url: str) -> str:

@@ -130,13 +130,6 @@ def test_another_choice_of_text_reads_everything_again(tmp_path, tiny_model, rep
     assert_same(tmp_path / "table", tmp_path / "fresh")
 
 
-def test_another_model_is_refused(tmp_path, tiny_model, reporter):
-    corpus = write_corpus(tmp_path / "corpus", [rows(10)])
-    backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
-    with pytest.raises(TableConflict, match="max_tokens: 64 there, 9 here"):
-        refresh(make_job(corpus, tmp_path / "table", tiny_model, encoder__max_tokens=9), reporter)
-
-
 def test_an_id_set_aside_comes_back_when_the_row_before_it_goes(tmp_path, tiny_model, reporter):
     first, second = rows(10), rows(10, start=5)
     corpus = write_corpus(tmp_path / "corpus", [first, second])
