@@ -141,10 +141,10 @@ def test_a_second_submit_follows_the_first_and_no_secret_is_in_its_metadata(
 
 
 def wait_until(found: Callable[[], object]) -> None:
-    for _ in range(6000):
+    for _ in range(12000):
         if found():
             return
-        time.sleep(0.02)
+        time.sleep(0.05)
     raise AssertionError("it did not come to that")
 
 
@@ -159,26 +159,31 @@ def commands(pid: int) -> dict[int, str]:
     return found
 
 
+def raylets(node: subprocess.Popen[bytes]) -> list[int]:
+    return [pid for pid, command in commands(node.pid).items() if "/raylet/raylet " in command]
+
+
 def encodes(node: subprocess.Popen[bytes]) -> bool:
     return any("EncodeStage" in command for command in commands(node.pid).values())
 
 
+def joined(log: Path) -> bool:
+    return "Ray runtime started" in log.read_text()
+
+
 @pytest.fixture
-def nodes(head):
+def nodes(head, tmp_path):
     """Two more nodes."""
     options = [f"--address={head.gcs}", "--block", "--num-cpus=1", "--object-store-memory=100000000"]
     options += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-    quiet = subprocess.DEVNULL
-    started = [
-        subprocess.Popen(
-            [RAY, "start", *options, f"--dashboard-agent-listen-port={free_port()}"],
-            env=head.env,
-            stdout=quiet,
-            stderr=quiet,
-        )
-        for _ in range(2)
-    ]
+    started, said = [], [tmp_path / f"node-{number}.log" for number in range(2)]
     try:
+        for log in said:
+            with open(log, "wb") as out:
+                command = [RAY, "start", *options, f"--dashboard-agent-listen-port={free_port()}"]
+                started.append(subprocess.Popen(command, env=head.env, stdout=out, stderr=out))
+        wait_until(lambda: any(node.poll() is not None for node in started) or all(map(joined, said)))
+        assert all(map(joined, said)), "a node did not start"
         yield started
     finally:
         for node in started:
@@ -194,7 +199,7 @@ def test_nodes_and_the_driver_are_killed_and_every_row_is_there_once(head, nodes
         first = pool.submit(submit, job, head.url, io.StringIO())
         wait_until(lambda: first.done() or (receipts(table) >= 4 and any(map(encodes, nodes))))
         lost, left = sorted(nodes, key=encodes, reverse=True)
-        (raylet,) = [pid for pid, command in commands(lost.pid).items() if "/raylet/raylet " in command]
+        (raylet,) = raylets(lost)
         os.kill(raylet, signal.SIGKILL)
         at_the_loss = receipts(table)
         wait_until(lambda: first.done() or (receipts(table) >= at_the_loss + 12 and not encodes(lost)))
