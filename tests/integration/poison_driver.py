@@ -25,7 +25,7 @@ from pipeline.run import backfill
 
 def poison() -> None:
     """Make this worker process do what POISON says. Nothing here loads torch: readers and writers do not either."""
-    from actors import writer
+    from actors import reader, writer
     from actors.schema import INPUT_IDS
     from actors.tokenizer import Tokenizer
     from pipeline import stages
@@ -33,7 +33,7 @@ def poison() -> None:
 
     told = json.loads(os.environ["POISON"])
     tokenize, vectors = Tokenizer.tokenize, EncodeStage._vectors
-    read, encode, write = stages.read_unit, EncodeStage._encode_range, writer._write_partitions
+    read, encode, write = reader.read_unit, EncodeStage._encode_range, writer._write_partitions
 
     def poisoned_vectors(self, rows):
         seen = set(rows.column(INPUT_IDS).combine_chunks().flatten().to_pylist())

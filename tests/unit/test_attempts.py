@@ -28,7 +28,7 @@ class Lease:
         self.book = book
         known = Known("encode", 0, *book.begin("encode", 0))
         self.check, self.suspect, self.verdict = known.check, known.suspect, known.verdict
-        self.at: tuple[int, int] | None = None
+        self.at = (0, 0)
 
     @contextlib.contextmanager
     def trying(self, span):
@@ -36,6 +36,12 @@ class Lease:
         self.book.trying("encode", 0, span)
         yield
         self.book.trying("encode", 0, None)
+
+    def timed_out(self, span):
+        self.book.timed_out("encode", 0, span)
+
+    def done(self):
+        self.book.done("encode", 0)
 
 
 class Stage(EncodeStage):
@@ -51,7 +57,7 @@ class Stage(EncodeStage):
         numbers = rows.column("number").to_pylist()
         for number in numbers:
             if number in self.hangs:
-                self.lease.book.timed_out("encode", 0, self.lease.at)
+                self.lease.timed_out(self.lease.at)
                 raise Died
             if number in self.kills:
                 raise Died
