@@ -68,4 +68,4 @@ def _to_try(beginning: Beginning, run: str) -> bool:
         return False
     receipts = ledger.receipts()
     is_whole = len([receipt for receipt in receipts.values() if receipt.replaces is None]) >= description["units"]
-    return is_whole and worth_retrying(ledger.quarantine(receipts.values())).num_rows > 0
+    return is_whole and bool(worth_retrying(ledger.quarantine(receipts.values())).num_rows)

@@ -30,6 +30,12 @@ def run_poisoned(job_file, **poison):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=540, check=False)
 
 
+def outcome_of(done):
+    """The driver's last word; Ray may talk after it."""
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(line)
+
+
 def write_job(tmp_path, corpus, model, **changes):
     job = make_job(corpus, tmp_path / "table", model, **{"run__address": "local", **changes})
     path = tmp_path / "job.yaml"
@@ -61,7 +67,7 @@ def test_rows_that_kill_hang_or_raise_are_found_and_nothing_else_is_lost(tmp_pat
         raises=[token(tiny_model, "j")],
     )
     assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout.splitlines()[-1])
+    outcome = outcome_of(done)
     assert (outcome["rows"], outcome["quarantined"]) == (45, 3)
     # The killer: two of the whole unit, two of the row itself. The hanging row: one of each, for its process says why
     # it ends. An attempt may die before it says what it is at.
@@ -96,7 +102,7 @@ def test_workers_of_every_stage_killed_in_the_middle_lose_and_double_nothing(tmp
         write_job(tmp_path, corpus, tiny_model, run__unit_rows=8), units=units, folder=str(tmp_path / "dead")
     )
     assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout.splitlines()[-1])
+    outcome = outcome_of(done)
     assert (outcome["rows"], outcome["quarantined"]) == (96, 0)
     killed = {f"{stage}-{unit}" for stage, numbers in units.items() for unit in numbers}
     assert {path.name for path in (tmp_path / "dead").iterdir()} == killed
