@@ -189,7 +189,7 @@ def nodes(head, tmp_path):
                 started.remove(node)
             if len(started) == 2:
                 break
-        assert len(started) == 2, log.read_text()
+        assert len(started) == 2, "two more nodes do not start"
         yield started
     finally:
         for node in started:
