@@ -174,6 +174,8 @@ class Run(_Section):
     labels: Annotated[dict[str, str], BeforeValidator(_as_labels)] | None = None
     unit_rows: Annotated[int, Field(ge=1)] | Auto = "auto"
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
+    # Far more than any micro-batch needs, on any machine: a sound row must not be set aside because a machine is slow.
+    row_timeout_s: Annotated[float, Field(gt=0, le=1e9)] = 600.0
 
     @model_validator(mode="after")
     def _check(self) -> Run:

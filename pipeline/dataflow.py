@@ -18,12 +18,13 @@ import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
-from actors.errors import ClusterStalled, ConfigError, VectideError
+from actors.errors import ClusterStalled, ConfigError
 from actors.schema import Unit
 from actors.writer import WriterSpec
 from pipeline.attempts import AttemptBook, Book
 from pipeline.config import Run
 from pipeline.executor import UnitOutcome, opened
+from pipeline.lost import root
 from pipeline.metrics import EncoderMeter, Meter, RunMeter
 from pipeline.pool import Machine, Pool, size_pool
 from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, rewrite, to_block, write
@@ -58,7 +59,7 @@ def connect(address: str) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised to us, without a traceback first
 
 
 def _init(address: str) -> None:
@@ -175,7 +176,7 @@ def _outcomes(dataset: ray.data.Dataset, wanted: str) -> Iterator[UnitOutcome]:
         for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
             yield opened(block)
     except ray.exceptions.RayError as error:
-        raise _root(error) from error
+        raise root(error) from error
     except ExecutionTimeoutError as error:
         raise ClusterStalled(
             f"nothing moved for {_patience_s() / 3600:g} hours: {wanted}, and the "
@@ -187,17 +188,6 @@ def _outcomes(dataset: ray.data.Dataset, wanted: str) -> Iterator[UnitOutcome]:
 def _patience_s() -> float:
     """How long Ray Data waits for anything to move."""
     return float(ray.data.DataContext.get_current().execution_no_progress_timeout_s)
-
-
-def _root(error: BaseException) -> BaseException:
-    """Our own error inside Ray's wrapping, where there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, VectideError):
-            return seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
-    return error
 
 
 class RayExecutor:

@@ -7,6 +7,7 @@ in the encode stage alone: a reader or writer that loads it would cost each work
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import time
@@ -43,10 +44,11 @@ from actors.schema import (
 )
 from actors.tokenizer import Tokenizer
 from actors.writer import WriterSpec, write_unit
-from pipeline.attempts import Book, Lease
+from pipeline.attempts import Book, Lease, Span
 from pipeline.carry import carry
 from pipeline.reuse import reuse_of
 from pipeline.tasks import settle_tasks
+from pipeline.watchdog import watchdog
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 
 # Columns that the encode stage takes; with chunking all of them.
 _FOR_ENCODER = (INPUT_IDS, CHUNKS, PREFIX, SUFFIX, TASK)
+
+_ONE_BY_ONE = 64
 
 OUTCOME_SCHEMA = pa.schema([("unit", pa.int64()), ("outcome", pa.binary()), ("reasons", pa.binary())])
 
@@ -67,6 +71,7 @@ class StageSpec:
     writer: WriterSpec
     chunking: Chunking | None = None
     reuse: bool = False
+    row_timeout_s: float | None = None
 
 
 @lru_cache(maxsize=2)
@@ -221,6 +226,7 @@ class EncodeStage:
         firsts, inverse = _distinct(table)
         work = self._work(table.select([name for name in _FOR_ENCODER if name in table.column_names]).take(firsts))
         lease = self.book.lease("encode", parcel.unit)
+        lease.check()
         self._encode_range(work, 0, work.rows.num_rows, lease)
         lease.done()
         keep = np.ones(table.num_rows, dtype=bool)
@@ -265,19 +271,19 @@ class EncodeStage:
         return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim))
 
     def _encode_range(self, work: _Work, low: int, high: int, lease: Lease) -> None:
-        """Encode rows `low` to `high`, narrowing around rows that raise or that have killed a process.
+        """Encode rows `low` to `high`, narrowing around rows that raise or that have killed a process or held it up.
 
-        Each level is cut into as many parts as a part has rows: a death costs a new process, so two levels that find
-        one row of a unit are better than the sixteen of halving.
+        Each level is cut into as many parts as a part has rows, and few rows are tried one by one: a death costs a new
+        process, so two levels that find one row of a unit are better than the twelve of halving.
         """
         if low >= high:
             return
         span = (low, high)
-        if lease.fatal(span):
-            work.failed[low] = ("killed_process", f"the process died {lease.deaths(span)} times on this row")
+        if (verdict := lease.verdict(span)) is not None:
+            work.failed[low] = verdict
             return
         if not lease.suspect(span):
-            with lease.trying(span):
+            with lease.trying(span), self._watched(lease, span):
                 try:
                     work.vectors[work.places[low] : work.places[high]] = self._vectors(work.rows.slice(low, high - low))
                     return
@@ -290,9 +296,19 @@ class EncodeStage:
                 if high - low == 1:
                     work.failed[low] = ("encode_failed", reason[:500])
                     return
-        step = math.isqrt(high - low)
+        step = math.isqrt(high - low) if high - low > _ONE_BY_ONE else 1
         for start in range(low, high, step):
             self._encode_range(work, start, min(start + step, high), lease)
+
+    def _watched(self, lease: Lease, span: Span) -> contextlib.AbstractContextManager[None]:
+        """End this process where no micro-batch of these rows is finished for longer than a row may take."""
+        if self.spec.row_timeout_s is None or not lease.watched:
+            return contextlib.nullcontext()
+        return watchdog(self.spec.row_timeout_s, self._progress, last_words=lambda: lease.timed_out(span))
+
+    def _progress(self) -> tuple[int, int]:
+        stats = self.encoder.stats
+        return stats.micro_batches, stats.out_of_memory
 
     def _vectors(self, rows: pa.Table) -> npt.NDArray[np.float32]:
         tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else None

@@ -28,6 +28,7 @@ def test_defaults_are_those_of_the_manual():
     assert job.run.address == "auto"
     assert job.run.replicas == "auto"
     assert job.run.max_quarantined == 0.01
+    assert job.run.row_timeout_s == 600
     assert job.source.format == "auto"
     assert job.source.text == ("title", "text")
 
@@ -42,6 +43,8 @@ def test_one_column_may_be_a_plain_name():
         ({"encoder__modle": "x"}, "encoder.modle: no such key; did you mean 'model'"),
         ({"table__precision": "float8"}, "table.precision: .*'float8'"),
         ({"run__max_quarantined": 2}, "run.max_quarantined: .*2"),
+        ({"run__row_timeout_s": 0}, "run.row_timeout_s: .*0"),
+        ({"run__row_timeout_s": None}, "run.row_timeout_s: .*number"),
         ({"run__replicas": 0}, "run.replicas: .*0"),
         ({"run__replicas": "many"}, "run.replicas: must be a number of encoders, auto, or {min: 0, max: 8}.*'many'"),
         ({"run__replicas": {"max": 0}}, "run.replicas.max: .*0"),
