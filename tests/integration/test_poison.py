@@ -92,33 +92,3 @@ def test_a_unit_that_kills_its_reader_is_given_up_in_one_sentence(tmp_path, tiny
     assert "unit 1 of 2 failed: unit 1 has ended its process 4 times in the read stage" in done.stderr
     (run,) = run_names(str(tmp_path / "table"))
     assert Ledger(str(tmp_path / "table"), run).done() == {0}
-
-
-def test_workers_of_every_stage_killed_in_the_middle_lose_and_double_nothing(tmp_path, tiny_model):
-    corpus = write_corpus(tmp_path / "corpus", [rows(96)])
-    (tmp_path / "dead").mkdir()
-    units = {"read": [0, 3, 7], "encode": [1, 4, 7], "write": [2, 5, 8]}
-    done = run_poisoned(
-        write_job(tmp_path, corpus, tiny_model, run__unit_rows=8), units=units, folder=str(tmp_path / "dead")
-    )
-    assert done.returncode == 0, done.stderr
-    outcome = outcome_of(done)
-    assert (outcome["rows"], outcome["quarantined"]) == (96, 0)
-    killed = {f"{stage}-{unit}" for stage, numbers in units.items() for unit in numbers}
-    assert {path.name for path in (tmp_path / "dead").iterdir()} == killed
-    assert outcome["deaths"] == len(killed)
-    assert ids_of(tmp_path / "table") == sorted(f"r{number}" for number in range(96))
-
-
-def test_what_fits_neither_memory_nor_disk_ends_in_one_sentence(tmp_path, tiny_model):
-    source = rows(8)
-    for row in source:
-        row["lang"] = "x" * (12 << 20)  # the unit is 96 MiB
-    job = write_job(tmp_path, write_corpus(tmp_path / "corpus", [source]), tiny_model)
-    # To Ray any disk is full now: it takes one for full that is used by more than this share.
-    options = {"object_store_memory": 80_000_000, "_system_config": {"local_fs_capacity_threshold": 0.0001}}
-    full = run_poisoned(job, ray=options)
-    assert full.returncode == 1
-    (error,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
-    assert "the local disk of a node is full: what does not fit Ray's object store goes there" in error
-    assert "then run the same command again: finished work is kept" in error

@@ -35,7 +35,7 @@ def driven(tmp_path_factory, tiny_model):
     corpus = write_corpus(folder / "corpus", [source], row_group_size=16)
     job = make_job(corpus, folder / "table", tiny_model, run=run)
     (folder / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
-    command = [sys.executable, "-m", "tests.integration.pool_driver", str(folder / "job.yaml"), str(folder / "table")]
+    command = [sys.executable, "-m", "tests.cluster.pool_driver", str(folder / "job.yaml"), str(folder / "table")]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     env |= {"POOL_NOTES": str(folder / "notes"), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     # A node's end and a number's export would be seen after ten seconds and more otherwise. An export has half of its
