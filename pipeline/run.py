@@ -22,7 +22,7 @@ from pipeline import delta, fingerprint, uniqueness
 from pipeline.config import Job
 from pipeline.executor import Executor, executor_for
 from pipeline.hold import Hold, hold
-from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
+from pipeline.ledger import DIGEST_UNITS, FOLDER, Ledger, listing_table, table_to_units
 from pipeline.plan import Plan, Survey, cut_plan, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
 from pipeline.stages import StageSpec
@@ -271,9 +271,14 @@ class Runner:
         errors: list[tuple[int, VectideError]] = []
         rest = table_to_units(self.ledger.plan(), done)
         stages = StageSpec(found.source, self.model, writer, self.chunking, reuse=bool(description.get("reuse")))
+        finished: list[Receipt] = []
         for outcome in executor.run(rest, stages):
             if outcome.receipt is not None:
                 self.reporter.finished_unit(outcome.receipt)
+                finished.append(outcome.receipt)
+                if len(finished) == DIGEST_UNITS:
+                    self.ledger.digest(finished)
+                    finished.clear()
             elif outcome.error is not None:
                 errors.append((outcome.unit, outcome.error))
                 self.reporter.failed_unit(outcome.unit, outcome.error)
