@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
@@ -93,18 +94,21 @@ def units_to_table(units: Iterable[Unit]) -> pa.Table:
 
 def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset()) -> Iterator[Unit]:
     """The units of a plan, in order, one at a time; those in `skip` are left out."""
+    if skip:  # here, where it costs nothing: most of a large plan may be done
+        unwanted = pa.array(sorted(skip), pa.int64())
+        table = table.filter(pc.invert(pc.is_in(table["unit"], value_set=unwanted)))
     number: int | None = None
     carry = False
     pieces: list[Piece] = []
     for batch in table.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
             if row["unit"] != number:
-                if number is not None and number not in skip:
+                if number is not None:
                     yield Unit(number, tuple(pieces), carry)
                 number, carry, pieces = row["unit"], row["carry"], []
             shard = Shard(row["path"], row["size_bytes"], row["etag"])
             pieces.append(Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"]))
-    if number is not None and number not in skip:
+    if number is not None:
         yield Unit(number, tuple(pieces), carry)
 
 
@@ -166,10 +170,11 @@ class Ledger:
 
     def digest(self, receipts: Collection[Receipt]) -> None:
         """Leave copies of receipts that are written, under a name that nobody else takes."""
-        rows = [[receipt.unit for receipt in receipts], [receipt.to_json() for receipt in receipts]]
+        units = [receipt.unit for receipt in receipts]
+        rows = [units, [receipt.to_json() for receipt in receipts]]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(rows, schema=DIGEST_SCHEMA), sink, compression="zstd", use_dictionary=False)
-        url = storage.join(self.url, "digests", f"{min(rows[0]):09d}-{secrets.token_hex(6)}.parquet")
+        url = storage.join(self.url, "digests", f"{min(units):09d}-{secrets.token_hex(6)}.parquet")
         storage.put(url, bytes(sink.getvalue()))
 
     def _digests(self, columns: list[str]) -> Iterator[pa.Table]:
