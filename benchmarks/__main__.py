@@ -132,6 +132,7 @@ def scale(  # noqa: PLR0917  (typer calls it by name)
     out: Out = DOCS,
     units: Annotated[int, typer.Option(help="Units of the plan and of the resume.")] = 1_000_000,
     files: Annotated[int, typer.Option(help="Files to publish.")] = 100_000,
+    ids: Annotated[int, typer.Option(help="Rows among which to look for ids twice.")] = 10_000_000,
     rows: Annotated[int, typer.Option(help="Rows of the backfill.")] = 100_000,
     driver_units: Annotated[int, typer.Option(help="Units of the run on Ray.")] = 2_000,
     work: Annotated[Path, typer.Option(help="Folder to work in: a million small files come and go.")] = WORK / "scale",
@@ -140,7 +141,7 @@ def scale(  # noqa: PLR0917  (typer calls it by name)
     from benchmarks.race.engine import today
     from benchmarks.scale import measure
 
-    found = measure.measure(work, units=units, files=files, rows=rows, driver_units=driver_units, tell=tell)
+    found = measure.measure(work, units=units, files=files, ids=ids, rows=rows, driver_units=driver_units, tell=tell)
     date = today()
     page = out / f"scale_cpu_{date}.md"
     page.write_text(measure.markdown(found, command=command(), date=date))

@@ -173,8 +173,10 @@ def _run(
                     result.limit.setdefault(limits[label], []).append(float(np.load(file)[0, 0]))
                     continue
                 answer = sessions[label].encode(paths[mix.name])
-                result.measured[mix.name][label].seconds.append(answer["seconds"])
-                result.measured[mix.name][label].places = answer["places"]
+                measured = result.measured[mix.name][label]
+                measured.seconds.append(answer["seconds"])
+                measured.processor_s.append(answer["processor_s"])
+                measured.places = answer["places"]
     for label in labels:
         result.peak_bytes[label] = sessions[label].peak_bytes()
     result.facts["load after"] = machine.load()

@@ -27,11 +27,13 @@ class Measured:
     Attributes:
         tokens: Real tokens of a pass.
         seconds: Of each pass.
+        processor_s: Of all its threads, in each pass: other work on the machine changes it little.
         places: Token places that were computed, padding included; None where the engine does not say.
     """
 
     tokens: int
     seconds: list[float] = field(default_factory=list)
+    processor_s: list[float] = field(default_factory=list)
     places: int | None = None
 
     @property
@@ -43,6 +45,11 @@ class Measured:
     def rates(self) -> list[float]:
         """Real tokens a second of each pass."""
         return [self.tokens / spent for spent in self.seconds]
+
+    @property
+    def rates_by_core(self) -> list[float]:
+        """Real tokens for each second of a core, of each pass."""
+        return [self.tokens / spent for spent in self.processor_s]
 
     @property
     def padding(self) -> float | None:

@@ -34,7 +34,7 @@ def run_step(step: str, table: Path, count: int) -> Facts:
 
 
 def measure(
-    folder: Path, *, units: int, files: int, rows: int, driver_units: int, tell: Callable[[str], None]
+    folder: Path, *, units: int, files: int, ids: int, rows: int, driver_units: int, tell: Callable[[str], None]
 ) -> dict[str, dict[int, Facts]]:
     """Every step at a tenth of its size and at its size."""
     found: dict[str, dict[int, Facts]] = {}
@@ -56,7 +56,7 @@ def measure(
         step("prepare", count, "publish")
         step("prepare_files", count, "publish")
         step("publish", count, "publish")
-    for name, full in (("rows", rows), ("driver", driver_units)):
+    for name, full in (("unique", ids), ("rows", rows), ("driver", driver_units)):
         for count in (full // 10, full):
             shutil.rmtree(folder, ignore_errors=True)
             step(name, count, name)
@@ -69,6 +69,7 @@ NAMES = {
     "resume": "Find out what is left of a plan of so many units, 99 % of them done",
     "resume without digests": "The same where no driver left digests",
     "publish": "Publish so many files, one a unit",
+    "unique": "Look for ids that two units have, among so many rows",
     "rows": "A whole backfill of so many rows, a tiny model in one process",
     "driver": "A backfill on Ray of so many units of one row",
 }

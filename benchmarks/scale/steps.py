@@ -17,11 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors import storage
 from actors.receipt import DataFile, Receipt
-from actors.schema import Piece, Shard
-from actors.writer import delta_statistics, receipt_path, table_schema
+from actors.schema import ID, SHARD, Piece, Shard
+from actors.writer import delta_statistics, parquet_bytes, receipt_path, table_schema
 from benchmarks.race.session import peak_bytes
-from pipeline import delta
+from pipeline import delta, uniqueness
 from pipeline.ledger import DIGEST_UNITS, Ledger, listing_table, table_to_units, units_to_table
 from pipeline.plan import _gather
 from pipeline.run import _sum
@@ -29,6 +30,7 @@ from pipeline.run import _sum
 RUN = "0123456789abcdef"
 PIECES_A_SHARD = 100
 UNIT_ROWS = 1000
+UNIT_IDS = 20_000
 
 
 class Clock:
@@ -167,6 +169,27 @@ def publish(table: str, units: int) -> dict[str, Any]:
     return {**clock.facts(), "log bytes": log}
 
 
+def unique(table: str, rows: int) -> dict[str, Any]:
+    """Look for ids that two units have, among so many rows."""
+    made = []
+    for unit, start in enumerate(range(0, rows, UNIT_IDS)):
+        ids = [f"document-{number:012d}" for number in range(start, start + UNIT_IDS)]
+        path = f"data/{RUN}/{unit:09d}.parquet"
+        storage.put(
+            storage.join(table, path),
+            parquet_bytes(pa.table({ID: ids, SHARD: [f"part-{unit:06d}.parquet"] * len(ids)}), "{}")[0],
+        )
+        model = model_receipt()
+        made.append(
+            replace(model, unit=unit, rows=len(ids), files=(replace(model.files[0], path=path, rows=len(ids)),))
+        )
+    clock = Clock()
+    losers = clock.time("look for ids twice", lambda: uniqueness.find_duplicates(table, made))
+    if losers:
+        raise SystemExit(f"{len(losers)} units have ids of others")
+    return clock.facts()
+
+
 def rows(table: str, count: int) -> dict[str, Any]:
     """A backfill of `count` rows with a tiny model, in this process."""
     from benchmarks.scale.small import backfill_rows
@@ -184,7 +207,7 @@ def driver(table: str, count: int) -> dict[str, Any]:
     return drive_units(Path(table), count)
 
 
-STEPS = {step.__name__: step for step in (plan, prepare, prepare_files, resume, publish, rows, driver)}
+STEPS = {step.__name__: step for step in (plan, prepare, prepare_files, resume, publish, unique, rows, driver)}
 
 if __name__ == "__main__":
     print("RESULT " + json.dumps(STEPS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))))

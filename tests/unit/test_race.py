@@ -119,7 +119,10 @@ def test_every_environment_has_exact_versions():
 
 def a_result() -> Result:
     mix = Mix("short", ("a", "b"), (20, 30))
-    measured = {"vectide float32": Measured(50, [0.1, 0.2, 0.1], 50), BASE: Measured(50, [0.2, 0.4, 0.2], 100)}
+    measured = {
+        "vectide float32": Measured(50, [0.1, 0.2, 0.1], [0.1] * 3, 50),
+        BASE: Measured(50, [0.2, 0.4, 0.2], [0.4] * 3, 100),
+    }
     result = Result([mix], {"short": measured}, {"float32": [1e9, 2e9]}, {"short": 50e6})
     result.peers = [peer for peer in PEERS if peer.label in measured]
     for label in measured:
@@ -135,8 +138,8 @@ def a_result() -> Result:
 def test_the_table_says_who_was_how_fast_and_who_did_not_run():
     page = report.markdown(a_result(), plot_name="plot.svg", command="make bench", date="2026-01-02")
     # 500 tokens a second of 1e6 operations each: a quarter of the best product, 2 GFLOP/s.
-    assert "| vectide float32 | 500 | 250 to 500 | 2.00 | 0.0% | 25% |" in page
-    assert f"| {BASE} | 250 | 125 to 250 | 1.00 | 50.0% | 12% |" in page
+    assert "| vectide float32 | 500 | 250 to 500 | 2.00 | 500 | 4.00 | 0.0% | 25% |" in page
+    assert f"| {BASE} | 250 | 125 to 250 | 1.00 | 125 | 1.00 | 50.0% | 12% |" in page
     assert "- infinity float32: does not start: it is away" in page
     assert page.index("| vectide float32") < page.index(f"| {BASE}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -41,10 +42,11 @@ def _start(settings: Settings) -> None:
     _one = One(settings)
 
 
-def _encode(texts: list[str]) -> tuple[Floats, int]:
+def _encode(texts: list[str]) -> tuple[Floats, int, float]:
     assert _one is not None
+    spent = time.process_time()
     vectors = _one.encode(texts)
-    return vectors, _one.places or 0
+    return vectors, _one.places or 0, time.process_time() - spent
 
 
 class Several:
@@ -55,6 +57,7 @@ class Several:
         alone = Settings(**{**settings.__dict__, "threads": max(settings.threads // settings.processes, 1)})
         self._pool = ProcessPoolExecutor(self._count, get_context("spawn"), initializer=_start, initargs=(alone,))
         self.places: int | None = None
+        self.children_s = 0.0
         self.encode(["one text for each process"] * self._count)
 
     def encode(self, texts: list[str]) -> Floats:
@@ -63,9 +66,10 @@ class Several:
         shares = [order[number :: self._count] for number in range(self._count)]
         parts = list(self._pool.map(_encode, [[texts[row] for row in share] for share in shares]))
         vectors = np.empty((len(texts), parts[0][0].shape[1]), np.float32)
-        for share, (part, _) in zip(shares, parts, strict=True):
+        for share, (part, _, _) in zip(shares, parts, strict=True):
             vectors[share] = part
-        self.places = sum(places for _, places in parts)
+        self.places = sum(places for _, places, _ in parts)
+        self.children_s = sum(spent for _, _, spent in parts)
         return vectors
 
 
