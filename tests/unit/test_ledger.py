@@ -8,8 +8,9 @@ import pytest
 
 from actors import storage
 from actors.receipt import DataFile, Receipt
+from actors.schema import Piece, Shard, Unit
 from actors.writer import UNITS_A_FOLDER, receipt_path
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, table_to_units, units_to_table
 
 
 def receipt(unit: int) -> Receipt:
@@ -56,3 +57,17 @@ def test_an_object_that_is_no_receipt_is_left_alone(ledger: Ledger):
     storage.put(storage.join(ledger.url, "receipts", "000000", "000000005.json.part"), b"half")
     assert ledger.done() == {5}
     assert ledger.receipts() == {5: receipt(5)}
+
+
+def test_a_plan_comes_back_as_it_was_without_the_units_that_are_done():
+    shard = Shard("corpus/a.parquet", 10, "etag")
+    units = [
+        Unit(
+            number, tuple(Piece(shard, 10 * piece, 10 * piece + 10, 10) for piece in range(number % 2 + 1)), number == 2
+        )
+        for number in range(5)
+    ]
+    table = units_to_table(units)
+    assert list(table_to_units(table)) == units
+    assert list(table_to_units(table, {0, 3, 99})) == [units[1], units[2], units[4]]
+    assert list(table_to_units(table, set(range(5)))) == []
