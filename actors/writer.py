@@ -31,6 +31,7 @@ from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, QUARANTINE_SCHEMA, SH
 
 # Delta Lake and Hive readers take this directory name for a null partition value.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+UNITS_A_FOLDER = 1000  # of receipts: what a store lists in one answer
 _LONGEST_STATISTIC = 64
 _LONGEST_PATH = 1024
 
@@ -60,7 +61,7 @@ class WriterSpec:
 
 def receipt_path(unit: int) -> str:
     """Where a unit's receipt lies, relative to the run's folder: a folder for each thousand units."""
-    return f"receipts/{unit // 1000:06d}/{unit:09d}.json"
+    return f"receipts/{unit // UNITS_A_FOLDER:06d}/{unit:09d}.json"
 
 
 def write_unit(parcel: Parcel, spec: WriterSpec) -> Receipt:

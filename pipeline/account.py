@@ -11,25 +11,31 @@ from typing import Any
 from actors.errors import InvariantBroken, StorageError, VectideError
 from actors.receipt import Receipt
 from pipeline.executor import UnitOutcome
-from pipeline.ledger import Ledger
+from pipeline.ledger import DIGEST_UNITS, Ledger
 from pipeline.report import Reporter
 
 
-def follow(outcomes: Iterable[UnitOutcome], reporter: Reporter, units: int) -> None:
-    """Tell the reporter how each unit ends. All of them are let end, whatever becomes of the others.
+def follow(outcomes: Iterable[UnitOutcome], ledger: Ledger, reporter: Reporter) -> None:
+    """Tell the reporter how each unit ends, and leave copies of receipts. All units are let end, whatever becomes of the
+    others.
 
     Raises:
         VectideError: some failed; of the class of the first.
     """
     errors: list[tuple[int, VectideError]] = []
+    finished: list[Receipt] = []
     for outcome in outcomes:
         if outcome.receipt is not None:
             reporter.finished_unit(outcome.receipt)
+            finished.append(outcome.receipt)
+            if len(finished) == DIGEST_UNITS:
+                ledger.digest(finished)
+                finished.clear()
         elif outcome.error is not None:
             errors.append((outcome.unit, outcome.error))
             reporter.failed_unit(outcome.unit, outcome.error)
     if errors:
-        raise _failed(errors, units)
+        raise _failed(errors, int((ledger.description() or {}).get("units", 0)))
 
 
 def _failed(errors: list[tuple[int, VectideError]], units: int) -> VectideError:

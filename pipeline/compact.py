@@ -115,7 +115,7 @@ def compact(
                 lineage=json.dumps(making.lineage, sort_keys=True),
             )
             units = table_to_units(ledger.plan(), done)
-            follow(executor.rewrite(units, spec), reporter, description["units"])
+            follow(executor.rewrite(units, spec), ledger, reporter)
         reporter.step("publishing")
         made = tuple(file for receipt in whole(ledger, description).values() for file in receipt.files)
         check_files(ledger, url, publish.missing_files(url, made), len(made))

@@ -7,28 +7,35 @@
                                     reuse.parquet     where the vector of a text is that has one already
                                     replaced.parquet  for a refresh: the shards whose old rows go
                                 receipts/         one JSON a unit, in folders of a thousand
+                                digests/          copies of receipts, a thousand in a file
                                 quarantine/       one Parquet a unit that set rows aside
                                 amendment.json    what the check for duplicate ids changed, if it had to
 
 Used by the backfill, `status` and publish. A run is named by what it would produce, so the same command finds its own
-ledger and goes on. The trade-off: a receipt is an object of its own, so a resume lists them (a thousand a request).
+ledger and goes on. The trade-off: a receipt is an object of its own, so that the first wins; a million of them would take
+a store minutes to list and read one by one. So the driver leaves copies of those that it saw, many in a file. A
+receipt never changes, so a copy is as good; a receipt without one is read itself.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import InvariantBroken, StorageError
 from actors.receipt import Receipt
 from actors.schema import QUARANTINE_SCHEMA, Piece, Shard, Unit
+from actors.writer import UNITS_A_FOLDER
 
 FOLDER = "_vectide"
 PLAN_SCHEMA = pa.schema(
@@ -44,6 +51,8 @@ PLAN_SCHEMA = pa.schema(
         ("carry", pa.bool_()),
     ]
 )
+DIGEST_SCHEMA = pa.schema([("unit", pa.int64()), ("receipt", pa.string())])
+DIGEST_UNITS = 1000
 _THREADS = 32
 
 
@@ -86,18 +95,21 @@ def units_to_table(units: Iterable[Unit]) -> pa.Table:
 
 def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset()) -> Iterator[Unit]:
     """The units of a plan, in order, one at a time; those in `skip` are left out."""
+    if skip:  # here, where it costs nothing: most of a large plan may be done
+        unwanted = pa.array(sorted(skip), pa.int64())
+        table = table.filter(pc.invert(pc.is_in(table["unit"], value_set=unwanted)))
     number: int | None = None
     carry = False
     pieces: list[Piece] = []
     for batch in table.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
             if row["unit"] != number:
-                if number is not None and number not in skip:
+                if number is not None:
                     yield Unit(number, tuple(pieces), carry)
                 number, carry, pieces = row["unit"], row["carry"], []
             shard = Shard(row["path"], row["size_bytes"], row["etag"])
             pieces.append(Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"]))
-    if number is not None and number not in skip:
+    if number is not None:
         yield Unit(number, tuple(pieces), carry)
 
 
@@ -180,18 +192,59 @@ class Ledger:
 
     def done(self) -> set[int]:
         """Numbers of the units that have a receipt."""
-        return {int(shard.path.rsplit("/", 1)[1][:-5]) for shard in self._receipts()}
+        done: set[int] = set()
+        for table in self._digests(["unit"]):
+            done.update(table["unit"].to_pylist())
+        done.update(unit for unit, _ in self._receipts(done))
+        return done
 
-    def _receipts(self) -> Iterator[Shard]:
-        for shard in storage.walk(storage.join(self.url, "receipts")):
-            if shard.path.endswith(".json"):
-                yield shard
+    def digest(self, receipts: Collection[Receipt]) -> None:
+        """Leave copies of receipts that are written, under a name that nobody else takes."""
+        units = [receipt.unit for receipt in receipts]
+        rows = [units, [receipt.to_json() for receipt in receipts]]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(rows, schema=DIGEST_SCHEMA), sink, compression="zstd", use_dictionary=False)
+        url = storage.join(self.url, "digests", f"{min(units):09d}-{secrets.token_hex(6)}.parquet")
+        storage.put(url, bytes(sink.getvalue()))
+
+    def _digests(self, columns: list[str]) -> Iterator[pa.Table]:
+        def load(shard: Shard) -> pa.Table:
+            return pq.read_table(pa.BufferReader(storage.read(shard.path)), columns=columns)
+
+        files = list(storage.walk(storage.join(self.url, "digests")))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(files), _THREADS):  # a few at a time: all of them together may be a gigabyte
+                yield from pool.map(load, files[start : start + _THREADS])
+
+    def _receipts(self, known: Collection[int]) -> Iterator[tuple[int, str]]:
+        """Units that have a receipt and are not `known`, and where it is. A folder whose units are all known is not
+        listed."""
+        root = storage.join(self.url, "receipts")
+        counts = Counter(unit // UNITS_A_FOLDER for unit in known)
+        folders = [name for name in storage.folders(root) if counts[int(name)] < UNITS_A_FOLDER]
+
+        def look(folder: str) -> list[str]:
+            paths = (shard.path for shard in storage.walk(storage.join(root, folder)))
+            return [path for path in paths if path.endswith(".json")]
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for path in itertools.chain.from_iterable(pool.map(look, folders)):
+                unit = int(path.rsplit("/", 1)[1][:-5])
+                if unit not in known:
+                    yield unit, path
 
     def receipts(self) -> dict[int, Receipt]:
         """Every receipt by unit, amended where the check for duplicate ids replaced it."""
+        found: dict[int, Receipt] = {}
+        for table in self._digests(["receipt"]):
+            for text in table["receipt"].to_pylist():
+                receipt = Receipt.from_json(text)
+                found[receipt.unit] = receipt
+        paths = [path for _, path in self._receipts(found.keys())]
         with ThreadPoolExecutor(_THREADS) as pool:
-            texts = pool.map(lambda shard: storage.read(shard.path), self._receipts())
-            found = {receipt.unit: receipt for receipt in map(Receipt.from_json, texts)}
+            for receipt in map(Receipt.from_json, pool.map(storage.read, paths)):
+                found[receipt.unit] = receipt
+        found = dict(sorted(found.items()))
         for receipt in self.amendment() or []:
             if receipt.unit not in found and receipt.replaces is None:
                 raise InvariantBroken(f"run {self.run}: unit {receipt.unit} was amended but has no receipt.")

@@ -289,7 +289,7 @@ class Runner:
             reuse=bool(description.get("reuse")),
             row_timeout_s=self.job.run.row_timeout_s,
         )
-        follow(executor.run(rest, stages), self.reporter, description["units"])
+        follow(executor.run(rest, stages), self.ledger, self.reporter)
         return executor.book.total_deaths()
 
     def _publish(self, publication: publish.Publication, description: dict[str, Any], held: Hold) -> Outcome:

@@ -151,14 +151,18 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
 
 
 def _forget(url: str, run: str) -> None:
-    """Remove a ledger, receipts first."""
+    """Remove a ledger, receipts first, and of these their copies first."""
     ledger = Ledger(url, run)
     everything = [shard.path for shard in storage.walk(ledger.url)]
-    receipts = [path for path in everything if path.startswith(f"{ledger.url}/receipts/")]
+    digests, receipts = (
+        [path for path in everything if path.startswith(f"{ledger.url}/{name}/")] for name in ("digests", "receipts")
+    )
+    _delete(digests)
     _delete(receipts)
     storage.delete(storage.join(ledger.url, "amendment.json"))
     storage.delete(storage.join(ledger.url, "run.json"))
-    _delete(path for path in everything if path not in set(receipts))
+    gone = {*digests, *receipts}
+    _delete(path for path in everything if path not in gone)
     storage.prune(ledger.url)
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
+from actors import storage
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError, ModelError, TableConflict, TooManyQuarantined
 from pipeline import delta
@@ -91,6 +92,29 @@ def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(tmp_path, tiny
     assert outcome.rows == 64
     assert {receipt.unit for receipt in reporter.receipts} == set(range(4)) - set(before)
     assert len(stored(tmp_path / "table")) == 64
+
+
+def test_a_long_run_leaves_copies_of_its_receipts_and_they_count_as_well(tmp_path, tiny_model, reporter, monkeypatch):
+    monkeypatch.setattr("pipeline.run.DIGEST_UNITS", 2)
+    corpus = write_corpus(tmp_path / "corpus", [rows(80)])
+    job = make_job(corpus, tmp_path / "table", tiny_model)
+
+    class Stopping(Silent):
+        def finished_unit(self, receipt):
+            super().finished_unit(receipt)
+            if len(self.receipts) == 4:
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        backfill(job, Stopping())
+    (run,) = status(str(tmp_path / "table")).runs
+    ledger = Ledger(str(tmp_path / "table"), run.run)
+    (digest,) = storage.walk(storage.join(ledger.url, "digests"))
+    assert pq.read_table(digest.path)["unit"].to_pylist() == [0, 1]
+    assert ledger.done() == {0, 1, 2, 3}
+    assert backfill(job, reporter).rows == 80
+    assert [receipt.unit for receipt in reporter.receipts] == [4]
+    assert len(stored(tmp_path / "table")) == 80
 
 
 def test_a_changed_source_makes_a_new_version_that_replaces_the_rows(tmp_path, tiny_model, reporter):

