@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
@@ -81,13 +82,21 @@ def encoder_of(table: DeltaTable) -> dict[str, Any]:
 
 def file_sizes(table: DeltaTable) -> dict[str, int]:
     """Path relative to the table to size in bytes, for every file of this version."""
-    actions = pa.table(table.get_add_actions(flatten=True))
+    actions = _actions(table)
     return dict(zip(actions.column("path").to_pylist(), actions.column("size_bytes").to_pylist(), strict=True))
+
+
+def _actions(table: DeltaTable) -> pa.Table:
+    """What the log says of each file of this version. There a path is a URL; here it is the file's name, as `publish`
+    must name it to take it out: a removal of another name removes nothing, and says nothing."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    paths = [unquote(path) for path in actions.column("path").to_pylist()]
+    return actions.set_column(actions.column_names.index("path"), "path", pa.array(paths, pa.string()))
 
 
 def partition_values(table: DeltaTable) -> dict[str, dict[str, str | None]]:
     """Path relative to the table to partition values in Delta Lake's text form, for every file of this version."""
-    actions = pa.table(table.get_add_actions(flatten=True))
+    actions = _actions(table)
     names = [name for name in actions.column_names if name.startswith("partition.")]
     rows = actions.select(["path", *names]).to_pylist()
     return {row["path"]: {name.removeprefix("partition."): as_text(row[name]) for name in names} for row in rows}
