@@ -46,6 +46,13 @@ def driver_options() -> dict[str, Any]:
     return {"client_kwargs": {key: value for key, value in client.items() if value}, "config_kwargs": config}
 
 
+def forget_clients() -> None:
+    """Let fsspec's driver find its credentials anew at its next call; those of a file or a variable it never renews."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 def table_options(url: str) -> dict[str, str]:
     """What `deltalake` is told. Never kept and never pickled: it holds the credentials.
 

@@ -14,6 +14,7 @@ The exclusive create is the rock the ledger stands on. What each store does for 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -120,6 +121,8 @@ def retried(url: str, what: str, call: Callable[[], T]) -> T:
                 raise refusals.explained(url, what, error, attempt) from None
             raise
         except Exception as error:  # noqa: BLE001  (drivers agree on no error tree)
+            if refusals.is_expired(error):
+                aws.forget_clients()  # the next call looks for new ones: a watch runs for months
             if not refusals.is_transient(error) or attempt == ATTEMPTS:
                 raise refusals.explained(url, what, error, attempt) from None
         time.sleep(wait_s * (0.5 + random.random()))
@@ -161,7 +164,17 @@ def stat(url: str) -> Shard:
         StorageError: the store refused or failed.
     """
     fs, path = filesystem(url)
-    info = retried(url, "look at", lambda: fs.info(path))
+
+    def look() -> dict[str, Any]:
+        try:
+            return cast(dict[str, Any], fs.info(path))
+        except Exception as error:
+            if refusals.is_wordless(error):
+                with contextlib.suppress(FileNotFoundError):
+                    fs.cat_file(path, start=0, end=1)  # this answer has room for the reason
+            raise
+
+    info = retried(url, "look at", look)
     if info.get("type") == "directory":
         raise FileNotFoundError(f"{url!r} is a folder")
     return _shard(fs, url, path, info)

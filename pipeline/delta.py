@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -61,6 +62,21 @@ def _failure(url: str, what: str, error: Exception) -> StorageError:
     """
     storage.exists(storage.join(url, "_delta_log", "_last_checkpoint"))
     return StorageError(f"cannot {what} {url!r}: {plain(error)}. Run the same command again: finished work is kept")
+
+
+@contextmanager
+def asking(table: DeltaTable) -> Iterator[None]:
+    """Around whatever an open table asks the store for: the errors of `deltalake` become ours."""
+    try:
+        yield
+    except (DeltaError, OSError) as error:
+        raise _failure(table.table_uri.rstrip("/"), "read the table", error) from None
+
+
+def history(table: DeltaTable) -> list[dict[str, Any]]:
+    """The commits that the log remembers, the newest first."""
+    with asking(table):
+        return list(table.history())
 
 
 def lineage_of(table: DeltaTable) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def current_run(table: DeltaTable | None) -> str | None:
     """The run that made the rows of this version; None for an empty table, or where the log has forgotten."""
     if table is None:
         return None
-    for entry in table.history():
+    for entry in history(table):
         if run := entry.get("vectide.run"):
             return str(run)
     return None
@@ -138,9 +154,12 @@ def current_run(table: DeltaTable | None) -> str | None:
 
 def published_version(table: DeltaTable | None, run: str) -> int | None:
     """The version that published a run, or None. The log may have forgotten the number of an old one: then -1."""
-    if table is None or table.transaction_version(run) is None:
+    if table is None:
         return None
-    for entry in table.history():
+    with asking(table):
+        if table.transaction_version(run) is None:
+            return None
+    for entry in history(table):
         if entry.get("vectide.run") == run:
             return int(entry["version"])
     return -1

@@ -113,6 +113,7 @@ class Searcher:
 
         Raises:
             ConfigError: `k` or `where` is wrong.
+            StorageError: the store refused or failed.
         """
         if k < 1:
             raise ConfigError(f"k is {k}; it must be 1 or more")
@@ -122,9 +123,10 @@ class Searcher:
         queries = self.encoder.encode(list(questions))
         best = _Best(len(questions), k)
         batches = dataset.to_batches(columns=[*names, EMBEDDING], filter=condition, batch_size=BATCH_ROWS)
-        for batch in batches:
-            if batch.num_rows:
-                best.add(queries @ _vectors(batch, queries.shape[1]).T, batch.drop_columns([EMBEDDING]))
+        with delta.asking(self._table):
+            for batch in batches:
+                if batch.num_rows:
+                    best.add(queries @ _vectors(batch, queries.shape[1]).T, batch.drop_columns([EMBEDDING]))
         return best.hits()
 
 

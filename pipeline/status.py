@@ -85,7 +85,7 @@ def status(table: str) -> Status:
             str(entry.get("operation", "")),
             entry.get("vectide.run"),
         )
-        for entry in opened.history()
+        for entry in delta.history(opened)
     ]
     return Status(
         table=url,

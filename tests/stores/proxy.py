@@ -38,6 +38,7 @@ class Fault:
         target: Found anywhere in path and query, which are compared without percent signs.
         first: The first of these requests that is hit, from 1.
         times: How many in a row are hit.
+        signed_by: The access key that signed them; empty for any.
     """
 
     what: str
@@ -45,6 +46,7 @@ class Fault:
     target: str = ""
     first: int = 1
     times: int = 1
+    signed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,13 +63,17 @@ class Script:
             self.silent_s, self.slow_s = document["silent_s"], document["slow_s"]
             self.seen, self.injected = [], []
 
-    def take(self, method: str, target: str) -> str | None:
+    def take(self, method: str, target: str, signed: str) -> str | None:
         """Note a request; what is to go wrong with it. Of several faults the first counts."""
         with self.lock:
             self.seen.append([method, target])
             hit: str | None = None
             for fault in self.faults:
-                if re.fullmatch(fault["method"], method) and re.search(fault["target"], target):
+                if (
+                    re.fullmatch(fault["method"], method)
+                    and re.search(fault["target"], target)
+                    and fault["signed_by"] in signed
+                ):
                     fault["met"] += 1
                     if hit is None and fault["first"] <= fault["met"] < fault["first"] + fault["times"]:
                         hit = fault["what"]
@@ -111,7 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith(CONTROL):
             self._control(body)
             return
-        what = self.script.take(self.command, urllib.parse.unquote(self.path))
+        what = self.script.take(
+            self.command, urllib.parse.unquote(self.path), self.headers.get("Authorization") or ""
+        )
         if what == "cut":
             self._reset()
             return
