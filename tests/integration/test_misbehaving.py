@@ -51,5 +51,5 @@ def test_every_kind_of_request_meets_a_fault(lake, faulty, expected, tiny_model,
     tally = Tally()
     until_it_ends(lambda: backfill(job_of(lake, tiny_model), Silent()), faulty, monkeypatch, tally)
     check(lake, expected, faulty, monkeypatch, tally)
-    print(tally, *tally.told, sep='\n')
+    print(tally, *tally.told, sep="\n")
     assert first > 1 or {kind for _, kind in tally.pairs} == KINDS.keys()

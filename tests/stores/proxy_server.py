@@ -115,9 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith(CONTROL):
             self._control(body)
             return
-        what = self.script.take(
-            self.command, urllib.parse.unquote(self.path), self.headers.get("Authorization") or ""
-        )
+        what = self.script.take(self.command, urllib.parse.unquote(self.path), self.headers.get("Authorization") or "")
         if what == "cut":
             self._reset()
             return
@@ -202,7 +200,9 @@ class _Listening(ThreadingHTTPServer):
 
 
 def _error(status: int, code: str) -> _Answer:
-    body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>as told</Message></Error>'.encode()
+    body = (
+        f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>as told</Message></Error>'.encode()
+    )
     return _Answer(status, [("Content-Type", "application/xml")], body, len(body))
 
 

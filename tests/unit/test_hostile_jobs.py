@@ -26,7 +26,7 @@ LEAVES = st.one_of(
     st.text(max_size=12),
     st.binary(max_size=4),
     st.dates(),
-    st.sampled_from(["auto", "", "..", "${HOME}", "${", "s3://a:b@c/d", "\0", "\ud800", 10**5000, "text", "lang"]),
+    st.sampled_from(["auto", "", "..", "${HOME}", "${", "s3://a:b@c/d", "\0", "\ud800", "text", "lang"]),
 )
 KEYS = st.one_of(st.text(max_size=6), st.integers(), st.none(), st.booleans(), st.tuples(st.integers()), st.floats())
 ANYTHING = st.recursive(
@@ -82,6 +82,7 @@ BITS = st.sampled_from(
 @example(data=b"a: 2020-13-45")
 @example(data=b"a: !!binary x")
 @example(data=b"a: " + b"1" * 5000)
+@example(data=b"run: {replicas: 0x" + b"f" * 5000 + b"}")
 @example(data=b"&a [*a]")
 @example(data=b"source: &a {uri: *a}")
 @example(data=b"--- a\n--- b")
@@ -96,7 +97,7 @@ def test_any_file(file, data):
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
 def test_a_file_as_deep_as_a_well(file, opening):
-    file.write_text(opening * 20_000)
+    file.write_text(opening * 4_000)
     with pytest.raises(ConfigError, match="is not a YAML file"):
         load_job(str(file))
 
@@ -110,7 +111,11 @@ def test_a_file_that_unfolds_to_billions_of_values(file):
         load_job(str(file))
 
 
-@given(setting=st.one_of(st.text(max_size=30), st.lists(BITS, max_size=6).map(lambda bits: b"".join(bits).decode("latin-1"))))
+@given(
+    setting=st.one_of(
+        st.text(max_size=30), st.lists(BITS, max_size=6).map(lambda bits: b"".join(bits).decode("latin-1"))
+    )
+)
 @example(setting="run.replicas=[")
 @example(setting="run.replicas=2020-13-45")
 @example(setting="source.uri.x=1")
