@@ -6,27 +6,21 @@ command ends it. `make test-s3` puts every kind through every fault, on a real s
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
 
+from actors import storage
+from actors.errors import StorageError, VectideError
 from pipeline.run import backfill
-from tests.integration.conftest import Silent
-from tests.stores.misbehaving import (
-    KINDS,
-    Expected,
-    Tally,
-    check,
-    clean_run,
-    faults_by_turns,
-    job_of,
-    put_rows,
-    small_probe,
-    until_it_ends,
-)
-from tests.stores.proxy import FAULTS, Proxy, proxy
-from tests.stores.server import BUCKET, use
+from pipeline.search import Searcher
+from pipeline.status import status
+from tests.integration.conftest import Silent, rows
+from tests.stores.misbehaving import KINDS, Tally, expected, faults_by_turns, look, trial
+from tests.stores.proxy import FAULTS, FOREVER, PASSING, Fault, Proxy, proxy
+from tests.stores.suite import parquet
+
+__all__ = ["expected", "trial"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +29,68 @@ def faulty(server) -> Iterator[Proxy]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def expected(server, tiny_model) -> Iterator[Expected]:
-    with pytest.MonkeyPatch.context() as patch:
-        use(server, patch)
-        yield clean_run(f"s3://{BUCKET}/{secrets.token_hex(4)}", tiny_model)
-
-
-@pytest.mark.parametrize("first", [1, 2, 4])
-@pytest.mark.parametrize("turn", range(len(FAULTS)))
-def test_every_kind_of_request_meets_a_fault(lake, faulty, expected, tiny_model, monkeypatch, turn, first):
-    put_rows(lake)
-    small_probe(monkeypatch)
-    faulty.play(*faults_by_turns(FAULTS, turn, first=first))
+@pytest.mark.parametrize(("faults", "turn"), [(PASSING, 0), (PASSING, 5), (FAULTS, 3)], ids=["0", "5", "all"])
+def test_every_kind_of_request_meets_a_fault(trial, faults, turn):
     tally = Tally()
-    until_it_ends(lambda: backfill(job_of(lake, tiny_model), Silent()), faulty, monkeypatch, tally)
-    check(lake, expected, faulty, monkeypatch, tally)
-    print(tally, *tally.told, sep="\n")
-    assert first > 1 or {kind for _, kind in tally.pairs} == KINDS.keys()
+    trial.misbehave(*faults_by_turns(faults, turn))
+    trial.until_it_ends(backfill, tally)
+    trial.check(tally)
+    assert {kind for _, kind in tally.pairs} == KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", ["receipt create", "commit"])
+def test_what_landed_without_a_word_is_found(trial, kind):
+    """A create is read back, a commit is looked up in the log; neither is done twice."""
+    trial.misbehave(Fault("500 done", *KINDS[kind], times=FOREVER))
+    assert backfill(trial.job, Silent()).published
+    trial.check(Tally())
+
+
+@pytest.mark.parametrize("kind", ["receipt create", "commit"])
+def test_a_store_that_stays_away_ends_the_run_and_readers_keep_what_they_have(trial, kind):
+    backfill(trial.job, Silent())
+    storage.put(f"{trial.lake}/corpus/part-0002.parquet", parquet(rows(2, start=90)))
+    trial.misbehave(Fault("503", *KINDS[kind], times=FOREVER), Fault("503", "PUT", r"/_delta_log/0+2", times=FOREVER))
+    with pytest.raises(StorageError):
+        backfill(trial.job, Silent())
+    trial.check(Tally())
+    assert backfill(trial.job, Silent()).published
+    assert look(trial.lake)[0].stored.keys() == {*trial.expected.stored, "r90", "r91"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("source head", "expired 400"), ("receipt create", "expired 403"), ("commit", "expired 400")]
+)
+def test_credentials_that_expire_end_the_run_in_one_sentence_and_new_ones_go_on(trial, tmp_path, kind, what):
+    profile = tmp_path / "credentials"
+    keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = a-secret-key-of-some-length\n"
+    profile.write_text(keys.format("AKIAOLD"))
+    trial.misbehave(Fault(what, times=FOREVER, signed_by="AKIAOLD", after=" ".join(KINDS[kind])))
+    trial.monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    trial.monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    trial.monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+    with pytest.raises(VectideError, match="the credentials have expired .ExpiredToken.. Renew them and run") as told:
+        backfill(trial.job, Silent())
+    assert "\n" not in str(told.value)
+    profile.write_text(keys.format("AKIANEW"))  # and nothing else: a watch goes on in the same process
+    assert backfill(trial.job, Silent()).published
+    trial.check(Tally())
+
+
+def test_a_question_to_a_store_that_is_away_ends_in_one_sentence(trial):
+    backfill(trial.job, Silent())
+    table = f"{trial.lake}/table"
+    trial.misbehave()
+    searcher = Searcher(table)
+    asked = {
+        "data read": lambda: searcher.search(["title 3"], k=1),
+        "log read": lambda: status(table),
+        "receipt read": lambda: status(table),
+    }
+    for kind, ask in asked.items():
+        trial.misbehave(Fault("503", *KINDS[kind], times=FOREVER))
+        with pytest.raises(StorageError) as told:
+            ask()
+        assert "\n" not in str(told.value)
+    trial.misbehave(Fault("cut within", *KINDS["receipt read"]))
+    assert status(table).rows == len(trial.expected.stored)

@@ -8,7 +8,8 @@ is harder on it than one at a time, and tells less about which of them was too m
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipeline.ledger import Ledger, run_names
 from pipeline.run import Outcome, backfill
 from tests.integration.conftest import Silent, make_job, rows
 from tests.stores.proxy import Fault, Proxy, hurry
-from tests.stores.server import use
+from tests.stores.server import BUCKET, use
 from tests.stores.suite import options, parquet, put_corpus
 
 # What a run asks a store for, in about its order: name to method, and what path and query hold.
@@ -69,7 +70,6 @@ class Tally:
     """What many scenarios came to, for people."""
 
     injected: int = 0
-    stopped: int = 0
     runs: int = 0
     rows: int = 0
     lost: int = 0
@@ -80,7 +80,7 @@ class Tally:
     def __str__(self) -> str:
         return (
             f"{self.injected} faults injected, {len(self.pairs)} pairs of fault and kind of request, {self.runs} runs of "
-            f"which {self.stopped} stopped, {self.rows} rows checked, {self.lost} lost, {self.doubled} doubled"
+            f"which {len(self.told)} stopped, {self.rows} rows checked, {self.lost} lost, {self.doubled} doubled"
         )
 
 
@@ -115,29 +115,6 @@ def faults_by_turns(faults: Sequence[str], turn: int, *, first: int = 1) -> list
     ]
 
 
-def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A race of two, once: how a store decides races is not the matter here."""
-    monkeypatch.setattr(run, "probe_create", partial(probe.probe_create, racers=2, rounds=1))
-
-
-def until_it_ends(
-    work: Callable[[], Outcome], faulty: Proxy, monkeypatch: pytest.MonkeyPatch, tally: Tally, *, most: int = _RUNS
-) -> Outcome:
-    """The same command again and again while the store does wrong; the errors that stop it must be ours."""
-    use(faulty.server, monkeypatch)
-    hurry(monkeypatch)
-    for _ in range(most):
-        tally.runs += 1
-        try:
-            return work()
-        except VectideError as error:
-            assert type(error) is not ConfigError, error  # nobody made a mistake
-            assert "\n" not in str(error)
-            tally.told.append(str(error))
-            tally.stopped += 1
-    raise AssertionError(f"{most} runs did not end; the last: {tally.told[-3:]}")
-
-
 def look(lake: str) -> tuple[Expected, int]:
     """What is there now, read past the proxy; and how many rows are there twice."""
     url = f"{lake}/table"
@@ -150,24 +127,6 @@ def look(lake: str) -> tuple[Expected, int]:
         quarantine = ledger.quarantine(ledger.receipts().values()).to_pylist()
         bad += [(row["shard"].removeprefix(lake), row["position"], row["reason"]) for row in quarantine]
     return Expected(stored, sorted(bad)), len(found) - len(stored)
-
-
-def check(lake: str, expected: Expected, faulty: Proxy, monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
-    """The table is as if nothing had happened."""
-    injected = faulty.injected()
-    tally.injected += len(injected)
-    tally.pairs |= {(what, kind_of(method, target)) for what, method, target in injected}
-    use(faulty.behind, monkeypatch)
-    found, doubled = look(lake)
-    tally.rows += len(expected.stored)
-    tally.lost += len(expected.stored.keys() - found.stored.keys())
-    tally.doubled += doubled
-    assert found.stored.keys() == expected.stored.keys()
-    assert doubled == 0
-    assert found.quarantine == expected.quarantine
-    for name, (lang, vector) in expected.stored.items():
-        assert found.stored[name][0] == lang
-        np.testing.assert_allclose(found.stored[name][1], vector, atol=1e-3)
 
 
 def kind_of(method: str, target: str) -> str:
@@ -184,8 +143,83 @@ def clean_run(lake: str, model: Path) -> Expected:
     return look(lake)[0]
 
 
-def changed_source(lake: str) -> None:
+def change_source(lake: str) -> None:
     """The corpus after some days: rows gone, rows new, a row with another text."""
     source = [row for row in rows(40) if row["id"] not in ("r1", "r30")]
     source[5]["text"] = "another text than before"
     storage.put(f"{lake}/corpus/part-0001.parquet", parquet(source[19:]))
+
+
+@dataclass(slots=True)
+class Trial:
+    """One job on a store that does wrong.
+
+    Attributes:
+        expected: What the table must hold in the end.
+    """
+
+    lake: str
+    model: Path
+    faulty: Proxy
+    expected: Expected
+    monkeypatch: pytest.MonkeyPatch
+
+    @property
+    def job(self) -> Job:
+        """The job over the small corpus."""
+        return job_of(self.lake, self.model)
+
+    def misbehave(self, *faults: Fault) -> None:
+        """From here on the store does wrong."""
+        self.faulty.play(*faults)
+        use(self.faulty.server, self.monkeypatch)
+        hurry(self.monkeypatch)
+
+    def until_it_ends(self, work: Callable[[Job, Silent], Outcome], tally: Tally) -> Outcome:
+        """The same command again and again; the errors that stop it must be ours, and nobody's mistake."""
+        for _ in range(_RUNS):
+            tally.runs += 1
+            told = None
+            try:
+                return work(self.job, Silent())
+            except VectideError as error:
+                told = error
+            tally.told.append(str(told))
+            assert not isinstance(told, ConfigError), told
+            assert "\n" not in str(told)
+        raise AssertionError(f"{_RUNS} runs did not end; the last: {tally.told[-3:]}")
+
+    def check(self, tally: Tally) -> None:
+        """The table is as if nothing had happened. Looks past the proxy."""
+        injected = self.faulty.injected()
+        tally.injected += len(injected)
+        tally.pairs |= {(what, kind_of(method, target)) for what, method, target in injected}
+        use(self.faulty.behind, self.monkeypatch)
+        found, doubled = look(self.lake)
+        there, expected = found.stored, self.expected.stored
+        tally.rows += len(expected)
+        tally.lost += len(expected.keys() - there.keys())
+        tally.doubled += doubled
+        assert there.keys() == expected.keys()
+        assert doubled == 0
+        assert found.quarantine == self.expected.quarantine
+        for name, (lang, vector) in expected.items():
+            assert there[name][0] == lang
+            np.testing.assert_allclose(there[name][1], vector, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def expected(faulty: Proxy, tiny_model: Path) -> Iterator[Expected]:
+    """What a run makes that meets no fault."""
+    with pytest.MonkeyPatch.context() as patch:
+        use(faulty.behind, patch)
+        yield clean_run(f"s3://{BUCKET}/{secrets.token_hex(4)}", tiny_model)
+
+
+@pytest.fixture
+def trial(lake: str, tiny_model: Path, faulty: Proxy, expected: Expected, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    """A small corpus on a store that does no wrong yet. The race for an exclusive create is one of two, once: how a
+    store decides races is not the matter here."""
+    put_rows(lake)
+    monkeypatch.setattr(run, "probe_create", partial(probe.probe_create, racers=2, rounds=1))
+    return Trial(lake, tiny_model, faulty, expected, monkeypatch)

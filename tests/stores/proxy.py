@@ -23,6 +23,8 @@ from tests.stores.proxy_server import ANSWERS, CONNECTIONS, CONTROL
 from tests.stores.server import Server, forget_clients
 
 FAULTS = (*ANSWERS, *CONNECTIONS)
+# Those that another try, or a look at what is there, makes good.
+PASSING = ("409", "412 done", "500", "500 done", "503", *CONNECTIONS)
 FOREVER = 1 << 30
 _SCRIPT = Path(__file__).with_name("proxy_server.py")
 _ANSWER_S = 0.5
@@ -39,6 +41,7 @@ class Fault:
         first: The first of these requests that is hit, from 1.
         times: How many in a row are hit.
         signed_by: The access key that signed them; empty for any.
+        after: The fault begins with the first request of this method and target; empty for at once.
     """
 
     what: str
@@ -47,6 +50,7 @@ class Fault:
     first: int = 1
     times: int = 1
     signed_by: str = ""
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,8 +69,12 @@ class Script:
             self.seen.append([method, target])
             hit: str | None = None
             for fault in self.faults:
+                verb, _, where = fault["after"].partition(" ")
+                if where and verb == method and re.search(where, target):
+                    fault["after"] = ""
                 if (
-                    re.fullmatch(fault["method"], method)
+                    not fault["after"]
+                    and re.fullmatch(fault["method"], method)
                     and re.search(fault["target"], target)
                     and fault["signed_by"] in signed
                 ):

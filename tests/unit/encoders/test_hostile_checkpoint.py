@@ -44,9 +44,11 @@ def used(folder) -> bool:
         Tokenizer(spec).tokenize(["a text"])
         load_encoder(spec).encode(["a text"])
     except ConfigError as error:
-        assert len(str(error)) < 2_000
-        return False
-    return True
+        told = str(error)
+    else:
+        return True
+    assert len(told) < 2_000
+    return False
 
 
 def test_the_whole_one_is_fine(folder):
@@ -88,9 +90,7 @@ def test_a_part_of_a_document_is_another(whole, tmp_path_factory, name, data):
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 5_000, b"nul"])
 def test_bytes_that_are_no_document(folder, name, data):
     (folder / name).write_bytes(data)
-    with pytest.raises(ModelError):
-        describe(str(folder), dtype="float32")
-        Tokenizer(describe(str(folder), dtype="float32"))
+    assert not used(folder)
 
 
 def weights(header: object, body: bytes = b"", *, size: int | None = None) -> bytes:
