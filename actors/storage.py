@@ -156,6 +156,22 @@ def _is_folder(name: str, info: dict[str, Any]) -> bool:
     return info.get("type") == "directory" or name.endswith("/")
 
 
+def _raise(error: OSError) -> None:
+    """What becomes of a folder that cannot be listed. Left alone, fsspec takes it for an empty one: a store that was
+    busy for a moment would have rows left out of a plan, and a refresh would take them out of the table."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+_STRICT = {"on_error": _raise}
+
+
+def _strict(fs: fsspec.AbstractFileSystem) -> dict[str, Any]:
+    """What `find` must be told, so that it raises. Drivers of stores list all that is below a place at once; they know
+    no such argument, and raise."""
+    return {} if fs.async_impl else _STRICT
+
+
 def stat(url: str) -> Shard:
     """Path, size and etag of one object.
 
@@ -196,8 +212,10 @@ def glob(url: str) -> list[Shard]:
 
     def find() -> dict[str, dict[str, Any]]:
         if any(mark in path for mark in "*?["):
-            return cast(dict[str, dict[str, Any]], fs.glob(path, detail=True))
-        return cast(dict[str, dict[str, Any]], fs.find(path, detail=True))
+            # Through folders one by one, unless it is all that is below one.
+            strict = _STRICT if "**" not in path else _strict(fs)
+            return cast(dict[str, dict[str, Any]], fs.glob(path, detail=True, **strict))
+        return cast(dict[str, dict[str, Any]], fs.find(path, detail=True, **_strict(fs)))
 
     try:
         found = retried(url, "list", find)
@@ -217,7 +235,7 @@ def walk(url: str) -> Iterator[Shard]:
     """Every object below a folder, hidden ones too; nothing where there is no folder."""
     fs, path = filesystem(url)
     try:
-        found = retried(url, "list", lambda: fs.find(path, detail=True, withdirs=False))
+        found = retried(url, "list", lambda: fs.find(path, detail=True, withdirs=False, **_strict(fs)))
     except (FileNotFoundError, NotADirectoryError):
         return
     for name, info in found.items():
