@@ -18,6 +18,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
+from fsspec.utils import glob_translate
 
 from actors import aws, refusals
 from actors.errors import ConfigError, StorageError, TransientError
@@ -156,20 +158,32 @@ def _is_folder(name: str, info: dict[str, Any]) -> bool:
     return info.get("type") == "directory" or name.endswith("/")
 
 
-def _raise(error: OSError) -> None:
-    """What becomes of a folder that cannot be listed. Left alone, fsspec takes it for an empty one: a store that was
-    busy for a moment would have rows left out of a plan, and a refresh would take them out of the table."""
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _below(fs: fsspec.AbstractFileSystem, path: str, depth: int | None = None) -> dict[str, dict[str, Any]]:
+    """Every object below a folder, `depth` levels down.
+
+    By hand, because fsspec's own walk takes a folder that it cannot list for an empty one, and loses what it is told
+    about errors on the way down: a store that was busy for a moment would have rows left out of a plan, and a refresh
+    would take them out of the table.
+    """
+    if depth is None and fs.async_impl:  # a store lists all that is below a place at once, and raises
+        return cast(dict[str, dict[str, Any]], fs.find(path, detail=True))
+    found = {}
+    for info in fs.ls(path, detail=True):
+        name = info["name"].rstrip("/")
+        if info["type"] != "directory" or name == path.rstrip("/"):
+            found[info["name"]] = info
+        elif depth is None or depth > 1:
+            with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
+                found.update(_below(fs, name, None if depth is None else depth - 1))
+    return found
 
 
-_STRICT = {"on_error": _raise}
-
-
-def _strict(fs: fsspec.AbstractFileSystem) -> dict[str, Any]:
-    """What `find` must be told, so that it raises. Drivers of stores list all that is below a place at once; they know
-    no such argument, and raise."""
-    return {} if fs.async_impl else _STRICT
+def _matching(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """The objects that a glob names."""
+    root = path[: min(path.index(mark) for mark in "*?[" if mark in path)].rpartition("/")[0] or fs.root_marker
+    depth = None if "**" in path else path[len(root.rstrip("/")) :].count("/")
+    pattern = re.compile(glob_translate(path))
+    return {name: info for name, info in _below(fs, root, depth).items() if pattern.match(name)}
 
 
 def stat(url: str) -> Shard:
@@ -211,11 +225,7 @@ def glob(url: str) -> list[Shard]:
     fs, path = filesystem(url)
 
     def find() -> dict[str, dict[str, Any]]:
-        if any(mark in path for mark in "*?["):
-            # Through folders one by one, unless it is all that is below one.
-            strict = _STRICT if "**" not in path else _strict(fs)
-            return cast(dict[str, dict[str, Any]], fs.glob(path, detail=True, **strict))
-        return cast(dict[str, dict[str, Any]], fs.find(path, detail=True, **_strict(fs)))
+        return _matching(fs, path) if any(mark in path for mark in "*?[") else _below(fs, path)
 
     try:
         found = retried(url, "list", find)
@@ -235,7 +245,7 @@ def walk(url: str) -> Iterator[Shard]:
     """Every object below a folder, hidden ones too; nothing where there is no folder."""
     fs, path = filesystem(url)
     try:
-        found = retried(url, "list", lambda: fs.find(path, detail=True, withdirs=False, **_strict(fs)))
+        found = retried(url, "list", lambda: _below(fs, path))
     except (FileNotFoundError, NotADirectoryError):
         return
     for name, info in found.items():
