@@ -285,20 +285,20 @@ def _hive(value: str | None) -> str:
     """A partition value as a directory name. The log has the value itself, so this one need only be its own."""
     if value is None:
         return NULL_PARTITION
-    return "~5F" + value[1:] if value == NULL_PARTITION else _quoted(value)
+    return "%5F" + value[1:] if value == NULL_PARTITION else _quoted(value)
 
 
 def _quoted(text: str) -> str:
     """A text as part of a directory name: nothing in it can be a path, and no disk finds it too long.
 
-    Escapes are written with `~`. Delta's log writes paths as URLs, where each `%` becomes `%25`: who takes a path from
-    the log as it stands there would look for another file.
+    Escapes are those of a URL, because Polars takes values from the path and not from the log; one that was too long it
+    shows as it stands here.
     """
-    quoted = urllib.parse.quote(text, safe="").replace("~", "%7E").replace("%", "~")
+    quoted = urllib.parse.quote(text, safe="")
     if len(quoted) <= _LONGEST_NAME:
         return quoted
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{quoted[:_LONGEST_NAME]}~~{digest}"
+    return f"{quoted[:_LONGEST_NAME].rpartition('%')[0] or quoted[:_LONGEST_NAME]}~{digest}"
 
 
 def table_schema(keep: pa.Schema, *, chunked: bool = False) -> pa.Schema:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,6 @@ TRICKS = (
     "s3://bucket/key",
     "file:///etc/passwd",
     "~",
-    "~2E~2E~2F",
     "-rf",
     "*?[a]",
     "\n",
@@ -74,7 +72,6 @@ def check(folder: Path, values: list[str | None], receipt: Receipt) -> None:
     assert len({file.path for file in receipt.files}) == len(receipt.files)
     found: dict[int, str | None] = {}
     for file in receipt.files:
-        assert urllib.parse.quote(file.path, safe="/=~") == file.path  # the same in the log, in a URL and on a disk
         path = folder / "table" / file.path
         assert path.resolve().is_relative_to(root.resolve())
         assert len(path.relative_to(root).parts) == 2

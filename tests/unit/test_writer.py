@@ -66,7 +66,7 @@ def test_a_unit_leaves_its_files_and_then_its_receipt(spec):
     assert [file.rows for file in receipt.files] == [2, 2, 2]
     names = {file.partition["lang"]: file.path for file in receipt.files}
     assert names[None].startswith("data/run1/lang=__HIVE_DEFAULT_PARTITION__/")
-    assert names["a/b"].startswith("data/run1/lang=a~2Fb/")
+    assert names["a/b"].startswith("data/run1/lang=a%2Fb/")
     rows = pq.read_table(storage.open_read(storage.join(spec.table, names["de"])), partitioning=None)
     assert rows.column_names == ["id", "embedding", "tokens", "_hash", "_shard"]
     assert rows["id"].to_pylist() == ["u0r0", "u0r3"]
