@@ -13,7 +13,10 @@ from typing import Any
 from actors.errors import StorageError
 
 PROTOCOLS = ("s3", "s3a")
+DRIVER_TRIES = 2  # of one request inside fsspec's driver; storage has tries of its own on top
 TABLE_RETRIES = 12  # of one request inside `deltalake`, about half a minute: as patient as storage
+TABLE_FIRST_WAIT_MS, TABLE_LONGEST_WAIT_MS = 200, 10_000
+ANSWER_S = 60.0  # how long either client waits for an answer
 CONNECTIONS = 32  # to one store, from one process: as many as the ledger has threads
 
 
@@ -35,12 +38,19 @@ def _region() -> str | None:
 def driver_options() -> dict[str, Any]:
     """What fsspec's driver is made with. Credentials are not among it: it finds them itself."""
     client = {"endpoint_url": endpoint(), "region_name": _region()}
-    config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": CONNECTIONS}
-    config["retries"] = {"total_max_attempts": 2, "mode": "standard"}
+    config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": ANSWER_S, "max_pool_connections": CONNECTIONS}
+    config["retries"] = {"total_max_attempts": DRIVER_TRIES, "mode": "standard"}
     # Gateways older than the trailing checksums answer 411 to them; AWS itself does not need them for safety.
     for name in ("request_checksum_calculation", "response_checksum_validation"):
         config[name] = os.environ.get(f"AWS_{name.upper()}", "when_required")
     return {"client_kwargs": {key: value for key, value in client.items() if value}, "config_kwargs": config}
+
+
+def forget_clients() -> None:
+    """Let fsspec's driver find its credentials anew at its next call; those of a file or a variable it never renews."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def table_options(url: str) -> dict[str, str]:
@@ -68,8 +78,9 @@ def table_options(url: str) -> dict[str, str]:
         "AWS_CONDITIONAL_PUT": "etag",
         "max_retries": str(TABLE_RETRIES),
         "retry_timeout": "120s",
-        "backoff_config.init_backoff": "200ms",
-        "backoff_config.max_backoff": "10s",
+        "timeout": f"{round(ANSWER_S * 1000)}ms",
+        "backoff_config.init_backoff": f"{TABLE_FIRST_WAIT_MS}ms",
+        "backoff_config.max_backoff": f"{TABLE_LONGEST_WAIT_MS}ms",
         "AWS_REGION": region
         or "us-east-1",  # gateways of one's own take any; AWS names the right one if this is not it
         "AWS_ACCESS_KEY_ID": keys.access_key,

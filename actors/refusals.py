@@ -21,6 +21,7 @@ _BUSY_ERRNO = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, err
 _BUSY_STATUS = {408, 409, 429, 500, 502, 503, 504}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+_CUT = {"ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError"}
 _UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError"}
 
 # Variables whose values must not be seen, whoever puts them into a message.
@@ -99,12 +100,24 @@ def is_missing_bucket(error: BaseException) -> bool:
     return code_of(error) in ("NoSuchBucket", "InvalidBucketName")
 
 
+def is_expired(error: BaseException) -> bool:
+    """Whether a store declined credentials that it took before."""
+    return code_of(error) in _EXPIRED
+
+
+def is_wordless(error: BaseException) -> bool:
+    """Whether a store declined without its reason, as it must where only the head of an object was asked for."""
+    return status_of(error) in (400, 401, 403) and not code_of(error)
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether another try may go better."""
     if isinstance(error, (TransientError, TimeoutError, ConnectionError)):
         return True
     if isinstance(error, VectideError):
         return False
+    if _names(error) & _CUT:  # before the status: the driver's library puts a 400 of its own into it
+        return True
     status = status_of(error)
     if status is not None:
         return status in _BUSY_STATUS
@@ -155,7 +168,7 @@ def explained(url: str, what: str, error: Exception, attempts: int) -> VectideEr
             f"cannot {what} {url!r}: files that large are not allowed here. Raise the limit (ulimit -f, or the file "
             f"system's own), or lower run.unit_rows"
         )
-    if code in _EXPIRED:
+    if is_expired(error):
         return StorageError(
             f"cannot {what} {url!r}: the credentials have expired ({code}). Renew them and run the same command "
             f"again: finished work is kept"

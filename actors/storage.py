@@ -18,6 +18,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
+from fsspec.utils import glob_translate
 
 from actors import aws, refusals
 from actors.errors import ConfigError, StorageError, TransientError
@@ -122,6 +124,8 @@ def retried(url: str, what: str, call: Callable[[], T]) -> T:
                 raise refusals.explained(url, what, error, attempt) from None
             raise
         except Exception as error:  # noqa: BLE001  (drivers agree on no error tree)
+            if refusals.is_expired(error):
+                aws.forget_clients()  # the next call looks for new ones: a watch runs for months
             if not refusals.is_transient(error) or attempt == ATTEMPTS:
                 raise refusals.explained(url, what, error, attempt) from None
         time.sleep(wait_s * (0.5 + random.random()))
@@ -169,6 +173,34 @@ def _is_folder(name: str, info: dict[str, Any]) -> bool:
     return info.get("type") == "directory" or name.endswith("/")
 
 
+def _below(fs: fsspec.AbstractFileSystem, path: str, depth: int | None = None) -> dict[str, dict[str, Any]]:
+    """Every object below a folder, `depth` levels down.
+
+    By hand, because fsspec's own walk takes a folder that it cannot list for an empty one, and loses what it is told
+    about errors on the way down: a store that was busy for a moment would have rows left out of a plan, and a refresh
+    would take them out of the table.
+    """
+    if depth is None and fs.async_impl:  # a store lists all that is below a place at once, and raises
+        return cast(dict[str, dict[str, Any]], fs.find(path, detail=True))
+    found = {}
+    for info in fs.ls(path, detail=True):
+        name = info["name"].rstrip("/")
+        if info["type"] != "directory" or name == path.rstrip("/"):
+            found[info["name"]] = info
+        elif depth is None or depth > 1:
+            with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
+                found.update(_below(fs, name, None if depth is None else depth - 1))
+    return found
+
+
+def _matching(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """The objects that a glob names."""
+    root = path[: min(path.index(mark) for mark in "*?[" if mark in path)].rpartition("/")[0] or fs.root_marker
+    depth = None if "**" in path else path[len(root.rstrip("/")) :].count("/")
+    pattern = re.compile(glob_translate(path))
+    return {name: info for name, info in _below(fs, root, depth).items() if pattern.match(name)}
+
+
 def stat(url: str) -> Shard:
     """Path, size and etag of one object.
 
@@ -177,7 +209,17 @@ def stat(url: str) -> Shard:
         StorageError: the store refused or failed.
     """
     fs, path = filesystem(url)
-    info = retried(url, "look at", lambda: fs.info(path))
+
+    def look() -> dict[str, Any]:
+        try:
+            return cast(dict[str, Any], fs.info(path))
+        except Exception as error:
+            if refusals.is_wordless(error):
+                with contextlib.suppress(FileNotFoundError):
+                    fs.cat_file(path, start=0, end=1)  # this answer has room for the reason
+            raise
+
+    info = retried(url, "look at", look)
     if info.get("type") == "directory":
         raise FileNotFoundError(f"{url!r} is a folder")
     return _shard(fs, url, path, info)
@@ -198,9 +240,7 @@ def glob(url: str) -> list[Shard]:
     fs, path = filesystem(url)
 
     def find() -> dict[str, dict[str, Any]]:
-        if any(mark in path for mark in "*?["):
-            return cast(dict[str, dict[str, Any]], fs.glob(path, detail=True))
-        return cast(dict[str, dict[str, Any]], fs.find(path, detail=True))
+        return _matching(fs, path) if any(mark in path for mark in "*?[") else _below(fs, path)
 
     try:
         found = retried(url, "list", find)
@@ -220,7 +260,7 @@ def walk(url: str) -> Iterator[Shard]:
     """Every object below a folder, hidden ones too; nothing where there is no folder."""
     fs, path = filesystem(url)
     try:
-        found = retried(url, "list", lambda: fs.find(path, detail=True, withdirs=False))
+        found = retried(url, "list", lambda: _below(fs, path))
     except (FileNotFoundError, NotADirectoryError):
         return
     for name, info in found.items():

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ import pyarrow as pa
 import tokenizers
 
 from actors.encoders.spec import ModelSpec, check_task, folder_of
+from actors.errors import ModelError
+from actors.refusals import plain
 
 # Characters kept per token of the limit at the first cut. English has about 4, so one cut nearly always does.
 _CHARS_PER_TOKEN = 12
@@ -66,12 +69,19 @@ class Whole:
     ends: Ints
 
 
+def _load(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package has no class of its own for this
+        raise ModelError(f"{path} is not a tokenizer ({plain(error)}). Fetch the checkpoint again.") from error
+
+
 class Tokenizer:
     """The tokenizer of one model."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder_of(spec) / "tokenizer.json"))
+        self._tokenizer = _load(folder_of(spec) / "tokenizer.json")
         # A published file may carry padding and truncation of its own; ours are the only ones that count.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(spec.max_tokens)

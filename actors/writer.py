@@ -9,6 +9,7 @@ files.
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import secrets
 import time
@@ -34,6 +35,7 @@ NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 UNITS_A_FOLDER = 1000  # of receipts: what a store lists in one answer
 _LONGEST_STATISTIC = 64
 _LONGEST_PATH = 1024
+_LONGEST_NAME = 100  # of a part of a directory name: disks take 255 bytes, and keys of stores 1,024 in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,8 @@ def _write_partitions(parcel: Parcel, spec: WriterSpec, attempt: str, written: l
     table = _all_rows(parcel, spec)
     files = []
     for values, part in split_by(table, spec.partition_by):
-        folder = "/".join(f"{name}={_hive(value)}" for name, value in zip(spec.partition_by, values, strict=True))
+        named = zip(spec.partition_by, values, strict=True)
+        folder = "/".join(f"{_quoted(name)}={_hive(value)}" for name, value in named)
         path = "/".join(filter(None, ["data", spec.run, folder, f"{parcel.unit:09d}-{attempt}.parquet"]))
         data, stats = parquet_bytes(part, spec.lineage)
         url = storage.join(spec.table, path)
@@ -285,8 +288,23 @@ def as_text(value: object) -> str | None:
 
 
 def _hive(value: str | None) -> str:
-    """A partition value as a directory name: nothing in it can be a path."""
-    return NULL_PARTITION if value is None else urllib.parse.quote(value, safe="")
+    """A partition value as a directory name. The log has the value itself, so this one need only be its own."""
+    if value is None:
+        return NULL_PARTITION
+    return "%5F" + value[1:] if value == NULL_PARTITION else _quoted(value)
+
+
+def _quoted(text: str) -> str:
+    """A text as part of a directory name: nothing in it can be a path, and no disk finds it too long.
+
+    Escapes are those of a URL, because Polars takes values from the path and not from the log; one that was too long it
+    shows as it stands here.
+    """
+    quoted = urllib.parse.quote(text, safe="")
+    if len(quoted) <= _LONGEST_NAME:
+        return quoted
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{quoted[:_LONGEST_NAME].rpartition('%')[0] or quoted[:_LONGEST_NAME]}~{digest}"
 
 
 def table_schema(keep: pa.Schema, *, chunked: bool = False) -> pa.Schema:

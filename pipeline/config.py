@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -31,6 +32,8 @@ from actors.errors import ConfigError
 from actors.refusals import check_url
 from actors.schema import RESERVED
 
+_MOST_MISTAKES = 20
+_LONGEST_LINE = 500
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # What Ray takes as a label and as the value that one must have.
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -50,6 +53,8 @@ def _expand(value: object) -> object:
         return os.environ[name]
 
     expanded = _VARIABLE.sub(one, value)
+    if "\0" in expanded:
+        raise ValueError("it has a NUL character in it, which no path has")
     try:
         return check_url(expanded)
     except ConfigError as error:
@@ -261,11 +266,14 @@ def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[s
     document: Any = {}
     if path is not None:
         try:
-            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the job file {path!r}: {error.strerror or error}") from None
+            data = Path(path).read_bytes()
+        except (OSError, ValueError) as error:  # a ValueError where the name cannot be one
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot read the job file {_shown(path)}: {reason}") from None
+        try:
+            document = _from_yaml(data.decode("utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path!r} is not a YAML file: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"{path!r} is not a YAML file: {_short(' '.join(str(error).split()))}") from None
     if isinstance(document, dict):
         for key, value in (defaults or {}).items():
             _set(document, key, value)
@@ -274,10 +282,18 @@ def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[s
             if not equals:
                 raise ConfigError(f"--set {setting!r} must be key=value, as in --set encoder.dim=256")
             try:
-                _set(document, key.strip(), yaml.safe_load(text))
+                _set(document, key.strip(), _from_yaml(text))
             except yaml.YAMLError:
                 raise ConfigError(f"--set {setting!r}: {text!r} is not a YAML value") from None
     return parse_job(document, origin=path or "the job")
+
+
+def _from_yaml(text: str) -> Any:
+    """Plain data. The library's own constructors raise whatever comes, for a date such as 2026-13-45 or a deep nest."""
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
 
 
 def _set(document: dict[str, Any], key: str, value: object) -> None:
@@ -305,8 +321,23 @@ def _explain(error: ValidationError, origin: str) -> str:
         elif item["type"] == "value_error":
             lines.append(f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"]))
         else:
-            lines.append(f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, not {value!r}")
-    return f"{origin} is not right:\n  " + "\n  ".join(dict.fromkeys(lines))
+            lines.append(f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, not {_shown(value)}")
+    lines = [_short(line) for line in dict.fromkeys(lines)]
+    if len(lines) > _MOST_MISTAKES:
+        lines[_MOST_MISTAKES:] = [f"and {len(lines) - _MOST_MISTAKES} more"]
+    return f"{origin} is not right:\n  " + "\n  ".join(lines)
+
+
+def _shown(value: object) -> str:
+    """A value for a message. A few lines of YAML can unfold to billions of values: only the first ones are looked at."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python's own limit
+        return "a number of thousands of digits"
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."
 
 
 def _known(location: tuple[int | str, ...]) -> list[str]:

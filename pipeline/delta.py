@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -110,6 +111,15 @@ def failure(url: str, what: str, error: Exception) -> StorageError:
     return StorageError(f"cannot {what} {url!r}: {plain(error)}. Run the same command again: finished work is kept")
 
 
+@contextmanager
+def asking(table: DeltaTable) -> Iterator[None]:
+    """Around whatever an open table asks the store for: the errors of `deltalake` become ours."""
+    try:
+        yield
+    except (DeltaError, OSError) as error:
+        raise failure(table.table_uri.rstrip("/"), "read the table", error) from None
+
+
 def making_of(table: DeltaTable) -> Making | None:
     """How the vectors of this version were made; None for a table that is not ours."""
     schema = schema_of(table)
@@ -144,7 +154,8 @@ def actions_of(table: DeltaTable, *, flatten: bool = True) -> pa.Table:
     There a path is a URL; here it is the file's name, as a commit must name it to take it out: a removal of another name
     removes nothing, and says nothing.
     """
-    actions = pa.table(table.get_add_actions(flatten=flatten))
+    with asking(table):
+        actions = pa.table(table.get_add_actions(flatten=flatten))
     paths = [unquote(path) for path in actions.column("path").to_pylist()]
     return actions.set_column(actions.column_names.index("path"), "path", pa.array(paths, pa.string()))
 
@@ -204,8 +215,11 @@ def state_of(table: DeltaTable | None) -> State | None:
 
 def published_version(table: DeltaTable | None, commit: str) -> int | None:
     """The version that a commit made, or None. The log may have forgotten the number of an old one: then -1."""
-    if table is None or table.transaction_version(commit) is None:
+    if table is None:
         return None
+    with asking(table):
+        if table.transaction_version(commit) is None:
+            return None
     for entry in commits(table):
         if entry.get(COMMIT) == commit:
             return int(entry["version"])

@@ -119,6 +119,7 @@ class Searcher:
 
         Raises:
             ConfigError: `k` or `where` is wrong.
+            StorageError: the store refused or failed.
         """
         if k < 1:
             raise ConfigError(f"k is {k}; it must be 1 or more")
@@ -128,9 +129,10 @@ class Searcher:
         queries = self.encoder.encode(list(questions))
         best = Best(len(questions), k)
         batches = dataset.to_batches(columns=[*names, EMBEDDING], filter=condition, batch_size=BATCH_ROWS)
-        for batch in batches:
-            if batch.num_rows:
-                best.add(queries @ unit_vectors(batch, queries.shape[1]).T, batch.drop_columns([EMBEDDING]))
+        with delta.asking(self._table):
+            for batch in batches:
+                if batch.num_rows:
+                    best.add(queries @ unit_vectors(batch, queries.shape[1]).T, batch.drop_columns([EMBEDDING]))
         return [
             [
                 Hit(values[ID], score, {name: value for name, value in values.items() if name != ID})

@@ -73,17 +73,18 @@ def build_family(spec: ModelSpec, compute: Compute) -> Family:
         ModelError: The checkpoint on this machine is incomplete, or not the one the spec was made of.
     """
     folder = folder_of(spec)
-    config: dict[str, Any] = checkpoint.read_json(folder / "config.json")
-    tensors = checkpoint.tensor_index(folder, checkpoint.weight_files(folder))
-    facts = detect(config, tensors, where=str(folder))
-    if (facts.family, facts.variant, facts.hidden) != (spec.family, spec.variant, spec.hidden):
-        raise ModelError(
-            f"{folder} holds family {facts.family!r} of width {facts.hidden} where the plan was made with "
-            f"{spec.family!r} of width {spec.hidden}. Put the same checkpoint on every machine."
-        )
-    check_tensors(facts, tensors, where=str(folder))
-    build = cast("Builder", import_module(BUILDERS[facts.family]).build)
-    with torch.inference_mode(), Weights(folder, tensors, facts) as weights:
-        family = build(Checkpoint(spec, folder, config, facts, weights), compute)
+    with checkpoint.understanding(folder):
+        config: dict[str, Any] = checkpoint.read_json(folder / "config.json")
+        tensors = checkpoint.tensor_index(folder, checkpoint.weight_files(folder))
+        facts = detect(config, tensors, where=str(folder))
+        if (facts.family, facts.variant, facts.hidden) != (spec.family, spec.variant, spec.hidden):
+            raise ModelError(
+                f"{folder} holds family {facts.family!r} of width {facts.hidden} where the plan was made with "
+                f"{spec.family!r} of width {spec.hidden}. Put the same checkpoint on every machine."
+            )
+        check_tensors(facts, tensors, where=str(folder))
+        build = cast("Builder", import_module(BUILDERS[facts.family]).build)
+        with torch.inference_mode(), Weights(folder, tensors, facts) as weights:
+            family = build(Checkpoint(spec, folder, config, facts, weights), compute)
     add_adapters(family, spec)
     return family

@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from actors.errors import ModelError
+from actors.refusals import plain
 
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
 _DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model"]
@@ -36,6 +40,42 @@ class TensorInfo:
     file: str
     shape: tuple[int, ...]
     dtype: str
+
+
+@contextmanager
+def understanding(folder: Path) -> Iterator[None]:
+    """Around whatever makes sense of a checkpoint's files, which anybody may have made: what they hold in the wrong
+    place, or of the wrong type, becomes an error of ours.
+
+    Raises:
+        ModelError: They do not hold what a checkpoint holds.
+    """
+    try:
+        yield
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        raise ModelError(
+            f"{folder} does not hold what a checkpoint of its kind holds ({type(error).__name__}: {plain(error)}). "
+            "Fetch the checkpoint again, or take another one."
+        ) from error
+
+
+def within(folder: Path, name: str) -> Path:
+    """A file or folder of a checkpoint that another of its files names.
+
+    Raises:
+        ModelError: It is not inside the checkpoint.
+    """
+    if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ModelError(f"{folder} names the file {name!r}, which is not inside it. Take another checkpoint.")
+    return folder / name
 
 
 def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
@@ -80,8 +120,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}). Fetch the checkpoint again.") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({plain(error)}). Fetch the checkpoint again.") from error
 
 
 def weight_files(folder: Path) -> tuple[str, ...]:
@@ -93,7 +133,12 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     index = read_json(folder / "model.safetensors.index.json")
     if index is not None:
         names = sorted(set(index["weight_map"].values()))
-        absent = [name for name in names if not (folder / name).is_file()]
+        if pickled := [name for name in names if not name.endswith(".safetensors")]:
+            raise ModelError(
+                f"{folder} names {pickled[0]!r} as a file of its weights. Only safetensors are read: others can run code "
+                "when opened. Use a revision with model.safetensors, or convert the file."
+            )
+        absent = [name for name in names if not within(folder, name).is_file()]
         if absent:
             raise ModelError(
                 f"{folder} lacks weight files that its index names: {', '.join(absent)}. Fetch the checkpoint again."
@@ -132,9 +177,12 @@ def _header(path: Path) -> dict[str, Any]:
             if size > _MAX_HEADER_BYTES:
                 raise ValueError(f"header of {size} bytes")
             header: dict[str, Any] = json.loads(file.read(size))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"{path} is not a safetensors file ({error}). Fetch the checkpoint again.") from error
+        end = 0
+        for key, entry in header.items():
+            if key != "__metadata__":
+                end = max(end, int(entry["data_offsets"][1]))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise ModelError(f"{path} is not a safetensors file ({plain(error)}). Fetch the checkpoint again.") from error
     if path.stat().st_size != 8 + size + end:
         raise ModelError(
             f"{path} has {path.stat().st_size} bytes where its header promises {8 + size + end}. "

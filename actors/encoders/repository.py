@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.encoders.checkpoint import read_json
+from actors.encoders.checkpoint import read_json, within
 from actors.errors import ModelError
 
 _POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
@@ -47,7 +47,7 @@ def read_repository(root: Path) -> Repository:
     folder, pooling = root, None
     for module in read_json(root / "modules.json") or ():
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        at = root / str(module.get("path", ""))
+        at = within(root, str(module.get("path", "")))
         if kind == "Pooling":
             pooling = _pooling(at / "config.json")
         elif kind == "Normalize":

@@ -169,47 +169,48 @@ def describe(
     if dtype not in _PRECISIONS:
         raise ConfigError(f"dtype {dtype!r} is not known; use one of {', '.join(_PRECISIONS)}.")
     root, commit = checkpoint.resolve(model, revision)
-    repository = read_repository(root)
-    folder = repository.folder
-    config = checkpoint.read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder} has no config.json. Give the folder of a complete checkpoint.")
-    files = checkpoint.weight_files(folder)
-    tensors = checkpoint.tensor_index(folder, files)
-    facts = detect(config, tensors, where=str(folder))
-    check_tensors(facts, tensors, where=str(folder))
-    check_adapters(facts, folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder} has no tokenizer.json. Save a fast tokenizer beside the model.")
-    tasks, prompts, default_task, query_of = _tasks(facts, repository)
-    if task is not None:
-        check_task(task, tasks, where=model)
-    task = task if task is not None else default_task
-    published = prompts.get(task, "") if task is not None else ""
-    if prompt is not None and task is not None:
-        prompts = {**prompts, task: prompt}
-    return ModelSpec(
-        model=model,
-        revision=commit,
-        path=str(folder),
-        family=facts.family,
-        variant=facts.variant,
-        hidden=facts.hidden,
-        dim=_dim(dim, facts, model=model, allow_untrained=allow_untrained_dim),
-        max_tokens=_max_tokens(max_tokens, facts, repository, model=model),
-        task=task,
-        tasks=tasks,
-        prompt=published if prompt is None else prompt,
-        prompts=prompts,
-        query_of=query_of,
-        pooling=repository.pooling or facts.pooling,
-        normalize=True,
-        precision=_PRECISIONS[dtype],
-        lowercase=repository.lowercase,
-        weights_sha256=checkpoint.sha256_files(folder, (*files, *facts.extra_files)),
-        config_sha256=checkpoint.sha256_config(config),
-        tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
-    )
+    with checkpoint.understanding(root):
+        repository = read_repository(root)
+        folder = repository.folder
+        config = checkpoint.read_json(folder / "config.json")
+        if not isinstance(config, dict):
+            raise ModelError(f"{folder} has no config.json. Give the folder of a complete checkpoint.")
+        files = checkpoint.weight_files(folder)
+        tensors = checkpoint.tensor_index(folder, files)
+        facts = detect(config, tensors, where=str(folder))
+        check_tensors(facts, tensors, where=str(folder))
+        check_adapters(facts, folder)
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(f"{folder} has no tokenizer.json. Save a fast tokenizer beside the model.")
+        tasks, prompts, default_task, query_of = _tasks(facts, repository)
+        if task is not None:
+            check_task(task, tasks, where=model)
+        task = task if task is not None else default_task
+        published = prompts.get(task, "") if task is not None else ""
+        if prompt is not None and task is not None:
+            prompts = {**prompts, task: prompt}
+        return ModelSpec(
+            model=model,
+            revision=commit,
+            path=str(folder),
+            family=facts.family,
+            variant=facts.variant,
+            hidden=facts.hidden,
+            dim=_dim(dim, facts, model=model, allow_untrained=allow_untrained_dim),
+            max_tokens=_max_tokens(max_tokens, facts, repository, model=model),
+            task=task,
+            tasks=tasks,
+            prompt=published if prompt is None else prompt,
+            prompts=prompts,
+            query_of=query_of,
+            pooling=repository.pooling or facts.pooling,
+            normalize=True,
+            precision=_PRECISIONS[dtype],
+            lowercase=repository.lowercase,
+            weights_sha256=checkpoint.sha256_files(folder, (*files, *facts.extra_files)),
+            config_sha256=checkpoint.sha256_config(config),
+            tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
+        )
 
 
 def _tasks(

@@ -24,6 +24,8 @@ from actors.schema import POSITION, BadRow, Piece, Shard
 
 _WHAT = "Parquet"
 _BUFFER_BYTES = 1 << 20  # of each column on a local disk
+_BELIEVED_ROWS = 10_000_000
+_MOST_ROWS_PER_BYTE = 1_000  # a column that says the same in every row is next to nothing
 _REMOTE_BUFFER_BYTES = 4 << 20  # each is a request of its own
 
 
@@ -103,7 +105,13 @@ def _opened(shard: Shard) -> Iterator[pq.ParquetFile]:
 @lru_cache(maxsize=1 << 16)
 def _footer(shard: Shard) -> _Footer:
     with reading(shard, _WHAT), _opened(shard) as file:
-        groups = (file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
+        groups = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+        # Nobody has read these rows yet. A plan is made of them all the same, and would fill the driver's memory.
+        if min(groups, default=0) < 0 or sum(groups) > max(_BELIEVED_ROWS, _MOST_ROWS_PER_BYTE * shard.size_bytes):
+            raise DataError(
+                f"{shard.path!r} has {shard.size_bytes} bytes and a footer that promises {sum(groups)} rows, which "
+                f"cannot be: the file is damaged. Replace it or leave it out of the source"
+            )
         return _Footer(_shared(file.schema_arrow.remove_metadata()), tuple(groups))
 
 

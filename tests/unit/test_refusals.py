@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 
 import pytest
+from aiohttp import ClientPayloadError
+from aiohttp.http_exceptions import ContentLengthError
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from s3fs.errors import translate_boto_error
 
@@ -49,6 +51,23 @@ def test_a_busy_store_is_worth_another_try(code, status):
 )
 def test_an_answer_is_not(code, status):
     assert not refusals.is_transient(from_s3(code, status))
+
+
+def test_an_answer_that_ends_too_early_is_worth_another_try():
+    """The driver's library hides a 400 of its own in it, which is not the store's."""
+    error = ClientPayloadError("Response payload is not completed")
+    error.__cause__ = ContentLengthError("Not enough data to satisfy content length header")
+    assert refusals.status_of(error) == 400
+    assert refusals.is_transient(error)
+
+
+def test_an_answer_without_a_reason_is_known():
+    for status in (400, 401, 403):
+        assert refusals.is_wordless(from_s3(str(status), status))
+        assert not refusals.is_wordless(from_s3("ExpiredToken", status))
+    assert not refusals.is_wordless(from_s3("404", 404))
+    assert refusals.is_expired(from_s3("ExpiredToken", 400))
+    assert not refusals.is_expired(from_s3("AccessDenied", 403))
 
 
 def test_a_refused_create_is_known_in_both_of_its_forms():

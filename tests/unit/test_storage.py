@@ -6,6 +6,7 @@ import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import pytest
 
 from actors import storage
@@ -148,3 +149,26 @@ def test_the_probe_finds_a_store_that_lets_several_racers_win(tmp_path, monkeypa
     monkeypatch.setattr(storage, "create", racy)
     with pytest.raises(UnsafeStore, match="16 of 16 racing callers"):
         probe_create(str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    """fsspec leaves it out without a word: its files would be missing from a plan, and a refresh would remove them."""
+    for folder in "abc":
+        storage.put(str(tmp_path / folder / "x.parquet"), b"x")
+    kind = type(fsspec.filesystem("file"))
+    real = kind.ls
+
+    def ls(self, path, *arguments, **named):
+        if path.rstrip("/").endswith("/b"):
+            raise OSError(errno.EACCES, "not yours")
+        return real(self, path, *arguments, **named)
+
+    for pattern in ("*/x.parquet", "**/x.parquet", ""):
+        url = str(tmp_path / pattern)
+        assert len(storage.glob(url)) == 3
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "ls", ls)
+            with pytest.raises(StorageError, match="cannot list .* access denied"):
+                storage.glob(url)
+            with pytest.raises(StorageError, match="cannot list .* access denied"):
+                list(storage.walk(str(tmp_path)))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from pathlib import Path
 
 import pyarrow as pa
@@ -144,3 +145,23 @@ def test_sample(put):
     table = PARQUET.sample(put("a.parquet", parquet(numbered(500))), ["text", "absent"], 3)
     assert table.column("text").to_pylist() == ["text 0", "text 1", "text 2"]
     assert PARQUET.sample(put("a.parquet", parquet(numbered(0))), ["text"], 3).num_rows == 0
+
+
+@pytest.mark.parametrize("rows", [10**12, 2**62])
+def test_a_footer_that_promises_more_rows_than_the_file_can_hold(put, rows):
+    """Six hundred bytes would make a plan of billions of pieces, in the driver's memory."""
+    out = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a"] * 40}), out, compression="none")
+    data = out.getvalue()
+    (size,) = struct.unpack("<I", data[-8:-4])
+    footer = data[-8 - size : -8].replace(b"\x16\x50", b"\x16" + zigzag(rows))  # 40, as a Thrift number
+    shard = put("a.parquet", data[: -8 - size] + footer + struct.pack("<I", len(footer)) + b"PAR1")
+    with pytest.raises(DataError, match="promises .* rows, which cannot be: the file is damaged"):
+        PARQUET.pieces(shard, 10)
+
+
+def zigzag(value: int) -> bytes:
+    value, out = 2 * value, b""
+    while value > 127:
+        value, out = value >> 7, out + bytes([value & 127 | 128])
+    return out + bytes([value])

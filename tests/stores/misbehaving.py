@@ -1,0 +1,226 @@
+"""A run on a store that does wrong, again and again until it ends, and the comparison with a run that met none of it.
+
+Used on moto by tests/integration/test_misbehaving.py and on Ceph by tests/s3/test_misbehaving.py. One scenario gives
+every kind of request a fault of its own, so a few runs try many pairs. The trade-off: a run meets several faults, which
+is harder on it than one at a time, and tells less about which of them was too much.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from deltalake import DeltaTable
+
+from actors import storage
+from actors.errors import ConfigError, VectideError
+from pipeline import probe, run
+from pipeline.config import Job
+from pipeline.ledger import Ledger, run_names
+from pipeline.report import Outcome
+from pipeline.run import backfill
+from tests.integration.conftest import Silent, make_job, rows
+from tests.stores.proxy import Fault, Proxy, hurry
+from tests.stores.server import BUCKET, use
+from tests.stores.suite import options, parquet, put_corpus
+
+# What a run asks a store for, in about its order: name to method, and what path and query hold.
+KINDS = {
+    "source list": ("GET", r"list-type=2&prefix=[^&]*/corpus"),
+    "log list": ("GET", r"list-type=2&prefix=[^&]*/_delta_log"),
+    "hold list": ("GET", r"list-type=2&prefix=[^&]*/hold/"),
+    "hold create": ("PUT", r"/hold/\d+\.json"),
+    "source head": ("HEAD", r"/corpus/part-"),
+    "source read": ("GET", r"/corpus/part-[^&]*parquet$"),
+    "probe create": ("PUT", r"/probes/"),
+    "probe read": ("GET", r"/probes/[^&]*$"),
+    "probe delete": ("DELETE", r"/probes/"),
+    "plan create": ("PUT", r"/plan\.parquet"),
+    "description create": ("PUT", r"/run\.json"),
+    "description read": ("GET", r"/run\.json$"),
+    "plan read": ("GET", r"/plan\.parquet$"),
+    "data put": ("PUT", r"/table/data/"),
+    "quarantine put": ("PUT", r"/quarantine/"),
+    "receipt create": ("PUT", r"/receipts/"),
+    "receipt list": ("GET", r"list-type=2&prefix=[^&]*/receipts/"),
+    "receipt read": ("GET", r"/receipts/[^&]*json$"),
+    "data head": ("HEAD", r"/table/data/"),
+    "data read": ("GET", r"/table/data/[^&]*parquet$"),
+    "amendment create": ("PUT", r"/amendment\.json"),
+    "data list": ("GET", r"list-type=2&prefix=[^&]*/table/data/"),
+    "hold read": ("GET", r"/hold/\d+\.json$"),
+    "log create": ("PUT", r"/_delta_log/0{20}\.json"),
+    "log read": ("GET", r"/_delta_log/\d+\.json$"),
+    "commit": ("PUT", r"/_delta_log/0{19}1\.json"),
+}
+# The most runs that a scenario may take: each fault may stop one.
+_RUNS = len(KINDS) + 2
+
+Stored = dict[str, tuple[str | None, list[float]]]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What many scenarios came to, for people."""
+
+    injected: int = 0
+    runs: int = 0
+    rows: int = 0
+    lost: int = 0
+    doubled: int = 0
+    pairs: set[tuple[str, str]] = field(default_factory=set)
+    told: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.injected} faults injected, {len(self.pairs)} pairs of fault and kind of request, {self.runs} runs of "
+            f"which {len(self.told)} stopped, {self.rows} rows checked, {self.lost} lost, {self.doubled} doubled"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a run that met no fault made."""
+
+    stored: Stored
+    quarantine: list[tuple[str, int, str]]
+
+
+def put_rows(lake: str) -> str:
+    """A small corpus with a row that is set aside by the reader, and one by the check for duplicate ids."""
+    source = rows(33)
+    source[7]["title"] = source[7]["text"] = None
+    source[32]["id"] = "r3"
+    return put_corpus(lake, source[:20], source[20:])
+
+
+def job_of(lake: str, model: Path) -> Job:
+    """The job over it."""
+    return make_job(
+        f"{lake}/corpus/*.parquet", f"{lake}/table", model, table__partition_by=["lang"], run__max_quarantined=0.5
+    )
+
+
+def faults_by_turns(faults: Sequence[str], turn: int, *, first: int = 1) -> list[Fault]:
+    """A fault for each kind of request. Over all turns each kind meets each fault."""
+    return [
+        Fault(faults[(number + turn) % len(faults)], method, target, first)
+        for number, (method, target) in enumerate(KINDS.values())
+    ]
+
+
+def look(lake: str) -> tuple[Expected, int]:
+    """What is there now, read past the proxy; and how many rows are there twice."""
+    url = f"{lake}/table"
+    table = DeltaTable(url, storage_options=options(url))
+    found: list[dict[str, Any]] = table.to_pyarrow_table().to_pylist()
+    stored = {str(row["id"]): (row["lang"], row["embedding"]) for row in found}
+    bad: list[tuple[str, int, str]] = []
+    for name in run_names(url):
+        ledger = Ledger(url, name)
+        quarantine = ledger.quarantine(ledger.receipts().values()).to_pylist()
+        bad += [(row["shard"].removeprefix(lake), row["position"], row["reason"]) for row in quarantine]
+    return Expected(stored, sorted(bad)), len(found) - len(stored)
+
+
+def kind_of(method: str, target: str) -> str:
+    """The name of a request's kind."""
+    return next(
+        (name for name, (verb, where) in KINDS.items() if verb == method and re.search(where, target)), "another"
+    )
+
+
+def clean_run(lake: str, model: Path) -> Expected:
+    """A run that meets no fault, and what it made."""
+    put_rows(lake)
+    backfill(job_of(lake, model), Silent())
+    return look(lake)[0]
+
+
+def change_source(lake: str) -> None:
+    """The corpus after some days: rows gone, rows new, a row with another text."""
+    source = [row for row in rows(40) if row["id"] not in ("r1", "r30")]
+    source[5]["text"] = "another text than before"
+    storage.put(f"{lake}/corpus/part-0001.parquet", parquet(source[19:]))
+
+
+@dataclass(slots=True)
+class Trial:
+    """One job on a store that does wrong.
+
+    Attributes:
+        expected: What the table must hold in the end.
+    """
+
+    lake: str
+    model: Path
+    faulty: Proxy
+    expected: Expected
+    monkeypatch: pytest.MonkeyPatch
+
+    @property
+    def job(self) -> Job:
+        """The job over the small corpus."""
+        return job_of(self.lake, self.model)
+
+    def misbehave(self, *faults: Fault) -> None:
+        """From here on the store does wrong."""
+        self.faulty.play(*faults)
+        use(self.faulty.server, self.monkeypatch)
+        hurry(self.monkeypatch)
+
+    def until_it_ends(self, work: Callable[[Job, Silent], Outcome], tally: Tally) -> Outcome:
+        """The same command again and again; the errors that stop it must be ours, and nobody's mistake."""
+        for _ in range(_RUNS):
+            tally.runs += 1
+            told = None
+            try:
+                return work(self.job, Silent())
+            except VectideError as error:
+                told = error
+            tally.told.append(str(told))
+            assert not isinstance(told, ConfigError), told
+            assert "\n" not in str(told)
+        raise AssertionError(f"{_RUNS} runs did not end; the last: {tally.told[-3:]}")
+
+    def check(self, tally: Tally) -> None:
+        """The table is as if nothing had happened. Looks past the proxy."""
+        injected = self.faulty.injected()
+        tally.injected += len(injected)
+        tally.pairs |= {(what, kind_of(method, target)) for what, method, target in injected}
+        use(self.faulty.behind, self.monkeypatch)
+        found, doubled = look(self.lake)
+        there, expected = found.stored, self.expected.stored
+        tally.rows += len(expected)
+        tally.lost += len(expected.keys() - there.keys())
+        tally.doubled += doubled
+        assert there.keys() == expected.keys()
+        assert doubled == 0
+        assert found.quarantine == self.expected.quarantine
+        for name, (lang, vector) in expected.items():
+            assert there[name][0] == lang
+            np.testing.assert_allclose(there[name][1], vector, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def expected(faulty: Proxy, tiny_model: Path) -> Iterator[Expected]:
+    """What a run makes that meets no fault."""
+    with pytest.MonkeyPatch.context() as patch:
+        use(faulty.behind, patch)
+        yield clean_run(f"s3://{BUCKET}/{secrets.token_hex(4)}", tiny_model)
+
+
+@pytest.fixture
+def trial(lake: str, tiny_model: Path, faulty: Proxy, expected: Expected, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    """A small corpus on a store that does no wrong yet. The race for an exclusive create is one of two, once: how a
+    store decides races is not the matter here."""
+    put_rows(lake)
+    monkeypatch.setattr(run, "probe_create", partial(probe.probe_create, racers=2, rounds=1))
+    return Trial(lake, tiny_model, faulty, expected, monkeypatch)

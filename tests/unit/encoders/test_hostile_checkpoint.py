@@ -1,0 +1,166 @@
+"""A checkpoint made by somebody who means harm, or cut short on its way: a ModelError, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import struct
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from actors.encoders import load_encoder
+from actors.encoders.spec import describe
+from actors.errors import ConfigError, ModelError
+from actors.tokenizer import Tokenizer
+from tests.checkpoints.bert import write_bert
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=8), below, max_size=3),
+    max_leaves=8,
+)
+# Where one file of a checkpoint names another one.
+OUTSIDE = ("../outside.safetensors", "/etc/passwd", "..", "", "a\0b", "sub/../../outside.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_bert(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def used(folder) -> bool:
+    """Describe it, and use it as a run does; whether that went well. Raises what is not an error of ours."""
+    try:
+        spec = describe(str(folder), dtype="float32")
+        Tokenizer(spec).tokenize(["a text"])
+        load_encoder(spec).encode(["a text"])
+    except ConfigError as error:
+        told = str(error)
+    else:
+        return True
+    assert len(told) < 2_000
+    return False
+
+
+def test_the_whole_one_is_fine(folder):
+    assert used(folder)
+
+
+NAMES = ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+
+
+@settings(max_examples=20)
+@given(document=JSON)
+@example(document={"version": "1.0", "model": {"type": "WordPiece", "vocab": {"a": -1}}})
+@example(document={"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}})
+@pytest.mark.parametrize("name", [*NAMES, "model.safetensors.index.json", "config_sentence_transformers.json"])
+def test_another_document_in_the_place_of_one(whole, tmp_path_factory, name, document):
+    folder = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(whole, folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(document))
+    used(folder)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_part_of_a_document_is_another(whole, tmp_path_factory, name, data):
+    folder = tmp_path_factory.mktemp("part") / "model"
+    shutil.copytree(whole, folder)
+    document = json.loads((folder / name).read_text())
+    here, key = document, data.draw(st.sampled_from(sorted(document)))
+    while isinstance(here[key], dict) and here[key] and len(here[key]) < 20 and data.draw(st.booleans()):
+        here, key = here[key], data.draw(st.sampled_from(sorted(here[key])))
+    here[key] = data.draw(JSON)
+    (folder / name).write_text(json.dumps(document))
+    used(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "modules.json"])
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 5_000, b"nul"])
+def test_bytes_that_are_no_document(folder, name, data):
+    (folder / name).write_bytes(data)
+    assert not used(folder)
+
+
+def weights(header: object, body: bytes = b"", *, size: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 7,
+        weights(b"", size=2**63),
+        weights(b"{}", size=99_999_999),
+        weights(b"[" * 100_000),
+        weights([]),
+        weights({}),
+        weights({"a": None}),
+        weights({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}),
+        weights({"a": {"dtype": "F32", "shape": [2], "data_offsets": ["0", "8"]}}, b"\0" * 8),
+        weights({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}),
+        weights({"a": {"dtype": "F32", "shape": None, "data_offsets": [0, 8]}}, b"\0" * 8),
+        weights({"a": {"shape": [2], "data_offsets": [0, 8]}}, b"\0" * 8),
+        weights({"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 8]}}, b"\0" * 8),
+        pickle.dumps({"a": 1}),
+    ],
+)
+def test_weights_that_are_none(folder, data):
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(ModelError):
+        describe(str(folder))
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_header_that_lies(whole, tmp_path_factory, data):
+    """Offsets beside the file, in each other, or in no order; other types and shapes than the model's."""
+    folder = tmp_path_factory.mktemp("lies") / "model"
+    shutil.copytree(whole, folder)
+    raw = (folder / "model.safetensors").read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + size])
+    name = data.draw(st.sampled_from(sorted(header)))
+    numbers = st.integers(-(2**65), 2**65) | st.integers(-4, len(raw))
+    change = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "shape": st.lists(numbers, max_size=3),
+                "data_offsets": st.lists(numbers, min_size=2, max_size=2),
+                "dtype": st.sampled_from(["F16", "F64", "BOOL", "F8_E4M3", "x", ""]),
+            },
+        )
+    )
+    header[name] = {**(header[name] if isinstance(header[name], dict) else {}), **change}
+    (folder / "model.safetensors").write_bytes(weights(header, raw[8 + size :]))
+    used(folder)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_index_that_names_a_file_beside_the_folder(folder, name):
+    shutil.copy(folder / "model.safetensors", folder.parent / "outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ModelError):
+        describe(str(folder))
+
+
+def test_an_index_that_names_pickled_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model.bin"}}))
+    with pytest.raises(ModelError):
+        describe(str(folder))
