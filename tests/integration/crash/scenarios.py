@@ -1,0 +1,111 @@
+"""The commands that are killed, each with what is there before it. Run in children of the zygote.
+
+One more is a `Scenario` in `SCENARIOS`: a function that makes what is there before, and one that is the command. The command must
+be one that may be repeated: after every death it is run again, and the table must be as if it had not died.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Job
+from pipeline.refresh import refresh
+from pipeline.run import backfill
+from tests.integration.conftest import Silent, make_job, rows, write_one
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a scenario happens. The source and the model are shared; each crash point has a table of its own."""
+
+    source: Path
+    table: Path
+    model: Path
+
+    def job(self, corpus: str = "corpus") -> Job:
+        """Two files a unit, three partitions, and room for the bad rows."""
+        return make_job(
+            self.source / corpus,
+            self.table,
+            self.model,
+            table__partition_by=["lang"],
+            run__unit_rows=8,
+            run__max_quarantined=0.5,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A command that is killed.
+
+    Attributes:
+        before: Makes the source, and the table as it is when the command begins.
+        command: What is killed, and run again.
+    """
+
+    name: str
+    before: Callable[[Place], None]
+    command: Callable[[Place], object]
+
+
+BAD: dict[str, object] = {"id": "bad", "title": None, "text": None, "lang": "l0"}
+TWICE: dict[str, object] = {"id": "r1", "title": "another", "text": "of the same id", "lang": "l1"}
+
+
+def write_source(place: Place) -> None:
+    """A row that cannot be read, and an id that two units have."""
+    corpus = place.source / "corpus"
+    write_one(corpus / "a.parquet", [*rows(4, langs=2), BAD])
+    write_one(corpus / "b.parquet", rows(3, start=10, langs=2))
+    write_one(corpus / "c.parquet", [*rows(7, start=20, langs=2), TWICE])
+
+
+def change_source(place: Place) -> None:
+    """An edit, a file that goes, and one that is cut in two."""
+    corpus = place.source / "corpus"
+    edited = rows(4, langs=2)
+    edited[2]["text"] = "something new"
+    write_one(corpus / "a.parquet", [*edited, BAD])
+    (corpus / "b.parquet").unlink()
+    kept = rows(7, start=20, langs=2)
+    write_one(corpus / "c.parquet", kept[:3])
+    write_one(corpus / "d.parquet", kept[3:])
+
+
+def _first(place: Place) -> None:
+    write_source(place)
+    backfill(place.job(), Silent())
+
+
+def _first_then_changed(place: Place) -> None:
+    _first(place)
+    change_source(place)
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("backfill", write_source, lambda place: backfill(place.job(), Silent())),
+        Scenario("refresh", _first_then_changed, lambda place: refresh(place.job(), Silent())),
+    )
+}
+
+
+def prepare(name: str, place: Place) -> None:
+    """What is there before the command of a scenario."""
+    SCENARIOS[name].before(place)
+
+
+def command(name: str, place: Place) -> None:
+    """The command of a scenario."""
+    SCENARIOS[name].command(place)
+
+
+def copy(source: Place, table: Path) -> Place:
+    """The same place with a copy of its table."""
+    if source.table.exists():
+        shutil.copytree(source.table, table)
+    return Place(source.source, table, source.model)

@@ -1,0 +1,95 @@
+"""What a table holds, as far as a crash could change it, and what differs from a table that no crash has seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from deltalake import DeltaTable
+
+from pipeline import delta
+from pipeline.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A table's current version.
+
+    Attributes:
+        rows: By id and source file: everything but the vector, and the vector.
+        times: How often each of those is there.
+        quarantine: Source file, id and reason of every row that was set aside.
+        missing: Files of the version that are not there with their size.
+    """
+
+    version: int
+    rows: dict[tuple[str, str], tuple[tuple[object, ...], np.ndarray[Any, Any]]]
+    times: Counter[tuple[str, str]]
+    quarantine: Counter[tuple[object, ...]]
+    missing: list[str]
+
+
+def state_of(table: Path) -> State:
+    """Everything that readers see of a table, and that what they are told to read is there."""
+    opened = DeltaTable(str(table))
+    found = opened.to_pyarrow_table().to_pylist()
+    ledger = Ledger(str(table), str(delta.current_run(opened)))
+    bad = ledger.quarantine(ledger.receipts().values()).to_pylist()
+    sizes = delta.file_sizes(opened)
+    return State(
+        opened.version(),
+        {_key(row): (_plain(row), np.array(row["embedding"])) for row in found},
+        Counter(map(_key, found)),
+        Counter((row["shard"], row["id"], row["reason"]) for row in bad),
+        [path for path, size in sizes.items() if not _is_there(table / path, size)],
+    )
+
+
+def _is_there(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["id"], row["_shard"]
+
+
+def _plain(row: dict[str, Any]) -> tuple[object, ...]:
+    return tuple(row[name] for name in sorted(row) if name != "embedding")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was tried, and what came of it."""
+
+    points: int = 0
+    rows: int = 0
+    lost: int = 0
+    doubled: int = 0
+    other: list[str] = field(default_factory=list)
+
+    def compare(self, where: str, found: State, whole: State) -> None:
+        """Count what a crash changed."""
+        self.points += 1
+        self.rows += sum(found.times.values())
+        lost = whole.times - found.times
+        more = found.times - whole.times
+        self.lost += sum(lost.values())
+        self.doubled += sum(more.values())
+        wrong = {
+            "lost": sorted(lost),
+            "doubled, or not of the source": sorted(more),
+            "other values": [
+                key for key in whole.rows.keys() & found.rows.keys() if not _same(whole.rows[key], found.rows[key])
+            ],
+            "set aside otherwise": sorted(map(str, (found.quarantine - whole.quarantine) + (whole.quarantine - found.quarantine))),
+            "files that are not there": found.missing,
+            "another version": [] if found.version == whole.version else [found.version, whole.version],
+        }
+        self.other += [f"{where}: {what}: {which}" for what, which in wrong.items() if which]
+
+
+def _same(left: tuple[tuple[object, ...], Any], right: tuple[tuple[object, ...], Any]) -> bool:
+    return left[0] == right[0] and bool(np.allclose(left[1], right[1], atol=1e-3))
