@@ -123,7 +123,9 @@ class Hold:
             if not storage.create(self._url(newest + 1), _json(self.me)):
                 continue
             numbers = self._numbers()
-            if numbers[-1] != newest + 1:  # our listing was old: that number had come and gone
+            # Our listing was old and that number had come and gone; or a sister came after us and cleared ours away,
+            # between the listing of a local folder and the look at what it named.
+            if not numbers or numbers[-1] != newest + 1:
                 storage.delete(self._url(newest + 1))
                 continue
             self.number, self.lost = newest + 1, None

@@ -153,6 +153,23 @@ def test_who_comes_with_an_old_listing_steps_back(tmp_path, clock, monkeypatch):
     assert files(tmp_path) == ["00000003.json"]
 
 
+def test_who_finds_its_own_number_cleared_away_by_a_sister_takes_the_next(tmp_path, clock, monkeypatch):
+    """A folder of a local disk is listed first and looked at afterwards: what went in between is in neither."""
+    mine, sister = make(tmp_path, "a", clock), make(tmp_path, "a", clock)
+    fresh = mine._numbers
+
+    def numbers() -> list[int]:
+        if fresh() == [1] and not sister.number:
+            sister.take()
+            return []
+        return fresh()
+
+    monkeypatch.setattr(mine, "_numbers", numbers)
+    mine.take()
+    assert (sister.number, mine.number) == (2, 3)
+    assert files(tmp_path) == ["00000003.json"]
+
+
 def test_a_file_that_says_nothing_is_not_walked_over(tmp_path, clock):
     storage.put(storage.join(str(tmp_path), "_vectide", "hold", "00000004.json"), b"{}")
     with pytest.raises(TableConflict, match="does not say who holds"):

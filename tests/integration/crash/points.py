@@ -20,8 +20,8 @@ from deltalake import DeltaTable
 
 from actors import storage
 
-BEFORE, AFTER = "before", "after"
 Side = Literal["before", "after"]
+SIDES: tuple[Side, Side] = ("before", "after")
 # What `storage.retried` is told that it does, where that changes the store.
 _CHANGES = ("write", "create", "delete", "link", "replace", "begin the log", "commit")
 _LOG = {"create": "begin the log", "create_write_transaction": "commit"}
@@ -60,22 +60,24 @@ class Point:
 
 def all_points(calls: list[Call]) -> list[Point]:
     """Both sides of every call."""
-    return [Point(call, side) for call in calls for side in (BEFORE, AFTER)]  # type: ignore[arg-type]
+    return [Point(call, side) for call in calls for side in SIDES]
 
 
 def distinct_points(calls: list[Call]) -> list[Point]:
-    """The points that leave another store than the one before them does: between two changes it stays as it is.
+    """The points that each leave another store: between two changes it stays as it is. An outer write or create is left
+    out for the steps that it is made of."""
+    steps = [call for call in calls if call.changes and call.what not in ("write", "create")]
+    return [Point(call, side) for call in steps for side in SIDES if not (call.what == "delete" and side == "before")]
 
-    The probe's objects are the same 64 times over, and nothing reads them later: its first and its last change stand for all.
-    """
-    changes = [call for call in calls if call.changes and not (call.what in ("write", "create"))]
-    probes = [call for call in changes if call.place == "probes"]
-    return [
-        point
-        for call in changes
-        if call not in probes[1:-1]
-        for point in ([Point(call, AFTER)] if call.what == "delete" else [Point(call, BEFORE), Point(call, AFTER)])
-    ]
+
+def one_of_a_kind(calls: list[Call]) -> list[Point]:
+    """Of each kind of object the first one that is written or removed, right after it."""
+    kinds = {
+        (point.call.what, point.call.place): point
+        for point in reversed(distinct_points(calls))
+        if point.side == "after"
+    }
+    return list(reversed(kinds.values()))
 
 
 class Fuse:
@@ -92,13 +94,13 @@ class Fuse:
         with self._lock:
             number = len(self.calls)
             self.calls.append(Call(number, what, self._place(url)))
-        self._stop(number, BEFORE)
+        self._stop(number, "before")
         try:
             return call()
         finally:
-            self._stop(number, AFTER)
+            self._stop(number, "after")
 
-    def _stop(self, number: int, side: str) -> None:
+    def _stop(self, number: int, side: Side) -> None:
         if self._point is not None and (number, side) == (self._point.call.number, self._point.side):
             os.kill(os.getpid(), self._point.how)
 

@@ -6,12 +6,21 @@ be one that may be repeated: after every death it is run again, and the table mu
 
 from __future__ import annotations
 
+import secrets
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.transaction import AddAction
+
+from actors import storage
+from actors.writer import parquet_bytes
 from pipeline.config import Job
+from pipeline.hold import TTL_S, Hold
 from pipeline.refresh import refresh
 from pipeline.run import backfill
 from tests.integration.conftest import Silent, make_job, rows, write_one
@@ -51,6 +60,8 @@ class Scenario:
     command: Callable[[Place], object]
 
 
+# A rival of each command: another job, of another source, on the same table.
+OTHER = "other"
 BAD: dict[str, object] = {"id": "bad", "title": None, "text": None, "lang": "l0"}
 TWICE: dict[str, object] = {"id": "r1", "title": "another", "text": "of the same id", "lang": "l1"}
 
@@ -61,6 +72,7 @@ def write_source(place: Place) -> None:
     write_one(corpus / "a.parquet", [*rows(4, langs=2), BAD])
     write_one(corpus / "b.parquet", rows(3, start=10, langs=2))
     write_one(corpus / "c.parquet", [*rows(7, start=20, langs=2), TWICE])
+    write_one(place.source / OTHER / "x.parquet", [*rows(6, start=2, langs=2), BAD])
 
 
 def change_source(place: Place) -> None:
@@ -102,6 +114,29 @@ def prepare(name: str, place: Place) -> None:
 def command(name: str, place: Place) -> None:
     """The command of a scenario."""
     SCENARIOS[name].command(place)
+
+
+def careless(name: str, place: Place) -> None:
+    """A command that does not know what it has done already: it appends a row by a commit that carries no name."""
+    SCENARIOS[name].command(place)
+    opened = DeltaTable(str(place.table))
+    row = opened.to_pyarrow_table().slice(0, 1).drop_columns(["lang"])
+    data, stats = parquet_bytes(row.set_column(0, "id", pa.array(["careless"])), "{}")
+    path = f"data/lang=l0/{secrets.token_hex(6)}.parquet"
+    storage.put(f"{place.table}/{path}", data)
+    action = AddAction(path, len(data), {"lang": "l0"}, 0, data_change=True, stats=stats)
+    opened.create_write_transaction([action], mode="append", schema=opened.schema(), partition_by=["lang"])
+
+
+def rival(place: Place) -> None:
+    """Another job on the same table."""
+    refresh(place.job(OTHER), Silent())
+
+
+def rival_ahead(place: Place) -> None:
+    """The same with a clock that is an hour ahead: whoever holds the table seems to be long dead."""
+    Hold.__init__.__kwdefaults__ = {"ttl_s": TTL_S, "clock": lambda: time.time() + 3600}
+    rival(place)
 
 
 def copy(source: Place, table: Path) -> Place:

@@ -60,6 +60,32 @@ def _plain(row: dict[str, Any]) -> tuple[object, ...]:
     return tuple(row[name] for name in sorted(row) if name != "embedding")
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What one table has otherwise than another."""
+
+    lost: int
+    doubled: int
+    words: list[str]
+
+
+def difference(found: State, whole: State, *, same_version: bool = True) -> Difference:
+    """What is wrong with `found`."""
+    lost, more = whole.times - found.times, found.times - whole.times
+    bad = (found.quarantine - whole.quarantine) + (whole.quarantine - found.quarantine)
+    wrong: dict[str, list[Any]] = {
+        "lost": sorted(lost),
+        "doubled, or not of the source": sorted(more),
+        "other values": [key for key in whole.rows.keys() & found.rows.keys() if not _same(whole, found, key)],
+        "set aside otherwise": list(bad),
+        "files that are not there": found.missing,
+        "another version": [found.version] if same_version and found.version != whole.version else [],
+    }
+    return Difference(
+        sum(lost.values()), sum(more.values()), [f"{what}: {which}" for what, which in wrong.items() if which]
+    )
+
+
 @dataclass(slots=True)
 class Tally:
     """What was tried, and what came of it."""
@@ -68,28 +94,16 @@ class Tally:
     rows: int = 0
     lost: int = 0
     doubled: int = 0
-    other: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
 
-    def compare(self, where: str, found: State, whole: State) -> None:
-        """Count what a crash changed."""
-        self.points += 1
+    def add(self, where: str, found: State, from_whole: Difference) -> None:
+        """Count what one crash changed."""
         self.rows += sum(found.times.values())
-        lost = whole.times - found.times
-        more = found.times - whole.times
-        self.lost += sum(lost.values())
-        self.doubled += sum(more.values())
-        wrong = {
-            "lost": sorted(lost),
-            "doubled, or not of the source": sorted(more),
-            "other values": [
-                key for key in whole.rows.keys() & found.rows.keys() if not _same(whole.rows[key], found.rows[key])
-            ],
-            "set aside otherwise": sorted(map(str, (found.quarantine - whole.quarantine) + (whole.quarantine - found.quarantine))),
-            "files that are not there": found.missing,
-            "another version": [] if found.version == whole.version else [found.version, whole.version],
-        }
-        self.other += [f"{where}: {what}: {which}" for what, which in wrong.items() if which]
+        self.lost += from_whole.lost
+        self.doubled += from_whole.doubled
+        self.wrong += [f"{where}: {words}" for words in from_whole.words]
 
 
-def _same(left: tuple[tuple[object, ...], Any], right: tuple[tuple[object, ...], Any]) -> bool:
-    return left[0] == right[0] and bool(np.allclose(left[1], right[1], atol=1e-3))
+def _same(left: State, right: State, key: tuple[str, str]) -> bool:
+    (plain, vector), (other, same) = left.rows[key], right.rows[key]
+    return plain == other and bool(np.allclose(vector, same, atol=1e-3))
