@@ -9,6 +9,7 @@
     │   ├── TransientError            worth another try (used inside the retry loop)
     │   └── UnsafeStore               a store without an atomic create-if-absent
     ├── TooManyQuarantined            more rows were set aside than `run.max_quarantined` allows
+    ├── GateClosed                    a second generation is not as good as the job asks of it
     ├── PoisonUnit                    a unit keeps killing its process
     ├── TableConflict                 the table holds something that this job must not touch
     │   ├── CommitConflict            another writer committed first; run again
@@ -71,6 +72,10 @@ class UnsafeStore(StorageError):
 
 class TooManyQuarantined(VectideError):
     """More rows were set aside than `run.max_quarantined` allows; nothing was published."""
+
+
+class GateClosed(VectideError):
+    """A second generation is not as good as the job asks of it; it was built and is kept, and nothing was published."""
 
 
 class PoisonUnit(VectideError):

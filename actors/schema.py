@@ -5,7 +5,7 @@ Imported by everything, imports nothing of ours: no torch, no ray, no I/O.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -38,11 +38,13 @@ class Shard:
         path: Full URL or absolute local path.
         size_bytes: Its size.
         etag: What changes when its content does: the store's etag, or mtime in ns on a local disk.
+        written_s: When it was written, in seconds since the epoch by the store's clock; 0 where that is not known.
     """
 
     path: str
     size_bytes: int
     etag: str
+    written_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

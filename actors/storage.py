@@ -14,12 +14,14 @@ The exclusive create is the rock the ledger stands on. What each store does for 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -144,8 +146,22 @@ def _shard(fs: fsspec.AbstractFileSystem, url: str, path: str, info: dict[str, A
     if is_local(url):
         # fsspec's `mtime` is a float: too coarse for two writes within a microsecond.
         stat = os.stat(path)
-        return Shard(path, stat.st_size, f"{stat.st_mtime_ns}")
-    return Shard(str(fs.unstrip_protocol(path)), int(info.get("size") or 0), _etag(info))
+        return Shard(path, stat.st_size, f"{stat.st_mtime_ns}", stat.st_mtime)
+    return Shard(str(fs.unstrip_protocol(path)), int(info.get("size") or 0), _etag(info), _written_s(info))
+
+
+def _written_s(info: dict[str, Any]) -> float:
+    """When an object was written, by the store's clock; 0 where the driver does not say."""
+    for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
+        value = info.get(name)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+    return 0.0
 
 
 def _is_folder(name: str, info: dict[str, Any]) -> bool:
@@ -315,6 +331,15 @@ def delete(url: str) -> None:
         retried(url, "delete", lambda: fs.rm_file(path))
     except FileNotFoundError:
         return
+
+
+def prune(url: str) -> None:
+    """Remove empty folders at and below `url`. Only a disk has such; on a store nothing happens."""
+    if not is_local(url):
+        return
+    for folder, _, _ in os.walk(local_path(url), topdown=False):
+        with contextlib.suppress(OSError):  # not empty, or another process was faster
+            os.rmdir(folder)
 
 
 def _put_local(path: Path, data: bytes, *, exclusive: bool) -> None:

@@ -41,6 +41,7 @@ class WriterSpec:
     Attributes:
         table: URL of the table's folder.
         ledger: URL of the run's folder.
+        frozen: URL of the folder of its frozen tables.
         run: Name of the run, part of every data path.
         schema: Columns of the table in order, partition columns included.
         lineage: JSON that goes into each file's footer under the key `vectide`.
@@ -48,6 +49,7 @@ class WriterSpec:
 
     table: str
     ledger: str
+    frozen: str
     run: str
     schema: pa.Schema
     partition_by: tuple[str, ...]

@@ -14,10 +14,11 @@ import typer
 
 from actors.errors import VectideError
 from jobs import output, schedule
+from jobs import table as tables
 
 if TYPE_CHECKING:
     from pipeline.config import Job
-    from pipeline.run import Outcome, Reporter
+    from pipeline.report import Outcome, Reporter
 
 app = typer.Typer(
     name="vectide",
@@ -90,17 +91,30 @@ def backfill(
 
 
 @app.command()
-def refresh(
+def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
     job: JobFile = None,
     settings: Settings = None,
     source: SourceUri = None,
     table: TableUri = None,
     model: ModelName = None,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Build a second generation, and leave the first in place.")
+    ] = False,
+    min_agreement: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of neighbours that a second generation must keep.")
+    ] = None,
+    queries: Annotated[str | None, typer.Option(metavar="URI", help="Judged queries to measure both by.")] = None,
+    judgements: Annotated[str | None, typer.Option(metavar="URI", help="Their judgements.")] = None,
 ) -> None:
-    """Make a table equal to a fresh backfill of today's source, at the cost of what changed."""
+    """Make a table equal to a fresh backfill of today's source, at the cost of what changed.
+
+    Where the model or a setting of it changed, a second generation is built beside the first and takes over at the end.
+    """
     from pipeline.refresh import refresh as pipeline
 
-    _run(pipeline, _job(job, settings, source, table, model))
+    gate = {"min_agreement": min_agreement, "queries": queries, "judgements": judgements, "hold": hold or None}
+    given = [f"generation.{key}={value}" for key, value in gate.items() if value is not None]
+    _run(pipeline, _job(job, [*(settings or []), *given], source, table, model))
 
 
 @app.command()
@@ -134,6 +148,8 @@ def status(
     output.status(read(table), as_json=json)
 
 
+for command in (tables.versions, tables.rollback, tables.diff, tables.changes, tables.compact, tables.vacuum):
+    app.command()(command)
 app.command()(schedule.submit)
 app.command()(schedule.schedule)
 app.command()(schedule.watch)

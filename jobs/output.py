@@ -15,11 +15,16 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pipeline.changes import Changes
+    from pipeline.compact import Compacted
+    from pipeline.diff import Difference
     from pipeline.doctor import Finding
     from pipeline.estimate import Estimate
-    from pipeline.run import Outcome
+    from pipeline.report import Outcome
     from pipeline.search import Hit
     from pipeline.status import Status
+    from pipeline.vacuum import Vacuumed
+    from pipeline.versions import RolledBack, Version
 
 _SHOWN_CHARACTERS = 160
 _MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
@@ -57,7 +62,15 @@ def duration(seconds: float) -> str:
 
 
 def outcome(found: Outcome) -> None:
-    """What a backfill came to."""
+    """What a backfill or a refresh came to."""
+    for check in found.checks:
+        print(f"the new generation was compared with the old one: {check}")
+    if found.held:
+        print(
+            f"built and held back: {found.rows:,} rows of {found.table} are ready as run {found.run}, "
+            f"{found.encoded:,} texts encoded; the same command without --hold changes over"
+        )
+        return
     if not found.published:
         print(f"nothing left to do: {found.table} already holds this run ({found.run}) as version {found.version}")
         return
@@ -109,10 +122,7 @@ def status(found: Status, *, as_json: bool) -> None:
         for name, value in found.lineage.items():
             if value is not None:
                 console.print(f"  {name}: {value}", markup=False, highlight=False)
-        versions = Table("version", "time", "operation", "run")
-        for version in found.versions:
-            versions.add_row(str(version.number), version.time, version.operation, version.run or "")
-        console.print(versions)
+        _print_versions(console, found.versions)
     runs = Table("run", "units", "rows", "set aside", "state")
     for run in found.runs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in run.reasons.items())
@@ -120,6 +130,85 @@ def status(found: Status, *, as_json: bool) -> None:
         aside = f"{run.quarantined:,}" + (f" ({reasons})" if reasons else "")
         runs.add_row(run.run, f"{run.units_done}/{run.units}", f"{run.rows_done:,}/{run.rows:,}", aside, state)
     console.print(runs)
+
+
+def _print_versions(console: Console, found: Sequence[Version]) -> None:
+    shown = Table("version", "time", "operation", "rows", "files", "model", "run")
+    for version in found:
+        counts = ["" if count is None else f"{count:,}" for count in (version.rows, version.files)]
+        model = (version.model or "").rstrip("/").rsplit("/", 1)[-1]
+        shown.add_row(str(version.number), version.time, version.operation, *counts, model, version.run or "")
+    console.print(shown)
+
+
+def versions(found: Sequence[Version], *, as_json: bool) -> None:
+    """The versions of a table, newest first."""
+    if as_json:
+        _print_json([_plain(version) for version in found])
+        return
+    _print_versions(Console(), found)
+
+
+def rolled_back(found: RolledBack) -> None:
+    """What a rollback did."""
+    if found.files_added == found.files_removed == 0:
+        print(f"nothing to do: {found.table} holds the rows of version {found.restored} already")
+        return
+    print(
+        f"published version {found.version} of {found.table}: the {found.rows:,} rows of version {found.restored} again. "
+        f"The next refresh makes the table what its job says: put the job file back too"
+    )
+
+
+def difference(found: Difference, *, as_json: bool) -> None:
+    """How two versions differ."""
+    if as_json:
+        _print_json(_plain(found))
+        return
+    print(f"{found.table}, version {found.old} to {found.new}: ", end="")
+    print(f"{found.added:,} rows added, {found.changed:,} changed, {found.removed:,} removed")
+    if found.making_changed:
+        print("the vectors of the two were made with different models or settings")
+
+
+def changes(found: Changes, *, as_json: bool) -> None:
+    """What was written for an index."""
+    if as_json:
+        _print_json(_plain(found))
+        return
+    print(
+        f"{found.upserts:,} upserts and {found.deletes:,} deletes from version {found.since} to {found.version}: {found.out}"
+    )
+    if found.making_changed:
+        print("the vectors were made with another model or setting: an index must not mix them with those that it has")
+
+
+def compacted(found: Compacted) -> None:
+    """What a compaction did."""
+    if not found.published:
+        print(f"nothing to do: {found.table} has no small files to put together")
+        return
+    print(
+        f"published version {found.version} of {found.table}: {found.files_before:,} files are {found.files_after:,} now "
+        f"({found.rows:,} rows moved, {size(found.size_bytes)})"
+    )
+
+
+def vacuumed(found: Vacuumed, *, as_json: bool) -> None:
+    """What a vacuum removed."""
+    if as_json:
+        _print_json(_plain(found))
+        return
+    verb = "would remove" if found.dry_run else "removed"
+    print(
+        f"{verb} {found.files:,} files ({size(found.size_bytes)}) and {found.runs:,} ledgers of {found.table}; "
+        f"{found.versions:,} versions can be read"
+    )
+    if found.unfinished:
+        print(
+            f"{found.unfinished:,} unfinished runs keep {size(found.unfinished_bytes)}: the same job goes on with them, "
+            f"and --unfinished gives them up"
+        )
 
 
 def estimate(found: Estimate, *, as_json: bool) -> None:

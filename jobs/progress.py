@@ -23,7 +23,7 @@ from rich.progress import (
 
 from actors.errors import VectideError
 from actors.receipt import Receipt
-from pipeline.run import Reporter, Started
+from pipeline.report import Reporter, Started
 
 LOG_EVERY_S = 10.0
 

@@ -121,6 +121,22 @@ class Run(_Section):
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
+class Generation(_Section):
+    """What a second generation must be like before it takes over: see `pipeline.gate`."""
+
+    hold: bool = False
+    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    queries: Uri | None = None
+    judgements: Uri | None = None
+    max_ndcg_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+    @model_validator(mode="after")
+    def _check(self) -> Generation:
+        if (self.queries is None) != (self.judgements is None):
+            raise ValueError("queries and judgements go together: give both, or neither")
+        return self
+
+
 class Job(_Section):
     """One job file."""
 
@@ -129,6 +145,7 @@ class Job(_Section):
     encoder: Encoder
     chunking: Chunking = Chunking()
     run: Run = Run()
+    generation: Generation = Generation()
 
     @model_validator(mode="after")
     def _check(self) -> Job:
@@ -150,7 +167,7 @@ def parse_job(document: object, *, origin: str = "the job file") -> Job:
     """
     if not isinstance(document, dict):
         raise ConfigError(
-            f"{origin} must hold sections (source, table, encoder, chunking, run), not {type(document).__name__}"
+            f"{origin} must hold sections (source, table, encoder, chunking, run, generation), not {type(document).__name__}"
         )
     try:
         return Job.model_validate(document)

@@ -20,10 +20,11 @@ import ray.data
 
 from actors.errors import ConfigError, VectideError
 from actors.schema import Unit
+from actors.writer import WriterSpec
 from pipeline.attempts import AttemptBook, Book
 from pipeline.config import Run
 from pipeline.executor import Pool, UnitOutcome, opened
-from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, to_block, write
+from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, rewrite, to_block, write
 
 WAVE_UNITS = 20_000
 
@@ -160,6 +161,21 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iter
         )
         .map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
     )
+    yield from _outcomes(dataset)
+
+
+def rewrite_units(units: Iterable[Unit], spec: WriterSpec, book: Book) -> Iterator[UnitOutcome]:
+    """As `run_units`, for units that only carry rows: one task each, as many at once as there are CPUs."""
+    shared = {"spec": spec, "book": book}
+    rest = iter(units)
+    while wave := list(itertools.islice(rest, WAVE_UNITS)):
+        blocks = ray.data.from_blocks([to_block(unit) for unit in wave])
+        yield from _outcomes(
+            blocks.map_batches(rewrite, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=shared)
+        )
+
+
+def _outcomes(dataset: ray.data.Dataset) -> Iterator[UnitOutcome]:
     try:
         for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
             yield opened(block)
@@ -189,3 +205,7 @@ class RayExecutor:
     def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
         """See `run_units`."""
         return run_units(units, spec, self.pool, self.book)
+
+    def rewrite(self, units: Iterable[Unit], spec: WriterSpec) -> Iterator[UnitOutcome]:
+        """See `rewrite_units`."""
+        return rewrite_units(units, spec, self.book)

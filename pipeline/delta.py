@@ -1,31 +1,63 @@
-"""The table: what Delta Lake says of it, and the one commit that publishes a run.
+"""The table as Delta Lake keeps it: which version there is, which files are in it, how its vectors were made.
 
-Used by publish, search and status. `deltalake` keeps the log; here is only what is ours: lineage in the table's
-properties, and a commit that a repeat turns into nothing because it carries the run as its application transaction.
+Used by everything that reads a table; `publish` writes it. `deltalake` keeps the log. How the vectors of a version were
+made stands in the schema, as metadata of their column, and not in the table's properties: a schema changes in the same
+commit as the files, so no reader can see the vectors of one model under the name of another.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from actors import aws, storage
-from actors.errors import CommitConflict, CommitUnknown, StorageError, TableConflict
-from actors.receipt import DataFile
+from actors.errors import ConfigError, StorageError, TableConflict
 from actors.refusals import plain
+from actors.schema import EMBEDDING
 from actors.writer import as_text
 
-LINEAGE = "vectide.lineage"
+# What each of our commits says of itself, in the log.
+RUN = "vectide.run"
+COMMIT = "vectide.commit"
+OPERATION = "vectide.operation"
+ROWS = "vectide.rows"
+FILES = "vectide.files"
 FINGERPRINT = "vectide.fingerprint"
-_ENCODER = "vectide.encoder"
+MODEL = "vectide.model"
+# What the column of vectors says of itself, in the schema.
+_MADE = "vectide.made"
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How the vectors of a version were made.
+
+    Attributes:
+        fingerprint: Hash of what changes vectors.
+        lineage: All that they are made of.
+        encoder: The job's encoder section, from which a search finds the model again.
+    """
+
+    fingerprint: str
+    lineage: dict[str, Any]
+    encoder: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a table holds at one moment: the run that its rows were made by, and the version."""
+
+    run: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.run}@{self.version}"
 
 
 def storage_options(url: str) -> dict[str, str] | None:
@@ -47,12 +79,27 @@ def open_table(url: str, version: int | None = None) -> DeltaTable | None:
     except DeltaError as error:
         if version is not None:
             raise TableConflict(f"{url!r} has no version {version}: {plain(error)}") from None
-        raise _failure(url, "open the table", error) from None
+        raise failure(url, "open the table", error) from None
     except OSError as error:
-        raise _failure(url, "open the table", error) from None
+        raise failure(url, "open the table", error) from None
 
 
-def _failure(url: str, what: str, error: Exception) -> StorageError:
+def need_table(url: str, version: int | None = None) -> DeltaTable:
+    """The table at `url`, which must be one that vectide made.
+
+    Raises:
+        ConfigError: there is none.
+        TableConflict: there is no such version, or something else made the table.
+    """
+    table = open_table(url, version)
+    if table is None:
+        raise ConfigError(f"there is no table at {url!r}; make one with `vectide backfill`")
+    if making_of(table) is None:
+        raise TableConflict(f"{url!r} is a Delta table that vectide did not make: it names no model")
+    return table
+
+
+def failure(url: str, what: str, error: Exception) -> StorageError:
     """What to raise for an error of `deltalake`.
 
     Raises:
@@ -62,237 +109,97 @@ def _failure(url: str, what: str, error: Exception) -> StorageError:
     return StorageError(f"cannot {what} {url!r}: {plain(error)}. Run the same command again: finished work is kept")
 
 
-def lineage_of(table: DeltaTable) -> dict[str, Any]:
-    """What the vectors of a table were made with; empty for a table that is not ours."""
-    text = table.metadata().configuration.get(LINEAGE)
-    return dict(json.loads(text)) if text else {}
+def making_of(table: DeltaTable) -> Making | None:
+    """How the vectors of this version were made; None for a table that is not ours."""
+    schema = schema_of(table)
+    if EMBEDDING not in schema.names:
+        return None
+    text = (schema.field(EMBEDDING).metadata or {}).get(_MADE.encode())
+    return Making(**json.loads(text)) if text else None
 
 
-def fingerprint_of(table: DeltaTable) -> str | None:
-    """The fingerprint of a table's vectors; None for a table that is not ours."""
-    return table.metadata().configuration.get(FINGERPRINT)
+def with_making(schema: pa.Schema, making: Making) -> pa.Schema:
+    """`schema` with the making in the column of vectors."""
+    index = schema.get_field_index(EMBEDDING)
+    text = json.dumps(
+        {"fingerprint": making.fingerprint, "lineage": making.lineage, "encoder": making.encoder}, sort_keys=True
+    )
+    return schema.set(index, schema.field(index).with_metadata({_MADE: text}))
 
 
-def encoder_of(table: DeltaTable) -> dict[str, Any]:
-    """The encoder section of the job that made a table; empty for a table that is not ours."""
-    text = table.metadata().configuration.get(_ENCODER)
-    return dict(json.loads(text)) if text else {}
+def schema_of(table: DeltaTable) -> pa.Schema:
+    """The columns of this version, as Arrow."""
+    return pa.schema(table.schema().to_arrow())
+
+
+def plain_schema(table: DeltaTable) -> pa.Schema:
+    """The columns of this version without what they say of themselves, as files are written."""
+    return pa.schema([field.remove_metadata() for field in schema_of(table)])
+
+
+def actions_of(table: DeltaTable) -> pa.Table:
+    """What the log says of each file of this version, one row a file."""
+    return pa.table(table.get_add_actions(flatten=True))
 
 
 def file_sizes(table: DeltaTable) -> dict[str, int]:
     """Path relative to the table to size in bytes, for every file of this version."""
-    actions = pa.table(table.get_add_actions(flatten=True))
+    actions = actions_of(table)
     return dict(zip(actions.column("path").to_pylist(), actions.column("size_bytes").to_pylist(), strict=True))
+
+
+def need_files(url: str, table: DeltaTable, paths: list[str]) -> None:
+    """Raise TableConflict where files of a version were taken by a vacuum. One listing for each run that made some."""
+    there: set[str] = set()
+    for run in sorted({path.split("/", 2)[1] for path in paths if path.startswith("data/")}):
+        for shard in storage.walk(storage.join(url, "data", run)):
+            there.add("data/" + shard.path.rpartition("/data/")[2])
+    gone = [path for path in paths if path.startswith("data/") and path not in there]
+    if gone:
+        raise TableConflict(
+            f"{len(gone)} files of version {table.version()} of {url!r} are gone ({gone[0]!r} first): a vacuum took them. "
+            f"Name a later version; `vectide versions` lists them"
+        )
 
 
 def partition_values(table: DeltaTable) -> dict[str, dict[str, str | None]]:
     """Path relative to the table to partition values in Delta Lake's text form, for every file of this version."""
-    actions = pa.table(table.get_add_actions(flatten=True))
+    actions = actions_of(table)
     names = [name for name in actions.column_names if name.startswith("partition.")]
     rows = actions.select(["path", *names]).to_pylist()
     return {row["path"]: {name.removeprefix("partition."): as_text(row[name]) for name in names} for row in rows}
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """One commit.
+def commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
+    """What each commit up to this version says of itself, newest first, with its `version`; as far as the log goes back.
 
-    Attributes:
-        run: Name of the run: a commit that carries it happens once.
-        schema: The table's columns.
-        encoder: The job's encoder section, from which a search finds the model again.
-        add: Files that come in.
-        base_run: The run that the current version was made by when this one began; None where there was none.
-        remove: Paths, relative to the table, that go out; None for all that are there.
+    Read from the log's own files: `DeltaTable.history` numbers the whole log from whichever version was opened.
     """
-
-    run: str
-    fingerprint: str
-    lineage: dict[str, Any]
-    schema: pa.Schema
-    partition_by: tuple[str, ...]
-    encoder: dict[str, Any]
-    add: tuple[DataFile, ...]
-    base_run: str | None = None
-    remove: tuple[str, ...] | None = None
+    for version in range(int(table.version()), -1, -1):
+        try:
+            text = storage.read(storage.join(table.table_uri, "_delta_log", f"{version:020d}.json"))
+        except FileNotFoundError:  # cleared away, as the log's retention says
+            return
+        for line in text.splitlines():
+            if info := json.loads(line).get("commitInfo"):
+                yield {**info, "version": version}
 
 
-def current_run(table: DeltaTable | None) -> str | None:
+def state_of(table: DeltaTable | None) -> State | None:
     """The run that made the rows of this version; None for an empty table, or where the log has forgotten."""
     if table is None:
         return None
-    for entry in table.history():
-        if run := entry.get("vectide.run"):
-            return str(run)
+    for entry in commits(table):
+        if run := entry.get(RUN):
+            return State(str(run), int(table.version()))
     return None
 
 
-def published_version(table: DeltaTable | None, run: str) -> int | None:
-    """The version that published a run, or None. The log may have forgotten the number of an old one: then -1."""
-    if table is None or table.transaction_version(run) is None:
+def published_version(table: DeltaTable | None, commit: str) -> int | None:
+    """The version that a commit made, or None. The log may have forgotten the number of an old one: then -1."""
+    if table is None or table.transaction_version(commit) is None:
         return None
-    for entry in table.history():
-        if entry.get("vectide.run") == run:
+    for entry in commits(table):
+        if entry.get(COMMIT) == commit:
             return int(entry["version"])
     return -1
-
-
-def check_fingerprint(table: DeltaTable, url: str, fingerprint: str, lineage: dict[str, Any]) -> None:
-    """Raise TableConflict where a table holds vectors of another making."""
-    found = fingerprint_of(table)
-    if found is None:
-        raise TableConflict(f"{url!r} is a Delta table that vectide did not make; give table.uri an empty place")
-    if found != fingerprint:
-        raise TableConflict(
-            f"{url!r} holds vectors of another making ({_difference(lineage_of(table), lineage)}). Vectors "
-            f"of two models or settings are never mixed in one version: give table.uri another place, or put those "
-            f"settings back"
-        )
-
-
-def check_columns(table: DeltaTable, url: str, publication: Publication) -> None:
-    """Raise TableConflict where a table has other columns or partitions than this publication."""
-    existing = pa.schema(table.schema().to_arrow())
-    columns = {field.name: str(field.type) for field in existing}
-    wanted = {field.name: str(field.type) for field in pa.schema(Schema.from_arrow(publication.schema).to_arrow())}
-    partitions = tuple(table.metadata().partition_columns)
-    if columns != wanted or partitions != publication.partition_by:
-        raise TableConflict(
-            f"{url!r} has the columns {list(columns)} partitioned by {list(partitions)}; this job would write "
-            f"{list(wanted)} partitioned by {list(publication.partition_by)}. Give table.uri another place, or put "
-            f"source.keep and table.partition_by back"
-        )
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    changes = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-    return "; ".join(changes) or "its lineage is not recorded"
-
-
-def publish(url: str, publication: Publication) -> int:
-    """Commit a run's files, all or nothing, once.
-
-    A table that is not there yet begins with an empty version 0 that carries the lineage; the rows come in version 1.
-
-    Returns:
-        The version that holds the run; that of the earlier commit if it was published before.
-
-    Raises:
-        TableConflict: the table holds vectors of another making.
-        CommitConflict: another writer was first; running again is safe.
-    """
-    table = open_table(url) or _create(url, publication)
-    if (version := published_version(table, publication.run)) is not None:
-        return version
-    check_fingerprint(table, url, publication.fingerprint, publication.lineage)
-    check_columns(table, url, publication)
-    there = file_sizes(table)
-    removed = tuple(there) if publication.remove is None else publication.remove
-    check_base(table, url, publication.base_run)
-    if not there.keys() >= set(removed):
-        raise _conflict(url, "files that the run replaces are no longer part of it")
-    now_ms = int(time.time() * 1000)
-    actions: list[AddAction | RemoveAction] = [_add(file, now_ms) for file in publication.add]
-    actions += [RemoveAction(path=path, data_change=True, deletion_timestamp=now_ms) for path in removed]
-    properties = CommitProperties(
-        custom_metadata={"vectide.run": publication.run, FINGERPRINT: publication.fingerprint},
-        app_transactions=[Transaction(publication.run, 1)],
-        max_commit_retries=0,  # a commit over another one that we have not seen could mix their rows
-    )
-    try:
-        table.create_write_transaction(
-            actions,
-            mode="append",
-            schema=publication.schema,
-            partition_by=list(publication.partition_by),
-            commit_properties=properties,
-        )
-    except CommitFailedError as error:
-        # Refused, or landed with its answer lost: the log knows.
-        if (version := _landed(url, publication.run)) is not None:
-            return version
-        raise _conflict(url, plain(error)) from None
-    except (DeltaError, OSError) as error:
-        if (version := _landed(url, publication.run)) is not None:
-            return version
-        raise _failure(url, "commit to", error) from None
-    version = published_version(open_table(url), publication.run)
-    return version if version is not None else int(table.version())
-
-
-def check_base(table: DeltaTable | None, url: str, base_run: str | None) -> None:
-    """Raise CommitConflict unless the rows of this version are those that a run began with."""
-    if current_run(table) != base_run:
-        raise _conflict(url, "its version is not the one that the run began with")
-
-
-def _conflict(url: str, reason: str) -> CommitConflict:
-    return CommitConflict(
-        f"another writer changed {url!r} during this run ({reason}); nothing of the run was published. Run the same "
-        f"command again"
-    )
-
-
-def _add(file: DataFile, now_ms: int) -> AddAction:
-    return AddAction(
-        path=file.path,
-        size=file.size_bytes,
-        partition_values=file.partition,
-        modification_time=now_ms,
-        data_change=True,
-        stats=file.stats,
-    )
-
-
-def _create(url: str, publication: Publication) -> DeltaTable:
-    configuration = {
-        LINEAGE: json.dumps(publication.lineage, sort_keys=True),
-        FINGERPRINT: publication.fingerprint,
-        _ENCODER: json.dumps(publication.encoder, sort_keys=True),
-    }
-    if storage.is_local(url):
-        storage.local_path(url).mkdir(parents=True, exist_ok=True)
-    try:
-        return DeltaTable.create(
-            url,
-            Schema.from_arrow(publication.schema),
-            mode="error",
-            partition_by=list(publication.partition_by),
-            configuration=configuration,
-            storage_options=storage_options(url),
-            raise_if_key_not_exists=False,
-        )
-    except (DeltaError, OSError) as error:
-        # Another driver of the same job may have been faster by a moment.
-        table = open_table(url)
-        if table is None:
-            raise _failure(url, "create the table", error) from None
-        return table
-
-
-def _landed(url: str, run: str) -> int | None:
-    """The version that a commit with an error made after all, or None.
-
-    Raises:
-        CommitUnknown: the store cannot be asked.
-    """
-    try:
-        return published_version(open_table(url), run)
-    except StorageError as error:
-        raise CommitUnknown(
-            f"the store did not say whether the commit to {url!r} landed. Run the same command again: it finds out, and "
-            f"publishes once ({error})"
-        ) from None
-
-
-def missing_files(url: str, run: str, files: Iterable[DataFile]) -> list[str]:
-    """The files that are not in the store with the size that their receipt names."""
-    there: dict[str, int] = {}
-    for shard in storage.walk(storage.join(url, "data", run)):
-        _, _, relative = shard.path.partition(f"/data/{run}/")
-        there[f"data/{run}/{relative}"] = shard.size_bytes
-    return [file.path for file in files if there.get(file.path) != file.size_bytes]

@@ -138,7 +138,7 @@ def _table(job: Job) -> Finding:
     table = delta.open_table(url)
     if table is None:
         return Finding("table", "ok", f"nothing at {url} yet")
-    if delta.fingerprint_of(table) is None:
+    if delta.making_of(table) is None:
         return Finding(
             "table", "bad", f"{url} is a Delta table that vectide did not make; give table.uri another place"
         )

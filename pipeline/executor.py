@@ -17,9 +17,10 @@ import pyarrow as pa
 from actors.errors import VectideError
 from actors.receipt import Receipt
 from actors.schema import Unit
+from actors.writer import WriterSpec
 from pipeline.attempts import Book, NoBook
 from pipeline.config import Run
-from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, to_block, write
+from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, rewrite, to_block, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,9 @@ class Executor(Protocol):
     def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
         """Run units and yield how each ended, as they end."""
 
+    def rewrite(self, units: Iterable[Unit], spec: WriterSpec) -> Iterator[UnitOutcome]:
+        """As `run`, for units that only carry rows of the table into new files: no model is asked for."""
+
 
 class InlineExecutor:
     """Units inside this process, one after the other; the model is loaded when the first text needs it."""
@@ -88,6 +92,11 @@ class InlineExecutor:
         for unit in units:
             yield opened(write(encode(read_and_tokenize(to_block(unit), spec, self.book)), spec, self.book))
 
+    def rewrite(self, units: Iterable[Unit], spec: WriterSpec) -> Iterator[UnitOutcome]:
+        """See `Executor`."""
+        for unit in units:
+            yield opened(rewrite(to_block(unit), spec, self.book))
+
 
 def executor_for(run: Run) -> Executor:
     """What a job asks for.
@@ -100,3 +109,11 @@ def executor_for(run: Run) -> Executor:
     from pipeline.dataflow import RayExecutor  # ray takes seconds to import: only where it is used
 
     return RayExecutor(run)
+
+
+def near_or(address: str, *, little: bool) -> Executor | None:
+    """This process, where there is little to do and no cluster is named; None otherwise."""
+    here = address == "inline" or (
+        little and (address == "local" or (address == "auto" and "RAY_ADDRESS" not in os.environ))
+    )
+    return InlineExecutor() if here else None

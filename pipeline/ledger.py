@@ -1,10 +1,11 @@
 """The run's folder: the frozen plan, the receipts, the quarantine.
 
-    <table>/_vectide/runs/<run>/run.json          what the run is: job, fingerprint, lineage, totals of the plan
-                                plan.parquet      the frozen plan: one line a piece, created if absent
-                                listing.parquet   the shards that it was made from
-                                reuse.parquet     for a refresh: where in the table the vector of a text is
-                                replaced.parquet  for a refresh: the shards whose old rows go
+    <table>/_vectide/runs/<run>/run.json          what the run is, created if absent: job, lineage, totals, which plan
+                                plans/<token>/    the plan of one driver; run.json names the one that counts
+                                    plan.parquet      one line a piece
+                                    listing.parquet   the shards that it was made from
+                                    reuse.parquet     where the vector of a text is that has one already
+                                    replaced.parquet  for a refresh: the shards whose old rows go
                                 receipts/         one JSON a unit, in folders of a thousand
                                 quarantine/       one Parquet a unit that set rows aside
                                 amendment.json    what the check for duplicate ids changed, if it had to
@@ -16,6 +17,7 @@ ledger and goes on. The trade-off: a receipt is an object of its own, so a resum
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors import storage
-from actors.errors import InvariantBroken
+from actors.errors import InvariantBroken, StorageError
 from actors.receipt import Receipt
 from actors.schema import QUARANTINE_SCHEMA, Piece, Shard, Unit
 
@@ -110,22 +112,51 @@ class Ledger:
     def __init__(self, table: str, run: str) -> None:
         self.run = run
         self.url = storage.join(runs_folder(table), run)
+        self._description: dict[str, Any] | None = None
 
-    def freeze(self, description: dict[str, Any], plan: pa.Table, **tables: pa.Table) -> None:
-        """Write the plan and what belongs to it, unless another driver of the same run was first. `run.json` comes
-        last: it says that all the rest is there."""
+    def freeze(self, description: dict[str, Any], plan: pa.Table, **tables: pa.Table) -> dict[str, Any]:
+        """Write the plan and what belongs to it, unless another driver of the same run was first.
+
+        Each driver writes its tables to a place of its own; `run.json`, created last and if absent, names the place, so
+        that the tables that count are always all of one driver.
+
+        Returns:
+            The description that counts: this driver's, or that of the one who was first.
+
+        Raises:
+            StorageError: it was written and cannot be read back.
+        """
+        place = f"plans/{secrets.token_hex(6)}"
         for name, table in {"plan": plan, **tables}.items():
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink, compression="zstd")
-            storage.create(storage.join(self.url, f"{name}.parquet"), bytes(sink.getvalue()))
-        storage.create(storage.join(self.url, "run.json"), json.dumps(description, indent=1, sort_keys=True).encode())
+            storage.put(storage.join(self.url, place, f"{name}.parquet"), bytes(sink.getvalue()))
+        text = json.dumps({**description, "tables": place}, indent=1, sort_keys=True)
+        storage.create(storage.join(self.url, "run.json"), text.encode())
+        found = self.description()
+        if found is None:
+            raise StorageError(f"{self.url!r} was written but cannot be read back; check the store and run again")
+        return found
 
     def description(self) -> dict[str, Any] | None:
         """What `freeze` was told, or None where no plan is frozen yet."""
-        try:
-            return dict(json.loads(storage.read(storage.join(self.url, "run.json"))))
-        except FileNotFoundError:
-            return None
+        if self._description is None:
+            try:
+                self._description = dict(json.loads(storage.read(storage.join(self.url, "run.json"))))
+            except FileNotFoundError:
+                return None
+        return self._description
+
+    def tables_url(self) -> str:
+        """The folder of the tables that count.
+
+        Raises:
+            FileNotFoundError: no plan is frozen.
+        """
+        description = self.description()
+        if description is None:
+            raise FileNotFoundError(f"{self.url!r} has no frozen plan")
+        return storage.join(self.url, description["tables"])
 
     def plan(self) -> pa.Table:
         """The frozen plan (`PLAN_SCHEMA`)."""
@@ -137,7 +168,7 @@ class Ledger:
         Raises:
             FileNotFoundError: it was given none of that name.
         """
-        return pq.read_table(pa.BufferReader(storage.read(storage.join(self.url, f"{name}.parquet"))))
+        return pq.read_table(pa.BufferReader(storage.read(storage.join(self.tables_url(), f"{name}.parquet"))))
 
     def listing(self) -> dict[str, tuple[int, str]] | None:
         """The shards that the run was made from, path to size and etag; None where it was not written down."""

@@ -11,7 +11,6 @@ text columns, and rows that were set aside for an id that another row had (that 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -22,18 +21,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from actors.errors import TableConflict
 from actors.formats import open_format
 from actors.reader import SourceSpec, corpus_root, read_unit
 from actors.receipt import DataFile, Receipt
 from actors.schema import HASH, Piece, Shard, Unit
 from pipeline import delta
 from pipeline.config import Job
-from pipeline.executor import Executor, InlineExecutor, executor_for
+from pipeline.delta import State
+from pipeline.executor import Executor, executor_for, near_or
+from pipeline.generation import Generation
 from pipeline.ledger import Ledger, table_to_units, units_to_table
 from pipeline.plan import Plan, Survey, cut_plan, survey, take_sample
-from pipeline.reuse import TableFile, build_index, scan_files
-from pipeline.run import Outcome, Prepared, Reporter, Runner, backfill
+from pipeline.report import Outcome, Reporter
+from pipeline.reuse import TableFile, build_index, contains, scan_files
+from pipeline.run import Beginning, Prepared, Runner, begin
 
 # Below this many texts to encode, starting a cluster costs more than it saves.
 INLINE_TEXTS = 2_000
@@ -42,36 +43,38 @@ _CARRY_ROWS = 1_000
 
 
 def refresh(job: Job, reporter: Reporter) -> Outcome:
-    """One new version, or none when nothing changed. Where there is no table yet, a backfill.
+    """One new version, or none when nothing changed. Where there is no table yet, a backfill; where the job's model or a
+    setting of it is another than the table's, a second generation (`pipeline.generation`).
 
     Raises:
-        TableConflict: the table was made by another model or with other settings.
         VectideError: see actors/errors.py; whatever was finished is kept, and the same call goes on from there.
     """
-    runner = _Refresh(job, reporter)
-    if runner.current is None:
-        return backfill(job, reporter)
-    return runner.run()
+    beginning = begin(job, reporter)
+    if beginning.table is None or beginning.state is None:
+        return Runner(beginning, reporter).run()
+    making = delta.making_of(beginning.table)
+    if making is not None and making.fingerprint != beginning.making.fingerprint:
+        return Generation(beginning, beginning.table, reporter).run()
+    return _Refresh(beginning, beginning.table, beginning.state, reporter).run()
 
 
 class _Refresh(Runner):
-    """A run over the shards that changed."""
+    """A run over the shards that changed.
 
+    Args:
+        beginning: What is there.
+        version: The table as it is.
+        state: What it holds.
+        reporter: Who is told how it goes.
+    """
+
+    operation = "refresh"
     what = "vectide refresh"
 
-    def base(self) -> str | None:
-        """The version too: the plan names its files."""
-        return None if self.table is None else f"{self.current}@{self.table.version()}"
-
-    @cached_property
-    def _version(self) -> DeltaTable:
-        if self.table is None:
-            raise TableConflict(f"there is no table at {self.url!r} to refresh")
-        return self.table
-
-    @cached_property
-    def _before(self) -> Ledger:
-        return Ledger(self.url, str(self.current))
+    def __init__(self, beginning: Beginning, version: DeltaTable, state: State, reporter: Reporter) -> None:
+        super().__init__(beginning, reporter)
+        self._version = version
+        self._before = Ledger(self.url, state.run)
 
     @cached_property
     def _old_quarantine(self) -> pa.Table:
@@ -110,13 +113,14 @@ class _Refresh(Runner):
 
     def look(self) -> Survey:
         """As the backfill does, but only for what is to be read, and with the types that the table has."""
-        there = pa.schema(self._version.schema().to_arrow())
+        there = delta.schema_of(self._version)
         source = self.job.source
         found = survey(self.job, self._to_read) if self._to_read else None
         kept = []
         for name in source.keep:
-            known = there.field(name).type if name in there.names else pa.string()
-            kept.append((name, known))
+            # Where a shard stays unread its types stay too; a column is new only where everything is read.
+            new = found is not None and name not in there.names
+            kept.append((name, found.keep_schema.field(name).type if new and found else there.field(name).type))
         spec = SourceSpec(
             format=found.source.format if found else "parquet",
             root=corpus_root(source.uri, self.shards),
@@ -145,8 +149,13 @@ class _Refresh(Runner):
 
     @cached_property
     def _index(self) -> pa.Table:
-        """Where the table has a vector of one of these texts."""
-        return build_index(self.url, [file.path for file in self._files], self._wanted)
+        """Where there is a vector of one of these texts: in the table, so that it keeps its bits, or else left behind."""
+        index = build_index(self.url, [file.path for file in self._files], self._wanted)
+        others = self.left_behind()
+        if not others or index.num_rows == len(self._wanted):
+            return index
+        rest = self._wanted[~contains(np.asarray(index["hash"].to_numpy(), dtype="S32"), self._wanted)]
+        return pa.concat_tables([index, build_index(self.url, others, rest)]).sort_by("hash")
 
     def prepare(self, found: Survey, executor: Executor) -> Prepared:
         """Cut what changed, find which of its texts have a vector, and plan for rows that move."""
@@ -199,10 +208,8 @@ class _Refresh(Runner):
 
     def executor(self) -> Executor:
         """This process where there is little to encode, unless the job names a cluster."""
-        here = self.job.run.address == "local" or (self.job.run.address == "auto" and "RAY_ADDRESS" not in os.environ)
-        if here and self._texts() <= INLINE_TEXTS:
-            return InlineExecutor()
-        return executor_for(self.job.run)
+        near = near_or(self.job.run.address, little=self._texts() <= INLINE_TEXTS)
+        return near or executor_for(self.job.run)
 
     def removed(self) -> tuple[str, ...]:
         """The files that the plan was made to replace."""

@@ -55,13 +55,13 @@ def scan_files(table: str, paths: Iterable[str]) -> list[TableFile]:
         return list(pool.map(scan, paths))
 
 
-def build_index(table: str, paths: Iterable[str], wanted: npt.NDArray[np.bytes_]) -> pa.Table:
+def build_index(table: str, paths: Iterable[str], wanted: npt.NDArray[np.bytes_] | None) -> pa.Table:
     """The first place of each wanted text (`SCHEMA`), sorted by hash.
 
     Args:
         table: URL of the table's folder.
-        paths: The files of the current version.
-        wanted: Sorted content hashes, as bytes.
+        paths: Files with vectors of the right making, the best ones first.
+        wanted: Sorted content hashes, as bytes; None for all.
     """
 
     def find(path: str) -> pa.Table:
@@ -75,7 +75,7 @@ def build_index(table: str, paths: Iterable[str], wanted: npt.NDArray[np.bytes_]
             first[1:] = ~same_id | (hashes[1:] != hashes[:-1])
         starts = np.flatnonzero(first)
         counts = np.diff(np.append(starts, len(hashes)))
-        mask = contains(wanted, hashes[starts])
+        mask = np.ones(len(starts), dtype=bool) if wanted is None else contains(wanted, hashes[starts])
         found = starts[mask]
         columns = [rows[HASH].take(pa.array(found)), [path] * len(found), found, counts[mask].astype(np.int32)]
         return pa.table(columns, schema=SCHEMA)
@@ -107,7 +107,10 @@ class Reuse:
     def __init__(self, table: str, index: pa.Table) -> None:
         self._table = table
         self._hashes = _bytes(index["hash"])
-        self._files = index["file"].to_pylist()
+        files = index["file"].combine_chunks()
+        files = files if pa.types.is_dictionary(files.type) else files.dictionary_encode()
+        self._files = files.dictionary.to_pylist()
+        self._codes = files.indices.to_numpy()
         self._rows = index["row"].to_numpy()
         self._counts = index["count"].to_numpy()
         self._cache: OrderedDict[str, pa.Table] = OrderedDict()
@@ -137,7 +140,7 @@ class Reuse:
         """The stored rows of index entries, in their order."""
         order: dict[str, list[int]] = {}
         for number, place in enumerate(places):
-            order.setdefault(self._files[place], []).append(number)
+            order.setdefault(self._files[self._codes[place]], []).append(number)
         parts, ends = [], np.cumsum(self._counts[places])
         target = np.empty(int(ends[-1]), dtype=np.int64)
         filled = 0
@@ -165,7 +168,7 @@ class Reuse:
 
 
 @lru_cache(maxsize=1)
-def reuse_of(table: str, ledger: str) -> Reuse:
-    """The index that a run's ledger holds; loaded once a process."""
-    data = storage.read(storage.join(ledger, "reuse.parquet"))
-    return Reuse(table, pq.read_table(pa.BufferReader(data)))
+def reuse_of(table: str, frozen: str) -> Reuse:
+    """The index among a run's frozen tables; loaded once a process."""
+    data = storage.read(storage.join(frozen, "reuse.parquet"))
+    return Reuse(table, pq.read_table(pa.BufferReader(data), read_dictionary=["file"]))

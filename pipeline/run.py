@@ -1,7 +1,8 @@
 """A backfill from end to end: plan or find the plan, run what is left of it, publish.
 
-Called by `jobs backfill`. Running the same job again is always right: it finds its own ledger, skips the units that
-have a receipt, and publishes at most once.
+Called by `jobs backfill`; `refresh` changes a few of the steps. Running the same job again is always right: it finds its
+own ledger, skips the units that have a receipt, and publishes at most once. What an earlier run of the same making left
+unfinished is not paid for twice: its vectors are found by the hash of their text.
 """
 
 from __future__ import annotations
@@ -9,79 +10,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
+from deltalake import DeltaTable
 
 from actors import storage
+from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec, describe
-from actors.errors import InvariantBroken, StorageError, TooManyQuarantined, VectideError
+from actors.errors import TooManyQuarantined
 from actors.receipt import Receipt
+from actors.schema import Shard
 from actors.writer import WriterSpec, table_schema
-from pipeline import delta, fingerprint, uniqueness
+from pipeline import delta, fingerprint, leftovers, publish, reuse, uniqueness
+from pipeline.account import check_files, follow, whole
 from pipeline.config import Job
 from pipeline.executor import Executor, executor_for
 from pipeline.hold import Hold, hold
 from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
 from pipeline.plan import Plan, Survey, cut_plan, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
+from pipeline.report import Outcome, Reporter, Started
 from pipeline.stages import StageSpec
 from pipeline.tasks import check_task_column
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """What a run is about to do.
-
-    Attributes:
-        rows: Rows of the source by the plan; an estimate unless `rows_exact`.
-    """
-
-    run: str
-    units: int
-    units_done: int
-    rows: int
-    rows_exact: bool
-    replicas: int
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run came to.
-
-    `rows_read == documents + quarantined`. `encoded` texts went through the model. `published` is False where the version was there before.
-    """
-
-    table: str
-    run: str
-    version: int
-    published: bool
-    rows_read: int = 0
-    documents: int = 0
-    rows: int = 0
-    quarantined: int = 0
-    truncated: int = 0
-    tokens: int = 0
-    encoded: int = 0
-    units: int = 0
-    deaths: int = 0
-
-
-class Reporter(Protocol):
-    """Who is told how a run goes."""
-
-    def step(self, text: str) -> None:
-        """A step begins: planning, starting Ray, publishing."""
-
-    def started(self, started: Started) -> None:
-        """Units begin to run."""
-
-    def finished_unit(self, receipt: Receipt) -> None:
-        """A unit has its receipt."""
-
-    def failed_unit(self, unit: int, error: VectideError) -> None:
-        """A unit ended with an error; the others go on."""
 
 
 def describe_model(job: Job) -> ModelSpec:
@@ -98,13 +49,61 @@ def describe_model(job: Job) -> ModelSpec:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What is there when a run begins.
+
+    Attributes:
+        content: A name for what the table would hold in the end.
+        table: The table, None where there is none.
+        state: What it holds, None where that is nothing.
+    """
+
+    job: Job
+    url: str
+    model: ModelSpec
+    chunking: Chunking | None
+    shards: tuple[Shard, ...]
+    making: delta.Making
+    content: str
+    table: DeltaTable | None
+    state: delta.State | None
+
+
+def begin(job: Job, reporter: Reporter) -> Beginning:
+    """Look at the model, the corpus and the table; nothing is opened but the table's log.
+
+    Raises:
+        VectideError: one of them is not there, or cannot be.
+    """
+    model = describe_model(job)
+    check_task_column(job.source.task_column, model)
+    reporter.step("listing the corpus")
+    shards = list_corpus(job)
+    lineage = fingerprint.lineage(model, job)
+    making = delta.Making(fingerprint.fingerprint(lineage), lineage, job.encoder.model_dump(mode="json"))
+    url = storage.absolute(job.table.uri)
+    table = delta.open_table(url)
+    return Beginning(
+        job=job,
+        url=url,
+        model=model,
+        chunking=fingerprint.chunking_of(model, job),
+        shards=shards,
+        making=making,
+        content=fingerprint.content_name(job, making.fingerprint, shards),
+        table=table,
+        state=delta.state_of(table),
+    )
+
+
 def backfill(job: Job, reporter: Reporter) -> Outcome:
     """Embed a corpus into a table, or go on where an earlier run of the same job stopped.
 
     Raises:
         VectideError: see actors/errors.py; whatever was finished is kept, and the same call goes on from there.
     """
-    return Runner(job, reporter).run()
+    return Runner(begin(job, reporter), reporter).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,42 +121,47 @@ class Prepared:
 
 
 class Runner:
-    """One call of `backfill`: what it found out so far, and the steps. `refresh` changes a few of them."""
+    """One call of `backfill`: the steps. `refresh` and a second generation change a few of them."""
 
-    def __init__(self, job: Job, reporter: Reporter) -> None:
-        self.job = job
-        self.reporter = reporter
-        self.url = storage.absolute(job.table.uri)
-        self.model = describe_model(job)
-        check_task_column(job.source.task_column, self.model)
-        reporter.step("listing the corpus")
-        self.shards = list_corpus(job)
-        self.chunking = fingerprint.chunking_of(self.model, job)
-        self.lineage = fingerprint.lineage(self.model, job)
-        self.fingerprint = fingerprint.fingerprint(self.lineage)
-        self.content = fingerprint.content_name(job, self.fingerprint, self.shards)
-        self.table = delta.open_table(self.url)
-        self.current = delta.current_run(self.table)
-        self.ledger = Ledger(self.url, fingerprint.run_name(self.content, self.base()))
-
+    operation = "backfill"
     what = "vectide backfill"
 
-    # What a refresh does differently ---------------------------------------------------------------------------------
+    def __init__(self, beginning: Beginning, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.job = beginning.job
+        self.url = beginning.url
+        self.model = beginning.model
+        self.shards = beginning.shards
+        self.chunking = beginning.chunking
+        self.making = beginning.making
+        self.content = beginning.content
+        self.table = beginning.table
+        self.state = beginning.state
+        base = None if self.state is None else str(self.state)
+        self.ledger = Ledger(self.url, fingerprint.run_name(self.content, base))
 
-    def base(self) -> str | None:
-        """What the run begins with, as far as its plan depends on it."""
-        return self.current
+    # What other runs do differently ----------------------------------------------------------------------------------
+
+    def check_making(self) -> None:
+        """Raise TableConflict where the table's vectors are of another making."""
+        if self.table is not None and self.state is not None:
+            publish.check_making(self.table, self.url, self.making)
 
     def look(self) -> Survey:
         """Check the source and find the types of its columns."""
         return survey(self.job, self.shards)
 
     def prepare(self, found: Survey, executor: Executor) -> Prepared:
-        """Cut the plan."""
+        """Cut the plan, and find what an earlier run has left."""
         sample = take_sample(found, self.model, self.chunking)
         pool = executor.pool
         plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, gpus=pool.gpus > 0)
-        return Prepared(plan, {}, {})
+        index = reuse.build_index(self.url, self.left_behind(), None)
+        return Prepared(plan, {"reuse": index}, {"reuse": index.num_rows > 0})
+
+    def left_behind(self) -> list[str]:
+        """Files of earlier runs of the same making that never came into a version."""
+        return leftovers.left_behind(self.url, self.making.fingerprint, self.table, but=self.ledger.run)
 
     def executor(self) -> Executor:
         """Where units run."""
@@ -171,36 +175,38 @@ class Runner:
         """Files of the table that stay, each as a receipt: their ids count too."""
         return []
 
+    def approve(self, publication: publish.Publication, outcome: Outcome) -> Outcome:  # noqa: ARG002
+        """A last look at the whole before it is published. An outcome that is `held` is not."""
+        return outcome
+
     # The steps ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Whatever is left to do."""
-        if self.table is not None and self.current is not None:
-            made = Ledger(self.url, self.current).description() or {}
+        if self.table is not None and self.state is not None:
+            made = Ledger(self.url, self.state.run).description() or {}
             if made.get("content") == self.content:
-                return Outcome(self.url, self.current, int(self.table.version()), published=False)
-        if self.table is not None:
-            delta.check_fingerprint(self.table, self.url, self.fingerprint, self.lineage)
+                return Outcome(self.url, self.state.run, self.state.version, published=False)
+        self.check_making()
         with hold(self.url, self.ledger.run, what=self.what) as held:
-            delta.check_base(delta.open_table(self.url), self.url, self.current)  # it was read before it was held
+            publish.check_base(delta.open_table(self.url), self.url, self.state)  # it was read before it was held
             return self._run(held)
 
     def _run(self, held: Hold) -> Outcome:
         """The work, while the table is held."""
+        if self.table is not None:
+            publish.check_partitions(self.table, self.url, self.job.table.partition_by)
         self.reporter.step("looking at the columns of its files")
         found = self.look()
-        publication = delta.Publication(
+        publication = publish.Publication(
+            commit=self.ledger.run,
             run=self.ledger.run,
-            fingerprint=self.fingerprint,
-            lineage=self.lineage,
+            operation=self.operation,
+            making=self.making,
             schema=table_schema(found.keep_schema, chunked=self.chunking is not None),
             partition_by=self.job.table.partition_by,
-            encoder=self.job.encoder.model_dump(mode="json"),
-            base_run=self.current,
-            add=(),
+            base=self.state,
         )
-        if self.table is not None:
-            delta.check_columns(self.table, self.url, publication)
         description = self.ledger.description()
         done = self.ledger.done() if description is not None else set()
         deaths = 0
@@ -216,12 +222,13 @@ class Runner:
         probe_create(storage.join(self.url, FOLDER, "probes"))
         self.reporter.step("planning")
         prepared = self.prepare(found, executor)
-        self.ledger.freeze(
+        return self.ledger.freeze(
             {
                 "run": self.ledger.run,
+                "operation": self.operation,
                 "content": self.content,
-                "fingerprint": self.fingerprint,
-                "lineage": self.lineage,
+                "fingerprint": self.making.fingerprint,
+                "lineage": self.making.lineage,
                 "job": self.job.model_dump(mode="json"),
                 "shards": len(self.shards),
                 "units": prepared.plan.units,
@@ -233,16 +240,10 @@ class Runner:
             listing=listing_table(self.shards),
             **prepared.tables,
         )
-        description = self.ledger.description()
-        if description is None:
-            raise StorageError(
-                f"{self.ledger.url!r} was written but cannot be read back; check the store and run again"
-            )
-        return description
 
     def _encode(
         self,
-        publication: delta.Publication,
+        publication: publish.Publication,
         found: Survey,
         description: dict[str, Any],
         done: set[int],
@@ -252,62 +253,50 @@ class Runner:
         writer = WriterSpec(
             table=self.url,
             ledger=self.ledger.url,
+            frozen=self.ledger.tables_url(),
             run=self.ledger.run,
             schema=publication.schema,
             partition_by=publication.partition_by,
             precision=self.job.table.precision,
-            lineage=json.dumps(self.lineage, sort_keys=True),
+            lineage=json.dumps(self.making.lineage, sort_keys=True),
         )
-        started = Started(
-            run=self.ledger.run,
-            units=description["units"],
-            units_done=len(done),
-            rows=description["rows"],
-            rows_exact=description["rows_exact"],
-            replicas=executor.pool.replicas,
-            device=executor.pool.device,
+        self.reporter.started(
+            Started(
+                run=self.ledger.run,
+                units=description["units"],
+                units_done=len(done),
+                rows=description["rows"],
+                rows_exact=description["rows_exact"],
+                replicas=executor.pool.replicas,
+                device=executor.pool.device,
+            )
         )
-        self.reporter.started(started)
-        errors: list[tuple[int, VectideError]] = []
         rest = table_to_units(self.ledger.plan(), done)
         stages = StageSpec(found.source, self.model, writer, self.chunking, reuse=bool(description.get("reuse")))
-        for outcome in executor.run(rest, stages):
-            if outcome.receipt is not None:
-                self.reporter.finished_unit(outcome.receipt)
-            elif outcome.error is not None:
-                errors.append((outcome.unit, outcome.error))
-                self.reporter.failed_unit(outcome.unit, outcome.error)
-        if errors:
-            raise _failed(errors, description["units"])
+        follow(executor.run(rest, stages), self.reporter, description["units"])
         return executor.book.total_deaths()
 
-    def _publish(self, publication: delta.Publication, description: dict[str, Any], held: Hold) -> Outcome:
+    def _publish(self, publication: publish.Publication, description: dict[str, Any], held: Hold) -> Outcome:
         """Check that every row is accounted for, then commit."""
         self.reporter.step("checking that every row is accounted for")
-        receipts = self.ledger.receipts()
-        if len([receipt for receipt in receipts.values() if receipt.replaces is None]) != description["units"]:
-            raise InvariantBroken(f"{len(receipts)} receipts are there for a plan of {description['units']} units.")
-        for receipt in receipts.values():
-            receipt.check()
+        receipts = whole(self.ledger, description)
         source = self.job.source
         if source.id is not None and source.unique_ids and self.ledger.amendment() is None:
             receipts = self._unique(receipts, description["units"])
-        outcome = _sum(self.url, self.ledger.run, receipts.values())
+        outcome = Outcome(self.url, self.ledger.run, version=-1, published=False).plus(receipts.values())
         self._check_quarantine(outcome, receipts.values(), int(description.get("rows_kept", 0)))
         files = tuple(file for receipt in receipts.values() for file in receipt.files)
-        if missing := delta.missing_files(self.url, self.ledger.run, files):
-            raise StorageError(
-                f"{len(missing)} of {len(files)} files that receipts name are not in {self.url!r} as they were written "
-                f"({missing[0]!r} first); nothing was published. Something else removed them: remove "
-                f"{self.ledger.url!r} and run the same command again to embed them anew"
-            )
-        self.reporter.step("publishing")
+        check_files(self.ledger, self.url, publish.missing_files(self.url, files), len(files))
         removed = self.removed()
         if removed is not None:
             removed += tuple(receipt.replaces for receipt in receipts.values() if receipt.replaces is not None)
+        publication = replace(publication, add=files, remove=removed)
+        outcome = self.approve(publication, outcome)
+        if outcome.held:
+            return outcome
+        self.reporter.step("publishing")
         held.check()
-        version = delta.publish(self.url, replace(publication, add=files, remove=removed))
-        return replace(outcome, version=version, published=True)
+        return replace(outcome, version=publish.publish(self.url, publication), published=True)
 
     def _unique(self, receipts: dict[int, Receipt], units: int) -> dict[int, Receipt]:
         """The receipts after ids that several rows have were set aside in all but the first."""
@@ -341,31 +330,3 @@ class Runner:
             f"{first['position']}: {first['error']}. All are in {self.ledger.url}/quarantine. Mend the source, or raise "
             f"run.max_quarantined and run again: the embedded rows are kept"
         )
-
-
-def _failed(errors: list[tuple[int, VectideError]], units: int) -> VectideError:
-    """The first error, with how many others there were; it keeps its class and so its exit code."""
-    number, error = errors[0]
-    others = f" {len(errors) - 1} more units failed." if len(errors) > 1 else ""
-    message = f"unit {number} of {units} failed: {error}.{others} The other units are kept; nothing was published"
-    return type(error)(message)
-
-
-def _sum(url: str, run: str, receipts: Iterable[Receipt]) -> Outcome:
-    outcome = Outcome(url, run, version=-1, published=False)
-    for receipt in receipts:
-        if receipt.replaces is not None:
-            outcome = replace(outcome, quarantined=outcome.quarantined + receipt.rows_bad)
-            continue
-        outcome = replace(
-            outcome,
-            rows_read=outcome.rows_read + receipt.rows_read,
-            documents=outcome.documents + receipt.documents,
-            rows=outcome.rows + receipt.rows,
-            quarantined=outcome.quarantined + receipt.rows_bad,
-            truncated=outcome.truncated + receipt.truncated,
-            tokens=outcome.tokens + receipt.tokens,
-            encoded=outcome.encoded + receipt.encoded,
-            units=outcome.units + 1,
-        )
-    return outcome

@@ -103,7 +103,7 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
         parcel.bad += unknown
         documents = table.num_rows
         if spec.reuse:
-            table, parcel.ready = reuse_of(spec.writer.table, spec.writer.ledger).split(table, spec.writer.schema.names)
+            table, parcel.ready = reuse_of(spec.writer.table, spec.writer.frozen).split(table, spec.writer.schema.names)
         tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
         read_s = time.perf_counter()
         columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)
@@ -308,3 +308,17 @@ def write(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
             outcome = error
         lease.done()
     return pa.table({"unit": [parcel.unit], "outcome": [pickle.dumps(outcome)]}, schema=OUTCOME_SCHEMA)
+
+
+def rewrite(block: pa.Table, spec: WriterSpec, book: Book) -> pa.Table:
+    """Carry a unit's rows from files of the table into new ones, in one stage; the outcome is that of `write`."""
+    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (made by our own driver)
+    outcome: object
+    lease = book.lease("rewrite", unit.number)
+    try:
+        lease.check()
+        outcome = write_unit(carry(unit, spec), spec)
+    except VectideError as error:
+        outcome = error
+    lease.done()
+    return pa.table({"unit": [unit.number], "outcome": [pickle.dumps(outcome)]}, schema=OUTCOME_SCHEMA)

@@ -5,27 +5,16 @@ Called by `jobs status`. Reads the Delta log and the ledgers; opens no data file
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError
 from pipeline import delta
 from pipeline.ledger import Ledger, run_names
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One version of the table, as the log remembers it."""
-
-    number: int
-    time: str
-    operation: str
-    run: str | None
+from pipeline.versions import Version, versions_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +66,17 @@ def status(table: str) -> Status:
     runs = [state for state in (_run(url, name, opened) for name in names) if state is not None]
     if opened is None:
         return Status(url, None, 0, 0, 0, {}, None, [], runs)
-    actions = pa.table(opened.get_add_actions(flatten=True))
-    versions = [
-        Version(
-            int(entry["version"]),
-            dt.datetime.fromtimestamp(entry["timestamp"] / 1000, dt.UTC).isoformat(timespec="seconds"),
-            str(entry.get("operation", "")),
-            entry.get("vectide.run"),
-        )
-        for entry in opened.history()
-    ]
+    actions = delta.actions_of(opened)
+    making = delta.making_of(opened)
     return Status(
         table=url,
         version=int(opened.version()),
         rows=sum(actions.column("num_records").to_pylist()),
         files=actions.num_rows,
         size_bytes=sum(actions.column("size_bytes").to_pylist()),
-        lineage=delta.lineage_of(opened),
-        fingerprint=delta.fingerprint_of(opened),
-        versions=versions,
+        lineage=making.lineage if making else {},
+        fingerprint=making.fingerprint if making else None,
+        versions=versions_of(opened),
         runs=runs,
     )
 

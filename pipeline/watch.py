@@ -26,15 +26,19 @@ FIRST_RETRY_S = 30.0
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def seconds_of(text: str) -> float:
+def seconds_of(text: str, *, option: str = "--every") -> float:
     """An interval as a person writes it: 90s, 15m, 1h, 7d.
+
+    Args:
+        text: What was written.
+        option: Where, for the message.
 
     Raises:
         ConfigError: it is not one.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
     if match is None or float(match.group(1)) == 0:
-        raise ConfigError(f"--every {text!r} must be a number above 0 with s, m, h or d, as in 90s, 15m, 1h or 7d")
+        raise ConfigError(f"{option} {text!r} must be a number above 0 with s, m, h or d, as in 90s, 15m, 1h or 7d")
     return float(match.group(1)) * _UNITS_S[match.group(2)]
 
 

@@ -14,7 +14,7 @@ import pytest
 from actors.receipt import Receipt
 from pipeline.config import Job, parse_job
 from pipeline.dataflow import connect
-from pipeline.run import Started
+from pipeline.report import Started
 from tests.checkpoints.bert import write_bert
 from tests.stores.moto import moto
 from tests.stores.server import Server, lake

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError, ModelError, TableConflict, TooManyQuarantined
+from pipeline import delta
 from pipeline.ledger import Ledger
 from pipeline.run import backfill
 from pipeline.search import Searcher
@@ -113,10 +114,37 @@ def test_vectors_of_two_settings_are_never_mixed(tmp_path, tiny_model, reporter)
     other = make_job(corpus, tmp_path / "table", tiny_model, encoder__max_tokens=9)
     with pytest.raises(TableConflict, match="max_tokens: 64 there, 9 here"):
         backfill(other, reporter)
-    kept = make_job(corpus, tmp_path / "table", tiny_model, source__keep=[])
-    with pytest.raises(TableConflict, match="has the columns"):
-        backfill(kept, reporter)
     assert DeltaTable(str(tmp_path / "table")).version() == 1
+
+
+def test_a_job_that_keeps_other_columns_replaces_them_with_the_rows(tmp_path, tiny_model, reporter):
+    corpus = write_corpus(tmp_path / "corpus", [rows(20)])
+    backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
+    backfill(make_job(corpus, tmp_path / "table", tiny_model, source__keep=[]), reporter)
+    names = [DeltaTable(str(tmp_path / "table"), version=number).schema().to_arrow().names for number in (1, 2)]
+    assert set(names[0]) - set(names[1]) == {"lang"}
+
+
+def test_what_a_stopped_backfill_has_encoded_is_not_paid_for_again_when_the_source_moves_on(
+    tmp_path, tiny_model, reporter
+):
+    corpus = write_corpus(tmp_path / "corpus", [rows(40)])
+    job = make_job(corpus, tmp_path / "table", tiny_model)
+
+    class Stops(Exception):
+        pass
+
+    class Stopping(Silent):
+        def finished_unit(self, receipt):
+            super().finished_unit(receipt)
+            if len(self.receipts) == 2:
+                raise Stops
+
+    with pytest.raises(Stops):
+        backfill(job, Stopping())
+    write_corpus(corpus, [rows(45)])
+    outcome = backfill(job, reporter)
+    assert (outcome.version, outcome.rows, outcome.encoded) == (1, 45, 45 - 32)
 
 
 def test_a_delta_table_of_somebody_else_is_left_alone(tmp_path, tiny_model, reporter):
@@ -239,7 +267,9 @@ def test_files_carry_their_lineage_and_plain_types(tmp_path, tiny_model, reporte
     (path,) = table.file_uris()
     footer = pq.read_metadata(path)
     lineage = json.loads(footer.metadata[b"vectide"])
-    assert lineage == json.loads(table.metadata().configuration["vectide.lineage"])
+    making = delta.making_of(table)
+    assert making is not None
+    assert lineage == making.lineage
     assert lineage["model"] == str(tiny_model)
     assert b"ARROW:schema" not in footer.metadata
     assert pl.read_delta(str(tmp_path / "table"))["embedding"].dtype == pl.List(pl.Float32)

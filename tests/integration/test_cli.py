@@ -20,7 +20,22 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "plan": {"--set", "--source", "--table", "--model", "--price-per-hour", "--tokens-per-second", "--json"},
     "backfill": {"--set", "--source", "--table", "--model"},
-    "refresh": {"--set", "--source", "--table", "--model"},
+    "refresh": {
+        "--set",
+        "--source",
+        "--table",
+        "--model",
+        "--hold",
+        "--min-agreement",
+        "--queries",
+        "--judgements",
+    },
+    "versions": {"--json"},
+    "rollback": {"--to"},
+    "diff": {"--json"},
+    "changes": {"--since", "--out", "--json"},
+    "compact": {"--target", "--address"},
+    "vacuum": {"--keep", "--unfinished", "--dry-run", "--json"},
     "search": {"-k", "--where", "--version", "--model", "--json"},
     "status": {"--json"},
     "submit": {"--address", "--command", "--detach", "--set"},
@@ -148,3 +163,30 @@ def test_a_model_without_weights_is_refused(made, tmp_path):
     done = vectide("backfill", path, "--model", tmp_path)
     assert done.returncode == 2
     assert "safetensors" in done.stderr
+
+
+def test_a_table_is_looked_after_from_the_command_line(tmp_path, tiny_model):
+    corpus = write_corpus(tmp_path / "corpus", [rows(20)])
+    job = make_job(corpus, tmp_path / "table", tiny_model)
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
+    table = tmp_path / "table"
+    assert vectide("backfill", path).returncode == 0
+    held = vectide("refresh", path, "--set", "encoder.max_tokens=5", "--hold")
+    assert "built and held back: 20 rows" in held.stdout
+    closed = vectide("refresh", path, "--set", "encoder.max_tokens=5", "--min-agreement", "1")
+    assert (closed.returncode, "less than generation.min_agreement = 1" in closed.stderr) == (1, True)
+    assert "published version 2" in vectide("refresh", path, "--set", "encoder.max_tokens=5").stdout
+    assert "0 rows added, 20 changed, 0 removed" in vectide("diff", table, 1, 2).stdout
+    done = vectide("changes", table, "--since", 1, "--out", tmp_path / "out", "--json")
+    assert json.loads(done.stdout)["upserts"] == 20
+    assert "the 20 rows of version 1 again" in vectide("rollback", table, "--to", 1).stdout
+    assert "2 files are 1 now" in vectide("compact", table).stdout
+    assert "would remove" in vectide("vacuum", table, "--keep", "0", "--dry-run").stdout
+    assert "removed 4 files" in vectide("vacuum", table, "--keep", "0").stdout
+    found = json.loads(vectide("versions", table, "--json").stdout)
+    assert [version["operation"] for version in found[:4]] == ["compact", "rollback", "generation", "backfill"]
+    wrong = vectide("vacuum", table, "--keep", "soon")
+    assert (wrong.returncode, "--keep 'soon' must be a number above 0" in wrong.stderr) == (2, True)
+    late = vectide("rollback", table, "--to", 2)
+    assert (late.returncode, "a vacuum took them" in late.stderr) == (1, True)

@@ -4,22 +4,17 @@ the table never saw are encoded."""
 from __future__ import annotations
 
 import shutil
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from deltalake import DeltaTable
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from actors.errors import CommitConflict, TableConflict
 from pipeline.ledger import Ledger
 from pipeline.refresh import refresh
 from pipeline.run import backfill
 from pipeline.status import status
-from tests.integration.conftest import Silent, make_job, rows, write_corpus, write_one
+from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
 
 def stored(table):
@@ -130,13 +125,6 @@ def test_another_choice_of_text_reads_everything_again(tmp_path, tiny_model, rep
     assert_same(tmp_path / "table", tmp_path / "fresh")
 
 
-def test_another_model_is_refused(tmp_path, tiny_model, reporter):
-    corpus = write_corpus(tmp_path / "corpus", [rows(10)])
-    backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
-    with pytest.raises(TableConflict, match="max_tokens: 64 there, 9 here"):
-        refresh(make_job(corpus, tmp_path / "table", tiny_model, encoder__max_tokens=9), reporter)
-
-
 def test_an_id_set_aside_comes_back_when_the_row_before_it_goes(tmp_path, tiny_model, reporter):
     first, second = rows(10), rows(10, start=5)
     corpus = write_corpus(tmp_path / "corpus", [first, second])
@@ -230,166 +218,3 @@ def test_bad_rows_of_shards_that_stay_are_still_accounted_for(tmp_path, tiny_mod
     run = next(state for state in status(str(tmp_path / "table")).runs if state.version == 2)
     ledger = Ledger(str(tmp_path / "table"), run.run)
     assert ledger.quarantine(ledger.receipts().values())["id"].to_pylist() == ["bad"]
-
-
-class History(RuleBasedStateMachine):
-    """Any history of a small corpus; after each refresh the table is what a fresh backfill would be."""
-
-    model: Path
-
-    @initialize()
-    def start(self):
-        self.folder = Path(tempfile.mkdtemp())
-        self.corpus = self.folder / "corpus"
-        self.shards: dict[str, list[dict[str, object]]] = {}
-        self.next_id = 0
-        self.fresh = 0
-        self.add_shard(3)
-
-    def teardown(self):
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _write(self, name):
-        write_one(self.corpus / name, self.shards[name])
-
-    def _row(self, text):
-        self.next_id += 1
-        return {"id": f"r{self.next_id}", "title": "t", "text": text, "lang": f"l{self.next_id % 2}"}
-
-    @rule(count=st.integers(1, 5))
-    def add_shard(self, count):
-        name = f"s{self.next_id:03d}.parquet"
-        self.shards[name] = [self._row(f"text {self.next_id % 7}") for _ in range(count)]
-        self._write(name)
-
-    @precondition(lambda self: len(self.shards) > 1)
-    @rule(data=st.data())
-    def delete_shard(self, data):
-        name = data.draw(st.sampled_from(sorted(self.shards)))
-        del self.shards[name]
-        (self.corpus / name).unlink()
-
-    @rule(data=st.data())
-    def rename_shard(self, data):
-        name = data.draw(st.sampled_from(sorted(self.shards)))
-        self.next_id += 1
-        new = f"{data.draw(st.sampled_from('az'))}{self.next_id:03d}.parquet"
-        self.shards[new] = self.shards.pop(name)
-        (self.corpus / name).rename(self.corpus / new)
-
-    @rule(data=st.data(), number=st.integers(0, 30))
-    def edit_row(self, data, number):
-        name = data.draw(st.sampled_from(sorted(self.shards)))
-        row = data.draw(st.integers(0, len(self.shards[name]) - 1))
-        self.shards[name][row] = {**self.shards[name][row], "text": f"edited {number}"}
-        self._write(name)
-
-    @rule(data=st.data())
-    def repeat_an_id(self, data):
-        """The same id in another shard: one of the two is set aside."""
-        name, other = (data.draw(st.sampled_from(sorted(self.shards))) for _ in range(2))
-        row = data.draw(st.sampled_from(self.shards[name]))
-        self.shards[other].append({**row, "text": "another text of the same id"})
-        self._write(other)
-
-    @rule(data=st.data())
-    def delete_row(self, data):
-        name = data.draw(st.sampled_from(sorted(self.shards)))
-        if len(self.shards[name]) > 1:
-            self.shards[name].pop(data.draw(st.integers(0, len(self.shards[name]) - 1)))
-            self._write(name)
-
-    @rule(data=st.data())
-    def move_row(self, data):
-        name, other = (data.draw(st.sampled_from(sorted(self.shards))) for _ in range(2))
-        if name != other and len(self.shards[name]) > 1:
-            self.shards[other].append(self.shards[name].pop())
-            self._write(name)
-            self._write(other)
-
-    @rule()
-    def reshard(self):
-        everything = [row for shard in self.shards.values() for row in shard]
-        for name in self.shards:
-            (self.corpus / name).unlink()
-        self.next_id += 1
-        half = (len(everything) + 1) // 2
-        parts = {f"p{self.next_id:03d}.parquet": everything[:half], f"q{self.next_id:03d}.parquet": everything[half:]}
-        self.shards = {name: part for name, part in parts.items() if part}
-        for name in self.shards:
-            self._write(name)
-
-    @rule(stop=st.booleans())
-    def refresh(self, stop):
-        table = self.folder / "table"
-        job = make_job(self.corpus, table, self.model, run__max_quarantined=1, run__unit_rows=3)
-        before = {key[2] for key in stored_hashes(table)}
-        if stop:
-            stop_after_the_first_unit(job)
-        outcome = refresh(job, Silent())
-        self.fresh += 1
-        fresh = self.folder / f"fresh{self.fresh}"
-        whole = backfill(make_job(self.corpus, fresh, self.model, run__max_quarantined=1), Silent())
-        assert_same(table, fresh)
-        unseen = [key[2] for key in stored_hashes(fresh) if key[2] not in before]
-        # Equal texts of two units may both be encoded, and so is a text that is set aside for its id afterwards.
-        if outcome.published and not stop:
-            assert len(set(unseen)) <= outcome.encoded <= len(unseen) + whole.quarantined
-        shutil.rmtree(fresh)
-
-
-def stored_hashes(table):
-    if not DeltaTable.is_deltatable(str(table)):
-        return set()
-    columns = DeltaTable(str(table)).to_pyarrow_table(columns=["id", "_shard", "_hash"]).to_pylist()
-    return {(row["id"], row["_shard"], row["_hash"]) for row in columns}
-
-
-def stop_after_the_first_unit(job):
-    class Stops(Exception):
-        pass
-
-    class Stopping(Silent):
-        def finished_unit(self, receipt):
-            raise Stops
-
-    try:
-        refresh(job, Stopping())
-    except Stops:
-        return
-
-
-def test_any_history_ends_like_a_fresh_backfill(tiny_model):
-    History.model = tiny_model
-    run_state_machine_as_test(
-        History,
-        settings=settings(
-            max_examples=12, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
-
-
-@pytest.mark.parametrize("mode", ["split", "late"])
-def test_documents_keep_the_vectors_of_all_their_chunks(tmp_path, tiny_model, reporter, mode):
-    long = [{**row, "text": f"One sentence {n}. Another one {n}. And a third {n}."} for n, row in enumerate(rows(12))]
-    corpus = write_corpus(tmp_path / "corpus", [long[:6], long[6:]])
-    chunking = {"mode": mode, "max_tokens": 30}
-    job = make_job(corpus, tmp_path / "table", tiny_model, chunking=chunking)
-    assert backfill(job, reporter).rows > 12
-    edited = [dict(row) for row in long]
-    edited[2]["text"] = "One sentence only."
-    shutil.rmtree(corpus)
-    write_corpus(corpus, [edited[::2], edited[1::2]])
-    assert refresh(job, reporter).encoded == 1
-    backfill(make_job(corpus, tmp_path / "fresh", tiny_model, chunking=chunking), reporter)
-    chunks = [
-        {(row["id"], row["chunk"]): row for row in DeltaTable(str(tmp_path / name)).to_pyarrow_table().to_pylist()}
-        for name in ("table", "fresh")
-    ]
-    assert chunks[0].keys() == chunks[1].keys()
-    for key, row in chunks[0].items():
-        other = chunks[1][key]
-        assert {name: row[name] for name in ("start", "end", "tokens", "_hash", "_shard")} == {
-            name: other[name] for name in ("start", "end", "tokens", "_hash", "_shard")
-        }
-        np.testing.assert_allclose(row["embedding"], other["embedding"], atol=1e-3)

@@ -13,7 +13,7 @@ from pipeline.config import parse_job
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/cluster.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/cluster.md", "docs/tables.md"]
 
 
 def test_the_job_of_the_readme_is_a_job():

@@ -51,7 +51,7 @@ def spec(tmp_path):
     table = str(tmp_path / "table")
     schema = table_schema(pa.schema([("lang", pa.string())]))
     ledger = Ledger(table, "run1").url
-    return WriterSpec(table, ledger, "run1", schema, ("lang",), "float32", json.dumps({"model": "m"}))
+    return WriterSpec(table, ledger, ledger, "run1", schema, ("lang",), "float32", json.dumps({"model": "m"}))
 
 
 def files_below(folder):
@@ -189,10 +189,13 @@ def test_the_first_plan_stands(tmp_path):
     ledger = Ledger(str(tmp_path), "r")
     assert ledger.description() is None
     first = units_to_table([Unit(0, (Piece(Shard("/a", 1, ""), 0, 1, 1),))])
-    ledger.freeze({"units": 1}, first)
-    ledger.freeze({"units": 2}, first.slice(0, 0))
-    assert ledger.description() == {"units": 1}
-    assert ledger.plan().equals(first)
+    other = Ledger(str(tmp_path), "r")
+    frozen = ledger.freeze({"units": 1}, first)
+    assert other.freeze({"units": 2}, first.slice(0, 0), listing=first) == frozen
+    for seen in (ledger, other, Ledger(str(tmp_path), "r")):
+        assert seen.description() == frozen
+        assert (frozen["units"], seen.plan()) == (1, first)
+        assert seen.listing() is None  # not the plan of one driver with the listing of another
 
 
 def all_errors(kind=VectideError):

@@ -1,0 +1,64 @@
+"""Follows the units of a run, and checks at its end that nothing is missing.
+
+Shared by every run that has a ledger: backfill, refresh, compaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from actors.errors import InvariantBroken, StorageError, VectideError
+from actors.receipt import Receipt
+from pipeline.executor import UnitOutcome
+from pipeline.ledger import Ledger
+from pipeline.report import Reporter
+
+
+def follow(outcomes: Iterable[UnitOutcome], reporter: Reporter, units: int) -> None:
+    """Tell the reporter how each unit ends. All of them are let end, whatever becomes of the others.
+
+    Raises:
+        VectideError: some failed; of the class of the first.
+    """
+    errors: list[tuple[int, VectideError]] = []
+    for outcome in outcomes:
+        if outcome.receipt is not None:
+            reporter.finished_unit(outcome.receipt)
+        elif outcome.error is not None:
+            errors.append((outcome.unit, outcome.error))
+            reporter.failed_unit(outcome.unit, outcome.error)
+    if errors:
+        raise _failed(errors, units)
+
+
+def _failed(errors: list[tuple[int, VectideError]], units: int) -> VectideError:
+    """The first error, with how many others there were; it keeps its class and so its exit code."""
+    number, error = errors[0]
+    others = f" {len(errors) - 1} more units failed." if len(errors) > 1 else ""
+    message = f"unit {number} of {units} failed: {error}.{others} The other units are kept; nothing was published"
+    return type(error)(message)
+
+
+def whole(ledger: Ledger, description: dict[str, Any]) -> dict[int, Receipt]:
+    """The receipts of a run that is done, by unit; each adds up, and none is missing.
+
+    Raises:
+        InvariantBroken: otherwise.
+    """
+    receipts = ledger.receipts()
+    if len([receipt for receipt in receipts.values() if receipt.replaces is None]) != description["units"]:
+        raise InvariantBroken(f"{len(receipts)} receipts are there for a plan of {description['units']} units.")
+    for receipt in receipts.values():
+        receipt.check()
+    return receipts
+
+
+def check_files(ledger: Ledger, table: str, missing: list[str], files: int) -> None:
+    """Raise StorageError where files that receipts name are not there."""
+    if missing:
+        raise StorageError(
+            f"{len(missing)} of {files} files that receipts name are not in {table!r} as they were written "
+            f"({missing[0]!r} first); nothing was published. Something else removed them: remove {ledger.url!r} and "
+            f"run the same command again to make them anew"
+        )

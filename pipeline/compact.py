@@ -1,0 +1,193 @@
+"""Puts many small files of a table together into few large ones. No row changes, and no model is asked for.
+
+Called by `jobs compact`. The files of a partition that are smaller than half the target are packed, in order, into files
+of about the target; each such pack is a unit, with a receipt, and all of them go into one commit, so a compaction is
+resumed like a backfill. The commit says that no data changed: readers of changes may skip it. The trade-off: a pack is put
+together in memory, some four times the target for each worker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from actors import storage
+from actors.errors import ConfigError, TableConflict
+from actors.receipt import DataFile
+from actors.schema import Piece, Shard, Unit
+from actors.writer import WriterSpec
+from pipeline import delta, publish
+from pipeline.account import check_files, follow, whole
+from pipeline.config import Run
+from pipeline.executor import executor_for, near_or
+from pipeline.fingerprint import digest
+from pipeline.hold import hold
+from pipeline.ledger import FOLDER, Ledger, table_to_units, units_to_table
+from pipeline.probe import probe_create
+from pipeline.report import Reporter, Started
+
+TARGET_BYTES = 128 << 20
+# Below this much to copy, starting a cluster costs more than it saves.
+INLINE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What a compaction did. `published` is False where there was nothing to put together."""
+
+    table: str
+    version: int
+    published: bool
+    files_before: int
+    files_after: int
+    files_packed: int
+    rows: int
+    size_bytes: int
+
+
+def compact(
+    table: str,
+    reporter: Reporter,
+    *,
+    target_bytes: int = TARGET_BYTES,
+    address: str = "auto",
+    inline_bytes: int = INLINE_BYTES,
+) -> Compacted:
+    """Rewrite the small files of the current version into large ones, in a new version.
+
+    Args:
+        table: URI of the table.
+        reporter: Who is told how it goes.
+        target_bytes: Size of the files to make.
+        address: Where to do it; see `run.address` of a job.
+        inline_bytes: Up to which size of all packs together it is done in this process, unless a cluster is named.
+
+    Raises:
+        ConfigError: there is no table, or the target is not positive.
+        TableConflict: something else made the table, or holds it.
+    """
+    if target_bytes < 1:
+        raise ConfigError(f"the target size is {target_bytes} bytes; it must be above 0, as in --target 128MiB")
+    url = storage.absolute(table)
+    opened = delta.need_table(url)
+    state, making = delta.state_of(opened), delta.making_of(opened)
+    if state is None or making is None:
+        raise TableConflict(f"{url!r} holds no rows that vectide published; there is nothing to compact")
+    files = publish.files_of(opened)
+    packs = list(pack(files.values(), target_bytes))
+    untouched = Compacted(url, state.version, False, len(files), len(files), 0, 0, 0)
+    if not packs:
+        return untouched
+    ledger = Ledger(url, digest(["compact", str(state), target_bytes], length=8))
+    with hold(url, ledger.run, what="vectide compact") as held:
+        publish.check_base(delta.open_table(url), url, state)
+        description = ledger.description() or _freeze(ledger, url, packs, making)
+        done = ledger.done()
+        schema = delta.plain_schema(opened)
+        partition_by = tuple(opened.metadata().partition_columns)
+        if len(done) < description["units"]:
+            size_bytes = sum(file.size_bytes for part in packs for file in part)
+            run = Run(address=address)
+            executor = near_or(address, little=size_bytes <= inline_bytes) or executor_for(run)
+            reporter.started(
+                Started(
+                    run=ledger.run,
+                    units=description["units"],
+                    units_done=len(done),
+                    rows=description["rows"],
+                    rows_exact=True,
+                    replicas=executor.pool.replicas,
+                    device="cpu",
+                )
+            )
+            spec = WriterSpec(
+                table=url,
+                ledger=ledger.url,
+                frozen=ledger.tables_url(),
+                run=ledger.run,
+                schema=schema,
+                partition_by=partition_by,
+                precision=making.lineage["precision_stored"],
+                lineage=json.dumps(making.lineage, sort_keys=True),
+            )
+            units = table_to_units(ledger.plan(), done)
+            follow(executor.rewrite(units, spec), reporter, description["units"])
+        reporter.step("publishing")
+        made = tuple(file for receipt in whole(ledger, description).values() for file in receipt.files)
+        check_files(ledger, url, publish.missing_files(url, made), len(made))
+        gone = tuple(ledger.table("removed")["path"].to_pylist())
+        held.check()
+        version = publish.publish(
+            url,
+            publish.Publication(
+                commit=ledger.run,
+                run=state.run,
+                operation="compact",
+                making=making,
+                schema=schema,
+                partition_by=partition_by,
+                base=state,
+                add=made,
+                remove=gone,
+                data_change=False,
+            ),
+        )
+    return replace(
+        untouched,
+        version=version,
+        published=True,
+        files_after=len(files) - len(gone) + len(made),
+        files_packed=len(gone),
+        rows=sum(file.rows for file in made),
+        size_bytes=sum(file.size_bytes for file in made),
+    )
+
+
+def pack(files: Iterator[DataFile] | Any, target_bytes: int) -> Iterator[list[DataFile]]:
+    """Small files that are to become one: of one partition, in the order of their paths, of about `target_bytes`."""
+    partitions: dict[tuple[tuple[str, str | None], ...], list[DataFile]] = {}
+    for file in sorted(files, key=lambda file: file.path):
+        if file.size_bytes < target_bytes / 2:
+            partitions.setdefault(tuple(sorted(file.partition.items())), []).append(file)
+    for small in partitions.values():
+        part: list[DataFile] = []
+        size_bytes = 0
+        for file in small:
+            part.append(file)
+            size_bytes += file.size_bytes
+            if size_bytes >= target_bytes:
+                if len(part) > 1:
+                    yield part
+                part, size_bytes = [], 0
+        if len(part) > 1:
+            yield part
+
+
+def _freeze(ledger: Ledger, url: str, packs: list[list[DataFile]], making: delta.Making) -> dict[str, Any]:
+    probe_create(storage.join(url, FOLDER, "probes"))
+    units = [
+        Unit(
+            number,
+            tuple(Piece(Shard(file.path, 0, json.dumps(file.partition)), 0, file.rows, file.rows) for file in part),
+            carry=True,
+        )
+        for number, part in enumerate(packs)
+    ]
+    gone = [file.path for part in packs for file in part]
+    return ledger.freeze(
+        {
+            "run": ledger.run,
+            "operation": "compact",
+            "fingerprint": making.fingerprint,
+            "units": len(units),
+            "rows": sum(file.rows for part in packs for file in part),
+            "rows_exact": True,
+        },
+        units_to_table(units),
+        removed=pa.table({"path": pa.array(gone, pa.string())}),
+        replaced=pa.table({"path": pa.array([], pa.string())}),
+    )

@@ -1,0 +1,54 @@
+"""A second generation: the whole corpus with another model or setting, built beside the first while readers stay on it.
+
+Called by refresh where the job's fingerprint is not the table's. It is a backfill in all but its end: there the gate looks
+at it, and one commit changes the files, the columns and the making of the vectors at once. The first generation's files
+stay until a vacuum, so `vectide rollback` puts it back without encoding anything. The trade-off: the table is held as long
+as it takes, so the first generation is not refreshed meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deltalake import DeltaTable
+
+from pipeline import leftovers
+from pipeline.gate import Gate
+from pipeline.publish import Publication
+from pipeline.report import Outcome, Reporter
+from pipeline.run import Beginning, Runner
+
+
+class Generation(Runner):
+    """A backfill beside the version that is there.
+
+    Args:
+        beginning: What is there.
+        version: The version that it is to take over from.
+        reporter: Who is told how it goes.
+    """
+
+    operation = "generation"
+    what = "vectide refresh (second generation)"
+
+    def __init__(self, beginning: Beginning, version: DeltaTable, reporter: Reporter) -> None:
+        super().__init__(beginning, reporter)
+        self._version = version
+
+    def check_making(self) -> None:
+        """That it is another is the point."""
+
+    def left_behind(self) -> list[str]:
+        """Of published runs too: a generation that was rolled back is not paid for again."""
+        return leftovers.left_behind(self.url, self.making.fingerprint, self.table, but=self.ledger.run, published=True)
+
+    def approve(self, publication: Publication, outcome: Outcome) -> Outcome:
+        """Measured against the version that is there; held back where the job says so.
+
+        Raises:
+            GateClosed: it is not as good as the job asks.
+        """
+        self.reporter.step("comparing it with the version that is there")
+        asked = self.job.generation
+        checks = Gate(self.url, self._version, publication).check(asked)
+        return replace(outcome, checks=checks, held=asked.hold)

@@ -1,0 +1,49 @@
+"""What earlier runs of the same making have left in a table's folder: vectors that need not be paid for again.
+
+Asked when a run is planned. A backfill whose source changed while it was stopped, a generation that was built and held, a
+version that was rolled back: their files are still there, and `reuse` finds the vector of a text in them by its hash.
+"""
+
+from __future__ import annotations
+
+from deltalake import DeltaTable
+
+from actors.receipt import DataFile
+from pipeline import delta
+from pipeline.ledger import Ledger, run_names
+from pipeline.publish import missing_files
+
+LIMIT_ROWS = 50_000_000  # an index of them takes 4 GiB of the driver and of each reader
+
+
+def left_behind(
+    table: str, fingerprint: str, opened: DeltaTable | None, *, but: str, published: bool = False
+) -> list[str]:
+    """Files with vectors of one making that runs have left in the table's folder without publishing them.
+
+    Args:
+        table: URL of the table's folder.
+        fingerprint: Of the making.
+        opened: The table, where there is one.
+        but: A run that does not count.
+        published: Take files of published runs too: they may have gone out of the current version.
+
+    Returns:
+        Paths relative to the table, of files that are there, of no more than `LIMIT_ROWS` rows.
+    """
+    found: list[DataFile] = []
+    rows = 0
+    for name in run_names(table):
+        ledger = Ledger(table, name)
+        description = ledger.description()
+        if name == but or description is None or description.get("fingerprint") != fingerprint:
+            continue
+        if not published and delta.published_version(opened, name) is not None:
+            continue
+        files = [file for receipt in ledger.receipts().values() for file in receipt.files]
+        gone = set(missing_files(table, files))
+        for file in files:
+            if file.path not in gone and rows + file.rows <= LIMIT_ROWS:
+                found.append(file)
+                rows += file.rows
+    return [file.path for file in found]

@@ -1,0 +1,168 @@
+"""Removes files that nothing needs any more: never one of a version that is kept, or of a run that may go on.
+
+Called by `jobs vacuum`. Kept are the versions that were current at some moment of the last `keep_s`, the files that
+receipts of unfinished runs name, and whatever is younger than `keep_s` (an attempt may still be writing it). All times
+of files are the store's own. The table is held meanwhile, so no run of it begins; an attempt of a run that was given up for
+dead could still wake up, and then finds at publish that files are missing.
+
+Ledgers go with their runs: receipts first and data last, so that whatever a crash leaves is a run that knows of less than
+there is, never of more.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from deltalake import DeltaTable
+
+from actors import storage
+from actors.errors import ConfigError, TableConflict
+from actors.schema import Shard
+from pipeline import delta
+from pipeline.hold import hold
+from pipeline.ledger import FOLDER, Ledger, run_names
+
+_THREADS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Vacuumed:
+    """What a vacuum removed, or would remove.
+
+    Attributes:
+        files: Data files; `size_bytes` is their sum.
+        runs: Ledgers.
+        versions: How many versions can still be read.
+        unfinished: Runs that were begun and not published, and are kept.
+        unfinished_bytes: What their files take.
+    """
+
+    table: str
+    dry_run: bool
+    files: int
+    size_bytes: int
+    runs: int
+    versions: int
+    unfinished: int
+    unfinished_bytes: int
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What stays: paths relative to the table, and runs."""
+
+    files: set[str]
+    runs: set[str]
+    versions: int
+    unfinished: list[str]
+
+
+def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool = False) -> Vacuumed:
+    """Remove what no kept version and no run needs.
+
+    Args:
+        table: URI of the table.
+        keep_s: Versions that were current within this time are kept, and files younger than it.
+        unfinished: Take unfinished runs too whose last sign of life is older than that.
+        dry_run: Only say what would go.
+
+    Raises:
+        ConfigError: there is neither a table nor a run.
+        TableConflict: a run holds the table.
+    """
+    url = storage.absolute(table)
+    if delta.open_table(url) is None and not run_names(url):
+        raise ConfigError(f"there is no table and no run at {url!r}")
+    with hold(url, f"vacuum-{secrets.token_hex(4)}", what="vectide vacuum"):
+        opened = delta.open_table(url)
+        before_s = _now_s(url) - keep_s
+        plan = _stays(url, opened, before_s, unfinished=unfinished)
+        data = list(storage.walk(storage.join(url, "data")))
+        relative = {shard.path: _relative(shard) for shard in data}
+        going = [shard for shard in data if relative[shard.path] not in plan.files and shard.written_s < before_s]
+        ledgers = [name for name in run_names(url) if name not in plan.runs]
+        kept_bytes = sum(
+            shard.size_bytes for shard in data if relative[shard.path].split("/", 2)[1] in set(plan.unfinished)
+        )
+        if not dry_run:
+            for name in ledgers:
+                _forget(url, name)
+            _delete(shard.path for shard in going)
+            storage.prune(storage.join(url, "data"))
+    return Vacuumed(
+        table=url,
+        dry_run=dry_run,
+        files=len(going),
+        size_bytes=sum(shard.size_bytes for shard in going),
+        runs=len(ledgers),
+        versions=plan.versions,
+        unfinished=len(plan.unfinished),
+        unfinished_bytes=kept_bytes,
+    )
+
+
+def _relative(shard: Shard) -> str:
+    """The path of a data file relative to its table."""
+    return "data/" + shard.path.rpartition("/data/")[2]
+
+
+def _now_s(url: str) -> float:
+    """The time by the store's clock: that of an object that is written now."""
+    probe = storage.join(url, FOLDER, "probes", f"clock-{secrets.token_hex(6)}")
+    storage.put(probe, b"")
+    try:
+        return storage.stat(probe).written_s
+    finally:
+        storage.delete(probe)
+
+
+def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: bool) -> _Plan:
+    plan = _Plan(set(), set(), 0, [])
+    for entry in delta.commits(opened) if opened is not None else ():  # newest first
+        try:
+            version = delta.open_table(url, int(entry["version"]))
+        except TableConflict:  # the log remembers that it was, and no longer what was in it
+            break
+        if version is not None:
+            plan.files.update(delta.file_sizes(version))
+        plan.runs.update(str(entry[name]) for name in (delta.RUN, delta.COMMIT) if entry.get(name))
+        plan.versions += 1
+        if entry["timestamp"] / 1000 < before_s:
+            break  # this one was current when the time that is kept began; those before it were not
+    for name in run_names(url):
+        if name in plan.runs:
+            continue
+        ledger = Ledger(url, name)
+        written_s = max((shard.written_s for shard in storage.walk(ledger.url)), default=0.0)
+        published = delta.published_version(opened, name) is not None
+        if written_s >= before_s:
+            plan.runs.add(name)
+        if published or (unfinished and written_s < before_s):
+            continue
+        plan.runs.add(name)
+        plan.unfinished.append(name)
+        if ledger.description() is not None:
+            receipts = ledger.receipts().values()
+            plan.files.update(file.path for receipt in receipts for file in receipt.files)
+    return plan
+
+
+def _forget(url: str, run: str) -> None:
+    """Remove a ledger, receipts first."""
+    ledger = Ledger(url, run)
+    everything = [shard.path for shard in storage.walk(ledger.url)]
+    receipts = [path for path in everything if path.startswith(f"{ledger.url}/receipts/")]
+    _delete(receipts)
+    storage.delete(storage.join(ledger.url, "amendment.json"))
+    storage.delete(storage.join(ledger.url, "run.json"))
+    _delete(path for path in everything if path not in set(receipts))
+    storage.prune(ledger.url)
+
+
+def _delete(paths: Iterable[str]) -> None:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(storage.delete, paths):
+            pass

@@ -1,0 +1,216 @@
+"""Another model or setting: a second generation beside the first, looked at, and put in its place by one commit."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from actors.errors import ConfigError, GateClosed, TableConflict
+from pipeline import delta
+from pipeline.refresh import refresh
+from pipeline.run import backfill
+from pipeline.search import Searcher
+from pipeline.versions import rollback, versions
+from tests.checkpoints.bert import write_bert
+from tests.integration.conftest import Silent, make_job, rows, write_corpus
+from tests.integration.test_refresh import assert_same
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_corpus(tmp_path / "corpus", [rows(30), rows(20, start=30)])
+
+
+@pytest.fixture
+def first(tmp_path, corpus, tiny_model, reporter):
+    """The job of the first generation, which is published as version 1."""
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"])
+    backfill(job, reporter)
+    return job
+
+
+def second(job, **generation):
+    """The same job with another setting that changes vectors."""
+    encoder = job.encoder.model_copy(update={"max_tokens": 5})
+    return job.model_copy(update={"encoder": encoder, "generation": job.generation.model_copy(update=generation)})
+
+
+def making(table, version=None):
+    found = delta.making_of(DeltaTable(str(table), version=version))
+    assert found is not None
+    return found
+
+
+def test_a_backfill_does_not_mix_and_names_the_way_out(first, reporter):
+    with pytest.raises(
+        TableConflict, match="max_tokens: 64 there, 5 here.*`vectide refresh` builds a second generation"
+    ):
+        backfill(second(first), reporter)
+
+
+def test_readers_stay_on_the_first_until_one_commit_changes_everything(tmp_path, corpus, tiny_model, first):
+    table = tmp_path / "table"
+
+    class Watching(Silent):
+        def step(self, text):
+            super().step(text)
+            assert DeltaTable(str(table)).version() == 1
+            assert making(table).lineage["max_tokens"] == 64
+
+    told = Watching()
+    outcome = refresh(second(first), told)
+    assert "publishing" in told.steps
+    assert (outcome.version, outcome.rows, outcome.encoded, outcome.published) == (2, 50, 50, True)
+    assert [making(table, number).lineage["max_tokens"] for number in (1, 2)] == [64, 5]
+    fresh = make_job(corpus, tmp_path / "fresh", tiny_model, table__partition_by=["lang"], encoder__max_tokens=5)
+    backfill(fresh, Silent())
+    assert_same(table, tmp_path / "fresh")
+    # Each version is searched with the model that made it.
+    assert [Searcher(str(table), version=number).spec.max_tokens for number in (1, 2)] == [64, 5]
+    assert len(DeltaTable(str(table), version=1).to_pyarrow_table()) == 50
+
+
+def test_a_generation_that_is_held_is_cut_over_later_without_encoding(tmp_path, first, reporter):
+    held = refresh(second(first, hold=True), reporter)
+    assert (held.held, held.published, held.encoded, held.rows) == (True, False, 50, 50)
+    assert DeltaTable(str(tmp_path / "table")).version() == 1
+    told = Silent()
+    outcome = refresh(second(first), told)
+    assert (outcome.version, outcome.rows, told.receipts) == (2, 50, [])
+
+
+def test_what_was_encoded_for_a_generation_is_not_paid_twice_when_the_source_moves_on(
+    tmp_path, corpus, first, reporter
+):
+    refresh(second(first, hold=True), reporter)
+    write_corpus(corpus, [rows(30), rows(25, start=30)])
+    assert refresh(first, reporter).encoded == 5  # the first generation is kept true meanwhile
+    outcome = refresh(second(first), reporter)
+    assert (outcome.version, outcome.rows, outcome.encoded) == (3, 55, 5)
+
+
+def test_a_generation_with_other_columns_takes_over_with_them(tmp_path, corpus, tiny_model, first, reporter):
+    job = make_job(
+        corpus,
+        tmp_path / "table",
+        tiny_model,
+        table__partition_by=["lang"],
+        source__keep=["lang", "title"],
+        chunking={"mode": "split", "max_tokens": 4},
+        encoder__max_tokens=9,
+    )
+    refresh(job, reporter)
+    names = DeltaTable(str(tmp_path / "table")).to_pyarrow_table().column_names
+    assert {"chunk", "start", "end", "title"} <= set(names)
+    assert "chunk" not in DeltaTable(str(tmp_path / "table"), version=1).to_pyarrow_table().column_names
+
+
+def test_only_other_columns_encode_nothing(tmp_path, corpus, tiny_model, first, reporter):
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"], source__keep=["lang", "title"])
+    outcome = refresh(job, reporter)
+    assert (outcome.version, outcome.encoded, outcome.rows) == (2, 0, 50)
+    titles = DeltaTable(str(tmp_path / "table")).to_pyarrow_table(columns=["id", "title"]).to_pylist()
+    assert {row["id"]: row["title"] for row in titles} == {f"r{n}": f"title {n}" for n in range(50)}
+
+
+def test_other_partitions_are_refused(tmp_path, corpus, tiny_model, first, reporter):
+    with pytest.raises(TableConflict, match=r"partitioned by \['lang'\], and this job by \[\]"):
+        refresh(make_job(corpus, tmp_path / "table", tiny_model, encoder__max_tokens=9), reporter)
+
+
+def test_the_gate_keeps_out_a_generation_that_sees_the_corpus_otherwise(tmp_path, first, reporter):
+    other = write_bert(tmp_path / "other", seed=7)
+    encoder = first.encoder.model_copy(update={"model": str(other)})
+    strict = first.generation.model_copy(update={"min_agreement": 0.999})
+    job = first.model_copy(update={"encoder": encoder, "generation": strict})
+    with pytest.raises(GateClosed, match=r"agrees with the old one on 0\.\d+ .* readers stay on version 1"):
+        refresh(job, reporter)
+    assert DeltaTable(str(tmp_path / "table")).version() == 1
+    lenient = first.generation.model_copy(update={"min_agreement": 0.0})
+    told = Silent()
+    outcome = refresh(job.model_copy(update={"generation": lenient}), told)
+    assert (outcome.version, told.receipts) == (2, [])
+    assert outcome.checks[0].startswith("agreement of 10 neighbours 0.")
+
+
+def test_a_generation_that_sees_the_corpus_alike_passes_a_strict_gate(tmp_path, corpus, tiny_model, first, reporter):
+    same_but_name = second(first, min_agreement=1.0)
+    same_but_name = same_but_name.model_copy(
+        update={"encoder": first.encoder.model_copy(update={"max_tokens": 63})}  # no text is that long
+    )
+    assert refresh(same_but_name, reporter).checks == ("agreement of 10 neighbours 1.000 on 50 documents",)
+
+
+def judged(folder, relevant):
+    """Queries that are the texts of rows 0 to 9, and which row each should find."""
+    pq.write_table(
+        pa.table({"id": [f"q{n}" for n in range(10)], "text": [f"title {n}\n\ntext number {n}" for n in range(10)]}),
+        folder / "queries.parquet",
+    )
+    pq.write_table(
+        pa.table({"query": [f"q{n}" for n in range(10)], "doc": [relevant(n) for n in range(10)]}),
+        folder / "qrels.parquet",
+    )
+    return {"queries": str(folder / "queries.parquet"), "judgements": str(folder / "qrels.parquet")}
+
+
+def test_a_generation_that_ranks_worse_is_kept_out_and_one_that_does_not_is_let_in(tmp_path, first, reporter):
+    places = judged(tmp_path, lambda n: f"r{n}")
+    # Cut at three tokens all texts are nearly the same: the rows are not found any more.
+    worse = second(first, **places).model_copy(update={"encoder": first.encoder.model_copy(update={"max_tokens": 3})})
+    with pytest.raises(GateClosed, match=r"nDCG@10 is 0\.\d+ on 10 queries, and the old one's (1\.0000|0\.9\d+)"):
+        refresh(worse, reporter)
+    alike = first.model_copy(
+        update={
+            "encoder": first.encoder.model_copy(update={"max_tokens": 63}),
+            "generation": second(first, **places).generation,
+        }
+    )
+    (check,) = refresh(alike, reporter).checks
+    assert "on 10 queries" in check
+
+
+def test_judgements_that_are_not_there_are_named(tmp_path, first, reporter):
+    places = judged(tmp_path, lambda n: f"r{n}")
+    job = second(first, **{**places, "queries": str(tmp_path / "none.parquet")})
+    with pytest.raises(ConfigError, match=r"generation.queries names .*none.parquet', which is not there"):
+        refresh(job, reporter)
+
+
+def test_a_rollback_puts_the_first_generation_back_and_the_second_can_return_for_nothing(tmp_path, first, reporter):
+    table = str(tmp_path / "table")
+    before = Searcher(table).search(["title 3"], k=5)
+    refresh(second(first), reporter)
+    done = rollback(table, 1)
+    assert (done.version, done.restored, done.rows) == (3, 1, 50)
+    assert Searcher(table).search(["title 3"], k=5) == before
+    assert refresh(first, reporter).published is False
+    again = refresh(second(first), reporter)
+    assert (again.version, again.encoded, again.rows) == (4, 0, 50)
+    assert [(version.number, version.operation, version.rows) for version in versions(table)] == [
+        (4, "generation", 50),
+        (3, "rollback", 50),
+        (2, "generation", 50),
+        (1, "backfill", 50),
+        (0, "CREATE TABLE", None),
+    ]
+
+
+def test_an_interrupted_generation_goes_on(tmp_path, first):
+    class Stops(Exception):
+        pass
+
+    class Stopping(Silent):
+        def finished_unit(self, receipt):
+            super().finished_unit(receipt)
+            if len(self.receipts) == 2:
+                raise Stops
+
+    with pytest.raises(Stops):
+        refresh(second(first), Stopping())
+    assert DeltaTable(str(tmp_path / "table")).version() == 1
+    told = Silent()
+    outcome = refresh(second(first), told)
+    assert (outcome.version, outcome.rows, len(told.receipts)) == (2, 50, outcome.units - 2)

@@ -1,0 +1,331 @@
+"""Commands on a table that is there: versions, rollback, diff, changes, compact, vacuum."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from actors.errors import ConfigError, TableConflict
+from jobs.table import bytes_of
+from pipeline.changes import changes
+from pipeline.compact import compact, pack
+from pipeline.diff import diff
+from pipeline.hold import hold
+from pipeline.ledger import run_names
+from pipeline.refresh import refresh
+from pipeline.run import backfill
+from pipeline.vacuum import vacuum
+from pipeline.versions import rollback, versions
+from tests.integration.conftest import Silent, make_job, rows, write_corpus
+from tests.integration.test_refresh import assert_same, stored
+
+
+class Stops(Exception):
+    """Raised in the place of a kill."""
+
+
+class Stopping(Silent):
+    """Stops a run after its first unit."""
+
+    def finished_unit(self, receipt):
+        raise Stops
+
+
+def edited(count, *numbers):
+    """`rows` with other texts in some of them."""
+    return [
+        {**row, "text": f"edited {row['text']}"} if number in numbers else row for number, row in enumerate(rows(count))
+    ]
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    return write_corpus(tmp_path / "corpus", [rows(40)])
+
+
+@pytest.fixture
+def job(tmp_path, corpus, tiny_model, reporter):
+    """A job whose table has two versions: 40 rows, and then two edited, one gone and one new."""
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"])
+    backfill(job, reporter)
+    write_corpus(corpus, [[*edited(40, 3, 7)[:-1], *rows(1, start=90)]])
+    refresh(job, reporter)
+    return job
+
+
+def files(table, version=None):
+    return set(DeltaTable(str(table), version=version).get_add_actions(flatten=True).column("path").to_pylist())
+
+
+def on_disk(table):
+    return {str(path.relative_to(table)) for path in Path(table).glob("data/**/*.parquet")}
+
+
+# ------------------------------------------------------------------------------------------------- versions and rollback
+
+
+def test_versions_say_what_made_them(tmp_path, job):
+    found = versions(str(tmp_path / "table"))
+    assert [(version.number, version.operation, version.rows) for version in found[:2]] == [
+        (2, "refresh", 40),
+        (1, "backfill", 40),
+    ]
+    assert found[0].model == job.encoder.model
+    assert found[0].files == len(files(tmp_path / "table"))
+
+
+def test_a_rollback_brings_every_row_back_and_refresh_goes_on_from_there(tmp_path, corpus, job, reporter, tiny_model):
+    table = tmp_path / "table"
+    before = DeltaTable(str(table), version=1).to_pyarrow_table().sort_by("id")
+    done = rollback(str(table), 1)
+    assert (done.version, done.rows) == (3, 40)
+    assert DeltaTable(str(table)).to_pyarrow_table().sort_by("id").equals(before)
+    # Statistics come back too: readers prune by them.
+    stats = DeltaTable(str(table)).get_add_actions(flatten=True).column("max.id").to_pylist()
+    assert None not in stats
+    again = rollback(str(table), 1)
+    assert (again.version, again.files_added) == (3, 0)
+    outcome = refresh(job, reporter)
+    assert outcome.version == 4
+    backfill(make_job(corpus, tmp_path / "fresh", tiny_model, table__partition_by=["lang"]), reporter)
+    assert_same(table, tmp_path / "fresh")
+
+
+def test_a_rollback_to_what_is_not_there_is_refused(tmp_path, job):
+    table = str(tmp_path / "table")
+    with pytest.raises(TableConflict, match="has no version 9"):
+        rollback(table, 9)
+    with pytest.raises(TableConflict, match="version 0 of .* holds no rows"):
+        rollback(table, 0)
+    with pytest.raises(ConfigError, match="there is no table at"):
+        rollback(str(tmp_path / "nothing"), 1)
+
+
+# ------------------------------------------------------------------------------------------------------ diff and changes
+
+
+def test_a_diff_counts_rows_that_a_reader_sees_otherwise(tmp_path, job):
+    found = diff(str(tmp_path / "table"), 1, 2)
+    assert (found.added, found.changed, found.removed, found.making_changed) == (1, 2, 1, False)
+    back = diff(str(tmp_path / "table"), 2, 1)
+    assert (back.added, back.changed, back.removed) == (1, 2, 1)
+    same = diff(str(tmp_path / "table"), 2, 2)
+    assert (same.added, same.changed, same.removed) == (0, 0, 0)
+
+
+def test_a_diff_sees_a_kept_column_that_changed_and_no_row_that_only_moved(tmp_path, corpus, job, reporter):
+    source = [*edited(40, 3, 7)[:-1], *rows(1, start=90)]
+    source[11] = {**source[11], "lang": "l9"}
+    for shard in corpus.glob("*"):
+        shard.unlink()
+    write_corpus(corpus, [source[20:], source[:20]])
+    refresh(job, reporter)
+    found = diff(str(tmp_path / "table"), 2, 3)
+    assert (found.added, found.changed, found.removed) == (0, 1, 0)
+
+
+def test_a_diff_in_many_passes_finds_the_same(tmp_path, job):
+    found = diff(str(tmp_path / "table"), 1, 2, limit_rows=7)
+    assert (found.added, found.changed, found.removed) == (1, 2, 1)
+
+
+def test_another_making_changes_every_row(tmp_path, job, reporter):
+    refresh(job.model_copy(update={"encoder": job.encoder.model_copy(update={"max_tokens": 5})}), reporter)
+    found = diff(str(tmp_path / "table"), 2, 3)
+    assert (found.added, found.changed, found.removed, found.making_changed) == (0, 40, 0, True)
+
+
+def apply(index, out):
+    """What the owner of an index does with the changes."""
+    if (out / "deletes").exists():
+        for row in ds.dataset(out / "deletes").to_table().to_pylist():
+            del index[tuple(row.values())]
+    keys = json.loads((out / "changes.json").read_text())
+    seen = 0
+    if (out / "upserts").exists():
+        for row in ds.dataset(out / "upserts").to_table().to_pylist():
+            index[(row["id"], row["chunk"]) if "chunk" in row else (row["id"],)] = row
+            seen += 1
+    assert seen == keys["upserts"]
+
+
+@pytest.mark.parametrize("chunking", [{"mode": "none"}, {"mode": "split", "max_tokens": 4}])
+def test_an_index_that_applies_changes_is_the_table(tmp_path, tiny_model, reporter, chunking):
+    source = rows(40)
+    source[5]["text"] = "one two three four five six seven eight nine ten " * 3
+    corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"], chunking=chunking)
+    backfill(job, reporter)
+    table = tmp_path / "table"
+
+    def content():
+        keys = ("id", "chunk") if chunking["mode"] != "none" else ("id",)
+        return {tuple(row[key] for key in keys): row for row in DeltaTable(str(table)).to_pyarrow_table().to_pylist()}
+
+    index = content()
+    source[5] = {**source[5], "text": "short now"}
+    write_corpus(corpus, [source[:12], [*source[20:], *rows(3, start=60)]])
+    refresh(job, reporter)
+    done = changes(str(table), 1, str(tmp_path / "out"))
+    assert done.deletes > 0
+    apply(index, tmp_path / "out")
+    now = content()
+    assert index.keys() == now.keys()
+    for key, row in index.items():
+        assert row["embedding"] == now[key]["embedding"]
+        assert (row["lang"], row["_hash"]) == (now[key]["lang"], now[key]["_hash"])
+    with pytest.raises(ConfigError, match="holds something already"):
+        changes(str(table), 1, str(tmp_path / "out"))
+
+
+# --------------------------------------------------------------------------------------------------------------- compact
+
+
+def test_a_compaction_changes_files_and_not_rows(tmp_path, corpus, job, reporter, tiny_model):
+    table = tmp_path / "table"
+    before = DeltaTable(str(table)).to_pyarrow_table().sort_by("id")
+    old = files(table)
+    done = compact(str(table), reporter)
+    assert (done.version, done.published, done.files_before) == (3, True, len(old))
+    assert len(files(table)) == done.files_after == 3  # one for each lang
+    after = DeltaTable(str(table)).to_pyarrow_table().sort_by("id")
+    assert after.equals(before)
+    footer = pq.read_metadata(table / min(files(table))).metadata
+    assert json.loads(footer[b"vectide"])["model"] == job.encoder.model
+    log = (table / "_delta_log" / "00000000000000000003.json").read_text()
+    assert '"dataChange":true' not in log
+    assert compact(str(table), reporter).published is False
+    # The table is kept true as before: unchanged shards are not opened, changed ones replace only their rows.
+    assert refresh(job, reporter).published is False
+    write_corpus(corpus, [[*edited(40, 3, 7, 9)[:-1], *rows(1, start=90)]])
+    assert refresh(job, reporter).encoded == 1
+    backfill(make_job(corpus, tmp_path / "fresh", tiny_model, table__partition_by=["lang"]), reporter)
+    assert_same(table, tmp_path / "fresh")
+
+
+def test_an_interrupted_compaction_goes_on(tmp_path, job, reporter):
+    table = tmp_path / "table"
+    with pytest.raises(Stops):
+        compact(str(table), Stopping())
+    assert DeltaTable(str(table)).version() == 2
+    told = Silent()
+    done = compact(str(table), told)
+    assert (done.version, done.files_after) == (3, 3)
+    assert len(told.receipts) == 2  # of three
+
+
+def test_a_compaction_runs_on_ray(ray_session, tmp_path, job):
+    told = Silent()
+    done = compact(str(tmp_path / "table"), told, address="local", inline_bytes=0)
+    assert (done.published, done.files_after, len(told.receipts)) == (True, 3, 3)
+
+
+def test_packs_are_of_one_partition_and_of_about_the_target():
+    from actors.receipt import DataFile
+
+    def file(name, size_bytes, lang):
+        return DataFile(name, size_bytes, 1, {"lang": lang}, "{}")
+
+    found = [file(f"{lang}{n}", 30, lang) for lang in "ab" for n in range(5)] + [file("c", 1, "c"), file("a9", 80, "a")]
+    packs = list(pack(found, 100))
+    assert [[one.path for one in part] for part in packs] == [["a0", "a1", "a2", "a3"], ["b0", "b1", "b2", "b3"]]
+
+
+# ---------------------------------------------------------------------------------------------------------------- vacuum
+
+
+def test_a_vacuum_removes_what_only_old_versions_need(tmp_path, job, reporter):
+    table = tmp_path / "table"
+    compact(str(table), reporter)
+    before = stored(table)
+    dry = vacuum(str(table), 0, dry_run=True)
+    assert on_disk(table) == files(table, 1) | files(table, 2) | files(table, 3)
+    done = vacuum(str(table), 0)
+    assert (done.files, done.size_bytes, done.versions) == (dry.files, dry.size_bytes, 1)
+    assert done.files > 0
+    assert on_disk(table) == files(table)
+    assert stored(table).keys() == before.keys()
+    with pytest.raises(TableConflict, match="files of version 1 of .* are gone .*: a vacuum took them"):
+        rollback(str(table), 1)
+    with pytest.raises(TableConflict, match="a vacuum took them"):
+        diff(str(table), 1, 3)
+    assert vacuum(str(table), 0).files == 0
+    assert refresh(job, reporter).published is False
+
+
+def test_a_vacuum_keeps_versions_of_the_time_that_is_asked_for(tmp_path, job):
+    table = tmp_path / "table"
+    done = vacuum(str(table), 3600)
+    assert (done.files, done.versions) == (0, 3)
+    assert len(DeltaTable(str(table), version=1).to_pyarrow_table()) == 40
+
+
+def test_a_vacuum_keeps_what_an_unfinished_run_has_paid_for(tmp_path, corpus, job):
+    table = tmp_path / "table"
+    write_corpus(corpus, [edited(40, *range(40))])
+    with pytest.raises(Stops):
+        refresh(job, Stopping())
+    orphan = table / "data" / "dead" / "000000000-x.parquet"
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"of an attempt that died")
+    done = vacuum(str(table), 0)
+    assert done.unfinished == 1
+    assert not orphan.exists()
+    told = Silent()
+    outcome = refresh(job, told)
+    assert (outcome.version, outcome.rows, len(told.receipts)) == (3, 40, outcome.units - 1)
+
+
+def test_a_run_that_is_given_up_goes_with_all_that_it_left(tmp_path, corpus, job, reporter):
+    table = tmp_path / "table"
+    write_corpus(corpus, [edited(40, *range(40))])
+    with pytest.raises(Stops):
+        refresh(job, Stopping())
+    runs = run_names(str(table))
+    done = vacuum(str(table), 0, unfinished=True)
+    assert (done.unfinished, done.versions) == (0, 1)
+    assert len(run_names(str(table))) < len(runs)
+    assert on_disk(table) == files(table)
+    assert refresh(job, reporter).encoded == 38  # all but the two texts that the table has had before
+
+
+def test_a_vacuum_waits_for_nobody_and_disturbs_nobody(tmp_path, job):
+    table = str(tmp_path / "table")
+    with (
+        hold(table, "somebody", what="vectide refresh"),
+        pytest.raises(TableConflict, match="is held by vectide refresh"),
+    ):
+        vacuum(table, 0)
+    with pytest.raises(ConfigError, match="there is no table and no run at"):
+        vacuum(str(tmp_path / "nothing"), 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("128MiB", 128 << 20), ("1gb", 10**9), ("65536", 65536), ("1.5 KiB", 1536)]
+)
+def test_a_size_is_read(text, size_bytes):
+    assert bytes_of(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["0", "-1MiB", "big", "1XiB", ""])
+def test_a_size_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match="must be a size above 0"):
+        bytes_of(text)
+
+
+def test_a_table_of_another_tool_is_left_alone(tmp_path, reporter):
+    from deltalake import write_deltalake
+
+    write_deltalake(str(tmp_path / "other"), pa.table({"a": [1]}))
+    for call in (lambda url: compact(url, reporter), lambda url: rollback(url, 0), lambda url: diff(url, 0, 0)):
+        with pytest.raises(TableConflict, match="that vectide did not make"):
+            call(str(tmp_path / "other"))
