@@ -37,12 +37,13 @@ class Lab:
             self.must(caller, "prepare", self.before)
             self.calls: list[Call] = list(self.must(caller, command, copy(self.before, folder / "whole")))
             self.must(caller, "rival", copy(self.before, folder / "rival"))
+        self.old: State | None = state_of(self.before.table) if self.before.table.exists() else None
         self.whole: State = state_of(folder / "whole")
         self.rival: State = state_of(folder / "rival")
 
     def do(self, function: str, place: Place, point: Point | None = None) -> Command:
         """A command of the scenario, or its rival."""
-        args = (place,) if function.startswith("rival") else (self.name, place)
+        args = (self.name, place) if function in ("prepare", "command", "careless") else (place,)
         return Command(f"{_FUNCTIONS}:{function}", args, place.table, point)
 
     def must(self, caller: Caller, function: str, place: Place) -> tuple[Call, ...]:

@@ -6,6 +6,7 @@ be one that may be repeated: after every death it is run again, and the table mu
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import time
@@ -19,10 +20,13 @@ from deltalake.transaction import AddAction
 
 from actors import storage
 from actors.writer import parquet_bytes
+from pipeline.compact import compact
 from pipeline.config import Job
 from pipeline.hold import TTL_S, Hold
 from pipeline.refresh import refresh
 from pipeline.run import backfill
+from pipeline.vacuum import vacuum
+from pipeline.versions import rollback
 from tests.integration.conftest import Silent, make_job, rows, write_one
 
 
@@ -34,13 +38,14 @@ class Place:
     table: Path
     model: Path
 
-    def job(self, corpus: str = "corpus") -> Job:
-        """Two files a unit, three partitions, and room for the bad rows."""
+    def job(self, corpus: str = "corpus", *, max_tokens: int | None = None) -> Job:
+        """Two units, two partitions, and room for the bad rows."""
         return make_job(
             self.source / corpus,
             self.table,
             self.model,
             table__partition_by=["lang"],
+            encoder__max_tokens=max_tokens,
             run__unit_rows=8,
             run__max_quarantined=0.5,
         )
@@ -87,6 +92,15 @@ def change_source(place: Place) -> None:
     write_one(corpus / "d.parquet", kept[3:])
 
 
+class _Stops(Exception):
+    pass
+
+
+class _Stopping(Silent):
+    def finished_unit(self, receipt):
+        raise _Stops
+
+
 def _first(place: Place) -> None:
     write_source(place)
     backfill(place.job(), Silent())
@@ -97,11 +111,23 @@ def _first_then_changed(place: Place) -> None:
     change_source(place)
 
 
+def _second(place: Place) -> None:
+    """Two versions, and a run that did not end."""
+    _first_then_changed(place)
+    refresh(place.job(), Silent())
+    with contextlib.suppress(_Stops):
+        refresh(place.job(max_tokens=5), _Stopping())
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("backfill", write_source, lambda place: backfill(place.job(), Silent())),
         Scenario("refresh", _first_then_changed, lambda place: refresh(place.job(), Silent())),
+        Scenario("cut-over", _first, lambda place: refresh(place.job(max_tokens=5), Silent())),
+        Scenario("compact", _second, lambda place: compact(str(place.table), Silent())),
+        Scenario("rollback", _second, lambda place: rollback(str(place.table), 1)),
+        Scenario("vacuum", _second, lambda place: vacuum(str(place.table), 0)),
     )
 }
 
@@ -126,6 +152,11 @@ def careless(name: str, place: Place) -> None:
     storage.put(f"{place.table}/{path}", data)
     action = AddAction(path, len(data), {"lang": "l0"}, 0, data_change=True, stats=stats)
     opened.create_write_transaction([action], mode="append", schema=opened.schema(), partition_by=["lang"])
+
+
+def clear(place: Place) -> None:
+    """A vacuum that keeps nothing for its age, and gives up what did not end."""
+    vacuum(str(place.table), 0, unfinished=True)
 
 
 def rival(place: Place) -> None:

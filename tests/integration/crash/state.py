@@ -36,7 +36,9 @@ def state_of(table: Path) -> State:
     """Everything that readers see of a table, and that what they are told to read is there."""
     opened = DeltaTable(str(table))
     found = opened.to_pyarrow_table().to_pylist()
-    ledger = Ledger(str(table), str(delta.current_run(opened)))
+    made = delta.state_of(opened)
+    assert made is not None
+    ledger = Ledger(str(table), made.run)
     bad = ledger.quarantine(ledger.receipts().values()).to_pylist()
     sizes = delta.file_sizes(opened)
     return State(
@@ -46,6 +48,13 @@ def state_of(table: Path) -> State:
         Counter((row["shard"], row["id"], row["reason"]) for row in bad),
         [path for path, size in sizes.items() if not _is_there(table / path, size)],
     )
+
+
+def unnamed(table: Path) -> list[str]:
+    """Data files that the current version does not name."""
+    named = delta.file_sizes(DeltaTable(str(table)))
+    there = (str(path.relative_to(table)) for path in (table / "data").rglob("*") if path.is_file())
+    return sorted(path for path in there if path not in named)
 
 
 def _is_there(path: Path, size: int) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from tests.integration.crash.lab import Lab
 from tests.integration.crash.points import all_points, distinct_points
 from tests.integration.crash.scenarios import SCENARIOS
-from tests.integration.crash.state import Tally
+from tests.integration.crash.state import Tally, difference, state_of, unnamed
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -16,7 +16,14 @@ def test_killed_at_any_point_and_run_again_it_ends_like_one_that_never_was(lab, 
 
     def attempt(caller, place, point):
         assert caller.run(here.do("command", place, point)).killed, "the command ended before it came there"
+        if here.old is not None:  # readers are on one version or the other
+            found = state_of(place.table)
+            whole = here.whole if found.version == here.whole.version else here.old
+            assert difference(found, whole).words == []
         here.must(caller, "command", place)
+        assert difference(state_of(place.table), here.whole).words == []
+        here.must(caller, "clear", place)
+        assert unnamed(place.table) == []
 
     here.each((all_points if every_point else distinct_points)(here.calls), attempt, tally=tally)
     assert tally.wrong == []

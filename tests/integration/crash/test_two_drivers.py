@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from tests.integration.crash.points import distinct_points, one_of_a_kind
-from tests.integration.crash.scenarios import SCENARIOS
 from tests.integration.crash.state import difference, state_of
 
+ENCODING = ("backfill", "refresh")
 # How one that came second, or woke up late, may say that the table is not its own.
 REFUSED = ("TableConflict", "CommitConflict")
 
@@ -31,7 +31,7 @@ def wrong(found, whole):
     return difference(found, whole, same_version=False).words
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", ENCODING)
 def test_a_driver_that_wakes_up_late_finds_the_work_done_by_its_sister(lab, tally, points, name):
     here = lab(name)
 
@@ -46,7 +46,7 @@ def test_a_driver_that_wakes_up_late_finds_the_work_done_by_its_sister(lab, tall
     assert tally.wrong == []
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", ENCODING)
 def test_two_drivers_started_at_once_do_the_job_once_when_one_is_killed(lab, tally, points, name):
     here = lab(name)
 
@@ -64,7 +64,7 @@ def test_two_drivers_started_at_once_do_the_job_once_when_one_is_killed(lab, tal
     assert tally.wrong == []
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", ENCODING)
 def test_of_two_jobs_of_one_table_one_is_refused_and_neither_undoes_the_other(lab, tally, points, name):
     here = lab(name)
 
@@ -86,7 +86,7 @@ def test_of_two_jobs_of_one_table_one_is_refused_and_neither_undoes_the_other(la
     assert tally.wrong == []
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", ENCODING)
 def test_a_job_whose_hold_was_taken_while_it_stood_still_publishes_nothing_over_the_other(lab, tally, points, name):
     """The hold is there for people; what keeps the table whole is what publish checks."""
     here = lab(name)
