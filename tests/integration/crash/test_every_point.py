@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.crash.lab import Lab
 from tests.integration.crash.points import all_points, distinct_points
-from tests.integration.crash.scenarios import SCENARIOS
+from tests.integration.crash.scenarios import SCENARIOS, clear
 from tests.integration.crash.state import Tally, difference, state_of, unnamed
 
 
@@ -21,8 +21,7 @@ def test_killed_at_any_point_and_run_again_it_ends_like_one_that_never_was(lab, 
             whole = here.whole if found.version == here.whole.version else here.old
             assert difference(found, whole).words == []
         here.must(caller, "command", place)
-        assert difference(state_of(place.table), here.whole).words == []
-        here.must(caller, "clear", place)
+        clear(place)
         assert unnamed(place.table) == []
 
     here.each((all_points if every_point else distinct_points)(here.calls), attempt, tally=tally)

@@ -6,6 +6,7 @@ it keeps torch to one thread for the same reason. Each connection gets a process
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import importlib
 import os
@@ -21,6 +22,7 @@ from pipeline.probe import probe_create
 from tests.integration.crash.points import Call, Fuse, Point
 
 _LONGEST_ANSWER = 1 << 20
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Ended:
 
 def serve(address: str) -> None:
     """Load what commands need, then serve whoever connects."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # not to outlive the test
     _warm()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with Listener(address) as listener:

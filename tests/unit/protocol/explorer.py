@@ -104,6 +104,12 @@ def answer(store: Store, call: Call) -> tuple[Any, Store]:
             return Listing({path: value for path, value in store if path[:size] == call.path}), store
         case "create" if call.path in there:
             return False, store
+        case "swap":
+            number, value = call.value
+            held = there.get(call.path)
+            if (held.number if held else 0) != number:
+                return False, store
+            there[call.path] = value
         case "create" | "put":
             there[call.path] = call.value
         case "delete":
@@ -224,6 +230,10 @@ def _steps(space: Space, state: State) -> Iterator[tuple[str, State]]:
             yield words, state._replace(programs=after(space.told(program, lives)))
             if lives and state.stalls:
                 yield words, state._replace(programs=after(space.told(program, False)), stalls=state.stalls - 1)
+        elif call.what == "writing":
+            others = (space.standings[other] for other in state.programs)
+            attempts = frozenset(other.who.attempt for other in others if isinstance(other, Standing))
+            yield words, state._replace(programs=after(space.told(program, attempts)))
         else:
             number, store = space.move(program, state.store)
             yield words, state._replace(store=store, programs=after(number))

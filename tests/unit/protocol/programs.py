@@ -58,6 +58,22 @@ class File(NamedTuple):
     rows: tuple[int, ...]
 
 
+class Frozen(NamedTuple):
+    """What run.json says: where the tables of the plan are, and how many rows its units have."""
+
+    tables: Path
+    units: tuple[int, ...]
+
+
+class Held(NamedTuple):
+    """The hold that counts."""
+
+    number: int
+    who: Who
+    run: Run | None
+    released: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How the store and the code behave.
@@ -65,14 +81,16 @@ class Rules:
     Attributes:
         weak: Which exclusive creates are not: of "plan", "receipt", "log".
         how: What a weak create does: "overwrite", or "look" first and write then.
-        token: Each driver's plan is in a place of its own that run.json names.
-        hold_first: The hold is checked before the files are.
+        hold_first: A driver checks the hold before the files.
+        unbroken: A vacuum removes nothing where its hold was not its own all the time.
+        keep: A vacuum leaves alone what somebody may still be writing: the default, as such a file is young.
     """
 
     weak: frozenset[str] = frozenset()
     how: str = "overwrite"
-    token: bool = True
     hold_first: bool = True
+    unbroken: bool = True
+    keep: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,80 +147,80 @@ def last(versions: dict[Path, Any]) -> tuple[int, Run | None]:
 
 
 def start(who: Who) -> Steps:
-    """`Runner.__init__` and `run`."""
+    """`begin` and `Runner.run`."""
     _, base = last((yield Call("list", ("log",))))
     if base is not None and base.content == who.content:
         return End("nothing to do")
-    return Stage("take", (who, Run(who.content, base), Stage("check_base", (who, Run(who.content, base)))))
+    run = Run(who.content, base)
+    return Stage("take", (who, run, Stage("check_base", (who, run))))
 
 
 def take(who: Who, run: Run | None, then: Stage) -> Steps:
     """`Hold.take`; a vacuum is a run of its own."""
-    holds = yield Call("list", ("hold",))
-    number = max((path[1] for path in holds), default=0)
-    if number:
-        holder, its_run, released = holds["hold", number]
-        if not released and (its_run != run or run is None) and (yield Call("alive", (), holder)):
-            return End("refused")
-    if not (yield Call("create", ("hold", number + 1), (who, run, False))):
-        return Stage("take", (who, run, then))
-    if max(path[1] for path in (yield Call("list", ("hold",)))) != number + 1:
-        yield Call("delete", ("hold", number + 1))
-        return Stage("take", (who, run, then))
-    if number:
-        yield Call("delete", ("hold", number))
-    return then
+    held = yield Call("read", ("hold",))
+    if held is not None and not held.released and (run is None or held.run != run) and (yield Call("alive", (), held.who)):
+        return End("refused")
+    return Stage("swap", (who, run, 0 if held is None else held.number, then))
+
+
+def swap(who: Who, run: Run | None, number: int, then: Stage) -> Steps:
+    """The exclusive create of the number after the highest."""
+    if (yield Call("swap", ("hold",), (number, Held(number + 1, who, run, released=False)))):
+        return then
+    return Stage("take", (who, run, then))
 
 
 def check_base(who: Who, run: Run) -> Steps:
     """The table was read before it was held."""
     _, current = last((yield Call("list", ("log",))))
-    return Stage("freeze", (who, run)) if current == run.base else End("conflict")
+    return Stage("plan", (who, run)) if current == run.base else Stage("release", (who, "conflict"))
+
+
+def plan(who: Who, run: Run) -> Steps:
+    """The plan that is there already."""
+    place = yield Call("read", ("plan", run))
+    return Stage("freeze", (who, run)) if place is None else Stage("resume", (who, run, place))
 
 
 def freeze(who: Who, run: Run) -> Steps:
-    """`Ledger.freeze`, or the plan that is there already."""
-    place = ("tables", run, who.attempt if who.rules.token else "shared")
-    found = yield Call("read", ("plan", run))
-    if found is None:
-        if who.rules.token:
-            yield Call("put", place, cut_of(who))
-        else:
-            yield from create(who, place, cut_of(who))
-        yield from create(who, ("plan", run), (place, len(cut_of(who))))
-        found = yield Call("read", ("plan", run))
-    if found is None:
-        return End("ledger is gone")
-    where, units = found
+    """`Ledger.freeze`. Who had no plan to begin with does not ask for receipts either."""
+    mine = ("tables", run, who.attempt)
+    yield Call("put", mine, cut_of(who))
+    yield from create(who, ("plan", run), Frozen(mine, tuple(map(len, cut_of(who)))))
+    place = yield Call("read", ("plan", run))
+    cut = yield Call("read", place.tables)
+    return write_rest(who, run, cut, frozenset())
+
+
+def resume(who: Who, run: Run, place: Frozen) -> Steps:
+    """A plan that is there, and which of its units are done."""
     done = frozenset(path[2] for path in (yield Call("list", ("receipt", run))))
-    cut = yield Call("read", where)
-    if cut is None:
-        return End("ledger is gone")
-    return write_rest(who, run, cut, done, units)
+    cut = yield Call("read", place.tables)
+    return write_rest(who, run, cut, done)
 
 
-def write_rest(who: Who, run: Run, cut: tuple[tuple[int, ...], ...], done: frozenset[int], units: int) -> Stage:
+def write_rest(who: Who, run: Run, cut: tuple[tuple[int, ...], ...], done: frozenset[int]) -> Stage:
     """The first unit without a receipt, or publish."""
     for number, rows in enumerate(cut):
         if number not in done:
-            then = write_rest(who, run, cut, done | {number}, units)
+            then = write_rest(who, run, cut, done | {number})
             return Stage("write_unit", (who, File(run, number, who.attempt, rows), then))
-    return Stage("account", (who, run, units))
+    return Stage("account", (who, run, len(cut)))
 
 
 def write_unit(who: Who, file: File, then: Stage | End) -> Steps:
     """`write_unit` of actors/writer.py: files, then the receipt; a loser removes its own files."""
-    yield Call("put", ("data", file), file.rows)
+    yield Call("put", ("data", file), True)
     if not (yield from create(who, ("receipt", file.run, file.unit), file)):
         yield Call("delete", ("data", file))
     return then
 
 
 def account(who: Who, run: Run, units: int) -> Steps:
-    """What `_publish` reads: the receipts."""
+    """The receipts that `_publish` reads, and what it checks."""
     receipts = yield Call("list", ("receipt", run))
     if len(receipts) != units:
-        return End("ledger is gone")
+        return Stage("release", (who, "receipts are gone"))
     files = frozenset(receipts.values())
     commit = Stage("commit", (who, run, files))
     if who.rules.hold_first:
@@ -213,33 +231,41 @@ def account(who: Who, run: Run, units: int) -> Steps:
 def check_files(who: Who, files: frozenset[File], then: Stage) -> Steps:
     """Every file that a receipt names is there."""
     there = {path[1] for path in (yield Call("list", ("data",)))}
-    return then if files <= there else End("files are missing")
+    return then if files <= there else Stage("release", (who, "files are missing"))
 
 
 def check_hold(who: Who, run: Run, then: Stage) -> Steps:
     """`Hold.check`: a hold that was given back meanwhile is taken again."""
-    holds = yield Call("list", ("hold",))
-    number = max((path[1] for path in holds), default=0)
-    holder, its_run, released = holds["hold", number]
-    if holder == who:
+    held = yield Call("read", ("hold",))
+    if held.who == who:
         return then
-    if released or not (yield Call("alive", (), holder)):
-        return Stage("take", (who, run, then))
-    return then if its_run == run else End("hold was lost")
+    if held.released or not (yield Call("alive", (), held.who)):
+        return Stage("swap", (who, run, held.number, then))
+    return then if held.run == run else End("hold was lost")
 
 
 def commit(who: Who, run: Run, files: frozenset[File]) -> Steps:
     """`publish`."""
     versions = yield Call("list", ("log",))
-    if not versions:
-        yield from create(who, ("log", 0), (None, frozenset()))
-        versions = yield Call("list", ("log",))
+    number, current = last(versions)
     if run in {made for made, _ in versions.values()}:
         return Stage("release", (who, "published"))
-    number, current = last(versions)
+    if number < 0:
+        return Stage("begin_log", (who, run, files))
     if current != run.base:
         return Stage("release", (who, "conflict"))
-    if not (yield from create(who, ("log", number + 1), (run, files))):
+    return Stage("append", (who, run, files, number + 1))
+
+
+def begin_log(who: Who, run: Run, files: frozenset[File]) -> Steps:
+    """An empty version 0, by whoever is first."""
+    yield from create(who, ("log", 0), (None, frozenset()))
+    return Stage("commit", (who, run, files))
+
+
+def append(who: Who, run: Run, files: frozenset[File], number: int) -> Steps:
+    """The version that was free when the log was read; who is refused asks the log whether it was a sister."""
+    if not (yield from create(who, ("log", number), (run, files))):
         versions = yield Call("list", ("log",))
         if run not in {made for made, _ in versions.values()}:
             return Stage("release", (who, "conflict"))
@@ -248,10 +274,9 @@ def commit(who: Who, run: Run, files: frozenset[File]) -> Steps:
 
 def release(who: Who, outcome: str) -> Steps:
     """`Hold.release`."""
-    holds = yield Call("list", ("hold",))
-    number = max((path[1] for path in holds), default=0)
-    if number and holds["hold", number][0] == who:
-        yield Call("put", ("hold", number), (who, holds["hold", number][1], True))
+    held = yield Call("read", ("hold",))
+    if held.who == who:
+        yield Call("swap", ("hold",), (held.number, held._replace(released=True)))
     return End(outcome)
 
 
@@ -259,22 +284,38 @@ def release(who: Who, outcome: str) -> Steps:
 
 
 def vacuum(who: Who) -> Steps:
-    """`vacuum` with nothing kept for its age: the hardest case."""
+    """`vacuum` that keeps nothing for its age, the hardest case. Only what was there when it began can go: whatever is
+    younger than that is kept."""
     yield from ()
-    return Stage("take", (who, None, Stage("look", (who,))))
+    return Stage("take", (who, None, Stage("list_files", (who,))))
 
 
-def look(who: Who) -> Steps:
+def list_files(who: Who) -> Steps:
+    """What is there, and old."""
+    data = frozenset(path[1] for path in (yield Call("list", ("data",))))
+    if who.rules.keep:
+        writing = yield Call("writing", ())
+        data = frozenset(file for file in data if file.attempt not in writing)
+    return Stage("look", (who, data))
+
+
+def look(who: Who, data: frozenset[File]) -> Steps:
     """What stays: the newest version, and what receipts of unfinished runs name."""
     versions = yield Call("list", ("log",))
     number, _ = last(versions)
     stays = set(versions["log", number][1]) if number >= 0 else set()
     published = {made for made, _ in versions.values()}
-    runs = {path[1] for path in (yield Call("list", ("plan",)))}
-    for run in sorted(runs - published):
-        stays |= set((yield Call("list", ("receipt", run))).values())
-    data = {path[1] for path in (yield Call("list", ("data",)))}
-    return Stage("remove", (who, tuple(sorted(data - stays))))
+    receipts = yield Call("list", ("receipt",))
+    stays |= {file for path, file in receipts.items() if path[1] not in published}
+    return Stage("still_held", (who, tuple(sorted(data - stays, key=str))))
+
+
+def still_held(who: Who, files: tuple[File, ...]) -> Steps:
+    """Nobody came between since it was taken."""
+    held = yield Call("read", ("hold",))
+    if who.rules.unbroken and held.who != who:
+        return End("hold was lost")
+    return Stage("remove", (who, files))
 
 
 def remove(who: Who, files: tuple[File, ...]) -> Steps:
@@ -288,18 +329,7 @@ def remove(who: Who, files: tuple[File, ...]) -> Steps:
 STAGES = {
     stage.__name__: stage
     for stage in (
-        start,
-        take,
-        check_base,
-        freeze,
-        write_unit,
-        account,
-        check_files,
-        check_hold,
-        commit,
-        release,
-        vacuum,
-        look,
-        remove,
+        *(start, take, swap, check_base, plan, freeze, resume, write_unit, account, check_files, check_hold),
+        *(commit, begin_log, append, release, vacuum, list_files, look, still_held, remove),
     )
 }
