@@ -32,6 +32,7 @@ from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, QUARANTINE_SCHEMA, SH
 # Delta Lake and Hive readers take this directory name for a null partition value.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _LONGEST_STATISTIC = 64
+_LONGEST_PATH = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,9 @@ def delta_statistics(table: pa.Table) -> str:
             continue
         ends = pc.min_max(column).as_py()
         # A long text says nothing worth its bytes in the log, and a cut maximum would be a lie.
-        if all(not isinstance(end, str) or len(end) <= _LONGEST_STATISTIC for end in ends.values()):
+        # The shard is worth its bytes: a refresh need not open a file that is of one.
+        longest = _LONGEST_PATH if field.name == SHARD else _LONGEST_STATISTIC
+        if all(not isinstance(end, str) or len(end) <= longest for end in ends.values()):
             least[field.name], most[field.name] = ends["min"], ends["max"]
     document = {"numRecords": table.num_rows, "minValues": least, "maxValues": most, "nullCount": nulls}
     return json.dumps(document, separators=(",", ":"))

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -137,9 +138,15 @@ def plain_schema(table: DeltaTable) -> pa.Schema:
     return pa.schema([field.remove_metadata() for field in schema_of(table)])
 
 
-def actions_of(table: DeltaTable) -> pa.Table:
-    """What the log says of each file of this version, one row a file."""
-    return pa.table(table.get_add_actions(flatten=True))
+def actions_of(table: DeltaTable, *, flatten: bool = True) -> pa.Table:
+    """What the log says of each file of this version, one row a file.
+
+    There a path is a URL; here it is the file's name, as a commit must name it to take it out: a removal of another name
+    removes nothing, and says nothing.
+    """
+    actions = pa.table(table.get_add_actions(flatten=flatten))
+    paths = [unquote(path) for path in actions.column("path").to_pylist()]
+    return actions.set_column(actions.column_names.index("path"), "path", pa.array(paths, pa.string()))
 
 
 def file_sizes(table: DeltaTable) -> dict[str, int]:

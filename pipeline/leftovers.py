@@ -6,6 +6,8 @@ version that was rolled back: their files are still there, and `reuse` finds the
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from deltalake import DeltaTable
 
 from actors.receipt import DataFile
@@ -13,6 +15,7 @@ from pipeline import delta
 from pipeline.ledger import Ledger, run_names
 from pipeline.publish import missing_files
 
+_THREADS = 16
 LIMIT_ROWS = 50_000_000  # an index of them takes 4 GiB of the driver and of each reader
 
 
@@ -31,15 +34,19 @@ def left_behind(
     Returns:
         Paths relative to the table, of files that are there, of no more than `LIMIT_ROWS` rows.
     """
-    found: list[DataFile] = []
-    rows = 0
-    for name in run_names(table):
+
+    def look(name: str) -> Ledger | None:
         ledger = Ledger(table, name)
         description = ledger.description()
-        if name == but or description is None or description.get("fingerprint") != fingerprint:
-            continue
-        if not published and delta.published_version(opened, name) is not None:
-            continue
+        if description is None or description.get("fingerprint") != fingerprint:
+            return None
+        return None if not published and delta.published_version(opened, name) is not None else ledger
+
+    found: list[DataFile] = []
+    rows = 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        ledgers = [ledger for ledger in pool.map(look, [n for n in run_names(table) if n != but]) if ledger]
+    for ledger in ledgers:
         files = [file for receipt in ledger.receipts().values() for file in receipt.files]
         gone = set(missing_files(table, files))
         for file in files:

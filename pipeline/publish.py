@@ -263,7 +263,7 @@ def missing_files(url: str, files: Iterable[DataFile]) -> list[str]:
 def files_of(table: DeltaTable) -> dict[str, DataFile]:
     """Every file of a version by its path, as a commit would add it again, statistics and all."""
     partitions = delta.partition_values(table)
-    actions = pa.table(table.get_add_actions(flatten=False))
+    actions = delta.actions_of(table, flatten=False)
     files = {}
     for row in actions.to_pylist():
         known = {name: {k: v for k, v in (row.get(name) or {}).items() if v is not None} for name in _STATISTICS}

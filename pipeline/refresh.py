@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 
@@ -31,14 +32,16 @@ from pipeline.delta import State
 from pipeline.executor import Executor, executor_for, near_or
 from pipeline.generation import Generation
 from pipeline.ledger import Ledger, table_to_units, units_to_table
+from pipeline.origins import TableFile, scan_files
 from pipeline.plan import Plan, Survey, cut_plan, survey, take_sample
 from pipeline.report import Outcome, Reporter
-from pipeline.reuse import TableFile, build_index, contains, scan_files
+from pipeline.reuse import build_index, contains
 from pipeline.run import Beginning, Prepared, Runner, begin
 
 # Below this many texts to encode, starting a cluster costs more than it saves.
 INLINE_TEXTS = 2_000
 _HASH_ROWS = 50_000
+_HASH_THREADS = 8
 _CARRY_ROWS = 1_000
 
 
@@ -100,7 +103,7 @@ class _Refresh(Runner):
     @cached_property
     def _files(self) -> list[TableFile]:
         """Every file of the current version, with the shards of its rows."""
-        return scan_files(self.url, delta.file_sizes(self._version))
+        return scan_files(self.url, self._version)
 
     @cached_property
     def _partitions(self) -> dict[str, dict[str, str | None]]:
@@ -113,6 +116,10 @@ class _Refresh(Runner):
 
     def look(self) -> Survey:
         """As the backfill does, but only for what is to be read, and with the types that the table has."""
+        return self._survey
+
+    @cached_property
+    def _survey(self) -> Survey:
         there = delta.schema_of(self._version)
         source = self.job.source
         found = survey(self.job, self._to_read) if self._to_read else None
@@ -133,18 +140,22 @@ class _Refresh(Runner):
         return Survey(self._to_read, spec, pa.schema(kept))
 
     @cached_property
-    def _survey(self) -> Survey:
-        return self.look()
-
-    @cached_property
     def _wanted(self) -> npt.NDArray[np.bytes_]:
         """Distinct content hashes of the rows to read, sorted, as fixed-width bytes."""
         source = self._survey.source
+
+        def pieces(shard: Shard) -> list[Piece]:
+            return open_format(source.format, shard.path).pieces(shard, _HASH_ROWS)
+
+        def hashes(piece: Piece) -> npt.NDArray[np.bytes_]:
+            here = read_unit(Unit(0, (piece,)), source).table[HASH].to_numpy()
+            return np.unique(np.asarray(here, dtype="S32"))
+
         found = np.zeros(0, dtype="S32")
-        for shard in self._to_read:
-            for piece in open_format(source.format, shard.path).pieces(shard, _HASH_ROWS):
-                here = read_unit(Unit(0, (piece,)), source).table[HASH].to_numpy()
-                found = np.union1d(found, np.asarray(here, dtype="S32"))
+        with ThreadPoolExecutor(_HASH_THREADS) as pool:
+            parts = [piece for part in pool.map(pieces, self._to_read) for piece in part]
+            for start in range(0, len(parts), _HASH_THREADS):  # no more of them in memory than threads
+                found = np.unique(np.concatenate([found, *pool.map(hashes, parts[start : start + _HASH_THREADS])]))
         return found
 
     @cached_property

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
-from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, SHARD, START, TOKENS
+from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, START, TOKENS
 from actors.stored import read_stored
 
 SCHEMA = pa.schema([("hash", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("count", pa.int32())])
@@ -28,31 +27,6 @@ SCHEMA = pa.schema([("hash", pa.string()), ("file", pa.string()), ("row", pa.int
 STORED = (EMBEDDING, TOKENS, CHUNK, START, END)
 CACHE_BYTES = 1 << 30
 _THREADS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class TableFile:
-    """One file of the table, as far as a refresh needs to know it.
-
-    Attributes:
-        shards: Paths of the source objects that its rows come from, to how many rows each.
-    """
-
-    path: str
-    rows: int
-    shards: dict[str, int]
-
-
-def scan_files(table: str, paths: Iterable[str]) -> list[TableFile]:
-    """Which shards each file has rows of; reads one column of each."""
-
-    def scan(path: str) -> TableFile:
-        column = read_stored(table, path, [SHARD])[SHARD]
-        counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
-        return TableFile(path, len(column), counts)
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(scan, paths))
 
 
 def build_index(table: str, paths: Iterable[str], wanted: npt.NDArray[np.bytes_] | None) -> pa.Table:

@@ -102,6 +102,23 @@ def test_rows_of_other_shards_in_the_same_file_stay(tmp_path, tiny_model, report
     assert {name for name, _ in stored(tmp_path / "table")} == {f"r{n}" for n in range(24) if n not in range(4, 8)}
 
 
+def test_partitions_with_awkward_names_are_replaced_and_not_doubled(tmp_path, tiny_model, reporter):
+    """Delta's log writes paths as URLs: a file is found, carried and taken out by its own name."""
+    names = ("a b", "100%", "%20", "é", "日本", "x/y", "..", "a=b", "~", "c#d?")
+    source = [{**row, "lang": names[number % len(names)]} for number, row in enumerate(rows(40))]
+    corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"])
+    backfill(job, reporter)
+    source[3]["text"] = "edited"
+    write_corpus(corpus, [source[:20]])
+    assert refresh(job, reporter).encoded == 1
+    backfill(make_job(corpus, tmp_path / "fresh", tiny_model, table__partition_by=["lang"]), reporter)
+    assert_same(tmp_path / "table", tmp_path / "fresh")
+    write_corpus(corpus, [source[:5]])
+    assert backfill(job, reporter).rows == 25
+    assert len(stored(tmp_path / "table")) == 25
+
+
 def test_a_source_that_returns_to_what_it_was_is_made_again(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(10)])
     job = make_job(corpus, tmp_path / "table", tiny_model)

@@ -9,6 +9,7 @@ import gzip
 import http.client
 import io
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,12 +22,18 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.encoders import load_encoder
-from actors.errors import ConfigError
+from actors.errors import ConfigError, TableConflict
 from pipeline import delta
+from pipeline.changes import changes
+from pipeline.compact import compact
+from pipeline.diff import diff
 from pipeline.probe import probe_create
+from pipeline.refresh import refresh
 from pipeline.run import backfill
 from pipeline.search import Searcher
 from pipeline.status import status
+from pipeline.vacuum import vacuum
+from pipeline.versions import rollback, versions
 from tests.integration.conftest import Silent, make_job, rows
 from tests.stores.server import forget_clients, keys
 
@@ -168,6 +175,40 @@ class StoreSuite:
             assert storage.read(url) == b"%d" % won.index(True)
             assert storage.create(url, b"%d" % won.index(True))  # a retry inside a client meets its own success
             assert not storage.create(url, b"late")
+
+    def test_a_table_in_a_bucket_is_looked_after(self, lake, tiny_model, reporter):
+        """Every command on a table, over partitions with awkward names; time stands still nowhere, so ages are the store's."""
+        source = [{**row, "lang": AWKWARD[number % 3]} for number, row in enumerate(rows(24))]
+        uri = put_corpus(lake, source[:12], source[12:])
+        table = f"{lake}/table"
+        job = make_job(uri, table, tiny_model, table__partition_by=["lang"])
+        backfill(job, reporter)
+        before = stored(table)
+        other = job.model_copy(update={"encoder": job.encoder.model_copy(update={"max_tokens": 4})})
+        assert refresh(other, reporter).version == 2
+        found = diff(table, 1, 2)
+        assert (found.added, found.changed, found.removed) == (0, 24, 0)
+        assert rollback(table, 1).version == 3
+        assert stored(table) == before
+        done = compact(table, reporter)
+        assert (done.files_after, done.rows) == (3, 24)
+        assert stored(table) == before
+        assert changes(table, 2, f"{lake}/out").upserts == 24
+        dry = vacuum(table, 0, dry_run=True)
+        assert stored(table) == before
+        time.sleep(1.1)  # a store's clock may count whole seconds
+        gone = vacuum(table, 0)
+        assert gone.files >= dry.files
+        assert gone.files > 0
+        assert stored(table) == before
+        assert [version.operation for version in versions(table)][:4] == [
+            "compact",
+            "rollback",
+            "generation",
+            "backfill",
+        ]
+        with pytest.raises(TableConflict, match="a vacuum took them"):
+            rollback(table, 2)
 
     def test_the_probe_passes_and_leaves_nothing(self, lake, server):
         probe_create(f"{lake}/probes")
