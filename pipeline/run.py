@@ -286,6 +286,7 @@ class Runner:
         outcome = Outcome(self.url, self.ledger.run, version=-1, published=False).plus(receipts.values())
         self._check_quarantine(outcome, receipts.values(), int(description.get("rows_kept", 0)))
         files = tuple(file for receipt in receipts.values() for file in receipt.files)
+        held.check()  # before the files: a vacuum that took the table meanwhile has ended, or this run does
         check_files(self.ledger, self.url, publish.missing_files(self.url, files), len(files))
         removed = self.removed()
         if removed is not None:

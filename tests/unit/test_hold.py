@@ -73,6 +73,20 @@ def test_a_holder_without_a_sign_of_life_is_followed_and_told(tmp_path, clock):
         first.check()
 
 
+def test_who_is_about_to_remove_is_told_of_a_run_that_came_and_went(tmp_path, clock):
+    """Publishing looks at the table again; a vacuum has made its list and would not."""
+    first = elsewhere(make(tmp_path, "vacuum", clock))
+    first.take()
+    first.check_unbroken()
+    clock.now += 61
+    second = elsewhere(make(tmp_path, "b", clock))
+    second.take()
+    second.release()
+    first.check()
+    with pytest.raises(TableConflict, match="held by another run meanwhile.* Nothing was removed"):
+        first.check_unbroken()
+
+
 def test_a_process_of_this_machine_that_is_gone_holds_nothing(tmp_path, clock):
     first = make(tmp_path, "a", clock)
     first.me = replace(first.me, pid=2**22 + 1)  # above the highest number that Linux gives

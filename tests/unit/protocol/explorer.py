@@ -32,7 +32,7 @@ class Standing(NamedTuple):
     @property
     def is_orphan(self) -> bool:
         """A worker whose driver died."""
-        return self.stage.args[-1] == ORPHAN
+        return bool(self.stage.args[-1] == ORPHAN)
 
 
 class State(NamedTuple):
@@ -243,7 +243,9 @@ def _steps(space: Space, state: State) -> Iterator[tuple[str, State]]:
             yield f"{here.who.attempt}: dies", died
             if here.stage.name == "write_unit":
                 # Its worker, on another machine, has not heard of it yet.
-                orphan = space.standing(Standing(here.stage._replace(args=(*here.stage.args[:-1], ORPHAN)), here.answers))
+                orphan = space.standing(
+                    Standing(here.stage._replace(args=(*here.stage.args[:-1], ORPHAN)), here.answers)
+                )
                 yield f"{here.who.attempt}: dies, its worker does not", died._replace(programs=after(again, orphan))
 
 

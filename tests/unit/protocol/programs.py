@@ -158,7 +158,12 @@ def start(who: Who) -> Steps:
 def take(who: Who, run: Run | None, then: Stage) -> Steps:
     """`Hold.take`; a vacuum is a run of its own."""
     held = yield Call("read", ("hold",))
-    if held is not None and not held.released and (run is None or held.run != run) and (yield Call("alive", (), held.who)):
+    if (
+        held is not None
+        and not held.released
+        and (run is None or held.run != run)
+        and (yield Call("alive", (), held.who))
+    ):
         return End("refused")
     return Stage("swap", (who, run, 0 if held is None else held.number, then))
 
