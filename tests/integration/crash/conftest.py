@@ -1,6 +1,7 @@
 """The zygote, and the option to try every point: `python -m pytest tests/integration/crash --every-point`.
 
-Without it the suite tries the points that leave different stores behind; those between two changes leave the same one.
+Without it the suite tries, for a backfill, the points that leave different stores behind (between two changes a store stays as
+it is), and for the other commands one point for each kind of object that they write.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def tally(request: pytest.FixtureRequest) -> Tally:
     return TALLIES.setdefault(request.node.name, Tally())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def every_point(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("every_point", default=False))
 

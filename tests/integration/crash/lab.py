@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 from tests.integration.crash.points import Call, Point
@@ -36,10 +37,16 @@ class Lab:
         with Caller(address) as caller:
             self.must(caller, "prepare", self.before)
             self.calls: list[Call] = list(self.must(caller, command, copy(self.before, folder / "whole")))
-            self.must(caller, "rival", copy(self.before, folder / "rival"))
         self.old: State | None = state_of(self.before.table) if self.before.table.exists() else None
         self.whole: State = state_of(folder / "whole")
-        self.rival: State = state_of(folder / "rival")
+
+    @cached_property
+    def rival(self) -> State:
+        """What the other job makes of the table."""
+        place = copy(self.before, self._folder / "rival")
+        with Caller(self._address) as caller:
+            self.must(caller, "rival", place)
+        return state_of(place.table)
 
     def do(self, function: str, place: Place, point: Point | None = None) -> Command:
         """A command of the scenario, or its rival."""

@@ -10,9 +10,14 @@ import pytest
 from tests.integration.crash.points import distinct_points, one_of_a_kind
 from tests.integration.crash.state import difference, state_of
 
-ENCODING = ("backfill", "refresh")
 # How one that came second, or woke up late, may say that the table is not its own.
 REFUSED = ("TableConflict", "CommitConflict")
+
+
+def pytest_generate_tests(metafunc):
+    """Of a refresh too, where every point is asked for."""
+    every_point = metafunc.config.getoption("every_point", default=False)
+    metafunc.parametrize("name", ["backfill", "refresh"] if every_point else ["backfill"])
 
 
 @pytest.fixture
@@ -31,7 +36,6 @@ def wrong(found, whole):
     return difference(found, whole, same_version=False).words
 
 
-@pytest.mark.parametrize("name", ENCODING)
 def test_a_driver_that_wakes_up_late_finds_the_work_done_by_its_sister(lab, tally, points, name):
     here = lab(name)
 
@@ -46,7 +50,6 @@ def test_a_driver_that_wakes_up_late_finds_the_work_done_by_its_sister(lab, tall
     assert tally.wrong == []
 
 
-@pytest.mark.parametrize("name", ENCODING)
 def test_two_drivers_started_at_once_do_the_job_once_when_one_is_killed(lab, tally, points, name):
     here = lab(name)
 
@@ -64,7 +67,6 @@ def test_two_drivers_started_at_once_do_the_job_once_when_one_is_killed(lab, tal
     assert tally.wrong == []
 
 
-@pytest.mark.parametrize("name", ENCODING)
 def test_of_two_jobs_of_one_table_one_is_refused_and_neither_undoes_the_other(lab, tally, points, name):
     here = lab(name)
 
@@ -86,7 +88,6 @@ def test_of_two_jobs_of_one_table_one_is_refused_and_neither_undoes_the_other(la
     assert tally.wrong == []
 
 
-@pytest.mark.parametrize("name", ENCODING)
 def test_a_job_whose_hold_was_taken_while_it_stood_still_publishes_nothing_over_the_other(lab, tally, points, name):
     """The hold is there for people; what keeps the table whole is what publish checks."""
     here = lab(name)
