@@ -11,6 +11,8 @@
     ├── TooManyQuarantined            more rows were set aside than `run.max_quarantined` allows
     ├── GateClosed                    a second generation is not as good as the job asks of it
     ├── PoisonUnit                    a unit keeps killing its process
+    ├── ClusterError                  Ray, or a machine of it, could not go on: disk, memory, nodes
+    │   └── ClusterStalled            nothing moved on the cluster for too long: no machine came
     ├── TableConflict                 the table holds something that this job must not touch
     │   ├── CommitConflict            another writer committed first; run again
     │   └── CommitUnknown             the store did not say whether a commit landed
@@ -80,6 +82,14 @@ class GateClosed(VectideError):
 
 class PoisonUnit(VectideError):
     """A unit keeps killing its process and cannot be narrowed further."""
+
+
+class ClusterError(VectideError):
+    """Ray, or a machine of it, could not go on; finished units are kept."""
+
+
+class ClusterStalled(ClusterError):
+    """Nothing moved on the cluster for too long; what was done is kept."""
 
 
 class TableConflict(VectideError):

@@ -150,6 +150,11 @@ def explained(url: str, what: str, error: Exception, attempts: int) -> VectideEr
         )
     if number in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"cannot {what} {url!r}: the disk is full. Free some space and run the same command again")
+    if number == errno.EFBIG:
+        return StorageError(
+            f"cannot {what} {url!r}: files that large are not allowed here. Raise the limit (ulimit -f, or the file "
+            f"system's own), or lower run.unit_rows"
+        )
     if code in _EXPIRED:
         return StorageError(
             f"cannot {what} {url!r}: the credentials have expired ({code}). Renew them and run the same command "

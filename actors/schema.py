@@ -123,6 +123,9 @@ REASONS = (
     "timed_out",  # the row took longer than `run.row_timeout_s`
 )
 
+# The row itself is sound: it may go well with another library, machine or memory. All others change with the source.
+RETRIED = ("encode_failed", "killed_process", "timed_out")
+
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("shard", pa.string()),

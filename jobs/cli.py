@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actors.errors import VectideError
-from jobs import output, schedule
+from jobs import output, quarantine, schedule
 from jobs import table as tables
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ Settings = Annotated[
 SourceUri = Annotated[str | None, typer.Option("--source", metavar="URI", help="source.uri")]
 TableUri = Annotated[str | None, typer.Option("--table", metavar="URI", help="table.uri")]
 ModelName = Annotated[str | None, typer.Option("--model", metavar="NAME_OR_DIR", help="encoder.model")]
+Retry = Annotated[
+    bool, typer.Option("--retry-quarantined", help="Try rows again that the encoder could not take: one new version.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -77,17 +80,19 @@ def plan(  # noqa: PLR0917  (typer's arguments are options by name)
 
 
 @app.command()
-def backfill(
+def backfill(  # noqa: PLR0917  (typer's arguments are options by name)
     job: JobFile = None,
     settings: Settings = None,
     source: SourceUri = None,
     table: TableUri = None,
     model: ModelName = None,
+    retry_quarantined: Retry = False,
 ) -> None:
     """Embed a corpus into a table; the same command again goes on where it stopped."""
+    from pipeline.retry import backfill_again
     from pipeline.run import backfill as pipeline
 
-    _run(pipeline, _job(job, settings, source, table, model))
+    _run(backfill_again if retry_quarantined else pipeline, _job(job, settings, source, table, model))
 
 
 @app.command()
@@ -105,16 +110,19 @@ def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     queries: Annotated[str | None, typer.Option(metavar="URI", help="Judged queries to measure both by.")] = None,
     judgements: Annotated[str | None, typer.Option(metavar="URI", help="Their judgements.")] = None,
+    retry_quarantined: Retry = False,
 ) -> None:
     """Make a table equal to a fresh backfill of today's source, at the cost of what changed.
 
     Where the model or a setting of it changed, a second generation is built beside the first and takes over at the end.
     """
     from pipeline.refresh import refresh as pipeline
+    from pipeline.retry import refresh_again
 
     gate = {"min_agreement": min_agreement, "queries": queries, "judgements": judgements, "hold": hold or None}
     given = [f"generation.{key}={value}" for key, value in gate.items() if value is not None]
-    _run(pipeline, _job(job, [*(settings or []), *given], source, table, model))
+    loaded = _job(job, [*(settings or []), *given], source, table, model)
+    _run(refresh_again if retry_quarantined else pipeline, loaded)
 
 
 @app.command()
@@ -148,6 +156,7 @@ def status(
     output.status(read(table), as_json=json)
 
 
+app.command()(quarantine.quarantine)
 for command in (tables.versions, tables.rollback, tables.diff, tables.changes, tables.compact, tables.vacuum):
     app.command()(command)
 app.command()(schedule.submit)

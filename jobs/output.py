@@ -39,6 +39,11 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, default=str, ensure_ascii=False))
 
 
+def as_json(found: Any) -> None:
+    """Anything that a pipeline hands out, for a program."""
+    _print_json(_plain(found))
+
+
 def _plain(value: Any) -> Any:
     return dataclasses.asdict(value)
 
@@ -81,7 +86,7 @@ def outcome(found: Outcome) -> None:
     if found.truncated:
         print(f"{found.truncated:,} texts were longer than the model takes and were cut (encoder.max_tokens)")
     if found.quarantined:
-        print(f"the rows set aside, with reasons: {found.table}/_vectide/runs/{found.run}/quarantine")
+        print(f"the rows set aside, with reasons: vectide quarantine {found.table}")
     if found.deaths:
         print(f"{found.deaths} worker processes died on the way")
 

@@ -12,14 +12,18 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actors.errors import PoisonUnit
 
 SUSPECT_AFTER = 2
 UNIT_DEATHS = 4
+# The encode stage narrows, at up to three deaths a bad row; more than some twenty of them in a unit is not the rows.
+ENCODE_DEATHS = 64
 Span = tuple[int, int]
 _WHOLE: Span = (-1, -1)
+_LAST_WORDS_S = 20.0
 
 
 class _Book:
@@ -28,25 +32,32 @@ class _Book:
     def __init__(self) -> None:
         self._trying: dict[tuple[str, int], Span | None] = {}
         self._deaths: dict[tuple[str, int], Counter[Span]] = {}
+        self._timed_out: dict[tuple[str, int], set[Span]] = {}
         self.total_deaths = 0
 
-    def begin(self, stage: str, unit: int) -> dict[Span, int]:
-        """A new attempt at a unit; an older one that never ended has died."""
+    def begin(self, stage: str, unit: int) -> tuple[dict[Span, int], frozenset[Span]]:
+        """A new attempt at a unit; an older one that never ended has died. What is known: deaths, and time-outs."""
         key = (stage, unit)
         if key in self._trying:
             self._deaths.setdefault(key, Counter())[self._trying[key] or _WHOLE] += 1
             self.total_deaths += 1
         self._trying[key] = None
-        return dict(self._deaths.get(key, {}))
+        return dict(self._deaths.get(key, {})), frozenset(self._timed_out.get(key, ()))
 
     def trying(self, stage: str, unit: int, span: Span | None) -> None:
         """The rows that the attempt is at."""
         self._trying[(stage, unit)] = span
 
+    def timed_out(self, stage: str, unit: int, span: Span) -> None:
+        """The last words of a process that ends itself, because nothing went forward at these rows. The next attempt
+        finds it dead like any other."""
+        self._timed_out.setdefault((stage, unit), set()).add(span)
+
     def done(self, stage: str, unit: int) -> None:
         """The attempt ended by itself, well or not."""
         self._trying.pop((stage, unit), None)
         self._deaths.pop((stage, unit), None)
+        self._timed_out.pop((stage, unit), None)
 
     def deaths(self) -> int:
         """How many attempts have died in this run."""
@@ -56,20 +67,22 @@ class _Book:
 class Lease(Protocol):
     """One attempt at one unit in one stage."""
 
-    def check(self) -> None:
-        """Raise PoisonUnit where this unit has killed its process too often in a stage that cannot narrow it."""
+    watched: bool
 
-    def deaths(self, span: Span) -> int:
-        """Deaths while exactly these rows were being tried."""
+    def check(self) -> None:
+        """Raise PoisonUnit where this unit has killed its process too often."""
 
     def suspect(self, span: Span) -> bool:
         """Whether these rows together are not to be tried again: they must be narrowed."""
 
-    def fatal(self, span: Span) -> bool:
-        """Whether this one row has killed its process too often."""
+    def verdict(self, span: Span) -> tuple[str, str] | None:
+        """Reason and error of a row that is not to be tried again."""
 
     def trying(self, span: Span) -> contextlib.AbstractContextManager[None]:
         """Say which rows are at work."""
+
+    def timed_out(self, span: Span) -> None:
+        """Say that this process ends itself now, because nothing goes forward at these rows."""
 
     def done(self) -> None:
         """The attempt ended by itself."""
@@ -96,63 +109,84 @@ class NoBook:
         """None that can be told."""
         return 0
 
+    watched = False  # to end the process of a row that hangs would end the run
+
     def check(self) -> None:
         """Never refused."""
-
-    def deaths(self, span: Span) -> int:  # noqa: ARG002
-        """None."""
-        return 0
 
     def suspect(self, span: Span) -> bool:  # noqa: ARG002
         """Never."""
         return False
 
-    def fatal(self, span: Span) -> bool:  # noqa: ARG002
-        """Never."""
-        return False
+    def verdict(self, span: Span) -> tuple[str, str] | None:  # noqa: ARG002
+        """None."""
+        return None
 
     def trying(self, span: Span) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
         """Not written down."""
         return contextlib.nullcontext()
 
+    def timed_out(self, span: Span) -> None:
+        """Not written down."""
+
     def done(self) -> None:
         """Not written down."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was known of a unit when an attempt at it began, and what follows from it.
+
+    Attributes:
+        deaths: How many attempts died while they were at exactly these rows.
+        timed_out: Rows at which one ended itself.
+    """
+
+    stage: str
+    unit: int
+    deaths: dict[Span, int]
+    timed_out: frozenset[Span]
+
+    def check(self) -> None:
+        """Raise PoisonUnit where this unit has killed its process too often."""
+        allowed = ENCODE_DEATHS if self.stage == "encode" else UNIT_DEATHS
+        if (deaths := sum(self.deaths.values())) >= allowed:
+            raise PoisonUnit(
+                f"unit {self.unit} has ended its process {deaths} times in the {self.stage} stage; it was given up. "
+                f"Look for the reason (memory, a broken file) in the workers' logs, then run the same command again"
+            )
+
+    def suspect(self, span: Span) -> bool:
+        """Whether these rows together are not to be tried again: they must be narrowed."""
+        low, high = span
+        deaths = SUSPECT_AFTER if span in self.timed_out else self.deaths.get(span, 0)
+        # Inside rows that are suspect already, one more death says enough.
+        within = any(seen[0] <= low and high <= seen[1] and seen != span for seen in self.deaths)
+        return high - low > 1 and (deaths >= SUSPECT_AFTER or (deaths >= 1 and within))
+
+    def verdict(self, span: Span) -> tuple[str, str] | None:
+        """Reason and error of a row that is not to be tried again."""
+        if span[1] - span[0] != 1:
+            return None
+        if span in self.timed_out:
+            return "timed_out", "the encoder did not go forward on this row for longer than run.row_timeout_s"
+        if (deaths := self.deaths.get(span, 0)) >= SUSPECT_AFTER:
+            return "killed_process", f"the process died {deaths} times on this row"
+        return None
+
+
 class _ActorLease:
     """An attempt that the book's actor knows of."""
+
+    watched = True
 
     def __init__(self, actor: Any, stage: str, unit: int) -> None:
         import ray
 
         self._actor = actor
         self._key = (stage, unit)
-        self._deaths: dict[Span, int] = ray.get(actor.begin.remote(stage, unit))
-
-    def check(self) -> None:
-        """Raise PoisonUnit where this unit has killed its process too often in a stage that cannot narrow it."""
-        stage, unit = self._key
-        if (deaths := sum(self._deaths.values())) >= UNIT_DEATHS:
-            raise PoisonUnit(
-                f"unit {unit} has ended its process {deaths} times in the {stage} stage; it was given up. Look for "
-                f"the reason (memory, a broken file) in the workers' logs, then run the same command again"
-            )
-
-    def deaths(self, span: Span) -> int:
-        """Deaths while exactly these rows were being tried."""
-        return self._deaths.get(span, 0)
-
-    def suspect(self, span: Span) -> bool:
-        """Whether these rows together are not to be tried again: they must be narrowed."""
-        low, high = span
-        deaths = self.deaths(span)
-        # Inside rows that are suspect already, one more death says enough.
-        within = any(seen[0] <= low and high <= seen[1] and seen != span for seen in self._deaths)
-        return high - low > 1 and (deaths >= SUSPECT_AFTER or (deaths >= 1 and within))
-
-    def fatal(self, span: Span) -> bool:
-        """Whether this one row has killed its process too often."""
-        return span[1] - span[0] == 1 and self.deaths(span) >= SUSPECT_AFTER
+        known = Known(stage, unit, *ray.get(actor.begin.remote(stage, unit)))
+        self.check, self.suspect, self.verdict = known.check, known.suspect, known.verdict
 
     @contextlib.contextmanager
     def trying(self, span: Span) -> Iterator[None]:
@@ -162,6 +196,13 @@ class _ActorLease:
         ray.get(self._actor.trying.remote(*self._key, span))
         yield
         self._actor.trying.remote(*self._key, None)
+
+    def timed_out(self, span: Span) -> None:
+        """Say that this process ends itself now, because nothing goes forward at these rows."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):  # then it is one more death without last words
+            ray.get(self._actor.timed_out.remote(*self._key, span), timeout=_LAST_WORDS_S)
 
     def done(self) -> None:
         """The attempt ended by itself."""
@@ -173,9 +214,11 @@ class AttemptBook:
 
     def __init__(self) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Book)
-        self._actor: Any = remote.remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Book)
+        self._actor: Any = remote.options(scheduling_strategy=here).remote()
 
     def lease(self, stage: str, unit: int) -> Lease:
         """Begin an attempt."""

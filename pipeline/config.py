@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from actors.chunking import By, Mode
 from actors.errors import ConfigError
@@ -23,6 +32,10 @@ from actors.refusals import check_url
 from actors.schema import RESERVED
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# What Ray takes as a label and as the value that one must have.
+_WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LABEL = re.compile(rf"(?:[A-Za-z0-9.-]{{1,253}}/)?{_WORD}")
+_LABEL_VALUE = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))")
 
 
 def _expand(value: object) -> object:
@@ -45,6 +58,25 @@ def _expand(value: object) -> object:
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _count_or_range(value: object) -> object:
+    if isinstance(value, int | dict | BaseModel) or value == "auto":
+        return value
+    raise ValueError(f"must be a number of encoders, auto, or {{min: 0, max: 8}} for a pool that grows, not {value!r}")
+
+
+def _as_labels(value: object) -> object:
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"must be labels and their values, as in {{ray.io/accelerator-type: H100}}, not {value!r}")
+    for key, wanted in value.items():
+        if not isinstance(key, str) or not _LABEL.fullmatch(key):
+            raise ValueError(f"{key!r} is no name of a label: letters, digits, dots, dashes and one slash")
+        if not isinstance(wanted, str) or not _LABEL_VALUE.fullmatch(wanted):
+            raise ValueError(
+                f"{key} must be a text like 'H100', '!T4', 'in(A100, H100)' or '!in(T4, P4)', not {wanted!r}"
+            )
+    return value
 
 
 Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
@@ -111,14 +143,51 @@ class Chunking(_Section):
     overlap_tokens: Annotated[int, Field(ge=0)] | None = None
 
 
+class Replicas(_Section):
+    """A pool of encoders that grows with the cluster: this many must fit at the start, and this many may come."""
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Replicas:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min} and max {self.max}; min must not be larger")
+        return self
+
+
+def _kind(value: object) -> str:
+    """Which of the forms of `replicas` a value has, so that a mistake is told for that form alone."""
+    return "auto" if value == "auto" else "int" if isinstance(value, int) else "range"
+
+
 class Run(_Section):
     """How the work is spread. Nothing here changes a vector."""
 
     address: str = "auto"
-    replicas: Annotated[int, Field(ge=1)] | Auto = "auto"
+    replicas: Annotated[
+        Annotated[int, Field(ge=1), Tag("int")] | Annotated[Replicas, Tag("range")] | Annotated[Auto, Tag("auto")],
+        Discriminator(_kind),
+        BeforeValidator(_count_or_range),
+    ] = "auto"
     gpus_per_replica: Annotated[float, Field(ge=0)] | Auto = "auto"
+    labels: Annotated[dict[str, str], BeforeValidator(_as_labels)] | None = None
     unit_rows: Annotated[int, Field(ge=1)] | Auto = "auto"
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
+    # Far more than any micro-batch needs, on any machine: a sound row must not be set aside because a machine is slow.
+    row_timeout_s: Annotated[float, Field(gt=0, le=1e9)] = 600.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Run:
+        share = self.gpus_per_replica
+        if share != "auto" and share > 1 and share != int(share):
+            raise ValueError(f"gpus_per_replica is {share:g}; an encoder takes whole GPUs, or a part of one")
+        if isinstance(self.replicas, Replicas) and self.replicas.min == 0 and share in ("auto", 0):
+            raise ValueError(
+                "replicas.min is 0, so the run may have to wait for its GPUs; say how many an encoder takes, as in "
+                "gpus_per_replica: 1"
+            )
+        return self
 
 
 class Generation(_Section):
@@ -156,6 +225,9 @@ class Job(_Section):
 
 
 M = TypeVar("M", bound=BaseModel)
+
+# What pydantic puts into a place to say which of several forms a value has: no key of ours.
+_FORMS = {"int", "float", "constrained-float", "range", "auto", "literal['auto']"}
 
 
 def parse_job(document: object, *, origin: str = "the job file") -> Job:
@@ -221,7 +293,7 @@ def _set(document: dict[str, Any], key: str, value: object) -> None:
 def _explain(error: ValidationError, origin: str) -> str:
     lines = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"] if part not in ("int", "float", "literal['auto']"))
+        place = ".".join(str(part) for part in item["loc"] if part not in _FORMS)
         value = item.get("input")
         if item["type"] == "extra_forbidden":
             known = _known(item["loc"][:-1])
@@ -241,6 +313,11 @@ def _known(location: tuple[int | str, ...]) -> list[str]:
     """The keys that a section of the job file has."""
     model: Any = Job
     for part in location:
+        if part == "range":
+            model = Replicas
+            continue
+        if part == "replicas":
+            continue  # it may be several things; the part that follows says which
         field = model.model_fields.get(str(part))
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return []

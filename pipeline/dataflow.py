@@ -10,23 +10,30 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
 
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
-from actors.errors import ConfigError, VectideError
+from actors.errors import ClusterStalled, ConfigError
 from actors.schema import Unit
 from actors.writer import WriterSpec
 from pipeline.attempts import AttemptBook, Book
 from pipeline.config import Run
-from pipeline.executor import Pool, UnitOutcome, opened
+from pipeline.executor import UnitOutcome, opened
+from pipeline.lost import root
+from pipeline.metrics import EncoderMeter, Meter, RunMeter
+from pipeline.pool import Machine, Pool, size_pool
 from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, rewrite, to_block, write
 
 WAVE_UNITS = 20_000
+
+# How long a pool that grows waits for its first machine, or for all of them to come back, before the run gives up. A
+# pool of a fixed size keeps Ray's half an hour: its machines were there when it began.
+_PATIENCE_S = 12 * 3600.0
 
 # Every micro-batch has a length of its own, and for each oneDNN keeps a compiled kernel and malloc a hole: without these
 # an encoder on a CPU grew from 0.5 to 1.5 GiB in minutes; with them it stays at 0.5, as fast as before.
@@ -52,7 +59,7 @@ def connect(address: str) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised to us, without a traceback first
 
 
 def _init(address: str) -> None:
@@ -93,45 +100,13 @@ def _native_stderr_silenced() -> Iterator[None]:
         os.close(nowhere)
 
 
-def cluster_resources() -> dict[str, float]:
-    """Totals of the cluster that this process is connected to."""
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-
-
-def count_nodes() -> int:
-    """How many nodes of it are alive."""
-    return len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
-
-
-def size_pool(run: Run, resources: dict[str, float] | None = None) -> Pool:
-    """How many encoders, with what, on the cluster that this process is connected to.
-
-    Args:
-        run: The job's wishes.
-        resources: Totals of the cluster; asked from Ray when None.
-
-    Raises:
-        ConfigError: the wishes cannot be met by the cluster's total.
-    """
-    total = cluster_resources() if resources is None else resources
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    if cpus < 1:
-        raise ConfigError("the Ray cluster has no CPU to read and write with; add a worker")
-    per_replica = run.gpus_per_replica if run.gpus_per_replica != "auto" else (1.0 if gpus >= 1 else 0.0)
-    if per_replica > 0:
-        fit = math.floor(gpus / per_replica) if per_replica >= 1 else math.floor(1 / per_replica) * math.floor(gpus)
-        replicas = fit if run.replicas == "auto" else run.replicas
-        if replicas < 1 or replicas > fit:
-            raise ConfigError(
-                f"{max(replicas, 1)} replicas of {per_replica:g} GPUs do not fit: the cluster has {gpus:g} GPUs. Lower "
-                f"run.replicas or run.gpus_per_replica (0 runs on CPUs)"
-            )
-        return Pool(replicas, per_replica, cpus=0.0, threads=None, io_cpus=0.5)
-    replicas = max(1, math.floor(cpus)) if run.replicas == "auto" else run.replicas
-    # Some of each core is left to reading and writing, or encoders that take all of it would wait for themselves.
-    share = min(0.75, 0.75 * cpus / replicas)
-    threads = max(1, math.floor(cpus / replicas))
-    return Pool(replicas, 0.0, cpus=round(share, 4), threads=threads, io_cpus=round(min(0.25, cpus / 8), 4))
+def machines() -> list[Machine]:
+    """The nodes of the cluster that this process is connected to."""
+    return [
+        Machine(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), node["Labels"])
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
 
 
 def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iterator[UnitOutcome]:
@@ -141,12 +116,23 @@ def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, book: Book) ->
         VectideError: what a worker raised outside of any unit, such as a model that does not load.
     """
     rest = iter(units)
+    meter = RunMeter(Meter(spec.writer.table, spec.writer.run))
     while wave := list(itertools.islice(rest, WAVE_UNITS)):
-        yield from _run_wave(wave, spec, pool, book)
+        for outcome in _run_wave(wave, spec, pool, book):
+            if outcome.receipt is not None:
+                meter.finished(outcome.receipt, outcome.reasons)
+            else:
+                meter.failed()
+            meter.deaths(book.total_deaths())
+            yield outcome
 
 
 def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iterator[UnitOutcome]:
     shared = {"spec": spec, "book": book}
+    least, most = pool.sizes(len(wave))
+    context = ray.data.DataContext.get_current()
+    if pool.grows:
+        context.execution_no_progress_timeout_s = _PATIENCE_S
     dataset = (
         ray.data.from_blocks([to_block(unit) for unit in wave])
         .map_batches(read_and_tokenize, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
@@ -154,14 +140,22 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iter
             EncodeStage,
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(pool.replicas, len(wave)), max_tasks_in_flight_per_actor=2),
+            # With fewer in flight than Ray's threshold of 1.75 a pool never grows.
+            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
-            fn_constructor_kwargs={**shared, "threads": pool.threads, "device": pool.device, "load_now": True},
+            label_selector=dict(pool.labels) if pool.labels else None,
+            fn_constructor_kwargs={
+                **shared,
+                "threads": pool.threads,
+                "device": pool.device,
+                "load_now": True,
+                "meter": EncoderMeter(Meter(spec.writer.table, spec.writer.run)),
+            },
         )
         .map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
     )
-    yield from _outcomes(dataset)
+    yield from _outcomes(dataset, pool.describe())
 
 
 def rewrite_units(units: Iterable[Unit], spec: WriterSpec, book: Book) -> Iterator[UnitOutcome]:
@@ -171,27 +165,29 @@ def rewrite_units(units: Iterable[Unit], spec: WriterSpec, book: Book) -> Iterat
     while wave := list(itertools.islice(rest, WAVE_UNITS)):
         blocks = ray.data.from_blocks([to_block(unit) for unit in wave])
         yield from _outcomes(
-            blocks.map_batches(rewrite, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=shared)
+            blocks.map_batches(rewrite, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=shared),
+            "a CPU for each file that is written",
         )
 
 
-def _outcomes(dataset: ray.data.Dataset) -> Iterator[UnitOutcome]:
+def _outcomes(dataset: ray.data.Dataset, wanted: str) -> Iterator[UnitOutcome]:
+    """How each unit ends, as they end. `wanted` says what resources the graph asks for."""
     try:
         for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
             yield opened(block)
     except ray.exceptions.RayError as error:
-        raise _root(error) from error
+        raise root(error) from error
+    except ExecutionTimeoutError as error:
+        raise ClusterStalled(
+            f"nothing moved for {_patience_s() / 3600:g} hours: {wanted}, and the "
+            f"cluster did not have them. Look at its workers (`ray status`), then run the same command again: it goes on "
+            f"from here"
+        ) from error
 
 
-def _root(error: BaseException) -> BaseException:
-    """Our own error inside Ray's wrapping, where there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, VectideError):
-            return seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
-    return error
+def _patience_s() -> float:
+    """How long Ray Data waits for anything to move."""
+    return float(ray.data.DataContext.get_current().execution_no_progress_timeout_s)
 
 
 class RayExecutor:
@@ -199,7 +195,7 @@ class RayExecutor:
 
     def __init__(self, run: Run) -> None:
         connect(run.address)
-        self.pool = size_pool(run)
+        self.pool = size_pool(run, machines())
         self.book: Book = AttemptBook()
 
     def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:

@@ -20,6 +20,7 @@ from actors.errors import VectideError
 from pipeline import delta
 from pipeline.config import Job
 from pipeline.ledger import FOLDER
+from pipeline.pool import size_pool
 
 _LIBRARIES = ("ray", "torch", "transformers", "pyarrow", "deltalake", "fsspec", "s3fs")
 _SHARED = Path("/dev/shm")  # noqa: S108  (where Ray keeps its object store)
@@ -197,15 +198,14 @@ def _ray(job: Job) -> Finding:
     joined = ray.is_initialized()
     dataflow.connect(job.run.address)
     try:
-        total = dataflow.cluster_resources()
-        pool = dataflow.size_pool(job.run)
-        nodes = dataflow.count_nodes()
+        machines = dataflow.machines()
+        pool = size_pool(job.run, machines)
     finally:
         if not joined:
             ray.shutdown()
     return Finding(
         "ray",
         "ok",
-        f"{nodes} nodes, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs: {pool.replicas} replicas on "
-        f"{pool.device}",
+        f"{len(machines)} nodes, {sum(one.cpus for one in machines):g} CPUs, {sum(one.gpus for one in machines):g} GPUs: "
+        f"{pool.count()} replicas on {pool.device}",
     )

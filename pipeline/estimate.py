@@ -14,7 +14,7 @@ from pathlib import Path
 from actors import storage
 from actors.encoders.spec import ModelSpec
 from pipeline import delta, fingerprint
-from pipeline.config import Job
+from pipeline.config import Job, Replicas
 from pipeline.ledger import Ledger
 from pipeline.plan import Sample, cut_plan, list_corpus, survey, take_sample
 from pipeline.run import describe_model
@@ -72,8 +72,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     found = survey(job, list_corpus(job))
     sample = take_sample(found, model, fingerprint.chunking_of(model, job))
     gpus = _has_gpu(job)
-    replicas = job.run.replicas if job.run.replicas != "auto" else (os.cpu_count() or 1)
-    plan = cut_plan(job, found, model, sample, replicas=replicas, gpus=gpus)
+    plan = cut_plan(job, found, model, sample, replicas=_replicas(job), gpus=gpus)
     made_of = fingerprint.fingerprint(fingerprint.lineage(model, job))
     url = storage.absolute(job.table.uri)
     state = delta.state_of(delta.open_table(url))
@@ -112,6 +111,14 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         seconds=seconds,
         cost=None if price_per_hour is None else seconds / 3600 * price_per_hour,
     )
+
+
+def _replicas(job: Job) -> int:
+    """As many encoders as the job may have; of this machine where it leaves that open."""
+    wanted = job.run.replicas
+    if isinstance(wanted, Replicas):
+        return wanted.max
+    return wanted if wanted != "auto" else (os.cpu_count() or 1)
 
 
 def _has_gpu(job: Job) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import pyarrow as pa
@@ -20,40 +20,22 @@ from actors.schema import Unit
 from actors.writer import WriterSpec
 from pipeline.attempts import Book, NoBook
 from pipeline.config import Run
+from pipeline.pool import Pool
 from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, rewrite, to_block, write
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """How encoders are spread.
+class UnitOutcome:
+    """How one unit ended: a receipt, or the error that stopped it.
 
     Attributes:
-        replicas: Encoder processes.
-        gpus: GPUs for each; 0 runs them on CPUs.
-        cpus: CPUs that Ray sets aside for each.
-        threads: CPU threads of each.
-        io_cpus: CPUs that Ray sets aside for a task that reads or writes.
+        reasons: Why rows were set aside, and how many for each reason.
     """
-
-    replicas: int
-    gpus: float
-    cpus: float
-    threads: int | None
-    io_cpus: float
-
-    @property
-    def device(self) -> str:
-        """Where the encoders run."""
-        return "cuda" if self.gpus else "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class UnitOutcome:
-    """How one unit ended: a receipt, or the error that stopped it."""
 
     unit: int
     receipt: Receipt | None
     error: VectideError | None
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 def opened(block: pa.Table) -> UnitOutcome:
@@ -61,7 +43,8 @@ def opened(block: pa.Table) -> UnitOutcome:
     unit = block.column("unit")[0].as_py()
     outcome = pickle.loads(block.column("outcome")[0].as_py())  # noqa: S301  (made by our own write stage)
     if isinstance(outcome, Receipt):
-        return UnitOutcome(unit, outcome, None)
+        reasons = pickle.loads(block.column("reasons")[0].as_py())  # noqa: S301  (as above)
+        return UnitOutcome(unit, outcome, None, reasons)
     return UnitOutcome(unit, None, outcome)
 
 
@@ -83,7 +66,7 @@ class InlineExecutor:
 
     def __init__(self) -> None:
         threads = os.cpu_count() or 1
-        self.pool = Pool(replicas=1, gpus=0.0, cpus=threads, threads=threads, io_cpus=1.0)
+        self.pool = Pool(replicas=1, gpus=0.0, cpus=threads, threads=threads, io_cpus=1.0, device="cpu")
         self.book: Book = NoBook()
 
     def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:

@@ -4,8 +4,9 @@ Called by `jobs refresh`. Shards that are as they were when the current version 
 are read; their texts that the table has a vector of, wherever it is, keep it bit for bit, and only the others go through
 the model. Rows of replaced shards go, by new files for what stays beside them. All of it is one commit.
 
-Three things make a shard count as changed although it is not: an earlier version that left no listing, another choice of
-text columns, and rows that were set aside for an id that another row had (that row may be gone).
+Four things make a shard count as changed although it is not: an earlier version that left no listing, another choice of
+text columns, rows that were set aside for an id that another row had (that row may be gone), and rows that are to be
+tried again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pipeline.generation import Generation
 from pipeline.ledger import Ledger, table_to_units, units_to_table
 from pipeline.origins import TableFile, scan_files
 from pipeline.plan import Plan, Survey, cut_plan, survey, take_sample
+from pipeline.quarantine import worth_retrying
 from pipeline.report import Outcome, Reporter
 from pipeline.reuse import build_index, contains
 from pipeline.run import Beginning, Prepared, Runner, begin
@@ -52,7 +54,11 @@ def refresh(job: Job, reporter: Reporter) -> Outcome:
     Raises:
         VectideError: see actors/errors.py; whatever was finished is kept, and the same call goes on from there.
     """
-    beginning = begin(job, reporter)
+    return refresh_from(begin(job, reporter), reporter)
+
+
+def refresh_from(beginning: Beginning, reporter: Reporter) -> Outcome:
+    """As `refresh`, from what is there."""
     if beginning.table is None or beginning.state is None:
         return Runner(beginning, reporter).run()
     making = delta.making_of(beginning.table)
@@ -92,9 +98,11 @@ class _Refresh(Runner):
         if listing is None or made is None or {**made["job"]["source"], "uri": None} != {**ours, "uri": None}:
             return frozenset()
         bad = self._old_quarantine
-        doubled = set(bad.filter(pc.equal(bad["reason"], "duplicate_id"))["shard"].to_pylist())
+        again = set(bad.filter(pc.equal(bad["reason"], "duplicate_id"))["shard"].to_pylist())
+        if self.retries is not None:
+            again.update(worth_retrying(bad)["shard"].to_pylist())
         same = {shard.path for shard in self.shards if listing.get(shard.path) == (shard.size_bytes, shard.etag)}
-        return frozenset(same - doubled)
+        return frozenset(same - again)
 
     @cached_property
     def _to_read(self) -> tuple[Shard, ...]:
@@ -218,8 +226,12 @@ class _Refresh(Runner):
             yield Unit(number, tuple(pieces), carry=True)
 
     def executor(self) -> Executor:
-        """This process where there is little to encode, unless the job names a cluster."""
-        near = near_or(self.job.run.address, little=self._texts() <= INLINE_TEXTS)
+        """This process where there is little to encode, unless the job names a cluster.
+
+        Not for rows that may kill or hang it: those that did so before, or those of a run that did not come to its end.
+        """
+        sound = self.retries is None and self.ledger.description() is None
+        near = near_or(self.job.run.address, little=sound and self._texts() <= INLINE_TEXTS)
         return near or executor_for(self.job.run)
 
     def removed(self) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class Beginning:
         content: A name for what the table would hold in the end.
         table: The table, None where there is none.
         state: What it holds, None where that is nothing.
+        retries: A run whose rows set aside are tried again (`pipeline.retry`), None where none are.
     """
 
     job: Job
@@ -68,6 +69,14 @@ class Beginning:
     content: str
     table: DeltaTable | None
     state: delta.State | None
+    retries: str | None = None
+
+    def run_name(self) -> str:
+        """What the run is called: the same command on the same source and table has the same name."""
+        base = None if self.state is None else str(self.state)
+        return fingerprint.run_name(
+            self.content, base if self.retries is None else f"{base} again after {self.retries}"
+        )
 
 
 def begin(job: Job, reporter: Reporter) -> Beginning:
@@ -137,8 +146,8 @@ class Runner:
         self.content = beginning.content
         self.table = beginning.table
         self.state = beginning.state
-        base = None if self.state is None else str(self.state)
-        self.ledger = Ledger(self.url, fingerprint.run_name(self.content, base))
+        self.retries = beginning.retries
+        self.ledger = Ledger(self.url, beginning.run_name())
 
     # What other runs do differently ----------------------------------------------------------------------------------
 
@@ -183,7 +192,7 @@ class Runner:
 
     def run(self) -> Outcome:
         """Whatever is left to do."""
-        if self.table is not None and self.state is not None:
+        if self.table is not None and self.state is not None and self.retries is None:
             made = Ledger(self.url, self.state.run).description() or {}
             if made.get("content") == self.content:
                 return Outcome(self.url, self.state.run, self.state.version, published=False)
@@ -272,7 +281,14 @@ class Runner:
             )
         )
         rest = table_to_units(self.ledger.plan(), done)
-        stages = StageSpec(found.source, self.model, writer, self.chunking, reuse=bool(description.get("reuse")))
+        stages = StageSpec(
+            found.source,
+            self.model,
+            writer,
+            self.chunking,
+            reuse=bool(description.get("reuse")),
+            row_timeout_s=self.job.run.row_timeout_s,
+        )
         follow(executor.run(rest, stages), self.reporter, description["units"])
         return executor.book.total_deaths()
 
@@ -328,6 +344,7 @@ class Runner:
         raise TooManyQuarantined(
             f"{bad_rows} of {all_rows} rows were set aside ({counts}), more than "
             f"run.max_quarantined = {allowed:g} allows; nothing was published. The first: {first['shard']} at "
-            f"{first['position']}: {first['error']}. All are in {self.ledger.url}/quarantine. Mend the source, or raise "
+            f"{first['position']}: {first['error']}. `vectide quarantine {self.url} --run {self.ledger.run}` lists all. "
+            f"Mend the source, or mend what the encoder could not do and run again with --retry-quarantined, or raise "
             f"run.max_quarantined and run again: the embedded rows are kept"
         )

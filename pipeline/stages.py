@@ -7,9 +7,11 @@ in the encode stage alone: a reader or writer that loads it would cost each work
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -42,18 +44,22 @@ from actors.schema import (
 )
 from actors.tokenizer import Tokenizer
 from actors.writer import WriterSpec, write_unit
-from pipeline.attempts import Book, Lease
+from pipeline.attempts import Book, Lease, Span
 from pipeline.carry import carry
 from pipeline.reuse import reuse_of
 from pipeline.tasks import settle_tasks
+from pipeline.watchdog import watchdog
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
+    from pipeline.metrics import EncoderMeter
 
 # Columns that the encode stage takes; with chunking all of them.
 _FOR_ENCODER = (INPUT_IDS, CHUNKS, PREFIX, SUFFIX, TASK)
 
-OUTCOME_SCHEMA = pa.schema([("unit", pa.int64()), ("outcome", pa.binary())])
+_ONE_BY_ONE = 64
+
+OUTCOME_SCHEMA = pa.schema([("unit", pa.int64()), ("outcome", pa.binary()), ("reasons", pa.binary())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,7 @@ class StageSpec:
     writer: WriterSpec
     chunking: Chunking | None = None
     reuse: bool = False
+    row_timeout_s: float | None = None
 
 
 @lru_cache(maxsize=2)
@@ -162,16 +169,25 @@ class EncodeStage:
         threads: CPU threads for this replica.
         device: "cpu", "cuda" or "auto".
         load_now: Load the model here, while the first units are being read, and not with the first text.
+        meter: Told after each unit how the encoder does.
     """
 
     def __init__(
-        self, spec: StageSpec, book: Book, threads: int | None, device: str, *, load_now: bool = False
+        self,
+        spec: StageSpec,
+        book: Book,
+        threads: int | None,
+        device: str,
+        *,
+        load_now: bool = False,
+        meter: EncoderMeter | None = None,
     ) -> None:
         self.book = book
         self.spec = spec
         self.chunking = spec.chunking
         self._threads = threads
         self._device = device
+        self._meter = meter
         if load_now:
             _ = self.encoder
 
@@ -195,6 +211,8 @@ class EncodeStage:
         except VectideError as error:
             parcel.error, parcel.table = error, None
         parcel.seconds["encode"] = time.perf_counter() - started
+        if self._meter is not None:
+            self._meter.record(self.encoder.stats, self.encoder.compute.memory())
         return pack(parcel)
 
     def _encode(self, parcel: Parcel) -> None:
@@ -208,6 +226,7 @@ class EncodeStage:
         firsts, inverse = _distinct(table)
         work = self._work(table.select([name for name in _FOR_ENCODER if name in table.column_names]).take(firsts))
         lease = self.book.lease("encode", parcel.unit)
+        lease.check()
         self._encode_range(work, 0, work.rows.num_rows, lease)
         lease.done()
         keep = np.ones(table.num_rows, dtype=bool)
@@ -252,19 +271,19 @@ class EncodeStage:
         return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim))
 
     def _encode_range(self, work: _Work, low: int, high: int, lease: Lease) -> None:
-        """Encode rows `low` to `high`, narrowing around rows that raise or that have killed a process.
+        """Encode rows `low` to `high`, narrowing around rows that raise or that have killed a process or held it up.
 
-        Each level is cut into as many parts as a part has rows: a death costs a new process, so two levels that find
-        one row of a unit are better than the sixteen of halving.
+        Each level is cut into as many parts as a part has rows, and few rows are tried one by one: a death costs a new
+        process, so two levels that find one row of a unit are better than the twelve of halving.
         """
         if low >= high:
             return
         span = (low, high)
-        if lease.fatal(span):
-            work.failed[low] = ("killed_process", f"the process died {lease.deaths(span)} times on this row")
+        if (verdict := lease.verdict(span)) is not None:
+            work.failed[low] = verdict
             return
         if not lease.suspect(span):
-            with lease.trying(span):
+            with lease.trying(span), self._watched(lease, span):
                 try:
                     work.vectors[work.places[low] : work.places[high]] = self._vectors(work.rows.slice(low, high - low))
                     return
@@ -277,9 +296,19 @@ class EncodeStage:
                 if high - low == 1:
                     work.failed[low] = ("encode_failed", reason[:500])
                     return
-        step = math.isqrt(high - low)
+        step = math.isqrt(high - low) if high - low > _ONE_BY_ONE else 1
         for start in range(low, high, step):
             self._encode_range(work, start, min(start + step, high), lease)
+
+    def _watched(self, lease: Lease, span: Span) -> contextlib.AbstractContextManager[None]:
+        """End this process where no micro-batch of these rows is finished for longer than a row may take."""
+        if self.spec.row_timeout_s is None or not lease.watched:
+            return contextlib.nullcontext()
+        return watchdog(self.spec.row_timeout_s, self._progress, last_words=lambda: lease.timed_out(span))
+
+    def _progress(self) -> tuple[int, int]:
+        stats = self.encoder.stats
+        return stats.micro_batches, stats.out_of_memory
 
     def _vectors(self, rows: pa.Table) -> npt.NDArray[np.float32]:
         tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else None
@@ -307,7 +336,12 @@ def write(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
         except VectideError as error:
             outcome = error
         lease.done()
-    return pa.table({"unit": [parcel.unit], "outcome": [pickle.dumps(outcome)]}, schema=OUTCOME_SCHEMA)
+    return _outcome(parcel.unit, outcome, Counter(row.reason for row in parcel.bad))
+
+
+def _outcome(unit: int, outcome: object, reasons: Counter[str]) -> pa.Table:
+    columns = {"unit": [unit], "outcome": [pickle.dumps(outcome)], "reasons": [pickle.dumps(reasons)]}
+    return pa.table(columns, schema=OUTCOME_SCHEMA)
 
 
 def rewrite(block: pa.Table, spec: WriterSpec, book: Book) -> pa.Table:
@@ -321,4 +355,4 @@ def rewrite(block: pa.Table, spec: WriterSpec, book: Book) -> pa.Table:
     except VectideError as error:
         outcome = error
     lease.done()
-    return pa.table({"unit": [unit.number], "outcome": [pickle.dumps(outcome)]}, schema=OUTCOME_SCHEMA)
+    return _outcome(unit.number, outcome, Counter())

@@ -13,6 +13,23 @@ _GPU_LADDER = (16_384, 32_768, 65_536, 131_072)
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """A card's memory.
+
+    Attributes:
+        allocated_bytes: In tensors of this process.
+        reserved_bytes: Held by this process, in tensors or for the next ones.
+        used_bytes: In use by all processes.
+        total_bytes: What the card has.
+    """
+
+    allocated_bytes: int
+    reserved_bytes: int
+    used_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Compute:
     """Where and in what type a model is computed.
 
@@ -28,6 +45,15 @@ class Compute:
     def ladder(self) -> tuple[int, ...]:
         """Token budgets to try: caches make small ones fastest on a CPU, a card needs thousands of rows to fill."""
         return _CPU_LADDER if self.device.type == "cpu" else _GPU_LADDER
+
+    def memory(self) -> Memory | None:
+        """The card's memory now; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self.device)
+        return Memory(
+            torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device), total - free, total
+        )
 
 
 def find_compute(precision: str, device: str = "auto") -> Compute:
@@ -51,7 +77,10 @@ def find_compute(precision: str, device: str = "auto") -> Compute:
     if place.type == "cuda":
         cards = torch.cuda.device_count()
         if (place.index or 0) >= cards:
-            raise ConfigError(f"device {device!r} is not there: this process sees {cards} CUDA cards. Use 'auto'.")
+            raise ConfigError(
+                f"device {device!r} is not there: this process sees {cards} CUDA cards. Use 'auto'; on a cluster, install a "
+                f"torch with CUDA on the machines with GPUs, or encode on CPUs with run.gpus_per_replica=0."
+            )
         place = torch.device("cuda", place.index or 0)
     wide = precision == "float32" or not (cpu_has_bfloat16() if place.type == "cpu" else _card_has_bfloat16(place))
     return Compute(place, torch.float32 if wide else torch.bfloat16)

@@ -202,13 +202,19 @@ def test_a_dry_run_counts_chunks_and_cuts_nothing_off(tmp_path, tiny_model):
 class NobodyDied:
     """A book of attempts, and the lease that it gives."""
 
+    watched = False
+
     def lease(self, stage, unit):
         return self
 
-    def fatal(self, span):
-        return False
+    def check(self):
+        pass
 
-    suspect = fatal
+    def verdict(self, span):
+        return None
+
+    def suspect(self, span):
+        return False
 
     def trying(self, span):
         return nullcontext()

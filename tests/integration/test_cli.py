@@ -19,13 +19,14 @@ ROOT = Path(__file__).parents[2]
 # Every command with its options. A change here is a change for every script that calls us: say so in CHANGELOG.md.
 COMMANDS = {
     "plan": {"--set", "--source", "--table", "--model", "--price-per-hour", "--tokens-per-second", "--json"},
-    "backfill": {"--set", "--source", "--table", "--model"},
+    "backfill": {"--set", "--source", "--table", "--model", "--retry-quarantined"},
     "refresh": {
         "--set",
         "--source",
         "--table",
         "--model",
         "--hold",
+        "--retry-quarantined",
         "--min-agreement",
         "--queries",
         "--judgements",
@@ -38,6 +39,7 @@ COMMANDS = {
     "vacuum": {"--keep", "--unfinished", "--dry-run", "--json"},
     "search": {"-k", "--where", "--version", "--model", "--json"},
     "status": {"--json"},
+    "quarantine": {"--run", "--reason", "--limit", "--json"},
     "submit": {"--address", "--command", "--detach", "--set"},
     "schedule": {"--cron", "--target", "--command", "--rayjob", "--apply", "--set"},
     "watch": {"--every", "--command", "--set"},

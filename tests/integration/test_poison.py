@@ -1,4 +1,4 @@
-"""Rows that kill their process or raise: found, set aside, and everything else is embedded."""
+"""Rows that kill their process, hang or raise: found, set aside, and everything else is embedded."""
 
 from __future__ import annotations
 
@@ -19,18 +19,25 @@ from tests.integration.conftest import make_job, rows, write_corpus
 ROOT = Path(__file__).parents[2]
 
 
-def token_ids(model, texts):
-    return Tokenizer(describe(str(model))).tokenize(texts).ids.to_pylist()
+def token(model, letter):
+    """A token that no text of `rows` has."""
+    return Tokenizer(describe(str(model))).tokenize([letter]).ids[0].as_py()[1]
 
 
-def run_poisoned(job_file, **environment):
+def run_poisoned(job_file, **poison):
     command = [sys.executable, "-m", "tests.integration.poison_driver", str(job_file)]
-    env = {**os.environ, "POISON_KILLS": "[]", "POISON_RAISES": "[]", **environment}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    env = {**os.environ, "POISON": json.dumps(poison)}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=540, check=False)
+
+
+def outcome_of(done):
+    """The driver's last word; Ray may talk after it."""
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(line)
 
 
 def write_job(tmp_path, corpus, model, **changes):
-    job = make_job(corpus, tmp_path / "table", model, **changes)
+    job = make_job(corpus, tmp_path / "table", model, **{"run__address": "local", **changes})
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
     return path
@@ -42,35 +49,76 @@ def quarantine(table):
     return {row["id"]: row for row in ledger.quarantine(ledger.receipts().values()).to_pylist()}
 
 
-def test_a_row_that_kills_and_a_row_that_raises_are_found_and_nothing_else_is_lost(tmp_path, tiny_model):
+def ids_of(table):
+    return sorted(DeltaTable(str(table)).to_pyarrow_table(columns=["id"])["id"].to_pylist())
+
+
+def test_rows_that_kill_hang_or_raise_are_found_and_nothing_else_is_lost(tmp_path, tiny_model):
     source = rows(48)
-    source[5]["text"] = "killer"
-    source[30]["text"] = "raiser"
+    for row, letter in ((5, "q"), (22, "v"), (30, "j")):
+        source[row]["text"] = letter
     corpus = write_corpus(tmp_path / "corpus", [source])
-    job = write_job(tmp_path, corpus, tiny_model, run__max_quarantined=0.1, run__address="local")
     done = run_poisoned(
-        job,
-        POISON_KILLS=json.dumps(token_ids(tiny_model, ["title 5\n\nkiller"])),
-        POISON_RAISES=json.dumps(token_ids(tiny_model, ["title 30\n\nraiser"])),
+        write_job(
+            tmp_path, corpus, tiny_model, run__max_quarantined=0.1, run__row_timeout_s=4, chunking={"mode": "late"}
+        ),
+        kills=[token(tiny_model, "q")],
+        hangs=[token(tiny_model, "v")],
+        raises=[token(tiny_model, "j")],
     )
     assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout.splitlines()[-1])
-    assert (outcome["rows"], outcome["quarantined"]) == (46, 2)
-    # Two of the whole unit, one of the part with the row, two of the row itself; an attempt may die before it says so.
+    outcome = outcome_of(done)
+    assert (outcome["rows"], outcome["quarantined"]) == (45, 3)
+    # The killer: two of the whole unit, two of the row itself. The hanging row: its own, for the one that raises had its
+    # unit narrowed already, and its process says why it ends. An attempt may die before it says what it is at.
     assert 5 <= outcome["deaths"] <= 12
     bad = quarantine(tmp_path / "table")
-    assert {key: row["reason"] for key, row in bad.items()} == {"r5": "killed_process", "r30": "encode_failed"}
+    assert {key: row["reason"] for key, row in bad.items()} == {
+        "r5": "killed_process",
+        "r22": "timed_out",
+        "r30": "encode_failed",
+    }
     assert "this text cannot be encoded" in bad["r30"]["error"]
-    ids = DeltaTable(str(tmp_path / "table")).to_pyarrow_table(columns=["id"])["id"].to_pylist()
-    assert sorted(ids) == sorted(f"r{n}" for n in range(48) if n not in (5, 30))
+    assert "run.row_timeout_s" in bad["r22"]["error"]
+    assert ids_of(tmp_path / "table") == sorted(f"r{n}" for n in range(48) if n not in (5, 22, 30))
 
 
 def test_a_unit_that_kills_its_reader_is_given_up_in_one_sentence(tmp_path, tiny_model):
     source = rows(32)
     source[20]["text"] = "the reader dies"
     corpus = write_corpus(tmp_path / "corpus", [source])
-    done = run_poisoned(write_job(tmp_path, corpus, tiny_model, run__address="local"), POISON_READER="1")
+    done = run_poisoned(write_job(tmp_path, corpus, tiny_model), reader="reader dies")
     assert done.returncode == 1
     assert "unit 1 of 2 failed: unit 1 has ended its process 4 times in the read stage" in done.stderr
     (run,) = run_names(str(tmp_path / "table"))
     assert Ledger(str(tmp_path / "table"), run).done() == {0}
+
+
+def test_workers_of_every_stage_killed_in_the_middle_lose_and_double_nothing(tmp_path, tiny_model):
+    corpus = write_corpus(tmp_path / "corpus", [rows(96)])
+    (tmp_path / "dead").mkdir()
+    units = {"read": [0, 3, 7], "encode": [1, 4, 7], "write": [2, 5, 8]}
+    done = run_poisoned(
+        write_job(tmp_path, corpus, tiny_model, run__unit_rows=8), units=units, folder=str(tmp_path / "dead")
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = outcome_of(done)
+    assert (outcome["rows"], outcome["quarantined"]) == (96, 0)
+    killed = {f"{stage}-{unit}" for stage, numbers in units.items() for unit in numbers}
+    assert {path.name for path in (tmp_path / "dead").iterdir()} == killed
+    assert outcome["deaths"] == len(killed)
+    assert ids_of(tmp_path / "table") == sorted(f"r{number}" for number in range(96))
+
+
+def test_what_fits_neither_memory_nor_disk_ends_in_one_sentence(tmp_path, tiny_model):
+    source = rows(8)
+    for row in source:
+        row["lang"] = "x" * (12 << 20)  # the unit is 96 MiB
+    job = write_job(tmp_path, write_corpus(tmp_path / "corpus", [source]), tiny_model)
+    # To Ray any disk is full now: it takes one for full that is used by more than this share.
+    options = {"object_store_memory": 80_000_000, "_system_config": {"local_fs_capacity_threshold": 0.0001}}
+    full = run_poisoned(job, ray=options)
+    assert full.returncode == 1
+    (error,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert "the local disk of a node is full: what does not fit Ray's object store goes there" in error
+    assert "then run the same command again: finished work is kept" in error

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from actors.errors import ConfigError
-from pipeline.config import load_job, parse_job
+from pipeline.config import Replicas, load_job, parse_job
 
 GOOD: dict[str, dict[str, object]] = {
     "source": {"uri": "corpus/*.parquet", "id": "id", "text": ["title", "text"], "keep": ["lang"]},
@@ -28,6 +28,7 @@ def test_defaults_are_those_of_the_manual():
     assert job.run.address == "auto"
     assert job.run.replicas == "auto"
     assert job.run.max_quarantined == 0.01
+    assert job.run.row_timeout_s == 600
     assert job.source.format == "auto"
     assert job.source.text == ("title", "text")
 
@@ -42,8 +43,20 @@ def test_one_column_may_be_a_plain_name():
         ({"encoder__modle": "x"}, "encoder.modle: no such key; did you mean 'model'"),
         ({"table__precision": "float8"}, "table.precision: .*'float8'"),
         ({"run__max_quarantined": 2}, "run.max_quarantined: .*2"),
+        ({"run__row_timeout_s": 0}, "run.row_timeout_s: .*0"),
+        ({"run__row_timeout_s": None}, "run.row_timeout_s: .*number"),
         ({"run__replicas": 0}, "run.replicas: .*0"),
-        ({"run__replicas": "many"}, "run.replicas"),
+        ({"run__replicas": "many"}, "run.replicas: must be a number of encoders, auto, or {min: 0, max: 8}.*'many'"),
+        ({"run__replicas": {"max": 0}}, "run.replicas.max: .*0"),
+        ({"run__replicas": {"min": 3, "max": 2}}, "run.replicas: min is 3 and max 2"),
+        ({"run__replicas": {"mni": 1, "max": 2}}, "run.replicas.mni: no such key; did you mean 'min'"),
+        ({"run__replicas": {"min": 0, "max": 2}}, "replicas.min is 0.*gpus_per_replica: 1"),
+        ({"run__gpus_per_replica": 1.5}, "gpus_per_replica is 1.5; an encoder takes whole GPUs"),
+        ({"run__gpus_per_replica": -1}, "run.gpus_per_replica: .*-1"),
+        ({"run__labels": {}}, "run.labels: must be labels"),
+        ({"run__labels": {"a b": "c"}}, "run.labels: 'a b' is no name"),
+        ({"run__labels": {"zone": 1}}, "run.labels: zone must be a text"),
+        ({"run__labels": {"zone": "in(a"}}, r"run.labels: zone must be .*'in\(a'"),
         ({"source__keep": ["embedding"]}, "keep names 'embedding'"),
         ({"source__keep": ["_hash"]}, "keep names '_hash'"),
         ({"source__keep": ["lang", "lang"]}, "names a column twice"),
@@ -59,6 +72,14 @@ def test_one_column_may_be_a_plain_name():
 def test_a_wrong_value_is_named_with_its_rule(changes, message):
     with pytest.raises(ConfigError, match=message):
         parse_job(changed(**changes))
+
+
+def test_a_pool_may_grow_and_ask_for_machines_by_label():
+    document = changed(run__replicas={"max": 4}, run__labels={"ray.io/accelerator-type": "in(A100, H100)"})
+    run = parse_job(document).run
+    assert isinstance(run.replicas, Replicas)
+    assert (run.replicas.min, run.replicas.max) == (1, 4)
+    assert parse_job({**document, "run": run.model_dump(mode="json")}).run == run
 
 
 def test_all_mistakes_are_told_at_once():

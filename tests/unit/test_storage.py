@@ -73,7 +73,12 @@ def test_a_store_that_stays_busy_ends_in_one_sentence(no_waiting):
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "access denied"), (errno.EROFS, "access denied")],
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EFBIG, "files that large are not allowed"),
+        (errno.EACCES, "access denied"),
+        (errno.EROFS, "access denied"),
+    ],
 )
 def test_refusals_are_not_tried_again(number, message):
     calls = []

@@ -1,0 +1,54 @@
+"""Ends this process when its encoder does not go forward: a hung native call cannot be interrupted otherwise.
+
+Used by the encode stage around the rows that it is at. What counts is progress and not time: a unit of many rows may
+take as long as it needs, as long as micro-batches get done. The clock is made of ticks, so that a machine that slept
+has not been slow. The trade-off: a process ends for one row, and the next one loads the model again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+EXIT_CODE = 70
+_TICKS = 20
+_LONGEST_TICK_S = 1.0
+_STDERR = 2  # the descriptor: `sys.stderr` may be anything in a worker
+
+
+@contextlib.contextmanager
+def watchdog(limit_s: float, progress: Callable[[], object], *, last_words: Callable[[], None]) -> Iterator[None]:
+    """Watch what is done inside the `with`.
+
+    Args:
+        limit_s: How long `progress` may stay what it is.
+        progress: Something that changes whenever the work goes forward. Called from a thread.
+        last_words: Called from that thread before the process ends.
+    """
+    over = threading.Event()
+    tick_s = min(_LONGEST_TICK_S, limit_s / _TICKS)
+
+    def watch() -> None:
+        still_s, seen = 0.0, progress()
+        while not over.wait(tick_s):
+            # A call that never gives the interpreter's lock back stops this thread too. Then a thread of faulthandler's,
+            # which needs no lock, ends the process, without last words: one more death of these rows.
+            faulthandler.dump_traceback_later(2 * limit_s, exit=True, file=_STDERR)
+            now = progress()
+            still_s, seen = (still_s + tick_s, seen) if now == seen else (0.0, now)
+            if still_s >= limit_s:
+                last_words()
+                faulthandler.dump_traceback(file=_STDERR)
+                os._exit(EXIT_CODE)
+
+    thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        faulthandler.cancel_dump_traceback_later()

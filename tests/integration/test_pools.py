@@ -1,0 +1,109 @@
+"""GPU machines that come late, go away in the middle and come back; and what the run says of itself meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from deltalake import DeltaTable
+
+from pipeline.metrics import METRICS
+from tests.integration.conftest import make_job, rows, write_corpus
+
+ROOT = Path(__file__).parents[2]
+UNITS = 24
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory, tiny_model):
+    """One run on a cluster with a T4 from the start, an H100 that comes and is taken away, and another.
+
+    It may have three encoders of half a card each, and never has room for more than two.
+    """
+    folder = tmp_path_factory.mktemp("pool")
+    source = rows(16 * UNITS)
+    source[7]["text"] = source[7]["title"] = ""
+    source[9]["id"] = None
+    run = {"unit_rows": 16, "replicas": {"min": 0, "max": 3}, "gpus_per_replica": 0.5}
+    run |= {"labels": {"vectide.test/card": "in(H100, A100)"}, "max_quarantined": 0.1}
+    corpus = write_corpus(folder / "corpus", [source], row_group_size=16)
+    job = make_job(corpus, folder / "table", tiny_model, run=run)
+    (folder / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
+    command = [sys.executable, "-m", "tests.integration.pool_driver", str(folder / "job.yaml"), str(folder / "table")]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env |= {"POOL_NOTES": str(folder / "notes"), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    # A node's end and a number's export would be seen after ten seconds and more otherwise. An export has half of its
+    # interval to get through, and what does not is lost: not too short for a busy machine.
+    env |= {"RAY_health_check_period_ms": "500"}
+    env |= {"RAY_health_check_failure_threshold": "6", "RAY_metrics_report_interval_ms": "4000"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((folder / "notes.told").read_text())
+    assert told["outcome"] is not None, told["error"]
+    return {**told, "table": str(folder / "table")}
+
+
+def test_a_run_waits_for_machines_and_outlives_them(driven):
+    assert driven["before"] == 0  # a card of another kind was free all the while
+    outcome = driven["outcome"]
+    assert outcome["rows_read"] == 16 * UNITS
+    assert outcome["rows"] + outcome["quarantined"] == 16 * UNITS
+    ids = DeltaTable(driven["table"]).to_pyarrow_table(columns=["id"]).column("id").to_pylist()
+    assert len(set(ids)) == len(ids) == outcome["rows"]
+    nodes = list(dict.fromkeys(note["node"] for note in driven["notes"]))
+    assert len(nodes) == 2  # the one that went away, and the one that came
+
+
+def test_half_a_card_each_is_two_encoders_on_a_card(driven):
+    first, second = dict.fromkeys(note["node"] for note in driven["notes"])
+    pids = {node: {note["pid"] for note in driven["notes"] if note["node"] == node} for node in (first, second)}
+    assert len(pids[first]) == 2
+    # Where the third was placed before one that came back with units, it made room for it when it had no more to do.
+    assert len(pids[second]) in (2, 3)
+
+
+def series(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Exported lines by name, as Ray writes them."""
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            matched = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line)
+            assert matched is not None, line
+            name, labels, value = matched.groups()
+            found.setdefault(name, []).append((dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)))
+    return found
+
+
+def test_the_exported_numbers_are_those_of_the_outcome(driven):
+    outcome, found = driven["outcome"], series(driven["metrics"])
+    expected = {
+        "vectide_rows_read_total": outcome["rows_read"],
+        "vectide_documents_total": outcome["documents"],
+        "vectide_rows_written_total": outcome["rows"],
+        "vectide_tokens_total": outcome["tokens"],
+        "vectide_encoded_texts_total": outcome["encoded"],
+    }
+    for name, value in expected.items():
+        ((labels, exported),) = found[f"ray_{name}"]
+        assert exported == value, name
+        assert (labels["table"], labels["run"]) == (driven["table"], outcome["run"])
+    bad = {labels["reason"]: value for labels, value in found["ray_vectide_quarantined_rows_total"]}
+    assert sum(bad.values()) == outcome["quarantined"] > 0
+    ((state, units),) = [(labels["state"], value) for labels, value in found["ray_vectide_units_total"]]
+    assert (state, units) == ("done", UNITS)
+    stages = {labels["stage"]: value for labels, value in found["ray_vectide_stage_seconds_total"]}
+    assert stages.keys() == {"read", "tokenize", "encode", "write"}
+    assert sum(value for _, value in found["ray_vectide_micro_batches_total"]) > 0
+    deaths = sum(value for _, value in found.get("ray_vectide_process_deaths_total", []))
+    assert deaths == outcome["deaths"]
+
+
+def test_every_exported_name_is_one_that_is_written_down(driven):
+    names = {re.sub(r"_(bucket|count|sum)$", "", name.removeprefix("ray_")) for name in series(driven["metrics"])}
+    assert names <= METRICS.keys()
