@@ -166,8 +166,18 @@ def rival(place: Place) -> None:
 
 def rival_ahead(place: Place) -> None:
     """The same with a clock that is an hour ahead: whoever holds the table seems to be long dead."""
-    Hold.__init__.__kwdefaults__ = {"ttl_s": TTL_S, "clock": lambda: time.time() + 3600}
+    _be_ahead()
     rival(place)
+
+
+def vacuum_ahead(place: Place) -> None:
+    """A vacuum with such a clock that keeps nothing for its age."""
+    _be_ahead()
+    vacuum(str(place.table), 0)
+
+
+def _be_ahead() -> None:
+    Hold.__init__.__kwdefaults__ = {"ttl_s": TTL_S, "clock": lambda: time.time() + 3600}
 
 
 def copy(source: Place, table: Path) -> Place:

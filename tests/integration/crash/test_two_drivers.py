@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from dataclasses import replace
 
@@ -101,4 +102,25 @@ def test_a_job_whose_hold_was_taken_while_it_stood_still_publishes_nothing_over_
         here.must(caller, "command", place)
 
     here.each(points(here.calls), attempt, tally=tally, same_version=False)
+    assert tally.wrong == []
+
+
+def test_a_vacuum_that_takes_a_driver_for_dead_takes_no_file_of_a_version(lab, tally, points, name):
+    """It keeps nothing for its age, which is the hardest case. The driver may then find that files are missing."""
+    here = lab(name)
+
+    def attempt(caller, place, point):
+        late = stop(here, caller, place, point)
+        vacuumed = caller.run(here.do("vacuum_ahead", place))
+        assert vacuumed.kind in ("", "ConfigError"), vacuumed.error  # there is nothing to vacuum yet
+        woken = caller.wake(late)
+        assert woken.kind in ("", *REFUSED, "StorageError"), woken.error
+        if woken.kind and here.old is not None:
+            assert wrong(state_of(place.table), here.old) == []
+        if woken.kind == "StorageError":
+            assert "remove" in woken.error
+            shutil.rmtree(next(place.table.glob(f"_vectide/runs/{woken.error.rpartition('/runs/')[2][:8]}*")))
+        here.must(caller, "command", place)
+
+    here.each(points(here.calls), attempt, tally=tally)
     assert tally.wrong == []
