@@ -383,9 +383,9 @@ def prune(url: str) -> None:
 
 
 def _put_local(path: Path, data: bytes, *, exclusive: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
@@ -394,9 +394,15 @@ def _put_local(path: Path, data: bytes, *, exclusive: bool) -> None:
             os.link(temporary, path)
         else:
             os.replace(temporary, path)
+    except FileNotFoundError as error:
+        # A vacuum removes folders that are empty for a moment and, where it is to keep nothing, temporary files.
+        raise TransientError(f"something removed {str(temporary)!r} while it was written") from error
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except FileNotFoundError:  # the object was removed again at once, and the folder with it
+        return
     try:
         os.fsync(folder)
     finally:

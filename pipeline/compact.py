@@ -118,9 +118,9 @@ def compact(
             follow(executor.rewrite(units, spec), ledger, reporter)
         reporter.step("publishing")
         made = tuple(file for receipt in whole(ledger, description).values() for file in receipt.files)
+        held.check()  # before the files: a vacuum that took the table meanwhile has ended, or this compaction does
         check_files(ledger, url, publish.missing_files(url, made), len(made))
         gone = tuple(ledger.table("removed")["path"].to_pylist())
-        held.check()
         version = publish.publish(
             url,
             publish.Publication(

@@ -99,6 +99,7 @@ class Hold:
         self.table = table
         self.clock = clock
         self.number = 0
+        self._first = 0  # the number that it was taken with, before anybody could come between
         self.lost: Holder | None = None
         self._folder = storage.join(table, FOLDER, "hold")
         now = clock()
@@ -123,10 +124,13 @@ class Hold:
             if not storage.create(self._url(newest + 1), _json(self.me)):
                 continue
             numbers = self._numbers()
-            if numbers[-1] != newest + 1:  # our listing was old: that number had come and gone
+            # Our listing was old and that number had come and gone; or a sister came after us and cleared ours away,
+            # between the listing of a local folder and the look at what it named.
+            if not numbers or numbers[-1] != newest + 1:
                 storage.delete(self._url(newest + 1))
                 continue
             self.number, self.lost = newest + 1, None
+            self._first = self._first or self.number
             for number in numbers[:-1]:
                 storage.delete(self._url(number))
             return
@@ -147,10 +151,10 @@ class Hold:
             self.lost = holder
 
     def check(self) -> None:
-        """Make sure, right before publishing, that no other run took the table meanwhile.
+        """Make sure, right before publishing, that no other run holds the table now.
 
         Raises:
-            TableConflict: one did, because this process gave no sign of life for too long.
+            TableConflict: one does, because this process gave no sign of life for too long.
         """
         self.beat()
         if self.lost is not None:
@@ -158,6 +162,19 @@ class Hold:
                 f"this run gave no sign of life for more than {self.me.ttl_s:.0f} s, and {self.table!r} was taken by "
                 f"{self.lost.describe(self.clock())}. Nothing was published; what is finished is kept: run the same "
                 f"command again when that one has ended"
+            )
+
+    def check_unbroken(self) -> None:
+        """Make sure that no other run held the table since it was taken, for who has looked and is about to remove.
+
+        Raises:
+            TableConflict: one did.
+        """
+        self.check()
+        if self.number != self._first:
+            raise TableConflict(
+                f"{self.table!r} was held by another run meanwhile, because this one gave no sign of life for more than "
+                f"{self.me.ttl_s:.0f} s. Nothing was removed; run the same command again"
             )
 
     def release(self) -> None:

@@ -19,7 +19,7 @@ from actors import storage
 from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec, describe
 from actors.errors import TooManyQuarantined
-from actors.receipt import Receipt
+from actors.receipt import DataFile, Receipt
 from actors.schema import Shard
 from actors.writer import WriterSpec, table_schema
 from pipeline import delta, fingerprint, leftovers, publish, reuse, uniqueness
@@ -296,13 +296,14 @@ class Runner:
         """Check that every row is accounted for, then commit."""
         self.reporter.step("checking that every row is accounted for")
         receipts = whole(self.ledger, description)
+        files = self._check_files(receipts, held)
         source = self.job.source
         if source.id is not None and source.unique_ids and self.ledger.amendment() is None:
-            receipts = self._unique(receipts, description["units"])
+            unique = self._unique(receipts, description["units"])
+            if unique is not receipts:
+                receipts, files = unique, self._check_files(unique, held)
         outcome = Outcome(self.url, self.ledger.run, version=-1, published=False).plus(receipts.values())
         self._check_quarantine(outcome, receipts.values(), int(description.get("rows_kept", 0)))
-        files = tuple(file for receipt in receipts.values() for file in receipt.files)
-        check_files(self.ledger, self.url, publish.missing_files(self.url, files), len(files))
         removed = self.removed()
         if removed is not None:
             removed += tuple(receipt.replaces for receipt in receipts.values() if receipt.replaces is not None)
@@ -313,6 +314,16 @@ class Runner:
         self.reporter.step("publishing")
         held.check()
         return replace(outcome, version=publish.publish(self.url, publication), published=True)
+
+    def _check_files(self, receipts: dict[int, Receipt], held: Hold) -> tuple[DataFile, ...]:
+        """The files that receipts name, all of which are there.
+
+        The hold comes first: a vacuum that took the table meanwhile has ended, or this run does.
+        """
+        held.check()
+        files = tuple(file for receipt in receipts.values() for file in receipt.files)
+        check_files(self.ledger, self.url, publish.missing_files(self.url, files), len(files))
+        return files
 
     def _unique(self, receipts: dict[int, Receipt], units: int) -> dict[int, Receipt]:
         """The receipts after ids that several rows have were set aside in all but the first."""

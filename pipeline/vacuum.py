@@ -76,7 +76,7 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
     url = storage.absolute(table)
     if delta.open_table(url) is None and not run_names(url):
         raise ConfigError(f"there is no table and no run at {url!r}")
-    with hold(url, f"vacuum-{secrets.token_hex(4)}", what="vectide vacuum"):
+    with hold(url, f"vacuum-{secrets.token_hex(4)}", what="vectide vacuum") as held:
         opened = delta.open_table(url)
         before_s = _now_s(url) - keep_s
         plan = _stays(url, opened, before_s, unfinished=unfinished)
@@ -88,6 +88,7 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
             shard.size_bytes for shard in data if relative[shard.path].split("/", 2)[1] in set(plan.unfinished)
         )
         if not dry_run:
+            held.check_unbroken()
             for name in ledgers:
                 _forget(url, name)
             _delete(shard.path for shard in going)

@@ -106,13 +106,13 @@ def rollback(table: str, to: int) -> RolledBack:
     name = digest(["rollback", str(state), to], length=8)
     with hold(url, name, what="vectide rollback") as held:
         publish.check_base(delta.open_table(url), url, state)
+        held.check()  # before the files: a vacuum that took the table meanwhile has ended, or this rollback does
         delta.need_files(url, old, list(back))
         other = making.fingerprint != getattr(delta.making_of(current), "fingerprint", None)
         other = other or not publish.same_columns(current, delta.schema_of(old))
         # A file may not be both added and removed by one commit; where the schema changes all of them are replaced.
         add = [file for path, file in back.items() if other or path not in there]
         remove = [path for path in there if other or path not in back]
-        held.check()
         version = publish.publish(
             url,
             publish.Publication(

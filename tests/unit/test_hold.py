@@ -73,6 +73,20 @@ def test_a_holder_without_a_sign_of_life_is_followed_and_told(tmp_path, clock):
         first.check()
 
 
+def test_who_is_about_to_remove_is_told_of_a_run_that_came_and_went(tmp_path, clock):
+    """Publishing looks at the table again; a vacuum has made its list and would not."""
+    first = elsewhere(make(tmp_path, "vacuum", clock))
+    first.take()
+    first.check_unbroken()
+    clock.now += 61
+    second = elsewhere(make(tmp_path, "b", clock))
+    second.take()
+    second.release()
+    first.check()
+    with pytest.raises(TableConflict, match="held by another run meanwhile.* Nothing was removed"):
+        first.check_unbroken()
+
+
 def test_a_process_of_this_machine_that_is_gone_holds_nothing(tmp_path, clock):
     first = make(tmp_path, "a", clock)
     first.me = replace(first.me, pid=2**22 + 1)  # above the highest number that Linux gives
@@ -150,6 +164,23 @@ def test_who_comes_with_an_old_listing_steps_back(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(late, "_newest", lambda: next(answers, None) or fresh())
     with pytest.raises(TableConflict, match="run c"):
         late.take()
+    assert files(tmp_path) == ["00000003.json"]
+
+
+def test_who_finds_its_own_number_cleared_away_by_a_sister_takes_the_next(tmp_path, clock, monkeypatch):
+    """A folder of a local disk is listed first and looked at afterwards: what went in between is in neither."""
+    mine, sister = make(tmp_path, "a", clock), make(tmp_path, "a", clock)
+    fresh = mine._numbers
+
+    def numbers() -> list[int]:
+        if fresh() == [1] and not sister.number:
+            sister.take()
+            return []
+        return fresh()
+
+    monkeypatch.setattr(mine, "_numbers", numbers)
+    mine.take()
+    assert (sister.number, mine.number) == (2, 3)
     assert files(tmp_path) == ["00000003.json"]
 
 

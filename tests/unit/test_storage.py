@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -172,3 +173,32 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatc
                 storage.glob(url)
             with pytest.raises(StorageError, match="cannot list .* access denied"):
                 list(storage.walk(str(tmp_path)))
+
+
+def test_a_write_whose_temporary_file_or_folder_is_removed_is_made_again(tmp_path, monkeypatch):
+    """By a vacuum that keeps nothing for its age."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        if not waits:
+            shutil.rmtree(tmp_path / "folder")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert storage.create(f"{tmp_path}/folder/x", b"mine")
+    assert len(waits) == 1
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["x"]
+
+
+def test_an_object_that_is_removed_as_soon_as_it_is_there_was_written(tmp_path, monkeypatch):
+    real = os.replace
+
+    def replace(source: str, target: str) -> None:
+        real(source, target)
+        shutil.rmtree(tmp_path / "folder")
+
+    monkeypatch.setattr(os, "replace", replace)
+    storage.put(f"{tmp_path}/folder/x", b"mine")
+    assert not storage.exists(f"{tmp_path}/folder/x")

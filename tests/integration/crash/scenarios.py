@@ -1,0 +1,187 @@
+"""The commands that are killed, each with what is there before it. Run in children of the zygote.
+
+One more is a `Scenario` in `SCENARIOS`: a function that makes what is there before, and one that is the command. The command must
+be one that may be repeated: after every death it is run again, and the table must be as if it had not died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.transaction import AddAction
+
+from actors import storage
+from actors.writer import parquet_bytes
+from pipeline.compact import compact
+from pipeline.config import Job
+from pipeline.hold import TTL_S, Hold
+from pipeline.refresh import refresh
+from pipeline.run import backfill
+from pipeline.vacuum import vacuum
+from pipeline.versions import rollback
+from tests.integration.conftest import Silent, make_job, rows, write_one
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a scenario happens. The source and the model are shared; each crash point has a table of its own."""
+
+    source: Path
+    table: Path
+    model: Path
+
+    def job(self, corpus: str = "corpus", *, max_tokens: int | None = None) -> Job:
+        """Two units, two partitions, and room for the bad rows."""
+        return make_job(
+            self.source / corpus,
+            self.table,
+            self.model,
+            table__partition_by=["lang"],
+            encoder__max_tokens=max_tokens,
+            run__unit_rows=8,
+            run__max_quarantined=0.5,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A command that is killed.
+
+    Attributes:
+        before: Makes the source, and the table as it is when the command begins.
+        command: What is killed, and run again.
+    """
+
+    name: str
+    before: Callable[[Place], None]
+    command: Callable[[Place], object]
+
+
+# A rival of each command: another job, of another source, on the same table.
+OTHER = "other"
+BAD: dict[str, object] = {"id": "bad", "title": None, "text": None, "lang": "l0"}
+TWICE: dict[str, object] = {"id": "r1", "title": "another", "text": "of the same id", "lang": "l1"}
+
+
+def write_source(place: Place) -> None:
+    """A row that cannot be read, and an id that two units have."""
+    corpus = place.source / "corpus"
+    write_one(corpus / "a.parquet", [*rows(4, langs=2), BAD])
+    write_one(corpus / "b.parquet", rows(3, start=10, langs=2))
+    write_one(corpus / "c.parquet", [*rows(7, start=20, langs=2), TWICE])
+    write_one(place.source / OTHER / "x.parquet", [*rows(6, start=2, langs=2), BAD])
+
+
+def change_source(place: Place) -> None:
+    """An edit, a file that goes, and one that is cut in two."""
+    corpus = place.source / "corpus"
+    edited = rows(4, langs=2)
+    edited[2]["text"] = "something new"
+    write_one(corpus / "a.parquet", [*edited, BAD])
+    (corpus / "b.parquet").unlink()
+    kept = rows(7, start=20, langs=2)
+    write_one(corpus / "c.parquet", kept[:3])
+    write_one(corpus / "d.parquet", kept[3:])
+
+
+class _Stops(Exception):
+    pass
+
+
+class _Stopping(Silent):
+    def finished_unit(self, receipt):
+        raise _Stops
+
+
+def _first(place: Place) -> None:
+    write_source(place)
+    backfill(place.job(), Silent())
+
+
+def _first_then_changed(place: Place) -> None:
+    _first(place)
+    change_source(place)
+
+
+def _second(place: Place) -> None:
+    """Two versions, and a run that did not end."""
+    _first_then_changed(place)
+    refresh(place.job(), Silent())
+    with contextlib.suppress(_Stops):
+        refresh(place.job(max_tokens=5), _Stopping())
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("backfill", write_source, lambda place: backfill(place.job(), Silent())),
+        Scenario("refresh", _first_then_changed, lambda place: refresh(place.job(), Silent())),
+        Scenario("cut-over", _first, lambda place: refresh(place.job(max_tokens=5), Silent())),
+        Scenario("compact", _second, lambda place: compact(str(place.table), Silent())),
+        Scenario("rollback", _second, lambda place: rollback(str(place.table), 1)),
+        Scenario("vacuum", _second, lambda place: vacuum(str(place.table), 0)),
+    )
+}
+
+
+def prepare(name: str, place: Place) -> None:
+    """What is there before the command of a scenario."""
+    SCENARIOS[name].before(place)
+
+
+def command(name: str, place: Place) -> None:
+    """The command of a scenario."""
+    SCENARIOS[name].command(place)
+
+
+def careless(name: str, place: Place) -> None:
+    """A command that does not know what it has done already: it appends a row by a commit that carries no name."""
+    SCENARIOS[name].command(place)
+    opened = DeltaTable(str(place.table))
+    row = opened.to_pyarrow_table().slice(0, 1).drop_columns(["lang"])
+    data, stats = parquet_bytes(row.set_column(0, "id", pa.array(["careless"])), "{}")
+    path = f"data/lang=l0/{secrets.token_hex(6)}.parquet"
+    storage.put(f"{place.table}/{path}", data)
+    action = AddAction(path, len(data), {"lang": "l0"}, 0, data_change=True, stats=stats)
+    opened.create_write_transaction([action], mode="append", schema=opened.schema(), partition_by=["lang"])
+
+
+def clear(place: Place) -> None:
+    """A vacuum that keeps nothing for its age, and gives up what did not end."""
+    vacuum(str(place.table), 0, unfinished=True)
+
+
+def rival(place: Place) -> None:
+    """Another job on the same table."""
+    refresh(place.job(OTHER), Silent())
+
+
+def rival_ahead(place: Place) -> None:
+    """The same with a clock that is an hour ahead: whoever holds the table seems to be long dead."""
+    _be_ahead()
+    rival(place)
+
+
+def vacuum_ahead(place: Place) -> None:
+    """A vacuum with such a clock that keeps nothing for its age."""
+    _be_ahead()
+    vacuum(str(place.table), 0)
+
+
+def _be_ahead() -> None:
+    Hold.__init__.__kwdefaults__ = {"ttl_s": TTL_S, "clock": lambda: time.time() + 3600}
+
+
+def copy(source: Place, table: Path) -> Place:
+    """The same place with a copy of its table."""
+    if source.table.exists():
+        shutil.copytree(source.table, table)
+    return Place(source.source, table, source.model)

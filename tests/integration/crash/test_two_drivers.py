@@ -1,0 +1,126 @@
+"""Two drivers of one table, and one of them dies, or stands still and wakes up late, at each point where it writes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+
+from tests.integration.crash.points import distinct_points, one_of_a_kind
+from tests.integration.crash.state import difference, state_of
+
+# How one that came second, or woke up late, may say that the table is not its own.
+REFUSED = ("TableConflict", "CommitConflict")
+
+
+def pytest_generate_tests(metafunc):
+    """Of a refresh too, where every point is asked for."""
+    every_point = metafunc.config.getoption("every_point", default=False)
+    metafunc.parametrize("name", ["backfill", "refresh"] if every_point else ["backfill"])
+
+
+@pytest.fixture
+def points(every_point):
+    return distinct_points if every_point else one_of_a_kind
+
+
+def stop(here, caller, place, point):
+    """The command, standing still at a point."""
+    pid = caller.start(here.do("command", place, replace(point, how=signal.SIGSTOP)))
+    assert caller.wait(pid).stopped, "the command ended before it came there"
+    return pid
+
+
+def wrong(found, whole):
+    return difference(found, whole, same_version=False).words
+
+
+def test_a_driver_that_wakes_up_late_finds_the_work_done_by_its_sister(lab, tally, points, name):
+    here = lab(name)
+
+    def attempt(caller, place, point):
+        late = stop(here, caller, place, point)
+        here.must(caller, "command", place)
+        assert difference(state_of(place.table), here.whole).words == []
+        woken = caller.wake(late)
+        assert woken.kind in ("", *REFUSED), woken.error
+
+    here.each(points(here.calls), attempt, tally=tally)
+    assert tally.wrong == []
+
+
+def test_two_drivers_started_at_once_do_the_job_once_when_one_is_killed(lab, tally, points, name):
+    here = lab(name)
+
+    def attempt(caller, place, point):
+        first = caller.start(here.do("command", place, point))
+        second = caller.start(here.do("command", place))
+        ended = caller.wait(first)
+        assert ended.kind in ("", *REFUSED), ended.error
+        survivor = caller.wait(second)
+        assert survivor.kind in ("", *REFUSED), survivor.error
+        if survivor.kind:
+            here.must(caller, "command", place)
+
+    here.each(points(here.calls), attempt, tally=tally)
+    assert tally.wrong == []
+
+
+def test_of_two_jobs_of_one_table_one_is_refused_and_neither_undoes_the_other(lab, tally, points, name):
+    here = lab(name)
+
+    def attempt(caller, place, point):
+        late = stop(here, caller, place, point)
+        rival = caller.run(here.do("rival", place))
+        assert rival.kind in ("", *REFUSED), rival.error
+        if not rival.kind:
+            assert wrong(state_of(place.table), here.rival) == []
+        woken = caller.wake(late)
+        assert woken.kind in ("", *REFUSED), woken.error
+        if rival.kind:
+            assert not woken.kind, woken.error
+            here.must(caller, "rival", place)
+        assert wrong(state_of(place.table), here.rival) == []
+        here.must(caller, "command", place)
+
+    here.each(points(here.calls), attempt, tally=tally, same_version=False)
+    assert tally.wrong == []
+
+
+def test_a_job_whose_hold_was_taken_while_it_stood_still_publishes_nothing_over_the_other(lab, tally, points, name):
+    """The hold is there for people; what keeps the table whole is what publish checks."""
+    here = lab(name)
+
+    def attempt(caller, place, point):
+        late = stop(here, caller, place, point)
+        here.must(caller, "rival_ahead", place)
+        woken = caller.wake(late)
+        assert woken.kind in ("", *REFUSED), woken.error
+        assert wrong(state_of(place.table), here.rival) == []
+        here.must(caller, "command", place)
+
+    here.each(points(here.calls), attempt, tally=tally, same_version=False)
+    assert tally.wrong == []
+
+
+def test_a_vacuum_that_takes_a_driver_for_dead_takes_no_file_of_a_version(lab, tally, points, name):
+    """It keeps nothing for its age, which is the hardest case. The driver may then find that files are missing."""
+    here = lab(name)
+
+    def attempt(caller, place, point):
+        late = stop(here, caller, place, point)
+        vacuumed = caller.run(here.do("vacuum_ahead", place))
+        assert vacuumed.kind in ("", "ConfigError"), vacuumed.error  # there is nothing to vacuum yet
+        woken = caller.wake(late)
+        assert woken.kind in ("", *REFUSED, "StorageError"), woken.error
+        if woken.kind and here.old is not None:
+            assert wrong(state_of(place.table), here.old) == []
+        if woken.kind == "StorageError":
+            assert "remove" in woken.error
+            shutil.rmtree(next(place.table.glob(f"_vectide/runs/{woken.error.rpartition('/runs/')[2][:8]}*")))
+        here.must(caller, "command", place)
+
+    here.each(points(here.calls), attempt, tally=tally)
+    assert tally.wrong == []
