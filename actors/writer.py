@@ -44,8 +44,7 @@ class WriterSpec:
 
     Attributes:
         table: URL of the table's folder.
-        ledger: URL of the run's folder.
-        frozen: URL of the folder of its frozen tables.
+        ledger: URL of the folder of the run's plan.
         run: Name of the run, part of every data path.
         schema: Columns of the table in order, partition columns included.
         lineage: JSON that goes into each file's footer under the key `vectide`.
@@ -53,7 +52,6 @@ class WriterSpec:
 
     table: str
     ledger: str
-    frozen: str
     run: str
     schema: pa.Schema
     partition_by: tuple[str, ...]
@@ -62,7 +60,7 @@ class WriterSpec:
 
 
 def receipt_path(unit: int) -> str:
-    """Where a unit's receipt lies, relative to the run's folder: a folder for each thousand units."""
+    """Where a unit's receipt lies, relative to the folder of the plan: a folder for each thousand units."""
     return f"receipts/{unit // UNITS_A_FOLDER:06d}/{unit:09d}.json"
 
 

@@ -20,9 +20,9 @@ from actors.writer import WriterSpec
 
 
 @lru_cache(maxsize=1)
-def _replaced(frozen: str) -> pa.Array:
+def _replaced(plan: str) -> pa.Array:
     """The shards whose rows go."""
-    data = storage.read(storage.join(frozen, "replaced.parquet"))
+    data = storage.read(storage.join(plan, "replaced.parquet"))
     return pq.read_table(pa.BufferReader(data))["path"].combine_chunks()
 
 
@@ -33,7 +33,7 @@ def carry(unit: Unit, spec: WriterSpec) -> Parcel:
         file = storage.open_read(storage.join(spec.table, piece.shard.path))
         rows = pq.read_table(file, partitioning=None)
         rows = rows.cast(pa.schema([spec.schema.field(name) for name in rows.column_names]))
-        rows = rows.filter(pc.invert(pc.is_in(rows[SHARD], value_set=_replaced(spec.frozen))))
+        rows = rows.filter(pc.invert(pc.is_in(rows[SHARD], value_set=_replaced(spec.ledger))))
         for name, value in json.loads(piece.shard.etag).items():
             column = pa.array([value] * rows.num_rows, pa.string())
             rows = rows.append_column(name, pc.cast(column, spec.schema.field(name).type))

@@ -106,8 +106,7 @@ def compact(
             )
             spec = WriterSpec(
                 table=url,
-                ledger=ledger.url,
-                frozen=ledger.tables_url(),
+                ledger=ledger.home(),
                 run=ledger.run,
                 schema=schema,
                 partition_by=partition_by,

@@ -6,10 +6,13 @@
                                     listing.parquet   the shards that it was made from
                                     reuse.parquet     where the vector of a text is that has one already
                                     replaced.parquet  for a refresh: the shards whose old rows go
-                                receipts/         one JSON a unit, in folders of a thousand
-                                digests/          copies of receipts, a thousand in a file
-                                quarantine/       one Parquet a unit that set rows aside
-                                amendment.json    what the check for duplicate ids changed, if it had to
+                                    receipts/         one JSON a unit, in folders of a thousand
+                                    digests/          copies of receipts, a thousand in a file
+                                    quarantine/       one Parquet a unit that set rows aside
+                                    amendment.json    what the check for duplicate ids changed, if it had to
+
+Receipts lie below the plan that they are of: a worker that outlives its run, and a vacuum that gives the run up, can leave
+none that a later plan, cut differently, would take for its own.
 
 Used by the backfill, `status` and publish. A run is named by what it would produce, so the same command finds its own
 ledger and goes on. The trade-off: a receipt is an object of its own, so that the first wins; a million of them would take
@@ -143,7 +146,7 @@ class Ledger:
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink, compression="zstd")
             storage.put(storage.join(self.url, place, f"{name}.parquet"), bytes(sink.getvalue()))
-        text = json.dumps({**description, "tables": place}, indent=1, sort_keys=True)
+        text = json.dumps({**description, "plan": place}, indent=1, sort_keys=True)
         storage.create(storage.join(self.url, "run.json"), text.encode())
         found = self.description()
         if found is None:
@@ -159,8 +162,8 @@ class Ledger:
                 return None
         return self._description
 
-    def tables_url(self) -> str:
-        """The folder of the tables that count.
+    def home(self) -> str:
+        """The folder of the plan that counts, and of all that belongs to it.
 
         Raises:
             FileNotFoundError: no plan is frozen.
@@ -168,7 +171,7 @@ class Ledger:
         description = self.description()
         if description is None:
             raise FileNotFoundError(f"{self.url!r} has no frozen plan")
-        return storage.join(self.url, description["tables"])
+        return storage.join(self.url, description["plan"])
 
     def plan(self) -> pa.Table:
         """The frozen plan (`PLAN_SCHEMA`)."""
@@ -180,7 +183,7 @@ class Ledger:
         Raises:
             FileNotFoundError: it was given none of that name.
         """
-        return pq.read_table(pa.BufferReader(storage.read(storage.join(self.tables_url(), f"{name}.parquet"))))
+        return pq.read_table(pa.BufferReader(storage.read(storage.join(self.home(), f"{name}.parquet"))))
 
     def listing(self) -> dict[str, tuple[int, str]] | None:
         """The shards that the run was made from, path to size and etag; None where it was not written down."""
@@ -193,6 +196,8 @@ class Ledger:
     def done(self) -> set[int]:
         """Numbers of the units that have a receipt."""
         done: set[int] = set()
+        if self.description() is None:
+            return done
         for table in self._digests(["unit"]):
             done.update(table["unit"].to_pylist())
         done.update(unit for unit, _ in self._receipts(done))
@@ -204,14 +209,14 @@ class Ledger:
         rows = [units, [receipt.to_json() for receipt in receipts]]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(rows, schema=DIGEST_SCHEMA), sink, compression="zstd", use_dictionary=False)
-        url = storage.join(self.url, "digests", f"{min(units):09d}-{secrets.token_hex(6)}.parquet")
+        url = storage.join(self.home(), "digests", f"{min(units):09d}-{secrets.token_hex(6)}.parquet")
         storage.put(url, bytes(sink.getvalue()))
 
     def _digests(self, columns: list[str]) -> Iterator[pa.Table]:
         def load(shard: Shard) -> pa.Table:
             return pq.read_table(pa.BufferReader(storage.read(shard.path)), columns=columns)
 
-        files = list(storage.walk(storage.join(self.url, "digests")))
+        files = list(storage.walk(storage.join(self.home(), "digests")))
         with ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, len(files), _THREADS):  # a few at a time: all of them together may be a gigabyte
                 yield from pool.map(load, files[start : start + _THREADS])
@@ -219,7 +224,7 @@ class Ledger:
     def _receipts(self, known: Collection[int]) -> Iterator[tuple[int, str]]:
         """Units that have a receipt and are not `known`, and where it is. A folder whose units are all known is not
         listed."""
-        root = storage.join(self.url, "receipts")
+        root = storage.join(self.home(), "receipts")
         counts = Counter(unit // UNITS_A_FOLDER for unit in known)
         folders = [name for name in storage.folders(root) if counts[int(name)] < UNITS_A_FOLDER]
 
@@ -236,6 +241,8 @@ class Ledger:
     def receipts(self) -> dict[int, Receipt]:
         """Every receipt by unit, amended where the check for duplicate ids replaced it."""
         found: dict[int, Receipt] = {}
+        if self.description() is None:
+            return found
         for table in self._digests(["receipt"]):
             for text in table["receipt"].to_pylist():
                 receipt = Receipt.from_json(text)
@@ -254,7 +261,7 @@ class Ledger:
     def amendment(self) -> list[Receipt] | None:
         """The receipts that replace others, or None where nothing was amended."""
         try:
-            lines = storage.read(storage.join(self.url, "amendment.json")).splitlines()
+            lines = storage.read(storage.join(self.home(), "amendment.json")).splitlines()
         except FileNotFoundError:
             return None
         return [Receipt.from_json(line) for line in lines]
@@ -262,13 +269,13 @@ class Ledger:
     def amend(self, receipts: Iterable[Receipt]) -> bool:
         """Replace receipts, once and for all; False if another driver did so first."""
         lines = "\n".join(receipt.to_json() for receipt in receipts)
-        return storage.create(storage.join(self.url, "amendment.json"), lines.encode())
+        return storage.create(storage.join(self.home(), "amendment.json"), lines.encode())
 
     def quarantine(self, receipts: Iterable[Receipt]) -> pa.Table:
         """Every bad row of the run (`QUARANTINE_SCHEMA`)."""
         paths = [path for receipt in receipts for path in (receipt.quarantine or "").split(",") if path]
         with ThreadPoolExecutor(_THREADS) as pool:
-            files = pool.map(lambda path: storage.read(storage.join(self.url, path)), paths)
+            files = pool.map(lambda path: storage.read(storage.join(self.home(), path)), paths)
             tables = [pq.read_table(pa.BufferReader(data)) for data in files]
             return pa.concat_tables([self.carried_quarantine(), *tables])
 

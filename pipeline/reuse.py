@@ -142,7 +142,7 @@ class Reuse:
 
 
 @lru_cache(maxsize=1)
-def reuse_of(table: str, frozen: str) -> Reuse:
+def reuse_of(table: str, plan: str) -> Reuse:
     """The index among a run's frozen tables; loaded once a process."""
-    data = storage.read(storage.join(frozen, "reuse.parquet"))
+    data = storage.read(storage.join(plan, "reuse.parquet"))
     return Reuse(table, pq.read_table(pa.BufferReader(data), read_dictionary=["file"]))

@@ -261,8 +261,7 @@ class Runner:
         """Run the units without a receipt; how many workers died on the way."""
         writer = WriterSpec(
             table=self.url,
-            ledger=self.ledger.url,
-            frozen=self.ledger.tables_url(),
+            ledger=self.ledger.home(),
             run=self.ledger.run,
             schema=publication.schema,
             partition_by=publication.partition_by,
@@ -333,7 +332,7 @@ class Runner:
         if not losers:
             return receipts
         amended = [
-            uniqueness.set_aside(self.url, self.ledger.url, everything[unit], ids, run=self.ledger.run)
+            uniqueness.set_aside(self.url, self.ledger.home(), everything[unit], ids, run=self.ledger.run)
             for unit, ids in sorted(losers.items())
         ]
         if self.ledger.amend(amended):

@@ -5,8 +5,8 @@ receipts of unfinished runs name, and whatever is younger than `keep_s` (an atte
 of files are the store's own. The table is held meanwhile, so no run of it begins; an attempt of a run that was given up for
 dead could still wake up, and then finds at publish that files are missing.
 
-Ledgers go with their runs: receipts first and data last, so that whatever a crash leaves is a run that knows of less than
-there is, never of more.
+Ledgers go with their runs: first what names the plan and data last, so that whatever a crash leaves is a run that knows of
+less than there is, never of more.
 """
 
 from __future__ import annotations
@@ -141,29 +141,21 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
         published = delta.published_version(opened, name) is not None
         if written_s >= before_s:
             plan.runs.add(name)
-        if published or (unfinished and written_s < before_s):
+        begun = ledger.description() is not None  # what was never begun has paid for nothing
+        if published or ((unfinished or not begun) and written_s < before_s):
             continue
         plan.runs.add(name)
         plan.unfinished.append(name)
-        if ledger.description() is not None:
-            receipts = ledger.receipts().values()
-            plan.files.update(file.path for receipt in receipts for file in receipt.files)
+        plan.files.update(file.path for receipt in ledger.receipts().values() for file in receipt.files)
     return plan
 
 
 def _forget(url: str, run: str) -> None:
-    """Remove a ledger, receipts first, and of these their copies first."""
+    """Remove a ledger. First what names its plan: without that nothing else of it counts."""
     ledger = Ledger(url, run)
     everything = [shard.path for shard in storage.walk(ledger.url)]
-    digests, receipts = (
-        [path for path in everything if path.startswith(f"{ledger.url}/{name}/")] for name in ("digests", "receipts")
-    )
-    _delete(digests)
-    _delete(receipts)
-    storage.delete(storage.join(ledger.url, "amendment.json"))
     storage.delete(storage.join(ledger.url, "run.json"))
-    gone = {*digests, *receipts}
-    _delete(path for path in everything if path not in gone)
+    _delete(everything)
     storage.prune(ledger.url)
 
 

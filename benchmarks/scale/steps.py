@@ -103,17 +103,19 @@ def plan(table: str, units: int) -> dict[str, Any]:
     shards = [piece.shard for piece in pieces(units) if piece.start == 0]
     description = {"run": RUN, "units": units, "rows": units * UNIT_ROWS, "rows_exact": True, "fingerprint": "f"}
     clock.time("freeze", lambda: ledger.freeze(description, frozen, listing=listing_table(shards)))
-    size = (Path(ledger.tables_url()) / "plan.parquet").stat().st_size
+    size = (Path(ledger.home()) / "plan.parquet").stat().st_size
     return {**clock.facts(), "plan.parquet bytes": size}
 
 
 def prepare(table: str, units: int) -> dict[str, Any]:
     """Receipts of finished units, and the digests that their driver would have left; not measured."""
     ledger = Ledger(table, RUN)
+    if ledger.description() is None:
+        ledger.freeze({"run": RUN, "units": units}, units_to_table([]))
     batch: list[Receipt] = []
     made: set[Path] = set()
     for receipt in receipts(units):
-        path = Path(ledger.url) / receipt_path(receipt.unit)
+        path = Path(ledger.home()) / receipt_path(receipt.unit)
         if path.parent not in made:
             path.parent.mkdir(parents=True, exist_ok=True)
             made.add(path.parent)

@@ -109,7 +109,7 @@ def test_a_long_run_leaves_copies_of_its_receipts_and_they_count_as_well(tmp_pat
         backfill(job, Stopping())
     (run,) = status(str(tmp_path / "table")).runs
     ledger = Ledger(str(tmp_path / "table"), run.run)
-    (digest,) = storage.walk(storage.join(ledger.url, "digests"))
+    (digest,) = storage.walk(storage.join(ledger.home(), "digests"))
     assert pq.read_table(digest.path)["unit"].to_pylist() == [0, 1]
     assert ledger.done() == {0, 1, 2, 3}
     assert backfill(job, reporter).rows == 80

@@ -46,7 +46,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def receipts(table: Path) -> int:
-    return len(list(table.glob("_vectide/runs/*/receipts/*/*.json")))
+    return len(list(table.glob("_vectide/runs/*/plans/*/receipts/*/*.json")))
 
 
 def start(job: Path) -> subprocess.Popen[bytes]:

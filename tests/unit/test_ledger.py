@@ -20,18 +20,36 @@ def receipt(unit: int) -> Receipt:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(str(tmp_path / "table"), "run")
+    ledger = Ledger(str(tmp_path / "table"), "run")
+    ledger.freeze({"units": 1}, units_to_table([]))
+    return ledger
 
 
 def leave(ledger: Ledger, *units: int) -> None:
     """Receipts as a writer leaves them."""
     for unit in units:
-        assert storage.create(storage.join(ledger.url, receipt_path(unit)), receipt(unit).to_json().encode())
+        assert storage.create(storage.join(ledger.home(), receipt_path(unit)), receipt(unit).to_json().encode())
 
 
 def test_a_ledger_without_receipts_has_none_done(ledger: Ledger):
     assert ledger.done() == set()
     assert ledger.receipts() == {}
+
+
+def test_a_ledger_without_a_plan_has_nothing(tmp_path: Path):
+    ledger = Ledger(str(tmp_path), "run")
+    assert (ledger.done(), ledger.receipts(), ledger.listing()) == (set(), {}, None)
+
+
+def test_a_later_plan_takes_no_receipt_of_an_earlier_one(ledger: Ledger):
+    """A worker that outlives a run which a vacuum gave up leaves its receipt where nobody looks."""
+    leave(ledger, 3)
+    home = ledger.home()
+    storage.delete(storage.join(ledger.url, "run.json"))
+    again = Ledger(str(Path(ledger.url).parents[2]), "run")
+    again.freeze({"units": 9}, units_to_table([]))
+    storage.create(storage.join(home, receipt_path(5)), receipt(5).to_json().encode())
+    assert again.done() == set()
 
 
 def test_receipts_of_a_digest_and_those_that_stand_alone_are_all_found_once_and_in_order(ledger: Ledger):
@@ -46,7 +64,7 @@ def test_receipts_of_a_digest_and_those_that_stand_alone_are_all_found_once_and_
 def test_a_folder_that_digests_know_whole_is_not_looked_at_and_one_that_lacks_a_unit_is(ledger: Ledger):
     ledger.digest([receipt(unit) for unit in range(UNITS_A_FOLDER)])
     ledger.digest([receipt(UNITS_A_FOLDER)])
-    storage.put(storage.join(ledger.url, "receipts", "000000", "no number.json"), b"whoever lists this folder fails")
+    storage.put(storage.join(ledger.home(), "receipts", "000000", "no number.json"), b"whoever lists this folder fails")
     leave(ledger, UNITS_A_FOLDER + 7)
     assert ledger.done() == {*range(UNITS_A_FOLDER + 1), UNITS_A_FOLDER + 7}
     assert sorted(ledger.receipts()) == [*range(UNITS_A_FOLDER + 1), UNITS_A_FOLDER + 7]
@@ -54,7 +72,7 @@ def test_a_folder_that_digests_know_whole_is_not_looked_at_and_one_that_lacks_a_
 
 def test_an_object_that_is_no_receipt_is_left_alone(ledger: Ledger):
     leave(ledger, 5)
-    storage.put(storage.join(ledger.url, "receipts", "000000", "000000005.json.part"), b"half")
+    storage.put(storage.join(ledger.home(), "receipts", "000000", "000000005.json.part"), b"half")
     assert ledger.done() == {5}
     assert ledger.receipts() == {5: receipt(5)}
 

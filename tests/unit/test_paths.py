@@ -60,7 +60,7 @@ def written(folder: Path, column: str, values: list[str | None]) -> Receipt:
     )
     url = str(folder / "table")
     schema = table_schema(pa.schema([(column, pa.string())]))
-    spec = WriterSpec(url, Ledger(url, "run1").url, "", "run1", schema, (column,), "float32", json.dumps({}))
+    spec = WriterSpec(url, Ledger(url, "run1").url, "run1", schema, (column,), "float32", json.dumps({}))
     return write_unit(Parcel(0, table, rows_read=len(values), counts={"documents": len(values)}), spec)
 
 

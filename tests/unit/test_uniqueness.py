@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from actors import storage
 from actors.receipt import DataFile, Receipt
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, units_to_table
 from pipeline.uniqueness import find_duplicates, hash_strings, set_aside
 
 
@@ -65,8 +65,9 @@ def test_what_is_found_is_what_a_plain_loop_finds(units, limit_bytes):
 
 def test_rows_set_aside_are_in_quarantine_and_the_receipt_adds_up(tmp_path):
     table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
+    ledger.freeze({"units": 1}, units_to_table([]))
     receipt = write(table, 4, ["a", "b", "c"])
-    amended = set_aside(table, ledger.url, receipt, {"b"}, run="r")
+    amended = set_aside(table, ledger.home(), receipt, {"b"}, run="r")
     assert (amended.rows, amended.documents, amended.rows_bad, amended.rows_read) == (2, 2, 1, 3)
     (file,) = amended.files
     kept = pq.read_table(storage.open_read(storage.join(table, file.path)), partitioning=None)
@@ -74,15 +75,16 @@ def test_rows_set_aside_are_in_quarantine_and_the_receipt_adds_up(tmp_path):
     (bad,) = ledger.quarantine([amended]).to_pylist()
     assert (bad["id"], bad["shard"], bad["reason"], bad["unit"]) == ("b", "s4", "duplicate_id", 4)
     assert storage.exists(storage.join(table, receipt.files[0].path))
-    emptied = set_aside(table, ledger.url, receipt, {"a", "b", "c"}, run="r")
+    emptied = set_aside(table, ledger.home(), receipt, {"a", "b", "c"}, run="r")
     assert (emptied.files, emptied.rows, emptied.rows_bad) == ((), 0, 3)
 
 
 def test_an_amendment_is_made_once(tmp_path):
     table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
+    ledger.freeze({"units": 1}, units_to_table([]))
     receipt = write(table, 0, ["a", "b"])
-    storage.create(storage.join(ledger.url, "receipts/000000/000000000.json"), receipt.to_json().encode())
-    amended = set_aside(table, ledger.url, receipt, {"b"}, run="r")
+    storage.create(storage.join(ledger.home(), "receipts/000000/000000000.json"), receipt.to_json().encode())
+    amended = set_aside(table, ledger.home(), receipt, {"b"}, run="r")
     assert ledger.amend([amended])
     assert not ledger.amend([receipt])
     assert ledger.receipts() == {0: amended}
