@@ -198,7 +198,10 @@ class Runner:
                 return Outcome(self.url, self.state.run, self.state.version, published=False)
         self.check_making()
         with hold(self.url, self.ledger.run, what=self.what) as held:
-            publish.check_base(delta.open_table(self.url), self.url, self.state)  # it was read before it was held
+            opened = delta.open_table(self.url)  # it was read before it was held
+            if (version := delta.published_version(opened, self.ledger.run)) is not None:  # by a sister, just now
+                return Outcome(self.url, self.ledger.run, version, published=False)
+            publish.check_base(opened, self.url, self.state)
             return self._run(held)
 
     def _run(self, held: Hold) -> Outcome:

@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(tmp_path, tiny
 
 
 def test_a_long_run_leaves_copies_of_its_receipts_and_they_count_as_well(tmp_path, tiny_model, reporter, monkeypatch):
-    monkeypatch.setattr("pipeline.run.DIGEST_UNITS", 2)
+    monkeypatch.setattr("pipeline.account.DIGEST_UNITS", 2)
     corpus = write_corpus(tmp_path / "corpus", [rows(80)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
 
