@@ -38,7 +38,8 @@ test: $(READY) ## Lint, types and the whole suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto tests/unit
+	$(BIN)/pytest tests/integration
 
 lint: $(READY) ## Lint and formatting
 	$(BIN)/ruff check .
@@ -57,7 +58,7 @@ test-cluster: $(READY) ## Clusters of several nodes on this machine, whose machi
 	$(BIN)/pytest tests/cluster
 
 test-unit: $(READY) ## The fast half of the suite: no Ray, no sockets, no sleeping
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n auto tests/unit
 
 test-integration: $(READY) ## The other half: real Ray, real processes, real stores
 	$(BIN)/pytest tests/integration

@@ -18,7 +18,6 @@ import contextlib
 import io
 import os
 import random
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -29,10 +28,10 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
-from fsspec.utils import glob_translate
 
 from actors import aws, refusals
 from actors.errors import ConfigError, StorageError, TransientError
+from actors.listings import below, matching
 from actors.ranges import RangedFile
 from actors.schema import Shard
 
@@ -173,34 +172,6 @@ def _is_folder(name: str, info: dict[str, Any]) -> bool:
     return info.get("type") == "directory" or name.endswith("/")
 
 
-def _below(fs: fsspec.AbstractFileSystem, path: str, depth: int | None = None) -> dict[str, dict[str, Any]]:
-    """Every object below a folder, `depth` levels down.
-
-    By hand, because fsspec's own walk takes a folder that it cannot list for an empty one, and loses what it is told
-    about errors on the way down: a store that was busy for a moment would have rows left out of a plan, and a refresh
-    would take them out of the table.
-    """
-    if depth is None and fs.async_impl:  # a store lists all that is below a place at once, and raises
-        return cast(dict[str, dict[str, Any]], fs.find(path, detail=True))
-    found = {}
-    for info in fs.ls(path, detail=True):
-        name = info["name"].rstrip("/")
-        if info["type"] != "directory" or name == path.rstrip("/"):
-            found[info["name"]] = info
-        elif depth is None or depth > 1:
-            with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
-                found.update(_below(fs, name, None if depth is None else depth - 1))
-    return found
-
-
-def _matching(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
-    """The objects that a glob names."""
-    root = path[: min(path.index(mark) for mark in "*?[" if mark in path)].rpartition("/")[0] or fs.root_marker
-    depth = None if "**" in path else path[len(root.rstrip("/")) :].count("/")
-    pattern = re.compile(glob_translate(path))
-    return {name: info for name, info in _below(fs, root, depth).items() if pattern.match(name)}
-
-
 def stat(url: str) -> Shard:
     """Path, size and etag of one object.
 
@@ -240,7 +211,7 @@ def glob(url: str) -> list[Shard]:
     fs, path = filesystem(url)
 
     def find() -> dict[str, dict[str, Any]]:
-        return _matching(fs, path) if any(mark in path for mark in "*?[") else _below(fs, path)
+        return matching(fs, path) if any(mark in path for mark in "*?[") else below(fs, path)
 
     try:
         found = retried(url, "list", find)
@@ -249,8 +220,8 @@ def glob(url: str) -> list[Shard]:
     base = path.split("*")[0].rstrip("/")
     shards = []
     for name, info in found.items():
-        below = name.removeprefix(base)
-        if _is_folder(name, info) or any(part[:1] in "._" for part in below.strip("/").split("/") if part):
+        inside = name.removeprefix(base)
+        if _is_folder(name, info) or any(part[:1] in "._" for part in inside.strip("/").split("/") if part):
             continue
         shards.append(_shard(fs, url, name, info))
     return sorted(shards, key=lambda shard: shard.path)
@@ -260,7 +231,7 @@ def walk(url: str) -> Iterator[Shard]:
     """Every object below a folder, hidden ones too; nothing where there is no folder."""
     fs, path = filesystem(url)
     try:
-        found = retried(url, "list", lambda: _below(fs, path))
+        found = retried(url, "list", lambda: below(fs, path))
     except (FileNotFoundError, NotADirectoryError):
         return
     for name, info in found.items():

@@ -174,8 +174,18 @@ class Ledger:
         return storage.join(self.url, description["plan"])
 
     def plan(self) -> pa.Table:
-        """The frozen plan (`PLAN_SCHEMA`)."""
-        return self.table("plan")
+        """The frozen plan (`PLAN_SCHEMA`).
+
+        Raises:
+            StorageError: something removed it.
+        """
+        try:
+            return self.table("plan")
+        except FileNotFoundError:
+            raise StorageError(
+                f"the plan that {self.url!r} names is gone: something removed it. Remove that folder and run the same "
+                f"command again"
+            ) from None
 
     def table(self, name: str) -> pa.Table:
         """A table that `freeze` was given.

@@ -141,8 +141,7 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
         published = delta.published_version(opened, name) is not None
         if written_s >= before_s:
             plan.runs.add(name)
-        begun = ledger.description() is not None  # what was never begun has paid for nothing
-        if published or ((unfinished or not begun) and written_s < before_s):
+        if published or (unfinished and written_s < before_s):
             continue
         plan.runs.add(name)
         plan.unfinished.append(name)

@@ -31,12 +31,15 @@ def watchdog(limit_s: float, progress: Callable[[], object], *, last_words: Call
     over = threading.Event()
     tick_s = min(_LONGEST_TICK_S, limit_s / _TICKS)
 
+    def put_off() -> None:
+        # A call that never gives the interpreter's lock back stops the thread below too. Then a thread of faulthandler's,
+        # which needs no lock, ends the process, without last words: one more death of these rows.
+        faulthandler.dump_traceback_later(2 * limit_s, exit=True, file=_STDERR)
+
     def watch() -> None:
         still_s, seen = 0.0, progress()
         while not over.wait(tick_s):
-            # A call that never gives the interpreter's lock back stops this thread too. Then a thread of faulthandler's,
-            # which needs no lock, ends the process, without last words: one more death of these rows.
-            faulthandler.dump_traceback_later(2 * limit_s, exit=True, file=_STDERR)
+            put_off()
             now = progress()
             still_s, seen = (still_s + tick_s, seen) if now == seen else (0.0, now)
             if still_s >= limit_s:
@@ -45,6 +48,7 @@ def watchdog(limit_s: float, progress: Callable[[], object], *, last_words: Call
                 os._exit(EXIT_CODE)
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+    put_off()  # here, for the thread may never get the lock
     thread.start()
     try:
         yield
