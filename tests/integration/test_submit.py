@@ -19,6 +19,7 @@ from deltalake import DeltaTable
 from actors.errors import ConfigError
 from pipeline.submit import PACKAGES, _client, job_name, stage, submit
 from tests.integration.conftest import make_job, rows, write_corpus
+from tests.integration.test_kill import kill_tree
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -60,8 +61,7 @@ def head(tmp_path_factory):
         wait_for(port, head)
         yield Head(f"http://127.0.0.1:{port}", f"127.0.0.1:{gcs}", env, head)
     finally:
-        head.terminate()
-        head.wait(timeout=60)
+        kill_tree(head)  # asked kindly, Ray takes half a minute
 
 
 @pytest.fixture
