@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from pipeline.changes import Changes
@@ -138,11 +138,19 @@ def status(found: Status, *, as_json: bool) -> None:
 
 
 def _print_versions(console: Console, found: Sequence[Version]) -> None:
-    shown = Table("version", "time", "operation", "rows", "files", "model", "run")
+    fixed = {name: Column(name, no_wrap=True) for name in ("time (UTC)", "run")}
+    shown = Table("version", fixed["time (UTC)"], "operation", "rows", "files", "model", fixed["run"])
     for version in found:
         counts = ["" if count is None else f"{count:,}" for count in (version.rows, version.files)]
         model = (version.model or "").rstrip("/").rsplit("/", 1)[-1]
-        shown.add_row(str(version.number), version.time, version.operation, *counts, model, version.run or "")
+        shown.add_row(
+            str(version.number),
+            version.time[:16].replace("T", " "),
+            version.operation,
+            *counts,
+            model,
+            version.run or "",
+        )
     console.print(shown)
 
 

@@ -80,7 +80,7 @@ class _Bar:
         self._meter = _Meter()
         self._progress.update(
             self._task,
-            description=f"embedding on {started.replicas} x {started.device}",
+            description=f"on {started.replicas} x {started.device}",
             total=started.units,
             completed=started.units_done,
         )
@@ -111,7 +111,7 @@ class _Log:
         about = "" if started.rows_exact else "about "
         self.step(
             f"run {started.run}: {started.units} units, {about}{started.rows:,} rows; {started.units_done} units "
-            f"were done before; embedding on {started.replicas} x {started.device}"
+            f"were done before; on {started.replicas} x {started.device}"
         )
 
     def finished_unit(self, receipt: Receipt) -> None:

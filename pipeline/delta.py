@@ -80,7 +80,9 @@ def open_table(url: str, version: int | None = None) -> DeltaTable | None:
         return None
     except DeltaError as error:
         if version is not None:
-            raise TableConflict(f"{url!r} has no version {version}: {plain(error)}") from None
+            raise TableConflict(
+                f"{url!r} has no version {version}; `vectide versions` lists those that it has"
+            ) from None
         raise failure(url, "open the table", error) from None
     except OSError as error:
         raise failure(url, "open the table", error) from None
