@@ -280,11 +280,11 @@ def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[s
         for setting in settings:
             key, equals, text = setting.partition("=")
             if not equals:
-                raise ConfigError(f"--set {setting!r} must be key=value, as in --set encoder.dim=256")
+                raise ConfigError(f"--set {_shown(setting)} must be key=value, as in --set encoder.dim=256")
             try:
                 _set(document, key.strip(), _from_yaml(text))
             except yaml.YAMLError:
-                raise ConfigError(f"--set {setting!r}: {text!r} is not a YAML value") from None
+                raise ConfigError(f"--set {_shown(setting)}: that is not a YAML value") from None
     return parse_job(document, origin=path or "the job")
 
 
@@ -302,7 +302,7 @@ def _set(document: dict[str, Any], key: str, value: object) -> None:
     for section in sections:
         here = here.setdefault(section, {}) if isinstance(here, dict) else None
     if not isinstance(here, dict):
-        raise ConfigError(f"--set {key}: {'.'.join(sections)!r} is not a section of the job file")
+        raise ConfigError(f"--set {_shown(key)}: {_shown('.'.join(sections))} is not a section of the job file")
     here[name] = value
 
 

@@ -145,6 +145,9 @@ def test_a_file_that_unfolds_to_billions_of_values(file):
         load_job(str(file))
 
 
+@example(setting="1" * 30_000)
+@example(setting="a=" + "[" * 30_000)
+@example(setting="b" * 30_000 + ".c=1")
 @given(
     setting=st.one_of(
         st.text(max_size=30), st.lists(BITS, max_size=6).map(lambda bits: b"".join(bits).decode("latin-1"))
