@@ -38,8 +38,8 @@ test: $(READY) ## Lint, types and the whole suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto tests/unit
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest -n auto --dist loadfile -m "not ray"
+	$(BIN)/pytest -m ray
 
 lint: $(READY) ## Lint and formatting
 	$(BIN)/ruff check .

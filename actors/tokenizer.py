@@ -137,6 +137,8 @@ class Tokenizer:
             self._tokenizer.no_truncation()
             try:
                 encodings = self._tokenizer.encode_batch(prepared)
+            except Exception as error:
+                raise self._broken(error) from error
             finally:
                 self._tokenizer.enable_truncation(self.spec.max_tokens)
             for i in range(start, stop):
@@ -184,7 +186,17 @@ class Tokenizer:
             encodings: list[tokenizers.Encoding] = self._tokenizer.encode_batch_fast(texts)
         except TypeError:  # a lone surrogate, which has no UTF-8 form
             encodings = self._tokenizer.encode_batch_fast([without_surrogates(text) for text in texts])
+        except Exception as error:  # see `_broken`
+            raise self._broken(error) from error
         return encodings
+
+    def _broken(self, error: Exception) -> Exception:
+        """What to raise where a tokenizer loads and then cannot do it: the package has no class of its own for that."""
+        if type(error) is not Exception:
+            return error
+        return ModelError(
+            f"the tokenizer of {self.spec.model!r} cannot tokenize: {error}. Fetch the checkpoint again, or name another"
+        )
 
     @staticmethod
     def _too_short(texts: list[str], limits: list[int], encodings: list[tokenizers.Encoding]) -> list[int]:

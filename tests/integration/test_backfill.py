@@ -22,6 +22,8 @@ from pipeline.search import Searcher
 from pipeline.status import status
 from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
+pytestmark = pytest.mark.ray
+
 on_ray = pytest.mark.usefixtures("ray_session")
 
 

@@ -25,6 +25,8 @@ from pipeline.stages import EncodeStage, StageSpec
 from pipeline.status import status
 from tests.integration.conftest import make_job, write_corpus
 
+pytestmark = pytest.mark.ray
+
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 

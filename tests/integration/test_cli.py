@@ -14,6 +14,8 @@ import yaml
 
 from tests.integration.conftest import make_job, rows, write_corpus
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[2]
 
 # Every command with its options. A change here is a change for every script that calls us: say so in CHANGELOG.md.

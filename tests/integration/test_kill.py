@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from deltalake import DeltaTable
 
 from pipeline.run import backfill
 from tests.integration.conftest import Silent, make_job, rows, write_corpus
+
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from deltalake import DeltaTable
 
@@ -15,6 +16,8 @@ from actors.encoders.spec import describe
 from actors.tokenizer import Tokenizer
 from pipeline.ledger import Ledger, run_names
 from tests.integration.conftest import make_job, rows, write_corpus
+
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 

@@ -29,6 +29,8 @@ from tests.integration.conftest import make_job, rows
 from tests.stores.server import keys, subprocess_environment
 from tests.stores.suite import put_corpus, stored
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[2]
 TOKEN = "session-token-that-nobody-may-see-f3a9c1"
 

@@ -21,6 +21,8 @@ from pipeline.submit import PACKAGES, _client, job_name, stage, submit
 from tests.integration.conftest import make_job, rows, write_corpus
 from tests.integration.test_kill import kill_tree
 
+pytestmark = pytest.mark.ray
+
 RAY = str(Path(sys.executable).with_name("ray"))
 
 

@@ -220,6 +220,7 @@ def test_an_interrupted_compaction_goes_on(tmp_path, job, reporter):
     assert len(told.receipts) == 2  # of three
 
 
+@pytest.mark.ray
 def test_a_compaction_runs_on_ray(ray_session, tmp_path, job):
     told = Silent()
     done = compact(str(tmp_path / "table"), told, address="local", inline_bytes=0)

@@ -43,7 +43,7 @@ def used(folder) -> bool:
         spec = describe(str(folder), dtype="float32")
         Tokenizer(spec).tokenize(["a text"])
         load_encoder(spec).encode(["a text"])
-    except ConfigError as error:
+    except VectideError as error:
         told = str(error)
     else:
         return True
