@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from actors.encoders import load_encoder
 from actors.encoders.spec import describe
-from actors.errors import ConfigError, ModelError
+from actors.errors import ModelError, VectideError
 from actors.tokenizer import Tokenizer
 from tests.checkpoints.bert import write_bert
 
