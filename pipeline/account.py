@@ -46,6 +46,11 @@ def _failed(errors: list[tuple[int, VectideError]], units: int) -> VectideError:
     return type(error)(message)
 
 
+def count_units(receipts: dict[int, Receipt]) -> int:
+    """How many units these receipts are of: those of an amendment may stand in for files of the table instead."""
+    return len([receipt for receipt in receipts.values() if receipt.replaces is None])
+
+
 def whole(ledger: Ledger, description: dict[str, Any]) -> dict[int, Receipt]:
     """The receipts of a run that is done, by unit; each adds up, and none is missing.
 
@@ -53,7 +58,7 @@ def whole(ledger: Ledger, description: dict[str, Any]) -> dict[int, Receipt]:
         InvariantBroken: otherwise.
     """
     receipts = ledger.receipts()
-    if len([receipt for receipt in receipts.values() if receipt.replaces is None]) != description["units"]:
+    if count_units(receipts) != description["units"]:
         raise InvariantBroken(f"{len(receipts)} receipts are there for a plan of {description['units']} units.")
     for receipt in receipts.values():
         receipt.check()

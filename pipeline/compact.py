@@ -9,7 +9,7 @@ together in memory, some four times the target for each worker.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,7 +146,7 @@ def compact(
     )
 
 
-def pack(files: Iterator[DataFile] | Any, target_bytes: int) -> Iterator[list[DataFile]]:
+def pack(files: Iterable[DataFile], target_bytes: int) -> Iterator[list[DataFile]]:
     """Small files that are to become one: of one partition, in the order of their paths, of about `target_bytes`."""
     partitions: dict[tuple[tuple[str, str | None], ...], list[DataFile]] = {}
     for file in sorted(files, key=lambda file: file.path):

@@ -8,7 +8,7 @@ commit as the files, so no reader can see the vectors of one model under the nam
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -168,12 +168,33 @@ def file_sizes(table: DeltaTable) -> dict[str, int]:
     return dict(zip(actions.column("path").to_pylist(), actions.column("size_bytes").to_pylist(), strict=True))
 
 
-def need_files(url: str, table: DeltaTable, paths: list[str]) -> None:
-    """Raise TableConflict where files of a version were taken by a vacuum. One listing for each run that made some."""
-    there: set[str] = set()
+def file_rows(table: DeltaTable) -> dict[str, int]:
+    """Path relative to the table to rows, for every file of this version; 0 where another tool did not count them."""
+    actions = actions_of(table)
+    counts = [count or 0 for count in actions.column("num_records").to_pylist()]
+    return dict(zip(actions.column("path").to_pylist(), counts, strict=True))
+
+
+def stored_sizes(url: str, paths: Iterable[str]) -> dict[str, int]:
+    """What is in the store beside these files of a table: path relative to it to size in bytes.
+
+    Lists the folders of the runs that they come from, a thousand names a request, and opens nothing.
+    """
+    there: dict[str, int] = {}
     for run in sorted({path.split("/", 2)[1] for path in paths if path.startswith("data/")}):
         for shard in storage.walk(storage.join(url, "data", run)):
-            there.add("data/" + shard.path.rpartition("/data/")[2])
+            there[relative(shard.path)] = shard.size_bytes
+    return there
+
+
+def relative(path: str) -> str:
+    """The path of a data file relative to its table."""
+    return "data/" + path.rpartition("/data/")[2]
+
+
+def need_files(url: str, table: DeltaTable, paths: list[str]) -> None:
+    """Raise TableConflict where files of a version were taken by a vacuum. One listing for each run that made some."""
+    there = stored_sizes(url, paths)
     gone = [path for path in paths if path.startswith("data/") and path not in there]
     if gone:
         raise TableConflict(
@@ -215,13 +236,18 @@ def state_of(table: DeltaTable | None) -> State | None:
     return None
 
 
+def is_published(table: DeltaTable | None, commit: str) -> bool:
+    """Whether a commit of this name was made. One look at the state of the table, however long its log is."""
+    if table is None:
+        return False
+    with asking(table):
+        return table.transaction_version(commit) is not None
+
+
 def published_version(table: DeltaTable | None, commit: str) -> int | None:
     """The version that a commit made, or None. The log may have forgotten the number of an old one: then -1."""
-    if table is None:
+    if table is None or not is_published(table, commit):
         return None
-    with asking(table):
-        if table.transaction_version(commit) is None:
-            return None
     for entry in commits(table):
         if entry.get(COMMIT) == commit:
             return int(entry["version"])

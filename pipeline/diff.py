@@ -28,7 +28,7 @@ LIMIT_ROWS = 10_000_000
 _THREADS = 16
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _NULL = np.uint64(0x2545F4914F6CDD1D)
-_CODES = {"added": 0, "changed": 1, "removed": 2}
+_CHANGES = ("added", "changed", "removed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,9 @@ class Comparison:
         self._partitions = {**delta.partition_values(old), **delta.partition_values(new)}
         self.schema = delta.plain_schema(new)
         self._rows = sum(
-            count or 0
-            for table, paths in ((old, set(self.went)), (new, set(self.came)))
-            for path, count in _counts(table)
-            if path in paths
+            rows[path]
+            for rows, paths in ((delta.file_rows(old), self.went), (delta.file_rows(new), self.came))
+            for path in paths
         )
         self.keys = [ID, CHUNK] if CHUNK in self.schema.names or CHUNK in delta.schema_of(old).names else [ID]
 
@@ -135,11 +134,6 @@ def _key(rows: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
     return rows[name].cast(pa.string() if name == ID else pa.int32())
 
 
-def _counts(table: DeltaTable) -> Iterator[tuple[str, int | None]]:
-    actions = delta.actions_of(table)
-    yield from zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True)
-
-
 def diff(table: str, old: int, new: int, *, limit_rows: int = LIMIT_ROWS) -> Difference:
     """How many rows were added, changed and removed from one version to another.
 
@@ -156,7 +150,7 @@ def diff(table: str, old: int, new: int, *, limit_rows: int = LIMIT_ROWS) -> Dif
     """
     url = storage.absolute(table)
     comparison = compare(url, old, new)
-    counts = dict.fromkeys(_CODES, 0)
+    counts = dict.fromkeys(_CHANGES, 0)
     for rows in comparison.rows(limit_rows):
         for entry in pc.value_counts(rows["change"]).to_pylist():
             counts[entry["values"]] += entry["counts"]

@@ -40,7 +40,7 @@ def left_behind(
         description = ledger.description()
         if description is None or description.get("fingerprint") != fingerprint:
             return None
-        return None if not published and delta.published_version(opened, name) is not None else ledger
+        return None if not published and delta.is_published(opened, name) else ledger
 
     found: list[DataFile] = []
     rows = 0

@@ -118,7 +118,7 @@ def publish(url: str, publication: Publication) -> int:
         check_making(table, url, publication.making)
     check_partitions(table, url, publication.partition_by)
     check_base(table, url, publication.base)
-    there = _rows(table)
+    there = delta.file_rows(table)
     removed = set(there) if publication.remove is None else set(publication.remove)
     if not there.keys() >= removed:
         raise _conflict(url, "files that the run replaces are no longer part of it")
@@ -170,13 +170,6 @@ def publish(url: str, publication: Publication) -> int:
         raise delta.failure(url, "commit to", error) from None
     version = delta.published_version(delta.open_table(url), publication.commit)
     return version if version is not None else int(table.version())
-
-
-def _rows(table: DeltaTable) -> dict[str, int]:
-    """Path to rows of every file of a version."""
-    actions = delta.actions_of(table)
-    counts = [count or 0 for count in actions.column("num_records").to_pylist()]
-    return dict(zip(actions.column("path").to_pylist(), counts, strict=True))
 
 
 def _replaces_all(table: DeltaTable, schema: pa.Schema, publication: Publication, *, all_go: bool) -> bool:
@@ -247,16 +240,9 @@ def _landed(url: str, commit: str) -> int | None:
 
 
 def missing_files(url: str, files: Iterable[DataFile]) -> list[str]:
-    """The files that are not in the store with the size that is known of them.
-
-    Lists the folders of the runs that they come from, a thousand names a request, and opens nothing.
-    """
+    """The files that are not in the store with the size that is known of them."""
     wanted = list(files)
-    there: dict[str, int] = {}
-    for run in sorted({file.path.split("/", 2)[1] for file in wanted}):
-        for shard in storage.walk(storage.join(url, "data", run)):
-            _, _, relative = shard.path.partition(f"/data/{run}/")
-            there[f"data/{run}/{relative}"] = shard.size_bytes
+    there = delta.stored_sizes(url, (file.path for file in wanted))
     return [file.path for file in wanted if there.get(file.path) != file.size_bytes]
 
 

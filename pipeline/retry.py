@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline import publish
+from pipeline.account import count_units
 from pipeline.config import Job
 from pipeline.ledger import Ledger
 from pipeline.quarantine import worth_retrying
@@ -67,5 +68,5 @@ def _to_try(beginning: Beginning, run: str) -> bool:
     if description is None or description["fingerprint"] != beginning.making.fingerprint:
         return False
     receipts = ledger.receipts()
-    is_whole = len([receipt for receipt in receipts.values() if receipt.replaces is None]) >= description["units"]
+    is_whole = count_units(receipts) >= description["units"]
     return is_whole and bool(worth_retrying(ledger.quarantine(receipts.values())).num_rows)

@@ -63,7 +63,9 @@ def status(table: str) -> Status:
     names = run_names(url)
     if opened is None and not names:
         raise ConfigError(f"there is no table and no run at {url!r}; make one with `vectide backfill`")
-    runs = [state for state in (_run(url, name, opened) for name in names) if state is not None]
+    commits = delta.commits(opened) if opened is not None else ()
+    published = {str(entry.get(delta.COMMIT)): int(entry["version"]) for entry in commits}
+    runs = [state for state in (_run(url, name, opened, published) for name in names) if state is not None]
     if opened is None:
         return Status(url, None, 0, 0, 0, {}, None, [], runs)
     actions = delta.actions_of(opened)
@@ -81,7 +83,7 @@ def status(table: str) -> Status:
     )
 
 
-def _run(url: str, name: str, table: DeltaTable | None) -> RunState | None:
+def _run(url: str, name: str, table: DeltaTable | None, published: dict[str, int]) -> RunState | None:
     ledger = Ledger(url, name)
     description = ledger.description()
     if description is None:
@@ -98,5 +100,6 @@ def _run(url: str, name: str, table: DeltaTable | None) -> RunState | None:
         rows_done=sum(receipt.documents for receipt in receipts),
         quarantined=sum(receipt.rows_bad for receipt in receipts),
         reasons=dict(zip(reasons["reason"], reasons["reason_count"], strict=True)),
-        version=delta.published_version(table, name),
+        # the log may have forgotten the number of an old one
+        version=published.get(name, -1 if delta.is_published(table, name) else None),
     )

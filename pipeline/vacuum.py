@@ -20,7 +20,6 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError, TableConflict
-from actors.schema import Shard
 from pipeline import delta
 from pipeline.hold import hold
 from pipeline.ledger import FOLDER, Ledger, run_names
@@ -81,7 +80,7 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
         before_s = _now_s(url) - keep_s
         plan = _stays(url, opened, before_s, unfinished=unfinished)
         data = list(storage.walk(storage.join(url, "data")))
-        relative = {shard.path: _relative(shard) for shard in data}
+        relative = {shard.path: delta.relative(shard.path) for shard in data}
         going = [shard for shard in data if relative[shard.path] not in plan.files and shard.written_s < before_s]
         ledgers = [name for name in run_names(url) if name not in plan.runs]
         kept_bytes = sum(
@@ -103,11 +102,6 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
         unfinished=len(plan.unfinished),
         unfinished_bytes=kept_bytes,
     )
-
-
-def _relative(shard: Shard) -> str:
-    """The path of a data file relative to its table."""
-    return "data/" + shard.path.rpartition("/data/")[2]
 
 
 def _now_s(url: str) -> float:
@@ -138,7 +132,7 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
             continue
         ledger = Ledger(url, name)
         written_s = max((shard.written_s for shard in storage.walk(ledger.url)), default=0.0)
-        published = delta.published_version(opened, name) is not None
+        published = delta.is_published(opened, name)
         if written_s >= before_s:
             plan.runs.add(name)
         if published or (unfinished and written_s < before_s):
