@@ -12,9 +12,23 @@ from contextlib import contextmanager
 
 from tests.stores.server import Server
 
+# The mock looks whether a key is there and then puts it, in two steps and many threads: once in some hundred races two
+# callers won an exclusive create. One write at a time keeps the promise of the store that it stands for.
 _SCRIPT = """
 import threading
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+
+writes = threading.RLock()
+
+def alone(method):
+    def write(*arguments, **named):
+        with writes:
+            return method(*arguments, **named)
+    return write
+
+for name in ("put_object", "_key_response_post"):
+    setattr(S3Response, name, alone(getattr(S3Response, name)))
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
