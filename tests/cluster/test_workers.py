@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.ledger import Ledger, run_names
 from tests.integration.conftest import rows, write_corpus
 from tests.integration.test_poison import ids_of, outcome_of, run_poisoned, write_job
 
@@ -34,3 +35,14 @@ def test_what_fits_neither_memory_nor_disk_ends_in_one_sentence(tmp_path, tiny_m
     (error,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
     assert "the local disk of a node is full: what does not fit Ray's object store goes there" in error
     assert "then run the same command again: finished work is kept" in error
+
+
+def test_a_unit_that_kills_its_reader_is_given_up_in_one_sentence(tmp_path, tiny_model):
+    source = rows(32)
+    source[20]["text"] = "the reader dies"
+    corpus = write_corpus(tmp_path / "corpus", [source])
+    done = run_poisoned(write_job(tmp_path, corpus, tiny_model), reader="reader dies")
+    assert done.returncode == 1
+    assert "unit 1 of 2 failed: unit 1 has ended its process 4 times in the read stage" in done.stderr
+    (run,) = run_names(str(tmp_path / "table"))
+    assert Ledger(str(tmp_path / "table"), run).done() == {0}

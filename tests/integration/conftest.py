@@ -44,6 +44,23 @@ class Silent:
         self.failed.append((unit, str(error)))
 
 
+class Stops(Exception):
+    """What a test raises in the middle of a run, in the place of a kill."""
+
+
+class Stopping(Silent):
+    """Stops a run after some units."""
+
+    def __init__(self, after: int = 1) -> None:
+        super().__init__()
+        self.after = after
+
+    def finished_unit(self, receipt):
+        super().finished_unit(receipt)
+        if len(self.receipts) == self.after:
+            raise Stops
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """Ray on this machine, started once: a start takes seconds."""

@@ -20,11 +20,12 @@ from pipeline.ledger import Ledger
 from pipeline.run import backfill
 from pipeline.search import Searcher
 from pipeline.status import status
-from tests.integration.conftest import Silent, make_job, rows, write_corpus
+from tests.integration.conftest import Stopping, Stops, make_job, rows, write_corpus
 
-pytestmark = pytest.mark.ray
 
-on_ray = pytest.mark.usefixtures("ray_session")
+def on_ray(test):
+    """A test whose units go through the session's Ray; those of all others stay in this process."""
+    return pytest.mark.ray(pytest.mark.usefixtures("ray_session")(test))
 
 
 def stored(table):
@@ -71,18 +72,9 @@ def test_the_same_command_again_has_nothing_to_do(tmp_path, tiny_model, reporter
     assert DeltaTable(str(tmp_path / "table")).version() == 1
 
 
-@on_ray
 def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(64)])
-    job = make_job(corpus, tmp_path / "table", tiny_model, run__address="local")
-
-    class Stops(Exception):
-        pass
-
-    class Stopping(Silent):
-        def finished_unit(self, receipt):
-            super().finished_unit(receipt)
-            raise Stops
+    job = make_job(corpus, tmp_path / "table", tiny_model)
 
     with pytest.raises(Stops):
         backfill(job, Stopping())
@@ -101,14 +93,8 @@ def test_a_long_run_leaves_copies_of_its_receipts_and_they_count_as_well(tmp_pat
     corpus = write_corpus(tmp_path / "corpus", [rows(80)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
 
-    class Stopping(Silent):
-        def finished_unit(self, receipt):
-            super().finished_unit(receipt)
-            if len(self.receipts) == 4:
-                raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        backfill(job, Stopping())
+    with pytest.raises(Stops):
+        backfill(job, Stopping(after=4))
     (run,) = status(str(tmp_path / "table")).runs
     ledger = Ledger(str(tmp_path / "table"), run.run)
     (digest,) = storage.walk(storage.join(ledger.home(), "digests"))
@@ -157,17 +143,8 @@ def test_what_a_stopped_backfill_has_encoded_is_not_paid_for_again_when_the_sour
     corpus = write_corpus(tmp_path / "corpus", [rows(40)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
 
-    class Stops(Exception):
-        pass
-
-    class Stopping(Silent):
-        def finished_unit(self, receipt):
-            super().finished_unit(receipt)
-            if len(self.receipts) == 2:
-                raise Stops
-
     with pytest.raises(Stops):
-        backfill(job, Stopping())
+        backfill(job, Stopping(after=2))
     write_corpus(corpus, [rows(45)])
     outcome = backfill(job, reporter)
     assert (outcome.version, outcome.rows, outcome.encoded) == (1, 45, 45 - 32)
@@ -221,13 +198,10 @@ def test_too_many_bad_rows_publish_nothing_and_lose_nothing(tmp_path, tiny_model
     assert len(reporter.receipts) == encoded
 
 
-@on_ray
 def test_a_unit_of_bad_rows_only_still_leaves_its_receipt(tmp_path, tiny_model, reporter):
     empty = [{**row, "title": None, "text": ""} for row in rows(16)]
     corpus = write_corpus(tmp_path / "corpus", [empty, rows(16, start=16)], row_group_size=16)
-    outcome = backfill(
-        make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=1, run__address="local"), reporter
-    )
+    outcome = backfill(make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=1), reporter)
     assert (outcome.rows_read, outcome.rows, outcome.quarantined, outcome.units) == (32, 16, 16, 2)
 
 

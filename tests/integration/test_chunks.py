@@ -23,11 +23,7 @@ from pipeline.run import backfill
 from pipeline.search import Searcher
 from pipeline.stages import EncodeStage, StageSpec
 from pipeline.status import status
-from tests.integration.conftest import make_job, write_corpus
-
-pytestmark = pytest.mark.ray
-
-pytestmark = pytest.mark.usefixtures("ray_session")
+from tests.integration.conftest import Stopping, Stops, make_job, write_corpus
 
 
 def documents(count: int, *, start: int = 0) -> list[dict[str, object]]:
@@ -50,7 +46,7 @@ def stored(table):
     return {key: list(group) for key, group in groupby(found, key=lambda row: row["id"])}
 
 
-@pytest.mark.parametrize("mode", ["late", "split"])
+@pytest.mark.parametrize("mode", [pytest.param("late", marks=pytest.mark.ray), "split"])
 def test_every_document_is_there_in_chunks_that_slice_its_text(tmp_path, tiny_model, reporter, mode):
     source = documents(30)
     corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
@@ -61,7 +57,7 @@ def test_every_document_is_there_in_chunks_that_slice_its_text(tmp_path, tiny_mo
         chunking__mode=mode,
         chunking__max_tokens=40,
         table__precision="float32",
-        run__address="local",
+        run__address="local" if mode == "late" else "inline",
     )
     outcome = backfill(job, reporter)
     found = stored(tmp_path / "table")
@@ -98,14 +94,6 @@ def test_without_chunking_what_is_cut_is_counted(tmp_path, tiny_model, reporter)
 def test_a_stopped_run_goes_on_and_cuts_nothing_twice(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [documents(32)])
     job = job_for(corpus, tmp_path / "table", tiny_model, chunking__mode="late", chunking__max_tokens=30)
-
-    class Stops(Exception):
-        pass
-
-    class Stopping(type(reporter)):  # type: ignore[misc]
-        def finished_unit(self, receipt):
-            super().finished_unit(receipt)
-            raise Stops
 
     with pytest.raises(Stops):
         backfill(job, Stopping())

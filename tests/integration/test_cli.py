@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from jobs.cli import app, main
 from tests.integration.conftest import make_job, rows, write_corpus
-
-pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,12 +49,29 @@ COMMANDS = {
 }
 
 
-def vectide(*arguments, **environment):
+def vectide(*arguments):
+    """A command as a process of its own."""
     command = [sys.executable, "-m", "jobs", *map(str, arguments)]
-    env = {**os.environ, "COLUMNS": "200", **environment}
+    env = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert "Traceback" not in done.stderr
     return done
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """A command inside this process, which starts in no time: what it printed, and how it would have ended."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["vectide", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), said.out, said.err)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +86,6 @@ def made(tmp_path_factory, tiny_model):
 
 
 def test_the_commands_and_their_options_are_these():
-    import typer
-
-    from jobs.cli import app
-
     group: Any = typer.main.get_command(app)
     found = {
         name: {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
@@ -96,30 +109,31 @@ def test_the_second_time_there_is_nothing_to_do(made):
     assert "starting Ray" not in done.stderr
 
 
-def test_search_and_status_speak_json(made):
+def test_search_and_status_speak_json(here, made):
     _, table, _ = made
-    found = vectide("search", table, "title 3\n\ntext number 3", "-k", 2, "--where", "lang = 'l0'", "--json")
+    found = here("search", table, "title 3\n\ntext number 3", "-k", 2, "--where", "lang = 'l0'", "--json")
     hits = json.loads(found.stdout)
     assert [hits[0]["id"], len(hits), hits[0]["columns"]["lang"]] == ["r3", 2, "l0"]
-    state = json.loads(vectide("status", table, "--json").stdout)
+    state = json.loads(here("status", table, "--json").stdout)
     assert (state["version"], state["rows"], state["runs"][0]["units_done"]) == (1, 20, 2)
-    assert "version 1, 20 rows" in vectide("status", table).stdout
-    assert "r3" in vectide("search", table, "title 3").stdout
+    assert "version 1, 20 rows" in here("status", table).stdout
+    assert "r3" in here("search", table, "title 3").stdout
 
 
-def test_a_plan_writes_nothing(made, tmp_path):
+def test_a_plan_writes_nothing(here, made, tmp_path):
     path, _, _ = made
     table = tmp_path / "elsewhere"
-    done = vectide("plan", path, "--table", table, "--price-per-hour", 3, "--tokens-per-second", 1000, "--json")
+    done = here("plan", path, "--table", table, "--price-per-hour", 3, "--tokens-per-second", 1000, "--json")
     found = json.loads(done.stdout)
     assert (found["shards"], found["rows"], found["rows_exact"], found["units"]) == (1, 20, True, 2)
     assert found["cost"] == pytest.approx(found["seconds"] / 1200)
     assert not table.exists()
-    measured = vectide("plan", path, "--table", table)
+    measured = here("plan", path, "--table", table)
     assert "measured on this machine" in measured.stdout
 
 
-def test_the_doctor_looks_at_everything_and_leaves_nothing(made, tmp_path):
+@pytest.mark.ray
+def test_the_doctor_looks_at_everything_and_leaves_nothing(here, made, tmp_path):
     path, _, _ = made
     done = vectide("doctor", path, "--set", f"table.uri={tmp_path / 'a' / 'b'}", "--set", "run.address=local", "--json")
     levels = {finding["what"]: finding["level"] for finding in json.loads(done.stdout)}
@@ -127,7 +141,7 @@ def test_the_doctor_looks_at_everything_and_leaves_nothing(made, tmp_path):
     assert levels.keys() >= {"python", "libraries", "processor", "memory", "gpus", "model", "source", "storage", "ray"}
     assert levels["storage"] == levels["source"] == levels["ray"] == "ok"
     assert list(tmp_path.iterdir()) == []
-    sick = vectide("doctor", path, "--set", "encoder.model=/nowhere", "--set", "source.uri=/nowhere/*")
+    sick = here("doctor", path, "--set", "encoder.model=/nowhere", "--set", "source.uri=/nowhere/*")
     assert sick.returncode == 1
     assert "matches no file" in sick.stdout
 
@@ -154,43 +168,50 @@ def test_the_doctor_looks_at_everything_and_leaves_nothing(made, tmp_path):
         (["backfil"], 2, "backfil"),
     ],
 )
-def test_a_mistake_ends_in_one_message(made, arguments, code, message):
+def test_a_mistake_ends_in_one_message(here, made, arguments, code, message):
     path, table, _ = made
-    done = vectide(*[argument.format(job=path, table=table) for argument in arguments])
+    done = here(*[argument.format(job=path, table=table) for argument in arguments])
     assert message in done.stderr
     assert done.returncode == code
 
 
-def test_a_model_without_weights_is_refused(made, tmp_path):
+def test_a_mistake_ends_the_process_with_its_code(made):
+    path, _, _ = made
+    done = vectide("backfill", path, "--set", "encoder.dmi=3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+
+
+def test_a_model_without_weights_is_refused(here, made, tmp_path):
     path, _, _ = made
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    done = vectide("backfill", path, "--model", tmp_path)
+    done = here("backfill", path, "--model", tmp_path)
     assert done.returncode == 2
     assert "safetensors" in done.stderr
 
 
-def test_a_table_is_looked_after_from_the_command_line(tmp_path, tiny_model):
+def test_a_table_is_looked_after_from_the_command_line(here, tmp_path, tiny_model):
     corpus = write_corpus(tmp_path / "corpus", [rows(20)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
     table = tmp_path / "table"
-    assert vectide("backfill", path).returncode == 0
-    held = vectide("refresh", path, "--set", "encoder.max_tokens=5", "--hold")
+    assert here("backfill", path).returncode == 0
+    held = here("refresh", path, "--set", "encoder.max_tokens=5", "--hold")
     assert "built and held back: 20 rows" in held.stdout
-    closed = vectide("refresh", path, "--set", "encoder.max_tokens=5", "--min-agreement", "1")
+    closed = here("refresh", path, "--set", "encoder.max_tokens=5", "--min-agreement", "1")
     assert (closed.returncode, "less than generation.min_agreement = 1" in closed.stderr) == (1, True)
-    assert "published version 2" in vectide("refresh", path, "--set", "encoder.max_tokens=5").stdout
-    assert "0 rows added, 20 changed, 0 removed" in vectide("diff", table, 1, 2).stdout
-    done = vectide("changes", table, "--since", 1, "--out", tmp_path / "out", "--json")
+    assert "published version 2" in here("refresh", path, "--set", "encoder.max_tokens=5").stdout
+    assert "0 rows added, 20 changed, 0 removed" in here("diff", table, 1, 2).stdout
+    done = here("changes", table, "--since", 1, "--out", tmp_path / "out", "--json")
     assert json.loads(done.stdout)["upserts"] == 20
-    assert "the 20 rows of version 1 again" in vectide("rollback", table, "--to", 1).stdout
-    assert "2 files are 1 now" in vectide("compact", table).stdout
-    assert "would remove" in vectide("vacuum", table, "--keep", "0", "--dry-run").stdout
-    assert "removed 4 files" in vectide("vacuum", table, "--keep", "0").stdout
-    found = json.loads(vectide("versions", table, "--json").stdout)
+    assert "the 20 rows of version 1 again" in here("rollback", table, "--to", 1).stdout
+    assert "2 files are 1 now" in here("compact", table).stdout
+    assert "would remove" in here("vacuum", table, "--keep", "0", "--dry-run").stdout
+    assert "removed 4 files" in here("vacuum", table, "--keep", "0").stdout
+    found = json.loads(here("versions", table, "--json").stdout)
     assert [version["operation"] for version in found[:4]] == ["compact", "rollback", "generation", "backfill"]
-    wrong = vectide("vacuum", table, "--keep", "soon")
+    wrong = here("vacuum", table, "--keep", "soon")
     assert (wrong.returncode, "--keep 'soon' must be a number above 0" in wrong.stderr) == (2, True)
-    late = vectide("rollback", table, "--to", 2)
+    late = here("rollback", table, "--to", 2)
     assert (late.returncode, "a vacuum took them" in late.stderr) == (1, True)

@@ -14,7 +14,7 @@ from pipeline.run import backfill
 from pipeline.search import Searcher
 from pipeline.versions import rollback, versions
 from tests.checkpoints.bert import write_bert
-from tests.integration.conftest import Silent, make_job, rows, write_corpus
+from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus
 from tests.integration.test_refresh import assert_same
 
 
@@ -199,17 +199,8 @@ def test_a_rollback_puts_the_first_generation_back_and_the_second_can_return_for
 
 
 def test_an_interrupted_generation_goes_on(tmp_path, first):
-    class Stops(Exception):
-        pass
-
-    class Stopping(Silent):
-        def finished_unit(self, receipt):
-            super().finished_unit(receipt)
-            if len(self.receipts) == 2:
-                raise Stops
-
     with pytest.raises(Stops):
-        refresh(second(first), Stopping())
+        refresh(second(first), Stopping(after=2))
     assert DeltaTable(str(tmp_path / "table")).version() == 1
     told = Silent()
     outcome = refresh(second(first), told)

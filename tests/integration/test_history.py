@@ -22,19 +22,8 @@ from pipeline.refresh import refresh
 from pipeline.run import backfill
 from pipeline.vacuum import vacuum
 from pipeline.versions import rollback, versions
-from tests.integration.conftest import Silent, make_job, write_one
+from tests.integration.conftest import Silent, Stopping, Stops, make_job, write_one
 from tests.integration.test_refresh import assert_same
-
-
-class Stops(Exception):
-    """In the place of a kill."""
-
-
-class Stopping(Silent):
-    """Stops after the first unit."""
-
-    def finished_unit(self, receipt):
-        raise Stops
 
 
 class History(RuleBasedStateMachine):

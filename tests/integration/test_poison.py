@@ -84,14 +84,3 @@ def test_rows_that_kill_hang_or_raise_are_found_and_nothing_else_is_lost(tmp_pat
     assert "this text cannot be encoded" in bad["r30"]["error"]
     assert "run.row_timeout_s" in bad["r22"]["error"]
     assert ids_of(tmp_path / "table") == sorted(f"r{n}" for n in range(48) if n not in (5, 22, 30))
-
-
-def test_a_unit_that_kills_its_reader_is_given_up_in_one_sentence(tmp_path, tiny_model):
-    source = rows(32)
-    source[20]["text"] = "the reader dies"
-    corpus = write_corpus(tmp_path / "corpus", [source])
-    done = run_poisoned(write_job(tmp_path, corpus, tiny_model), reader="reader dies")
-    assert done.returncode == 1
-    assert "unit 1 of 2 failed: unit 1 has ended its process 4 times in the read stage" in done.stderr
-    (run,) = run_names(str(tmp_path / "table"))
-    assert Ledger(str(tmp_path / "table"), run).done() == {0}

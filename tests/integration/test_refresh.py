@@ -14,7 +14,7 @@ from pipeline.ledger import Ledger
 from pipeline.refresh import refresh
 from pipeline.run import backfill
 from pipeline.status import status
-from tests.integration.conftest import Silent, make_job, rows, write_corpus
+from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus
 
 
 def stored(table):
@@ -170,17 +170,8 @@ def test_a_refresh_that_was_stopped_goes_on(tmp_path, tiny_model, reporter):
     backfill(job, reporter)
     write_corpus(corpus, [[{**row, "text": f"{row['text']} edited"} for row in rows(60)]])
 
-    class Stops(Exception):
-        pass
-
-    class Stopping(Silent):
-        def finished_unit(self, receipt):
-            super().finished_unit(receipt)
-            if len(self.receipts) == 2:
-                raise Stops
-
     with pytest.raises(Stops):
-        refresh(job, Stopping())
+        refresh(job, Stopping(after=2))
     assert len(stored(tmp_path / "table")) == 60
     assert DeltaTable(str(tmp_path / "table")).version() == 1
     told = Silent()

@@ -29,8 +29,6 @@ from tests.integration.conftest import make_job, rows
 from tests.stores.server import keys, subprocess_environment
 from tests.stores.suite import put_corpus, stored
 
-pytestmark = pytest.mark.ray
-
 ROOT = Path(__file__).parents[2]
 TOKEN = "session-token-that-nobody-may-see-f3a9c1"
 
@@ -61,6 +59,7 @@ def ray_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.ray
 def test_a_run_on_ray_leaves_no_secret_anywhere(lake, server, tiny_model, tmp_path, ray_folder):
     table = f"{lake}/table"
     job = make_job(

@@ -22,19 +22,8 @@ from pipeline.refresh import refresh
 from pipeline.run import backfill
 from pipeline.vacuum import vacuum
 from pipeline.versions import rollback, versions
-from tests.integration.conftest import Silent, make_job, rows, write_corpus
+from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus
 from tests.integration.test_refresh import assert_same, stored
-
-
-class Stops(Exception):
-    """Raised in the place of a kill."""
-
-
-class Stopping(Silent):
-    """Stops a run after its first unit."""
-
-    def finished_unit(self, receipt):
-        raise Stops
 
 
 def edited(count, *numbers):

@@ -34,7 +34,7 @@ from pipeline.search import Searcher
 from pipeline.status import status
 from pipeline.vacuum import vacuum
 from pipeline.versions import rollback, versions
-from tests.integration.conftest import Silent, make_job, rows
+from tests.integration.conftest import Stopping, Stops, make_job, rows
 from tests.stores.server import forget_clients, keys
 
 # What people put into names. Each must come back as it was, in a key, in a partition value and in a path of Delta's log.
@@ -65,23 +65,6 @@ def stored(table: str) -> dict[Any, dict[str, Any]]:
     by_id = {row["id"]: row for row in found}
     assert len(by_id) == len(found)
     return by_id
-
-
-class Stops(Exception):
-    """What a test raises in the middle of a run."""
-
-
-class Stopping(Silent):
-    """Stops a run after some units."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def finished_unit(self, receipt):
-        super().finished_unit(receipt)
-        if len(self.receipts) == self.after:
-            raise Stops
 
 
 class StoreSuite:

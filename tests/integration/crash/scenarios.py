@@ -27,7 +27,7 @@ from pipeline.refresh import refresh
 from pipeline.run import backfill
 from pipeline.vacuum import vacuum
 from pipeline.versions import rollback
-from tests.integration.conftest import Silent, make_job, rows, write_one
+from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,6 @@ def change_source(place: Place) -> None:
     write_one(corpus / "d.parquet", kept[3:])
 
 
-class _Stops(Exception):
-    pass
-
-
-class _Stopping(Silent):
-    def finished_unit(self, receipt):
-        raise _Stops
-
-
 def _first(place: Place) -> None:
     write_source(place)
     backfill(place.job(), Silent())
@@ -115,8 +106,8 @@ def _second(place: Place) -> None:
     """Two versions, and a run that did not end."""
     _first_then_changed(place)
     refresh(place.job(), Silent())
-    with contextlib.suppress(_Stops):
-        refresh(place.job(max_tokens=5), _Stopping())
+    with contextlib.suppress(Stops):
+        refresh(place.job(max_tokens=5), Stopping())
 
 
 SCENARIOS = {
