@@ -38,7 +38,7 @@ test: $(READY) ## Lint, types and the whole suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto --dist loadfile -m "not ray"
+	$(BIN)/pytest -n auto --dist worksteal -m "not ray"
 	$(BIN)/pytest -m ray
 
 lint: $(READY) ## Lint and formatting

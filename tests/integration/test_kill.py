@@ -60,7 +60,7 @@ def start(job: Path) -> subprocess.Popen[bytes]:
 
 def write_job(path: Path, corpus: Path, table: Path, model: Path) -> Path:
     job = make_job(
-        corpus, table, model, table__partition_by=["lang"], run__unit_rows=8, run__replicas=2, run__address="local"
+        corpus, table, model, table__partition_by=["lang"], run__unit_rows=8, run__replicas=1, run__address="local"
     )
     path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
     return path
