@@ -39,6 +39,7 @@ from pipeline.quarantine import worth_retrying
 from pipeline.report import Outcome, Reporter
 from pipeline.reuse import build_index, contains
 from pipeline.run import Beginning, Prepared, Runner, begin
+from pipeline.uniqueness import brings_ids
 
 # Below this many texts to encode, starting a cluster costs more than it saves.
 INLINE_TEXTS = 2_000
@@ -238,9 +239,12 @@ class _Refresh(Runner):
         """The files that the plan was made to replace."""
         return tuple(self.ledger.table("removed")["path"].to_pylist())
 
-    def kept(self) -> list[Receipt]:
-        """The files that stay, as receipts of one file each."""
+    def rivals(self, receipts: Iterable[Receipt]) -> list[Receipt]:
+        """The files that stay, as receipts of one file each; none where no id is new to the table."""
+        new = (file.path for receipt in receipts for file in receipt.files)
         gone = set(self.removed())
+        if not brings_ids(self.url, new, gone):
+            return []
         kept = []
         for file in self._files:
             if file.path in gone:

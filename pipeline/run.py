@@ -180,8 +180,8 @@ class Runner:
         """The files of the table that the run's files take the place of; None for all."""
         return None
 
-    def kept(self) -> list[Receipt]:
-        """Files of the table that stay, each as a receipt: their ids count too."""
+    def rivals(self, receipts: Iterable[Receipt]) -> list[Receipt]:  # noqa: ARG002
+        """Files of the table that stay and may have an id of these units, each as a receipt."""
         return []
 
     def approve(self, publication: publish.Publication, outcome: Outcome) -> Outcome:  # noqa: ARG002
@@ -329,7 +329,10 @@ class Runner:
 
     def _unique(self, receipts: dict[int, Receipt], units: int) -> dict[int, Receipt]:
         """The receipts after ids that several rows have were set aside in all but the first."""
-        kept = {units + number: replace(receipt, unit=units + number) for number, receipt in enumerate(self.kept())}
+        kept = {
+            units + number: replace(receipt, unit=units + number)
+            for number, receipt in enumerate(self.rivals(receipts.values()))
+        }
         everything = {**receipts, **kept}
         losers = uniqueness.find_duplicates(self.url, everything.values())
         if not losers:

@@ -94,6 +94,36 @@ def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int
     return dict(losers)
 
 
+def brings_ids(table: str, new: Iterable[str], gone: Iterable[str], *, limit_bytes: int = LIMIT_BYTES) -> bool:
+    """Whether files hold an id that is in none of the files whose place they take.
+
+    Where they do not, no file that stays can hold one of theirs, for the ids of a version are unique: it need not be read.
+
+    Args:
+        table: URL of the table's folder.
+        new: Paths of the files that come.
+        gone: Paths of the files that go.
+        limit_bytes: Ids of more bytes than this are not compared; then the answer is yes.
+    """
+    there = _ids(table, gone, limit_bytes)
+    found = None if there is None else _ids(table, new, limit_bytes)
+    if there is None or found is None:
+        return True
+    return not pc.all(pc.is_in(found, value_set=there), min_count=0).as_py()
+
+
+def _ids(table: str, paths: Iterable[str], limit_bytes: int) -> pa.Array | None:
+    """The ids in files; None where they are too many."""
+    rest, parts, size_bytes = list(paths), [pa.chunked_array([], pa.string())], 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(rest), 4 * _THREADS):
+            parts += pool.map(lambda path: read_stored(table, path, [ID])[ID], rest[start : start + 4 * _THREADS])
+            size_bytes += sum(part.nbytes for part in parts[-4 * _THREADS :])
+            if size_bytes > limit_bytes:
+                return None
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string()).unique()
+
+
 def _hashed(table: str, receipts: list[Receipt]) -> Iterator[tuple[Receipt, pa.Table, npt.NDArray[np.uint64]]]:
     """Documents (id and shard) of each unit and the hashes of their ids, in order, read ahead by threads.
 

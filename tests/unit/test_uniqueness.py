@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from actors import storage
 from actors.receipt import DataFile, Receipt
 from pipeline.ledger import Ledger, units_to_table
-from pipeline.uniqueness import find_duplicates, hash_strings, set_aside
+from pipeline.uniqueness import brings_ids, find_duplicates, hash_strings, set_aside
 
 
 def write(table, unit, ids):
@@ -61,6 +61,18 @@ def test_what_is_found_is_what_a_plain_loop_finds(units, limit_bytes):
                 expected[unit] = again
             seen |= set(ids)
         assert find_duplicates(table, list(reversed(receipts)), limit_bytes=limit_bytes) == expected
+
+
+def test_ids_that_the_files_that_go_had_need_no_look_at_those_that_stay(tmp_path):
+    table = str(tmp_path)
+    paths = [
+        file.path for unit, ids in enumerate(["abc", "de", "ae", "ef", ""]) for file in write(table, unit, ids).files
+    ]
+    assert not brings_ids(table, [paths[2]], paths[:2])
+    assert not brings_ids(table, [paths[4]], [])
+    assert brings_ids(table, [paths[3]], paths[:2])
+    assert brings_ids(table, [paths[0]], [])
+    assert brings_ids(table, [paths[2]], paths[:2], limit_bytes=4)
 
 
 def test_rows_set_aside_are_in_quarantine_and_the_receipt_adds_up(tmp_path):
