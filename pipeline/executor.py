@@ -95,8 +95,6 @@ def executor_for(run: Run) -> Executor:
 
 
 def near_or(address: str, *, little: bool) -> Executor | None:
-    """This process, where there is little to do and no cluster is named; None otherwise."""
-    here = address == "inline" or (
-        little and (address == "local" or (address == "auto" and "RAY_ADDRESS" not in os.environ))
-    )
+    """This process, where there is little to do and the choice is ours; None otherwise."""
+    here = address == "inline" or (little and address == "auto" and "RAY_ADDRESS" not in os.environ)
     return InlineExecutor() if here else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ _GPU_FLOPS = 1.5e14
 _GPU_TOKENS_PER_S = 500_000
 _UNIT_BYTES = 192 << 20
 _THREADS = 32
+# So much work is done in this process before a cluster on this machine would be ahead: its start takes 15 s of all cores.
+INLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,11 @@ def flops_per_token(model: ModelSpec) -> float:
     config = {**config, **(config.get("text_config") or {})}
     layers = config.get("num_hidden_layers") or config.get("num_layers") or 12
     return 2.0 * 12 * float(layers) * model.hidden**2
+
+
+def is_little(tokens: float, model: ModelSpec) -> bool:
+    """Whether so many tokens are encoded in this process sooner than by a cluster that has to be started for them."""
+    return tokens * flops_per_token(model) <= INLINE_S * (os.cpu_count() or 1) * _CPU_CORE_FLOPS
 
 
 def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, gpus: bool) -> int:

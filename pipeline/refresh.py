@@ -30,7 +30,7 @@ from actors.schema import HASH, Piece, Shard, Unit
 from pipeline import delta
 from pipeline.config import Job
 from pipeline.delta import State
-from pipeline.executor import Executor, executor_for, near_or
+from pipeline.executor import Executor
 from pipeline.generation import Generation
 from pipeline.ledger import Ledger, table_to_units, units_to_table
 from pipeline.origins import TableFile, scan_files
@@ -41,8 +41,8 @@ from pipeline.reuse import build_index, contains
 from pipeline.run import Beginning, Prepared, Runner, begin
 from pipeline.uniqueness import brings_ids
 
-# Below this many texts to encode, starting a cluster costs more than it saves.
-INLINE_TEXTS = 2_000
+# What a text is taken to have at most, before it is read.
+_TEXT_TOKENS = 256
 _HASH_ROWS = 50_000
 _HASH_THREADS = 8
 _CARRY_ROWS = 1_000
@@ -226,14 +226,9 @@ class _Refresh(Runner):
         if pieces:
             yield Unit(number, tuple(pieces), carry=True)
 
-    def executor(self) -> Executor:
-        """This process where there is little to encode, unless the job names a cluster.
-
-        Not for rows that may kill or hang it: those that did so before, or those of a run that did not come to its end.
-        """
-        sound = self.retries is None and self.ledger.description() is None
-        near = near_or(self.job.run.address, little=sound and self._texts() <= INLINE_TEXTS)
-        return near or executor_for(self.job.run)
+    def tokens(self) -> float:
+        """As for a backfill: the texts without a vector, each as long as most are at most."""
+        return self._texts() * min(self.model.max_tokens, _TEXT_TOKENS)
 
     def removed(self) -> tuple[str, ...]:
         """The files that the plan was made to replace."""

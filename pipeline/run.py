@@ -25,10 +25,10 @@ from actors.writer import WriterSpec, table_schema
 from pipeline import delta, fingerprint, leftovers, publish, reuse, uniqueness
 from pipeline.account import check_files, follow, whole
 from pipeline.config import Job
-from pipeline.executor import Executor, executor_for
+from pipeline.executor import Executor, executor_for, near_or
 from pipeline.hold import Hold, hold
 from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
-from pipeline.plan import Plan, Survey, cut_plan, list_corpus, survey, take_sample
+from pipeline.plan import Plan, Survey, cut_plan, is_little, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
 from pipeline.report import Outcome, Reporter, Started
 from pipeline.stages import StageSpec
@@ -172,9 +172,19 @@ class Runner:
         """Files of earlier runs of the same making that never came into a version."""
         return leftovers.left_behind(self.url, self.making.fingerprint, self.table, but=self.ledger.run)
 
+    def tokens(self) -> float:
+        """About how many there are to encode, rather too many: one for each byte of the source as it is stored."""
+        return sum(shard.size_bytes for shard in self.shards)
+
     def executor(self) -> Executor:
-        """Where units run."""
-        return executor_for(self.job.run)
+        """Where units run: this process where there is little to encode, unless the job asks for more.
+
+        Not for rows that may kill or hang it: those that did so before, or those of a run that did not come to its end.
+        """
+        run = self.job.run
+        free = (run.replicas, run.gpus_per_replica, run.labels) == ("auto", "auto", None)
+        sound = self.retries is None and self.ledger.description() is None
+        return near_or(run.address, little=free and sound and is_little(self.tokens(), self.model)) or executor_for(run)
 
     def removed(self) -> tuple[str, ...] | None:
         """The files of the table that the run's files take the place of; None for all."""

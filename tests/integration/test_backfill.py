@@ -16,6 +16,7 @@ from actors import storage
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError, ModelError, TableConflict, TooManyQuarantined
 from pipeline import delta
+from pipeline.executor import InlineExecutor
 from pipeline.ledger import Ledger
 from pipeline.run import backfill
 from pipeline.search import Searcher
@@ -86,6 +87,29 @@ def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(tmp_path, tiny
     assert outcome.rows == 64
     assert {receipt.unit for receipt in reporter.receipts} == set(range(4)) - set(before)
     assert len(stored(tmp_path / "table")) == 64
+
+
+def test_a_small_corpus_starts_no_ray_unless_its_run_was_stopped_before_or_the_job_asks(
+    tmp_path, tiny_model, reporter, monkeypatch
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    asked = []
+    monkeypatch.setattr("pipeline.run.executor_for", lambda run: asked.append(run) or InlineExecutor())
+    corpus = write_corpus(tmp_path / "corpus", [rows(40)])
+    job = make_job(corpus, tmp_path / "table", tiny_model, run={"unit_rows": 16})
+    with pytest.raises(Stops):
+        backfill(job, Stopping())
+    assert asked == []
+    assert backfill(job, reporter).rows == 40  # a row of it may have killed the process
+    assert asked == [job.run]
+    for number, wish in enumerate(({"replicas": 2}, {"address": "local"}, {"gpus_per_replica": 0.5})):
+        job = make_job(corpus, tmp_path / f"other-{number}", tiny_model, run=wish)
+        backfill(job, reporter)
+        assert asked.pop() == job.run
+    monkeypatch.setattr("pipeline.plan.INLINE_S", 1e-6)
+    big = make_job(corpus, tmp_path / "big", tiny_model, run={})
+    backfill(big, reporter)
+    assert asked.pop() == big.run
 
 
 def test_a_long_run_leaves_copies_of_its_receipts_and_they_count_as_well(tmp_path, tiny_model, reporter, monkeypatch):
