@@ -43,7 +43,8 @@ class Receipt:
         replaces: File of the table that this receipt's files stand in for; only in amendments.
         quarantine: Path of the file of bad rows relative to the run's folder, or None.
         truncated: Documents that were cut at the model's token limit.
-        seconds: Wall time by stage: read, encode, write.
+        padding: Places that the model computed for nothing.
+        seconds: Wall time by stage: read, tokenize, encode, write.
     """
 
     unit: int
@@ -58,6 +59,7 @@ class Receipt:
     encoded: int = 0
     replaces: str | None = None
     quarantine: str | None = None
+    padding: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def check(self) -> None:

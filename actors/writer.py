@@ -108,6 +108,7 @@ def write_unit(parcel: Parcel, spec: WriterSpec) -> Receipt:
         truncated=parcel.counts.get("truncated", 0),
         encoded=parcel.counts.get("encoded", 0),
         quarantine=quarantine,
+        padding=parcel.counts.get("padding", 0),
         seconds={stage: round(value, 4) for stage, value in seconds.items()},
     )
     receipt.check()

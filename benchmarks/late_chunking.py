@@ -158,6 +158,9 @@ class Reporter:
         for stage, seconds in receipt.seconds.items():
             self.seconds[stage] += seconds  # type: ignore[assignment]
 
+    def busy(self, encoders: int) -> None:
+        """Not asked for here."""
+
     def failed_unit(self, unit: int, error: Exception) -> None:
         print(f"unit {unit}: {error}")
 

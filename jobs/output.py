@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pipeline.versions import RolledBack, Version
 
 _SHOWN_CHARACTERS = 160
+# From here on a reader of the table spends its time on opening files.
+_MANY_FILES = 100
+_SMALL_FILE_BYTES = 1 << 20
 _MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
 
 
@@ -83,6 +86,13 @@ def outcome(found: Outcome) -> None:
         f"published version {found.version} of {found.table}: {found.rows:,} rows from {found.rows_read:,} source rows "
         f"({found.quarantined:,} set aside), {found.encoded:,} texts encoded, {found.tokens:,} tokens, {found.units} units"
     )
+    stages = ", ".join(
+        f"{stage} {found.seconds.get(stage, 0.0):.1f} s" for stage in ("read", "tokenize", "encode", "write")
+    )
+    padding = found.padding / max(found.tokens + found.padding, 1)
+    print(f"{size(found.size_bytes)} in {found.files:,} files; all workers together: {stages}; padding {padding:.1%}")
+    if found.files >= _MANY_FILES and found.size_bytes < found.files * _SMALL_FILE_BYTES:
+        print(f"that is {size(found.size_bytes / found.files)} a file, slow to read: vectide compact {found.table}")
     if found.truncated:
         print(f"{found.truncated:,} texts were longer than the model takes and were cut (encoder.max_tokens)")
     if found.quarantined:

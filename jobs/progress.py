@@ -71,6 +71,7 @@ class _Bar:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: TaskID = progress.add_task("starting", total=None, rate="")
+        self._where = ""
         self._meter = _Meter()
 
     def step(self, text: str) -> None:
@@ -78,9 +79,10 @@ class _Bar:
 
     def started(self, started: Started) -> None:
         self._meter = _Meter()
+        self._where = f"on {started.replicas} x {started.device}"
         self._progress.update(
             self._task,
-            description=f"on {started.replicas} x {started.device}",
+            description=self._where,
             total=started.units,
             completed=started.units_done,
         )
@@ -88,6 +90,9 @@ class _Bar:
     def finished_unit(self, receipt: Receipt) -> None:
         self._meter.add(receipt)
         self._progress.update(self._task, advance=1, rate=self._meter.text())
+
+    def busy(self, encoders: int) -> None:
+        self._progress.update(self._task, description=f"{self._where}, {encoders} busy")
 
     def failed_unit(self, unit: int, error: VectideError) -> None:
         self._progress.console.print(f"unit {unit}: {error}", markup=False, highlight=False)
@@ -100,6 +105,7 @@ class _Log:
         self._units = 0
         self._done = 0
         self._said_s = 0.0
+        self._busy = ""
         self._meter = _Meter()
 
     def step(self, text: str) -> None:
@@ -120,7 +126,10 @@ class _Log:
         now_s = time.monotonic()
         if self._done == self._units or now_s - self._said_s >= LOG_EVERY_S:
             self._said_s = now_s
-            self.step(f"{self._done}/{self._units} units, {self._meter.text()}")
+            self.step(f"{self._done}/{self._units} units, {self._meter.text()}{self._busy}")
+
+    def busy(self, encoders: int) -> None:
+        self._busy = f", {encoders} encoders busy"
 
     def failed_unit(self, unit: int, error: VectideError) -> None:
         self.step(f"unit {unit}: {error}")

@@ -25,6 +25,8 @@ def follow(outcomes: Iterable[UnitOutcome], ledger: Ledger, reporter: Reporter) 
     errors: list[tuple[int, VectideError]] = []
     finished: list[Receipt] = []
     for outcome in outcomes:
+        if outcome.busy is not None:
+            reporter.busy(outcome.busy)
         if outcome.receipt is not None:
             reporter.finished_unit(outcome.receipt)
             finished.append(outcome.receipt)

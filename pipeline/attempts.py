@@ -59,9 +59,9 @@ class _Book:
         self._deaths.pop((stage, unit), None)
         self._timed_out.pop((stage, unit), None)
 
-    def deaths(self) -> int:
-        """How many attempts have died in this run."""
-        return self.total_deaths
+    def pulse(self) -> tuple[int, int]:
+        """How many attempts have died in this run, and how many encoders are at work."""
+        return self.total_deaths, sum(stage == "encode" for stage, _ in self._trying)
 
 
 class Lease(Protocol):
@@ -94,8 +94,8 @@ class Book(Protocol):
     def lease(self, stage: str, unit: int) -> Lease:
         """Begin an attempt."""
 
-    def total_deaths(self) -> int:
-        """How many attempts have died in this run so far."""
+    def pulse(self) -> tuple[int, int]:
+        """How many attempts have died in this run so far, and how many encoders are at work."""
 
 
 class NoBook:
@@ -105,9 +105,9 @@ class NoBook:
         """An attempt that nothing is known of."""
         return self
 
-    def total_deaths(self) -> int:
-        """None that can be told."""
-        return 0
+    def pulse(self) -> tuple[int, int]:
+        """No death that can be told; the one that asks is at work."""
+        return 0, 1
 
     watched = False  # to end the process of a row that hangs would end the run
 
@@ -224,8 +224,9 @@ class AttemptBook:
         """Begin an attempt."""
         return _ActorLease(self._actor, stage, unit)
 
-    def total_deaths(self) -> int:
-        """How many attempts have died in this run so far."""
+    def pulse(self) -> tuple[int, int]:
+        """How many attempts have died in this run so far, and how many encoders are at work."""
         import ray
 
-        return int(ray.get(self._actor.deaths.remote()))
+        deaths, busy = ray.get(self._actor.pulse.remote())
+        return deaths, busy

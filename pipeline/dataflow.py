@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import ray
 import ray.data
@@ -123,8 +124,9 @@ def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, book: Book) ->
                 meter.finished(outcome.receipt, outcome.reasons)
             else:
                 meter.failed()
-            meter.deaths(book.total_deaths())
-            yield outcome
+            deaths, busy = book.pulse()
+            meter.deaths(deaths)
+            yield replace(outcome, busy=busy)
 
 
 def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iterator[UnitOutcome]:

@@ -30,12 +30,14 @@ class UnitOutcome:
 
     Attributes:
         reasons: Why rows were set aside, and how many for each reason.
+        busy: Encoders that were at work when it ended, where that can be told.
     """
 
     unit: int
     receipt: Receipt | None
     error: VectideError | None
     reasons: Mapping[str, int] = field(default_factory=dict)
+    busy: int | None = None
 
 
 def opened(block: pa.Table) -> UnitOutcome:

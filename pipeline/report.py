@@ -5,9 +5,9 @@ Made by the pipelines, shown by `jobs`. Plain data and one protocol, so that who
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from actors.errors import VectideError
 from actors.receipt import Receipt
@@ -38,6 +38,10 @@ class Outcome:
     was there before, and where a second generation was built and held back (`held`).
 
     Attributes:
+        padding: Places that the model computed for nothing.
+        files: Data files that were written.
+        size_bytes: Of those files.
+        seconds: By stage, of all processes together.
         checks: What a second generation was measured by before it took over, in words.
     """
 
@@ -51,31 +55,36 @@ class Outcome:
     quarantined: int = 0
     truncated: int = 0
     tokens: int = 0
+    padding: int = 0
     encoded: int = 0
     units: int = 0
+    files: int = 0
+    size_bytes: int = 0
     deaths: int = 0
     held: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
 
     def plus(self, receipts: Iterable[Receipt]) -> Outcome:
         """With what these units came to."""
-        total = self
+        total: dict[str, Any] = {name: getattr(self, name) for name in _SUMS}
+        seconds = dict(self.seconds)
         for receipt in receipts:
+            total["quarantined"] += receipt.rows_bad
+            total["files"] += len(receipt.files)
+            total["size_bytes"] += sum(file.size_bytes for file in receipt.files)
             if receipt.replaces is not None:
-                total = replace(total, quarantined=total.quarantined + receipt.rows_bad)
                 continue
-            total = replace(
-                total,
-                rows_read=total.rows_read + receipt.rows_read,
-                documents=total.documents + receipt.documents,
-                rows=total.rows + receipt.rows,
-                quarantined=total.quarantined + receipt.rows_bad,
-                truncated=total.truncated + receipt.truncated,
-                tokens=total.tokens + receipt.tokens,
-                encoded=total.encoded + receipt.encoded,
-                units=total.units + 1,
-            )
-        return total
+            total["units"] += 1
+            for name in _COUNTED:
+                total[name] += getattr(receipt, name)
+            for stage, spent_s in receipt.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + spent_s
+        return replace(self, seconds=seconds, **total)
+
+
+_COUNTED = ("rows_read", "documents", "rows", "truncated", "tokens", "padding", "encoded")
+_SUMS = (*_COUNTED, "quarantined", "units", "files", "size_bytes")
 
 
 class Reporter(Protocol):
@@ -89,6 +98,9 @@ class Reporter(Protocol):
 
     def finished_unit(self, receipt: Receipt) -> None:
         """A unit has its receipt."""
+
+    def busy(self, encoders: int) -> None:
+        """So many encoders are at work on a unit."""
 
     def failed_unit(self, unit: int, error: VectideError) -> None:
         """A unit ended with an error; the others go on."""

@@ -302,7 +302,7 @@ class Runner:
             row_timeout_s=self.job.run.row_timeout_s,
         )
         follow(executor.run(rest, stages), self.ledger, self.reporter)
-        return executor.book.total_deaths()
+        return executor.book.pulse()[0]
 
     def _publish(self, publication: publish.Publication, description: dict[str, Any], held: Hold) -> Outcome:
         """Check that every row is accounted for, then commit."""

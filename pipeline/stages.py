@@ -188,6 +188,7 @@ class EncodeStage:
         self._threads = threads
         self._device = device
         self._meter = meter
+        self._padding = 0
         if load_now:
             _ = self.encoder
 
@@ -238,6 +239,8 @@ class EncodeStage:
                 parcel.bad.append(BadRow(shard, position, name, reason, error))
                 keep[row] = False
         parcel.counts["encoded"] = work.rows.num_rows - len(work.failed)
+        padding = self.encoder.stats.padding_tokens
+        parcel.counts["padding"], self._padding = padding - self._padding, padding
         parcel.counts["documents"] -= int(len(keep) - keep.sum())
         parcel.table = self._with_vectors(table, work, np.flatnonzero(keep), inverse)
 

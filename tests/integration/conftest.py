@@ -29,6 +29,7 @@ class Silent:
         self.steps: list[str] = []
         self.receipts: list[Receipt] = []
         self.start: Started | None = None
+        self.most_busy = 0
         self.failed: list[tuple[int, str]] = []
 
     def step(self, text):
@@ -39,6 +40,9 @@ class Silent:
 
     def finished_unit(self, receipt):
         self.receipts.append(receipt)
+
+    def busy(self, encoders):
+        self.most_busy = max(self.most_busy, encoders)
 
     def failed_unit(self, unit, error):
         self.failed.append((unit, str(error)))

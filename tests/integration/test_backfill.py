@@ -94,7 +94,12 @@ def test_a_small_corpus_starts_no_ray_unless_its_run_was_stopped_before_or_the_j
 ):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     asked = []
-    monkeypatch.setattr("pipeline.run.executor_for", lambda run: asked.append(run) or InlineExecutor())
+
+    def executor_for(run):
+        asked.append(run)
+        return InlineExecutor()
+
+    monkeypatch.setattr("pipeline.run.executor_for", executor_for)
     corpus = write_corpus(tmp_path / "corpus", [rows(40)])
     job = make_job(corpus, tmp_path / "table", tiny_model, run={"unit_rows": 16})
     with pytest.raises(Stops):

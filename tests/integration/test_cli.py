@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,8 @@ def test_a_backfill_ends_with_one_sentence_and_zero(made):
     _, table, done = made
     assert done.returncode == 0, done.stderr
     assert f"published version 1 of {table}: 20 rows from 20 source rows (0 set aside)" in done.stdout
+    stages = "read .*, tokenize .*, encode .*, write .*"
+    assert re.search(rf"KiB in 2 files; all workers together: {stages}; padding 0.0%\n", done.stdout)
     assert "2/2 units, 20 rows" in done.stderr
 
 

@@ -108,7 +108,16 @@ def test_a_unit_that_ended_is_no_longer_suspect():
     book = _Book()
     for _ in range(3):
         book.begin("write", 7)
-    assert book.deaths() == 2
+    assert book.pulse() == (2, 0)
     book.done("write", 7)
     assert book.begin("write", 7) == ({}, frozenset())
-    assert book.deaths() == 2
+    assert book.pulse() == (2, 0)
+
+
+def test_encoders_at_work_are_counted():
+    book = _Book()
+    for stage, unit in (("read", 1), ("encode", 2), ("encode", 3), ("write", 4)):
+        book.begin(stage, unit)
+    assert book.pulse() == (0, 2)
+    book.done("encode", 2)
+    assert book.pulse() == (0, 1)

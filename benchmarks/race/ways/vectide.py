@@ -28,6 +28,9 @@ class Told:
     def finished_unit(self, receipt: Receipt) -> None:
         self.units.append((since_start(), receipt.rows))
 
+    def busy(self, encoders: int) -> None:
+        """Not asked for here."""
+
     def failed_unit(self, unit: int, error: Exception) -> None:
         raise SystemExit(f"unit {unit}: {error}")
 
