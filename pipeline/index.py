@@ -166,5 +166,5 @@ def _places(table: str, paths: Sequence[str], wanted: Buckets | None) -> Iterato
     if wanted is not None:
         wanted.whole()  # sorted here, and not by every thread
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(paths), 2 * _THREADS):  # no more of them in memory
-            yield from pool.map(find, range(start, min(start + 2 * _THREADS, len(paths))))
+        for start in range(0, len(paths), _THREADS):  # no more of them in memory than threads
+            yield from pool.map(find, range(start, min(start + _THREADS, len(paths))))

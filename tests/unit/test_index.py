@@ -65,7 +65,7 @@ def write_files(table, files):
     return paths
 
 
-def ask(table, run, paths, wanted, asked, limit):
+def ask(table, run, paths, wanted, asked, *, limit=LITTLE):
     """What a driver and then a reader find with memory for `limit` rows: the index, and the vectors of `asked`."""
     with pytest.MonkeyPatch.context() as patch, Buckets(TEXT) as texts:
         patch.setattr(buckets, "LIMIT_ROWS", limit)
@@ -96,8 +96,8 @@ documents = st.lists(st.tuples(texts, st.integers(1, 3)), max_size=12)
 def test_it_is_the_same_however_little_memory_it_may_take(files, wanted, asked):
     with tempfile.TemporaryDirectory() as table:
         paths = write_files(table, files)
-        (rows, unknown, _), *much = ask(table, "much", paths, wanted, asked, 1000)
-        (rows_, unknown_, parts), *little = ask(table, "little", paths, wanted, asked, LITTLE)
+        (rows, unknown, _), *much = ask(table, "much", paths, wanted, asked, limit=1000)
+        (rows_, unknown_, parts), *little = ask(table, "little", paths, wanted, asked)
         places = {}
         for number, file in enumerate(files):
             for place, (text, _) in enumerate(file):
@@ -119,7 +119,7 @@ def test_nothing_is_left_on_the_disk(tmp_path, home):
     files = [[(text, 1) for text in range(start, start + 10)] for start in range(0, 60, 10)]
     paths = write_files(str(tmp_path / "table"), files)
     wanted = [range(40), range(20, 80)]
-    facts, *_ = ask(str(tmp_path / "table"), "run", paths, wanted, range(70), LITTLE)
+    facts, *_ = ask(str(tmp_path / "table"), "run", paths, wanted, range(70))
     assert facts == (60, 20, facts[2])
     assert facts[2] >= 20
     assert [path.name[:6] for path in left_in(home) if path.suffix == ""] == ["known-"]  # what the reader maps
@@ -131,28 +131,25 @@ def test_nor_after_an_error(tmp_path, home):
     files = [[(text, 1) for text in range(start, start + 10)] for start in range(0, 60, 10)]
     paths = write_files(str(tmp_path / "table"), files)
     with pytest.raises(FileNotFoundError, match="missing"):
-        ask(str(tmp_path / "table"), "run", [*paths, "data/missing.parquet"], [range(60)], [], LITTLE)
+        ask(str(tmp_path / "table"), "run", [*paths, "data/missing.parquet"], [range(60)], [])
     assert left_in(home) == []
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, home):
+def test_a_full_disk_is_one_sentence(tmp_path, home, monkeypatch):
     def refuses(self, *args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     paths = write_files(str(tmp_path / "table"), [[(text, 1) for text in range(20)]])
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(StorageError, match="the disk is full. Free some space and run the same command again"),
-    ):
-        patch.setattr(buckets, "open", refuses, raising=False)
-        ask(str(tmp_path / "table"), "run", paths, None, [], LITTLE)
+    monkeypatch.setattr(buckets, "open", refuses, raising=False)
+    with pytest.raises(StorageError, match="the disk is full. Free some space and run the same command again"):
+        ask(str(tmp_path / "table"), "run", paths, None, [])
     assert left_in(home) == []
 
 
 def test_a_reader_that_was_killed_while_it_wrote_is_followed_by_one_that_writes_it_all(tmp_path, home):
     table = str(tmp_path / "table")
     paths = write_files(table, [[(text, 1) for text in range(20)]])
-    ask(table, "run", paths, None, [], LITTLE)
+    ask(table, "run", paths, None, [])
     reuse_of.cache_clear()
     parts = len(list(storage.walk(storage.join(Ledger(table, "run").home(), "reuse"))))
     stands = reuse_of(table, Ledger(table, "run").home(), parts)
@@ -193,7 +190,7 @@ def test_a_folder_of_rooms_that_is_another_users_is_not_used(home, monkeypatch):
 def test_a_part_that_is_gone_is_an_error(tmp_path):
     table = str(tmp_path / "table")
     paths = write_files(table, [[(text, 1) for text in range(20)]])
-    facts, *_ = ask(table, "run", paths, None, [], LITTLE)
+    facts, *_ = ask(table, "run", paths, None, [])
     reuse_of.cache_clear()
     home = Ledger(table, "run").home()
     storage.delete(storage.join(home, "reuse", "001.parquet"))
