@@ -114,12 +114,16 @@ class Buckets:
             self._held_rows, self._ordered = len(self._held[0]), True
         return self._held[0]
 
-    def bucket(self, number: int) -> Rows:
-        """The rows of one of the `BUCKETS`, by hash; every hash of a bucket is greater than all of those before."""
+    def take(self, number: int) -> Rows:
+        """The rows of one of the `BUCKETS`, by hash, once; every hash of it is greater than all of those before."""
         room = self._spill() if self._held_rows or self._room is None else self._room
         path = room.path / f"{number:02x}"
+        if not path.exists():
+            return np.zeros(0, dtype=self._dtype)
         with on_disk(path):
-            return firsts(np.fromfile(path, dtype=self._dtype) if path.exists() else np.zeros(0, dtype=self._dtype))
+            rows = np.fromfile(path, dtype=self._dtype)
+            path.unlink()  # what becomes of it takes its place
+        return firsts(rows)
 
     def _spill(self) -> Room:
         rows = self.whole()

@@ -132,9 +132,9 @@ def _match(wanted: Buckets | None, found: Buckets, index: Index) -> None:
         index.add(found.whole())
     else:
         for number in range(BUCKETS):
-            places = found.bucket(number)
+            places = found.take(number)
             if wanted is not None and wanted.spilled:
-                texts = wanted.bucket(number)["hash"]
+                texts = wanted.take(number)["hash"]
                 index.unknown += len(texts)
                 places = places[contains(texts, places["hash"])]
             index.add(places)
