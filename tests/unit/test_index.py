@@ -98,7 +98,7 @@ def test_it_is_the_same_however_little_memory_it_may_take(files, wanted, asked):
         paths = write_files(table, files)
         (rows, unknown, _), *much = ask(table, "much", paths, wanted, asked, limit=1000)
         (rows_, unknown_, parts), *little = ask(table, "little", paths, wanted, asked)
-        places = {}
+        places: dict[int, tuple[int, int]] = {}
         for number, file in enumerate(files):
             for place, (text, _) in enumerate(file):
                 if wanted is None or any(text in part for part in wanted):
@@ -159,6 +159,7 @@ def test_a_reader_that_was_killed_while_it_wrote_is_followed_by_one_that_writes_
     (known / "unfinished" / "hashes").write_bytes(b"half of it" * 1000)
     reuse_of.cache_clear()
     _, ready = reuse_of(table, Ledger(table, "run").home(), parts).split(pa.table({"_hash": hashes_of(range(20))}), [])
+    assert ready is not None
     assert ready.num_rows == 20
     del stands
     reuse_of.cache_clear()
