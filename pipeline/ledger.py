@@ -4,7 +4,8 @@
                                 plans/<token>/    the plan of one driver; run.json names the one that counts
                                     plan.parquet      one line a piece
                                     listing.parquet   the shards that it was made from
-                                    reuse.parquet     where the vector of a text is that has one already
+                                    reuse.parquet     where the vector of a text is that has one already; where
+                                                      that is more than memory takes, reuse/000.parquet and so on
                                     replaced.parquet  for a refresh: the shards whose old rows go
                                     receipts/         one JSON a unit, in folders of a thousand
                                     digests/          copies of receipts, a thousand in a file
@@ -129,11 +130,14 @@ class Ledger:
         self.url = storage.join(runs_folder(table), run)
         self._description: dict[str, Any] | None = None
 
-    def freeze(self, description: dict[str, Any], plan: pa.Table, **tables: pa.Table) -> dict[str, Any]:
+    def freeze(
+        self, description: dict[str, Any], plan: pa.Table, **tables: pa.Table | Iterable[pa.Table]
+    ) -> dict[str, Any]:
         """Write the plan and what belongs to it, unless another driver of the same run was first.
 
         Each driver writes its tables to a place of its own; `run.json`, created last and if absent, names the place, so
-        that the tables that count are always all of one driver.
+        that the tables that count are always all of one driver. One that comes in parts is a folder, and of its
+        parts one is in memory at a time.
 
         Returns:
             The description that counts: this driver's, or that of the one who was first.
@@ -143,15 +147,22 @@ class Ledger:
         """
         place = f"plans/{secrets.token_hex(6)}"
         for name, table in {"plan": plan, **tables}.items():
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            storage.put(storage.join(self.url, place, f"{name}.parquet"), bytes(sink.getvalue()))
+            if isinstance(table, pa.Table):
+                self._put(f"{place}/{name}.parquet", table)
+                continue
+            for number, part in enumerate(table):
+                self._put(f"{place}/{name}/{number:03d}.parquet", part)
         text = json.dumps({**description, "plan": place}, indent=1, sort_keys=True)
         storage.create(storage.join(self.url, "run.json"), text.encode())
         found = self.description()
         if found is None:
             raise StorageError(f"{self.url!r} was written but cannot be read back; check the store and run again")
         return found
+
+    def _put(self, path: str, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        storage.put(storage.join(self.url, path), bytes(sink.getvalue()))
 
     def description(self) -> dict[str, Any] | None:
         """What `freeze` was told, or None where no plan is frozen yet."""

@@ -16,7 +16,6 @@ from pipeline.ledger import Ledger, run_names
 from pipeline.publish import missing_files
 
 _THREADS = 16
-LIMIT_ROWS = 50_000_000  # an index of them takes 4 GiB of the driver and of each reader
 
 
 def left_behind(
@@ -32,7 +31,7 @@ def left_behind(
         published: Take files of published runs too: they may have gone out of the current version.
 
     Returns:
-        Paths relative to the table, of files that are there, of no more than `LIMIT_ROWS` rows.
+        Paths relative to the table, of files that are there.
     """
 
     def look(name: str) -> Ledger | None:
@@ -43,14 +42,10 @@ def left_behind(
         return None if not published and delta.is_published(opened, name) else ledger
 
     found: list[DataFile] = []
-    rows = 0
     with ThreadPoolExecutor(_THREADS) as pool:
         ledgers = [ledger for ledger in pool.map(look, [n for n in run_names(table) if n != but]) if ledger]
     for ledger in ledgers:
         files = [file for receipt in ledger.receipts().values() for file in receipt.files]
         gone = set(missing_files(table, files))
-        for file in files:
-            if file.path not in gone and rows + file.rows <= LIMIT_ROWS:
-                found.append(file)
-                rows += file.rows
+        found += [file for file in files if file.path not in gone]
     return [file.path for file in found]

@@ -17,8 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
@@ -28,16 +26,17 @@ from actors.reader import SourceSpec, corpus_root, read_unit
 from actors.receipt import DataFile, Receipt
 from actors.schema import HASH, Piece, Shard, Unit
 from pipeline import delta
+from pipeline.buckets import TEXT, Buckets, Rows, as_texts, firsts, hash_bytes
 from pipeline.config import Job
 from pipeline.delta import State
 from pipeline.executor import Executor
 from pipeline.generation import Generation
+from pipeline.index import Index, build_index
 from pipeline.ledger import Ledger, table_to_units, units_to_table
 from pipeline.origins import TableFile, scan_files
 from pipeline.plan import Plan, Survey, cut_plan, survey, take_sample
 from pipeline.quarantine import worth_retrying
 from pipeline.report import Outcome, Reporter
-from pipeline.reuse import build_index, contains
 from pipeline.run import Beginning, Prepared, Runner, begin
 from pipeline.uniqueness import brings_ids
 
@@ -148,34 +147,30 @@ class _Refresh(Runner):
         )
         return Survey(self._to_read, spec, pa.schema(kept))
 
-    @cached_property
-    def _wanted(self) -> npt.NDArray[np.bytes_]:
-        """Distinct content hashes of the rows to read, sorted, as fixed-width bytes."""
+    def _find_wanted(self, wanted: Buckets) -> None:
+        """Put in the content hashes of the rows to read."""
         source = self._survey.source
 
         def pieces(shard: Shard) -> list[Piece]:
             return open_format(source.format, shard.path).pieces(shard, _HASH_ROWS)
 
-        def hashes(piece: Piece) -> npt.NDArray[np.bytes_]:
-            here = read_unit(Unit(0, (piece,)), source).table[HASH].to_numpy()
-            return np.unique(np.asarray(here, dtype="S32"))
+        def hashes(piece: Piece) -> Rows:
+            return firsts(as_texts(hash_bytes(read_unit(Unit(0, (piece,)), source).table[HASH])))
 
-        found = np.zeros(0, dtype="S32")
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             parts = [piece for part in pool.map(pieces, self._to_read) for piece in part]
             for start in range(0, len(parts), _HASH_THREADS):  # no more of them in memory than threads
-                found = np.unique(np.concatenate([found, *pool.map(hashes, parts[start : start + _HASH_THREADS])]))
-        return found
+                for part in pool.map(hashes, parts[start : start + _HASH_THREADS]):
+                    wanted.add(part)
 
     @cached_property
-    def _index(self) -> pa.Table:
+    def _index(self) -> Index:
         """Where there is a vector of one of these texts: in the table, so that it keeps its bits, or else left behind."""
-        index = build_index(self.url, [file.path for file in self._files], self._wanted)
-        others = self.left_behind()
-        if not others or index.num_rows == len(self._wanted):
-            return index
-        rest = self._wanted[~contains(np.asarray(index["hash"].to_numpy(), dtype="S32"), self._wanted)]
-        return pa.concat_tables([index, build_index(self.url, others, rest)]).sort_by("hash")
+        with Buckets(TEXT) as wanted:
+            self._find_wanted(wanted)
+            files = [file.path for file in self._files] + self.left_behind()
+            index = build_index(self.url, files, wanted)
+        return self.planning.enter_context(index)
 
     def prepare(self, found: Survey, executor: Executor) -> Prepared:
         """Cut what changed, find which of its texts have a vector, and plan for rows that move."""
@@ -195,12 +190,12 @@ class _Refresh(Runner):
         return Prepared(
             replace(plan, table=units_to_table(units), units=len(units), rows=plan.rows + moved),
             {
-                "reuse": self._index,
+                "reuse": self._index.tables(),
                 "replaced": pa.table({"path": pa.array(replaced, pa.string())}),
                 "removed": pa.table({"path": pa.array([file.path for file in self._affected], pa.string())}),
                 "carried_quarantine": carried,
             },
-            {"reuse": self._index.num_rows > 0, "rows_kept": table_rows - gone, "texts_to_encode": self._texts()},
+            {"reuse": self._index.parts, "rows_kept": table_rows - gone, "texts_to_encode": self._texts()},
         )
 
     def _texts(self) -> int:
@@ -208,7 +203,7 @@ class _Refresh(Runner):
         description = self.ledger.description()
         if description is not None:
             return int(description["texts_to_encode"])
-        return int(len(self._wanted) - self._index.num_rows)
+        return self._index.unknown
 
     def _carried(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterable[Unit]:
         """Units of the rows that stay in affected files."""

@@ -1,92 +1,62 @@
-"""Where in the table the vector of a text is: made by the driver of a refresh, asked by its readers.
+"""The stored vectors of known texts: asked by the readers of a run, by the index that its driver froze (`pipeline.index`).
 
-The index holds only texts that the refresh will meet, found by reading the hashes of the changed shards first: 16 bytes
-of memory for each of their rows, and one pass over the `_hash` column of the table. It is frozen in the ledger, so that
-every worker and every later attempt sees the same one. Vectors come back bit for bit as they were stored.
+The index is frozen in the ledger, so every worker and every later attempt sees the same one. A small one, a single table,
+each process keeps in memory. The tables of a large one become files on the local disk, once for all processes of a
+machine, which map them: 48 bytes of disk a row, and the memory is the system's to take back. Vectors come back bit for
+bit as they were stored.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
-from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, START, TOKENS
+from actors.errors import StorageError
+from actors.schema import CHUNK, EMBEDDING, END, HASH, START, TOKENS
 from actors.stored import read_stored
+from pipeline.buckets import Rows, contains, hash_bytes
+from pipeline.scratch import Room, on_disk
 
-SCHEMA = pa.schema([("hash", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("count", pa.int32())])
 # What a vector brings along from the table; everything else of a row comes from the source as it is now.
 STORED = (EMBEDDING, TOKENS, CHUNK, START, END)
 CACHE_BYTES = 1 << 30
-_THREADS = 16
+PLACED = np.dtype([("row", "<i8"), ("file", "<i4"), ("count", "<i4")])
+_HASHES, _PLACES, _FILES = "hashes", "places", "files.json"
 
 
-def build_index(table: str, paths: Iterable[str], wanted: npt.NDArray[np.bytes_] | None) -> pa.Table:
-    """The first place of each wanted text (`SCHEMA`), sorted by hash.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """An index as a process holds it: in memory, or mapped.
 
-    Args:
-        table: URL of the table's folder.
-        paths: Files with vectors of the right making, the best ones first.
-        wanted: Sorted content hashes, as bytes; None for all.
+    Attributes:
+        hashes: In order, each once.
+        rows: Of `PLACED`, in the order of `hashes`.
+        files: What `file` counts.
+        room: Where the mapped files are, which go when nobody is there any more.
     """
 
-    def find(path: str) -> pa.Table:
-        rows = read_stored(table, path, [ID, HASH])
-        hashes = _bytes(rows[HASH])
-        # Chunks of one document stand together; a document begins where the id or the hash changes.
-        ids = rows[ID].combine_chunks()
-        first = np.ones(len(hashes), dtype=bool)
-        if len(hashes) > 1:
-            same_id = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
-            first[1:] = ~same_id | (hashes[1:] != hashes[:-1])
-        starts = np.flatnonzero(first)
-        counts = np.diff(np.append(starts, len(hashes)))
-        mask = np.ones(len(starts), dtype=bool) if wanted is None else contains(wanted, hashes[starts])
-        found = starts[mask]
-        columns = [rows[HASH].take(pa.array(found)), [path] * len(found), found, counts[mask].astype(np.int32)]
-        return pa.table(columns, schema=SCHEMA)
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        index = pa.concat_tables([SCHEMA.empty_table(), *pool.map(find, paths)]).sort_by("hash")
-    if index.num_rows == 0:
-        return index
-    hashes = _bytes(index["hash"])
-    return index.filter(pa.array(np.append([True], hashes[1:] != hashes[:-1])))
-
-
-def contains(ordered: npt.NDArray[np.bytes_], values: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
-    """Which of `values` are in `ordered`."""
-    if len(ordered) == 0:
-        return np.zeros(len(values), dtype=bool)
-    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    return np.asarray(ordered[places] == values, dtype=bool)
-
-
-def _bytes(column: pa.ChunkedArray) -> npt.NDArray[np.bytes_]:
-    """Hashes as fixed-width bytes, which sort and compare without Python."""
-    return np.asarray(column.to_numpy(), dtype="S32")
+    hashes: npt.NDArray[np.bytes_]
+    rows: Rows
+    files: list[str]
+    room: Room | None = None
 
 
 class Reuse:
     """The index of one run, in one process."""
 
-    def __init__(self, table: str, index: pa.Table) -> None:
+    def __init__(self, table: str, places: Places) -> None:
         self._table = table
-        self._hashes = _bytes(index["hash"])
-        files = index["file"].combine_chunks()
-        files = files if pa.types.is_dictionary(files.type) else files.dictionary_encode()
-        self._files = files.dictionary.to_pylist()
-        self._codes = files.indices.to_numpy()
-        self._rows = index["row"].to_numpy()
-        self._counts = index["count"].to_numpy()
+        self._places = places
         self._cache: OrderedDict[str, pa.Table] = OrderedDict()
         self._cached_bytes = 0
 
@@ -97,32 +67,32 @@ class Reuse:
             rows: A unit as read, with `_hash`.
             names: Columns of the table; those in `STORED` are taken from it.
         """
-        hashes = _bytes(rows[HASH])
-        known = contains(self._hashes, hashes)
+        hashes = hash_bytes(rows[HASH])
+        known = contains(self._places.hashes, hashes)
         if not known.any():
             return rows, None
-        places = np.searchsorted(self._hashes, hashes[known])
+        places = self._places.rows[np.searchsorted(self._places.hashes, hashes[known])]
         stored = [name for name in STORED if name in set(names)]
         old = self._fetch(places, stored)
-        repeats = np.repeat(np.flatnonzero(known), self._counts[places])
+        repeats = np.repeat(np.flatnonzero(known), places["count"])
         ready = rows.take(pa.array(repeats))
         for name in stored:
             ready = ready.append_column(name, old[name])
         return rows.filter(pa.array(~known)), ready
 
-    def _fetch(self, places: npt.NDArray[np.int64], stored: list[str]) -> pa.Table:
-        """The stored rows of index entries, in their order."""
+    def _fetch(self, places: Rows, stored: list[str]) -> pa.Table:
+        """The stored rows of places, in their order."""
         order: dict[str, list[int]] = {}
-        for number, place in enumerate(places):
-            order.setdefault(self._files[self._codes[place]], []).append(number)
-        parts, ends = [], np.cumsum(self._counts[places])
+        for number, file in enumerate(places["file"]):
+            order.setdefault(self._places.files[file], []).append(number)
+        parts, ends = [], np.cumsum(places["count"])
         target = np.empty(int(ends[-1]), dtype=np.int64)
         filled = 0
         for path, numbers in order.items():
             here = places[numbers]
-            counts = self._counts[here]
+            counts = here["count"]
             within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-            parts.append(self._file(path, stored).take(pa.array(np.repeat(self._rows[here], counts) + within)))
+            parts.append(self._file(path, stored).take(pa.array(np.repeat(here["row"], counts) + within)))
             begins = np.repeat(ends[numbers] - counts, counts) + within
             target[begins] = np.arange(filled, filled + len(within))
             filled += len(within)
@@ -142,7 +112,57 @@ class Reuse:
 
 
 @lru_cache(maxsize=1)
-def reuse_of(table: str, plan: str) -> Reuse:
-    """The index among a run's frozen tables; loaded once a process."""
-    data = storage.read(storage.join(plan, "reuse.parquet"))
-    return Reuse(table, pq.read_table(pa.BufferReader(data), read_dictionary=["file"]))
+def reuse_of(table: str, plan: str, parts: int) -> Reuse:
+    """The index among a run's frozen tables; loaded once a process.
+
+    Args:
+        table: URL of the table's folder.
+        plan: URL of the plan's folder.
+        parts: How many tables the index is.
+    """
+    if parts == 1:
+        files: dict[str, int] = {}
+        hashes, rows = _read(storage.join(plan, "reuse.parquet"), files)
+        return Reuse(table, Places(hashes, rows, list(files)))
+    # The plan's folder has a name that no other has, so what is there under it is of this plan.
+    room = Room(f"known-{hashlib.blake2b(plan.encode(), digest_size=16).hexdigest()}")
+    folder = room.path / "index"
+    with on_disk(folder), room.alone():
+        if not folder.exists():
+            _unfold(plan, parts, room)
+    with on_disk(folder):
+        hashes = np.memmap(folder / _HASHES, dtype="S32", mode="r").view(np.ndarray)
+        rows = np.memmap(folder / _PLACES, dtype=PLACED, mode="r").view(np.ndarray)
+        return Reuse(table, Places(hashes, rows, json.loads((folder / _FILES).read_text()), room))
+
+
+def _unfold(plan: str, parts: int, room: Room) -> None:
+    """Put the tables of an index into files that can be mapped: whole, or not at all."""
+    unfinished = room.path / "unfinished"
+    unfinished.mkdir(exist_ok=True)  # that of a process that was killed is written over
+    files: dict[str, int] = {}
+    with open(unfinished / _HASHES, "wb") as all_hashes, open(unfinished / _PLACES, "wb") as all_rows:
+        for part in range(parts):
+            hashes, rows = _read(storage.join(plan, "reuse", f"{part:03d}.parquet"), files)
+            all_hashes.write(hashes.view(np.uint8).data)
+            all_rows.write(rows.view(np.uint8).data)
+    (unfinished / _FILES).write_text(json.dumps(list(files)))
+    unfinished.rename(room.path / "index")
+
+
+def _read(url: str, files: dict[str, int]) -> tuple[npt.NDArray[np.bytes_], Rows]:
+    """One table of an index; `files` gets what it names."""
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read(url)), read_dictionary=["file"]).unify_dictionaries()
+    except FileNotFoundError:
+        raise StorageError(
+            f"{url!r} is gone: something removed a part of the plan. Remove that run's folder and run "
+            f"the same command again"
+        ) from None
+    rows = np.empty(table.num_rows, dtype=PLACED)
+    column = table["file"]
+    if column.num_chunks:
+        codes = [files.setdefault(path, len(files)) for path in column.chunk(0).dictionary.to_pylist()]
+        rows["file"] = np.array(codes)[np.concatenate([chunk.indices.to_numpy() for chunk in column.chunks])]
+    rows["row"], rows["count"] = table["row"].to_numpy(), table["count"].to_numpy()
+    return hash_bytes(table["hash"]), rows

@@ -7,6 +7,7 @@ unfinished is not paid for twice: its vectors are found by the hash of their tex
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -22,11 +23,12 @@ from actors.errors import TooManyQuarantined
 from actors.receipt import DataFile, Receipt
 from actors.schema import Shard
 from actors.writer import WriterSpec, table_schema
-from pipeline import delta, fingerprint, leftovers, publish, reuse, uniqueness
+from pipeline import delta, fingerprint, leftovers, publish, uniqueness
 from pipeline.account import check_files, follow, whole
 from pipeline.config import Job
 from pipeline.executor import Executor, executor_for, near_or
 from pipeline.hold import Hold, hold
+from pipeline.index import build_index
 from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
 from pipeline.plan import Plan, Survey, cut_plan, is_little, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
@@ -120,12 +122,12 @@ class Prepared:
     """What a run is about to write down in its ledger.
 
     Attributes:
-        tables: Tables beside the plan, by name.
+        tables: Tables beside the plan, by name; some in parts.
         facts: What else the description says.
     """
 
     plan: Plan
-    tables: dict[str, pa.Table]
+    tables: dict[str, pa.Table | Iterable[pa.Table]]
     facts: dict[str, Any]
 
 
@@ -148,6 +150,7 @@ class Runner:
         self.state = beginning.state
         self.retries = beginning.retries
         self.ledger = Ledger(self.url, beginning.run_name())
+        self.planning = contextlib.ExitStack()  # what is on a local disk until the plan is frozen
 
     # What other runs do differently ----------------------------------------------------------------------------------
 
@@ -165,8 +168,8 @@ class Runner:
         sample = take_sample(found, self.model, self.chunking)
         pool = executor.pool
         plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, gpus=pool.gpus > 0)
-        index = reuse.build_index(self.url, self.left_behind(), None)
-        return Prepared(plan, {"reuse": index}, {"reuse": index.num_rows > 0})
+        index = self.planning.enter_context(build_index(self.url, self.left_behind(), None))
+        return Prepared(plan, {"reuse": index.tables()}, {"reuse": index.parts})
 
     def left_behind(self) -> list[str]:
         """Files of earlier runs of the same making that never came into a version."""
@@ -234,8 +237,9 @@ class Runner:
         deaths = 0
         if description is None or len(done) < description["units"]:
             self.reporter.step("starting")
-            executor = self.executor()
-            description = description or self._freeze(found, executor)
+            with self.planning:
+                executor = self.executor()
+                description = description or self._freeze(found, executor)
             deaths = self._encode(publication, found, description, done, executor)
         return replace(self._publish(publication, description, held), deaths=deaths)
 
@@ -298,7 +302,7 @@ class Runner:
             self.model,
             writer,
             self.chunking,
-            reuse=bool(description.get("reuse")),
+            reuse=int(description.get("reuse", 0)),
             row_timeout_s=self.job.run.row_timeout_s,
         )
         follow(executor.run(rest, stages), self.ledger, self.reporter)

@@ -70,7 +70,7 @@ class StageSpec:
     model: ModelSpec
     writer: WriterSpec
     chunking: Chunking | None = None
-    reuse: bool = False
+    reuse: int = 0  # tables of the index of known texts
     row_timeout_s: float | None = None
 
 
@@ -110,7 +110,8 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
         parcel.bad += unknown
         documents = table.num_rows
         if spec.reuse:
-            table, parcel.ready = reuse_of(spec.writer.table, spec.writer.ledger).split(table, spec.writer.schema.names)
+            known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
+            table, parcel.ready = known.split(table, spec.writer.schema.names)
         tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
         read_s = time.perf_counter()
         columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)

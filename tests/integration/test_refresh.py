@@ -10,11 +10,12 @@ import pytest
 from deltalake import DeltaTable
 
 from actors.errors import CommitConflict, TableConflict
-from pipeline.ledger import Ledger
+from pipeline import buckets
+from pipeline.ledger import Ledger, run_names
 from pipeline.refresh import refresh
 from pipeline.run import backfill
 from pipeline.status import status
-from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus
+from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus, write_one
 
 
 def stored(table):
@@ -87,6 +88,28 @@ def test_a_corpus_that_was_only_resharded_encodes_nothing(tmp_path, tiny_model, 
     write_corpus(corpus, [everything[k::4][::-1] for k in range(4)])
     outcome = refresh(job, reporter)
     assert (outcome.encoded, outcome.rows) == (0, 60)
+    backfill(make_job(corpus, tmp_path / "fresh", tiny_model), reporter)
+    assert_same(tmp_path / "table", tmp_path / "fresh")
+
+
+def test_an_index_larger_than_memory_finds_the_same(tmp_path, tiny_model, reporter, monkeypatch):
+    """Texts of the table and of a run that was stopped, in an index of several parts; the run over it is stopped too."""
+    monkeypatch.setattr(buckets, "LIMIT_ROWS", 10)
+    source = rows(60)
+    corpus = write_corpus(tmp_path / "corpus", [source[:30]])
+    job = make_job(corpus, tmp_path / "table", tiny_model)
+    backfill(job, reporter)
+    write_one(corpus / "part-0001.parquet", source[30:])
+    with pytest.raises(Stops):
+        refresh(job, Stopping())
+    shutil.rmtree(corpus)
+    write_corpus(corpus, [source[k::3][::-1] for k in range(3)])
+    with pytest.raises(Stops):
+        refresh(job, Stopping())
+    table = str(tmp_path / "table")
+    assert max((Ledger(table, run).description() or {}).get("reuse", 0) for run in run_names(table)) > 4
+    outcome = refresh(job, reporter)
+    assert (outcome.rows, outcome.encoded) == (60, 14)
     backfill(make_job(corpus, tmp_path / "fresh", tiny_model), reporter)
     assert_same(tmp_path / "table", tmp_path / "fresh")
 
