@@ -107,7 +107,11 @@ def test_a_unit_of_nothing_but_bad_rows_is_given_up():
 @pytest.mark.parametrize(
     ("hangs", "allowed", "why"),
     [
-        (True, UNIT_HANGS, " because nothing went forward for longer than run.row_timeout_s; .*a store that never answers"),
+        (
+            True,
+            UNIT_HANGS,
+            " because nothing went forward for longer than run.row_timeout_s; .*a store that never answers",
+        ),
         (False, UNIT_DEATHS, "; .*memory, a broken file"),
     ],
 )
