@@ -21,6 +21,7 @@ from actors.content import content_hashes
 from actors.errors import DataError, InvariantBroken
 from actors.formats import FORMATS, Format, Wanted
 from actors.formats.base import BATCH_BYTES, BATCH_ROWS
+from actors.headway import forward
 from actors.schema import ID, POSITION, SHARD, BadRow, Piece, Shard, Unit
 from actors.source import TEXT, SourceSpec, check_source, corpus_root
 from actors.values import Misfits, fitted, id_strings
@@ -96,6 +97,7 @@ def _read(items: Iterable[tuple[Shard, pa.Table | BadRow]], source: SourceSpec) 
     held: list[pa.Table] = []
     rows_read = 0
     for shard, item in items:
+        forward()
         if isinstance(item, BadRow):
             rows_read += 1
             bad.append(item)

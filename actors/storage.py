@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from actors import aws, refusals
 from actors.errors import ConfigError, StorageError, TransientError
+from actors.headway import forward
 from actors.listings import below, matching
 from actors.ranges import RangedFile
 from actors.schema import Shard
@@ -127,6 +128,8 @@ def retried(url: str, what: str, call: Callable[[], T]) -> T:
                 aws.forget_clients()  # the next call looks for new ones: a watch runs for months
             if not refusals.is_transient(error) or attempt == ATTEMPTS:
                 raise refusals.explained(url, what, error, attempt) from None
+        finally:
+            forward()  # an answer of any kind
         time.sleep(wait_s * (0.5 + random.random()))
         wait_s = min(wait_s * 2, LONGEST_WAIT_S)
     raise StorageError(f"{what} {url!r}: no attempt was made")

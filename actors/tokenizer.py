@@ -26,11 +26,13 @@ import tokenizers
 
 from actors.encoders.spec import ModelSpec, check_task, folder_of
 from actors.errors import ModelError
+from actors.headway import forward
 from actors.refusals import plain
 
 # Characters kept per token of the limit at the first cut. English has about 4, so one cut nearly always does.
 _CHARS_PER_TOKEN = 12
-# Characters that are tokenized at once with their places, which take some 100 bytes a token until they are copied.
+# Characters that are tokenized at once, in about a second: with their places, which take some 100 bytes a token until they
+# are copied, or without.
 _CHARS_AT_ONCE = 4_000_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -127,12 +129,7 @@ class Tokenizer:
         prompts = self._prompts(texts, tasks)
         if len(prompts) != len(texts):
             raise ValueError(f"{len(prompts)} tasks for {len(texts)} texts.")
-        start = 0
-        while start < len(texts):
-            stop, chars = start + 1, len(texts[start])
-            while stop < len(texts) and chars + len(texts[stop]) <= _CHARS_AT_ONCE:
-                chars += len(texts[stop])
-                stop += 1
+        for start, stop in _at_once(texts):
             prepared = [self._prepare(texts[i], prompts[i]) for i in range(start, stop)]
             self._tokenizer.no_truncation()
             try:
@@ -142,8 +139,8 @@ class Tokenizer:
             finally:
                 self._tokenizer.enable_truncation(self.spec.max_tokens)
             for i in range(start, stop):
+                forward()
                 yield self._whole(encodings[i - start], texts[i], prompts[i])
-            start = stop
 
     def _whole(self, encoding: tokenizers.Encoding, text: str, prompt: str) -> Whole:
         """Ids and places of one text, the places counted from behind the prompt."""
@@ -182,6 +179,13 @@ class Tokenizer:
         return text
 
     def _encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        encodings: list[tokenizers.Encoding] = []
+        for start, stop in _at_once(texts):
+            encodings += self._encode_some(texts[start:stop])
+            forward()
+        return encodings
+
+    def _encode_some(self, texts: list[str]) -> list[tokenizers.Encoding]:
         try:
             encodings: list[tokenizers.Encoding] = self._tokenizer.encode_batch_fast(texts)
         except TypeError:  # a lone surrogate, which has no UTF-8 form
@@ -206,6 +210,18 @@ class Tokenizer:
             for i, (text, limit, encoding) in enumerate(zip(texts, limits, encodings, strict=True))
             if len(text) > limit and not encoding.overflowing
         ]
+
+
+def _at_once(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Ranges of texts that have few enough characters together, or are one."""
+    start = 0
+    while start < len(texts):
+        stop, chars = start + 1, len(texts[start])
+        while stop < len(texts) and chars + len(texts[stop]) <= _CHARS_AT_ONCE:
+            chars += len(texts[stop])
+            stop += 1
+        yield start, stop
+        start = stop
 
 
 def _cut(text: str, limit: int) -> str:

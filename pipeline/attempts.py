@@ -19,10 +19,12 @@ from actors.errors import PoisonUnit
 
 SUSPECT_AFTER = 2
 UNIT_DEATHS = 4
+# One that hung has said so: nothing else looks like it, and each time costs `run.row_timeout_s`.
+UNIT_HANGS = 2
 # The encode stage narrows, at up to three deaths a bad row; more than some twenty of them in a unit is not the rows.
 ENCODE_DEATHS = 64
 Span = tuple[int, int]
-_WHOLE: Span = (-1, -1)
+WHOLE: Span = (-1, -1)
 _LAST_WORDS_S = 20.0
 
 
@@ -39,7 +41,7 @@ class _Book:
         """A new attempt at a unit; an older one that never ended has died. What is known: deaths, and time-outs."""
         key = (stage, unit)
         if key in self._trying:
-            self._deaths.setdefault(key, Counter())[self._trying[key] or _WHOLE] += 1
+            self._deaths.setdefault(key, Counter())[self._trying[key] or WHOLE] += 1
             self.total_deaths += 1
         self._trying[key] = None
         return dict(self._deaths.get(key, {})), frozenset(self._timed_out.get(key, ()))
@@ -149,11 +151,14 @@ class Known:
 
     def check(self) -> None:
         """Raise PoisonUnit where this unit has killed its process too often."""
-        allowed = ENCODE_DEATHS if self.stage == "encode" else UNIT_DEATHS
+        hung = WHOLE in self.timed_out
+        allowed = ENCODE_DEATHS if self.stage == "encode" else UNIT_HANGS if hung else UNIT_DEATHS
         if (deaths := sum(self.deaths.values())) >= allowed:
+            why = " because nothing went forward for longer than run.row_timeout_s" if hung else ""
+            reason = "a store that never answers, a file that hangs its reader" if hung else "memory, a broken file"
             raise PoisonUnit(
-                f"unit {self.unit} has ended its process {deaths} times in the {self.stage} stage; it was given up. "
-                f"Look for the reason (memory, a broken file) in the workers' logs, then run the same command again"
+                f"unit {self.unit} has ended its process {deaths} times in the {self.stage} stage{why}; it was given up. "
+                f"Look for the reason ({reason}) in the workers' logs, then run the same command again"
             )
 
     def suspect(self, span: Span) -> bool:

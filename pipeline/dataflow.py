@@ -32,9 +32,12 @@ from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, rewrite, 
 
 WAVE_UNITS = 20_000
 
-# How long a pool that grows waits for its first machine, or for all of them to come back, before the run gives up. A
-# pool of a fixed size keeps Ray's half an hour: its machines were there when it began.
-_PATIENCE_S = 12 * 3600.0
+# How long nothing may move before the run gives up: where a pool grows, for machines to come; where it is of a fixed size,
+# whose machines were there when it began, for them to come back.
+_PATIENCE_S = {True: 12 * 3600.0, False: 1800.0}
+# A unit that hangs ends its process a few times before it moves, and each time takes as long as `run.row_timeout_s`.
+_HANGS = 10
+_RAYS_OWN = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
 # Every micro-batch has a length of its own, and for each oneDNN keeps a compiled kernel and malloc a hole: without these
 # an encoder on a CPU grew from 0.5 to 1.5 GiB in minutes; with them it stays at 0.5, as fast as before.
@@ -132,9 +135,7 @@ def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, book: Book) ->
 def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iterator[UnitOutcome]:
     shared = {"spec": spec, "book": book}
     least, most = pool.sizes(len(wave))
-    context = ray.data.DataContext.get_current()
-    if pool.grows:
-        context.execution_no_progress_timeout_s = _PATIENCE_S
+    _have_patience(_PATIENCE_S[pool.grows], spec.row_timeout_s)
     dataset = (
         ray.data.from_blocks([to_block(unit) for unit in wave])
         .map_batches(read_and_tokenize, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
@@ -163,6 +164,7 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iter
 def rewrite_units(units: Iterable[Unit], spec: WriterSpec, book: Book) -> Iterator[UnitOutcome]:
     """As `run_units`, for units that only carry rows: one task each, as many at once as there are CPUs."""
     shared = {"spec": spec, "book": book}
+    _have_patience(_PATIENCE_S[False])
     rest = iter(units)
     while wave := list(itertools.islice(rest, WAVE_UNITS)):
         blocks = ray.data.from_blocks([to_block(unit) for unit in wave])
@@ -181,10 +183,25 @@ def _outcomes(dataset: ray.data.Dataset, wanted: str) -> Iterator[UnitOutcome]:
         raise root(error) from error
     except ExecutionTimeoutError as error:
         raise ClusterStalled(
-            f"nothing moved for {_patience_s() / 3600:g} hours: {wanted}, and the "
-            f"cluster did not have them. Look at its workers (`ray status`), then run the same command again: it goes on "
-            f"from here"
+            f"nothing moved for {_time(_patience_s())}: {wanted}, and the cluster did not have them, or something in them "
+            f"hangs. Look at its workers (`ray status`), then run the same command again: it goes on from here"
         ) from error
+
+
+def _have_patience(wait_s: float, row_timeout_s: float | None = None) -> None:
+    """Say how long Ray Data waits for anything to move, unless its own variable says so."""
+    if _RAYS_OWN not in os.environ:
+        ray.data.DataContext.get_current().execution_no_progress_timeout_s = max(
+            wait_s, _HANGS * (row_timeout_s or 0.0)
+        )
+
+
+def _time(seconds: float) -> str:
+    """A time, for a person."""
+    for name, unit_s in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.3g} {name}"
+    return f"{seconds:g} seconds"
 
 
 def _patience_s() -> float:

@@ -48,7 +48,7 @@ from pipeline.attempts import Book, Lease, Span
 from pipeline.carry import carry
 from pipeline.reuse import reuse_of
 from pipeline.tasks import settle_tasks
-from pipeline.watchdog import watchdog
+from pipeline.watchdog import guarded, watchdog
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
@@ -98,38 +98,53 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
     lease = book.lease("read", unit.number)
     try:
         lease.check()
-        started = time.perf_counter()
-        if unit.carry:
-            parcel = carry(unit, spec.writer)
-            lease.done()
-            return pack(parcel)
-        result = read_unit(unit, spec.source)
-        parcel.bad = list(result.bad)
-        parcel.rows_read = result.rows_read
-        table, unknown = settle_tasks(result.table, spec.model)
-        parcel.bad += unknown
-        documents = table.num_rows
-        if spec.reuse:
-            known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
-            table, parcel.ready = known.split(table, spec.writer.schema.names)
-        tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
-        read_s = time.perf_counter()
-        columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)
-        if TEXT not in spec.writer.schema.names:
-            table = table.drop_columns([TEXT])
-        for name, column in columns.items():
-            table = table.append_column(name, column)
-        parcel.table = table
-        parcel.counts = {
-            "documents": documents,
-            "tokens": int(pc.sum(pc.list_value_length(columns[INPUT_IDS])).as_py() or 0),
-            "truncated": truncated,
-        }
-        parcel.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
+        if not unit.carry:
+            _prepare(spec)
+        with guarded(lease, spec.row_timeout_s):
+            if unit.carry:
+                parcel = carry(unit, spec.writer)
+            else:
+                _fill(parcel, unit, spec)
     except VectideError as error:
         parcel.error = error
     lease.done()
     return pack(parcel)
+
+
+def _prepare(spec: StageSpec) -> None:
+    """Load what all units need. A tokenizer may have to be fetched from a hub, and an index of known texts be put in order:
+    neither gives signs of going forward."""
+    _tokenizer(spec.model) if spec.chunking is None else _chunker(spec.model, spec.chunking)
+    if spec.reuse:
+        reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
+
+
+def _fill(parcel: Parcel, unit: Unit, spec: StageSpec) -> None:
+    """Put the unit's rows and their token ids in."""
+    started = time.perf_counter()
+    result = read_unit(unit, spec.source)
+    parcel.bad = list(result.bad)
+    parcel.rows_read = result.rows_read
+    table, unknown = settle_tasks(result.table, spec.model)
+    parcel.bad += unknown
+    documents = table.num_rows
+    if spec.reuse:
+        known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
+        table, parcel.ready = known.split(table, spec.writer.schema.names)
+    tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
+    read_s = time.perf_counter()
+    columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)
+    if TEXT not in spec.writer.schema.names:
+        table = table.drop_columns([TEXT])
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    parcel.table = table
+    parcel.counts = {
+        "documents": documents,
+        "tokens": int(pc.sum(pc.list_value_length(columns[INPUT_IDS])).as_py() or 0),
+        "truncated": truncated,
+    }
+    parcel.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
 
 
 def _token_columns(
@@ -336,7 +351,8 @@ def write(block: pa.Table, spec: StageSpec, book: Book) -> pa.Table:
         lease = book.lease("write", parcel.unit)
         try:
             lease.check()
-            outcome = write_unit(parcel, spec.writer)
+            with guarded(lease, spec.row_timeout_s):
+                outcome = write_unit(parcel, spec.writer)
         except VectideError as error:
             outcome = error
         lease.done()

@@ -1,7 +1,7 @@
 """Ends this process when its encoder does not go forward: a hung native call cannot be interrupted otherwise.
 
-Used by the encode stage around the rows that it is at. What counts is progress and not time: a unit of many rows may
-take as long as it needs, as long as micro-batches get done. The clock is made of ticks, so that a machine that slept
+Used by the encode stage around the rows that it is at, and by the others around a unit. What counts is progress and not
+time: a unit of many rows may take as long as it needs, as long as micro-batches get done, or batches read. The clock is made of ticks, so that a machine that slept
 has not been slow. The trade-off: a process ends for one row, and the next one loads the model again.
 """
 
@@ -12,6 +12,9 @@ import faulthandler
 import os
 import threading
 from collections.abc import Callable, Iterator
+
+from actors.headway import signs
+from pipeline.attempts import WHOLE, Lease
 
 EXIT_CODE = 70
 _TICKS = 20
@@ -56,3 +59,10 @@ def watchdog(limit_s: float, progress: Callable[[], object], *, last_words: Call
         over.set()
         thread.join()
         faulthandler.cancel_dump_traceback_later()
+
+
+def guarded(lease: Lease, limit_s: float | None) -> contextlib.AbstractContextManager[None]:
+    """Watch what is done to a unit by a stage that reads or writes, whose signs of going forward `actors/headway.py` counts."""
+    if limit_s is None or not lease.watched:
+        return contextlib.nullcontext()
+    return watchdog(limit_s, signs, last_words=lambda: lease.timed_out(WHOLE))

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from actors import storage
 from actors.formats.base import LARGEST_VALUE_BYTES
+from actors.headway import forward
 from actors.schema import BadRow, Piece, Shard
 
 CHUNK_BYTES = 4 << 20
@@ -77,7 +78,7 @@ def _skip(file: pa.NativeFile, count: int) -> None:
         file.seek(count)
         return
     while count > 0:
-        got = len(file.read(min(count, CHUNK_BYTES)))
+        got = len(_next(file, min(count, CHUNK_BYTES)))
         if not got:
             return
         count -= got
@@ -98,7 +99,7 @@ def _blocks(file: pa.NativeFile, start: int, stop: int, longest: int) -> Iterato
         while True:
             if position >= stop - 1:
                 return
-            data = file.read(_request(stop, position))
+            data = _next(file, _request(stop, position))
             if not data:
                 return
             newline = data.find(b"\n")
@@ -113,7 +114,7 @@ def _blocks(file: pa.NativeFile, start: int, stop: int, longest: int) -> Iterato
     held_bytes = 0
     while position < stop:
         if not data:
-            data = file.read(_request(stop, position + held_bytes))
+            data = _next(file, _request(stop, position + held_bytes))
             if not data:
                 if held_bytes:
                     yield _line(position, held, held_bytes, longest)
@@ -135,6 +136,13 @@ def _blocks(file: pa.NativeFile, start: int, stop: int, longest: int) -> Iterato
             yield Block(position, part, size)
         position += size
         held, held_bytes = [], 0
+
+
+def _next(file: pa.NativeFile, size: int) -> bytes:
+    """The next bytes. A piece of a compressed file is reached through all that stands before it, and a row may be long."""
+    data: bytes = file.read(size)
+    forward()
+    return data
 
 
 def _request(stop: int, here: int) -> int:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.errors import DataError
 from actors.formats.base import BATCH_BYTES, BATCH_ROWS, Wanted, reading, sample
+from actors.headway import forward
 from actors.schema import POSITION, BadRow, Piece, Shard
 
 _WHAT = "Parquet"
@@ -136,6 +137,7 @@ def _batches(file: pq.ParquetFile, piece: Piece, names: list[str]) -> Iterator[t
     rows = _batch_rows(metadata, touched, set(names))
     start = starts[touched[0]]
     for batch in file.iter_batches(batch_size=rows, row_groups=touched, columns=names, use_threads=False):
+        forward()  # the piece may begin far behind the group's first row
         yield start, batch
         start += batch.num_rows
         if start >= piece.stop:

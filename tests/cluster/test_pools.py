@@ -13,6 +13,7 @@ import pytest
 import yaml
 from deltalake import DeltaTable
 
+from actors.errors import ClusterStalled
 from pipeline.metrics import METRICS
 from tests.integration.conftest import make_job, rows, write_corpus
 
@@ -107,3 +108,31 @@ def test_the_exported_numbers_are_those_of_the_outcome(driven):
 def test_every_exported_name_is_one_that_is_written_down(driven):
     names = {re.sub(r"_(bucket|count|sum)$", "", name.removeprefix("ray_")) for name in series(driven["metrics"])}
     assert names <= METRICS.keys()
+
+
+def test_a_machine_that_never_comes_ends_the_run_in_one_sentence_and_the_same_command_goes_on(tmp_path, tiny_model):
+    corpus = write_corpus(tmp_path / "corpus", [rows(48)])
+    run = {"address": "local", "unit_rows": 8, "replicas": {"min": 0, "max": 2}, "gpus_per_replica": 1}
+    job = tmp_path / "job.yaml"
+
+    def backfill(env: dict[str, str], **changes: object) -> subprocess.CompletedProcess[str]:
+        document = make_job(corpus, tmp_path / "table", tiny_model, run={**run, **changes})
+        job.write_text(yaml.safe_dump(document.model_dump(mode="json", exclude_none=True)))
+        command = [sys.executable, "-m", "jobs", "backfill", str(job)]
+        env |= {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+    stalled = backfill({"RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "6"})
+    assert stalled.returncode == ClusterStalled.exit_code
+    (error,) = [line for line in stalled.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith(
+        "error: nothing moved for 6 seconds: encoders need 1 GPUs each, and the cluster did not have them"
+    )
+    assert error.endswith("run the same command again: it goes on from here")
+    assert "Traceback" not in stalled.stderr
+    assert not DeltaTable.is_deltatable(str(tmp_path / "table"))
+    done = backfill({}, replicas=1, gpus_per_replica=0)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "table").glob("_vectide/runs/*"))) == 1
+    ids = DeltaTable(str(tmp_path / "table")).to_pyarrow_table(columns=["id"])["id"].to_pylist()
+    assert sorted(ids) == sorted(f"r{number}" for number in range(48))

@@ -46,3 +46,19 @@ def test_a_unit_that_kills_its_reader_is_given_up_in_one_sentence(tmp_path, tiny
     assert "unit 1 of 2 failed: unit 1 has ended its process 4 times in the read stage" in done.stderr
     (run,) = run_names(str(tmp_path / "table"))
     assert Ledger(str(tmp_path / "table"), run).done() == {0}
+
+
+def test_units_that_hang_their_reader_or_their_writer_are_given_up_and_the_same_command_does_them(tmp_path, tiny_model):
+    corpus = write_corpus(tmp_path / "corpus", [rows(64)])
+    job = write_job(tmp_path, corpus, tiny_model, run__row_timeout_s=4)
+    stuck = run_poisoned(job, stuck={"read": [1], "write": [2]})
+    assert stuck.returncode == 1
+    for unit, stage in ((1, "read"), (2, "write")):
+        said = f"unit {unit} has ended its process 2 times in the {stage} stage because nothing went forward"
+        assert f"unit {unit}: {said} for longer than run.row_timeout_s" in stuck.stderr
+    (run,) = run_names(str(tmp_path / "table"))
+    assert Ledger(str(tmp_path / "table"), run).done() == {0, 3}
+    again = run_poisoned(job)
+    assert again.returncode == 0, again.stderr
+    assert outcome_of(again)["deaths"] == 0
+    assert ids_of(tmp_path / "table") == sorted(f"r{number}" for number in range(64))

@@ -1,8 +1,9 @@
 """A backfill whose workers die, raise or hang where they are told to. Run as a script by the tests.
 
 The real stages with one instruction more: Ray's own hook puts it into every worker process before any task runs. What
-to do is JSON in POISON: `ray` are options of `ray.init`, `kills`, `raises` and `hangs` name tokens, `reader` a text that kills its reader, and `units` for
-each stage the units whose first attempt is SIGKILLed in the middle, as `folder` remembers.
+to do is JSON in POISON: `ray` are options of `ray.init`, `kills`, `raises` and `hangs` name tokens, `reader` a text that
+kills its reader, `stuck` for reading and writing the units that hang, and `units` for each stage the units whose first
+attempt is SIGKILLed in the middle, as `folder` remembers.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ def poison() -> None:
             os._exit(9)
         return tokenize(self, texts, tasks)
 
+    def hang(stage: str, unit: int) -> None:
+        while unit in told.get("stuck", {}).get(stage, ()):
+            time.sleep(1)
+
     def die_once(stage: str, unit: int) -> None:
         """SIGKILL at the first attempt; a file remembers that it was made."""
         if unit not in told.get("units", {}).get(stage, ()):
@@ -62,6 +67,7 @@ def poison() -> None:
 
     def dying_read(unit, source):
         die_once("read", unit.number)
+        hang("read", unit.number)
         return read(unit, source)
 
     def dying_encode(self, work, low, high, lease):
@@ -71,6 +77,7 @@ def poison() -> None:
     def dying_write(parcel, spec, attempt, written):
         files = write(parcel, spec, attempt, written)
         die_once("write", parcel.unit)  # its files are there, and no receipt names them
+        hang("write", parcel.unit)
         return files
 
     for owner, name, replacement in (

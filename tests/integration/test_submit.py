@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,27 +45,35 @@ class Head:
     process: subprocess.Popen[bytes]
 
 
-@pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """A cluster of its own that asks for a token: a head node with a dashboard, ended by its own processes."""
-    port, gcs, folder = free_port(), free_port(), tmp_path_factory.mktemp("ray")
-    options = ["--head", "--block", "--num-cpus=2", f"--port={gcs}", "--node-ip-address=127.0.0.1"]
-    options += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+@contextmanager
+def started_head(folder: Path, address: str = "127.0.0.1", **settings: str) -> Iterator[Head]:
+    """A cluster of its own that asks for a token: a head node with a dashboard, ended by its own processes. `settings` are Ray's."""
+    port, gcs = free_port(), free_port()
+    options = ["--head", "--block", "--num-cpus=2", f"--port={gcs}", f"--node-ip-address={address}"]
+    options += ["--include-dashboard=true", f"--dashboard-host={address}", f"--dashboard-port={port}"]
     options += ["--object-store-memory=200000000", "--disable-usage-stats", f"--ray-client-server-port={free_port()}"]
     options += [f"--dashboard-agent-listen-port={free_port()}"]  # else another Ray of this machine may have it
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    for name, value in (("initial_delay_ms", "0"), ("period_ms", "500"), ("failure_threshold", "8")):
-        env[f"RAY_health_check_{name}"] = value  # a node that is gone is missed after four seconds, not fifteen
+    # A node that is gone is missed after four seconds, not fifteen; one that does not answer after twenty, not ninety.
+    times = {"initial_delay_ms": "0", "period_ms": "500", "timeout_ms": "2000", "failure_threshold": "8"}
+    env |= {f"RAY_health_check_{name}": value for name, value in times.items()}
+    env |= {f"RAY_{name}": value for name, value in settings.items()}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # `python` of a job is that of the nodes
     head = subprocess.Popen(
         [RAY, "start", *options], env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_for(port, head)
-        yield Head(f"http://127.0.0.1:{port}", f"127.0.0.1:{gcs}", env, head)
+        wait_for(f"http://{address}:{port}", head)
+        yield Head(f"http://{address}:{port}", f"{address}:{gcs}", env, head)
     finally:
         kill_tree(head)  # asked kindly, Ray takes half a minute
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    with started_head(tmp_path_factory.mktemp("ray")) as started:
+        yield started
 
 
 @pytest.fixture
@@ -79,14 +89,14 @@ def token(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
 
 
-def wait_for(port: int, head: subprocess.Popen[bytes]) -> None:
+def wait_for(url: str, head: subprocess.Popen[bytes]) -> None:
     import urllib.error
     import urllib.request
 
     for _ in range(240):
         assert head.poll() is None, "the head node ended"
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=5):
+            with urllib.request.urlopen(f"{url}/api/version", timeout=5):
                 return
         except urllib.error.HTTPError:  # it answers, and asks for the token
             return

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.errors import PoisonUnit
-from pipeline.attempts import ENCODE_DEATHS, Known, _Book
+from pipeline.attempts import ENCODE_DEATHS, UNIT_DEATHS, UNIT_HANGS, WHOLE, Known, _Book
 from pipeline.stages import EncodeStage, _Work
 
 
@@ -102,6 +102,27 @@ def test_a_row_that_hangs_costs_one_death_at_each_step():
 def test_a_unit_of_nothing_but_bad_rows_is_given_up():
     with pytest.raises(PoisonUnit, match=f"unit 0 has ended its process {ENCODE_DEATHS} times in the encode stage"):
         encode(400, set(range(400)), set())
+
+
+@pytest.mark.parametrize(
+    ("hangs", "allowed", "why"),
+    [
+        (
+            True,
+            UNIT_HANGS,
+            " because nothing went forward for longer than run.row_timeout_s; .*a store that never answers",
+        ),
+        (False, UNIT_DEATHS, "; .*memory, a broken file"),
+    ],
+)
+def test_a_unit_that_ends_its_reader_is_given_up_sooner_where_it_hangs(hangs, allowed, why):
+    book = _Book()
+    for _ in range(allowed):
+        Known("read", 7, *book.begin("read", 7)).check()
+        if hangs:
+            book.timed_out("read", 7, WHOLE)
+    with pytest.raises(PoisonUnit, match=f"unit 7 has ended its process {allowed} times in the read stage{why}"):
+        Known("read", 7, *book.begin("read", 7)).check()
 
 
 def test_a_unit_that_ended_is_no_longer_suspect():
