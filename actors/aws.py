@@ -12,7 +12,7 @@ from typing import Any
 
 from actors.errors import StorageError
 
-PROTOCOLS = ("s3", "s3a")
+PROTOCOLS: tuple[str, ...] = ("s3", "s3a")
 PACKAGE = "s3fs"
 BUCKET = "bucket"
 PLACE = "AWS_ENDPOINT_URL"

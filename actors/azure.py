@@ -15,7 +15,7 @@ from typing import Any
 from actors import aws
 from actors.errors import ConfigError, StorageError
 
-PROTOCOLS = ("az", "abfs", "abfss")
+PROTOCOLS: tuple[str, ...] = ("az", "abfs", "abfss")
 PACKAGE = "adlfs"
 BUCKET = "container"
 PLACE = "AZURE_STORAGE_ACCOUNT_NAME"

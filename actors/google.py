@@ -14,7 +14,7 @@ from typing import Any
 
 from actors import aws
 
-PROTOCOLS = ("gs", "gcs")
+PROTOCOLS: tuple[str, ...] = ("gs", "gcs")
 PACKAGE = "gcsfs"
 BUCKET = "bucket"
 PLACE = "STORAGE_EMULATOR_HOST"

@@ -67,12 +67,17 @@ def check_url(url: str) -> str:
             f"give them in the environment (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), in a profile or by a "
             f"role"
         )
+    return url
+
+
+def check_account(url: str) -> None:
+    """Raise ConfigError for a URL that names its account: both clients take that from the environment."""
+    protocol = url.partition("://")[0]
     if protocol in azure.PROTOCOLS and "@" in stores.bucket_of(url):
         raise ConfigError(
             f"{url!r} names an account, which the environment does here, for every client alike: write "
             f"{protocol}://CONTAINER/PATH and set AZURE_STORAGE_ACCOUNT_NAME"
         )
-    return url
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -83,6 +83,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         ConfigError: the URL's protocol is unknown, its driver package is not installed, or it has credentials in it.
     """
     refusals.check_url(url)
+    refusals.check_account(url)
     store = stores.of(url)
     # Listings are never cached: another process writes too.
     options = {} if is_local(url) else {"use_listings_cache": False}

@@ -68,7 +68,15 @@ def azurite() -> Iterator[Server]:
         port = free.getsockname()[1]
     # A key is base64; this one is of letters that are the same as text.
     server = Server(port, "lake", secrets.token_hex(32))
-    command = ["node", str(_PROGRAM), "--inMemoryPersistence", "--silent", "--disableTelemetry", "--blobPort", str(port)]
+    command = [
+        "node",
+        str(_PROGRAM),
+        "--inMemoryPersistence",
+        "--silent",
+        "--disableTelemetry",
+        "--blobPort",
+        str(port),
+    ]
     command += ["--skipApiVersionCheck", "--disableProductStyleUrl"]  # a client may be newer than it
     with tempfile.TemporaryDirectory() as folder:
         environment = {"PATH": os.environ["PATH"], "AZURITE_ACCOUNTS": f"{server.account}:{server.key}"}

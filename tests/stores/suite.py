@@ -248,7 +248,9 @@ class StoreSuite:
             Searcher,
         )
         for call in calls:
-            with pytest.raises(ConfigError, match="there is no (bucket|container) 'no-such-bucket-here' at http://127.0.0.1"):
+            with pytest.raises(
+                ConfigError, match="there is no (bucket|container) 'no-such-bucket-here' at http://127.0.0.1"
+            ):
                 call(nowhere)
         corpus = put_corpus(lake, rows(5))
         for source, table in ((nowhere, f"{lake}/table"), (corpus, nowhere)):
