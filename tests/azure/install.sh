@@ -5,7 +5,7 @@
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/.venvs/azure
-AZURITE=3.35.0
+AZURITE=3.37.0  # the first that knows from where to list, as the client inside `deltalake` asks
 
 [ -e "$ROOT/.ready" ] && exit 0
 command -v npm >/dev/null || {
