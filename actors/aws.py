@@ -12,17 +12,17 @@ from typing import Any
 
 from actors.errors import StorageError
 
-PROTOCOLS = ("s3", "s3a")
+PROTOCOLS: tuple[str, ...] = ("s3", "s3a")
+PACKAGE = "s3fs"
+BUCKET = "bucket"
+PLACE = "AWS_ENDPOINT_URL"
+CREDENTIALS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role gives them"
+TRIES = 8
 DRIVER_TRIES = 2  # of one request inside fsspec's driver; storage has tries of its own on top
 TABLE_RETRIES = 12  # of one request inside `deltalake`, about half a minute: as patient as storage
 TABLE_FIRST_WAIT_MS, TABLE_LONGEST_WAIT_MS = 200, 10_000
 ANSWER_S = 60.0  # how long either client waits for an answer
 CONNECTIONS = 32  # to one store, from one process: as many as the ledger has threads
-
-
-def is_s3(url: str) -> bool:
-    """Whether `url` is on an S3 store."""
-    return url.partition("://")[0] in PROTOCOLS and "://" in url
 
 
 def endpoint() -> str | None:
@@ -46,11 +46,32 @@ def driver_options() -> dict[str, Any]:
     return {"client_kwargs": {key: value for key, value in client.items() if value}, "config_kwargs": config}
 
 
+def adapt(fs: Any) -> None:
+    """Take the driver's own tries away: on top of botocore's and of ours, a busy store would be asked 90 times."""
+    fs.retries = 1
+
+
+def has_bucket(fs: Any, bucket: str) -> bool:  # noqa: ARG001  (each store has a function of this name)
+    """Always: a store of this kind says so itself when a whole bucket is missing."""
+    return True
+
+
 def forget_clients() -> None:
     """Let fsspec's driver find its credentials anew at its next call; those of a file or a variable it never renews."""
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def patience() -> dict[str, str]:
+    """How long the client inside `deltalake` waits and how often it tries: as long and as often as storage does."""
+    return {
+        "max_retries": str(TABLE_RETRIES),
+        "retry_timeout": "120s",
+        "timeout": f"{round(ANSWER_S * 1000)}ms",
+        "backoff_config.init_backoff": f"{TABLE_FIRST_WAIT_MS}ms",
+        "backoff_config.max_backoff": f"{TABLE_LONGEST_WAIT_MS}ms",
+    }
 
 
 def table_options(url: str) -> dict[str, str]:
@@ -70,17 +91,10 @@ def table_options(url: str) -> dict[str, str]:
     except BotoCoreError as error:
         raise StorageError(f"cannot open {url!r}: {error}. Check AWS_PROFILE and the files of credentials") from None
     if keys is None:
-        raise StorageError(
-            f"cannot open {url!r}: no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            f"AWS_PROFILE, or run where a role gives them"
-        )
+        raise StorageError(f"cannot open {url!r}: no credentials were found. {CREDENTIALS}")
     options = {
         "AWS_CONDITIONAL_PUT": "etag",
-        "max_retries": str(TABLE_RETRIES),
-        "retry_timeout": "120s",
-        "timeout": f"{round(ANSWER_S * 1000)}ms",
-        "backoff_config.init_backoff": f"{TABLE_FIRST_WAIT_MS}ms",
-        "backoff_config.max_backoff": f"{TABLE_LONGEST_WAIT_MS}ms",
+        **patience(),
         "AWS_REGION": region
         or "us-east-1",  # gateways of one's own take any; AWS names the right one if this is not it
         "AWS_ACCESS_KEY_ID": keys.access_key,

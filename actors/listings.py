@@ -16,9 +16,18 @@ from fsspec.utils import glob_translate
 
 
 def below(fs: fsspec.AbstractFileSystem, path: str, depth: int | None = None) -> dict[str, dict[str, Any]]:
-    """Every object below a folder, `depth` levels down; all levels where that is None."""
+    """Every object below a folder, `depth` levels down; all levels where that is None.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+    """
     if depth is None and fs.async_impl:  # a store lists all that is below a place at once, and raises
-        return cast(dict[str, dict[str, Any]], fs.find(path, detail=True))
+        listed = fs.find(path, detail=True)
+        if isinstance(listed, list):  # adlfs, for the name of one object
+            return {name: fs.info(name) for name in listed}
+        if not listed:  # as `ls` does; the caller finds out whether the bucket is missing too
+            raise FileNotFoundError(path)
+        return cast(dict[str, dict[str, Any]], listed)
     found = {}
     for info in fs.ls(path, detail=True):
         name = info["name"].rstrip("/")

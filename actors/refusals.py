@@ -13,19 +13,36 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from actors import aws
+from actors import azure, stores
 from actors.errors import ConfigError, StorageError, TransientError, VectideError
 
 # What a store says when it is busy or away, as errno or HTTP status. Anything else is not worth another try.
 _BUSY_ERRNO = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.EIO}
 _BUSY_STATUS = {408, 409, 429, 500, 502, 503, 504}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
-_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+_MISSING_BUCKET = {"NoSuchBucket", "InvalidBucketName", "ContainerNotFound"}
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "ClientAuthenticationError",  # of Azure's library, where no store was asked: that answer has a status
+    "DefaultCredentialsError",
+    "RefreshError",
+}
 _CUT = {"ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError"}
-_UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError"}
+_UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ServiceRequestError"}
+_AWAY = _UNREACHABLE | {
+    "ConnectionError",
+    "HTTPClientError",
+    "ClientError",
+    "ServerTimeoutError",
+    "ServiceResponseError",
+    "TransportError",
+}
 
 # Variables whose values must not be seen, whoever puts them into a message.
-_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|ACCOUNT_KEY|SAS|CREDENTIALS", re.IGNORECASE)
+_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|ACCOUNT_KEY|SAS|CREDENTIALS|CONNECTION_STRING", re.IGNORECASE)
+_PART = re.compile(r"(?:AccountKey|SharedAccessSignature)=([^;]+)", re.IGNORECASE)
 _SHORTEST_SECRET = 8
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*:[^@\s]*@")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -53,6 +70,16 @@ def check_url(url: str) -> str:
     return url
 
 
+def check_account(url: str) -> None:
+    """Raise ConfigError for a URL that names its account: both clients take that from the environment."""
+    protocol = url.partition("://")[0]
+    if protocol in azure.PROTOCOLS and "@" in stores.bucket_of(url):
+        raise ConfigError(
+            f"{url!r} names an account, which the environment does here, for every client alike: write "
+            f"{protocol}://CONTAINER/PATH and set AZURE_STORAGE_ACCOUNT_NAME"
+        )
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while seen is not None:
@@ -76,10 +103,16 @@ def status_of(error: BaseException) -> int | None:
 def code_of(error: BaseException) -> str:
     """The store's own word for an error, such as `NoSuchBucket`; empty where it gave none."""
     for seen in _chain(error):
-        code = str(_response(seen).get("Error", {}).get("Code", ""))
+        code = str(_response(seen).get("Error", {}).get("Code", "") or _word(seen))
         if code and not code.isdigit():
             return code
     return ""
+
+
+def _word(error: BaseException) -> str:
+    """Azure's library keeps the store's word here, as a member of an enumeration where it knows the word."""
+    found = getattr(error, "error_code", None)
+    return str(getattr(found, "value", found) or "")
 
 
 def _response(error: BaseException) -> dict[str, Any]:
@@ -97,7 +130,7 @@ def is_refused_create(error: BaseException) -> bool:
 
 def is_missing_bucket(error: BaseException) -> bool:
     """Whether not only the object is missing but the whole bucket."""
-    return code_of(error) in ("NoSuchBucket", "InvalidBucketName")
+    return code_of(error) in _MISSING_BUCKET
 
 
 def is_expired(error: BaseException) -> bool:
@@ -124,9 +157,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _BUSY_ERRNO
     names = _names(error)
-    return bool(names & {"ConnectionError", "HTTPClientError", "ClientError", "ServerTimeoutError"}) and not (
-        names & _NO_CREDENTIALS
-    )
+    return bool(names & _AWAY) and not names & _NO_CREDENTIALS
 
 
 def _names(error: BaseException) -> set[str]:
@@ -137,10 +168,37 @@ def plain(text: object) -> str:
     """A message of somebody else's as one line, short, without colours and without a secret of the environment."""
     line = " ".join(_COLOUR.sub("", str(text)).split())
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and _SECRET.search(name):
-            line = line.replace(value, "***")
+        if _SECRET.search(name):
+            for secret in (value, *_PART.findall(value)):  # a part of a connection string is one by itself
+                if len(secret) >= _SHORTEST_SECRET:
+                    line = line.replace(secret, "***")
     line = _USERINFO.sub("***@", line)
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]} ..."
+
+
+def _place(url: str) -> str:
+    store = stores.of(url)
+    place = store.endpoint() if store else None
+    return f" at {plain(place)}" if place else ""
+
+
+def missing_bucket(url: str, what: str) -> ConfigError:
+    """What to raise where not only an object is missing but its bucket."""
+    store = stores.of(url)
+    kind, variable = (store.BUCKET, f" and {store.PLACE}") if store else ("bucket", "")
+    return ConfigError(
+        f"cannot {what} {url!r}: there is no {kind} {stores.bucket_of(url)!r}{_place(url)}. Make it, or check its "
+        f"name{variable}"
+    )
+
+
+def no_driver(url: str, error: ImportError) -> ConfigError:
+    """What to raise where fsspec finds no driver."""
+    if store := stores.of(url):
+        return ConfigError(
+            f"{url!r} needs a driver that is not installed: pip install {store.PACKAGE}, on every machine that works on it"
+        )
+    return ConfigError(f"{url!r} needs a driver that is not installed: {error}")
 
 
 def explained(url: str, what: str, error: Exception, attempts: int) -> VectideError:
@@ -155,12 +213,9 @@ def explained(url: str, what: str, error: Exception, attempts: int) -> VectideEr
     if isinstance(error, VectideError) and not isinstance(error, TransientError):
         return error
     code, number = code_of(error), error.errno if isinstance(error, OSError) else None
-    place = f" at {plain(aws.endpoint())}" if aws.is_s3(url) and aws.endpoint() else ""
+    store = stores.of(url)
     if is_missing_bucket(error):
-        return ConfigError(
-            f"cannot {what} {url!r}: there is no bucket {url.split('/')[2]!r}{place}. Make it, or check its name and "
-            f"AWS_ENDPOINT_URL"
-        )
+        return missing_bucket(url, what)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"cannot {what} {url!r}: the disk is full. Free some space and run the same command again")
     if number == errno.EFBIG:
@@ -174,6 +229,7 @@ def explained(url: str, what: str, error: Exception, attempts: int) -> VectideEr
             f"again: finished work is kept"
         )
     refused = isinstance(error, PermissionError) or number in (errno.EACCES, errno.EPERM, errno.EROFS)
+    refused = refused or (isinstance(error, OSError) and str(error).startswith("Forbidden: "))  # all that gcsfs says
     if refused or status_of(error) in (401, 403):
         reason = f" ({code})" if code else ""
         return StorageError(
@@ -182,14 +238,13 @@ def explained(url: str, what: str, error: Exception, attempts: int) -> VectideEr
         )
     names = _names(error)
     if names & _NO_CREDENTIALS:
-        return StorageError(
-            f"cannot {what} {url!r}: no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            f"AWS_PROFILE, or run where a role gives them"
-        )
+        way_out = store.CREDENTIALS if store else "Give them in the environment"
+        return StorageError(f"cannot {what} {url!r}: no credentials were found. {way_out}")
     tries = f" after {attempts} tries" if attempts > 1 else ""
     if names & _UNREACHABLE:
+        variable = f" and {store.PLACE}" if store else ""
         return StorageError(
-            f"cannot {what} {url!r}{tries}: nothing answers{place}. Check the network and AWS_ENDPOINT_URL, then run "
-            f"the same command again: finished work is kept"
+            f"cannot {what} {url!r}{tries}: nothing answers{_place(url)}. Check the network{variable}, then run the same "
+            f"command again: finished work is kept"
         )
     return StorageError(f"cannot {what} {url!r}{tries}: {type(error).__name__}: {plain(error)}")

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 import pyarrow as pa
 
-from actors import aws, refusals
+from actors import refusals, stores
 from actors.errors import ConfigError, StorageError, TransientError
 from actors.headway import forward
 from actors.listings import below, matching
@@ -84,26 +84,23 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         ConfigError: the URL's protocol is unknown, its driver package is not installed, or it has credentials in it.
     """
     refusals.check_url(url)
-    protocol = "file" if is_local(url) else url.partition("://")[0]
+    refusals.check_account(url)
+    store = stores.of(url)
+    # Listings are never cached: another process writes too.
+    options = {} if is_local(url) else {"use_listings_cache": False}
     try:
         # Not `url_to_fs`: that takes a `::` in an object's name for a chain of file systems.
-        fs = fsspec.filesystem(protocol, **_options(url))
+        fs = fsspec.filesystem(
+            "file" if is_local(url) else url.partition("://")[0], **options, **(store.driver_options() if store else {})
+        )
+        if store:
+            store.adapt(fs)
         path = cast(str, fs._strip_protocol(url))  # noqa: SLF001  (fsspec's own name for what every driver has)
     except ImportError as error:
-        raise ConfigError(f"{url!r} needs a driver that is not installed: {error}") from error
+        raise refusals.no_driver(url, error) from error
     except ValueError as error:
-        raise ConfigError(f"{url!r} is not a place that fsspec can open: {error}") from error
-    if aws.is_s3(url):
-        # Of its own, on top of botocore's and of ours: a busy store would be asked 90 times for one answer.
-        fs.retries = 1
+        raise ConfigError(f"{url!r} is not a place that fsspec can open: {refusals.plain(error)}") from None
     return cast(fsspec.AbstractFileSystem, fs), path
-
-
-def _options(url: str) -> dict[str, Any]:
-    """Settings for a file system, from the environment only. Listings are never cached: another process writes too."""
-    if is_local(url):
-        return {}
-    return {"use_listings_cache": False, **(aws.driver_options() if aws.is_s3(url) else {})}
 
 
 def retried(url: str, what: str, call: Callable[[], T]) -> T:
@@ -116,17 +113,21 @@ def retried(url: str, what: str, call: Callable[[], T]) -> T:
         ConfigError: there is no such bucket.
     """
     wait_s = FIRST_WAIT_S
-    for attempt in range(1, ATTEMPTS + 1):
+    store = stores.of(url)
+    attempts = min(ATTEMPTS, store.TRIES) if store else ATTEMPTS
+    for attempt in range(1, attempts + 1):
         try:
             return call()
         except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            if store and isinstance(error, FileNotFoundError) and stores.lacks_bucket(filesystem(url)[0], url):
+                raise refusals.missing_bucket(url, what) from None
             if refusals.is_missing_bucket(error):
                 raise refusals.explained(url, what, error, attempt) from None
             raise
         except Exception as error:  # noqa: BLE001  (drivers agree on no error tree)
-            if refusals.is_expired(error):
-                aws.forget_clients()  # the next call looks for new ones: a watch runs for months
-            if not refusals.is_transient(error) or attempt == ATTEMPTS:
+            if store and refusals.is_expired(error):
+                store.forget_clients()  # the next call looks for new ones: a watch runs for months
+            if not refusals.is_transient(error) or attempt == attempts:
                 raise refusals.explained(url, what, error, attempt) from None
         finally:
             forward()  # an answer of any kind

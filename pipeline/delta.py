@@ -18,7 +18,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from actors import aws, storage
+from actors import storage, stores
 from actors.errors import ConfigError, StorageError, TableConflict
 from actors.refusals import plain
 from actors.schema import EMBEDDING
@@ -64,7 +64,8 @@ class State:
 
 def storage_options(url: str) -> dict[str, str] | None:
     """What `deltalake` needs to reach the same store as fsspec does. From the environment, like everything else."""
-    return aws.table_options(url) if aws.is_s3(url) else None
+    store = stores.of(url)
+    return store.table_options(url) if store else None
 
 
 def open_table(url: str, version: int | None = None) -> DeltaTable | None:

@@ -8,10 +8,10 @@ from actors import aws, storage
 from actors.errors import StorageError
 from pipeline import delta
 from tests.stores.server import forget_clients
-from tests.stores.suite import StoreSuite
+from tests.stores.suite import S3Suite
 
 
-class TestMoto(StoreSuite):
+class TestMoto(S3Suite):
     """The suite."""
 
 

@@ -22,12 +22,12 @@ from pipeline.search import Searcher
 from pipeline.status import status
 from tests.integration.conftest import Silent, make_job, rows
 from tests.stores.server import Server, forget_clients, keys, subprocess_environment
-from tests.stores.suite import StoreSuite, options, parquet, put_corpus, stored
+from tests.stores.suite import S3Suite, options, parquet, put_corpus, stored
 
 ROOT = Path(__file__).parents[2]
 
 
-class TestCeph(StoreSuite):
+class TestCeph(S3Suite):
     """The suite, with listings of ten pages."""
 
     MANY_KEYS = 10_000

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import secrets
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import boto3
@@ -50,6 +52,30 @@ class Server:
             aws_secret_access_key=self.secret_key,
             config=botocore.config.Config(connect_timeout=2, read_timeout=60, retries={"total_max_attempts": 1}),
         )
+
+    def keys(self, url: str) -> list[str]:
+        """Every key below a URL."""
+        return keys(self, url)
+
+    def put_many(self, names: list[str]) -> str:
+        """Put small objects of these names into a bucket of their own, and say where.
+
+        Unsigned, into a bucket that anybody may write: signing ten thousand requests takes longer than all the rest.
+        """
+        self.client().create_bucket(Bucket="many", ACL="public-read-write")
+
+        def put(some: list[str]) -> None:
+            connection = http.client.HTTPConnection(self.endpoint.removeprefix("http://"), timeout=WAIT_S)
+            for name in some:
+                connection.request("PUT", f"/many/keys/{name}", body=b"x")
+                answer = connection.getresponse()
+                assert answer.status == 200, answer.read()
+                answer.read()
+            connection.close()
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(put, [names[first::8] for first in range(8)]))
+        return "s3://many/keys"
 
     def make_bucket(self) -> None:
         """Wait until the server answers, and make the bucket of the tests."""

@@ -1,12 +1,11 @@
-"""What every S3 store must do, whoever made it: the backfill from bucket to bucket, and the store calls below it.
+"""What every store must do, whoever made it: the backfill from bucket to bucket, and the store calls below it.
 
-Run on moto by tests/integration/test_s3.py and on Ceph by tests/s3/test_ceph.py.
+Run on moto by tests/integration/test_s3.py, on Ceph by tests/s3/test_ceph.py and on Azurite by tests/azure.
 """
 
 from __future__ import annotations
 
 import gzip
-import http.client
 import io
 import json
 import time
@@ -35,7 +34,7 @@ from pipeline.status import status
 from pipeline.vacuum import vacuum
 from pipeline.versions import rollback, versions
 from tests.integration.conftest import Stopping, Stops, make_job, rows
-from tests.stores.server import forget_clients, keys
+from tests.stores.server import forget_clients
 
 # What people put into names. Each must come back as it was, in a key, in a partition value and in a path of Delta's log.
 AWKWARD = ("a b", "100%", "%20", "é ü", "日本", "a+b", "a=b", "a&b#c", "it's", "a:b", "x::y", "(1)", "q?x", "[z]")
@@ -68,7 +67,7 @@ def stored(table: str) -> dict[Any, dict[str, Any]]:
 
 
 class StoreSuite:
-    """Needs the fixtures `server`, `lake`, `tiny_model` and `reporter`."""
+    """Needs the fixtures `server`, `lake`, `tiny_model` and `reporter`; of a server, `keys` and `put_many`."""
 
     MANY_KEYS = 1100
 
@@ -93,7 +92,8 @@ class StoreSuite:
         for row, vector in zip(source, vectors, strict=True):
             np.testing.assert_allclose(found[row["id"]]["embedding"], vector, atol=1e-5)
         # Another reader, with its own idea of how a path in the log is written.
-        keys_only = {key: value for key, value in options(table).items() if key.startswith("AWS_")}
+        own = ("AWS_", "azure_", "allow_http")
+        keys_only = {key: value for key, value in options(table).items() if key.startswith(own)}
         frame = pl.scan_delta(table, storage_options=keys_only)
         assert frame.select("id").collect().height == 60
         for value in AWKWARD:
@@ -195,7 +195,7 @@ class StoreSuite:
 
     def test_the_probe_passes_and_leaves_nothing(self, lake, server):
         probe_create(f"{lake}/probes")
-        assert keys(server, lake) == []
+        assert server.keys(lake) == []
 
     @pytest.mark.parametrize("name", AWKWARD)
     def test_a_name_is_a_name(self, lake, server, name):
@@ -206,7 +206,7 @@ class StoreSuite:
         assert storage.stat(url).path == url
         assert [shard.path for shard in storage.walk(lake)] == [url]
         assert storage.folders(lake) == [name]
-        assert [f"s3://tests/{key}" for key in keys(server, lake)] == [url]
+        assert [f"{lake.rpartition('/')[0]}/{key}" for key in server.keys(lake)] == [url]
         with storage.open_read(url) as file:
             assert file.read() == b"second"
         storage.delete(url)
@@ -214,25 +214,12 @@ class StoreSuite:
 
     @pytest.mark.usefixtures("lake")
     def test_more_keys_than_one_page_of_a_listing(self, server):
-        # Unsigned, into a bucket that anybody may write: signing ten thousand requests takes longer than all the rest.
-        server.client().create_bucket(Bucket="many", ACL="public-read-write")
-
-        def put(numbers):
-            connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"), timeout=60)
-            for number in numbers:
-                connection.request("PUT", f"/many/keys/{number // 100:04d}/{number:06d}.json", body=b"x")
-                answer = connection.getresponse()
-                assert answer.status == 200, answer.read()
-                answer.read()
-            connection.close()
-
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(put, [range(first, self.MANY_KEYS, 8) for first in range(8)]))
-        found = storage.glob("s3://many/keys")
+        many = server.put_many([f"{number // 100:04d}/{number:06d}.json" for number in range(self.MANY_KEYS)])
+        found = storage.glob(many)
         assert [shard.path.rsplit("/", 1)[1] for shard in found] == [f"{n:06d}.json" for n in range(self.MANY_KEYS)]
-        assert len({shard.path for shard in storage.walk("s3://many/keys")}) == self.MANY_KEYS
-        assert len(storage.glob("s3://many/keys/*/*.json")) == self.MANY_KEYS
-        assert len(storage.folders("s3://many/keys")) == -(-self.MANY_KEYS // 100)
+        assert len({shard.path for shard in storage.walk(many)}) == self.MANY_KEYS
+        assert len(storage.glob(f"{many}/*/*.json")) == self.MANY_KEYS
+        assert len(storage.folders(many)) == -(-self.MANY_KEYS // 100)
 
     def test_a_missing_object_and_an_empty_place_are_answers(self, lake):
         for call in (storage.read, storage.stat, storage.open_read, storage.open_arrow):
@@ -246,14 +233,8 @@ class StoreSuite:
         with pytest.raises(ConfigError, match="there is no table and no run at"):
             status(f"{lake}/nothing")
 
-    def test_a_folder_marker_is_no_document(self, lake, server):
-        bucket, _, prefix = lake.removeprefix("s3://").partition("/")
-        for key in (f"{prefix}/corpus/", f"{prefix}/corpus/sub/", f"{prefix}/corpus/sub/a.txt"):
-            server.client().put_object(Bucket=bucket, Key=key, Body=b"text" if key.endswith("t") else b"")
-        assert [shard.path for shard in storage.glob(f"{lake}/corpus")] == [f"{lake}/corpus/sub/a.txt"]
-
     def test_a_bucket_that_is_not_there_is_said_so_everywhere(self, lake, tiny_model, reporter):
-        nowhere = "s3://no-such-bucket-here/x"
+        nowhere = f"{lake.partition('://')[0]}://no-such-bucket-here/x"
         calls = (
             storage.read,
             storage.stat,
@@ -267,12 +248,24 @@ class StoreSuite:
             Searcher,
         )
         for call in calls:
-            with pytest.raises(ConfigError, match="there is no bucket 'no-such-bucket-here' at http://127.0.0.1"):
+            with pytest.raises(
+                ConfigError, match="there is no (bucket|container) 'no-such-bucket-here' at http://127.0.0.1"
+            ):
                 call(nowhere)
         corpus = put_corpus(lake, rows(5))
         for source, table in ((nowhere, f"{lake}/table"), (corpus, nowhere)):
-            with pytest.raises(ConfigError, match="there is no bucket 'no-such-bucket-here'"):
+            with pytest.raises(ConfigError, match="there is no (bucket|container) 'no-such-bucket-here'"):
                 backfill(make_job(source, table, tiny_model), reporter)
+
+
+class S3Suite(StoreSuite):
+    """And what only S3 has."""
+
+    def test_a_folder_marker_is_no_document(self, lake, server):
+        bucket, _, prefix = lake.removeprefix("s3://").partition("/")
+        for key in (f"{prefix}/corpus/", f"{prefix}/corpus/sub/", f"{prefix}/corpus/sub/a.txt"):
+            server.client().put_object(Bucket=bucket, Key=key, Body=b"text" if key.endswith("t") else b"")
+        assert [shard.path for shard in storage.glob(f"{lake}/corpus")] == [f"{lake}/corpus/sub/a.txt"]
 
     def test_credentials_of_a_profile_serve_both_clients(self, lake, server, monkeypatch, tmp_path):
         storage.put(f"{lake}/x", b"x")

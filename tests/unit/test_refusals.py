@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from enum import Enum
 
 import pytest
 from aiohttp import ClientPayloadError
@@ -163,3 +164,87 @@ def test_a_url_with_credentials_in_it_is_refused_without_repeating_them(url, mon
 )
 def test_a_url_that_only_looks_a_little_like_it_is_not(url):
     assert refusals.check_url(url) == url
+
+
+class HttpResponseError(Exception):
+    """As Azure's library raises it: the status, and the store's word as a member of an enumeration or as text."""
+
+    def __init__(self, status_code, error_code):
+        super().__init__(f"ErrorCode:{error_code}")
+        self.status_code = status_code
+        self.error_code = error_code
+
+
+class Word(Enum):
+    MISSING = "ContainerNotFound"
+
+
+class HttpError(Exception):
+    """As gcsfs raises it."""
+
+    def __init__(self, code):
+        super().__init__(f"message, {code}")
+        self.code = code
+
+
+class ServiceRequestError(Exception):
+    """Of Azure's library, where nothing answers."""
+
+
+class ClientAuthenticationError(Exception):
+    """Of Azure's library; without a status where no store was asked."""
+
+
+@pytest.fixture
+def no_place(monkeypatch):
+    for name in ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_NAME", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_place")
+@pytest.mark.parametrize(
+    ("url", "error", "kind", "message"),
+    [
+        ("az://lake/x", HttpResponseError(403, "AuthenticationFailed"), StorageError, "access denied (Authenticat"),
+        ("az://lake/x", HttpResponseError(404, Word.MISSING), ConfigError, "there is no container 'lake'. Make it, or"),
+        (
+            "az://lake/x",
+            ServiceRequestError("no such host"),
+            StorageError,
+            "the network and AZURE_STORAGE_ACCOUNT_NAME",
+        ),
+        ("az://lake/x", ClientAuthenticationError("tried"), StorageError, "found. Set AZURE_STORAGE_ACCOUNT_NAME with"),
+        ("gs://lake/x", OSError("Forbidden: https://x\nno"), StorageError, "access denied. Check the credentials in"),
+        ("gs://lake/x", HttpError(401), StorageError, "access denied. Check the credentials in the environment"),
+        ("ftp://lake/x", NoCredentialsError(), StorageError, "found. Give them in the environment"),
+    ],
+)
+def test_azure_and_google_say_what_to_do_in_their_own_words(url, error, kind, message):
+    told = refusals.explained(url, "read", error, 1)
+    assert type(told) is kind
+    assert message in str(told)
+    assert "AWS" not in str(told)
+
+
+def test_what_azure_and_google_answer_when_busy_is_worth_another_try():
+    assert refusals.is_transient(HttpResponseError(503, "ServerBusy"))
+    assert refusals.is_transient(HttpError(503))
+    assert refusals.is_transient(ServiceRequestError("no such host"))
+    assert not refusals.is_transient(HttpResponseError(403, "AuthorizationFailure"))
+    assert not refusals.is_transient(ClientAuthenticationError("tried"))
+
+
+def test_a_refused_create_of_google_is_known():
+    assert refusals.is_refused_create(FileExistsError("https://storage.googleapis.com/x"))  # gcsfs, for a 412
+    assert refusals.is_refused_create(HttpError(412))
+    assert not refusals.is_refused_create(HttpError(409))
+
+
+def test_a_part_of_a_connection_string_is_a_secret_by_itself(monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=lake;AccountKey=c2VjcmV0c2VjcmV0==;Other=x")
+    assert refusals.plain("signed with c2VjcmV0c2VjcmV0== for lake") == "signed with *** for lake"
+
+
+def test_a_url_that_names_an_account_is_refused():
+    with pytest.raises(ConfigError, match="write abfss://CONTAINER/PATH and set AZURE_STORAGE_ACCOUNT_NAME"):
+        storage.read("abfss://lake@account.dfs.core.windows.net/table")
