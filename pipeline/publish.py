@@ -215,6 +215,8 @@ def _create(url: str, schema: pa.Schema, publication: Publication) -> DeltaTable
             mode="error",
             partition_by=list(publication.partition_by),
             storage_options=delta.storage_options(url),
+            # With retries the loser of a race begins the table again, as the next version, over what the winner did.
+            commit_properties=CommitProperties(max_commit_retries=0),
         )
     except (DeltaError, OSError) as error:
         # Another driver of the same job may have been faster by a moment.

@@ -1,0 +1,48 @@
+"""Drivers that publish at the same moment: one version, whoever makes it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from actors import storage
+from actors.receipt import DataFile
+from actors.writer import parquet_bytes, table_schema
+from pipeline import delta
+from pipeline.publish import Publication, publish
+
+DRIVERS = 4
+ROUNDS = 12
+
+
+def publication(table: str) -> Publication:
+    schema = table_schema(pa.schema([]))
+    data, stats = parquet_bytes(schema.empty_table(), "{}")
+    storage.put(storage.join(table, "data/r/0.parquet"), data)
+    return Publication(
+        commit="r",
+        run="r",
+        operation="backfill",
+        making=delta.Making("f", {}, {}),
+        schema=schema,
+        partition_by=(),
+        base=None,
+        add=(DataFile("data/r/0.parquet", len(data), 0, {}, stats),),
+    )
+
+
+def test_of_drivers_that_begin_a_table_at_once_one_does(tmp_path):
+    for number in range(ROUNDS):
+        table = str(tmp_path / str(number))
+        whole, gate = publication(table), Barrier(DRIVERS)
+
+        def race(_: int, table: str = table, whole: Publication = whole, gate: Barrier = gate) -> int:
+            gate.wait()
+            return publish(table, whole)
+
+        with ThreadPoolExecutor(DRIVERS) as pool:
+            assert set(pool.map(race, range(DRIVERS))) == {1}
+        assert DeltaTable(table).version() == 1
