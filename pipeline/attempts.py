@@ -10,6 +10,7 @@ The book is one small actor a run; asking it costs about a millisecond a unit.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ ENCODE_DEATHS = 64
 Span = tuple[int, int]
 WHOLE: Span = (-1, -1)
 _LAST_WORDS_S = 20.0
+HUNG = 70  # exit code of a process that ended itself
+STDERR = 2  # the descriptor: `sys.stderr` may be anything in a worker
 
 
 class _Book:
@@ -101,17 +104,24 @@ class Book(Protocol):
 
 
 class NoBook:
-    """For a run inside one process: if that dies, nobody is left to ask."""
+    """For a run inside one process: if that dies, nobody is left to ask, and the same command goes on with workers."""
 
-    def lease(self, stage: str, unit: int) -> Lease:  # noqa: ARG002
+    def lease(self, stage: str, unit: int) -> Lease:
         """An attempt that nothing is known of."""
-        return self
+        return _LoneLease(stage, unit)
 
     def pulse(self) -> tuple[int, int]:
         """No death that can be told; the one that asks is at work."""
         return 0, 1
 
-    watched = False  # to end the process of a row that hangs would end the run
+
+@dataclass(frozen=True, slots=True)
+class _LoneLease:
+    """An attempt that nobody else knows of."""
+
+    stage: str
+    unit: int
+    watched: bool = True
 
     def check(self) -> None:
         """Never refused."""
@@ -128,8 +138,15 @@ class NoBook:
         """Not written down."""
         return contextlib.nullcontext()
 
-    def timed_out(self, span: Span) -> None:
-        """Not written down."""
+    def timed_out(self, span: Span) -> None:  # noqa: ARG002
+        """End the run: it is this process that hangs. With a sentence, for a person waits for it."""
+        said = (
+            f"\nerror: nothing went forward in the {self.stage} stage of unit {self.unit} for too long (run.row_timeout_s), so "
+            f"this process ended itself. What was finished is kept. Run the same command again: it goes on with workers, "
+            f"which find a row that hangs and set it aside (with run.address: inline there are none, so name local)\n"
+        )
+        os.write(STDERR, said.encode())  # not `sys.stderr`: a thread that hangs may hold its lock
+        os._exit(HUNG)
 
     def done(self) -> None:
         """Not written down."""
@@ -154,7 +171,8 @@ class Known:
         hung = WHOLE in self.timed_out
         allowed = ENCODE_DEATHS if self.stage == "encode" else UNIT_HANGS if hung else UNIT_DEATHS
         if (deaths := sum(self.deaths.values())) >= allowed:
-            why = " because nothing went forward for longer than run.row_timeout_s" if hung else ""
+            limit = "ten minutes" if self.stage == "rewrite" else "run.row_timeout_s"  # a compaction has no job file
+            why = f" because nothing went forward for longer than {limit}" if hung else ""
             reason = "a store that never answers, a file that hangs its reader" if hung else "memory, a broken file"
             raise PoisonUnit(
                 f"unit {self.unit} has ended its process {deaths} times in the {self.stage} stage{why}; it was given up. "

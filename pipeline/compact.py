@@ -114,7 +114,7 @@ def compact(
                 lineage=json.dumps(making.lineage, sort_keys=True),
             )
             units = table_to_units(ledger.plan(), done)
-            follow(executor.rewrite(units, spec), ledger, reporter)
+            follow(executor.rewrite(units, spec, run.row_timeout_s), ledger, reporter)
         reporter.step("publishing")
         made = tuple(file for receipt in whole(ledger, description).values() for file in receipt.files)
         held.check()  # before the files: a vacuum that took the table meanwhile has ended, or this compaction does

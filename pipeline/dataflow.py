@@ -161,10 +161,10 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iter
     yield from _outcomes(dataset, pool.describe())
 
 
-def rewrite_units(units: Iterable[Unit], spec: WriterSpec, book: Book) -> Iterator[UnitOutcome]:
+def rewrite_units(units: Iterable[Unit], spec: WriterSpec, book: Book, limit_s: float | None) -> Iterator[UnitOutcome]:
     """As `run_units`, for units that only carry rows: one task each, as many at once as there are CPUs."""
-    shared = {"spec": spec, "book": book}
-    _have_patience(_PATIENCE_S[False])
+    shared = {"spec": spec, "book": book, "limit_s": limit_s}
+    _have_patience(_PATIENCE_S[False], limit_s)
     rest = iter(units)
     while wave := list(itertools.islice(rest, WAVE_UNITS)):
         blocks = ray.data.from_blocks([to_block(unit) for unit in wave])
@@ -221,6 +221,6 @@ class RayExecutor:
         """See `run_units`."""
         return run_units(units, spec, self.pool, self.book)
 
-    def rewrite(self, units: Iterable[Unit], spec: WriterSpec) -> Iterator[UnitOutcome]:
+    def rewrite(self, units: Iterable[Unit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
         """See `rewrite_units`."""
-        return rewrite_units(units, spec, self.book)
+        return rewrite_units(units, spec, self.book, limit_s)

@@ -59,8 +59,11 @@ class Executor(Protocol):
     def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
         """Run units and yield how each ended, as they end."""
 
-    def rewrite(self, units: Iterable[Unit], spec: WriterSpec) -> Iterator[UnitOutcome]:
-        """As `run`, for units that only carry rows of the table into new files: no model is asked for."""
+    def rewrite(self, units: Iterable[Unit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
+        """As `run`, for units that only carry rows of the table into new files: no model is asked for.
+
+        `limit_s` is how long nothing may go forward.
+        """
 
 
 class InlineExecutor:
@@ -77,10 +80,10 @@ class InlineExecutor:
         for unit in units:
             yield opened(write(encode(read_and_tokenize(to_block(unit), spec, self.book)), spec, self.book))
 
-    def rewrite(self, units: Iterable[Unit], spec: WriterSpec) -> Iterator[UnitOutcome]:
+    def rewrite(self, units: Iterable[Unit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
         """See `Executor`."""
         for unit in units:
-            yield opened(rewrite(to_block(unit), spec, self.book))
+            yield opened(rewrite(to_block(unit), spec, self.book, limit_s))
 
 
 def executor_for(run: Run) -> Executor:

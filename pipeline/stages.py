@@ -364,14 +364,18 @@ def _outcome(unit: int, outcome: object, reasons: Counter[str]) -> pa.Table:
     return pa.table(columns, schema=OUTCOME_SCHEMA)
 
 
-def rewrite(block: pa.Table, spec: WriterSpec, book: Book) -> pa.Table:
-    """Carry a unit's rows from files of the table into new ones, in one stage; the outcome is that of `write`."""
+def rewrite(block: pa.Table, spec: WriterSpec, book: Book, limit_s: float | None) -> pa.Table:
+    """Carry a unit's rows from files of the table into new ones, in one stage; the outcome is that of `write`.
+
+    `limit_s` is how long nothing may go forward.
+    """
     unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (made by our own driver)
     outcome: object
     lease = book.lease("rewrite", unit.number)
     try:
         lease.check()
-        outcome = write_unit(carry(unit, spec), spec)
+        with guarded(lease, limit_s):
+            outcome = write_unit(carry(unit, spec), spec)
     except VectideError as error:
         outcome = error
     lease.done()

@@ -14,12 +14,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 from actors.headway import signs
-from pipeline.attempts import WHOLE, Lease
+from pipeline.attempts import HUNG, STDERR, WHOLE, Lease
 
-EXIT_CODE = 70
 _TICKS = 20
 _LONGEST_TICK_S = 1.0
-_STDERR = 2  # the descriptor: `sys.stderr` may be anything in a worker
 
 
 @contextlib.contextmanager
@@ -37,7 +35,7 @@ def watchdog(limit_s: float, progress: Callable[[], object], *, last_words: Call
     def put_off() -> None:
         # A call that never gives the interpreter's lock back stops the thread below too. Then a thread of faulthandler's,
         # which needs no lock, ends the process, without last words: one more death of these rows.
-        faulthandler.dump_traceback_later(2 * limit_s, exit=True, file=_STDERR)
+        faulthandler.dump_traceback_later(2 * limit_s, exit=True, file=STDERR)
 
     def watch() -> None:
         still_s, seen = 0.0, progress()
@@ -47,8 +45,8 @@ def watchdog(limit_s: float, progress: Callable[[], object], *, last_words: Call
             still_s, seen = (still_s + tick_s, seen) if now == seen else (0.0, now)
             if still_s >= limit_s:
                 last_words()
-                faulthandler.dump_traceback(file=_STDERR)
-                os._exit(EXIT_CODE)
+                faulthandler.dump_traceback(file=STDERR)
+                os._exit(HUNG)
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     put_off()  # here, for the thread may never get the lock

@@ -27,6 +27,7 @@ from pipeline.status import status
 from pipeline.vacuum import vacuum
 from tests.azure.servers import CONTAINER
 from tests.integration.conftest import Silent, make_job, rows
+from tests.stores.leaks import backfill_leaves_none, found, travelling
 from tests.stores.suite import StoreSuite, options, put_corpus, stored
 
 ROOT = Path(__file__).parents[2]
@@ -119,12 +120,14 @@ def test_account_and_signature_serve_both_clients(lake, server, monkeypatch, tin
     assert "sig=" not in str(told.value)
 
 
-def test_no_credentials_below_the_table(lake, server, tiny_model, reporter):
-    backfill(make_job(put_corpus(lake, rows(20)), f"{lake}/table", tiny_model), reporter)
-    names = server.keys(lake)
-    assert len(names) > 5
-    for name in names:
-        assert server.key.encode() not in storage.read(f"abfs://{CONTAINER}/{name}")
+def test_a_run_on_ray_leaves_no_secret_anywhere(lake, server, tiny_model, tmp_path):
+    backfill_leaves_none(lake, tiny_model, tmp_path, {**os.environ, **server.environment()}, [], server.key)
+
+
+def test_what_travels_to_workers_holds_no_secret(lake, server, tiny_model, monkeypatch):
+    for data in travelling(lake, tiny_model, monkeypatch):
+        assert not found(data, server.key)
+    assert not found(repr(delta.open_table(f"{lake}/table")).encode(), server.key)
 
 
 WRONG = "d3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmc="

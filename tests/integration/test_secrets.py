@@ -6,43 +6,21 @@ their credentials by themselves.
 
 from __future__ import annotations
 
-import base64
-import io
 import pickle
-import shutil
 import subprocess
 import sys
-import tempfile
-import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import delta, executor
-from pipeline.executor import InlineExecutor
-from pipeline.run import backfill
-from pipeline.stages import to_block
-from tests.integration.conftest import make_job, rows
-from tests.stores.server import keys, subprocess_environment
-from tests.stores.suite import put_corpus, stored
+from pipeline import delta
+from tests.integration.conftest import make_job
+from tests.stores.leaks import backfill_leaves_none, found, spellings, travelling
+from tests.stores.server import subprocess_environment
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "session-token-that-nobody-may-see-f3a9c1"
-
-
-def spellings(secret: str) -> Iterator[bytes]:
-    """A secret as it is, and as it would be inside a URL, in base64, and in UTF-16."""
-    yield secret.encode()
-    yield urllib.parse.quote(secret, safe="").encode()
-    yield base64.b64encode(secret.encode()).rstrip(b"=")
-    yield secret.encode("utf-16-le")
-
-
-def found(data: bytes, *secrets: str) -> bool:
-    return any(spelling in data for secret in secrets for spelling in spellings(secret))
 
 
 def test_the_search_finds_each_spelling():
@@ -51,74 +29,15 @@ def test_the_search_finds_each_spelling():
     assert not found(b"keep me hidden", "keep/me+hidden")
 
 
-@pytest.fixture
-def ray_folder() -> Iterator[Path]:
-    """Where a Ray keeps its logs and sockets; short, for the sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="vt-ray-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.mark.ray
-def test_a_run_on_ray_leaves_no_secret_anywhere(lake, server, tiny_model, tmp_path, ray_folder):
-    table = f"{lake}/table"
-    job = make_job(
-        put_corpus(lake, rows(40), [*rows(8, start=40), {"id": None, "title": "no id", "text": "x", "lang": "l0"}]),
-        table,
-        tiny_model,
-        table__partition_by=["lang"],
-        run__address="local",
-        run__max_quarantined=0.5,
-    )
-    path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs", "backfill", str(path)],
-        cwd=ROOT,
-        env=subprocess_environment(server, AWS_SESSION_TOKEN=TOKEN, RAY_TMPDIR=str(ray_folder)),
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert len(stored(table)) == 48
-    assert not found(done.stdout + done.stderr, server.secret_key, TOKEN)
-
-    written = keys(server, table)
-    kinds = ("/_delta_log/", "/run.json", "/plan.parquet", "/receipts/", "/quarantine/", "/data/")
-    assert all(any(kind in key for key in written) for kind in kinds), written
-    for key in written:
-        data = server.client().get_object(Bucket="tests", Key=key)["Body"].read()
-        assert not found(data, server.secret_key, server.access_key, TOKEN), key
-        if key.endswith(".parquet"):  # what is packed inside it too
-            file = pq.ParquetFile(io.BytesIO(data))
-            inside = repr((file.metadata.metadata, file.read().to_pylist())).encode()
-            assert not found(inside, server.secret_key, server.access_key, TOKEN), key
-
-    logs = [log for log in ray_folder.rglob("*") if log.is_file() and not log.is_symlink()]
-    assert len(logs) > 5
-    for log in logs:
-        assert not found(log.read_bytes(), server.secret_key, TOKEN), log
+def test_a_run_on_ray_leaves_no_secret_anywhere(lake, server, tiny_model, tmp_path):
+    environment = subprocess_environment(server, AWS_SESSION_TOKEN=TOKEN)
+    backfill_leaves_none(lake, tiny_model, tmp_path, environment, [server.access_key], server.secret_key, TOKEN)
 
 
-def test_what_travels_to_workers_holds_no_secret(lake, server, tiny_model, reporter, monkeypatch):
+def test_what_travels_to_workers_holds_no_secret(lake, server, tiny_model, monkeypatch):
     monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
-    travelling: list[bytes] = []
-
-    class Watched(InlineExecutor):
-        def run(self, units, spec):
-            units = list(units)
-            travelling.append(pickle.dumps(spec))
-            travelling.extend(pickle.dumps(unit) for unit in units)
-            travelling.extend(pickle.dumps(to_block(unit)) for unit in units)
-            for outcome in super().run(units, spec):
-                travelling.append(pickle.dumps(outcome))
-                yield outcome
-
-    monkeypatch.setattr(executor, "InlineExecutor", Watched)
-    backfill(make_job(put_corpus(lake, rows(40)), f"{lake}/table", tiny_model), reporter)
-    assert len(travelling) > 6
-    for data in travelling:
+    for data in travelling(lake, tiny_model, monkeypatch):
         assert not found(data, server.secret_key, server.access_key, TOKEN)
     # The one place that does hold them is made for each opening of a table, and is not kept.
     options = delta.storage_options(f"{lake}/table")

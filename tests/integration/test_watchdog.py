@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from ray.data import DataContext
 
 from pipeline import dataflow
-from pipeline.watchdog import EXIT_CODE
+from pipeline.attempts import HUNG
+from pipeline.run import backfill
+from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
 ROOT = Path(__file__).parents[2]
 HANG = "import time; time.sleep(600)"
@@ -27,13 +30,58 @@ print("the work is done")
 
 @pytest.mark.parametrize(
     ("work", "code", "said"),
-    [(HANG, EXIT_CODE, "last words\n"), (HANG_WITH_THE_LOCK, 1, ""), (GO_FORWARD, 0, "the work is done\n")],
+    [(HANG, HUNG, "last words\n"), (HANG_WITH_THE_LOCK, 1, ""), (GO_FORWARD, 0, "the work is done\n")],
 )
 def test_what_hangs_is_ended_and_what_goes_forward_is_not(work, code, said):
     command = [sys.executable, "-c", SCRIPT.format(work=work)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (code, said)
     assert ("most recent call first" in done.stderr) == (code != 0)  # where it hung is in the worker's log
+
+
+INSIDE = """
+import sys, time
+from jobs.cli import main
+from pipeline import stages
+def hang(*args, **kwargs):
+    while True: time.sleep(1)
+{patch}
+sys.argv = ["vectide", "backfill", {job!r}]
+main()
+"""
+PLACES = {
+    "read": "stages.read_unit = hang",
+    "encode": "stages.EncodeStage._vectors = hang",
+    "write": "stages.write_unit = hang",
+}
+
+
+@pytest.mark.parametrize("stage", PLACES)
+def test_a_run_inside_one_process_ends_in_a_sentence_and_keeps_what_it_has(tmp_path, tiny_model, stage):
+    corpus = write_corpus(tmp_path / "corpus", [rows(6)])
+    job = make_job(corpus, tmp_path / "table", tiny_model, run__row_timeout_s=1.5)
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
+    command = [sys.executable, "-c", INSIDE.format(patch=PLACES[stage], job=str(path))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == HUNG, done.stderr
+    assert f"error: nothing went forward in the {stage} stage of unit 0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "most recent call" not in done.stderr
+    # Now there is a plan that did not come to its end, so `auto` would go on with workers; here the process is fine again.
+    assert backfill(job, Silent()).rows == 6
+
+
+def test_a_compaction_that_hangs_ends_too():
+    work = (
+        "from pipeline import stages; from pipeline.attempts import NoBook; from actors.schema import Unit; import time\n"
+        "stages.carry = lambda unit, spec: time.sleep(600)\n"
+        "stages.rewrite(stages.to_block(Unit(7, (), carry=True)), None, NoBook(), 0.5)"
+    )
+    command = [sys.executable, "-c", work]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == HUNG, done.stderr
+    assert "in the rewrite stage of unit 7" in done.stderr
 
 
 @pytest.mark.parametrize(

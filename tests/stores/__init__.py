@@ -1,5 +1,5 @@
-"""S3 stores that tests start, and the suite that each of them goes through."""
+"""Stores that tests start, and the suite that each of them goes through."""
 
 import pytest
 
-pytest.register_assert_rewrite("tests.stores.suite")
+pytest.register_assert_rewrite("tests.stores.suite", "tests.stores.leaks")
