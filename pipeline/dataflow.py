@@ -39,14 +39,18 @@ _PATIENCE_S = {True: 12 * 3600.0, False: 1800.0}
 _HANGS = 10
 _RAYS_OWN = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
-# Every micro-batch has a length of its own, and for each oneDNN keeps a compiled kernel and malloc a hole: without these
-# an encoder on a CPU grew from 0.5 to 1.5 GiB in minutes; with them it stays at 0.5, as fast as before.
+# Every micro-batch has a length of its own, and for each oneDNN keeps a compiled kernel and malloc a hole: an encoder on a
+# CPU grew for minutes. So few kernels are kept, and malloc's heap takes what a micro-batch needs (below 32 MiB, its own
+# limit) and keeps 128 MiB for the next. Given back at once, as a first version had it, a fifth of the time went into page faults.
 _LEAN = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
-    "MALLOC_TRIM_THRESHOLD_": "131072",
-    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
 }
+# Ray ends an idle worker after a second where there are more than the machine has CPUs, which encoders and Ray's own actors
+# are already: each unit's write then began with a new process and two seconds of imports, on all cores.
+_KEEP_IDLE_MS = 600_000
 
 
 def connect(address: str) -> None:
@@ -74,6 +78,7 @@ def _init(address: str) -> None:
     target = os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
     if target == "local":
         os.environ.update({name: os.environ.get(name, value) for name, value in _LEAN.items()})
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_KEEP_IDLE_MS))
     try:
         with _native_stderr_silenced():
             ray.init(
