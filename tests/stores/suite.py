@@ -1,6 +1,7 @@
 """What every store must do, whoever made it: the backfill from bucket to bucket, and the store calls below it.
 
-Run on moto by tests/integration/test_s3.py, on Ceph by tests/s3/test_ceph.py and on Azurite by tests/azure.
+Run on moto by tests/integration/test_s3.py, on Ceph by tests/s3/test_ceph.py, on Azurite by
+tests/azure and on fake-gcs-server by tests/gcs.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class StoreSuite:
         for row, vector in zip(source, vectors, strict=True):
             np.testing.assert_allclose(found[row["id"]]["embedding"], vector, atol=1e-5)
         # Another reader, with its own idea of how a path in the log is written.
-        own = ("AWS_", "azure_", "allow_http")
+        own = ("AWS_", "azure_", "google_", "allow_http")
         keys_only = {key: value for key, value in options(table).items() if key.startswith(own)}
         frame = pl.scan_delta(table, storage_options=keys_only)
         assert frame.select("id").collect().height == 60
