@@ -35,11 +35,15 @@ def driver_options() -> dict[str, Any]:
     """What fsspec's driver is made with. Credentials are not among it: it finds them itself."""
     from aiohttp import ClientTimeout
 
+    _before_import()
+    timeout = ClientTimeout(sock_connect=10, sock_read=aws.ANSWER_S)
+    return {"session_kwargs": {"timeout": timeout}, **({"token": "anon"} if endpoint() else {})}
+
+
+def _before_import() -> None:
     # Read when the driver is imported. With it, each bucket is first asked over gRPC whether it is of a kind that wants
     # another protocol: a right that not everybody has, a minute where nothing answers, and another kind of create.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    timeout = ClientTimeout(sock_connect=10, sock_read=aws.ANSWER_S)
-    return {"session_kwargs": {"timeout": timeout}, **({"token": "anon"} if endpoint() else {})}
 
 
 def adapt(fs: Any) -> None:  # noqa: ARG001  (each store has a function of this name)
@@ -61,6 +65,7 @@ def has_bucket(fs: Any, bucket: str) -> bool:
 
 def forget_clients() -> None:
     """Let fsspec's driver find its credentials anew at its next call."""
+    _before_import()
     import gcsfs
 
     gcsfs.GCSFileSystem.clear_instance_cache()

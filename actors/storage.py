@@ -69,7 +69,7 @@ def absolute(url: str) -> str:
     refusals.check_url(url)
     if is_local(url):
         return str(local_path(os.path.expanduser(url)).absolute())
-    return url.rstrip("/")
+    return stores.spelled(url.rstrip("/"))
 
 
 def join(url: str, *parts: str) -> str:

@@ -59,6 +59,11 @@ def of(url: str) -> Store | None:
     return next((store for store in STORES if mark and protocol in store.PROTOCOLS), None)
 
 
+def spelled(url: str) -> str:
+    """A URL in the spelling that both clients take: `gcs://` sends `deltalake` to a third one, with other credentials."""
+    return url.replace("gcs://", "gs://", 1) if url.startswith("gcs://") else url
+
+
 def bucket_of(url: str) -> str:
     """The first part of a URL's path."""
     return url.partition("://")[2].partition("/")[0]

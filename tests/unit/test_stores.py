@@ -33,6 +33,11 @@ def test_a_url_finds_its_store():
     assert delta.storage_options("/data/table") is None
 
 
+def test_a_place_has_one_name():
+    assert storage.absolute("gcs://lake/gcs://x/") == storage.absolute("gs://lake/gcs://x") == "gs://lake/gcs://x"
+    assert storage.absolute("az://lake/x") == "az://lake/x"
+
+
 def test_a_driver_that_is_not_there_is_named():
     for url, package in (("az://lake/x", "adlfs"), ("gs://lake/x", "gcsfs")):
         told = refusals.no_driver(url, ImportError("fsspec's own words"))
