@@ -115,7 +115,7 @@ class NoBook:
         return 0, 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _LoneLease:
     """An attempt that nobody else knows of."""
 

@@ -79,7 +79,14 @@ def fake_gcs() -> Iterator[Server]:
     with front(behind) as port:
         # What it is told to call itself is what it gives as the place of a long upload.
         command = [str(program()), "-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(behind)]
-        command += ["-external-url", f"http://127.0.0.1:{port}", "-public-host", f"127.0.0.1:{port}", "-log-level", "error"]
+        command += [
+            "-external-url",
+            f"http://127.0.0.1:{port}",
+            "-public-host",
+            f"127.0.0.1:{port}",
+            "-log-level",
+            "error",
+        ]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             server = Server(behind, port)
             try:

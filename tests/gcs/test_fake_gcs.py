@@ -71,7 +71,9 @@ def test_every_command_by_the_other_spelling_of_the_protocol(lake, tiny_model, r
 
 
 def test_workers_of_a_ray_find_the_store_by_the_environment(lake, server, tiny_model, tmp_path):
-    backfill_leaves_none(lake, tiny_model, tmp_path, {**os.environ, **server.environment()}, [], "no secret: nobody asks")
+    backfill_leaves_none(
+        lake, tiny_model, tmp_path, {**os.environ, **server.environment()}, [], "no secret: nobody asks"
+    )
 
 
 def test_a_store_where_nothing_answers(lake, monkeypatch):

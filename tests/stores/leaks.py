@@ -58,7 +58,7 @@ def backfill_leaves_none(
         secrets: What must be nowhere.
     """
     table = f"{lake}/table"
-    bad = {"id": None, "title": "no id", "text": "x", "lang": "l0"}
+    bad: dict[str, object] = {"id": None, "title": "no id", "text": "x", "lang": "l0"}
     job = make_job(
         put_corpus(lake, rows(40), [*rows(8, start=40), bad]),
         table,
