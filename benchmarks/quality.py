@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--collection", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--precision", default="float16", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "int8"])
     parser.add_argument("--address", default="inline", help="run.address of the job")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, reporter() as told:
@@ -54,7 +55,7 @@ def main() -> None:
             {
                 "source": {"uri": str(arguments.collection / "docs.parquet"), "id": "id", "text": ["title", "text"]},
                 "table": {"uri": f"{folder}/table", "precision": arguments.precision},
-                "encoder": {"model": arguments.model},
+                "encoder": {"model": arguments.model, "dtype": arguments.dtype},
                 "run": {"address": arguments.address},
             }
         )

@@ -84,6 +84,10 @@ def _as_labels(value: object) -> object:
     return value
 
 
+def _zero_for_auto(value: object) -> object:
+    return 0 if value == "auto" else value
+
+
 Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
 Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Auto = Literal["auto"]
@@ -135,7 +139,7 @@ class Encoder(_Section):
     task: str | None = None
     dim: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     allow_untrained_dim: bool = False
 
 
@@ -221,8 +225,22 @@ class Job(_Section):
     run: Run = Run()
     generation: Generation = Generation()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _integers_need_no_card(cls, document: Any) -> Any:
+        """`gpus_per_replica: auto` is 0 for an encoder that computes in integers, GPUs or not."""
+        encoder, run = (document.get(name, {}) for name in ("encoder", "run"))
+        if not isinstance(encoder, dict) or encoder.get("dtype") != "int8" or not isinstance(run, dict):
+            return document
+        return {**document, "run": {**run, "gpus_per_replica": _zero_for_auto(run.get("gpus_per_replica", "auto"))}}
+
     @model_validator(mode="after")
     def _check(self) -> Job:
+        if self.encoder.dtype == "int8" and self.run.gpus_per_replica != 0:
+            raise ValueError(
+                f"encoder.dtype int8 is for CPUs and run.gpus_per_replica is {self.run.gpus_per_replica:g}; leave that "
+                "out, or use dtype auto, which is bfloat16 on a GPU"
+            )
         missing = [name for name in self.table.partition_by if name not in self.source.keep]
         if missing:
             raise ValueError(f"table.partition_by names {missing}, which source.keep does not; add them to source.keep")

@@ -185,7 +185,8 @@ class Runner:
         Not for rows that may kill or hang it: those that did so before, or those of a run that did not come to its end.
         """
         run = self.job.run
-        free = (run.replicas, run.gpus_per_replica, run.labels) == ("auto", "auto", None)
+        no_card = "auto" if self.job.encoder.dtype != "int8" else 0  # what a job file that says nothing comes to
+        free = (run.replicas, run.gpus_per_replica, run.labels) == ("auto", no_card, None)
         sound = self.retries is None and self.ledger.description() is None
         return near_or(run.address, little=free and sound and is_little(self.tokens(), self.model)) or executor_for(run)
 

@@ -36,10 +36,12 @@ class Compute:
     Attributes:
         device: A CPU or a CUDA card.
         dtype: float32 or bfloat16, of weights and token states; pooling and normalising are always float32.
+        int8: Products of linear layers are of 8-bit integers (`integers`); only on a CPU, with `dtype` float32.
     """
 
     device: torch.device
     dtype: torch.dtype
+    int8: bool = False
 
     @property
     def ladder(self) -> tuple[int, ...]:
@@ -60,14 +62,15 @@ def find_compute(precision: str, device: str = "auto") -> Compute:
     """The device and type for a spec's precision class on this machine.
 
     Args:
-        precision: "float32", or "bfloat16" where 16-bit arithmetic is allowed.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "float32", "bfloat16" where 16-bit arithmetic is allowed, or "int8".
+        device: "auto", "cpu", "cuda" or "cuda:N". With "int8", "auto" is the CPU.
 
     Raises:
-        ConfigError: A device that is not there.
+        ConfigError: A device that is not there, or a card for "int8".
     """
+    int8 = precision == "int8"
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() and not int8 else "cpu"
     try:
         place = torch.device(device)
     except RuntimeError as error:
@@ -82,6 +85,12 @@ def find_compute(precision: str, device: str = "auto") -> Compute:
                 f"torch with CUDA on the machines with GPUs, or encode on CPUs with run.gpus_per_replica=0."
             )
         place = torch.device("cuda", place.index or 0)
+    if int8:
+        if place.type != "cpu":
+            raise ConfigError(
+                f"dtype int8 is for CPUs and the device is {device!r}. Use dtype auto, which is bfloat16 on a card, or device cpu."
+            )
+        return Compute(place, torch.float32, int8=True)
     wide = precision == "float32" or not (cpu_has_bfloat16() if place.type == "cpu" else _card_has_bfloat16(place))
     return Compute(place, torch.float32 if wide else torch.bfloat16)
 

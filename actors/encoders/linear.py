@@ -1,7 +1,8 @@
 """A linear layer for inference: weights packed once for the processor, GELU or the residual fused where it can be.
 
 The blocks that every family is built of. On a CPU with oneDNN the weights are reordered at load, which saves doing
-it in each call; elsewhere it is the plain operation, and the result is the same to rounding.
+it in each call; elsewhere it is the plain operation, and the result is the same to rounding. Under `int8` the product
+is `integers`' own, and the result is an approximation.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from actors.encoders.hardware import Compute
+from actors.encoders.integers import IntegerProduct
 
 # oneDNN chooses a layout for about this many rows; it stays right for any number.
 _TYPICAL_ROWS = 2048
@@ -32,6 +34,9 @@ class Linear:
     ) -> None:
         self.out_features, self.in_features = weight.shape
         self._gelu = gelu
+        self._integers = IntegerProduct(weight, bias) if compute.int8 else None
+        if self._integers is not None:
+            return
         self._packed = _can_pack(compute)
         self._fused = gelu and self._packed and _has_fast_erf()
         self._bias = None if bias is None else bias.to(compute.device, compute.dtype)
@@ -40,10 +45,12 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[n, in] to [n, out]; x in the compute type."""
-        if self._fused:
-            y: torch.Tensor = _POINTWISE(x, self._weight, self._bias, "gelu", [], "none")
-            return y
-        if self._packed:
+        if self._integers is not None:
+            y = self._integers(x)
+        elif self._fused:
+            fused: torch.Tensor = _POINTWISE(x, self._weight, self._bias, "gelu", [], "none")
+            return fused
+        elif self._packed:
             y = _POINTWISE(x, self._weight, self._bias, "none", [], "")
         else:
             y = functional.linear(x, self._weight, self._bias)
@@ -51,6 +58,8 @@ class Linear:
 
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """`self(x) + residual` in one go; only for a layer without activation."""
+        if self._integers is not None:
+            return self(x).add_(residual)
         if self._packed and not self._gelu:
             fused: torch.Tensor = _POINTWISE.binary(x, residual, self._weight, self._bias, "add")
             return fused

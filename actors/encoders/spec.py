@@ -22,6 +22,7 @@ _PRECISIONS = {
     "bf16": "bfloat16",
     "float32": "float32",
     "fp32": "float32",
+    "int8": "int8",
 }
 
 
@@ -60,7 +61,8 @@ class ModelSpec:
         pooling: "mean", "cls" or "last".
         normalize: Vectors have unit length (always so).
         precision: Class of arithmetic. "bfloat16" allows 16-bit arithmetic where the hardware has it; the worst
-            cosine to float32 is 0.999 or better either way, so that machines may differ within one table.
+            cosine to float32 is 0.999 or better either way, so that machines may differ within one table. "int8"
+            is a class of its own: products of 8-bit integers, for CPUs.
         lowercase: Texts are lower-cased before the tokenizer.
         weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
         adapters: Adapters put beside or in the place of the published ones.
@@ -158,7 +160,8 @@ def describe(
         task: One of the model's tasks; None takes its default.
         dim: Shorter vectors (pool, slice, normalise); None takes the full width.
         max_tokens: Limit per text, special tokens included; None takes the repository's.
-        dtype: "auto" (16-bit arithmetic where the hardware has it), "bfloat16" (the same class) or "float32".
+        dtype: "auto" (16-bit arithmetic where the hardware has it), "bfloat16" (the same class), "float32", or "int8"
+            (products of 8-bit integers, CPUs only: faster, and an approximation whose quality is to be measured).
         prompt: Text to put before each text instead of the published one.
         allow_untrained_dim: Shorten a model that was not trained for it.
 

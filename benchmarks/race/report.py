@@ -36,7 +36,9 @@ def markdown(result: Result, *, plot_name: str, command: str, date: str) -> str:
             f"{facts['repeats']} rounds after a warm-up, in turn; those that wait are stopped"
         ),
         "- Limit of the machine, the best matrix product of the same rounds: "
-        + ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {kind}" for kind, rate in best.items()),
+        + ", ".join(
+            f"{rate / 1e9:.0f} {'GOP/s' if kind == 'int8' else 'GFLOP/s'} in {kind}" for kind, rate in best.items()
+        ),
         "",
         f"![real tokens a second by engine and mix]({plot_name})",
         "",
@@ -44,7 +46,7 @@ def markdown(result: Result, *, plot_name: str, command: str, date: str) -> str:
             "Tokens are real ones, padding not counted; tokenizing is part of the time. `x` is the median, over the rounds, of the "
             "rate against sentence-transformers float32 in the same round. The range is that of all rounds. Seconds of a core are those "
             "that its threads had: other work on the machine changes them little. The share of the "
-            "limit counts the model's matrix products alone, in the type computed in (int8: against the float32 limit)."
+            "limit counts the model's matrix products alone, in the type computed in."
         ),
         "",
     ]

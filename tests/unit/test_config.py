@@ -52,6 +52,7 @@ def test_one_column_may_be_a_plain_name():
         ({"run__replicas": {"mni": 1, "max": 2}}, "run.replicas.mni: no such key; did you mean 'min'"),
         ({"run__replicas": {"min": 0, "max": 2}}, "replicas.min is 0.*gpus_per_replica: 1"),
         ({"run__gpus_per_replica": 1.5}, "gpus_per_replica is 1.5; an encoder takes whole GPUs"),
+        ({"run__gpus_per_replica": 1, "encoder__dtype": "int8"}, "int8 is for CPUs and run.gpus_per_replica is 1"),
         ({"run__gpus_per_replica": -1}, "run.gpus_per_replica: .*-1"),
         ({"run__labels": {}}, "run.labels: must be labels"),
         ({"run__labels": {"a b": "c"}}, "run.labels: 'a b' is no name"),
@@ -80,6 +81,14 @@ def test_a_pool_may_grow_and_ask_for_machines_by_label():
     assert isinstance(run.replicas, Replicas)
     assert (run.replicas.min, run.replicas.max) == (1, 4)
     assert parse_job({**document, "run": run.model_dump(mode="json")}).run == run
+
+
+def test_integers_leave_the_cards_alone():
+    """Else a cluster with GPUs would give each encoder one that it never uses."""
+    assert parse_job(changed(encoder__dtype="int8")).run.gpus_per_replica == 0
+    job = parse_job(changed(encoder__dtype="int8", run__gpus_per_replica="auto"))
+    assert job.run.gpus_per_replica == 0
+    assert parse_job(job.model_dump(mode="json")) == job
 
 
 def test_all_mistakes_are_told_at_once():

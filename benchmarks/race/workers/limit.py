@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from actors.encoders.hardware import Compute
+from actors.encoders.integers import multiply, pack, round_states, round_weights
 from actors.encoders.linear import Linear
 from benchmarks.race.workers.serve import Engine, Floats, Settings, serve
 
@@ -25,9 +26,12 @@ class Limit:
 
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
-        self._dtype = getattr(torch, settings.compute)
         self.places: int | None = None
-        self._products = [product for shape in SHAPES for product in self._ways(*shape)]
+        if settings.compute == "int8":
+            self._products = [_integers(*shape) for shape in SHAPES]
+        else:
+            self._dtype = getattr(torch, settings.compute)
+            self._products = [product for shape in SHAPES for product in self._ways(*shape)]
 
     def _ways(self, rows: int, wide: int, out: int) -> list[tuple[int, Callable[[], object]]]:
         x = torch.randn(rows, wide).to(self._dtype)
@@ -49,6 +53,14 @@ class Limit:
                     count += 1
                 best = max(best, count * operations / spent)
         return np.array([[best]], np.float32)
+
+
+def _integers(rows: int, wide: int, out: int) -> tuple[int, Callable[[], object]]:
+    """The bare product: states and weights rounded before."""
+    states = round_states(torch.randn(rows, wide))[0]
+    weight, scales = round_weights(torch.randn(out, wide))
+    packed = pack(weight)
+    return 2 * rows * wide * out, lambda: multiply(states, packed, scales)
 
 
 def load(settings: Settings) -> Engine:
