@@ -34,15 +34,18 @@ BASE = "Ray Data, an actor class around sentence-transformers"
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way from Parquet to Parquet: its script, and the environment that it needs (None: this process's)."""
+    """One way from Parquet to Parquet: its script, the environment that it needs (None: this process's), and what else
+    the script is told."""
 
     label: str
     script: str
     environment: str | None = None
+    told: tuple[str, ...] = ()
 
 
 WAYS = (
     Way("vectide backfill", "vectide"),
+    Way("vectide backfill, int8", "vectide", told=("int8",)),
     Way(BASE, "ray_data"),
     Way("a loop around sentence-transformers", "loop"),
     Way("Daft, embed_text", "daft", "daft"),
@@ -145,7 +148,7 @@ def run(way: Way, corpus: Path, out: Path, model: Path, max_tokens: int) -> dict
     command = [str(python_of(way.environment)), "-m", f"benchmarks.race.ways.{way.script}"]
     try:
         done = subprocess.run(
-            [*command, str(corpus), str(out), str(model), str(max_tokens)],
+            [*command, str(corpus), str(out), str(model), str(max_tokens), *way.told],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -189,7 +192,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
         f"- Hardware: {machine.hardware()}",
         f"- Load averages before and after: {result.loads[0]}; {result.loads[1]}",
         f"- Versions: {machine.versions('ray', 'torch', 'sentence-transformers', 'pyarrow', 'deltalake')}",
-        f"- {result.rows:,} texts as found, {result.tokens:,} tokens after the cut, {SHARDS} Parquet files, all-MiniLM-L6-v2 in float32",
+        f"- {result.rows:,} texts as found, {result.tokens:,} tokens after the cut, {SHARDS} Parquet files, all-MiniLM-L6-v2 in float32 unless it says int8",
         f"- A new process takes {result.load_model_s:.1f} s to import torch and load the model",
         "",
         (

@@ -17,6 +17,7 @@ class Told:
     def __init__(self) -> None:
         self.steps: dict[str, float] = {}
         self.units: list[tuple[float, int]] = []
+        self.first_unit_s = 0.0
 
     def step(self, text: str) -> None:
         self.steps[text] = since_start()
@@ -26,6 +27,8 @@ class Told:
         self.replicas = started.replicas
 
     def finished_unit(self, receipt: Receipt) -> None:
+        if not self.units:
+            self.first_unit_s = sum(receipt.seconds.values())
         self.units.append((since_start(), receipt.rows))
 
     def busy(self, encoders: int) -> None:
@@ -35,14 +38,14 @@ class Told:
         raise SystemExit(f"unit {unit}: {error}")
 
 
-def main(corpus: str, out: str, model: str, max_tokens: str) -> None:
+def main(corpus: str, out: str, model: str, max_tokens: str, dtype: str = "auto") -> None:
     told = Told()
     outcome = backfill(
         parse_job(
             {
                 "source": {"uri": f"{corpus}/*.parquet", "id": "id", "text": "text"},
                 "table": {"uri": f"{out}/table", "precision": "float32"},
-                "encoder": {"model": model, "max_tokens": int(max_tokens)},
+                "encoder": {"model": model, "max_tokens": int(max_tokens), "dtype": dtype},
                 "run": {"address": "local"},
             }
         ),
@@ -52,7 +55,8 @@ def main(corpus: str, out: str, model: str, max_tokens: str) -> None:
         "imports, listing": told.steps["starting"],
         "Ray's start": told.steps["planning"] - told.steps["starting"],
         "plan": told.steps["units begin"] - told.steps["planning"],
-        "workers, model, first unit": told.units[0][0] - told.steps["units begin"],
+        "workers, model": told.units[0][0] - told.steps["units begin"] - told.first_unit_s,
+        "first unit: read, encode, write": told.first_unit_s,
         "all other units": told.units[-1][0] - told.units[0][0],
         "check and publish": since_start() - told.units[-1][0],
     }
