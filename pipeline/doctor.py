@@ -92,8 +92,8 @@ def _processor() -> Finding:
     there = [flag for flag in _FLAGS if flag in flags]
     text = f"{os.cpu_count()} cores, {platform.machine()}, {', '.join(there) or 'no vector extensions seen'}"
     if not {"avx512_bf16", "amx_bf16"} & flags:
-        return Finding("processor", "note", f"{text}: without native bfloat16, CPUs encode in float32")
-    return Finding("processor", "ok", f"{text}: CPUs encode in bfloat16 where dtype allows it")
+        return Finding("processor", "note", f"{text}: without native bfloat16, dtype auto is float32 on CPUs")
+    return Finding("processor", "ok", f"{text}: dtype auto is bfloat16 on CPUs")
 
 
 def _memory() -> Finding:
