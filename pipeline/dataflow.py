@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -51,6 +52,8 @@ _LEAN = {
 # Ray ends an idle worker after a second where there are more than the machine has CPUs, which encoders and Ray's own actors
 # are already: each unit's write then began with a new process and two seconds of imports, on all cores.
 _KEEP_IDLE_MS = 600_000
+# How often the book is asked how many encoders are at work: at a hundred units a second, not at each.
+_PULSE_S = 1.0
 
 
 def connect(address: str) -> None:
@@ -126,15 +129,19 @@ def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, book: Book) ->
     """
     rest = iter(units)
     meter = RunMeter(Meter(spec.writer.table, spec.writer.run))
+    busy, asked_s = None, float("-inf")
     while wave := list(itertools.islice(rest, WAVE_UNITS)):
         for outcome in _run_wave(wave, spec, pool, book):
             if outcome.receipt is not None:
                 meter.finished(outcome.receipt, outcome.reasons)
             else:
                 meter.failed()
-            deaths, busy = book.pulse()
-            meter.deaths(deaths)
+            if time.monotonic() - asked_s >= _PULSE_S:
+                deaths, busy = book.pulse()
+                meter.deaths(deaths)
+                asked_s = time.monotonic()
             yield replace(outcome, busy=busy)
+    meter.deaths(book.pulse()[0])
 
 
 def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, book: Book) -> Iterator[UnitOutcome]:
@@ -182,8 +189,12 @@ def rewrite_units(units: Iterable[Unit], spec: WriterSpec, book: Book, limit_s: 
 def _outcomes(dataset: ray.data.Dataset, wanted: str) -> Iterator[UnitOutcome]:
     """How each unit ends, as they end. `wanted` says what resources the graph asks for."""
     try:
-        for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-            yield opened(block)
+        # Not `iter_batches`: every five seconds it sends its statistics away, which hold the metadata of the whole wave.
+        for bundle in dataset.iter_internal_ref_bundles():
+            for entry in bundle.blocks:
+                block = ray.get(entry.ref)
+                for row in range(block.num_rows):
+                    yield opened(block.slice(row, 1))
     except ray.exceptions.RayError as error:
         raise root(error) from error
     except ExecutionTimeoutError as error:
