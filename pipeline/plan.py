@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,9 @@ SAMPLE_ROWS = 64
 UNIT_S = 10.0
 UNITS_PER_REPLICA = 8
 LEAST_ROWS = 32
+# The first unit is so many times smaller than the others: a rate, and whether the store takes what is written, are known
+# while the other encoders are at their first one.
+_EARLY = 8
 # Rough arithmetic rates that size a unit; being wrong by three makes units of 3 or of 30 seconds.
 _CPU_CORE_FLOPS = 1e11
 _GPU_FLOPS = 1.5e14
@@ -217,7 +220,8 @@ def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, repli
         cut = _cut(found, unit_rows)
     if not cut:
         raise ConfigError(f"source.uri {job.source.uri!r}: its {len(found.shards)} files hold no row")
-    units = list(_gather(cut, unit_rows))
+    early = max(1, unit_rows // _EARLY) if job.run.unit_rows == "auto" else unit_rows
+    units = list(_gather(_headed(found, cut, early), unit_rows, early))
     return Plan(
         table=units_to_table(units),
         units=len(units),
@@ -235,13 +239,28 @@ def _cut(found: Survey, unit_rows: int) -> list[Piece]:
         return [piece for part in pool.map(pieces, found.shards) for piece in part]
 
 
-def _gather(pieces: Iterable[Piece], unit_rows: int) -> Iterator[Unit]:
-    """Units of neighbouring pieces: small shards together, no unit over `unit_rows` unless one piece is."""
+def _headed(found: Survey, pieces: list[Piece], rows: int) -> list[Piece]:
+    """The pieces, the first one parted behind its first `rows` rows where its format can do that."""
+    first = pieces[0]
+    if first.rows <= rows:
+        return pieces
+    fine = open_format(found.source.format, first.shard.path).pieces(first.shard, rows)
+    if len(fine) < 2 or fine[1].start >= first.stop:
+        return pieces
+    rest = replace(first, start=fine[1].start, rows=max(1, first.rows - fine[0].rows))
+    return [fine[0], rest, *pieces[1:]]
+
+
+def _gather(pieces: Iterable[Piece], unit_rows: int, first_rows: int) -> Iterator[Unit]:
+    """Units of neighbouring pieces: small shards together, no unit over `unit_rows` unless one piece is.
+
+    The first unit takes no piece that brings it over `first_rows`.
+    """
     number = 0
     gathered: list[Piece] = []
     rows = 0
     for piece in pieces:
-        if gathered and rows + piece.rows > unit_rows:
+        if gathered and rows + piece.rows > (unit_rows if number else first_rows):
             yield Unit(number, tuple(gathered))
             number, gathered, rows = number + 1, [], 0
         gathered.append(piece)

@@ -97,7 +97,7 @@ def receipts(units: int) -> Iterator[Receipt]:
 def plan(table: str, units: int) -> dict[str, Any]:
     """Cut and freeze a plan."""
     clock = Clock()
-    cut = clock.time("gather units", lambda: list(_gather(pieces(units), UNIT_ROWS)))
+    cut = clock.time("gather units", lambda: list(_gather(pieces(units), UNIT_ROWS, UNIT_ROWS)))
     frozen = clock.time("to a table", lambda: units_to_table(cut))
     ledger = Ledger(table, RUN)
     shards = [piece.shard for piece in pieces(units) if piece.start == 0]

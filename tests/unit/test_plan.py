@@ -1,0 +1,97 @@
+"""Cutting a corpus into units: all rows once, the first unit early, the others of one size."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from actors.encoders import describe
+from actors.reader import read_unit
+from actors.schema import Unit
+from pipeline.config import parse_job
+from pipeline.ledger import table_to_units
+from pipeline.plan import Plan, Survey, cut_plan, list_corpus, survey, take_sample
+from tests.checkpoints import write_bert
+
+ROWS = 1000
+
+
+def _lines(table: pa.Table) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in table.to_pylist())
+
+
+def write(path, table: pa.Table, *, small_groups: bool = False) -> None:
+    match path.suffixes:
+        case [".parquet"]:
+            pq.write_table(table, path, row_group_size=30 if small_groups else 10_000)
+        case [".jsonl"]:
+            path.write_bytes(_lines(table))
+        case [".jsonl", ".gz"]:
+            path.write_bytes(gzip.compress(_lines(table)))
+        case [".csv"]:
+            pyarrow.csv.write_csv(table, path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return describe(str(write_bert(tmp_path_factory.mktemp("model"))))
+
+
+def cut(folder, model, *, replicas=1, **run) -> tuple[Survey, Plan, list[Unit]]:
+    job = parse_job(
+        {
+            "source": {"uri": str(folder), "id": "id", "text": "text"},
+            "table": {"uri": str(folder / "table")},
+            "encoder": {"model": model.path},
+            "run": run,
+        }
+    )
+    found = survey(job, list_corpus(job))
+    plan = cut_plan(job, found, model, take_sample(found, model), replicas=replicas, gpus=False)
+    return found, plan, list(table_to_units(plan.table))
+
+
+def fill(folder, name: str, shards: int = 2, **options) -> None:
+    for shard in range(shards):
+        numbers = range(shard * ROWS // shards, (shard + 1) * ROWS // shards)
+        table = pa.table({"id": [f"row {n}" for n in numbers], "text": [f"the text of row {n}" for n in numbers]})
+        write(folder / f"{shard:03d}{name}", table, **options)
+
+
+@pytest.mark.parametrize("name", [".parquet", ".jsonl", ".jsonl.gz", ".csv"])
+@pytest.mark.parametrize("shards", [1, 2, 50])
+def test_every_row_is_in_one_unit_and_the_first_is_early(tmp_path, model, name, shards):
+    fill(tmp_path, name, shards)
+    found, plan, units = cut(tmp_path, model)
+    read = [read_unit(unit, found.source).table.column("id").to_pylist() for unit in units]
+    assert sorted(id for rows in read for id in rows) == sorted(f"row {n}" for n in range(ROWS))
+    assert [unit.number for unit in units] == list(range(plan.units))
+    assert plan.unit_rows == 125
+    # A shard of JSON Lines is cut by bytes, and what a row takes is an estimate.
+    assert 8 <= len(read[0]) <= 25
+    assert all(len(rows) <= 140 for rows in read)
+    assert len(read[1]) > 60
+
+
+def test_row_groups_larger_or_smaller_than_the_early_unit(tmp_path, model):
+    fill(tmp_path, ".parquet", 1, small_groups=True)
+    found, _, units = cut(tmp_path, model)
+    rows = [read_unit(unit, found.source).table.num_rows for unit in units]
+    assert sum(rows) == ROWS
+    assert rows[0] == 15  # half of the first row group: no more than an eighth of 125
+
+
+def test_a_size_that_was_asked_for_is_that_of_all_units(tmp_path, model):
+    fill(tmp_path, ".parquet")
+    _, _, units = cut(tmp_path, model, unit_rows=100)
+    assert [sum(piece.rows for piece in unit.pieces) for unit in units] == [100] * 10
+
+
+def test_the_same_corpus_is_cut_in_the_same_way(tmp_path, model):
+    fill(tmp_path, ".csv")
+    assert cut(tmp_path, model)[2] == cut(tmp_path, model)[2]
