@@ -69,7 +69,7 @@ def test_every_row_is_in_one_unit_and_the_first_is_early(tmp_path, model, name, 
     fill(tmp_path, name, shards)
     found, plan, units = cut(tmp_path, model)
     read = [read_unit(unit, found.source).table.column("id").to_pylist() for unit in units]
-    assert sorted(id for rows in read for id in rows) == sorted(f"row {n}" for n in range(ROWS))
+    assert sorted(name for rows in read for name in rows) == sorted(f"row {n}" for n in range(ROWS))
     assert [unit.number for unit in units] == list(range(plan.units))
     assert plan.unit_rows == 125
     # A shard of JSON Lines is cut by bytes, and what a row takes is an estimate.
