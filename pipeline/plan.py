@@ -35,6 +35,8 @@ SAMPLE_SHARDS = 8
 SAMPLE_ROWS = 64
 UNIT_S = 10.0
 UNITS_PER_REPLICA = 8
+# One driver hands out and takes back some 28 units a second (docs/scale.md). Units get longer before there are so many.
+_UNITS_PER_S = 14.0
 LEAST_ROWS = 32
 # The first unit is so many times smaller than the others: a rate, and whether the store takes what is written, are known
 # while the other encoders are at their first one.
@@ -191,13 +193,15 @@ def is_little(tokens: float, model: ModelSpec) -> bool:
     return tokens * flops_per_token(model) <= INLINE_S * (os.cpu_count() or 1) * _CPU_CORE_FLOPS
 
 
-def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, gpus: bool) -> int:
-    """Rows of a unit: about `UNIT_S` of one encoder, and a block that fits in memory."""
+def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: int, gpus: bool) -> int:
+    """Rows of a unit: about `UNIT_S` of one encoder, more where there are so many that the driver would not keep up; and
+    a block that fits in memory."""
     if job.run.unit_rows != "auto":
         return job.run.unit_rows
     per_token = flops_per_token(model)
     tokens_per_s = min(_GPU_FLOPS / per_token, _GPU_TOKENS_PER_S) if gpus else _CPU_CORE_FLOPS / per_token
-    by_time = UNIT_S * tokens_per_s / max(sample.tokens_per_row, 1.0)
+    unit_s = max(UNIT_S, replicas / _UNITS_PER_S)
+    by_time = unit_s * tokens_per_s / max(sample.tokens_per_row, 1.0)
     stored = (sample.bytes_per_row + 4 * model.dim) * sample.chunks_per_row  # kept columns go with every chunk
     by_memory = _UNIT_BYTES / (stored + 4 * sample.tokens_per_row)
     return max(1, int(min(by_time, by_memory)))
@@ -210,7 +214,7 @@ def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, repli
         ConfigError: the corpus has no rows.
         DataError: a shard cannot be read as what it claims to be.
     """
-    unit_rows = choose_unit_rows(job, model, sample, gpus=gpus)
+    unit_rows = choose_unit_rows(job, model, sample, replicas=replicas, gpus=gpus)
     cut = _cut(found, unit_rows)
     rows = sum(piece.rows for piece in cut)
     fair = max(LEAST_ROWS, math.ceil(rows / (UNITS_PER_REPLICA * replicas)))

@@ -15,7 +15,7 @@ from actors.reader import read_unit
 from actors.schema import Unit
 from pipeline.config import parse_job
 from pipeline.ledger import table_to_units
-from pipeline.plan import Plan, Survey, cut_plan, list_corpus, survey, take_sample
+from pipeline.plan import Plan, Sample, Survey, choose_unit_rows, cut_plan, list_corpus, survey, take_sample
 from tests.checkpoints import write_bert
 
 ROWS = 1000
@@ -95,3 +95,13 @@ def test_a_size_that_was_asked_for_is_that_of_all_units(tmp_path, model):
 def test_the_same_corpus_is_cut_in_the_same_way(tmp_path, model):
     fill(tmp_path, ".csv")
     assert cut(tmp_path, model)[2] == cut(tmp_path, model)[2]
+
+
+def test_units_get_longer_where_the_driver_would_not_keep_up_with_so_many_encoders(model):
+    job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
+    sample = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1.0, texts=("x",))
+    few, many, more = (choose_unit_rows(job, model, sample, replicas=n, gpus=True) for n in (1, 140, 1400))
+    assert few == many > 100
+    assert more == pytest.approx(10 * few, rel=0.01)
+    long = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1e6, texts=("x",))
+    assert choose_unit_rows(job, model, long, replicas=1400, gpus=True) < 200  # what fits in memory is the limit still
