@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from actors.receipt import Receipt
 
 if TYPE_CHECKING:
-    from actors.encoders.encoder import Stats
     from actors.encoders.hardware import Memory
+    from actors.encoders.running import Stats
 
 # Every series has these: the table's URL and the run's name.
 COMMON = ("table", "run")

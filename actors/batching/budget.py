@@ -26,8 +26,8 @@ class BudgetController:
         samples: Micro-batches per contender in a race.
         pause: Micro-batches between the end of a race and the next one.
         step: Ratio between the budget in use and the neighbour it races against.
-        limits: The smallest and largest budget that a later race may try; None takes a quarter of the ladder's
-            smallest and four times its largest.
+        limits: The smallest and largest budget that a later race may try; None takes the ladder's smallest and four
+            times its largest.
 
     Raises:
         ValueError: An empty or unsorted ladder.
@@ -47,7 +47,7 @@ class BudgetController:
         self._samples = samples
         self._pause = pause
         self._step = step
-        self._floor, self._ceiling = limits or (max(ladder[0] // 4, 1), ladder[-1] * 4)
+        self._floor, self._ceiling = limits or (ladder[0], ladder[-1] * 4)
         self._current = ladder[len(ladder) // 2]
         self._upward = True
         self._quiet = 0
@@ -68,19 +68,22 @@ class BudgetController:
         """True while timings are compared: the encoder then waits for the device after each micro-batch."""
         return bool(self._contenders)
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Reports one micro-batch that went through under `budget_tokens`.
+    def observe(self, tokens: int, seconds: float, *, budget_tokens: int | None = None) -> None:
+        """Reports one micro-batch that went through.
 
         Args:
             tokens: Its cost, in the unit of the budget.
             seconds: How long it took.
+            budget_tokens: The budget that it was cut under; None is the one of now. Others may have been begun since.
         """
         if not self._contenders:
             self._quiet += 1
             if self._quiet >= self._pause:
                 self._challenge()
             return
-        budget = self.budget_tokens
+        budget = self.budget_tokens if budget_tokens is None else budget_tokens
+        if budget not in self._seen:
+            return
         # One row larger than its budget, or a tail: it would have been the same under any contender.
         if not _FILLED * budget <= tokens <= budget:
             return

@@ -1,8 +1,9 @@
 """Attention over a packed batch: every token sees the tokens of its own row and no other.
 
-Three ways, chosen by device and by whether there is a bias:
+Chosen by device and by whether there is a bias:
 
-- CPU: one `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
+- CPU: our own loop over the packed rows (`actors.kernels`); where it was not built, one `scaled_dot_product_attention` per
+  run of rows of equal length, on views, without padding.
 - CUDA in 16 bits without bias: one variable-length flash kernel for the whole micro-batch.
 - else on CUDA (float32, a bias, an older card): rows padded to the longest, in slices that bound the memory.
   Rows of a micro-batch are of like length, so little is padded. This way runs on a CPU too, where tests hold it
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from actors import kernels
 from actors.encoders.packed import PackedBatch, Run
 
 # length -> float32 [heads, 2 * length - 1] on the batch's device; column `j - i + length - 1` is for key j, query i.
@@ -40,6 +42,7 @@ def attend(
     *,
     scale: float | None = None,
     bias: RelativeBias | None = None,
+    approximate: bool = False,
 ) -> torch.Tensor:
     """Attention of each row's tokens over that row.
 
@@ -50,26 +53,61 @@ def attend(
         batch: Where the rows lie.
         scale: Factor on the scores; None is `width ** -0.5`.
         bias: Added to the scores after scaling.
+        approximate: float32 may be multiplied as bfloat16 where the processor can (under `int8`).
 
     Returns:
         [tokens, heads * width] in the type of `query`, contiguous.
     """
     if batch.device.type == "cpu":
-        return _attend_runs(query, key, value, batch, scale=scale, bias=bias)
+        found = kernels.find()
+        if found is not None and found.takes(query.dtype):
+            return attend_by_kernel(found, query, key, value, batch, scale=scale, bias=bias, approximate=approximate)
+        return attend_runs(query, key, value, batch, scale=scale, bias=bias)
     if bias is None and _has_varlen(query):
         return _attend_varlen(query, key, value, batch, scale=scale)
     return attend_padded(query, key, value, batch, scale=scale, bias=bias)
 
 
-def _attend_runs(
+def attend_by_kernel(
+    kernel: kernels.Kernels,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     batch: PackedBatch,
     *,
-    scale: float | None,
-    bias: RelativeBias | None,
+    scale: float | None = None,
+    bias: RelativeBias | None = None,
+    approximate: bool = False,
 ) -> torch.Tensor:
+    """The same as `attend` by our own loop: all rows at once, or, with a bias, a run at a time."""
+    scale = query.shape[2] ** -0.5 if scale is None else scale
+    if bias is None:
+        return kernel.attend(query, key, value, batch.lengths, scale=scale, approximate=approximate)
+    parts = [
+        kernel.attend(
+            query[run.tokens],
+            key[run.tokens],
+            value[run.tokens],
+            batch.lengths[run.row : run.row + run.rows],
+            scale=scale,
+            bias=bias(run.length),
+            approximate=approximate,
+        )
+        for run in batch.runs
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def attend_runs(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    batch: PackedBatch,
+    *,
+    scale: float | None = None,
+    bias: RelativeBias | None = None,
+) -> torch.Tensor:
+    """The same as `attend` by torch's own attention, a run of rows at a time."""
     if len(batch.runs) == 1:
         return _attend_run(query, key, value, batch.runs[0], scale=scale, bias=bias)
     tokens, heads, width = query.shape

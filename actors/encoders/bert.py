@@ -32,7 +32,7 @@ class BertLayer:
             weight, bias = weights.get(f"{name}.{part}.weight"), weights.get(f"{name}.{part}.bias")
             return LayerNorm(weight, bias, eps, compute=compute)
 
-        self.heads = heads
+        self.heads, self.int8 = heads, compute.int8
         self.qkv = linear("attention.self.query", "attention.self.key", "attention.self.value")
         self.out = linear("attention.output.dense")
         self.norm1 = norm("attention.output.LayerNorm")
@@ -43,7 +43,8 @@ class BertLayer:
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]."""
         query, key, value = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
-        x = self.norm1(self.out.plus(attend(query, key, value, batch), x))
+        mixed = attend(query, key, value, batch, approximate=self.int8)
+        x = self.norm1(self.out.plus(mixed, x))
         return self.norm2(self.down.plus(self.up(x), x))
 
 

@@ -96,7 +96,7 @@ def _late(encoder: Encoder, windows: Windows, chunks: int, tasks: Sequence[str |
 
     order: list[Ints] = []
     found: list[torch.Tensor] = []
-    for micro in encoder.micro_batches(windows.ids, tasks, reduce=reduce):
+    for micro in encoder.micro_batches(windows.ids, tasks, reduce=reduce, side_by_side=True):
         order += [windows.chunk[windows.stretches(int(row))] for row in micro.rows]
         found.append(micro.value)
     if found:

@@ -2,14 +2,13 @@
 
 The encode actors call `encode_tokens`, or `encode_documents` where texts are cut into chunks; people and the search
 command call `encode` and `encode_chunks`. What a model is comes from `spec`, how it computes from its family, which rows go
-together from `batching.planner`, how many from `batching.budget`.
+together and how many is `running`'s.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from actors.batching.budget import BudgetController
-from actors.batching.planner import Ints, order_rows, take
+from actors.batching.planner import Ints
 from actors.chunker import Chunker, resolve
 from actors.chunking import By, Chunking
 from actors.encoders.adapter_registry import AdapterRegistry
@@ -26,54 +25,14 @@ from actors.encoders.adapters import AdapterStore
 from actors.encoders.build import Family, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.hardware import Compute, find_compute
-from actors.encoders.packed import PackedBatch, pack
+from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish, pool
+from actors.encoders.running import MicroBatch, Reduce, Runner, Stats
 from actors.encoders.spec import ModelSpec, check_task
-from actors.errors import ConfigError, DataError
+from actors.errors import ConfigError
 from actors.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What an encoder has done since it was loaded.
-
-    Attributes:
-        rows, tokens, micro_batches: Counts.
-        padding_tokens: Places computed for nothing (none on the packed path).
-        seconds: Time inside the model and pooling.
-        budget_tokens: The token budget now.
-        out_of_memory: How many micro-batches did not fit and were tried again smaller.
-    """
-
-    rows: int = 0
-    tokens: int = 0
-    micro_batches: int = 0
-    padding_tokens: int = 0
-    seconds: float = 0.0
-    budget_tokens: int = 0
-    out_of_memory: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Rows that went through the model together.
-
-    Attributes:
-        rows: int64, their numbers in the caller's order.
-        batch: Where each lies in the flat token axis, in the order of `rows`.
-        value: What was asked for, on the device: token states [tokens, hidden] in the compute type, or what the
-            caller's `reduce` made of them.
-    """
-
-    rows: Ints
-    batch: PackedBatch
-    value: torch.Tensor
-
-
-# (token states [tokens, hidden], their batch) -> anything on the device; pooling is the usual one.
-Reduce = Callable[[torch.Tensor, PackedBatch], torch.Tensor]
 
 
 class Encoder:
@@ -109,9 +68,8 @@ class Encoder:
         self.spec = spec
         self.compute = compute or find_compute(spec.precision, device)
         self.family = family or build_family(spec, self.compute)
-        self._budget = budget or BudgetController(self.compute.ladder)
+        self._runner = Runner(self.family, self.compute, budget or BudgetController(self.compute.ladder))
         self._tokenizer: Tokenizer | None = None
-        self._stats = Stats()
 
     @property
     def dim(self) -> int:
@@ -121,7 +79,7 @@ class Encoder:
     @property
     def stats(self) -> Stats:
         """What was done so far."""
-        return replace(self._stats, budget_tokens=self._budget.budget_tokens)
+        return self._runner.stats
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -184,7 +142,7 @@ class Encoder:
         """
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
         done: list[tuple[Ints, torch.Tensor]] = []
-        for micro in self.micro_batches(ids, tasks, reduce=self._to_vectors):
+        for micro in self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True):
             if micro.value.device.type == "cpu":
                 vectors[micro.rows] = micro.value.numpy()
             else:
@@ -194,8 +152,7 @@ class Encoder:
             started = time.perf_counter()
             vectors[np.concatenate([rows for rows, _ in done])] = torch.cat([unit for _, unit in done]).cpu().numpy()
             # The card works behind the host's back: most of its time is spent in this wait.
-            waited = time.perf_counter() - started
-            self._stats = replace(self._stats, seconds=self._stats.seconds + waited)
+            self._runner.waited(time.perf_counter() - started)
         return vectors
 
     def encode_chunks(
@@ -278,7 +235,12 @@ class Encoder:
         return finish(pool(hidden, batch, self.spec.pooling), self.spec.dim)
 
     def micro_batches(
-        self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None, *, reduce: Reduce | None = None
+        self,
+        ids: pa.ListArray,
+        tasks: Sequence[str | None] | None = None,
+        *,
+        reduce: Reduce | None = None,
+        side_by_side: bool = False,
     ) -> Iterator[MicroBatch]:
         """Runs all rows through the model and hands out token states, longest rows first.
 
@@ -288,44 +250,13 @@ class Encoder:
             ids: As for `encode_tokens`.
             tasks: As for `encode_tokens`.
             reduce: What to make of the token states on the device, under the same protection against out of memory.
+            side_by_side: On a CPU, micro-batches may run on all torch threads at once, ahead of what was asked for.
 
         Raises:
             ConfigError, DataError: As for `encode_tokens`.
         """
         self._check_tasks(tasks, len(ids))
-        flat, starts, lengths = _split(ids)
-        order = order_rows(lengths)
-        ordered = lengths[order]
-        place = 0
-        while place < len(order):
-            stop = take(ordered, place, self._budget.budget_tokens)
-            rows = order[place:stop]
-            started = time.perf_counter()
-            try:
-                batch = self._pack(flat, starts, rows, ordered[place:stop], tasks)
-                value = self._forward(batch, reduce)
-            except torch.OutOfMemoryError as error:
-                self._on_out_of_memory(rows, int(ordered[place:stop].sum()), error)
-                continue
-            self._count(batch, started)
-            yield MicroBatch(rows, batch, value)
-            place = stop
-
-    def _pack(
-        self, flat: npt.NDArray[np.int32], starts: Ints, rows: Ints, lengths: Ints, tasks: Sequence[str | None] | None
-    ) -> PackedBatch:
-        ends = np.cumsum(lengths)
-        places = np.arange(int(ends[-1])) + np.repeat(starts[rows] - (ends - lengths), lengths)
-        return pack(flat[places], lengths, device=self.compute.device, tasks=self._row_tasks(tasks, rows), numbers=rows)
-
-    def _forward(self, batch: PackedBatch, reduce: Reduce | None) -> torch.Tensor:
-        with torch.inference_mode():
-            value = self.family.forward(batch)
-            if reduce is not None:
-                value = reduce(value, batch)
-            if self._budget.racing and self.compute.device.type == "cuda":
-                torch.cuda.synchronize(self.compute.device)
-        return value
+        yield from self._runner.run(ids, lambda rows: self._row_tasks(tasks, rows), reduce, side_by_side=side_by_side)
 
     def _row_tasks(self, tasks: Sequence[str | None] | None, rows: Ints) -> list[str | None] | None:
         if tasks is not None:
@@ -339,39 +270,3 @@ class Encoder:
             raise ConfigError(f"{len(tasks)} tasks for {rows} rows: give one task per row, or one for all.")
         for task in {task for task in tasks if task is not None}:
             check_task(task, self.spec.tasks, where=self.spec.model)
-
-    def _count(self, batch: PackedBatch, started: float) -> None:
-        seconds = time.perf_counter() - started
-        tokens = len(batch.ids)
-        self._budget.observe(tokens, seconds)
-        seen = self._stats
-        self._stats = replace(
-            seen,
-            rows=seen.rows + batch.rows,
-            tokens=seen.tokens + tokens,
-            micro_batches=seen.micro_batches + 1,
-            seconds=seen.seconds + seconds,
-        )
-
-    def _on_out_of_memory(self, rows: Ints, tokens: int, error: torch.OutOfMemoryError) -> None:
-        self._stats = replace(self._stats, out_of_memory=self._stats.out_of_memory + 1)
-        if len(rows) == 1:
-            raise DataError(
-                f"row {int(rows[0])} with {tokens} tokens does not fit the memory of {self.compute.device} even alone. "
-                "Lower max_tokens, use a larger device, or run fewer processes on it."
-            ) from error
-        self._budget.out_of_memory(tokens)
-        if self.compute.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _split(ids: pa.ListArray) -> tuple[npt.NDArray[np.int32], Ints, Ints]:
-    """A list array as flat values, and the start and length of each row in them."""
-    if isinstance(ids, pa.ChunkedArray):
-        ids = ids.combine_chunks()
-    offsets = ids.offsets.to_numpy().astype(np.int64)
-    lengths = np.diff(offsets)
-    if ids.null_count or (lengths == 0).any():
-        row = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False) | (lengths == 0))[0])
-        raise DataError(f"row {row} has no token ids. Set rows without text aside before encoding.")
-    return ids.values.to_numpy(), offsets[:-1], lengths

@@ -8,7 +8,7 @@ import torch
 
 from actors.errors import ConfigError
 
-_CPU_LADDER = (1024, 2048, 4096)
+_CPU_LADDER = (512, 1024, 2048)
 _GPU_LADDER = (16_384, 32_768, 65_536, 131_072)
 
 

@@ -16,6 +16,7 @@ from functools import cache
 import torch
 from torch.nn import functional
 
+from actors import kernels
 from actors.errors import ConfigError
 
 # States are 0 to 255, so two products fit into int16 where the weights' sizes add up to this: 255 * 128 <= 32,767.
@@ -46,12 +47,36 @@ class IntegerProduct:
         self._sums = rounded.sum(dim=1, dtype=torch.float32) * self._scales
         self._bias = bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [n, in] to float32 [n, out]. A row with a value that is not finite gives values that are not."""
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None, *, gelu: bool = False) -> torch.Tensor:
+        """The product, `residual` added, then GELU.
+
+        Args:
+            x: float32 [n, in]. A row with a value that is not finite gives values that are not.
+            residual: float32 [n, out].
+            gelu: Whether GELU follows.
+
+        Returns:
+            float32 [n, out].
+        """
+        kernel = kernels.find()
+        if kernel is None:
+            return self.plainly(x, residual, gelu=gelu)
+        x = x.contiguous()
+        states, scale, offset = kernel.round_states(x)
+        y = multiply(states, self._packed, self._scales)
+        residual = None if residual is None else residual.contiguous()
+        return kernel.finish(y, scale, offset, self._sums, bias=self._bias, residual=residual, gelu=gelu)
+
+    def plainly(self, x: torch.Tensor, residual: torch.Tensor | None = None, *, gelu: bool = False) -> torch.Tensor:
+        """The same by torch's own operations, one after the other."""
         states, scale, offset = round_states(x)
         y = multiply(states, self._packed, self._scales)
         y.mul_(scale).addr_(offset.squeeze(1), self._sums)
-        return y if self._bias is None else y.add_(self._bias)
+        if self._bias is not None:
+            y.add_(self._bias)
+        if residual is not None:
+            y.add_(residual)
+        return torch.ops.aten.gelu_(y) if gelu else y
 
 
 def round_weights(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

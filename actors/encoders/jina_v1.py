@@ -49,7 +49,7 @@ class Layer:
         def norm(name: str) -> RmsNorm:
             return RmsNorm(weights.get(f"{block}.{name}.weight"), eps, compute=compute)
 
-        self.heads = int(config["num_heads"])
+        self.heads, self.int8 = int(config["num_heads"]), compute.int8
         self.norm1, self.norm2 = norm("0.layer_norm"), norm("1.layer_norm")
         self.qkv = linear(*(f"0.SelfAttention.{name}" for name in "qkv"))
         self.out = linear("0.SelfAttention.o")
@@ -58,7 +58,7 @@ class Layer:
     def __call__(self, x: torch.Tensor, batch: PackedBatch, bias: RelativeBias) -> torch.Tensor:
         """float32 [tokens, hidden] to the same, in place."""
         query, key, value = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, -1).unbind(1)
-        x += self.out(attend(query, key, value, batch, scale=1.0, bias=bias))
+        x += self.out(attend(query, key, value, batch, scale=1.0, bias=bias, approximate=self.int8))
         x += self.down(self.up(self.norm2(x)).relu_())
         return x
 

@@ -29,25 +29,25 @@ class Blocks:
     def __init__(self, weights: Weights, *, eps: float, compute: Compute) -> None:
         self.weights = weights
         self._eps = eps
-        self._compute = compute
+        self.compute = compute
 
     def linear(self, *names: str, bias: bool = True) -> Linear:
         """One product for one or several layers that share their input."""
         joined = self.weights.stack(*(f"{name}.bias" for name in names)) if bias else None
-        return Linear(self.weights.stack(*(f"{name}.weight" for name in names)), joined, compute=self._compute)
+        return Linear(self.weights.stack(*(f"{name}.weight" for name in names)), joined, compute=self.compute)
 
     def gelu(self, weight: torch.Tensor) -> Linear:
         """A product without bias, followed by GELU."""
-        return Linear(weight, None, compute=self._compute, gelu=True)
+        return Linear(weight, None, compute=self.compute, gelu=True)
 
     def plain(self, weight: torch.Tensor) -> Linear:
         """A product without bias."""
-        return Linear(weight, None, compute=self._compute)
+        return Linear(weight, None, compute=self.compute)
 
     def norm(self, name: str) -> LayerNorm:
         """A layer norm."""
         return LayerNorm(
-            self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias"), self._eps, compute=self._compute
+            self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias"), self._eps, compute=self.compute
         )
 
 
@@ -56,7 +56,7 @@ class Attention:
 
     def __init__(self, blocks: Blocks, layer: str, *, heads: int, bias: RelativeBias, normed: bool) -> None:
         own = f"{layer}.attention.self"
-        self.heads = heads
+        self.heads, self.int8 = heads, blocks.compute.int8
         self.bias = bias
         self.qkv = blocks.linear(f"{own}.query", f"{own}.key", f"{own}.value")
         self.out = blocks.linear(f"{layer}.attention.output.dense")
@@ -68,7 +68,8 @@ class Attention:
         if self.norms is not None:
             query, key = self.norms[0](query), self.norms[1](key)
         split = (len(x), self.heads, -1)
-        mixed = attend(query.view(split), key.view(split), value.view(split), batch, bias=self.bias)
+        query, key, value = (each.view(split) for each in (query, key, value))
+        mixed = attend(query, key, value, batch, bias=self.bias, approximate=self.int8)
         return self.out.plus(mixed, x)
 
 

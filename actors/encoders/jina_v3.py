@@ -50,7 +50,7 @@ class Layer:
     def __init__(self, parts: Parts, i: int, *, heads: int) -> None:
         linears = {ours: parts.linear(theirs) for ours, theirs in names.linear_names(parts.variant, i).items()}
         self.name = f"layers.{i}"
-        self.heads = heads
+        self.heads, self.int8 = heads, parts.compute.int8
         self.qkv, self.out, self.up, self.down = (linears[ours] for ours in ("qkv", "out", "up", "down"))
         self.norm1, self.norm2 = (parts.norm(name) for name in names.norm_names(parts.variant, i))
 
@@ -68,7 +68,7 @@ class Layer:
 
         qkv = added("qkv", x, self.qkv(x)).view(len(x), 3, self.heads, -1)
         query, key = turn(qkv[:, :2], angles).unbind(1)
-        mixed = attend(query, key, qkv[:, 2], batch)
+        mixed = attend(query, key, qkv[:, 2], batch, approximate=self.int8)
         x = self.norm1(added("out", mixed, self.out.plus(mixed, x)))
         # GELU comes after what the adapter adds, so it cannot be fused into the product.
         wide = functional.gelu(added("up", x, self.up(x)))

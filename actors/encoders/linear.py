@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from actors import kernels
 from actors.encoders.hardware import Compute
 from actors.encoders.integers import IntegerProduct
 
@@ -46,20 +47,23 @@ class Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[n, in] to [n, out]; x in the compute type."""
         if self._integers is not None:
-            y = self._integers(x)
-        elif self._fused:
+            return self._integers(x, gelu=self._gelu)
+        if self._fused:
             fused: torch.Tensor = _POINTWISE(x, self._weight, self._bias, "gelu", [], "none")
             return fused
-        elif self._packed:
+        y: torch.Tensor
+        if self._packed:
             y = _POINTWISE(x, self._weight, self._bias, "none", [], "")
         else:
             y = functional.linear(x, self._weight, self._bias)
-        return torch.ops.aten.gelu_(y) if self._gelu else y
+        if self._gelu:
+            torch.ops.aten.gelu_(y)
+        return y
 
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """`self(x) + residual` in one go; only for a layer without activation."""
-        if self._integers is not None:
-            return self(x).add_(residual)
+        if self._integers is not None and not self._gelu:
+            return self._integers(x, residual)
         if self._packed and not self._gelu:
             fused: torch.Tensor = _POINTWISE.binary(x, residual, self._weight, self._bias, "add")
             return fused
@@ -80,11 +84,18 @@ class LayerNorm:
         self._shape = tuple(weight.shape)
         self._eps = eps
         self._dtype = compute.dtype
+        self._kernel = kernels.find() if compute.device.type == "cpu" else None
+        if self._kernel is not None and self._kernel.takes(compute.dtype):
+            self._weight, self._bias = weight.contiguous(), bias.contiguous()
+            return
+        self._kernel = None
         self._weight = weight.to(compute.device, compute.dtype)
         self._bias = bias.to(compute.device, compute.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[n, hidden] in any float type to the compute type."""
+        if self._kernel is not None:
+            return self._kernel.norm(x.to(self._dtype), self._weight, self._bias, self._eps)
         return functional.layer_norm(x.to(self._dtype), self._shape, self._weight, self._bias, self._eps)
 
 

@@ -46,6 +46,7 @@ PEERS = (
     Peer("vectide float32", None, "ours", note="one process"),
     Peer("vectide float32, a process a core", None, "ours", each_core=True, note="as in a backfill"),
     Peer("vectide bfloat16", None, "ours", "bfloat16", note="one process"),
+    Peer("vectide bfloat16, a process a core", None, "ours", "bfloat16", each_core=True, note="as in a backfill"),
     Peer("vectide int8", None, "ours", "int8", note="one process, not calibrated"),
     Peer("vectide int8, a process a core", None, "ours", "int8", each_core=True, note="as in a backfill"),
     Peer(BASE, "sentence_transformers", "st", note="its defaults: batches of 32 by characters"),

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.encoders.encoder import Stats
 from actors.encoders.hardware import Compute, Memory
+from actors.encoders.running import Stats
 from actors.receipt import DataFile, Receipt
 from pipeline.metrics import COMMON, METRICS, EncoderMeter, Meter, RunMeter
 

@@ -1,0 +1,260 @@
+/* Attention of packed rows on a CPU: one algorithm, built once for each instruction set by a file that includes this.
+ *
+ * Such a file says, before it includes this one:
+ *   NAME        what the function is called
+ *   STEP        values of a unit: 1, products of float32, or 2, products of pairs of bfloat16, added up in float32
+ *   unit_row    (token, wide, width, out): a token's values as units, with zeros up to a multiple of 2 * LANES values
+ *   multiply    (sums, unit, units): sums + unit * units, unit by unit
+ *   interleave  (units of STEP tokens, out): the values of one dimension beside each other
+ *   keep        (weights, low, high): 2 * LANES weights as units
+ *   put_row     (values, wide, width, out): a token's values as they are in memory
+ *   WEIGH_BLOCK `weigh` for BLOCK queries, in as many calls as the registers want
+ * and the header of its instruction set:
+ *   LANES       float32 values of a register
+ *   COLUMNS     registers of scores that a tile is wide, so that a tile of 6 rows fits into all of them
+ *   LARGER, sum_of, largest_of, turn
+ *
+ * Each head of each row by itself. Its keys are turned around, so that one vector holds one dimension of LANES keys, and
+ * its values are copied together; then come the queries, twelve at once, against blocks of keys that stay in the
+ * first cache, with the softmax of Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), which
+ * FlashAttention (Dao et al. 2022) uses too. Nothing is as large as length * length.
+ */
+
+#include "lanes.h"
+
+enum {
+    TILE = 6,         /* queries of a tile */
+    BLOCK = 2 * TILE, /* queries that go over the keys together */
+    KEYS = 512        /* keys of a block: their scores against BLOCK queries are 24 KiB */
+};
+
+static const float LOWEST = -1e30f; /* a score that counts for nothing; no infinity, whose differences are not numbers */
+
+/* Keys of one head, out[units][padded keys]; `staged` is room for LANES tokens. */
+INLINE void pack_keys(const char *from, long step, int wide, long length, long width, long units, long padded,
+                      float *staged, float *out) {
+    for (long j = 0; j < padded; j += LANES) {
+        for (long i = 0; i < LANES; i++)
+            if (j + i < length) unit_row(from + (j + i) * step, wide, width, staged + i * units);
+            else memset(staged + i * units, 0, 4 * units);
+        for (long u = 0; u < units; u += LANES) {
+            vec r[LANES];
+            UNROLL
+            for (int i = 0; i < LANES; i++) r[i] = load(staged + i * units + u);
+            turn(r);
+            UNROLL
+            for (int i = 0; i < LANES; i++) store(out + (u + i) * padded + j, r[i]);
+        }
+    }
+}
+
+/* Values of one head, out[pair of vectors of dimensions][units of keys][2 * LANES]. */
+INLINE void pack_values(const char *from, long step, int wide, long length, long width, long full, long count,
+                        float *staged, float *out) {
+    const long units = full / STEP;
+    for (long j = 0; j < count; j++) {
+        for (long i = 0; i < STEP; i++)
+            if (j * STEP + i < length) unit_row(from + (j * STEP + i) * step, wide, width, staged + i * units);
+            else memset(staged + i * units, 0, 4 * units);
+        for (long d = 0; d < full; d += 2 * LANES)
+            interleave(staged + d / STEP, units, out + (d * count + j * 2 * LANES));
+    }
+}
+
+/* Scores of TILE queries and `columns` vectors of keys. */
+INLINE void score(const float *queries, long units, const float *keys, long padded, float *out, int columns) {
+    vec s[TILE][COLUMNS];
+    UNROLL
+    for (int i = 0; i < TILE; i++) {
+        UNROLL
+        for (int c = 0; c < columns; c++) s[i][c] = (vec){0};
+    }
+    for (long u = 0; u < units; u++) {
+        vec k[COLUMNS];
+        UNROLL
+        for (int c = 0; c < columns; c++) k[c] = load(keys + u * padded + c * LANES);
+        UNROLL
+        for (int i = 0; i < TILE; i++) {
+            const vec q = all(queries[i * units + u]);
+            UNROLL
+            for (int c = 0; c < columns; c++) s[i][c] = multiply(s[i][c], q, k[c]);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < TILE; i++) {
+        UNROLL
+        for (int c = 0; c < columns; c++) store(out + i * KEYS + c * LANES, s[i][c]);
+    }
+}
+
+/* sums[rows][2 * LANES] += weights[rows][count units] * values[count units][2 * LANES] */
+INLINE void weigh(const float *weights, const float *values, long count, float *sums, long full, int rows) {
+    vec o[BLOCK][2];
+    UNROLL
+    for (int i = 0; i < rows; i++) {
+        o[i][0] = load(sums + i * full);
+        o[i][1] = load(sums + i * full + LANES);
+    }
+    for (long j = 0; j < count; j++) {
+        const vec low = load(values + j * 2 * LANES), high = load(values + j * 2 * LANES + LANES);
+        UNROLL
+        for (int i = 0; i < rows; i++) {
+            const vec w = all(weights[i * (KEYS / STEP) + j]);
+            o[i][0] = multiply(o[i][0], w, low);
+            o[i][1] = multiply(o[i][1], w, high);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < rows; i++) {
+        store(sums + i * full, o[i][0]);
+        store(sums + i * full + LANES, o[i][1]);
+    }
+}
+
+/* Scores of one query against `here` keys, `real` of them there, to weights: 2 ** (score - the largest so far). */
+INLINE float weights_of(float *scores, long here, long real, float factor, const float *bias, float *largest,
+                        float *total, float *weights) {
+    vec most = all(LOWEST);
+    long j = 0;
+    for (; j < here; j += LANES) {
+        vec x = load(scores + j) * factor;
+        if (bias) x += load(bias + j);
+        if (j + LANES > real) {
+            const ints there = numbers() < (int32_t)(real - j);
+            x = (vec)(((ints)x & there) | ((ints)all(LOWEST) & ~there));
+        }
+        store(scores + j, x);
+        most = LARGER(most, x);
+    }
+    if (j % (2 * LANES)) store(scores + j, all(LOWEST));
+    const float top = fmaxf(largest_of(most), *largest);
+    const float fade = *largest <= LOWEST ? 0 : exp2f(*largest - top);
+    vec sum = {0};
+    for (j = 0; j < here; j += 2 * LANES) {
+        const vec low = power_of_2(load(scores + j) - top), high = power_of_2(load(scores + j + LANES) - top);
+        sum += low + high;
+        keep(weights + j / STEP, low, high);
+    }
+    *largest = top;
+    *total = *total * fade + sum_of(sum);
+    return fade;
+}
+
+typedef struct {
+    const char *query, *key, *value; /* of the first token */
+    const float *bias;               /* [2 * length - 1], for key minus query; or none */
+    char *out;
+    long query_step, key_step, value_step, out_step; /* bytes from token to token */
+    long length, width;
+    int wide; /* float32 in memory, else bfloat16 */
+    float scale;
+} Head;
+
+static long padded_to(long size, long multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+/* float32 values that one head needs beside it. */
+static long room(long length, long width) {
+    const long full = padded_to(width, 2 * LANES), keys = padded_to(length, LANES);
+    return 2 * full * keys / STEP + 2 * full + (2 * BLOCK + LANES) * full + 2 * BLOCK * KEYS + 2 * keys + 4 * LANES;
+}
+
+static void attend_head(const Head *head, float *scratch) {
+    const long length = head->length, width = head->width, full = padded_to(width, 2 * LANES), units = full / STEP;
+    const long padded = padded_to(length, LANES), count = (length + STEP - 1) / STEP;
+    float *keys = scratch, *values = keys + units * padded, *queries = values + full * count;
+    float *sums = queries + BLOCK * units, *scores = sums + BLOCK * full, *weights = scores + BLOCK * KEYS;
+    float *staged = weights + BLOCK * KEYS / STEP, *bias = staged + LANES * units;
+    const float factor = head->scale * LOG2E;
+
+    pack_keys(head->key, head->key_step, head->wide, length, width, units, padded, staged, keys);
+    pack_values(head->value, head->value_step, head->wide, length, width, full, count, staged, values);
+    if (head->bias) {
+        for (long i = 0; i < 2 * length - 1; i++) bias[i] = head->bias[i] * LOG2E;
+        memset(bias + 2 * length - 1, 0, 4 * 2 * LANES); /* padded keys are read with what stands here */
+    }
+    for (long start = 0; start < length; start += BLOCK) {
+        const long rows = length - start < BLOCK ? length - start : BLOCK;
+        const int half = rows <= TILE;
+        float largest[BLOCK], total[BLOCK];
+        for (long i = 0; i < BLOCK; i++) {
+            const long row = i < rows ? start + i : length - 1; /* tiles are full; what is too much is thrown away */
+            unit_row(head->query + row * head->query_step, head->wide, width, queries + i * units);
+            largest[i] = LOWEST;
+            total[i] = 0;
+        }
+        memset(sums, 0, 4 * BLOCK * full);
+        for (long from = 0; from < length; from += KEYS) {
+            const long here = padded - from < KEYS ? padded - from : KEYS;
+            const long real = length - from < here ? length - from : here;
+            for (int tile = 0; tile < (half ? 1 : 2); tile++) {
+                const float *q = queries + tile * TILE * units;
+                float *s = scores + tile * TILE * KEYS;
+                long j = 0;
+                for (; j + COLUMNS * LANES <= here; j += COLUMNS * LANES) score(q, units, keys + from + j, padded, s + j, COLUMNS);
+                switch ((here - j) / LANES) {
+                    case 3: score(q, units, keys + from + j, padded, s + j, 3 < COLUMNS ? 3 : COLUMNS); break;
+                    case 2: score(q, units, keys + from + j, padded, s + j, 2 < COLUMNS ? 2 : COLUMNS); break;
+                    case 1: score(q, units, keys + from + j, padded, s + j, 1); break;
+                    default: break;
+                }
+            }
+            for (long i = 0; i < rows; i++) {
+                const float *b = head->bias ? bias + length - 1 - start - i + from : 0;
+                const float fade = weights_of(scores + i * KEYS, here, real, factor, b, largest + i, total + i,
+                                              weights + i * (KEYS / STEP));
+                if (from)
+                    for (long d = 0; d < full; d += LANES) store(sums + i * full + d, load(sums + i * full + d) * fade);
+            }
+            const long part = (real + STEP - 1) / STEP;
+            for (long d = 0; d < full; d += 2 * LANES) {
+                const float *v = values + d * count + from / STEP * 2 * LANES;
+                if (half) weigh(weights, v, part, sums + d, full, TILE);
+                else WEIGH_BLOCK(weights, v, part, sums + d, full);
+            }
+        }
+        for (long i = 0; i < rows; i++) {
+            const float over = 1 / total[i];
+            for (long d = 0; d < full; d += LANES) store(sums + i * full + d, load(sums + i * full + d) * over);
+            put_row(sums + i * full, head->wide, width, head->out + (start + i) * head->out_step);
+        }
+    }
+}
+
+/* Rows one after the other, heads `first_head` to `last_head` of each. Pointers are to the first token's first head.
+ *
+ * steps: bytes from token to token of query, key and value; the heads of a token lie side by side.
+ * lengths: tokens of each row. bias: [heads][2 * length - 1], a head `bias_step` values behind the one before, only where
+ * all rows have one length; or none. out: [tokens][heads][width], wide like the rest.
+ * Returns 0, or 1 where there is no memory. */
+int NAME(const char *query, const char *key, const char *value, const int64_t steps[3], int wide, const int64_t *lengths,
+         int64_t rows, int64_t heads, int64_t width, float scale, const float *bias, int64_t bias_step, char *out,
+         int64_t first_head, int64_t last_head) {
+    const long size = wide ? 4 : 2;
+    long longest = 0;
+    for (long row = 0; row < rows; row++)
+        if (lengths[row] > longest) longest = lengths[row];
+    float *scratch = aligned_alloc(64, padded_to(4 * room(longest, width), 64));
+    if (!scratch) return 1;
+    long token = 0;
+    for (long row = 0; row < rows; token += lengths[row++])
+        for (long h = first_head; h < last_head; h++) {
+            const Head head = {
+                .query = query + token * steps[0] + h * width * size,
+                .key = key + token * steps[1] + h * width * size,
+                .value = value + token * steps[2] + h * width * size,
+                .bias = bias ? bias + h * bias_step : 0,
+                .out = out + (token * heads + h) * width * size,
+                .query_step = steps[0],
+                .key_step = steps[1],
+                .value_step = steps[2],
+                .out_step = heads * width * size,
+                .length = lengths[row],
+                .width = width,
+                .wide = wide,
+                .scale = scale,
+            };
+            attend_head(&head, scratch);
+        }
+    free(scratch);
+    return 0;
+}

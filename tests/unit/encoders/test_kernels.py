@@ -1,0 +1,231 @@
+"""The loops in C against torch in float64, for every instruction set that this processor has."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors import kernels
+from actors.encoders.attention import attend, attend_by_kernel, attend_runs
+from actors.encoders.hardware import find_compute
+from actors.encoders.integers import IntegerProduct, round_states
+from actors.encoders.linear import LayerNorm
+from actors.encoders.packed import pack
+from actors.kernels.spread import spread
+
+KERNELS = kernels.available()
+# Rows that end before, at and after a tile of 6, a block of 12, a register of 8 or 16, a pair of them, a block of 512 keys.
+LENGTHS = [1, 2, 5, 6, 7, 11, 12, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 250]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
+
+
+def types(kernel: kernels.Kernels) -> list[torch.dtype]:
+    return [dtype for dtype in TOLERANCE if kernel.takes(dtype)]
+
+
+def exact(query, key, value, lengths, *, scale, bias=None):
+    out = []
+    for q, k, v in zip(*(torch.split(x.double(), lengths) for x in (query, key, value)), strict=True):
+        scores = torch.einsum("ihd,jhd->hij", q, k) * scale
+        if bias is not None:
+            place = torch.arange(len(q))
+            scores += bias.double()[:, place[None] - place[:, None] + len(q) - 1]
+        out.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).flatten(1))
+    return torch.cat(out)
+
+
+def states(tokens: int, heads: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return torch.randn(tokens, 3, heads, width).mul(1.5).to(dtype).unbind(1)
+
+
+def test_they_are_built_where_there_is_a_compiler():
+    by_hand = platform.machine() == "x86_64" and torch.cpu._is_avx2_supported() and shutil.which("cc") is not None
+    assert bool(KERNELS) >= by_hand
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(("heads", "width"), [(12, 32), (2, 64), (3, 48), (1, 128), (2, 20), (1, 2), (2, 256)])
+def test_attention_of_rows_of_any_length_in_heads_of_any_width(kernel, heads, width):
+    torch.manual_seed(0)
+    for dtype in types(kernel):
+        query, key, value = states(sum(LENGTHS), heads, width, dtype)
+        found = kernel.attend(query, key, value, np.array(LENGTHS), scale=width**-0.5)
+        assert found.dtype == dtype
+        wanted = exact(query, key, value, LENGTHS, scale=width**-0.5)
+        torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("length", [1, 7, 16, 100, 511, 512, 513, 1030])
+def test_attention_with_a_bias_and_more_keys_than_a_block(kernel, length):
+    torch.manual_seed(0)
+    wider = torch.randn(2, 2 * length + 9) * 3  # a view of a larger one, as T5's is
+    bias = wider[:, 5 : 5 + 2 * length - 1]
+    for dtype in types(kernel):
+        query, key, value = states(2 * length, 2, 32, dtype)
+        found = kernel.attend(query, key, value, np.array([length, length]), scale=0.2, bias=bias)
+        wanted = exact(query, key, value, [length, length], scale=0.2, bias=bias)
+        torch.testing.assert_close(found.double(), wanted, atol=2 * TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_attention_of_scores_that_are_far_apart(kernel):
+    """The largest comes last, so that all sums before it fade to nothing, and none overflows."""
+    query = torch.ones(600, 1, 16)
+    key = torch.linspace(-400, 400, 600)[:, None, None].expand(600, 1, 16).contiguous()
+    value = torch.arange(600.0)[:, None, None].expand(600, 1, 16).contiguous()
+    found = kernel.attend(query, key, value, np.array([600]), scale=1.0)
+    torch.testing.assert_close(found, torch.full((600, 16), 599.0), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_value_that_is_not_a_number_stays_in_its_row(kernel):
+    query, key, value = states(40, 2, 32, torch.float32)
+    key[3, 1, 7] = float("nan")
+    found = kernel.attend(query, key, value, np.array([20, 20]), scale=1.0)
+    assert found[:20, 32:].isnan().all()
+    assert found[20:].isfinite().all()
+    assert found[:, :32].isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_states_of_different_strides_and_heads_that_are_apart(kernel):
+    fused = torch.randn(30, 3, 4, 16)
+    query, key, value = fused[:, 0].contiguous(), fused[:, 1], torch.randn(30, 16, 4).transpose(1, 2)
+    found = kernel.attend(query, key, value, np.array([30]), scale=0.5)
+    torch.testing.assert_close(found, exact(query, key, value, [30], scale=0.5).float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_float32_may_be_multiplied_as_bfloat16_only_where_that_was_said(kernel):
+    query, key, value = states(50, 2, 32, torch.float32)
+    wanted = exact(query, key, value, [50], scale=0.2).float()
+    found = kernel.attend(query, key, value, np.array([50]), scale=0.2, approximate=True)
+    error = (found - wanted).abs().max()
+    assert error < 0.1
+    assert (error > 1e-5) == (kernel.name == "avx512_bf16")
+
+
+def test_all_ways_on_a_cpu_are_one():
+    torch.manual_seed(0)
+    lengths = np.array([9, 9, 4])
+    batch = pack(np.arange(22), lengths, device=torch.device("cpu"))
+    query, key, value = states(22, 4, 8, torch.float32)
+    for bias in (None, lambda length: torch.sin(torch.arange(8.0 * length - 4).view(4, -1))):
+        wanted = attend_runs(query, key, value, batch, bias=bias)
+        torch.testing.assert_close(attend(query, key, value, batch, bias=bias), wanted, atol=1e-5, rtol=0)
+        for kernel in KERNELS:
+            found = attend_by_kernel(kernel, query, key, value, batch, bias=bias)
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("hidden", [1, 7, 16, 33, 384, 1000])
+def test_layer_norm(kernel, hidden):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(2, hidden).unbind(0)
+    for dtype in types(kernel):
+        x = (torch.randn(5, hidden) * 3 + 10).to(dtype)
+        found = kernel.norm(x, weight, bias, 1e-6)
+        wanted = torch.nn.functional.layer_norm(x.double(), (hidden,), weight.double(), bias.double(), 1e-6)
+        assert found.dtype == dtype
+        torch.testing.assert_close(
+            found.double(), wanted, atol=TOLERANCE[dtype], rtol=1e-2 if dtype != torch.float32 else 1e-5
+        )
+
+
+def test_layer_norm_of_a_model_takes_what_this_processor_has():
+    norm = LayerNorm(torch.ones(8), torch.zeros(8), 0.0, compute=find_compute("float32", "cpu"))
+    found = norm(torch.arange(16.0).view(2, 8).double())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.std(1, correction=0), torch.ones(2))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from([1e-20, 1.0, 1e20]))
+def test_states_become_the_bytes_that_torch_makes_of_them(kernel, seed, width, size):
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(seed)) * size
+    found, scale, offset = kernel.round_states(x)
+    wanted, wanted_scale, wanted_offset = round_states(x)
+    # One of several roundings on the way may fall to the other side.
+    assert (found.int() - wanted.int()).abs().max() <= 1
+    torch.testing.assert_close(scale, wanted_scale.squeeze(1))
+    torch.testing.assert_close(offset, wanted_offset.squeeze(1))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("width", [3, 16, 40, 384])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_what_stands_behind_a_product(kernel, width, gelu, with_bias, with_residual):
+    torch.manual_seed(0)
+    y, residual = torch.randn(2, 6, width).unbind(0)
+    scale, offset = torch.randn(2, 6).unbind(0)
+    sums, bias = torch.randn(2, width).unbind(0)
+    wanted = y.double() * scale[:, None] + offset[:, None] * sums
+    wanted += bias if with_bias else 0
+    wanted += residual if with_residual else 0
+    found = kernel.finish(
+        y.clone(),
+        scale,
+        offset,
+        sums,
+        bias=bias if with_bias else None,
+        residual=residual if with_residual else None,
+        gelu=gelu,
+    )
+    wanted = torch.nn.functional.gelu(wanted) if gelu else wanted
+    torch.testing.assert_close(found.double(), wanted, atol=1e-4 if gelu else 1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_gelu_far_out_is_the_value_or_nothing(kernel):
+    x = torch.tensor([[-30.0, -8.0, -4.25, 0.0, 4.25, 8.0, 30.0, float("nan")]])
+    one, nothing = torch.ones(1), torch.zeros(8)
+    found = kernel.finish(x.clone(), one, one, nothing, bias=None, residual=None, gelu=True)[0]
+    torch.testing.assert_close(found[:7], torch.nn.functional.gelu(x[0, :7]), atol=5e-4, rtol=0)
+    assert found[7].isnan()
+
+
+def test_products_of_integers_with_and_without_kernels_are_one():
+    torch.manual_seed(0)
+    x, residual = torch.randn(20, 64) * 2, torch.randn(20, 48)
+    product = IntegerProduct(torch.randn(48, 64), torch.randn(48))
+    for gelu in (False, True):
+        torch.testing.assert_close(
+            product(x, residual, gelu=gelu), product.plainly(x, residual, gelu=gelu), atol=0.1, rtol=0
+        )
+    torch.testing.assert_close(product(x.T.contiguous().T), product.plainly(x), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 7, 12])
+def test_pieces_are_everything_once_on_any_number_of_threads(threads, count):
+    ours = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    done: list[int] = []
+    try:
+        spread(lambda first, last: done.extend(range(first, last)), count)
+    finally:
+        torch.set_num_threads(ours)
+    assert sorted(done) == list(range(count))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_attention_on_several_threads_is_attention(kernel):
+    ours = torch.get_num_threads()
+    query, key, value = states(64, 5, 16, torch.float32)
+    alone = kernel.attend(query, key, value, np.array([40, 24]), scale=1.0)
+    torch.set_num_threads(3)
+    try:
+        found = kernel.attend(query, key, value, np.array([40, 24]), scale=1.0)
+    finally:
+        torch.set_num_threads(ours)
+    assert torch.equal(found, alone)
