@@ -44,8 +44,8 @@ class BertLayer:
         """[tokens, hidden] to [tokens, hidden]."""
         query, key, value = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         mixed = attend(query, key, value, batch, approximate=self.int8)
-        x = self.norm1(self.out.plus(mixed, x))
-        return self.norm2(self.down.plus(self.up(x), x))
+        x = self.norm1.after(self.out, mixed, x)
+        return self.norm2.after(self.down, self.up(x), x)
 
 
 class Bert:

@@ -52,7 +52,7 @@ class Blocks:
 
 
 class Attention:
-    """Attention with ALiBi and, in variant B, normalised queries and keys; gives `x + dense(attention(x))`."""
+    """Attention with ALiBi and, in variant B, normalised queries and keys; `out` is what follows."""
 
     def __init__(self, blocks: Blocks, layer: str, *, heads: int, bias: RelativeBias, normed: bool) -> None:
         own = f"{layer}.attention.self"
@@ -63,18 +63,17 @@ class Attention:
         self.norms = (blocks.norm(f"{own}.layer_norm_q"), blocks.norm(f"{own}.layer_norm_k")) if normed else None
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """[tokens, hidden] to [tokens, hidden]."""
+        """[tokens, hidden] to what `out` takes, [tokens, hidden]."""
         query, key, value = self.qkv(x).chunk(3, dim=1)
         if self.norms is not None:
             query, key = self.norms[0](query), self.norms[1](key)
         split = (len(x), self.heads, -1)
         query, key, value = (each.view(split) for each in (query, key, value))
-        mixed = attend(query, key, value, batch, bias=self.bias, approximate=self.int8)
-        return self.out.plus(mixed, x)
+        return attend(query, key, value, batch, bias=self.bias, approximate=self.int8)
 
 
 class Gated:
-    """GEGLU: `down(gelu(gate(x)) * up(x))`, plus a residual."""
+    """GEGLU, `gelu(gate(x)) * up(x)`; `down` is what follows."""
 
     def __init__(self, blocks: Blocks, fused: str, down: str, *, gate_first: bool) -> None:
         halves = blocks.weights.get(f"{fused}.weight").chunk(2)
@@ -84,8 +83,8 @@ class Gated:
         self.down = blocks.linear(down)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] to [tokens, hidden], the residual included."""
-        return self.down.plus(self.gate(x).mul_(self.up(x)), x)
+        """[tokens, hidden] to what `down` takes, [tokens, inner]."""
+        return self.gate(x).mul_(self.up(x))
 
 
 class LayerA:
@@ -99,7 +98,8 @@ class LayerA:
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]."""
-        return self.norm2(self.mlp(self.norm1(self.attention(x, batch))))
+        x = self.norm1.after(self.attention.out, self.attention(x, batch), x)
+        return self.norm2.after(self.mlp.down, self.mlp(x), x)
 
 
 class LayerB:
@@ -114,8 +114,9 @@ class LayerB:
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]."""
-        attended = self.norm_attention(self.attention(x, batch))
-        return self.norm2(self.mlp(self.norm1(attended + x)))
+        attended = self.norm_attention.after(self.attention.out, self.attention(x, batch), x)
+        x = self.norm1(attended + x)
+        return self.norm2.after(self.mlp.down, self.mlp(x), x)
 
 
 class JinaV2:

@@ -14,7 +14,7 @@ from actors.encoders.adapters import Adapter, AdapterStore, Factors, Route, fact
 from actors.encoders.attention import attend
 from actors.encoders.build import Checkpoint
 from actors.encoders.hardware import Compute
-from actors.encoders.linear import LayerNorm, Linear
+from actors.encoders.linear import LayerNorm, Linear, gelu_
 from actors.encoders.packed import PackedBatch
 from actors.encoders.rope import Rope, turn
 
@@ -71,7 +71,7 @@ class Layer:
         mixed = attend(query, key, qkv[:, 2], batch, approximate=self.int8)
         x = self.norm1(added("out", mixed, self.out.plus(mixed, x)))
         # GELU comes after what the adapter adds, so it cannot be fused into the product.
-        wide = functional.gelu(added("up", x, self.up(x)))
+        wide = gelu_(added("up", x, self.up(x)))
         return self.norm2(added("down", wide, self.down.plus(wide, x)))
 
 

@@ -39,7 +39,7 @@ class Linear:
         if self._integers is not None:
             return
         self._packed = _can_pack(compute)
-        self._fused = gelu and self._packed and _has_fast_erf()
+        self._fused = gelu and self._packed and not _has_own_gelu(compute) and _has_fast_erf()
         self._bias = None if bias is None else bias.to(compute.device, compute.dtype)
         weight = weight.to(compute.device, compute.dtype).contiguous()
         self._weight = _pack(weight) if self._packed else weight
@@ -56,9 +56,12 @@ class Linear:
             y = _POINTWISE(x, self._weight, self._bias, "none", [], "")
         else:
             y = functional.linear(x, self._weight, self._bias)
-        if self._gelu:
-            torch.ops.aten.gelu_(y)
-        return y
+        return gelu_(y) if self._gelu else y
+
+    @property
+    def adds_cheaply(self) -> bool:
+        """Whether a pass over the product is made anyway, in which `plus` costs next to nothing."""
+        return self._integers is not None
 
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """`self(x) + residual` in one go; only for a layer without activation."""
@@ -98,10 +101,31 @@ class LayerNorm:
             return self._kernel.norm(x.to(self._dtype), self._weight, self._bias, self._eps)
         return functional.layer_norm(x.to(self._dtype), self._shape, self._weight, self._bias, self._eps)
 
+    def after(self, linear: Linear, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """`self(linear(x) + residual)`, with the sum where it costs least."""
+        if self._kernel is not None and not linear.adds_cheaply:
+            return self._kernel.norm(linear(x), self._weight, self._bias, self._eps, residual)
+        return self(linear.plus(x, residual))
+
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001
     return packed
+
+
+def gelu_(y: torch.Tensor) -> torch.Tensor:
+    """The exact GELU of a contiguous tensor, in place, to the precision of its type."""
+    kernel = kernels.find() if y.device.type == "cpu" else None
+    if kernel is not None and kernel.has_gelu(y.dtype):
+        return kernel.gelu_(y)
+    found: torch.Tensor = torch.ops.aten.gelu_(y)
+    return found
+
+
+def _has_own_gelu(compute: Compute) -> bool:
+    # Faster than the one that oneDNN puts behind its product (docs/log.md).
+    kernel = kernels.find() if compute.device.type == "cpu" else None
+    return kernel is not None and kernel.has_gelu(compute.dtype)
 
 
 def _has_fast_erf() -> bool:

@@ -21,10 +21,12 @@ from actors.kernels.spread import spread
 InstructionSet = Literal["avx2", "avx512", "avx512_bf16"]
 
 _MODULE = "vectide_kernels"
+_INTERFACE_VERSION = 1  # processor.c says what it was built with
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 _ATTEND = (_P, _P, _P, _P, ctypes.c_int, _P, _N, _N, _N, ctypes.c_float, _P, _N, _P, _N, _N)
 _ROUND = (_P, _N, _N, _P, _P, _P)
-_NORM = (_P, _N, _N, _P, _P, ctypes.c_float, _P)
+_NORM = (_P, _P, _N, _N, _P, _P, ctypes.c_float, _P)
+_GELU = (_P, _N)
 _FINISH = (_P, _N, _N, _P, _P, _P, _P, _P, ctypes.c_int)
 
 
@@ -42,9 +44,11 @@ class Kernels:
         # None where the processor has no products of bfloat16.
         self._attend_bfloat16: Any = None
         self._norm_bfloat16: Any = None
+        self._gelu_bfloat16: Any = None
         if name == "avx512_bf16":
             self._attend_bfloat16 = _function(library, f"attend_{name}", _ATTEND)
             self._norm_bfloat16 = _function(library, f"norm_{name}", _NORM)
+            self._gelu_bfloat16 = _function(library, f"gelu_{name}", _GELU)
         self._attend_float32 = _function(library, f"attend_{wide}", _ATTEND)
         self._norm_float32 = _function(library, f"norm_{wide}", _NORM)
         self._round = _function(library, f"round_{wide}", _ROUND)
@@ -113,20 +117,47 @@ class Kernels:
         spread(some, heads)
         return out
 
-    def norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-        """Layer normalisation over the last axis, with float32 statistics.
+    def norm(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Layer normalisation of `x + residual` over the last axis, with float32 sums and statistics.
 
         Args:
             x: [n, hidden] float32 or bfloat16.
             weight: float32 [hidden].
             bias: float32 [hidden].
             eps: Added to the variance.
+            residual: As `x`.
         """
         x = x.contiguous()
+        residual = None if residual is None else residual.contiguous()
         out = torch.empty_like(x)
         kernel = self._norm_bfloat16 if x.dtype == torch.bfloat16 else self._norm_float32
-        kernel(x.data_ptr(), x.shape[0], x.shape[1], weight.data_ptr(), bias.data_ptr(), eps, out.data_ptr())
+        if kernel(
+            x.data_ptr(),
+            None if residual is None else residual.data_ptr(),
+            *x.shape,
+            weight.data_ptr(),
+            bias.data_ptr(),
+            eps,
+            out.data_ptr(),
+        ):
+            raise torch.OutOfMemoryError(f"no memory for a row of {x.shape[1]} values")
         return out
+
+    def has_gelu(self, dtype: torch.dtype) -> bool:
+        """True where `gelu_` takes states of this type: where they are too coarse to tell it from the exact one."""
+        return dtype == torch.bfloat16 and self._gelu_bfloat16 is not None
+
+    def gelu_(self, x: torch.Tensor) -> torch.Tensor:
+        """GELU of bfloat16 in place, to 5e-5; `x` is contiguous."""
+        self._gelu_bfloat16(x.data_ptr(), x.numel())
+        return x
 
     def round_states(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What `encoders.integers.round_states` does, with scale and offset as float32 [n]."""
@@ -182,21 +213,28 @@ def find() -> Kernels | None:
 @cache
 def available() -> tuple[Kernels, ...]:
     """The loops of every instruction set that this processor has, the fastest last; none where they were not built."""
+    library = _library()
+    names: tuple[InstructionSet, ...] = get_args(InstructionSet)
+    return () if library is None else tuple(Kernels(library, name) for name in names[: library.instruction_set()])
+
+
+def _library() -> ctypes.CDLL | None:
     found = find_spec(_MODULE)
     if found is None or found.origin is None:
-        return ()
+        return None
     try:
         library = ctypes.CDLL(found.origin)
-    except OSError:  # built for another system: the packages were shipped to it with the folder
-        return ()
-    names: tuple[InstructionSet, ...] = get_args(InstructionSet)
-    return tuple(Kernels(library, name) for name in names[: library.instruction_set()])
+        version = library.interface_version()
+    except (OSError, AttributeError):  # built for another system, or something else of this name
+        return None
+    # Other sources: packages that a job ships meet what is installed on the cluster.
+    return library if version == _INTERFACE_VERSION else None
 
 
 def _function(library: ctypes.CDLL, name: str, takes: tuple[Any, ...]) -> Any:
     function = getattr(library, name)
     function.argtypes = takes
-    function.restype = ctypes.c_int if takes is _ATTEND else None
+    function.restype = ctypes.c_int if takes in {_ATTEND, _NORM} else None
     return function
 
 

@@ -1,5 +1,7 @@
 /* What attention.h asks of an instruction set, for AVX2. */
 
+#pragma once
+
 #include <immintrin.h>
 #include <stdint.h>
 

@@ -1,6 +1,8 @@
 /* Vectors of float32 as the kernels use them, in GCC's own notation for any width. Comes after the header of an
  * instruction set, which says LANES and LARGER, and after STEP where that is not 1. */
 
+#pragma once
+
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -3,38 +3,40 @@
 
 #include "lanes.h"
 
-/* (x - mean) / sqrt(variance + eps) * weight + bias, of each row.
+/* (s - mean) / sqrt(variance + eps) * weight + bias, of each row s = x + residual.
  *
- * x, out: [rows][width]; may be the same. weight, bias: float32 [width]. */
-void NORM(const VALUE *x, int64_t rows, int64_t width, const float *weight, const float *bias, float eps, VALUE *out) {
+ * x, residual, out: [rows][width]; residual may be none. weight, bias: float32 [width].
+ * Returns 0, or 1 where there is no memory for a row. */
+int NORM(const VALUE *x, const VALUE *residual, int64_t rows, int64_t width, const float *weight, const float *bias,
+         float eps, VALUE *out) {
     const long even = width / LANES * LANES;
+    float *sum = malloc(4 * width);
+    if (!sum) return 1;
     for (long row = 0; row < rows; row++, x += width, out += width) {
-        vec sums[2] = {{0}, {0}};
-        long i = 0;
-        for (; i + 2 * LANES <= even; i += 2 * LANES) {
-            sums[0] += GET(x + i);
-            sums[1] += GET(x + i + LANES);
+        const VALUE *r = residual ? residual + row * width : 0;
+        vec totals[2] = {{0}, {0}};
+        for (long i = 0; i < even; i += LANES) {
+            vec s = GET(x + i);
+            if (r) s += GET(r + i);
+            store(sum + i, s);
+            totals[i / LANES % 2] += s;
         }
-        if (i < even) sums[0] += GET(x + i);
-        float total = sum_of(sums[0] + sums[1]);
-        for (i = even; i < width; i++) total += GET_ONE(x + i);
+        float total = sum_of(totals[0] + totals[1]);
+        for (long i = even; i < width; i++) total += sum[i] = GET_ONE(x + i) + (r ? GET_ONE(r + i) : 0);
         const float mean = total / width;
 
         vec squares[2] = {{0}, {0}};
-        for (i = 0; i + 2 * LANES <= even; i += 2 * LANES) {
-            const vec a = GET(x + i) - mean, b = GET(x + i + LANES) - mean;
-            squares[0] += a * a;
-            squares[1] += b * b;
-        }
-        if (i < even) {
-            const vec a = GET(x + i) - mean;
-            squares[0] += a * a;
+        for (long i = 0; i < even; i += LANES) {
+            const vec s = load(sum + i) - mean;
+            squares[i / LANES % 2] += s * s;
         }
         float spread = sum_of(squares[0] + squares[1]);
-        for (i = even; i < width; i++) spread += (GET_ONE(x + i) - mean) * (GET_ONE(x + i) - mean);
+        for (long i = even; i < width; i++) spread += (sum[i] - mean) * (sum[i] - mean);
         const float over = 1 / sqrtf(spread / width + eps);
 
-        for (i = 0; i < even; i += LANES) PUT(out + i, (GET(x + i) - mean) * over * load(weight + i) + load(bias + i));
-        for (i = even; i < width; i++) PUT_ONE(out + i, (GET_ONE(x + i) - mean) * over * weight[i] + bias[i]);
+        for (long i = 0; i < even; i += LANES) PUT(out + i, (load(sum + i) - mean) * over * load(weight + i) + load(bias + i));
+        for (long i = even; i < width; i++) PUT_ONE(out + i, (sum[i] - mean) * over * weight[i] + bias[i]);
     }
+    free(sum);
+    return 0;
 }

@@ -15,7 +15,7 @@ from actors import kernels
 from actors.encoders.attention import attend, attend_by_kernel, attend_runs
 from actors.encoders.hardware import find_compute
 from actors.encoders.integers import IntegerProduct, round_states
-from actors.encoders.linear import LayerNorm
+from actors.encoders.linear import LayerNorm, Linear, gelu_
 from actors.encoders.packed import pack
 from actors.kernels.spread import spread
 
@@ -229,3 +229,35 @@ def test_attention_on_several_threads_is_attention(kernel):
     finally:
         torch.set_num_threads(ours)
     assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_layer_norm_of_a_sum_is_not_rounded_between(kernel):
+    torch.manual_seed(0)
+    weight, bias = torch.ones(40), torch.zeros(40)
+    for dtype in types(kernel):
+        x, residual = (torch.randn(2, 9, 40) * 5).to(dtype).unbind(0)
+        found = kernel.norm(x, weight, bias, 1e-6, residual)
+        wanted = torch.nn.functional.layer_norm(x.double() + residual.double(), (40,), eps=1e-6)
+        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_is_the_exact_one_as_far_as_the_type_tells(dtype):
+    x = torch.linspace(-9, 9, 1001).to(dtype)
+    wanted = torch.nn.functional.gelu(x.double())
+    found = gelu_(x.clone())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), wanted, atol=1.2e-4, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_a_norm_behind_a_product_is_the_norm_of_the_sum():
+    torch.manual_seed(0)
+    weight, bias = torch.randn(24, 16), torch.randn(24)
+    x, residual = torch.randn(7, 16), torch.randn(7, 24)
+    exact = torch.nn.functional.layer_norm(x @ weight.T + bias + residual, (24,), eps=1e-6)
+    for precision, atol in (("float32", 1e-5), ("int8", 0.1)):
+        compute = find_compute(precision, "cpu")
+        norm = LayerNorm(torch.ones(24), torch.zeros(24), 1e-6, compute=compute)
+        found = norm.after(Linear(weight, bias, compute=compute), x, residual)
+        torch.testing.assert_close(found, exact, atol=atol, rtol=0)
