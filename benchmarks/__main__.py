@@ -73,7 +73,7 @@ def engine(  # noqa: PLR0917  (typer calls it by name)
     out: Out = DOCS,
     threads: Threads = 0,
     max_tokens: Annotated[int, typer.Option(help="Where every text is cut.")] = 256,
-    tokens: Annotated[int, typer.Option(help="Real tokens of each mix.")] = 12_000,
+    tokens: Annotated[int, typer.Option(help="Real tokens of each mix.")] = 24_000,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 5,
     only: Annotated[list[str] | None, typer.Option(help="Part of a peer's name; may be repeated.")] = None,
 ) -> None:

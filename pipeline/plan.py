@@ -30,6 +30,7 @@ from actors.schema import CHUNKS, INPUT_IDS, Piece, Shard, Unit
 from actors.tokenizer import Tokenizer
 from pipeline.config import Job
 from pipeline.ledger import units_to_table
+from pipeline.rates import core_flops, encoder_tokens_per_s
 
 SAMPLE_SHARDS = 8
 SAMPLE_ROWS = 64
@@ -41,10 +42,6 @@ LEAST_ROWS = 32
 # The first unit is so many times smaller than the others: a rate, and whether the store takes what is written, are known
 # while the other encoders are at their first one.
 _EARLY = 8
-# Rough arithmetic rates that size a unit; being wrong by three makes units of 3 or of 30 seconds.
-_CPU_CORE_FLOPS = 1e11
-_GPU_FLOPS = 1.5e14
-_GPU_TOKENS_PER_S = 500_000
 _UNIT_BYTES = 192 << 20
 _THREADS = 32
 # So much work is done in this process before a cluster on this machine would be ahead: its start takes 15 s of all cores.
@@ -190,7 +187,7 @@ def flops_per_token(model: ModelSpec) -> float:
 
 def is_little(tokens: float, model: ModelSpec) -> bool:
     """Whether so many tokens are encoded in this process sooner than by a cluster that has to be started for them."""
-    return tokens * flops_per_token(model) <= INLINE_S * (os.cpu_count() or 1) * _CPU_CORE_FLOPS
+    return tokens * flops_per_token(model) <= INLINE_S * (os.cpu_count() or 1) * core_flops(model.precision)
 
 
 def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: int, gpus: bool) -> int:
@@ -198,8 +195,7 @@ def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: in
     a block that fits in memory."""
     if job.run.unit_rows != "auto":
         return job.run.unit_rows
-    per_token = flops_per_token(model)
-    tokens_per_s = min(_GPU_FLOPS / per_token, _GPU_TOKENS_PER_S) if gpus else _CPU_CORE_FLOPS / per_token
+    tokens_per_s = encoder_tokens_per_s(flops_per_token(model), model.precision, gpu=gpus)
     unit_s = max(UNIT_S, replicas / _UNITS_PER_S)
     by_time = unit_s * tokens_per_s / max(sample.tokens_per_row, 1.0)
     stored = (sample.bytes_per_row + 4 * model.dim) * sample.chunks_per_row  # kept columns go with every chunk

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.race.peers import ROOT
+from pipeline.rates import processor_flags
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile")
 
@@ -17,7 +18,7 @@ def hardware() -> str:
     """Processor, cores, what it computes with, memory."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    has = [flag for flag in FLAGS if flag in values.get("flags", "").split()]
+    has = [flag for flag in FLAGS if flag in processor_flags()]
     lacks = [flag for flag in FLAGS if flag not in has]
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     name = values.get("model name", platform.machine())
@@ -29,8 +30,7 @@ def hardware() -> str:
 
 def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware."""
-    flags = Path("/proc/cpuinfo").read_text().split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return bool(processor_flags() & {"avx512_bf16", "amx_bf16"})
 
 
 def versions(*packages: str) -> str:

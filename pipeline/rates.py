@@ -1,0 +1,45 @@
+"""What an encoder is reckoned to do in a second, before anything was measured. It sizes units, and says what is little.
+
+Called by the plan. A core's rate is that of the processor of the driver, which on a cluster is most often the encoders' own
+kind; being wrong by three makes units of 3 or of 30 seconds.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+# Of a core, in operations a second: some two thirds of what was measured (docs/benchmarks), since others are slower.
+_CORE = {"float32": 4e10, "bfloat16": 4e10, "int8": 6e10}
+_CORE_AVX512 = {"float32": 1.2e11, "bfloat16": 1.2e11, "int8": 1.5e11}
+_BFLOAT16 = 2.5e11
+_INT8 = 3.5e11
+_GPU = 1.5e14
+_GPU_TOKENS_PER_S = 500_000
+
+
+def core_flops(precision: str) -> float:
+    """Operations a second of a core of this processor, for a spec's precision class."""
+    has = processor_flags()
+    if precision == "bfloat16" and has & {"avx512_bf16", "amx_bf16"}:
+        return _BFLOAT16
+    if precision == "int8" and has & {"avx512_vnni", "amx_int8"}:
+        return _INT8
+    return (_CORE_AVX512 if "avx512f" in has else _CORE)[precision]
+
+
+def encoder_tokens_per_s(flops_per_token: float, precision: str, *, gpu: bool) -> float:
+    """Tokens a second of one encoder: a card, or a core."""
+    if gpu:
+        return min(_GPU / flops_per_token, _GPU_TOKENS_PER_S)
+    return core_flops(precision) / flops_per_token
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """What Linux says that the processor has; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
