@@ -21,6 +21,7 @@ from pipeline import delta
 from pipeline.config import Job
 from pipeline.ledger import FOLDER
 from pipeline.pool import size_pool
+from pipeline.rates import processor_flags
 
 _LIBRARIES = ("ray", "torch", "transformers", "pyarrow", "deltalake", "fsspec", "s3fs")
 _SHARED = Path("/dev/shm")  # noqa: S108  (where Ray keeps its object store)
@@ -38,7 +39,7 @@ class Finding:
 
 def examine(job: Job | None) -> list[Finding]:
     """Everything, in an order that tells what to mend first."""
-    findings: list[Finding] = [_python(), _libraries(), _processor(), _memory(), _gpus()]
+    findings: list[Finding] = [_python(), _libraries(), _processor(), _kernels(), _memory(), _gpus()]
     if job is None:
         findings.append(_guarded("storage", _local_storage))
         return findings
@@ -79,21 +80,31 @@ def _libraries() -> Finding:
     return Finding("libraries", "ok", ", ".join(found))
 
 
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
-
-
 def _processor() -> Finding:
-    flags = _cpu_flags()
+    flags = processor_flags()
     there = [flag for flag in _FLAGS if flag in flags]
     text = f"{os.cpu_count()} cores, {platform.machine()}, {', '.join(there) or 'no vector extensions seen'}"
     if not {"avx512_bf16", "amx_bf16"} & flags:
         return Finding("processor", "note", f"{text}: without native bfloat16, dtype auto is float32 on CPUs")
     return Finding("processor", "ok", f"{text}: dtype auto is bfloat16 on CPUs")
+
+
+def _kernels() -> Finding:
+    from actors import kernels
+
+    found = kernels.find()
+    if found is not None:
+        return Finding("kernels", "ok", f"vectide's own loops for CPUs, of {found.name}")
+    if not processor_flags() >= {"avx2", "fma"}:
+        return Finding(
+            "kernels", "note", "none for this processor: encoders on CPUs use torch's operations, which are slower"
+        )
+    return Finding(
+        "kernels",
+        "note",
+        "not built, or built of other sources: encoders on CPUs use torch's operations, up to twice as slow. Install a C "
+        "compiler, then vectide again",
+    )
 
 
 def _memory() -> Finding:

@@ -10,6 +10,7 @@ keeps that from favouring one contender.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 # A smaller budget wins unless a larger one is at least this much faster: it needs less memory.
@@ -37,7 +38,7 @@ class BudgetController:
         self,
         ladder: Sequence[int],
         *,
-        samples: int = 3,
+        samples: int = 5,
         pause: int = 300,
         step: float = 1.4,
         limits: tuple[int, int] | None = None,
@@ -52,7 +53,7 @@ class BudgetController:
         self._upward = True
         self._quiet = 0
         self._contenders: list[int] = []
-        self._seen: dict[int, tuple[int, int, float]] = {}
+        self._seen: dict[int, list[float]] = {}  # rates, tokens a second
         if len(ladder) > 1:
             self._start(list(ladder))
 
@@ -61,7 +62,7 @@ class BudgetController:
         """The budget for the next micro-batch."""
         if not self._contenders:
             return self._current
-        return min(self._contenders, key=lambda budget: self._seen[budget][0])
+        return min(self._contenders, key=lambda budget: len(self._seen[budget]))
 
     @property
     def racing(self) -> bool:
@@ -87,9 +88,8 @@ class BudgetController:
         # One row larger than its budget, or a tail: it would have been the same under any contender.
         if not _FILLED * budget <= tokens <= budget:
             return
-        count, total, spent = self._seen[budget]
-        self._seen[budget] = (count + 1, total + tokens, spent + seconds)
-        if all(self._seen[contender][0] >= self._samples for contender in self._contenders):
+        self._seen[budget].append(tokens / max(seconds, 1e-9))
+        if all(len(self._seen[contender]) >= self._samples for contender in self._contenders):
             self._finish()
 
     def out_of_memory(self, tokens: int) -> None:
@@ -102,10 +102,11 @@ class BudgetController:
 
     def _start(self, contenders: list[int]) -> None:
         self._contenders = contenders
-        self._seen = dict.fromkeys(contenders, (0, 0, 0.0))
+        self._seen = {budget: [] for budget in contenders}
 
     def _finish(self) -> None:
-        rates = {budget: total / max(spent, 1e-9) for budget, (_, total, spent) in self._seen.items()}
+        # Not the sum: the first of a size pays for what is compiled for it, and any may meet other work on the machine.
+        rates = {budget: statistics.median(seen) for budget, seen in self._seen.items()}
         best = self._contenders[0]
         for budget in self._contenders[1:]:
             if rates[budget] > rates[best] * _WORTH:

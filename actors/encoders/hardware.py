@@ -8,7 +8,7 @@ import torch
 
 from actors.errors import ConfigError
 
-_CPU_LADDER = (512, 1024, 2048)
+_CPU_LADDER = (1024,)
 _GPU_LADDER = (16_384, 32_768, 65_536, 131_072)
 
 
@@ -45,7 +45,8 @@ class Compute:
 
     @property
     def ladder(self) -> tuple[int, ...]:
-        """Token budgets to try: caches make small ones fastest on a CPU, a card needs thousands of rows to fill."""
+        """Token budgets to try: a card needs thousands of rows to fill. On a CPU a small one is best, half of it and twice
+        it are a few per cent apart (docs/log.md), and a race at the start would mostly time what else goes on there."""
         return _CPU_LADDER if self.device.type == "cpu" else _GPU_LADDER
 
     def memory(self) -> Memory | None:

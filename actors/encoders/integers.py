@@ -6,7 +6,8 @@ offset for each token, so a row's vector does not depend on the rows beside it. 
 Processors without VNNI add two products of a pair of neighbouring inputs in 16 bits, and what does not fit is cut
 without a word (`vpmaddubsw` of AVX2). The usual way round is weights of 7 bits. Here the scale of an output is chosen
 so that no *pair* of its weights can overflow: single weights keep up to 8 bits, the products are exact on every
-processor, and all machines of a cluster give the same vectors. docs/log.md has what that is worth.
+processor, and what is rounded is rounded in the same way on all machines of a cluster. docs/log.md has what that is worth.
+Attention is in float32, or in bfloat16 where the processor has it, which changes far less than the rounding does.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class IntegerProduct:
         # Of the weights as rounded: what an offset of all inputs adds to each output.
         self._sums = rounded.sum(dim=1, dtype=torch.float32) * self._scales
         self._bias = bias
+        self._zeros = zero_points(len(weight))
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None, *, gelu: bool = False) -> torch.Tensor:
         """The product, `residual` added, then GELU.
@@ -63,14 +65,14 @@ class IntegerProduct:
             return self.plainly(x, residual, gelu=gelu)
         x = x.contiguous()
         states, scale, offset = kernel.round_states(x)
-        y = multiply(states, self._packed, self._scales)
+        y = multiply(states, self._packed, self._scales, self._zeros)
         residual = None if residual is None else residual.contiguous()
         return kernel.finish(y, scale, offset, self._sums, bias=self._bias, residual=residual, gelu=gelu)
 
     def plainly(self, x: torch.Tensor, residual: torch.Tensor | None = None, *, gelu: bool = False) -> torch.Tensor:
         """The same by torch's own operations, one after the other."""
         states, scale, offset = round_states(x)
-        y = multiply(states, self._packed, self._scales)
+        y = multiply(states, self._packed, self._scales, self._zeros)
         y.mul_(scale).addr_(offset.squeeze(1), self._sums)
         if self._bias is not None:
             y.add_(self._bias)
@@ -118,10 +120,14 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def multiply(states: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def zero_points(outputs: int) -> torch.Tensor:
+    """What an integer of each output's weights stands for no weight: 0 for all."""
+    return torch.zeros(outputs, dtype=torch.int64)
+
+
+def multiply(states: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
     """`states @ weight.T * scales`: uint8 [n, in] and packed int8 [out, in], added up in int32, to float32 [n, out]."""
     # What torch's own compiler emits for a quantized linear layer; there is no public name for it.
-    zeros = torch.zeros(len(scales), dtype=torch.int64)
     y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
         states, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
@@ -139,7 +145,7 @@ def check_integers() -> None:
     weight = torch.tensor([[64, 64] * 32, [127, 1] * 32, [-64, -64] * 32], dtype=torch.int8).repeat(16, 1)
     states = torch.full((5, weight.shape[1]), _STATES, dtype=torch.uint8)
     try:
-        found = multiply(states, pack(weight), torch.ones(len(weight)))
+        found = multiply(states, pack(weight), torch.ones(len(weight)), zero_points(len(weight)))
     except (RuntimeError, AttributeError) as error:
         found, why = None, f"are not there for this processor ({type(error).__name__})"
     else:

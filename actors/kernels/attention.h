@@ -111,33 +111,35 @@ INLINE void weigh(const float *weights, const float *values, long count, float *
     }
 }
 
-/* Scores of one query against `here` keys, `real` of them there, to weights: 2 ** (score - the largest so far). */
-INLINE float weights_of(float *scores, long here, long real, float factor, const float *bias, float *largest,
-                        float *total, float *weights) {
+/* The largest score of one query against `here` keys, `real` of them there, by lane. With a bias, scores are scaled and the bias
+ * added in passing; without one they stay as they are, and are scaled later, where that costs nothing. */
+INLINE vec largest_scores(float *scores, long here, long real, float factor, const float *bias) {
     vec most = all(LOWEST);
     long j = 0;
     for (; j < here; j += LANES) {
-        vec x = load(scores + j) * factor;
-        if (bias) x += load(bias + j);
+        vec x = load(scores + j);
+        if (bias) x = x * factor + load(bias + j);
         if (j + LANES > real) {
             const ints there = numbers() < (int32_t)(real - j);
             x = (vec)(((ints)x & there) | ((ints)all(LOWEST) & ~there));
         }
-        store(scores + j, x);
+        if (bias || j + LANES > real) store(scores + j, x);
         most = LARGER(most, x);
     }
     if (j % (2 * LANES)) store(scores + j, all(LOWEST));
-    const float top = fmaxf(largest_of(most), *largest);
-    const float fade = *largest <= LOWEST ? 0 : exp2f(*largest - top);
+    return most;
+}
+
+/* Scores to weights, 2 ** (score * factor - top); their sum by lane. */
+INLINE vec weights_of(const float *scores, long here, float factor, float top, float *weights) {
     vec sum = {0};
-    for (j = 0; j < here; j += 2 * LANES) {
-        const vec low = power_of_2(load(scores + j) - top), high = power_of_2(load(scores + j + LANES) - top);
+    for (long j = 0; j < here; j += 2 * LANES) {
+        const vec low = power_of_2(load(scores + j) * factor - top);
+        const vec high = power_of_2(load(scores + j + LANES) * factor - top);
         sum += low + high;
         keep(weights + j / STEP, low, high);
     }
-    *largest = top;
-    *total = *total * fade + sum_of(sum);
-    return fade;
+    return sum;
 }
 
 typedef struct {
@@ -198,13 +200,23 @@ static void attend_head(const Head *head, float *scratch) {
                     default: break;
                 }
             }
+            /* Step by step for all queries, so that no step waits for the one before it. */
+            vec lanes[BLOCK];
+            for (long i = 0; i < rows; i++)
+                lanes[i] = largest_scores(scores + i * KEYS, here, real, factor, head->bias ? bias + length - 1 - start - i + from : 0);
+            const float rest = head->bias ? 1 : factor; /* of the scaling, that is still to be done */
+            float fade[BLOCK];
             for (long i = 0; i < rows; i++) {
-                const float *b = head->bias ? bias + length - 1 - start - i + from : 0;
-                const float fade = weights_of(scores + i * KEYS, here, real, factor, b, largest + i, total + i,
-                                              weights + i * (KEYS / STEP));
-                if (from)
-                    for (long d = 0; d < full; d += LANES) store(sums + i * full + d, load(sums + i * full + d) * fade);
+                const float top = fmaxf(largest_of(lanes[i]) * rest, largest[i]);
+                fade[i] = from ? exp2f(largest[i] - top) : 0;
+                largest[i] = top;
             }
+            for (long i = 0; i < rows; i++)
+                lanes[i] = weights_of(scores + i * KEYS, here, rest, largest[i], weights + i * (KEYS / STEP));
+            for (long i = 0; i < rows; i++) total[i] = total[i] * fade[i] + sum_of(lanes[i]);
+            if (from)
+                for (long i = 0; i < rows; i++)
+                    for (long d = 0; d < full; d += LANES) store(sums + i * full + d, load(sums + i * full + d) * fade[i]);
             const long part = (real + STEP - 1) / STEP;
             for (long d = 0; d < full; d += 2 * LANES) {
                 const float *v = values + d * count + from / STEP * 2 * LANES;
@@ -223,7 +235,7 @@ static void attend_head(const Head *head, float *scratch) {
 /* Rows one after the other, heads `first_head` to `last_head` of each. Pointers are to the first token's first head.
  *
  * steps: bytes from token to token of query, key and value; the heads of a token lie side by side.
- * lengths: tokens of each row. bias: [heads][2 * length - 1], a head `bias_step` values behind the one before, only where
+ * scale: factor on the scores, above 0. lengths: tokens of each row. bias: [heads][2 * length - 1], a head `bias_step` values behind the one before, only where
  * all rows have one length; or none. out: [tokens][heads][width], wide like the rest.
  * Returns 0, or 1 where there is no memory. */
 int NAME(const char *query, const char *key, const char *value, const int64_t steps[3], int wide, const int64_t *lengths,

@@ -190,6 +190,7 @@ def _load_model(model: Path) -> float:
 def markdown(result: Result, *, command: str, date: str) -> str:
     """The page."""
     base = result.passed.get(BASE)
+    wide = "bfloat16" if machine.has_bfloat16() else "float32"
     lines = [
         "# The pipeline race, on a CPU",
         "",
@@ -198,8 +199,8 @@ def markdown(result: Result, *, command: str, date: str) -> str:
         f"- Hardware: {machine.hardware()}",
         f"- Load averages before and after: {result.loads[0]}; {result.loads[1]}",
         f"- Versions: {machine.versions('ray', 'torch', 'sentence-transformers', 'pyarrow', 'deltalake')}",
-        f"- {result.rows:,} texts as found, {result.tokens:,} tokens after the cut, {SHARDS} Parquet files, all-MiniLM-L6-v2; vectide in "
-        f"{'bfloat16' if machine.has_bfloat16() else 'float32'} unless it says otherwise, all others in float32",
+        f"- {result.rows:,} texts as found, {result.tokens:,} tokens after the cut, {SHARDS} Parquet files",
+        f"- all-MiniLM-L6-v2; vectide in {wide} unless it says otherwise, all others in float32",
         f"- A new process takes {result.load_model_s:.1f} s to import torch and load the model",
         "",
         (

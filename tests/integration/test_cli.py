@@ -141,7 +141,18 @@ def test_the_doctor_looks_at_everything_and_leaves_nothing(here, made, tmp_path)
     done = vectide("doctor", path, "--set", f"table.uri={tmp_path / 'a' / 'b'}", "--set", "run.address=local", "--json")
     levels = {finding["what"]: finding["level"] for finding in json.loads(done.stdout)}
     assert done.returncode == 0
-    assert levels.keys() >= {"python", "libraries", "processor", "memory", "gpus", "model", "source", "storage", "ray"}
+    assert levels.keys() >= {
+        "python",
+        "libraries",
+        "processor",
+        "kernels",
+        "memory",
+        "gpus",
+        "model",
+        "source",
+        "storage",
+        "ray",
+    }
     assert levels["storage"] == levels["source"] == levels["ray"] == "ok"
     assert list(tmp_path.iterdir()) == []
     sick = here("doctor", path, "--set", "encoder.model=/nowhere", "--set", "source.uri=/nowhere/*")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from actors.encoders.hardware import Compute
-from actors.encoders.integers import multiply, pack, round_states, round_weights
+from actors.encoders.integers import multiply, pack, round_states, round_weights, zero_points
 from actors.encoders.linear import Linear
 from benchmarks.race.workers.serve import Engine, Floats, Settings, serve
 
@@ -59,8 +59,9 @@ def _integers(rows: int, wide: int, out: int) -> tuple[int, Callable[[], object]
     """The bare product: states and weights rounded before."""
     states = round_states(torch.randn(rows, wide))[0]
     weight, scales = round_weights(torch.randn(out, wide))
+    zeros = zero_points(out)
     packed = pack(weight)
-    return 2 * rows * wide * out, lambda: multiply(states, packed, scales)
+    return 2 * rows * wide * out, lambda: multiply(states, packed, scales, zeros)
 
 
 def load(settings: Settings) -> Engine:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from actors.encoders import describe, integers, load_encoder
 from actors.encoders.encoder import Encoder
 from actors.encoders.hardware import find_compute
-from actors.encoders.integers import IntegerProduct, multiply, pack, round_states, round_weights
+from actors.encoders.integers import IntegerProduct, multiply, pack, round_states, round_weights, zero_points
 from actors.errors import ConfigError
 from tests.checkpoints import SENTENCES, write_jina_v1, write_jina_v2, write_jina_v3
 
@@ -37,7 +37,7 @@ def test_the_product_is_exact_in_integers_at_the_largest_values(rows, inputs, ou
     weight[1, :even], weight[2, :even] = 64, -64
     states = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
     states[0] = 255
-    found = multiply(states, pack(weight), torch.ones(outputs))
+    found = multiply(states, pack(weight), torch.ones(outputs), zero_points(outputs))
     assert torch.equal(found.double(), states.double() @ weight.double().T)
 
 
@@ -46,7 +46,7 @@ def test_weights_of_eight_bits_without_the_rule_for_pairs_are_why_there_is_one()
     """Sums up to 255 * 254 fit nowhere on AVX2; where they do, the processor has VNNI and nothing was to be shown."""
     weight = torch.full((16, 64), 127, dtype=torch.int8)
     states = torch.full((4, 64), 255, dtype=torch.uint8)
-    found = multiply(states, pack(weight), torch.ones(16))
+    found = multiply(states, pack(weight), torch.ones(16), zero_points(16))
     exact = float(255 * 127 * 64)
     has_vnni = bool(torch.cpu._is_vnni_supported())
     assert (found == exact).all() == has_vnni
