@@ -40,15 +40,9 @@ _PATIENCE_S = {True: 12 * 3600.0, False: 1800.0}
 _HANGS = 10
 _RAYS_OWN = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
-# Every micro-batch has a length of its own, and for each oneDNN keeps a compiled kernel and malloc a hole: an encoder on a
-# CPU grew for minutes. So few kernels are kept, and malloc's heap takes what a micro-batch needs (below 32 MiB, its own
-# limit) and keeps 128 MiB for the next. Given back at once, as a first version had it, a fifth of the time went into page faults.
-_LEAN = {
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-    "LRU_CACHE_CAPACITY": "64",
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-}
+# Every micro-batch has a length of its own, and for each oneDNN keeps a compiled kernel of some 0.7 MiB: an encoder on a CPU
+# grew for minutes. So few are kept.
+_LEAN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 # Ray ends an idle worker after a second where there are more than the machine has CPUs, which encoders and Ray's own actors
 # are already: each unit's write then began with a new process and two seconds of imports, on all cores.
 _KEEP_IDLE_MS = 600_000

@@ -25,6 +25,7 @@ from actors.encoders.adapters import AdapterStore
 from actors.encoders.build import Family, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.hardware import Compute, find_compute
+from actors.encoders.heap import keep_heap
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish, pool
 from actors.encoders.running import MicroBatch, Reduce, Runner, Stats
@@ -67,6 +68,8 @@ class Encoder:
             torch.set_num_threads(threads)
         self.spec = spec
         self.compute = compute or find_compute(spec.precision, device)
+        if self.compute.device.type == "cpu":
+            keep_heap()
         self.family = family or build_family(spec, self.compute)
         self._runner = Runner(self.family, self.compute, budget or BudgetController(self.compute.ladder))
         self._tokenizer: Tokenizer | None = None
