@@ -50,7 +50,7 @@ def test_they_are_built_where_there_is_a_compiler():
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-@pytest.mark.parametrize(("heads", "width"), [(12, 32), (2, 64), (3, 48), (1, 128), (2, 20), (1, 2), (2, 256)])
+@pytest.mark.parametrize(("heads", "width"), [(12, 32), (2, 64), (3, 48), (1, 128), (2, 20), (3, 7), (1, 2), (2, 256)])
 def test_attention_of_rows_of_any_length_in_heads_of_any_width(kernel, heads, width):
     torch.manual_seed(0)
     for dtype in types(kernel):
