@@ -12,7 +12,7 @@
  * and the header of its instruction set:
  *   LANES       float32 values of a register
  *   COLUMNS     registers of scores that a tile is wide, so that a tile of 6 rows fits into all of them
- *   LARGER, sum_of, largest_of, turn
+ *   LARGER, all (a value in every lane), sum_of, largest_of, turn
  *
  * Each head of each row by itself. Its keys are turned around, so that one vector holds one dimension of LANES keys, and
  * its values are copied together; then come the queries, twelve at once, against blocks of keys that stay in the

@@ -8,6 +8,7 @@
 #define LANES 8
 #define COLUMNS 2
 #define LARGER _mm256_max_ps
+#define all _mm256_set1_ps
 
 static inline __attribute__((always_inline)) float sum_of(__m256 x) {
     __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

@@ -8,6 +8,7 @@
 #define LANES 16
 #define COLUMNS 4
 #define LARGER _mm512_max_ps
+#define all _mm512_set1_ps
 
 static inline __attribute__((always_inline)) float sum_of(__m512 x) { return _mm512_reduce_add_ps(x); }
 static inline __attribute__((always_inline)) float largest_of(__m512 x) { return _mm512_reduce_max_ps(x); }

@@ -4,7 +4,7 @@
 #include <string.h>
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef float loose_floats __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float loose_floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 static inline __attribute__((always_inline)) floats multiply(floats sums, floats unit, floats units) {
     return sums + unit * units;
