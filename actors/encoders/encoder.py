@@ -71,7 +71,7 @@ class Encoder:
         if self.compute.device.type == "cpu":
             keep_heap()
         self.family = family or build_family(spec, self.compute)
-        self._runner = Runner(self.family, self.compute, budget or BudgetController(self.compute.ladder))
+        self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -259,7 +259,13 @@ class Encoder:
             ConfigError, DataError: As for `encode_tokens`.
         """
         self._check_tasks(tasks, len(ids))
-        yield from self._runner.run(ids, lambda rows: self._row_tasks(tasks, rows), reduce, side_by_side=side_by_side)
+        yield from self._runner.run(
+            self.family,
+            ids,
+            tasks_of=lambda rows: self._row_tasks(tasks, rows),
+            reduce=reduce,
+            side_by_side=side_by_side,
+        )
 
     def _row_tasks(self, tasks: Sequence[str | None] | None, rows: Ints) -> list[str | None] | None:
         if tasks is not None:

@@ -90,13 +90,11 @@ class Runner:
     """The loop of one encoder.
 
     Args:
-        family: The model.
-        compute: Where it computes.
+        compute: Where the family computes.
         budget: How many tokens go together.
     """
 
-    def __init__(self, family: Family, compute: Compute, budget: BudgetController) -> None:
-        self._family = family
+    def __init__(self, compute: Compute, budget: BudgetController) -> None:
         self._compute = compute
         self._budget = budget
         self._threads: Threads | None = None
@@ -112,11 +110,18 @@ class Runner:
         self._stats = replace(self._stats, seconds=self._stats.seconds + seconds)
 
     def run(
-        self, ids: pa.ListArray, tasks_of: TasksOf, reduce: Reduce | None = None, *, side_by_side: bool = False
+        self,
+        family: Family,
+        ids: pa.ListArray,
+        *,
+        tasks_of: TasksOf,
+        reduce: Reduce | None = None,
+        side_by_side: bool = False,
     ) -> Iterator[MicroBatch]:
         """All rows, longest first but for those that did not fit at once.
 
         Args:
+            family: The model.
             ids: `list<int32>` [n], no row null or empty.
             tasks_of: The task of each row.
             reduce: What to make of the token states, under the same protection against out of memory.
@@ -138,7 +143,7 @@ class Runner:
             began = time.perf_counter()
             try:
                 batch = self._pack(flat, starts, rows, ordered[start:stop], tasks_of)
-                value = self._forward(batch, reduce)
+                value = self._forward(family, batch, reduce)
             except torch.OutOfMemoryError as error:
                 return _TooLarge(start, stop, error)
             return _Made(MicroBatch(rows, batch, value), time.perf_counter() - began, budget_tokens)
@@ -179,9 +184,9 @@ class Runner:
         places = np.arange(int(ends[-1])) + np.repeat(starts[rows] - (ends - lengths), lengths)
         return pack(flat[places], lengths, device=self._compute.device, tasks=tasks_of(rows), numbers=rows)
 
-    def _forward(self, batch: PackedBatch, reduce: Reduce | None) -> torch.Tensor:
+    def _forward(self, family: Family, batch: PackedBatch, reduce: Reduce | None) -> torch.Tensor:
         with torch.inference_mode():
-            value = self._family.forward(batch)
+            value = family.forward(batch)
             if reduce is not None:
                 value = reduce(value, batch)
             if self._budget.racing and self._compute.device.type == "cuda":
