@@ -21,7 +21,7 @@ from pipeline import delta
 from pipeline.config import Job
 from pipeline.ledger import FOLDER
 from pipeline.pool import size_pool
-from pipeline.rates import processor_flags
+from pipeline.rates import has_bfloat16, processor_flags
 
 _LIBRARIES = ("ray", "torch", "transformers", "pyarrow", "deltalake", "fsspec", "s3fs")
 _SHARED = Path("/dev/shm")  # noqa: S108  (where Ray keeps its object store)
@@ -84,7 +84,7 @@ def _processor() -> Finding:
     flags = processor_flags()
     there = [flag for flag in _FLAGS if flag in flags]
     text = f"{os.cpu_count()} cores, {platform.machine()}, {', '.join(there) or 'no vector extensions seen'}"
-    if not {"avx512_bf16", "amx_bf16"} & flags:
+    if not has_bfloat16():
         return Finding("processor", "note", f"{text}: without native bfloat16, dtype auto is float32 on CPUs")
     return Finding("processor", "ok", f"{text}: dtype auto is bfloat16 on CPUs")
 

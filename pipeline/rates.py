@@ -21,7 +21,7 @@ _GPU_TOKENS_PER_S = 500_000
 def core_flops(precision: str) -> float:
     """Operations a second of a core of this processor, for a spec's precision class."""
     has = processor_flags()
-    if precision == "bfloat16" and has & {"avx512_bf16", "amx_bf16"}:
+    if precision == "bfloat16" and has_bfloat16():
         return _BFLOAT16
     if precision == "int8" and has & {"avx512_vnni", "amx_int8"}:
         return _INT8
@@ -33,6 +33,11 @@ def encoder_tokens_per_s(flops_per_token: float, precision: str, *, gpu: bool) -
     if gpu:
         return min(_GPU / flops_per_token, _GPU_TOKENS_PER_S)
     return core_flops(precision) / flops_per_token
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware, as far as Linux says."""
+    return bool(processor_flags() & {"avx512_bf16", "amx_bf16"})
 
 
 @cache

@@ -59,8 +59,8 @@ def attend(
         [tokens, heads * width] in the type of `query`, contiguous.
     """
     if batch.device.type == "cpu":
-        found = kernels.find()
-        if found is not None and found.takes(query.dtype):
+        found = kernels.taking(query.dtype, batch.device)
+        if found is not None:
             return attend_by_kernel(found, query, key, value, batch, scale=scale, bias=bias, approximate=approximate)
         return attend_runs(query, key, value, batch, scale=scale, bias=bias)
     if bias is None and _has_varlen(query):
@@ -80,22 +80,17 @@ def attend_by_kernel(
     approximate: bool = False,
 ) -> torch.Tensor:
     """The same as `attend` by our own loop: all rows at once, or, with a bias, a run at a time."""
-    scale = query.shape[2] ** -0.5 if scale is None else scale
+    tokens, heads, width = query.shape
+    out = torch.empty(tokens, heads * width, dtype=query.dtype)
+    some = partial(kernel.attend, scale=width**-0.5 if scale is None else scale, approximate=approximate)
     if bias is None:
-        return kernel.attend(query, key, value, batch.lengths, scale=scale, approximate=approximate)
-    parts = [
-        kernel.attend(
-            query[run.tokens],
-            key[run.tokens],
-            value[run.tokens],
-            batch.lengths[run.row : run.row + run.rows],
-            scale=scale,
-            bias=bias(run.length),
-            approximate=approximate,
-        )
-        for run in batch.runs
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        some(query, key, value, batch.lengths, out=out)
+        return out
+    for run in batch.runs:
+        q, k, v = (x[run.tokens] for x in (query, key, value))
+        lengths = batch.lengths[run.row : run.row + run.rows]
+        some(q, k, v, lengths, out=out[run.tokens], bias=bias(run.length))
+    return out
 
 
 def attend_runs(

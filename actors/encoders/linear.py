@@ -39,7 +39,8 @@ class Linear:
         if self._integers is not None:
             return
         self._packed = _can_pack(compute)
-        self._fused = gelu and self._packed and not _has_own_gelu(compute) and _has_fast_erf()
+        own = _gelu_kernel(compute.dtype, compute.device)
+        self._fused = gelu and self._packed and own is None and _has_fast_erf()
         self._bias = None if bias is None else bias.to(compute.device, compute.dtype)
         weight = weight.to(compute.device, compute.dtype).contiguous()
         self._weight = _pack(weight) if self._packed else weight
@@ -87,11 +88,10 @@ class LayerNorm:
         self._shape = tuple(weight.shape)
         self._eps = eps
         self._dtype = compute.dtype
-        self._kernel = kernels.find() if compute.device.type == "cpu" else None
-        if self._kernel is not None and self._kernel.takes(compute.dtype):
+        self._kernel = kernels.taking(compute.dtype, compute.device)
+        if self._kernel is not None:  # which multiplies in float32
             self._weight, self._bias = weight.contiguous(), bias.contiguous()
             return
-        self._kernel = None
         self._weight = weight.to(compute.device, compute.dtype)
         self._bias = bias.to(compute.device, compute.dtype)
 
@@ -115,17 +115,16 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
 
 def gelu_(y: torch.Tensor) -> torch.Tensor:
     """The exact GELU of a contiguous tensor, in place, to the precision of its type."""
-    kernel = kernels.find() if y.device.type == "cpu" else None
-    if kernel is not None and kernel.has_gelu(y.dtype):
+    kernel = _gelu_kernel(y.dtype, y.device)
+    if kernel is not None:
         return kernel.gelu_(y)
     found: torch.Tensor = torch.ops.aten.gelu_(y)
     return found
 
 
-def _has_own_gelu(compute: Compute) -> bool:
-    # Faster than the one that oneDNN puts behind its product (docs/log.md).
-    kernel = kernels.find() if compute.device.type == "cpu" else None
-    return kernel is not None and kernel.has_gelu(compute.dtype)
+def _gelu_kernel(dtype: torch.dtype, device: torch.device) -> kernels.Kernels | None:
+    # Faster than the one that oneDNN puts behind its product (docs/log.md), and too coarse for float32.
+    return kernels.taking(dtype, device) if dtype == torch.bfloat16 else None
 
 
 def _has_fast_erf() -> bool:

@@ -66,9 +66,10 @@ class Kernels:
         lengths: np.ndarray[Any, np.dtype[np.int64]],
         *,
         scale: float,
+        out: torch.Tensor,
         bias: torch.Tensor | None = None,
         approximate: bool = False,
-    ) -> torch.Tensor:
+    ) -> None:
         """Attention of rows that lie one after the other, each over itself.
 
         Args:
@@ -76,20 +77,17 @@ class Kernels:
             key: As `query`.
             value: As `query`.
             lengths: int64 [rows], tokens of each.
-            scale: Factor on the scores.
+            scale: Factor on the scores, above 0.
+            out: [tokens, heads * width] in the type of `query`, contiguous; filled.
             bias: float32 [heads, 2 * length - 1], for key minus query, where all rows have one length.
             approximate: Multiply float32 as bfloat16 where the processor can.
-
-        Returns:
-            [tokens, heads * width] in the type of `query`.
         """
-        tokens, heads, width = query.shape
+        heads, width = query.shape[1:]
         query, key, value = (_with_heads_together(x) for x in (query, key, value))
         wide = query.dtype == torch.float32
         kernel = self._attend_float32
         if self._attend_bfloat16 is not None and (approximate or not wide):
             kernel = self._attend_bfloat16
-        out = torch.empty(tokens, heads * width, dtype=query.dtype)
         steps = np.array([x.stride(0) * x.element_size() for x in (query, key, value)], np.int64)
         lengths = np.ascontiguousarray(lengths, np.int64)
 
@@ -115,7 +113,6 @@ class Kernels:
                 raise torch.OutOfMemoryError(f"no memory for attention over rows of {int(lengths.max())} tokens")
 
         spread(some, heads)
-        return out
 
     def norm(
         self,
@@ -150,12 +147,8 @@ class Kernels:
             raise torch.OutOfMemoryError(f"no memory for a row of {x.shape[1]} values")
         return out
 
-    def has_gelu(self, dtype: torch.dtype) -> bool:
-        """True where `gelu_` takes states of this type: where they are too coarse to tell it from the exact one."""
-        return dtype == torch.bfloat16 and self._gelu_bfloat16 is not None
-
     def gelu_(self, x: torch.Tensor) -> torch.Tensor:
-        """GELU of bfloat16 in place, to 5e-5; `x` is contiguous."""
+        """GELU in place, to 5e-5, which only bfloat16 is too coarse to tell from the exact one; `x` is contiguous."""
         self._gelu_bfloat16(x.data_ptr(), x.numel())
         return x
 
@@ -208,6 +201,12 @@ def find() -> Kernels | None:
     """The fastest loops for this processor, or None."""
     every = available()
     return every[-1] if every else None
+
+
+def taking(dtype: torch.dtype, device: torch.device) -> Kernels | None:
+    """The fastest loops, where they take states of this type on this device."""
+    found = find() if device.type == "cpu" else None
+    return found if found is not None and found.takes(dtype) else None
 
 
 @cache

@@ -235,8 +235,8 @@ static void attend_head(const Head *head, float *scratch) {
 /* Rows one after the other, heads `first_head` to `last_head` of each. Pointers are to the first token's first head.
  *
  * steps: bytes from token to token of query, key and value; the heads of a token lie side by side.
- * scale: factor on the scores, above 0. lengths: tokens of each row. bias: [heads][2 * length - 1], a head `bias_step` values behind the one before, only where
- * all rows have one length; or none. out: [tokens][heads][width], wide like the rest.
+ * scale: factor on the scores, above 0. lengths: tokens of each row. bias: [heads][2 * length - 1], a head `bias_step` values
+ * behind the one before, only where all rows have one length; or none. out: [tokens][heads][width], wide like the rest.
  * Returns 0, or 1 where there is no memory. */
 int NAME(const char *query, const char *key, const char *value, const int64_t steps[3], int wide, const int64_t *lengths,
          int64_t rows, int64_t heads, int64_t width, float scale, const float *bias, int64_t bias_step, char *out,

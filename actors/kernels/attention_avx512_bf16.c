@@ -8,11 +8,13 @@
 #define NAME attend_avx512_bf16
 #define STEP 2
 
-static inline __attribute__((always_inline)) __m512 multiply(__m512 sums, __m512 unit, __m512 units) {
+#include "lanes.h"
+
+INLINE __m512 multiply(__m512 sums, __m512 unit, __m512 units) {
     return _mm512_dpbf16_ps(sums, (__m512bh)unit, (__m512bh)units);
 }
 
-static inline __attribute__((always_inline)) void unit_row(const char *from, int wide, long width, float *out) {
+INLINE void unit_row(const char *from, int wide, long width, float *out) {
     for (long d = 0; d < width; d += 32) {
         const long left = width - d;
         __m512i x;
@@ -30,7 +32,7 @@ static inline __attribute__((always_inline)) void unit_row(const char *from, int
 }
 
 /* (a[d], b[d]) for 32 dimensions of two tokens. */
-static inline __attribute__((always_inline)) void interleave(const float *staged, long units, float *out) {
+INLINE void interleave(const float *staged, long units, float *out) {
     const __m512i a = _mm512_loadu_si512(staged), b = _mm512_loadu_si512(staged + units);
     const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
                                            36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
@@ -39,11 +41,11 @@ static inline __attribute__((always_inline)) void interleave(const float *staged
     _mm512_storeu_si512(out + 16, _mm512_permutex2var_epi16(a, second, b));
 }
 
-static inline __attribute__((always_inline)) void keep(float *weights, __m512 low, __m512 high) {
+INLINE void keep(float *weights, __m512 low, __m512 high) {
     _mm512_storeu_si512(weights, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 
-static inline __attribute__((always_inline)) void put_row(const float *from, int wide, long width, char *out) {
+INLINE void put_row(const float *from, int wide, long width, char *out) {
     for (long d = 0; d < width; d += 16) {
         const __mmask16 some = width - d >= 16 ? 0xffff : (__mmask16)((1u << (width - d)) - 1);
         const __m512 x = _mm512_loadu_ps(from + d);

@@ -2,19 +2,21 @@
 
 #pragma once
 
-static inline __attribute__((always_inline)) __m512 get(const uint16_t *from) {
+#include "lanes.h"
+
+INLINE vec get(const uint16_t *from) {
     const __m256i half = _mm256_loadu_si256((const __m256i *)from);
     return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
 }
 
-static inline __attribute__((always_inline)) void put(uint16_t *to, __m512 x) {
+INLINE void put(uint16_t *to, vec x) {
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-static inline __attribute__((always_inline)) float get_one(const uint16_t *from) {
+INLINE float get_one(const uint16_t *from) {
     return _mm_cvtss_f32((__m128)_mm_cvtsi32_si128(*from << 16));
 }
 
-static inline __attribute__((always_inline)) void put_one(uint16_t *to, float x) {
+INLINE void put_one(uint16_t *to, float x) {
     *to = (uint16_t)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0);
 }

@@ -1,7 +1,16 @@
 /* Layer normalisation of rows, with float32 statistics whatever the type in memory. Built once for each instruction set and
- * type, by a file that says NORM, the function's name, VALUE, the type in memory, and how to get and put vectors of it. */
+ * type, by a file that says NORM, the function's name, and, where memory does not hold float32, VALUE, the type in memory, and
+ * how to get and put vectors of it. */
 
 #include "lanes.h"
+
+#ifndef VALUE
+#define VALUE float
+#define GET load
+#define PUT store
+#define GET_ONE *
+#define PUT_ONE(to, value) (*(to) = (value))
+#endif
 
 /* (s - mean) / sqrt(variance + eps) * weight + bias, of each row s = x + residual.
  *

@@ -6,11 +6,6 @@
 #include "avx2.h"
 
 #define NORM norm_avx2
-#define VALUE float
-#define GET load
-#define PUT store
-#define GET_ONE *
-#define PUT_ONE(to, value) (*(to) = (value))
 
 #include "norm.h"
 

@@ -23,6 +23,7 @@ from benchmarks.race.figures import Measured, cosines, operations, rounds
 from benchmarks.race.mixes import Mix, cut_mixes, read_texts
 from benchmarks.race.peers import BASE, HOME, LIMIT, Peer, export, install, runnable
 from benchmarks.race.session import Session, WorkerDied
+from pipeline.rates import has_bfloat16
 
 
 @dataclass(slots=True)
@@ -104,7 +105,7 @@ def _start(
     result: Result, settings: dict[str, Any], work: Path, only: tuple[str, ...], tell: Callable[[str], None]
 ) -> dict[str, Session]:
     """The workers of all peers that can run here, loaded and stopped."""
-    peers, result.left_out = runnable(machine.has_bfloat16())
+    peers, result.left_out = runnable(has_bfloat16())
     if only:
         peers = [peer for peer in peers if peer.label == BASE or any(part in peer.label for part in only)]
     broken = {

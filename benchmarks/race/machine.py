@@ -28,11 +28,6 @@ def hardware() -> str:
     )
 
 
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware."""
-    return bool(processor_flags() & {"avx512_bf16", "amx_bf16"})
-
-
 def versions(*packages: str) -> str:
     """Of Python and some packages of this environment."""
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])

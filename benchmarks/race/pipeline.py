@@ -26,6 +26,7 @@ from benchmarks.race.figures import paired_ratio, rounds
 from benchmarks.race.mixes import LONGEST_CHARACTERS, read_texts
 from benchmarks.race.peers import ROOT, install, python_of
 from benchmarks.race.ways.told import STARTED
+from pipeline.rates import has_bfloat16
 
 SHARDS = 8
 LIMIT_S = 600
@@ -190,7 +191,7 @@ def _load_model(model: Path) -> float:
 def markdown(result: Result, *, command: str, date: str) -> str:
     """The page."""
     base = result.passed.get(BASE)
-    wide = "bfloat16" if machine.has_bfloat16() else "float32"
+    wide = "bfloat16" if has_bfloat16() else "float32"
     lines = [
         "# The pipeline race, on a CPU",
         "",

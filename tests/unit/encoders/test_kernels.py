@@ -44,6 +44,12 @@ def states(tokens: int, heads: int, width: int, dtype: torch.dtype) -> tuple[tor
     return torch.randn(tokens, 3, heads, width).mul(1.5).to(dtype).unbind(1)
 
 
+def attended(kernel, query, key, value, lengths, **settings) -> torch.Tensor:
+    out = torch.full((len(query), query.shape[1] * query.shape[2]), float("nan"), dtype=query.dtype)
+    kernel.attend(query, key, value, np.array(lengths), out=out, **settings)
+    return out
+
+
 def test_they_are_built_where_there_is_a_compiler():
     by_hand = platform.machine() == "x86_64" and torch.cpu._is_avx2_supported() and shutil.which("cc") is not None
     assert bool(KERNELS) >= by_hand
@@ -55,7 +61,7 @@ def test_attention_of_rows_of_any_length_in_heads_of_any_width(kernel, heads, wi
     torch.manual_seed(0)
     for dtype in types(kernel):
         query, key, value = states(sum(LENGTHS), heads, width, dtype)
-        found = kernel.attend(query, key, value, np.array(LENGTHS), scale=width**-0.5)
+        found = attended(kernel, query, key, value, LENGTHS, scale=width**-0.5)
         assert found.dtype == dtype
         wanted = exact(query, key, value, LENGTHS, scale=width**-0.5)
         torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=0)
@@ -69,7 +75,7 @@ def test_attention_with_a_bias_and_more_keys_than_a_block(kernel, length):
     bias = wider[:, 5 : 5 + 2 * length - 1]
     for dtype in types(kernel):
         query, key, value = states(2 * length, 2, 32, dtype)
-        found = kernel.attend(query, key, value, np.array([length, length]), scale=0.2, bias=bias)
+        found = attended(kernel, query, key, value, [length, length], scale=0.2, bias=bias)
         wanted = exact(query, key, value, [length, length], scale=0.2, bias=bias)
         torch.testing.assert_close(found.double(), wanted, atol=2 * TOLERANCE[dtype], rtol=0)
 
@@ -80,7 +86,7 @@ def test_attention_of_scores_that_are_far_apart(kernel):
     query = torch.ones(600, 1, 16)
     key = torch.linspace(-400, 400, 600)[:, None, None].expand(600, 1, 16).contiguous()
     value = torch.arange(600.0)[:, None, None].expand(600, 1, 16).contiguous()
-    found = kernel.attend(query, key, value, np.array([600]), scale=1.0)
+    found = attended(kernel, query, key, value, [600], scale=1.0)
     torch.testing.assert_close(found, torch.full((600, 16), 599.0), atol=1e-3, rtol=0)
 
 
@@ -88,7 +94,7 @@ def test_attention_of_scores_that_are_far_apart(kernel):
 def test_a_value_that_is_not_a_number_stays_in_its_row(kernel):
     query, key, value = states(40, 2, 32, torch.float32)
     key[3, 1, 7] = float("nan")
-    found = kernel.attend(query, key, value, np.array([20, 20]), scale=1.0)
+    found = attended(kernel, query, key, value, [20, 20], scale=1.0)
     assert found[:20, 32:].isnan().all()
     assert found[20:].isfinite().all()
     assert found[:, :32].isfinite().all()
@@ -98,7 +104,7 @@ def test_a_value_that_is_not_a_number_stays_in_its_row(kernel):
 def test_states_of_different_strides_and_heads_that_are_apart(kernel):
     fused = torch.randn(30, 3, 4, 16)
     query, key, value = fused[:, 0].contiguous(), fused[:, 1], torch.randn(30, 16, 4).transpose(1, 2)
-    found = kernel.attend(query, key, value, np.array([30]), scale=0.5)
+    found = attended(kernel, query, key, value, [30], scale=0.5)
     torch.testing.assert_close(found, exact(query, key, value, [30], scale=0.5).float(), atol=1e-5, rtol=0)
 
 
@@ -106,7 +112,7 @@ def test_states_of_different_strides_and_heads_that_are_apart(kernel):
 def test_float32_may_be_multiplied_as_bfloat16_only_where_that_was_said(kernel):
     query, key, value = states(50, 2, 32, torch.float32)
     wanted = exact(query, key, value, [50], scale=0.2).float()
-    found = kernel.attend(query, key, value, np.array([50]), scale=0.2, approximate=True)
+    found = attended(kernel, query, key, value, [50], scale=0.2, approximate=True)
     error = (found - wanted).abs().max()
     assert error < 0.1
     assert (error > 1e-5) == (kernel.name == "avx512_bf16")
@@ -222,10 +228,10 @@ def test_pieces_are_everything_once_on_any_number_of_threads(threads, count):
 def test_attention_on_several_threads_is_attention(kernel):
     ours = torch.get_num_threads()
     query, key, value = states(64, 5, 16, torch.float32)
-    alone = kernel.attend(query, key, value, np.array([40, 24]), scale=1.0)
+    alone = attended(kernel, query, key, value, [40, 24], scale=1.0)
     torch.set_num_threads(3)
     try:
-        found = kernel.attend(query, key, value, np.array([40, 24]), scale=1.0)
+        found = attended(kernel, query, key, value, [40, 24], scale=1.0)
     finally:
         torch.set_num_threads(ours)
     assert torch.equal(found, alone)
