@@ -17,6 +17,7 @@ from pipeline import delta, fingerprint
 from pipeline.config import Job, Replicas
 from pipeline.ledger import Ledger
 from pipeline.plan import Sample, cut_plan, list_corpus, survey, take_sample
+from pipeline.pool import on_cores
 from pipeline.run import describe_model
 
 # Bytes a dimension as measured with zstd over byte-stream-split.
@@ -71,8 +72,8 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     model = describe_model(job)
     found = survey(job, list_corpus(job))
     sample = take_sample(found, model, fingerprint.chunking_of(model, job))
-    gpus = _has_gpu(job)
-    plan = cut_plan(job, found, model, sample, replicas=_replicas(job), gpus=gpus)
+    replicas, cores = _encoders(job)
+    plan = cut_plan(job, found, model, sample, replicas=replicas, cores=cores)
     made_of = fingerprint.fingerprint(fingerprint.lineage(model, job))
     url = storage.absolute(job.table.uri)
     state = delta.state_of(delta.open_table(url))
@@ -113,16 +114,15 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     )
 
 
-def _replicas(job: Job) -> int:
-    """As many encoders as the job may have; of this machine where it leaves that open."""
+def _encoders(job: Job) -> tuple[int, int | None]:
+    """As many encoders as the job may have, of this machine where it leaves that open; and the cores of each (None: a card)."""
     wanted = job.run.replicas
-    if isinstance(wanted, Replicas):
-        return wanted.max
-    return wanted if wanted != "auto" else (os.cpu_count() or 1)
-
-
-def _has_gpu(job: Job) -> bool:
-    return job.run.gpus_per_replica != 0 and Path("/dev/nvidia0").exists()
+    alone, threads = on_cores([os.cpu_count() or 1])
+    asked = None if wanted == "auto" else wanted.max if isinstance(wanted, Replicas) else wanted
+    cards = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if cards and job.run.gpus_per_replica != 0:
+        return asked or cards, None
+    return (alone, threads) if asked is None else (asked, max(1, (os.cpu_count() or 1) // asked))
 
 
 def measure(model: ModelSpec, sample: Sample) -> tuple[float, str]:

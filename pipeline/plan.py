@@ -7,6 +7,7 @@ waiting for a store.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -39,9 +40,10 @@ UNITS_PER_REPLICA = 8
 # One driver hands out and takes back some 28 units a second (docs/scale.md). Units get longer before there are so many.
 _UNITS_PER_S = 14.0
 LEAST_ROWS = 32
-# The first unit is so many times smaller than the others: a rate, and whether the store takes what is written, are known
-# while the other encoders are at their first one.
+# The first units are so many times smaller than the others: a rate, and whether the store takes what is written, are known
+# while the other encoders are at their first one. Two, since an encoder is handed two and may begin with either.
 _EARLY = 8
+_EARLY_UNITS = 2
 _UNIT_BYTES = 192 << 20
 _THREADS = 32
 # So much work is done in this process before a cluster on this machine would be ahead: its start takes 15 s of all cores.
@@ -190,12 +192,12 @@ def is_little(tokens: float, model: ModelSpec) -> bool:
     return tokens * flops_per_token(model) <= INLINE_S * (os.cpu_count() or 1) * core_flops(model.precision)
 
 
-def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: int, gpus: bool) -> int:
+def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: int, cores: int | None) -> int:
     """Rows of a unit: about `UNIT_S` of one encoder, more where there are so many that the driver would not keep up; and
     a block that fits in memory."""
     if job.run.unit_rows != "auto":
         return job.run.unit_rows
-    tokens_per_s = encoder_tokens_per_s(flops_per_token(model), model.precision, gpu=gpus)
+    tokens_per_s = encoder_tokens_per_s(flops_per_token(model), model.precision, cores=cores)
     unit_s = max(UNIT_S, replicas / _UNITS_PER_S)
     by_time = unit_s * tokens_per_s / max(sample.tokens_per_row, 1.0)
     stored = (sample.bytes_per_row + 4 * model.dim) * sample.chunks_per_row  # kept columns go with every chunk
@@ -203,14 +205,14 @@ def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: in
     return max(1, int(min(by_time, by_memory)))
 
 
-def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, replicas: int, gpus: bool) -> Plan:
-    """Cut the corpus into units, in the order of its shards.
+def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, replicas: int, cores: int | None) -> Plan:
+    """Cut the corpus into units, in the order of its shards, for so many encoders of so many cores (None: a card).
 
     Raises:
         ConfigError: the corpus has no rows.
         DataError: a shard cannot be read as what it claims to be.
     """
-    unit_rows = choose_unit_rows(job, model, sample, replicas=replicas, gpus=gpus)
+    unit_rows = choose_unit_rows(job, model, sample, replicas=replicas, cores=cores)
     cut = _cut(found, unit_rows)
     rows = sum(piece.rows for piece in cut)
     fair = max(LEAST_ROWS, math.ceil(rows / (UNITS_PER_REPLICA * replicas)))
@@ -240,27 +242,28 @@ def _cut(found: Survey, unit_rows: int) -> list[Piece]:
 
 
 def _headed(found: Survey, pieces: list[Piece], rows: int) -> list[Piece]:
-    """The pieces, the first one parted behind its first `rows` rows where its format can do that."""
+    """The pieces, with heads of `rows` rows cut off the first one for the first units, where its format can do that."""
     first = pieces[0]
     if first.rows <= rows:
         return pieces
     fine = open_format(found.source.format, first.shard.path).pieces(first.shard, rows)
-    if len(fine) < 2 or fine[1].start >= first.stop:
+    heads = [head for head, after in itertools.pairwise(fine) if after.start < first.stop][:_EARLY_UNITS]
+    if not heads:
         return pieces
-    rest = replace(first, start=fine[1].start, rows=max(1, first.rows - fine[0].rows))
-    return [fine[0], rest, *pieces[1:]]
+    left = max(1, first.rows - sum(head.rows for head in heads))
+    return [*heads, replace(first, start=fine[len(heads)].start, rows=left), *pieces[1:]]
 
 
-def _gather(pieces: Iterable[Piece], unit_rows: int, first_rows: int) -> Iterator[Unit]:
+def _gather(pieces: Iterable[Piece], unit_rows: int, early_rows: int) -> Iterator[Unit]:
     """Units of neighbouring pieces: small shards together, no unit over `unit_rows` unless one piece is.
 
-    The first unit takes no piece that brings it over `first_rows`.
+    The first ones take no piece that brings them over `early_rows`.
     """
     number = 0
     gathered: list[Piece] = []
     rows = 0
     for piece in pieces:
-        if gathered and rows + piece.rows > (unit_rows if number else first_rows):
+        if gathered and rows + piece.rows > (unit_rows if number >= _EARLY_UNITS else early_rows):
             yield Unit(number, tuple(gathered))
             number, gathered, rows = number + 1, [], 0
         gathered.append(piece)

@@ -14,6 +14,14 @@ from dataclasses import dataclass, field
 from actors.errors import ConfigError
 from pipeline.config import Replicas, Run
 
+# Of one encoder on CPUs, at most, unless the job asks for few encoders.
+_THREADS = 4
+# What Ray sets aside of each core that computes, and for a task that reads or writes. Ray Data keeps a sixth of all CPUs
+# for each of three stages, in their order: if encoders take more than the other four, nothing is kept for the last one,
+# and a write finds no room until there is nothing left to read.
+_SHARE = 0.66
+_IO_CPUS = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:
@@ -60,6 +68,11 @@ class Pool:
         return f"encoders need {what} each{labels}"
 
     @property
+    def cores(self) -> int | None:
+        """CPU cores that one encoder computes on; None where that is a card."""
+        return None if self.gpus else self.threads or 1
+
+    @property
     def grows(self) -> bool:
         """Whether encoders are waited for that the cluster has no room for yet."""
         return 0 < self.least < self.replicas
@@ -101,7 +114,7 @@ def size_pool(run: Run, machines: Sequence[Machine]) -> Pool:
     if per_replica > 0:
         fit = sum(_fit(machine.gpus, per_replica) for machine in for_encoders)
         return _on_gpus(run, fit, per_replica, gpus, labels)
-    return _on_cpus(run, cpus, sum(machine.cpus for machine in for_encoders), labels)
+    return _on_cpus(run, cpus, for_encoders, labels)
 
 
 def _fit(gpus: float, per_replica: float) -> int:
@@ -130,32 +143,49 @@ def _on_gpus(run: Run, fit: int, per_replica: float, gpus: float, labels: Mappin
     )
 
 
-def _on_cpus(run: Run, cpus: float, encoder_cpus: float, labels: Mapping[str, str]) -> Pool:
+def _on_cpus(run: Run, cpus: float, machines: Sequence[Machine], labels: Mapping[str, str]) -> Pool:
     wanted = run.replicas
-    if isinstance(wanted, Replicas):
-        now, most = wanted.min, wanted.max
-        if now > encoder_cpus:
+    cores = [math.floor(machine.cpus) for machine in machines]
+    encoder_cpus = sum(machine.cpus for machine in machines)
+    if wanted == "auto":
+        most, threads = on_cores(cores)
+        now = most
+    else:
+        now, most = (wanted.min, wanted.max) if isinstance(wanted, Replicas) else (wanted, wanted)
+        if isinstance(wanted, Replicas) and now > encoder_cpus:
             raise ConfigError(
                 f"run.replicas.min is {now}, but there are {encoder_cpus:g} CPUs for encoders; lower it, or add workers"
             )
-    else:
-        most = max(1, math.floor(encoder_cpus)) if wanted == "auto" else wanted
-        now = most
+        # The most threads with which so many find a place; of a pool that grows, all that it may become.
+        threads = next((n for n in range(max(cores, default=0), 1, -1) if _room(cores, n) >= most), 1)
     # Some of each core is left to reading and writing, or encoders that take all of it would wait for themselves. A
     # pool that grows gets more cores with each encoder, so there the share is not cut.
-    grows = now < most
-    share = 0.75 if grows else min(0.75, 0.75 * encoder_cpus / most)
-    threads = max(1, math.floor(encoder_cpus / most))
+    share = _SHARE * threads if now < most else _SHARE * min(threads, encoder_cpus / most)
     return Pool(
         most,
         0.0,
         cpus=round(share, 4),
         threads=threads,
-        io_cpus=round(min(0.25, cpus / 8), 4),
+        io_cpus=round(min(_IO_CPUS, _IO_CPUS * cpus / 2), 4),
         device="cpu",
         least=now,
         labels=labels or None,
     )
+
+
+def on_cores(cores: Sequence[int]) -> tuple[int, int]:
+    """How many encoders, and threads of each, where a job does not say: `cores` has those of each machine.
+
+    Few processes with a few threads each do as much as one a core, for a part of the memory and of the imports; but
+    Python's own lock is shared by the threads of a process, so they stay few. No core goes without.
+    """
+    threads = max(range(1, _THREADS + 1), key=lambda n: (n * _room(cores, n), n))
+    return max(1, _room(cores, threads)), threads if _room(cores, threads) else 1
+
+
+def _room(cores: Sequence[int], threads: int) -> int:
+    """Encoders of so many threads that find a place, each on one machine."""
+    return sum(count // threads for count in cores)
 
 
 def labelled(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:

@@ -28,11 +28,11 @@ def core_flops(precision: str) -> float:
     return (_CORE_AVX512 if "avx512f" in has else _CORE)[precision]
 
 
-def encoder_tokens_per_s(flops_per_token: float, precision: str, *, gpu: bool) -> float:
-    """Tokens a second of one encoder: a card, or a core."""
-    if gpu:
+def encoder_tokens_per_s(flops_per_token: float, precision: str, *, cores: int | None) -> float:
+    """Tokens a second of one encoder: on so many cores, or on a card (None)."""
+    if cores is None:
         return min(_GPU / flops_per_token, _GPU_TOKENS_PER_S)
-    return core_flops(precision) / flops_per_token
+    return cores * core_flops(precision) / flops_per_token
 
 
 def has_bfloat16() -> bool:

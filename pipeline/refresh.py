@@ -179,7 +179,7 @@ class _Refresh(Runner):
         plan = Plan(units_to_table([]), 0, 0, rows_exact=True, unit_rows=_CARRY_ROWS)
         if any(shard.size_bytes for shard in found.shards):
             sample = take_sample(found, self.model, self.chunking)
-            plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, gpus=pool.gpus > 0)
+            plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, cores=pool.cores)
         units = list(table_to_units(plan.table))
         units += self._carried(plan.units, frozenset(replaced), max(plan.unit_rows, _CARRY_ROWS))
         bad = self._old_quarantine

@@ -167,7 +167,7 @@ class Runner:
         """Cut the plan, and find what an earlier run has left."""
         sample = take_sample(found, self.model, self.chunking)
         pool = executor.pool
-        plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, gpus=pool.gpus > 0)
+        plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, cores=pool.cores)
         index = self.planning.enter_context(build_index(self.url, self.left_behind(), None))
         return Prepared(plan, {"reuse": index.tables()}, {"reuse": index.parts})
 

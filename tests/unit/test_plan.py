@@ -13,6 +13,7 @@ import pytest
 from actors.encoders import describe
 from actors.reader import read_unit
 from actors.schema import Unit
+from pipeline import rates
 from pipeline.config import parse_job
 from pipeline.ledger import table_to_units
 from pipeline.plan import Plan, Sample, Survey, choose_unit_rows, cut_plan, list_corpus, survey, take_sample
@@ -42,7 +43,7 @@ def model(tmp_path_factory):
     return describe(str(write_bert(tmp_path_factory.mktemp("model"))))
 
 
-def cut(folder, model, *, replicas=1, **run) -> tuple[Survey, Plan, list[Unit]]:
+def cut(folder, model, *, replicas=1, cores=1, **run) -> tuple[Survey, Plan, list[Unit]]:
     job = parse_job(
         {
             "source": {"uri": str(folder), "id": "id", "text": "text"},
@@ -52,7 +53,7 @@ def cut(folder, model, *, replicas=1, **run) -> tuple[Survey, Plan, list[Unit]]:
         }
     )
     found = survey(job, list_corpus(job))
-    plan = cut_plan(job, found, model, take_sample(found, model), replicas=replicas, gpus=False)
+    plan = cut_plan(job, found, model, take_sample(found, model), replicas=replicas, cores=cores)
     return found, plan, list(table_to_units(plan.table))
 
 
@@ -65,7 +66,7 @@ def fill(folder, name: str, shards: int = 2, **options) -> None:
 
 @pytest.mark.parametrize("name", [".parquet", ".jsonl", ".jsonl.gz", ".csv"])
 @pytest.mark.parametrize("shards", [1, 2, 50])
-def test_every_row_is_in_one_unit_and_the_first_is_early(tmp_path, model, name, shards):
+def test_every_row_is_in_one_unit_and_the_first_two_are_early(tmp_path, model, name, shards):
     fill(tmp_path, name, shards)
     found, plan, units = cut(tmp_path, model)
     read = [read_unit(unit, found.source).table.column("id").to_pylist() for unit in units]
@@ -73,9 +74,9 @@ def test_every_row_is_in_one_unit_and_the_first_is_early(tmp_path, model, name, 
     assert [unit.number for unit in units] == list(range(plan.units))
     assert plan.unit_rows == 125
     # A shard of JSON Lines is cut by bytes, and what a row takes is an estimate.
-    assert 8 <= len(read[0]) <= 25
+    assert all(4 <= len(rows) <= 25 for rows in read[:2])
     assert all(len(rows) <= 140 for rows in read)
-    assert len(read[1]) > 60
+    assert len(read[2]) > 60
 
 
 def test_row_groups_larger_or_smaller_than_the_early_unit(tmp_path, model):
@@ -83,7 +84,7 @@ def test_row_groups_larger_or_smaller_than_the_early_unit(tmp_path, model):
     found, _, units = cut(tmp_path, model)
     rows = [read_unit(unit, found.source).table.num_rows for unit in units]
     assert sum(rows) == ROWS
-    assert rows[0] == 15  # half of the first row group: no more than an eighth of 125
+    assert rows[:2] == [15, 15]  # each half of the first row group: no more than an eighth of 125
 
 
 def test_a_size_that_was_asked_for_is_that_of_all_units(tmp_path, model):
@@ -100,8 +101,16 @@ def test_the_same_corpus_is_cut_in_the_same_way(tmp_path, model):
 def test_units_get_longer_where_the_driver_would_not_keep_up_with_so_many_encoders(model):
     job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
     sample = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1.0, texts=("x",))
-    few, many, more = (choose_unit_rows(job, model, sample, replicas=n, gpus=True) for n in (1, 140, 1400))
+    few, many, more = (choose_unit_rows(job, model, sample, replicas=n, cores=None) for n in (1, 140, 1400))
     assert few == many > 100
     assert more == pytest.approx(10 * few, rel=0.01)
     long = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1e6, texts=("x",))
-    assert choose_unit_rows(job, model, long, replicas=1400, gpus=True) < 200  # what fits in memory is the limit still
+    assert choose_unit_rows(job, model, long, replicas=1400, cores=None) < 200  # what fits in memory is the limit still
+
+
+def test_units_of_encoders_with_more_cores_are_larger(model, monkeypatch):
+    monkeypatch.setattr(rates, "core_flops", lambda precision: 1e6)
+    job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
+    sample = Sample(rows=1, tokens_per_row=1.0, truncated_share=0.0, bytes_per_row=1.0, texts=("x",))
+    one, four = (choose_unit_rows(job, model, sample, replicas=1, cores=cores) for cores in (1, 4))
+    assert four == pytest.approx(4 * one, rel=0.05)

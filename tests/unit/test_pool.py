@@ -8,7 +8,7 @@ import pytest
 
 from actors.errors import ConfigError
 from pipeline.config import parse_job
-from pipeline.pool import Machine, labelled, size_pool
+from pipeline.pool import Machine, labelled, on_cores, size_pool
 
 HEAD = Machine(cpus=0, gpus=0)
 READER = Machine(cpus=8, gpus=0)
@@ -34,8 +34,8 @@ def wishes(**run):
         ({"labels": {KIND: "H100"}}, [READER, H100, T4], (2, 2, 1.0)),
         ({"labels": {KIND: "!T4"}}, [READER, H100, T4], (2, 2, 1.0)),
         ({"labels": {KIND: "A100"}, "replicas": {"min": 0, "max": 3}, "gpus_per_replica": 1}, [H100], (1, 3, 1.0)),
-        ({}, [READER], (8, 8, 0.0)),
-        ({"gpus_per_replica": 0}, [READER, H100], (16, 16, 0.0)),
+        ({}, [READER], (2, 2, 0.0)),
+        ({"gpus_per_replica": 0}, [READER, H100], (4, 4, 0.0)),
         ({"replicas": {"max": 4}}, [READER], (1, 4, 0.0)),
     ],
 )
@@ -78,14 +78,51 @@ def test_only_a_pool_that_may_become_larger_grows():
     assert not size_pool(wishes(), [READER, H100]).grows
 
 
-def test_encoders_on_cpus_leave_some_of_each_core_to_reading():
-    whole, shared, growing = (
-        size_pool(wishes(replicas=wanted), [Machine(cpus=2, gpus=0)]) for wanted in (1, 8, {"max": 8})
-    )
-    assert (whole.cpus, whole.threads) == (0.75, 2)
-    assert (shared.cpus, shared.threads) == (0.1875, 1)
-    assert (growing.cpus, growing.threads) == (0.75, 1)
-    assert whole.io_cpus == 0.25
+@pytest.mark.parametrize(
+    ("cores", "expected"),
+    [
+        ([1], (1, 1)),
+        ([2], (1, 2)),
+        ([3], (1, 3)),
+        ([5], (5, 1)),
+        ([6], (2, 3)),
+        ([64], (16, 4)),
+        ([2, 2, 2], (3, 2)),
+        ([], (1, 1)),
+    ],
+)
+def test_a_few_threads_for_each_encoder_and_no_core_without(cores, expected):
+    assert on_cores(cores) == expected
+    pool = size_pool(wishes(gpus_per_replica=0), [Machine(cpus=count, gpus=0) for count in cores or [0.5, 0.5]])
+    assert (pool.replicas, pool.threads) == expected
+    assert pool.cores == pool.threads
+
+
+@pytest.mark.parametrize(
+    ("replicas", "cores", "threads"),
+    [(1, [8], 8), (3, [8], 2), (8, [8], 1), (20, [8], 1), (1, [2, 2, 2], 2), (4, [2, 2, 2], 1), (2, [4, 16], 8)],
+)
+def test_as_many_threads_as_leave_room_for_the_encoders_asked_for(replicas, cores, threads):
+    pool = size_pool(wishes(replicas=replicas), [Machine(cpus=count, gpus=0) for count in cores])
+    assert (pool.replicas, pool.threads) == (replicas, threads)
+    # Each fits a machine, with room beside it.
+    assert pool.cpus < max(cores)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 7, 8, 16, 64, 192])
+@pytest.mark.parametrize("replicas", ["auto", 1, 2, {"min": 1, "max": 4}])
+def test_a_read_and_a_write_find_room_beside_all_encoders(cpus, replicas):
+    pool = size_pool(wishes(replicas=replicas), [Machine(cpus=cpus, gpus=0)])
+    # How Ray Data shares out CPUs: half of them in equal parts to its stages, in their order; encoders have what they need.
+    part = 0.5 * cpus / 3
+    assert part >= pool.io_cpus
+    assert cpus - part - max(part, pool.cpus * min(pool.least, cpus)) >= part
+
+
+def test_more_encoders_than_cores_share_them():
+    shared, growing = (size_pool(wishes(replicas=wanted), [Machine(cpus=2, gpus=0)]) for wanted in (8, {"max": 8}))
+    assert (shared.cpus, shared.threads) == (0.165, 1)
+    assert (growing.cpus, growing.threads) == (0.66, 1)
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,11 @@ def test_every_flag_makes_it_faster_or_nothing(monkeypatch):
 
 
 def test_a_card_is_bounded_by_what_texts_can_be_tokenized(monkeypatch):
-    assert rates.encoder_tokens_per_s(1.0, "bfloat16", gpu=True) == 500_000
-    assert rates.encoder_tokens_per_s(1e12, "bfloat16", gpu=True) == pytest.approx(150)
+    assert rates.encoder_tokens_per_s(1.0, "bfloat16", cores=None) == 500_000
+    assert rates.encoder_tokens_per_s(1e12, "bfloat16", cores=None) == pytest.approx(150)
     monkeypatch.setattr(rates, "processor_flags", frozenset)
-    assert rates.encoder_tokens_per_s(2e7, "float32", gpu=False) == pytest.approx(2_000)
+    assert rates.encoder_tokens_per_s(2e7, "float32", cores=1) == pytest.approx(2_000)
+    assert rates.encoder_tokens_per_s(2e7, "float32", cores=4) == pytest.approx(8_000)
 
 
 def test_the_flags_of_this_machine_are_words():
