@@ -25,7 +25,7 @@ from benchmarks.race import machine
 from benchmarks.race.figures import paired_ratio, rounds
 from benchmarks.race.mixes import LONGEST_CHARACTERS, read_texts
 from benchmarks.race.peers import ROOT, install, python_of
-from benchmarks.race.ways.told import STARTED
+from benchmarks.race.ways.told import FIRST_UNIT, STARTED
 from pipeline.rates import has_bfloat16
 
 SHARDS = 8
@@ -33,6 +33,7 @@ LIMIT_S = 600
 # Whose rate each backfill could reach.
 ENGINE = {f"vectide backfill{dtype}": f"vectide's engine alone{dtype}" for dtype in ("", ", float32", ", int8")}
 BASE = "Ray Data, an actor class around sentence-transformers"
+OURS = "vectide backfill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,16 @@ WAYS = (
 )
 
 
+# What a first receipt cannot come before: a graph of that shape with nothing in it.
+NOTHING = Way("nothing", "nothing")
+
+
 @dataclass(slots=True)
 class Passed:
-    """All passes of one way. Seconds since its process was started."""
+    """All passes of one way. Seconds since its process was started; `first_s` until the first rows were out."""
 
     total_s: list[float] = field(default_factory=list)
+    first_s: list[float] = field(default_factory=list)
     steady_rows_per_s: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
 
@@ -77,7 +83,8 @@ class Result:
     passed: dict[str, Passed]
     left_out: dict[str, str]
     loads: tuple[str, str] = ("", "")
-    load_model_s: float = 0.0
+    load_model_s: list[float] = field(default_factory=list)
+    ray_alone_s: list[float] = field(default_factory=list)
 
 
 def race(
@@ -107,8 +114,9 @@ def race(
             result.left_out[way.label] = reason
         else:
             ways[way.label] = way
-    result.load_model_s = _load_model(model)
     for number, order in enumerate(rounds(list(ways), repeats)):
+        result.load_model_s.append(_load_model(model))
+        result.ray_alone_s.append(first(run(NOTHING, corpus, work / "out", model, max_tokens)["out"]))
         for label in order:
             if label in result.left_out:
                 continue
@@ -123,6 +131,7 @@ def race(
                 raise SystemExit(f"{label}: {facts['rows']} of {len(texts)} rows came out")
             passed = result.passed.setdefault(label, Passed())
             passed.total_s.append(facts["end"])
+            passed.first_s.append(first(facts["out"]))
             passed.parts.append(facts["parts"])
             passed.steady_rows_per_s.append(steady(facts["out"]))
     result.loads = (before, machine.load())
@@ -139,9 +148,18 @@ def _write(corpus: Path, texts: list[str]) -> None:
 
 
 def steady(came: list[list[float]]) -> float:
-    """Rows a second between the first rows that came out and the last; nan where all came at once."""
-    (first, head), (last, _) = came[0], came[-1]
-    return (sum(rows for _, rows in came) - head) / (last - first) if last > first else float("nan")
+    """Rows a second between the first entry and the last; nan where there is one.
+
+    A first entry of no rows says when the first encoder began, so that nothing was at work before it. Where a way begins
+    with rows, none others were in flight when they came out.
+    """
+    (begun, head), (last, _) = came[0], came[-1]
+    return (sum(rows for _, rows in came) - head) / (last - begun) if last > begun else float("nan")
+
+
+def first(came: list[list[float]]) -> float:
+    """When the first rows were out."""
+    return next(at for at, rows in came if rows)
 
 
 def run(way: Way, corpus: Path, out: Path, model: Path, max_tokens: int) -> dict[str, Any]:
@@ -202,12 +220,11 @@ def markdown(result: Result, *, command: str, date: str) -> str:
         f"- Versions: {machine.versions('ray', 'torch', 'sentence-transformers', 'pyarrow', 'deltalake')}",
         f"- {result.rows:,} texts as found, {result.tokens:,} tokens after the cut, {SHARDS} Parquet files",
         f"- all-MiniLM-L6-v2; vectide in {wide} unless it says otherwise, all others in float32",
-        f"- A new process takes {result.load_model_s:.1f} s to import torch and load the model",
         "",
         (
             "Time begins with the process. Medians of all rounds, in turn. `x` is the median, over the rounds, of Ray Data's time "
-            "over this one's in the same round; once it runs: rows a second from the first that came out to the last, and for a "
-            "backfill, as a share of the engine's alone (a process a core, nothing read or written) in the same round."
+            "over this one's in the same round; once it runs: rows a second from the first that an encoder began with to the last that "
+            "came out, and for a backfill, as a share of the engine's alone (nothing read or written) in the same round."
         ),
         "",
         "| way | seconds | range | x | rows/s once it runs | x | of the engine's |",
@@ -226,6 +243,8 @@ def markdown(result: Result, *, command: str, date: str) -> str:
         )
         time = f"{statistics.median(passed.total_s):.1f} | {min(passed.total_s):.1f} to {max(passed.total_s):.1f} | {times}"
         lines.append(f"| {label} | {'| |' if label in ENGINE.values() else time} | {rate} | {runs} | {share} |")
+    if OURS in result.passed:
+        lines += ["", _beginning(result)]
     lines += ["", "Where the time goes, seconds, medians:", "", "| way | part | seconds |", "|---|---|---:|"]
     for label, passed in result.passed.items():
         for part in passed.parts[0]:
@@ -234,3 +253,16 @@ def markdown(result: Result, *, command: str, date: str) -> str:
     if result.left_out:
         lines += ["", "Not run here:", "", *(f"- {label}: {reason}" for label, reason in result.left_out.items())]
     return "\n".join(lines) + "\n"
+
+
+def _beginning(result: Result) -> str:
+    """When the first receipt came, against what it cannot come before."""
+    ours = result.passed[OURS]
+    ray, load = statistics.median(result.ray_alone_s), statistics.median(result.load_model_s)
+    unit = statistics.median(parts[FIRST_UNIT] for parts in ours.parts)
+    return (
+        f"The first receipt of `{OURS}` came after {statistics.median(ours.first_s):.1f} s "
+        f"({min(ours.first_s):.1f} to {max(ours.first_s):.1f}). A graph of the same three stages with nothing in them gives its "
+        f"first row after {ray:.1f} s; a new process takes {load:.1f} s to import torch and load the model; the first unit takes "
+        f"{unit:.1f} s: together {ray + load + unit:.1f} s."
+    )

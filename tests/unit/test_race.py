@@ -146,13 +146,25 @@ def test_the_table_says_who_was_how_fast_and_who_did_not_run():
 
 def test_a_rate_once_it_runs_leaves_out_what_came_first():
     assert pipeline.steady([[5.0, 10], [6.0, 30], [7.0, 30]]) == 30.0
+    assert pipeline.steady([[5.0, 0], [6.0, 30], [7.0, 30]]) == 30.0
     assert math.isnan(pipeline.steady([[5.0, 10]]))
+    assert pipeline.first([[5.0, 0], [6.0, 30], [7.0, 30]]) == 6.0
+
+
+def test_the_page_holds_the_first_receipt_against_what_it_cannot_come_before():
+    ours = pipeline.Passed([20.0], [8.0], [10.0], [{"first unit: read, encode, write": 0.5}])
+    result = pipeline.Result(100, 5000, {pipeline.OURS: ours}, {}, ("1", "2"), [2.0, 1.0, 1.5], [5.0])
+    page = pipeline.markdown(result, command="make bench", date="2026-01-02")
+    assert "came after 8.0 s (8.0 to 8.0)" in page
+    assert "together 7.0 s" in page
 
 
 def test_the_pipeline_table_leaves_blank_what_a_way_does_not_tell():
-    slow = pipeline.Passed([20.0, 40.0], [10.0, 5.0], [{"all": 20.0}, {"all": 40.0}])
-    fast = pipeline.Passed([10.0, 10.0], [float("nan")] * 2, [{"all": 10.0}, {"all": 10.0}])
-    result = pipeline.Result(100, 5000, {pipeline.BASE: slow, "a loop": fast}, {"Daft": "failed: no"}, ("1", "2"), 3.0)
+    slow = pipeline.Passed([20.0, 40.0], [9.0, 9.0], [10.0, 5.0], [{"all": 20.0}, {"all": 40.0}])
+    fast = pipeline.Passed([10.0, 10.0], [9.0, 9.0], [float("nan")] * 2, [{"all": 10.0}, {"all": 10.0}])
+    result = pipeline.Result(
+        100, 5000, {pipeline.BASE: slow, "a loop": fast}, {"Daft": "failed: no"}, ("1", "2"), [3.0]
+    )
     page = pipeline.markdown(result, command="make bench", date="2026-01-02")
     assert f"| {pipeline.BASE} | 30.0 | 20.0 to 40.0 | 1.00 | 7.5 | 1.00 |" in page
     assert "| a loop | 10.0 | 10.0 to 10.0 | 3.00 | not told |  |" in page

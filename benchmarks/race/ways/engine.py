@@ -1,5 +1,5 @@
-"""The engine alone on the same texts: a process a core, nothing read or written while the clock runs. What a backfill's rate is
-held against."""
+"""The engine alone on the same texts: one process with all cores, nothing read or written while the clock runs. What a backfill's
+rate is held against."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from benchmarks.race.ways.told import since_start, tell
-from benchmarks.race.workers.ours import Several
+from benchmarks.race.workers.ours import One
 from benchmarks.race.workers.serve import Settings
 
 PASSES = 3
@@ -22,7 +22,7 @@ def main(corpus: str, out: str, model: str, max_tokens: str, dtype: str = "auto"
     texts = [
         text for path in sorted(Path(corpus).glob("*.parquet")) for text in pq.read_table(path)["text"].to_pylist()
     ]
-    engine = Several(Settings(model, "", cores, int(max_tokens), dtype, cores))
+    engine = One(Settings(model, "", cores, int(max_tokens), dtype))
     loaded = since_start()
     came = []
     for _ in range(PASSES):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 STARTED = "RACE_STARTED"  # when the process was started, by the clock that all processes share
+FIRST_UNIT = "first unit: read, encode, write"  # a part of a backfill's start
 
 
 def since_start() -> float:

@@ -50,7 +50,7 @@ def _encode(texts: list[str]) -> tuple[Floats, int, float]:
 
 
 class Several:
-    """A process a core with one thread each, every one with its share of the texts: what a backfill does."""
+    """A process a core with one thread each, every one with its share of the texts."""
 
     def __init__(self, settings: Settings) -> None:
         self._count = settings.processes

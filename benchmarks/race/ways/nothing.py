@@ -1,0 +1,54 @@
+"""A graph of the shape of a backfill's with nothing in it: what Ray and Ray Data take until a first row can come out."""
+
+from __future__ import annotations
+
+import sys
+
+import pyarrow as pa
+import ray.data
+
+from benchmarks.race.ways.told import since_start, tell
+from pipeline.config import parse_job
+from pipeline.dataflow import connect, machines
+from pipeline.pool import size_pool
+
+UNITS = 10
+
+
+def _on(block: pa.Table) -> pa.Table:
+    return block
+
+
+class On:
+    """An actor that hands on what it gets."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return block
+
+
+def main(corpus: str, out: str, model: str, *rest: str) -> None:
+    del rest
+    job = parse_job(
+        {"source": {"uri": corpus}, "table": {"uri": out}, "encoder": {"model": model}, "run": {"address": "local"}}
+    )
+    connect(job.run.address)
+    started = since_start()
+    pool = size_pool(job.run, machines())
+    dataset = (
+        ray.data.from_blocks([pa.table({"unit": [unit]}) for unit in range(UNITS)])
+        .map_batches(_on, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus)
+        .map_batches(
+            On,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=pool.replicas, max_tasks_in_flight_per_actor=2),
+            num_cpus=pool.cpus,
+        )
+        .map_batches(_on, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus)
+    )
+    came = [(since_start(), bundle.num_rows() or 0) for bundle in dataset.iter_internal_ref_bundles()]
+    tell(rows=sum(rows for _, rows in came), out=came, parts={"imports, Ray's start": started})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
