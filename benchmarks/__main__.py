@@ -153,31 +153,40 @@ def scale(  # noqa: PLR0917  (typer calls it by name)
 def gpu(
     model: Model = None,
     out: Out = DOCS,
+    *,
     tokens: Annotated[int, typer.Option(help="Tokens of each mix.")] = 2_000_000,
     repeats: Annotated[int, typer.Option(min=1, help="Passes that count.")] = 5,
     rows: Annotated[int, typer.Option(help="Rows of the backfill; 0 leaves it out.")] = 400_000,
+    shape: Annotated[list[str] | None, typer.Option(help="Only the shapes of these names; all without it.")] = None,
 ) -> None:
     """On a CUDA card: encoders by shape, and the card's idle share in a backfill."""
-    from benchmarks import gpu as card
+    from benchmarks.gpu.card import backfill_idle, require_card
+    from benchmarks.gpu.measure import Row, measure_shape
+    from benchmarks.gpu.page import markdown
+    from benchmarks.gpu.shapes import SHAPES
+    from benchmarks.gpu.timing import limit, mixes
     from benchmarks.race.engine import today
     from benchmarks.race.mixes import read_texts
 
-    device = card.require_card()
-    bound = card.limit(device, 8192)
-    found: list[card.Row] = []
-    by_mix = card.mixes(tokens)
-    for shape in card.SHAPES:
-        tell(shape.name)
-        found += card.measure_shape(shape, by_mix, device=device, repeats=repeats)
+    wanted = [each for each in SHAPES if not shape or each.name in shape]
+    unknown = set(shape or ()) - {each.name for each in SHAPES}
+    if unknown:
+        raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(each.name for each in SHAPES)}")
+    device = require_card()
+    bound = limit(device, 8192)
+    found: list[Row] = []
+    for each in wanted:
+        tell(each.name)
+        found += measure_shape(each, mixes(max(1, int(tokens * each.share))), device=device, repeats=repeats)
     idle: dict[float, dict[str, float]] = {}
     if rows:
         texts = read_texts(own_corpora())
         for share in (1.0, 0.5, 0.25):
             tell(f"backfill, {1 / share:.0f} replicas a card")
-            idle[share] = card.backfill_idle(texts, model or packaged_model(), rows=rows, gpus_per_replica=share)
+            idle[share] = backfill_idle(texts, model or packaged_model(), rows=rows, gpus_per_replica=share)
     date = today()
     page = out / f"gpu_{date}.md"
-    page.write_text(card.markdown(found, bound, idle, command=command(), date=date))
+    page.write_text(markdown(found, bound, idle, command=command(), date=date))
     tell(f"written: {page}")
     print(page.read_text())
 

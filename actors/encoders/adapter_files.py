@@ -9,7 +9,7 @@ give other vectors than the adapter's author had.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 _PREFIX = "base_model.model."
-# A model that was trained with a head on it has one more step in its names.
-_WRAPPERS = ("", "roberta.")
-# (ending of the tensor that narrows, of the one that widens, they belong to an embedding)
-_ENDINGS = ((".lora_A.weight", ".lora_B.weight", False), (".lora_embedding_A", ".lora_embedding_B", True))
+# A model that was trained as a part of a larger one has more steps in its names, from the outermost to the innermost.
+_WRAPPERS = ("roberta.", "model.", "language_model.")
+# Ending of the tensor that narrows, of the one that widens, and whether they belong to an embedding.
+Ending = tuple[str, str, bool]
 _MUST_BE_OFF = (
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -94,8 +94,22 @@ class AdapterFiles:
     parts: tuple[Part, ...]
 
 
-def read_adapter(folder: Path, targets: Mapping[str, Target]) -> AdapterFiles:
+def read_adapter(
+    folder: Path,
+    targets: Mapping[str, Target],
+    *,
+    named: str | None = None,
+    beside: Collection[str] = (),
+    whole: bool = False,
+) -> AdapterFiles:
     """Reads config and headers of a PEFT folder and checks them against the layers of a model.
+
+    Args:
+        folder: Has `FILES`.
+        targets: The layers, by the names that files give them.
+        named: The adapter's name in a file of several; None where there is one.
+        beside: Names of the others in the file.
+        whole: It must change every linear layer that is not idle, whatever its config names.
 
     Raises:
         ModelError: A file is missing or broken, the adapter is for another model, incomplete, or more than plain LoRA.
@@ -108,8 +122,11 @@ def read_adapter(folder: Path, targets: Mapping[str, Target]) -> AdapterFiles:
     rank, scale = _settings(config, folder)
     tensors = tensor_index(folder, [WEIGHTS])
     parts: dict[str, Part] = {}
+    others = tuple(end for other in beside for ending in _endings(other) for end in ending[:2])
     for name in tensors:
-        module, ending = _split(name, folder)
+        if name.endswith(others):
+            continue
+        module, ending = _split(name, folder, named)
         if module not in targets:
             raise ModelError(
                 f"{folder} changes {module!r}, a layer that this model does not have. Use an adapter made for it."
@@ -122,7 +139,7 @@ def read_adapter(folder: Path, targets: Mapping[str, Target]) -> AdapterFiles:
         parts[module] = Part(target, stem + down, stem + up)
     for module, part in parts.items():
         _check_shapes(module, part, tensors, rank, folder)
-    _check_complete(config, parts, targets, folder)
+    _check_complete(config, parts, targets, folder, whole=whole)
     return AdapterFiles(folder, scale, tuple(part for part in parts.values() if not part.target.idle))
 
 
@@ -151,15 +168,23 @@ def _settings(config: Mapping[str, Any], folder: Path) -> tuple[int, float]:
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _split(name: str, folder: Path) -> tuple[str, tuple[str, str, bool]]:
+def _endings(named: str | None) -> tuple[Ending, Ending]:
+    """Those of a linear layer's factors and of an embedding's."""
+    own = "" if named is None else f".{named}"
+    return (
+        (f".lora_A{own}.weight", f".lora_B{own}.weight", False),
+        (f".lora_embedding_A{own}", f".lora_embedding_B{own}", True),
+    )
+
+
+def _split(name: str, folder: Path, named: str | None) -> tuple[str, Ending]:
     """A tensor's name as the layer it belongs to and the endings of its kind."""
-    for ending in _ENDINGS:
+    for ending in _endings(named):
         for part in ending[:2]:
             if name.startswith(_PREFIX) and name.endswith(part):
                 module = name[len(_PREFIX) : -len(part)]
                 for wrapper in _WRAPPERS:
-                    if wrapper and module.startswith(wrapper):
-                        module = module.removeprefix(wrapper)
+                    module = module.removeprefix(wrapper)
                 return module, ending
     raise ModelError(f"{folder}/{WEIGHTS} has {name!r}, which is not a factor of a LoRA. Leaving it out is not safe.")
 
@@ -181,13 +206,14 @@ def _check_shapes(module: str, part: Part, tensors: Mapping[str, TensorInfo], ra
 
 
 def _check_complete(
-    config: Mapping[str, Any], parts: Mapping[str, Part], targets: Mapping[str, Target], folder: Path
+    config: Mapping[str, Any], parts: Mapping[str, Part], targets: Mapping[str, Target], folder: Path, *, whole: bool
 ) -> None:
     """Every layer that the config names must be in the file, or a cut file would pass for a smaller adapter."""
     named = config.get("target_modules")
     if not parts:
         raise ModelError(f"{folder}/{WEIGHTS} has no tensors. Fetch the adapter again.")
-    if not isinstance(named, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
+    free = not isinstance(named, list) or config.get("layers_to_transform") or config.get("exclude_modules")
+    if free and not whole:
         return
     # Files name the layers in one of two ways, so what counts is the place in the model.
     covered = {(part.target.module, part.target.start) for part in parts.values()}
@@ -196,11 +222,12 @@ def _check_complete(
         for name, target in targets.items()
         if (target.module, target.start) not in covered
         and not target.idle
-        and any(name == end or name.endswith(f".{end}") for end in named)
+        and (not target.embedding if whole else any(name == end or name.endswith(f".{end}") for end in named or ()))
     ]
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise ModelError(
-            f"{folder}/{WEIGHTS} lacks the factors of {', '.join(missing[:_NAMED])}{more}, which its config names. "
+            f"{folder}/{WEIGHTS} lacks the factors of {', '.join(missing[:_NAMED])}{more}, "
+            f"{'of which the adapters of this checkpoint change each' if whole else 'which its config names'}. "
             "Fetch the adapter again."
         )

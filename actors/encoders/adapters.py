@@ -18,10 +18,10 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch.nn import functional
 
-from actors.encoders.adapter_files import WEIGHTS, Part, Target, read_adapter
+from actors.encoders.adapter_files import WEIGHTS, AdapterFiles, Part, Target, read_adapter
 from actors.encoders.hardware import Compute
 from actors.encoders.packed import PackedBatch
 from actors.errors import ConfigError, ModelError
@@ -117,7 +117,7 @@ class AdapterStore:
         Raises:
             ModelError: It does not fit this model, or has values that are not finite; nothing was changed.
         """
-        adapter = load_adapter(folder, self._targets, compute=self._compute)
+        adapter = load_adapter(read_adapter(folder, self._targets), compute=self._compute)
         self._adapters = {**self._adapters, name: adapter}
 
     def remove(self, name: str) -> None:
@@ -137,22 +137,31 @@ class AdapterStore:
         absent = [task for task in used if task not in current]
         if absent:
             raise ConfigError(f"no adapter {absent[0]!r} is loaded; there are {', '.join(current) or 'none'}.")
-        owners = [-1 if task is None else used.index(task) for task in batch.tasks]
+        # Tasks that differ in their prompts alone share an adapter, which is computed with once; some have an empty one.
+        distinct = {id(current[task]): current[task] for task in used if current[task]}
+        if not distinct:
+            return None
+        number = {key: i for i, key in enumerate(distinct)}
+        owners = [-1 if task is None else number.get(id(current[task]), -1) for task in batch.tasks]
         owner = batch.spread(torch.tensor(owners, device=batch.device)) if any(owners) else None
-        return Route([current[task] for task in used], owner)
+        return Route(list(distinct.values()), owner)
 
 
-def load_adapter(folder: Path, targets: Mapping[str, Target], *, compute: Compute) -> Adapter:
-    """A PEFT folder as factors for our layers.
+def load_adapter(files: AdapterFiles, *, compute: Compute) -> Adapter:
+    """A PEFT folder, checked, as factors for our layers.
 
     Raises:
-        ModelError: See `adapter_files.read_adapter`; or a value is not finite.
+        ModelError: A value is not finite.
     """
-    files = read_adapter(folder, targets)
-    tensors = {name: tensor.to(torch.float32) for name, tensor in load_file(folder / WEIGHTS).items()}
+    # Tensor by tensor: several adapters may share a file.
+    with safe_open(str(files.folder / WEIGHTS), framework="pt") as file:
+        used = [name for part in files.parts for name in (part.down, part.up)]
+        tensors = {name: file.get_tensor(name).to(torch.float32) for name in used}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise ModelError(f"{folder} has values in {name!r} that are not finite. Fetch or train the adapter again.")
+            raise ModelError(
+                f"{files.folder} has values in {name!r} that are not finite. Fetch or train the adapter again."
+            )
 
     def module(part: Part) -> str:
         return part.target.module

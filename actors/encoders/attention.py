@@ -1,9 +1,10 @@
-"""Attention over a packed batch: every token sees the tokens of its own row and no other.
+"""Attention over a packed batch: every token sees the tokens of its own row and no other, or, where it is causal, those of
+them that are not behind it. Neighbouring heads of the query may share a head of key and value.
 
-Chosen by device and by whether there is a bias:
+Chosen by device and by what is asked for:
 
-- CPU: our own loop over the packed rows (`actors.kernels`); where it was not built, one `scaled_dot_product_attention` per
-  run of rows of equal length, on views, without padding.
+- CPU: our own loop over the packed rows (`actors.kernels`); where it was not built, and where attention is causal or heads
+  are shared, one `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
 - CUDA in 16 bits without bias: one variable-length flash kernel for the whole micro-batch.
 - else on CUDA (float32, a bias, an older card): rows padded to the longest, in slices that bound the memory.
   Rows of a micro-batch are of like length, so little is padded. This way runs on a CPU too, where tests hold it
@@ -18,7 +19,8 @@ cost 768 KiB instead of 3 GiB.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -42,30 +44,35 @@ def attend(
     *,
     scale: float | None = None,
     bias: RelativeBias | None = None,
+    causal: bool = False,
     approximate: bool = False,
 ) -> torch.Tensor:
     """Attention of each row's tokens over that row.
 
     Args:
         query: [tokens, heads, width]; a view of one fused projection is fine.
-        key: As `query`.
-        value: As `query`.
+        key: [tokens, groups, width], of which head h of the query takes number `h // (heads / groups)`; as many groups as
+            heads is the usual attention.
+        value: As `key`.
         batch: Where the rows lie.
         scale: Factor on the scores; None is `width ** -0.5`.
         bias: Added to the scores after scaling.
+        causal: A token sees itself and those before it, and none behind it.
         approximate: float32 may be multiplied as bfloat16 where the processor can (under `int8`).
 
     Returns:
         [tokens, heads * width] in the type of `query`, contiguous.
     """
+    grouped = key.shape[1] != query.shape[1]
     if batch.device.type == "cpu":
-        found = kernels.taking(query.dtype, batch.device)
+        found = None if causal or grouped else kernels.taking(query.dtype, batch.device)
         if found is not None:
             return attend_by_kernel(found, query, key, value, batch, scale=scale, bias=bias, approximate=approximate)
-        return attend_runs(query, key, value, batch, scale=scale, bias=bias)
-    if bias is None and _has_varlen(query):
-        return _attend_varlen(query, key, value, batch, scale=scale)
-    return attend_padded(query, key, value, batch, scale=scale, bias=bias)
+        return attend_runs(query, key, value, batch, scale=scale, bias=bias, causal=causal)
+    settings = varlen_settings(scale=scale, causal=causal, grouped=grouped)
+    if bias is None and _has_varlen(query, settings):
+        return _attend_varlen(query, key, value, batch, settings)
+    return attend_padded(query, key, value, batch, scale=scale, bias=bias, causal=causal)
 
 
 def attend_by_kernel(
@@ -101,14 +108,18 @@ def attend_runs(
     *,
     scale: float | None = None,
     bias: RelativeBias | None = None,
+    causal: bool = False,
 ) -> torch.Tensor:
     """The same as `attend` by torch's own attention, a run of rows at a time."""
+    if causal and bias is not None:
+        bias, causal = _backward(bias), False
+    some = partial(_attend_run, scale=scale, bias=bias, causal=causal)
     if len(batch.runs) == 1:
-        return _attend_run(query, key, value, batch.runs[0], scale=scale, bias=bias)
+        return some(query, key, value, batch.runs[0])
     tokens, heads, width = query.shape
     out = torch.empty(tokens, heads * width, dtype=query.dtype, device=query.device)
     for run in batch.runs:
-        out[run.tokens] = _attend_run(query, key, value, run, scale=scale, bias=bias)
+        out[run.tokens] = some(query, key, value, run)
     return out
 
 
@@ -120,16 +131,17 @@ def _attend_run(
     *,
     scale: float | None,
     bias: RelativeBias | None,
+    causal: bool,
 ) -> torch.Tensor:
     heads, width = query.shape[1:]
-    shape = (run.rows, run.length, heads, width)
-    q, k, v = (x[run.tokens].view(shape).transpose(1, 2) for x in (query, key, value))
+    q, k, v = (x[run.tokens].view(run.rows, run.length, -1, width).transpose(1, 2) for x in (query, key, value))
+    product = partial(functional.scaled_dot_product_attention, scale=scale, enable_gqa=k.shape[1] != heads)
     if bias is None:
-        out = functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        out = product(q, k, v, is_causal=causal)
     else:
         # Reversed queries make the bias a view, see the module's docstring.
         mask = hankel(bias(run.length), run.length).unsqueeze(0)
-        out = functional.scaled_dot_product_attention(q.flip(2), k, v, attn_mask=mask, scale=scale).flip(2)
+        out = product(q.flip(2), k, v, attn_mask=mask).flip(2)
     return out.transpose(1, 2).reshape(run.rows * run.length, heads * width)
 
 
@@ -138,27 +150,56 @@ def hankel(relative: torch.Tensor, length: int) -> torch.Tensor:
     return relative.as_strided((relative.shape[0], length, length), (relative.stride(0), 1, 1))
 
 
-def _has_varlen(query: torch.Tensor) -> bool:
+def _backward(bias: RelativeBias) -> RelativeBias:
+    """A bias that also hides every key behind its query."""
+
+    def hiding(length: int) -> torch.Tensor:
+        relative = bias(length).clone()
+        relative[:, length:] = float("-inf")
+        return relative
+
+    return hiding
+
+
+def varlen_settings(*, scale: float | None, causal: bool, grouped: bool) -> dict[str, Any]:
+    """What torch's variable-length kernel must be told beyond what it does by itself."""
+    settings: dict[str, Any] = {}
+    if scale is not None:
+        settings["scale"] = scale
+    if causal:
+        settings["window_size"] = (-1, 0)
+    if grouped:
+        settings["enable_gqa"] = True
+    return settings
+
+
+@cache
+def _varlen_knows() -> frozenset[str]:
+    """Names of its settings in the torch that is here; none where there is no such kernel."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(signature(varlen_attn).parameters)
+
+
+def _has_varlen(query: torch.Tensor, settings: dict[str, Any]) -> bool:
     if query.dtype not in (torch.bfloat16, torch.float16) or query.shape[2] % 8 or query.shape[2] > 256:
         return False
     if torch.cuda.get_device_capability(query.device) < (8, 0):
         return False
-    try:
-        from torch.nn.attention import varlen  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    # Older releases have no such kernel, or one that takes less: those that lack a setting would compute something else.
+    return bool(_varlen_knows()) and settings.keys() <= _varlen_knows()
 
 
 def _attend_varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: PackedBatch, *, scale: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: PackedBatch, settings: dict[str, Any]
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     offsets, longest = batch.offsets(), batch.max_length
-    # Older releases take no scale; none is needed for the usual one.
-    kernel: Callable[..., Any] = varlen_attn if scale is None else partial(varlen_attn, scale=scale)
-    out: torch.Tensor = kernel(query, key, value, offsets, offsets, longest, longest)
+    kernel: Callable[..., Any] = varlen_attn
+    out: torch.Tensor = kernel(query, key, value, offsets, offsets, longest, longest, **settings)
     return out.reshape(query.shape[0], -1)
 
 
@@ -170,19 +211,23 @@ def attend_padded(
     *,
     scale: float | None = None,
     bias: RelativeBias | None = None,
+    causal: bool = False,
     slice_elements: int = _SLICE_ELEMENTS,
 ) -> torch.Tensor:
     """The same as `attend`, on rows padded to the longest; right on every device.
 
     Args:
         query: [tokens, heads, width].
-        key: As `query`.
-        value: As `query`.
+        key: [tokens, groups, width].
+        value: As `key`.
         batch: Where the rows lie.
         scale: Factor on the scores; None is `width ** -0.5`.
         bias: Added to the scores after scaling.
+        causal: As for `attend`.
         slice_elements: Bound on the elements of a materialised bias; only speed depends on it.
     """
+    if causal and bias is not None:
+        bias, causal = _backward(bias), False
     _, heads, width = query.shape
     rows, longest = batch.rows, batch.max_length
     place = batch.spread(torch.arange(rows, device=batch.device) * longest) + batch.positions()
@@ -192,10 +237,16 @@ def attend_padded(
         full[place] = x
         return full.view(rows, longest, heads, width).transpose(1, 2)
 
+    if key.shape[1] != heads:
+        # Kernels for float32 know no shared heads; torch would fall back to one that keeps all scores in memory.
+        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     q, k, v = pad(query), pad(key), pad(value)
     # Every row has a token, so no query is left without a key: nothing here can become NaN.
     seen = torch.arange(longest, device=batch.device) < batch.row_lengths()[:, None]
-    if bias is None:
+    if causal:
+        # Padding stands behind a row's own tokens, so none of them sees it, and no mask has to be made.
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    elif bias is None:
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None, :], scale=scale)
     else:
         out = torch.empty_like(q)

@@ -28,6 +28,7 @@ BUILDERS: dict[str, str] = {
     "jina_v1": "actors.encoders.jina_v1",
     "jina_v2": "actors.encoders.jina_v2",
     "jina_v3": "actors.encoders.jina_v3",
+    "jina_v4": "actors.encoders.jina_v4",
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from actors.encoders import layout_bert, layout_jina_v1, layout_jina_v2, layout_jina_v3
+from actors.encoders import layout_bert, layout_jina_v1, layout_jina_v2, layout_jina_v3, layout_jina_v4
 from actors.encoders.layout import Config, FamilyFacts, Tensors
 from actors.errors import ModelError
 
@@ -16,6 +16,7 @@ LAYOUTS: dict[str, Callable[[Config, Tensors], FamilyFacts | None]] = {
     "jina_v1": layout_jina_v1.layout,
     "jina_v2": layout_jina_v2.layout,
     "jina_v3": layout_jina_v3.layout,
+    "jina_v4": layout_jina_v4.layout,
     "bert": layout_bert.layout,
 }
 

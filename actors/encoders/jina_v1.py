@@ -17,23 +17,10 @@ from actors.encoders.build import Checkpoint
 from actors.encoders.hardware import Compute
 from actors.encoders.layout import Config
 from actors.encoders.layout_jina_v1 import BIAS, TRAINED_TOKENS, buckets, word_table
-from actors.encoders.linear import Linear
+from actors.encoders.linear import Linear, RmsNorm
 from actors.encoders.packed import PackedBatch
 from actors.encoders.weights import Weights
 from actors.errors import DataError
-
-
-class RmsNorm:
-    """Scales to a mean square of 1; takes no mean off and adds no bias."""
-
-    def __init__(self, weight: torch.Tensor, eps: float, *, compute: Compute) -> None:
-        self._weight = weight.to(compute.device)
-        self._eps = eps
-        self._dtype = compute.dtype
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [tokens, hidden] to the compute type."""
-        return functional.rms_norm(x, self._weight.shape, self._weight, self._eps).to(self._dtype)
 
 
 class Layer:

@@ -113,10 +113,7 @@ def build(checkpoint: Checkpoint, compute: Compute) -> JinaV3:
 def _published(checkpoint: Checkpoint, compute: Compute) -> dict[str, Adapter]:
     facts = checkpoint.facts
     if facts.variant != "hub":
-        return {
-            task: load_adapter(checkpoint.folder / folder, facts.targets, compute=compute)
-            for task, folder in facts.adapters.items()
-        }
+        return {task: load_adapter(facts.adapter(checkpoint.folder, task), compute=compute) for task in facts.adapters}
     scale = float(checkpoint.config.get("lora_alpha", 1)) / int(checkpoint.config["lora_rank"])
     adapters: dict[str, dict[str, Factors]] = {task: {} for task in facts.tasks}
 

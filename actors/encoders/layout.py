@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.encoders.adapter_files import Target, read_adapter
+from actors.encoders.adapter_files import AdapterFiles, Target, read_adapter
 from actors.encoders.checkpoint import TensorInfo
 from actors.errors import ModelError
 
@@ -36,13 +36,17 @@ class FamilyFacts:
         pooling: "mean", "cls" or "last" where the repository does not say.
         tasks: Names that `task` may have. Empty: the model knows no tasks.
         default_task: The task taken when none is named; None means none.
+        needs_task: A task must be named, because the model's vectors are of no use without one.
         prompts: Text put before each text, by task.
         query_of: The query side of a task, where it is another one. Key None is "no task".
         dims: Trained shorter dimensions, smallest first; None where the model was trained for its full width only.
         default_max_tokens: Used when neither the user nor the repository says; None means `max_tokens`.
         trust_repo_max_tokens: False where published revisions disagree about `max_seq_length`.
         extra_files: Weight files beside the root's (adapters), relative to the folder.
-        adapters: PEFT folders that the checkpoint brings, relative to the folder, by task.
+        adapters: PEFT folders that the checkpoint brings, relative to the folder, by the adapters' names.
+        shared_adapters: The adapters are all in one file, told apart by their names in it, and each changes every linear
+            layer that is used.
+        adapters_key: The setting of config.json that lists them.
         targets: Layers that a LoRA adapter may change, by their names in PEFT's files; empty where none can.
     """
 
@@ -56,6 +60,7 @@ class FamilyFacts:
     pooling: str = "mean"
     tasks: tuple[str, ...] = ()
     default_task: str | None = None
+    needs_task: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     query_of: Mapping[str | None, str] = field(default_factory=dict)
     dims: tuple[int, ...] | None = None
@@ -63,7 +68,22 @@ class FamilyFacts:
     trust_repo_max_tokens: bool = True
     extra_files: tuple[str, ...] = ()
     adapters: Mapping[str, str] = field(default_factory=dict)
+    shared_adapters: bool = False
+    adapters_key: str = ""
     targets: Mapping[str, Target] = field(default_factory=dict)
+
+    def adapter(self, folder: Path, name: str) -> AdapterFiles:
+        """One of `adapters` in the checkpoint at `folder`, checked.
+
+        Raises:
+            ModelError: See `adapter_files.read_adapter`.
+        """
+        beside = [other for other in self.adapters if other != name]
+        return (
+            read_adapter(folder / self.adapters[name], self.targets, named=name, beside=beside, whole=True)
+            if self.shared_adapters
+            else read_adapter(folder / self.adapters[name], self.targets)
+        )
 
 
 def check_tensors(facts: FamilyFacts, tensors: Tensors, *, where: str) -> None:
@@ -102,14 +122,14 @@ def check_adapters(facts: FamilyFacts, folder: Path) -> None:
     Raises:
         ModelError: Names the folder that is missing, or says what does not fit.
     """
-    absent = [sub for sub in facts.adapters.values() if not (folder / sub).is_dir()]
+    absent = [sub for sub in dict.fromkeys(facts.adapters.values()) if not (folder / sub).is_dir()]
     if absent:
         raise ModelError(
             f"{folder} lacks the adapter folders {_some(absent)}. Fetch the checkpoint again with its subfolders, or "
-            "give config.json `lora_adaptations`: a list of those that there are."
+            f"give config.json `{facts.adapters_key}`: a list of those that there are."
         )
-    for sub in facts.adapters.values():
-        read_adapter(folder / sub, facts.targets)
+    for name in facts.adapters:
+        facts.adapter(folder, name)
 
 
 def _some(names: list[str]) -> str:

@@ -75,6 +75,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         dims=tuple(config.get("matryoshka_dimensions") or [dim for dim in DIMS if dim <= hidden]),
         extra_files=tuple(f"{folder}/{file}" for folder in folders.values() for file in FILES),
         adapters=folders,
+        adapters_key="lora_adaptations",
         targets=_targets(config),
     )
 

@@ -108,6 +108,25 @@ class LayerNorm:
         return self(linear.plus(x, residual))
 
 
+class RmsNorm:
+    """Scales to a mean square of 1, with float32 statistics whatever the type of its input; takes no mean off, adds no bias.
+
+    Args:
+        weight: float32 [hidden].
+        eps: Added to the mean square.
+        compute: Device and type.
+    """
+
+    def __init__(self, weight: torch.Tensor, eps: float, *, compute: Compute) -> None:
+        self._weight = weight.to(compute.device)
+        self._eps = eps
+        self._dtype = compute.dtype
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] in any float type to the compute type."""
+        return functional.rms_norm(x.float(), self._weight.shape, self._weight, self._eps).to(self._dtype)
+
+
 def _pack(weight: torch.Tensor) -> torch.Tensor:
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001
     return packed
@@ -120,6 +139,19 @@ def gelu_(y: torch.Tensor) -> torch.Tensor:
         return kernel.gelu_(y)
     found: torch.Tensor = torch.ops.aten.gelu_(y)
     return found
+
+
+def swiglu(wide: torch.Tensor) -> torch.Tensor:
+    """The gated unit of Shazeer 2020 (arXiv 2002.05202): `silu(gate) * up`, where silu is `x * sigmoid(x)`.
+
+    Args:
+        wide: [n, 2 * inner], the gate and then what it lets through.
+
+    Returns:
+        [n, inner], contiguous.
+    """
+    gate, up = wide.chunk(2, dim=-1)
+    return functional.silu(gate).mul_(up)
 
 
 def _gelu_kernel(dtype: torch.dtype, device: torch.device) -> kernels.Kernels | None:

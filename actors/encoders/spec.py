@@ -189,6 +189,10 @@ def describe(
         if task is not None:
             check_task(task, tasks, where=model)
         task = task if task is not None else default_task
+        if task is None and facts.needs_task:
+            raise ConfigError(
+                f"model {model} needs a task, which chooses its adapter and its prompt: one of {', '.join(tasks)}. Set `task`."
+            )
         published = prompts.get(task, "") if task is not None else ""
         if prompt is not None and task is not None:
             prompts = {**prompts, task: prompt}

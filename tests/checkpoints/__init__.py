@@ -9,5 +9,14 @@ from tests.checkpoints.files import SENTENCES, write_checkpoint
 from tests.checkpoints.jina_v1 import write_jina_v1
 from tests.checkpoints.jina_v2 import write_jina_v2
 from tests.checkpoints.jina_v3 import write_jina_v3
+from tests.checkpoints.jina_v4 import write_jina_v4
 
-__all__ = ["SENTENCES", "write_bert", "write_checkpoint", "write_jina_v1", "write_jina_v2", "write_jina_v3"]
+__all__ = [
+    "SENTENCES",
+    "write_bert",
+    "write_checkpoint",
+    "write_jina_v1",
+    "write_jina_v2",
+    "write_jina_v3",
+    "write_jina_v4",
+]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
@@ -114,6 +114,30 @@ def byte_level(vocab_size: int = 600) -> Tokenizer:
 def white_space(vocab_size: int = 600) -> Tokenizer:
     """The Chinese v2 model's: a BPE behind a pre-tokenizer of type "Whitespace"."""
     return _bpe(pre_tokenizers.Whitespace(), vocab_size)
+
+
+def qwen2(vocab_size: int = 600) -> Tokenizer:
+    """Qwen's byte-level BPE: nothing stands around a text, and one token may take in a space and the word behind it."""
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        [f"{prompt}: {text}" for prompt in ("Query", "Passage") for text in SENTENCES],
+        trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False),
+    )
+    # Real ones follow the words in the vocabulary, too.
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer
 
 
 def _bpe(pre_tokenizer: Any, vocab_size: int) -> Tokenizer:

@@ -16,6 +16,7 @@ from pipeline.search import Searcher
 from tests.checkpoints.jina_v1 import write_jina_v1
 from tests.checkpoints.jina_v2 import write_jina_v2
 from tests.checkpoints.jina_v3 import write_jina_v3
+from tests.checkpoints.jina_v4 import write_jina_v4
 from tests.integration.conftest import make_job, rows, write_corpus
 
 TASKS = ["retrieval.passage", "text-matching", None, "separation"]
@@ -61,13 +62,15 @@ def test_one_task_a_row_in_one_pass(tmp_path, v3, reporter):
         np.testing.assert_allclose(stored[str(row["id"])], alone, atol=1e-3)
 
 
-def test_search_asks_on_the_query_side(tmp_path, v3, reporter):
+@pytest.mark.parametrize("write", [write_jina_v3, write_jina_v4])
+def test_search_asks_on_the_query_side(tmp_path, reporter, write):
+    model = write(tmp_path / "model")
     corpus = write_corpus(tmp_path / "corpus", [rows(12)])
-    backfill(make_job(corpus, tmp_path / "table", v3, encoder__task="retrieval.passage"), reporter)
+    backfill(make_job(corpus, tmp_path / "table", model, encoder__task="retrieval.passage"), reporter)
     searcher = Searcher(str(tmp_path / "table"))
     assert searcher.spec.task == "retrieval.query"
     (hits,) = searcher.search(["text number 3"], k=12)
-    (query,) = load_encoder(str(v3), task="retrieval.query", dtype="float32").encode(["text number 3"])
+    (query,) = load_encoder(str(model), task="retrieval.query", dtype="float32").encode(["text number 3"])
     stored = vectors_of(tmp_path / "table")
     for hit in hits:
         assert hit.score == pytest.approx(float(query @ stored[hit.id]), abs=2e-3)
@@ -84,6 +87,26 @@ def test_what_v3_was_not_trained_for_is_refused(tmp_path, v3, reporter, changes,
     corpus = write_corpus(tmp_path / "corpus", [rows(2)])
     with pytest.raises(ConfigError, match=message):
         backfill(make_job(corpus, tmp_path / "table", v3, **changes), reporter)
+
+
+def test_v4_asks_for_a_task_and_takes_those_of_rows(tmp_path, reporter):
+    model = write_jina_v4(tmp_path / "model")
+    tasks = ["code.passage", "text-matching", None, "retrieval.query"]
+    source = [{**row, "task": tasks[number % 4]} for number, row in enumerate(rows(12))]
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    pq.write_table(pa.Table.from_pylist(source), corpus / "a.parquet")
+    settings = {"source__task_column": "task", "encoder__dim": 16}
+    with pytest.raises(ConfigError, match="needs a task, which chooses its adapter"):
+        backfill(make_job(corpus, tmp_path / "table", model, **settings), reporter)
+    job = make_job(corpus, tmp_path / "table", model, encoder__task="retrieval.passage", **settings)
+    assert backfill(job, reporter).rows == 12
+    stored = vectors_of(tmp_path / "table")
+    encoder = load_encoder(str(model), dim=16, dtype="float32", task="retrieval.passage")
+    for row in source:
+        task = None if row["task"] is None else str(row["task"])
+        (alone,) = encoder.encode([f"{row['title']}\n\n{row['text']}"], task=task)
+        np.testing.assert_allclose(stored[str(row["id"])], alone, atol=1e-3)
 
 
 @pytest.mark.parametrize("write", [write_jina_v1, write_jina_v2])

@@ -17,7 +17,7 @@ from actors.chunking import BYS, Chunking, cut
 from actors.encoders import describe
 from actors.errors import ConfigError
 from actors.tokenizer import Tokenizer
-from tests.checkpoints import write_bert, write_jina_v1, write_jina_v2, write_jina_v3
+from tests.checkpoints import write_bert, write_jina_v1, write_jina_v2, write_jina_v3, write_jina_v4
 
 PROSE = (
     "It began in 3.14 days, e.g. on a Monday. Nobody knew!  Was it so?\nThe line goes on\nand ends here.\n\n"
@@ -31,7 +31,7 @@ PIECES += ["\x00", "\u200b", "ﬁ", "ﷺ", "İ", "ẞ", "𝔘", "\ufffd", "[SEP]
 TEXTS = st.one_of(st.text(max_size=120), st.lists(st.sampled_from(PIECES), max_size=60).map("".join))
 
 
-KINDS = ("letters", "word_piece", "byte_level", "white_space", "xlm_roberta", "t5")
+KINDS = ("letters", "word_piece", "byte_level", "white_space", "xlm_roberta", "t5", "qwen2")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def specs(tmp_path_factory):
     made = {kind: write_jina_v2(folder / kind, tokenizer=kind) for kind in KINDS[1:4]}
     made |= {"letters": write_bert(folder / "letters"), "xlm_roberta": write_jina_v3(folder / "xlm_roberta")}
     made["t5"] = write_jina_v1(folder / "t5")
-    return {kind: describe(str(made[kind]), max_tokens=40) for kind in KINDS}
+    made["qwen2"] = write_jina_v4(folder / "qwen2")  # no special tokens, but a prompt
+    tasks = {"qwen2": "retrieval.passage"}
+    return {kind: describe(str(made[kind]), max_tokens=40, task=tasks.get(kind)) for kind in KINDS}
 
 
 def pieces(text, row):

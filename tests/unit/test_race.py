@@ -13,11 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from typer.testing import CliRunner
 
-from benchmarks import gpu
-from benchmarks.__main__ import app
+from benchmarks.gpu.shapes import SHAPES
 from benchmarks.race import pipeline, report
 from benchmarks.race.engine import Result
 from benchmarks.race.figures import Measured, cosines, operations, paired_ratio, rounds
@@ -58,7 +55,7 @@ def test_operations_are_those_of_the_products():
     config = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
     linear = 21_233_664  # of all-MiniLM-L6-v2, for each token
     assert operations(config, [10]) == 10 * linear + 4 * 6 * 384 * 100
-    assert gpu.SHAPES[0].operations([10]) == operations(config, [10])
+    assert SHAPES[0].operations([10]) == operations(config, [10])
 
 
 def test_mixes_have_the_lengths_that_they_are_named_for():
@@ -185,24 +182,6 @@ def test_a_process_and_its_peak_of_memory_are_found():
     assert os.getpid() in group(os.getpgrp())
     assert peak_bytes(os.getpid()) > 10 << 20
     assert peak_bytes(2**22 + 1) == 0
-
-
-def test_a_machine_without_a_card_is_told_so_in_one_sentence(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    done = CliRunner().invoke(app, ["gpu"])
-    assert done.exit_code == 1
-    assert "sees no CUDA card here" in str(done.output) + str(done.exception)
-
-
-@pytest.mark.parametrize("family", ["bert", "v2", "v3"])
-def test_what_measures_a_card_measures_every_family_here_too(family):
-    shape = gpu.Shape("tiny", family, 2, 48, 12, 96)
-    rows = gpu.measure_shape(shape, {"short": gpu.mixes(200)["short"]}, device=torch.device("cpu"), repeats=1)
-    assert [len(row.ours) for row in rows] == [1]
-    assert [len(row.theirs) for row in rows] == [1 if family == "bert" else 0]
-    page = gpu.markdown(rows, 1e12, {0.5: {"seconds": 2.0, "rows/s": 50.0, "idle": 0.04}}, command="c", date="d")
-    assert "| tiny | short |" in page
-    assert "| 2 | 2.0 | 50 | 4.0% |" in page
 
 
 def test_a_worker_answers_what_it_is_asked_and_keeps_what_it_prints_apart(tmp_path: Path):

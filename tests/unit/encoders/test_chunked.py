@@ -21,7 +21,7 @@ from actors.encoders.encoder import Encoder
 from actors.encoders.packed import PackedBatch
 from actors.encoders.windows import cut_windows
 from actors.errors import ConfigError
-from tests.checkpoints import SENTENCES, write_bert, write_jina_v2
+from tests.checkpoints import SENTENCES, write_bert, write_jina_v2, write_jina_v4
 
 LONG = " ".join(SENTENCES)
 
@@ -35,6 +35,18 @@ def spec(tmp_path_factory):
 def v2(tmp_path_factory):
     """Takes 8,192 tokens; places are relative, so a window's states depend on its own tokens alone."""
     return describe(str(write_jina_v2(tmp_path_factory.mktemp("v2"))), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def v4(tmp_path_factory):
+    """No special tokens, a prompt, and a token sees only those before it."""
+    return describe(str(write_jina_v4(tmp_path_factory.mktemp("v4"))), dtype="float32", task="retrieval.passage")
+
+
+@pytest.fixture(params=["v2", "v4"])
+def relative(request):
+    """Models of which a window's states depend on its own tokens alone."""
+    return request.getfixturevalue(request.param)
 
 
 class Looking:
@@ -74,8 +86,8 @@ def test_split_chunks_are_the_vectors_of_their_texts(spec):
         assert [chunk.tokens for chunk in chunks] == [len(ids) for ids in encoder.tokenizer.tokenize(parts).ids]
 
 
-def test_late_chunks_are_means_of_the_texts_token_states(v2):
-    encoder = load_encoder(v2)
+def test_late_chunks_are_means_of_the_texts_token_states(relative):
+    encoder = load_encoder(relative)
     (chunks,) = encoder.encode_chunks([LONG], max_tokens=30)
     (states,) = encoder.encode_token_states(encoder.tokenizer.tokenize([LONG]).ids)
     assert len(chunks) > 4
@@ -118,17 +130,58 @@ def test_windows_with_enough_overlap_leave_no_seam(spec, by):
     assert max(np.abs(a.vector - b.vector).max() for a, b in zip(seam, expected, strict=True)) > 1e-3
 
 
-def test_a_text_that_fits_in_one_window_does_not_see_windows(v2):
+def test_a_text_that_fits_in_one_window_does_not_see_windows(relative):
     texts = [LONG, SENTENCES[0]]
-    (long, short) = load_encoder(v2).encode_chunks(texts, max_tokens=30)
+    (long, short) = load_encoder(relative).encode_chunks(texts, max_tokens=30)
     tokens = sum(chunk.tokens for chunk in long)
-    (exact, _) = load_encoder(replace(v2, max_tokens=tokens)).encode_chunks(texts, max_tokens=30)
-    (over, still) = load_encoder(replace(v2, max_tokens=tokens - 1)).encode_chunks(texts, max_tokens=30)
+    (exact, _) = load_encoder(replace(relative, max_tokens=tokens)).encode_chunks(texts, max_tokens=30)
+    (over, still) = load_encoder(replace(relative, max_tokens=tokens - 1)).encode_chunks(texts, max_tokens=30)
     for a, b, c in zip(long, exact, over, strict=True):
         np.testing.assert_array_equal(a.vector, b.vector)
         assert (a.start, a.end, a.tokens) == (c.start, c.end, c.tokens)
     assert max(np.abs(a.vector - c.vector).max() for a, c in zip(long, over, strict=True)) > 1e-4
     np.testing.assert_allclose(short[0].vector, still[0].vector, atol=1e-6)
+
+
+def test_every_window_of_a_model_without_special_tokens_begins_with_its_prompt(v4):
+    """By hand: windows of the prompt and 37 tokens of the text, of which 9 were in the one before and count there."""
+    encoder = load_encoder(replace(v4, max_tokens=40))
+    (ids,) = (row.ids.tolist() for row in Chunker(v4, Chunking("late", 17, "tokens"))._tokenizer.tokenize_whole([LONG]))
+    (prompt,) = encoder.tokenizer.tokenize([""]).ids.to_pylist()
+    prefix = ids[:2]
+    assert prompt[:2] == prefix  # its space is the text's first word's
+    reach, overlap = 40 - 2, 9
+    states = []
+    for start in range(0, len(ids) - 2 - overlap, reach - overlap):
+        window = prefix + ids[2 + start : 2 + start + reach]
+        (found,) = encoder.encode_token_states(pa.array([window], pa.list_(pa.int32())))
+        states.append(found[2 + overlap if start else 0 :])
+    whole = np.concatenate(states)
+    assert len(whole) == len(ids)
+    assert len(states) > 3
+    (chunks,) = encoder.encode_chunks([LONG], max_tokens=17, by="tokens", overlap_tokens=overlap)
+    place = 0
+    for chunk in chunks:
+        mean = whole[place : place + chunk.tokens].mean(0)
+        np.testing.assert_allclose(chunk.vector, mean / np.linalg.norm(mean), atol=1e-5)
+        place += chunk.tokens
+    assert place == len(ids)
+
+
+def test_what_stands_before_a_late_chunk_changes_it_and_what_stands_behind_does_not_where_attention_is_causal(v4, v2):
+    same = "The fox sleeps on."
+    for spec, expected in ((v4, False), (v2, True)):
+        encoder = load_encoder(spec)
+        limit = len(encoder.tokenizer.tokenize([same]).ids[0]) - 2  # two are special ones, or the prompt's
+        before, behind = (
+            [chunks[place].vector for chunks in encoder.encode_chunks(texts, max_tokens=limit)]
+            for place, texts in (
+                (-1, [f"It jumps over the lazy dog. {same}", f"Numbers make up the rest. {same}"]),
+                (0, [f"{same} It jumps over the lazy dog.", f"{same} Numbers make up the rest."]),
+            )
+        )
+        assert np.abs(before[0] - before[1]).max() > 1e-3
+        assert (np.abs(behind[0] - behind[1]).max() > 1e-3) == expected
 
 
 @given(

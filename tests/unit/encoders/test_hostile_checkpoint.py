@@ -16,6 +16,7 @@ from actors.encoders.spec import describe
 from actors.errors import ModelError, VectideError
 from actors.tokenizer import Tokenizer
 from tests.checkpoints.bert import write_bert
+from tests.checkpoints.jina_v4 import write_jina_v4
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -31,16 +32,21 @@ def whole(tmp_path_factory):
     return write_bert(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(scope="module")
+def v4(tmp_path_factory):
+    return write_jina_v4(tmp_path_factory.mktemp("v4"))
+
+
 @pytest.fixture
 def folder(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "model")
     return tmp_path / "model"
 
 
-def used(folder) -> bool:
+def used(folder, task=None) -> bool:
     """Describe it, and use it as a run does; whether that went well. Raises what is not an error of ours."""
     try:
-        spec = describe(str(folder), dtype="float32")
+        spec = describe(str(folder), dtype="float32", task=task)
         Tokenizer(spec).tokenize(["a text"])
         load_encoder(spec).encode(["a text"])
     except VectideError as error:
@@ -84,6 +90,21 @@ def test_a_part_of_a_document_is_another(whole, tmp_path_factory, name, data):
     here[key] = data.draw(JSON)
     (folder / name).write_text(json.dumps(document))
     used(folder)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+@pytest.mark.parametrize("name", ["config.json", "adapters/adapter_config.json"])
+def test_a_part_of_a_config_with_parts_and_adapters_is_another(v4, tmp_path_factory, name, data):
+    folder = tmp_path_factory.mktemp("part") / "model"
+    shutil.copytree(v4, folder)
+    document = json.loads((folder / name).read_text())
+    here = document
+    if "text_config" in here and data.draw(st.booleans()):
+        here = here["text_config"]
+    here[data.draw(st.sampled_from(sorted(here)))] = data.draw(JSON)
+    (folder / name).write_text(json.dumps(document))
+    used(folder, "retrieval.passage")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "modules.json"])

@@ -13,7 +13,7 @@ from actors.encoders.encoder import Encoder
 from actors.encoders.hardware import find_compute
 from actors.encoders.integers import IntegerProduct, multiply, pack, round_states, round_weights, zero_points
 from actors.errors import ConfigError
-from tests.checkpoints import SENTENCES, write_jina_v1, write_jina_v2, write_jina_v3
+from tests.checkpoints import SENTENCES, write_jina_v1, write_jina_v2, write_jina_v3, write_jina_v4
 
 TEXTS = [*SENTENCES, "", "x", "two words", SENTENCES[1] * 30, "word " * 300]
 
@@ -93,10 +93,19 @@ def test_the_real_model_stays_close_to_itself_and_to_its_order(minilm):
     assert cosines.max() < 0.999999  # it did compute in something else
 
 
-@pytest.mark.parametrize("write", [write_jina_v1, write_jina_v2, write_jina_v3])
-def test_every_family_computes_in_integers(tmp_path, write):
+@pytest.mark.parametrize(
+    ("write", "task"),
+    [
+        (write_jina_v1, None),
+        (write_jina_v2, None),
+        (write_jina_v3, None),
+        (write_jina_v3, "separation"),
+        (write_jina_v4, "retrieval.passage"),
+    ],
+)
+def test_every_family_computes_in_integers(tmp_path, write, task):
     folder = str(write(tmp_path / "model"))
-    exact, found = (load_encoder(folder, dtype=dtype).encode(TEXTS) for dtype in ("float32", "int8"))
+    exact, found = (load_encoder(folder, dtype=dtype, task=task).encode(TEXTS) for dtype in ("float32", "int8"))
     assert 0.97 <= (exact * found).sum(1).min() < 0.999999
 
 

@@ -1,0 +1,100 @@
+"""sentence-transformers on the same weights and ids: padded batches from the longest to the shortest, as its `encode` makes
+them, its best of a few batch sizes.
+
+Without remote code it has BERT, v3 by transformers' native class, and of v4 the language model, which is a plain Qwen2; none
+of them with adapters.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.gpu.shapes import POOLING, Shape
+from benchmarks.gpu.timing import Ints, random_ids, timed
+from tests.checkpoints.files import write_json
+
+BATCHES = (32, 128, 512)  # rows
+FLASH = "flash_attention_2"
+
+
+def attentions(device: torch.device) -> tuple[str, ...]:
+    """The ways to attend that it has here: torch's own, and flash-attention's where that is installed."""
+    return ("sdpa", FLASH) if device.type == "cuda" and find_spec("flash_attn") else ("sdpa",)
+
+
+def folder_of(shape: Shape, checkpoint: Path, out: Path) -> Path | None:
+    """The checkpoint as sentence-transformers reads it, the same file of weights; None where it has no such model."""
+    if shape.family == "bert":
+        return checkpoint
+    if shape.family not in ("v3", "v4"):
+        return None
+    config: dict[str, Any] = json.loads((checkpoint / "config.json").read_text())
+    if shape.family == "v4":
+        text = config["text_config"]
+        del text["rope_scaling"]  # three equal positions are one
+        config = {**text, "architectures": ["Qwen2Model"], "model_type": "qwen2"}
+    out.mkdir()
+    for name in ("model.safetensors", "tokenizer.json"):
+        (out / name).hardlink_to(checkpoint / name)
+    write_json(out / "config.json", config)
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    write_json(out / "modules.json", modules)
+    (out / "1_Pooling").mkdir()
+    write_json(out / "1_Pooling" / "config.json", {**POOLING, "word_embedding_dimension": shape.hidden})
+    return out
+
+
+def sentence_transformers(
+    folder: Path, by_mix: dict[str, Ints], vocabulary: int, *, attention: str, device: torch.device, repeats: int
+) -> list[list[float]]:
+    """Tokens a second of the best batch size, for each mix."""
+    from sentence_transformers import SentenceTransformer
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    settings = {"dtype": dtype, "attn_implementation": attention}
+    model = SentenceTransformer(str(folder), device=str(device), model_kwargs=settings)
+    found = []
+    for lengths in by_mix.values():
+        ids = random_ids(lengths, vocabulary)
+        encode = partial(_encode, model, ids, lengths, device)
+        total = int(lengths.sum())
+        tries: dict[int, float] = {}
+        for rows in BATCHES:
+            # The largest is too large for the largest model on a small card.
+            with suppress(torch.OutOfMemoryError):
+                tries[rows] = timed(partial(encode, rows), total, 1, device)[0]
+        best = max(tries, key=tries.__getitem__)
+        found.append(timed(partial(encode, best), total, repeats, device))
+    return found
+
+
+def _encode(model: Any, ids: pa.ListArray, lengths: Ints, device: torch.device, rows: int) -> None:
+    """All texts, `rows` at a time, vectors to the host."""
+    order = np.argsort(-lengths, kind="stable")
+    with torch.inference_mode():
+        parts = []
+        for start in range(0, len(order), rows):
+            batch = order[start : start + rows]
+            tokens = np.zeros((len(batch), int(lengths[batch[0]])), np.int64)
+            for place, row in enumerate(batch):
+                tokens[place, : lengths[row]] = ids[int(row)].values.to_numpy()
+            features = {
+                "input_ids": torch.from_numpy(tokens),
+                "attention_mask": torch.from_numpy(tokens > 0).long(),
+            }
+            sent = {name: tensor.to(device, non_blocking=True) for name, tensor in features.items()}
+            parts.append(model(sent)["sentence_embedding"])
+        torch.cat(parts).float().cpu()

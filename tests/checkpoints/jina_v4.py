@@ -1,0 +1,203 @@
+"""Tiny v4 checkpoints in their layouts; one seed gives the same model in each.
+
+- The main repository: Qwen2.5-VL with its vision tower, the projector of the many-vector output, and one PEFT folder with
+  the adapters of all tasks in one file. Its tensors are named as before transformers 4.52 ("old") or after ("new").
+- One task's adapter merged into a plain Qwen2.5-VL, without projector and adapters.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tests.checkpoints.files import Random, qwen2, write_checkpoint, write_json
+
+ADAPTERS = ("retrieval", "text-matching", "code")
+TASKS = ("retrieval.query", "retrieval.passage", "text-matching", "code.query", "code.passage")
+PROMPTS = dict(zip(TASKS, ("Query: ", "Passage: ", "Query: ", "Query: ", "Passage: "), strict=True))
+_PREFIXES = {"old": ("model", "visual"), "new": ("model.language_model", "model.visual")}
+Tensors = dict[str, torch.Tensor]
+
+
+def write_jina_v4(
+    folder: Path,
+    *,
+    keys: str = "old",
+    merged: str | None = None,
+    nested: bool = True,
+    vision: bool = True,
+    hidden: int = 32,
+    layers: int = 2,
+    heads: int = 4,
+    groups: int = 2,
+    inner: int = 64,
+    positions: int = 1200,
+    theta: float = 1_000_000.0,
+    rank: int = 4,
+    alpha: int = 8,
+    dims: tuple[int, ...] = (8, 16, 32, 64),
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Writes one. The published files are bfloat16; each tensor is narrowed as soon as it is made.
+
+    Args:
+        folder: Where to.
+        keys: "old" or "new", how tensors are named.
+        merged: The adapter to merge; None writes the main repository.
+        nested: The sizes stand in `text_config`, or, as in old files, beside everything else.
+        vision: With a vision tower.
+        hidden, layers, heads, groups, inner: Sizes; `groups` are the heads of key and value.
+        positions: `max_position_embeddings`.
+        theta: Base of the rotary frequencies.
+        rank, alpha: Of the adapters; the published ones have 32 and 32.
+        dims: `matryoshka_dims`.
+        seed: Of everything random.
+        dtype: Of the files.
+    """
+    tokenizer = qwen2()
+    # The published table has more rows than the tokenizer has tokens.
+    vocab = -(-tokenizer.get_vocab_size() // 128) * 128
+    random = Random(seed)
+    width = hidden // heads
+    language, tower = _PREFIXES[keys]
+    tensors: Tensors = {f"{language}.embed_tokens.weight": random.matrix(vocab, hidden, scale=1.0).to(dtype)}
+    factors: Tensors = {}
+
+    def linear(name: str, rows: int, columns: int, *, bias: bool = False) -> None:
+        weight = random.matrix(rows, columns)
+        for adapter in ADAPTERS:
+            down, up = random.matrix(rank, columns), random.matrix(rows, rank, scale=0.3)
+            if adapter == merged:
+                weight += alpha / rank * (up @ down)
+            elif merged is None:
+                stem = f"base_model.model.model.language_model.{name}"
+                factors[f"{stem}.lora_A.{adapter}.weight"] = down.to(dtype)
+                factors[f"{stem}.lora_B.{adapter}.weight"] = up.to(dtype)
+        tensors[f"{language}.{name}.weight"] = weight.to(dtype)
+        if bias:
+            tensors[f"{language}.{name}.bias"] = random.bias(rows).to(dtype)
+
+    for i in range(layers):
+        for name, rows in (("q", heads * width), ("k", groups * width), ("v", groups * width)):
+            linear(f"layers.{i}.self_attn.{name}_proj", rows, hidden, bias=True)
+        linear(f"layers.{i}.self_attn.o_proj", hidden, heads * width)
+        linear(f"layers.{i}.mlp.gate_proj", inner, hidden)
+        linear(f"layers.{i}.mlp.up_proj", inner, hidden)
+        linear(f"layers.{i}.mlp.down_proj", hidden, inner)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{language}.layers.{i}.{norm}.weight"] = random.gain(hidden).to(dtype)
+    tensors[f"{language}.norm.weight"] = random.gain(hidden).to(dtype)
+    seen = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": hidden}
+    if vision:
+        tensors |= {f"{tower}.{name}": tensor for name, tensor in _vision(random, hidden).items()}
+    text: dict[str, Any] = {
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "max_position_embeddings": positions,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": groups,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": {"mrope_section": _sections(width), "rope_type": "default", "type": "default"},
+        "rope_theta": theta,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+        "vocab_size": vocab,
+    }
+    ids = {"bos_token_id": tokenizer.token_to_id("<|endoftext|>"), "eos_token_id": tokenizer.token_to_id("<|im_end|>")}
+    config: dict[str, Any] = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "tie_word_embeddings": True,
+        "vision_config": {**seen, "fullatt_block_indexes": [0], "patch_size": 14},
+        **({"text_config": {**text, **ids, "model_type": "qwen2_5_vl_text"}} if nested else text),
+        **ids,
+    }
+    if merged is None:
+        many = 8
+        config |= {
+            "architectures": ["JinaEmbeddingsV4Model"],
+            "matryoshka_dims": list(dims),
+            "multi_vector_projector_dim": many,
+            "single_vector_pool_strategy": "mean",
+            "task_names": list(ADAPTERS),
+            "truncate_dim": None,
+        }
+        tensors["multi_vector_projector.weight"] = random.matrix(many, hidden).to(dtype)
+        tensors["multi_vector_projector.bias"] = random.bias(many).to(dtype)
+        for adapter in ADAPTERS:
+            stem = f"base_model.model.multi_vector_projector.lora_{{}}.{adapter}.weight"
+            factors[stem.format("A")] = random.matrix(rank, hidden).to(dtype)
+            factors[stem.format("B")] = random.matrix(many, rank).to(dtype)
+        write_shared_peft(folder / "adapters", factors, rank=rank, alpha=alpha)
+    return write_checkpoint(folder, config=config, tensors=tensors, tokenizer=tokenizer, dtype=dtype)
+
+
+def write_shared_peft(folder: Path, factors: Tensors, *, rank: int, alpha: int) -> Path:
+    """Writes the folder of all adapters as the publisher's training does; `factors` by their whole names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(factors, folder / "adapter_model.safetensors")
+    config = {
+        "alpha_pattern": {},
+        "bias": "none",
+        "exclude_modules": ".*visual.*",
+        "fan_in_fan_out": False,
+        "init_lora_weights": "gaussian",
+        "lora_alpha": alpha,
+        "lora_bias": False,
+        "lora_dropout": 0.1,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {},
+        "target_modules": "(.*(model).*(down_proj|gate_proj|up_proj|k_proj|q_proj|v_proj|o_proj).*$|.*(multi_vector_projector).*$)",
+        "task_type": "FEATURE_EXTRACTION",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    write_json(folder / "adapter_config.json", config)
+    return folder
+
+
+def edit(folder: Path, copy: Path, *, text: dict[str, Any] | None = None, **settings: Any) -> Path:
+    """A copy of a checkpoint with another config, `text` of it in the language model's part; None takes a key out."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text()) | settings
+    config["text_config"] |= text or {}
+    config["text_config"] = {key: value for key, value in config["text_config"].items() if value is not None}
+    (copy / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not None}))
+    return copy
+
+
+def _sections(width: int) -> list[int]:
+    """How the frequencies are dealt out to the three axes of a place; as published, a quarter and twice three eighths."""
+    half = width // 2
+    first = half // 4
+    second = (half - first) // 2
+    return [first, second, half - first - second]
+
+
+def _vision(random: Random, hidden: int, *, width: int = 16, inner: int = 24) -> Tensors:
+    """A tower of one block."""
+    tensors: Tensors = {"patch_embed.proj.weight": random.matrix(width, 3, 2, 14, 14, scale=0.02)}
+
+    def linear(name: str, rows: int, columns: int) -> None:
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = random.matrix(rows, columns), random.bias(rows)
+
+    linear("blocks.0.attn.qkv", 3 * width, width)
+    linear("blocks.0.attn.proj", width, width)
+    linear("blocks.0.mlp.gate_proj", inner, width)
+    linear("blocks.0.mlp.up_proj", inner, width)
+    linear("blocks.0.mlp.down_proj", width, inner)
+    linear("merger.mlp.0", 4 * width, 4 * width)
+    linear("merger.mlp.2", hidden, 4 * width)
+    for norm in ("blocks.0.norm1", "blocks.0.norm2", "merger.ln_q"):
+        tensors[f"{norm}.weight"] = random.gain(width)
+    return tensors
