@@ -141,11 +141,11 @@ def test_the_table_says_who_was_how_fast_and_who_did_not_run():
     assert page.index("| vectide float32") < page.index(f"| {BASE}")
 
 
-def test_a_rate_once_it_runs_leaves_out_what_came_first():
-    assert pipeline.steady([[5.0, 10], [6.0, 30], [7.0, 30]]) == 30.0
-    assert pipeline.steady([[5.0, 0], [6.0, 30], [7.0, 30]]) == 30.0
+def test_a_rate_once_it_runs_leaves_out_the_first_third():
+    assert pipeline.steady([[5.0, 10], [6.0, 50], [7.0, 60], [8.0, 60]]) == 60.0
+    assert pipeline.steady([[5.0, 30], [6.0, 30], [7.0, 30]]) == 30.0
     assert math.isnan(pipeline.steady([[5.0, 10]]))
-    assert pipeline.first([[5.0, 0], [6.0, 30], [7.0, 30]]) == 6.0
+    assert pipeline.first([[6.0, 30], [7.0, 30]]) == 6.0
 
 
 def test_the_page_holds_the_first_receipt_against_what_it_cannot_come_before():

@@ -28,7 +28,6 @@ class Embed:
         self._model = SentenceTransformer(model, device="cpu")
         self._model.max_seq_length = max_tokens
         self._notes = Path(notes)
-        note(self._notes, 0)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch["embedding"] = self._model.encode(list(batch["text"]), batch_size=32, show_progress_bar=False)
@@ -64,8 +63,8 @@ def main(corpus: str, out: str, model: str, max_tokens: str) -> None:
     came = noted(notes)
     parts = {
         "imports, Ray's start": started,
-        "workers, model": came[0][0] - started,
-        "all batches": came[-1][0] - came[0][0],
+        "workers, model, first batch": came[0][0] - started,
+        "all other batches": came[-1][0] - came[0][0],
         "writing the last": since_start() - came[-1][0],
     }
     tell(rows=sum(rows for _, rows in came), out=came, parts=parts)

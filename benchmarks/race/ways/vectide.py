@@ -18,7 +18,6 @@ class Told:
         self.steps: dict[str, float] = {}
         self.units: list[tuple[float, int]] = []
         self.first_unit_s = 0.0
-        self.begun_s = float("inf")  # when an encoder had its first unit
 
     def step(self, text: str) -> None:
         self.steps[text] = since_start()
@@ -30,9 +29,7 @@ class Told:
     def finished_unit(self, receipt: Receipt) -> None:
         if not self.units:
             self.first_unit_s = sum(receipt.seconds.values())
-        now = since_start()
-        self.units.append((now, receipt.rows))
-        self.begun_s = min(self.begun_s, now - receipt.seconds["encode"] - receipt.seconds["write"])
+        self.units.append((since_start(), receipt.rows))
 
     def busy(self, encoders: int) -> None:
         """Not asked for here."""
@@ -63,7 +60,7 @@ def main(corpus: str, out: str, model: str, max_tokens: str, dtype: str = "auto"
         "all other units": told.units[-1][0] - told.units[0][0],
         "check and publish": since_start() - told.units[-1][0],
     }
-    tell(rows=outcome.rows, out=[(told.begun_s, 0), *told.units], parts=parts)
+    tell(rows=outcome.rows, out=told.units, parts=parts)
 
 
 if __name__ == "__main__":
