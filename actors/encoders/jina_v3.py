@@ -6,6 +6,8 @@ Post-norm layers with exact GELU. Adapters change the embeddings and every linea
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn import functional
 
@@ -16,7 +18,7 @@ from actors.encoders.build import Checkpoint
 from actors.encoders.hardware import Compute
 from actors.encoders.linear import LayerNorm, Linear, gelu_
 from actors.encoders.packed import PackedBatch
-from actors.encoders.rope import Rope, turn
+from actors.encoders.rope import Rope, turn_
 
 
 class Parts:
@@ -66,13 +68,14 @@ class Layer:
         def added(module: str, given: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return y if route is None else route.add(f"{self.name}.{module}", given, y)
 
-        qkv = added("qkv", x, self.qkv(x)).view(len(x), 3, self.heads, -1)
-        query, key = turn(qkv[:, :2], angles).unbind(1)
-        mixed = attend(query, key, qkv[:, 2], batch, approximate=self.int8)
-        x = self.norm1(added("out", mixed, self.out.plus(mixed, x)))
+        qkv = added("qkv", x, self.qkv(x)).view(len(x), 3 * self.heads, -1)
+        turn_(qkv[:, : 2 * self.heads], angles)
+        query, key, value = torch.split(qkv, self.heads, dim=1)
+        mixed = attend(query, key, value, batch, approximate=self.int8)
+        x = self.norm1.after(self.out, mixed, x, add=partial(added, "out", mixed))
         # GELU comes after what the adapter adds, so it cannot be fused into the product.
         wide = gelu_(added("up", x, self.up(x)))
-        return self.norm2(added("down", wide, self.down.plus(wide, x)))
+        return self.norm2.after(self.down, wide, x, add=partial(added, "down", wide))
 
 
 class JinaV3:

@@ -19,7 +19,7 @@ from actors.encoders.hardware import Compute
 from actors.encoders.layout import Config
 from actors.encoders.linear import Linear, RmsNorm, swiglu
 from actors.encoders.packed import PackedBatch
-from actors.encoders.rope import Rope, turn
+from actors.encoders.rope import Rope, turn_
 from actors.encoders.weights import Weights
 
 
@@ -56,8 +56,8 @@ class Layer:
 
         normed = self.norm1(x)
         qkv = added("qkv", normed, self.qkv(normed)).view(len(x), -1, self.width)
-        turned = turn(qkv[:, None, : self.heads + self.groups], angles)[:, 0]
-        query, key, value = turned[:, : self.heads], turned[:, self.heads :], qkv[:, self.heads + self.groups :]
+        turn_(qkv[:, : self.heads + self.groups], angles)
+        query, key, value = torch.split(qkv, [self.heads, self.groups, self.groups], dim=1)
         mixed = attend(query, key, value, batch, causal=True, approximate=self.int8)
         x += added("out", mixed, self.out(mixed))
         normed = self.norm2(x)

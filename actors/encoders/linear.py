@@ -7,6 +7,8 @@ is `integers`' own, and the result is an approximation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
@@ -18,6 +20,10 @@ from actors.encoders.integers import IntegerProduct
 _TYPICAL_ROWS = 2048
 # What torch's own compiler emits for a frozen linear layer; there is no public name for it.
 _POINTWISE = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+
+
+# What an adapter does with the product that it adds to.
+Add = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Linear:
@@ -101,11 +107,13 @@ class LayerNorm:
             return self._kernel.norm(x.to(self._dtype), self._weight, self._bias, self._eps)
         return functional.layer_norm(x.to(self._dtype), self._shape, self._weight, self._bias, self._eps)
 
-    def after(self, linear: Linear, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """`self(linear(x) + residual)`, with the sum where it costs least."""
+    def after(self, linear: Linear, x: torch.Tensor, residual: torch.Tensor, *, add: Add | None = None) -> torch.Tensor:
+        """`self(linear(x) + residual)`, with the sum where it costs least; `add` adds to the product in place."""
         if self._kernel is not None and not linear.adds_cheaply:
-            return self._kernel.norm(linear(x), self._weight, self._bias, self._eps, residual)
-        return self(linear.plus(x, residual))
+            y = linear(x)
+            return self._kernel.norm(y if add is None else add(y), self._weight, self._bias, self._eps, residual)
+        y = linear.plus(x, residual)
+        return self(y if add is None else add(y))
 
 
 class RmsNorm:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from actors import kernels
 from actors.encoders.hardware import Compute
 from actors.encoders.packed import PackedBatch
 
@@ -28,10 +29,10 @@ class Rope:
         self._table = self._angles(512)
 
     def angles(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of every token, float32 [tokens, 1, 1, width / 2] each; the same for all layers."""
+        """Cosines and sines of every token, float32 [tokens, width / 2] each; the same for all layers."""
         if batch.max_length > self._table.shape[1]:
             self._table = self._angles(2 * batch.max_length)
-        cos, sin = self._table[:, batch.positions(), None, None, :]
+        cos, sin = self._table[:, batch.positions()]
         return cos, sin
 
     def _angles(self, length: int) -> torch.Tensor:
@@ -40,12 +41,20 @@ class Rope:
         return torch.stack([angles.cos(), angles.sin()])
 
 
-def turn(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """[tokens, any, heads, width], turned; in the type of x."""
+def turn_(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turns queries and keys in place.
+
+    Args:
+        x: [tokens, heads, width]; heads of a token side by side, tokens at any stride.
+        angles: As `Rope.angles` gives them.
+    """
     cos, sin = angles
+    kernel = kernels.taking(x.dtype, x.device)
+    if kernel is not None:
+        return kernel.turn_(x, cos, sin)
+    cos, sin = cos[:, None], sin[:, None]
     first, second = x.chunk(2, dim=-1)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    half = first.shape[-1]
-    out[..., :half] = first * cos - second * sin
-    out[..., half:] = second * cos + first * sin
-    return out
+    turned = first * cos - second * sin, second * cos + first * sin
+    first.copy_(turned[0])
+    second.copy_(turned[1])
+    return x

@@ -21,12 +21,13 @@ from actors.kernels.spread import spread
 InstructionSet = Literal["avx2", "avx512", "avx512_bf16"]
 
 _MODULE = "vectide_kernels"
-_INTERFACE_VERSION = 1  # processor.c says what it was built with
+_INTERFACE_VERSION = 2  # processor.c says what it was built with
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 _ATTEND = (_P, _P, _P, _P, ctypes.c_int, _P, _N, _N, _N, ctypes.c_float, _P, _N, _P, _N, _N)
 _ROUND = (_P, _N, _N, _P, _P, _P)
 _NORM = (_P, _P, _N, _N, _P, _P, ctypes.c_float, _P)
 _GELU = (_P, _N)
+_TURN = (_P, _N, _N, _N, _N, _P, _P)
 _FINISH = (_P, _N, _N, _P, _P, _P, _P, _P, ctypes.c_int)
 
 
@@ -45,12 +46,15 @@ class Kernels:
         self._attend_bfloat16: Any = None
         self._norm_bfloat16: Any = None
         self._gelu_bfloat16: Any = None
+        self._turn_bfloat16: Any = None
         if name == "avx512_bf16":
             self._attend_bfloat16 = _function(library, f"attend_{name}", _ATTEND)
             self._norm_bfloat16 = _function(library, f"norm_{name}", _NORM)
             self._gelu_bfloat16 = _function(library, f"gelu_{name}", _GELU)
+            self._turn_bfloat16 = _function(library, f"turn_{name}", _TURN)
         self._attend_float32 = _function(library, f"attend_{wide}", _ATTEND)
         self._norm_float32 = _function(library, f"norm_{wide}", _NORM)
+        self._turn_float32 = _function(library, f"turn_{wide}", _TURN)
         self._round = _function(library, f"round_{wide}", _ROUND)
         self._finish = _function(library, f"finish_{wide}", _FINISH)
 
@@ -150,6 +154,18 @@ class Kernels:
     def gelu_(self, x: torch.Tensor) -> torch.Tensor:
         """GELU in place, to 5e-5, which only bfloat16 is too coarse to tell from the exact one; `x` is contiguous."""
         self._gelu_bfloat16(x.data_ptr(), x.numel())
+        return x
+
+    def turn_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotary positions in place.
+
+        Args:
+            x: [tokens, heads, width] float32 or bfloat16; heads of a token side by side, tokens at any stride.
+            cos: float32 [tokens, width / 2], contiguous.
+            sin: As `cos`.
+        """
+        kernel = self._turn_bfloat16 if x.dtype == torch.bfloat16 else self._turn_float32
+        kernel(x.data_ptr(), x.stride(0), *x.shape, cos.data_ptr(), sin.data_ptr())
         return x
 
     def round_states(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@
  *   unit_row    (token, wide, width, out): a token's values as units, with zeros up to a multiple of 2 * LANES values
  *   multiply    (sums, unit, units): sums + unit * units, unit by unit
  *   interleave  (units of STEP tokens, out): the values of one dimension beside each other
+ *   power_of_2  (x): 2 ** x for x <= 0, as exactly as weights are kept; of what is not a number, that
  *   keep        (weights, low, high): 2 * LANES weights as units
  *   put_row     (values, wide, width, out): a token's values as they are in memory
  *   WEIGH_BLOCK `weigh` for BLOCK queries, in as many calls as the registers want
@@ -61,8 +62,11 @@ INLINE void pack_values(const char *from, long step, int wide, long length, long
     }
 }
 
-/* Scores of TILE queries and `columns` vectors of keys. */
-INLINE void score(const float *queries, long units, const float *keys, long padded, float *out, int columns) {
+/* x where it is there, else what counts for nothing. */
+INLINE vec only(ints there, vec x) { return (vec)(((ints)x & there) | ((ints)all(LOWEST) & ~there)); }
+
+/* Scores of TILE queries and `columns` vectors of keys, the last of which has `real` keys; the largest ones by lane, too. */
+INLINE void score(const float *queries, long units, const float *keys, long padded, float *out, vec *largest, long real, int columns) {
     vec s[TILE][COLUMNS];
     UNROLL
     for (int i = 0; i < TILE; i++) {
@@ -80,10 +84,18 @@ INLINE void score(const float *queries, long units, const float *keys, long padd
             for (int c = 0; c < columns; c++) s[i][c] = multiply(s[i][c], q, k[c]);
         }
     }
+    if (real < LANES) {
+        const ints there = numbers() < (int32_t)real;
+        UNROLL
+        for (int i = 0; i < TILE; i++) s[i][columns - 1] = only(there, s[i][columns - 1]);
+    }
     UNROLL
     for (int i = 0; i < TILE; i++) {
         UNROLL
-        for (int c = 0; c < columns; c++) store(out + i * KEYS + c * LANES, s[i][c]);
+        for (int c = 0; c < columns; c++) {
+            store(out + i * KEYS + c * LANES, s[i][c]);
+            largest[i] = LARGER(largest[i], s[i][c]);
+        }
     }
 }
 
@@ -111,22 +123,15 @@ INLINE void weigh(const float *weights, const float *values, long count, float *
     }
 }
 
-/* The largest score of one query against `here` keys, `real` of them there, by lane. With a bias, scores are scaled and the bias
- * added in passing; without one they stay as they are, and are scaled later, where that costs nothing. */
-INLINE vec largest_scores(float *scores, long here, long real, float factor, const float *bias) {
+/* Scale scores of one query against `here` keys, `real` of them there, and add a bias; the largest by lane. */
+INLINE vec biased(float *scores, long here, long real, float factor, const float *bias) {
     vec most = all(LOWEST);
-    long j = 0;
-    for (; j < here; j += LANES) {
-        vec x = load(scores + j);
-        if (bias) x = x * factor + load(bias + j);
-        if (j + LANES > real) {
-            const ints there = numbers() < (int32_t)(real - j);
-            x = (vec)(((ints)x & there) | ((ints)all(LOWEST) & ~there));
-        }
-        if (bias || j + LANES > real) store(scores + j, x);
+    for (long j = 0; j < here; j += LANES) {
+        vec x = load(scores + j) * factor + load(bias + j);
+        if (j + LANES > real) x = only(numbers() < (int32_t)(real - j), x);
+        store(scores + j, x);
         most = LARGER(most, x);
     }
-    if (j % (2 * LANES)) store(scores + j, all(LOWEST));
     return most;
 }
 
@@ -147,10 +152,18 @@ typedef struct {
     const float *bias;               /* [2 * length - 1], for key minus query; or none */
     char *out;
     long query_step, key_step, value_step, out_step; /* bytes from token to token */
+    long query_next, key_next, value_next;           /* bytes to where the head that comes after this one begins */
     long length, width;
     int wide; /* float32 in memory, else bfloat16 */
     float scale;
 } Head;
+
+/* Fetch some tokens of the head that comes next. The heads of a token lie side by side, but the tokens of a head so far apart that
+ * the processor does not guess them. Behind the last head there may be nothing: a prefetch may point anywhere. */
+INLINE void fetch(const char *next, long step, long first, long last, long bytes) {
+    for (long token = first; token < last; token++)
+        for (long byte = 0; byte < bytes; byte += 64) __builtin_prefetch(next + token * step + byte, 0, 2);
+}
 
 static long padded_to(long size, long multiple) { return (size + multiple - 1) / multiple * multiple; }
 
@@ -176,6 +189,7 @@ static void attend_head(const Head *head, float *scratch) {
     }
     for (long start = 0; start < length; start += BLOCK) {
         const long rows = length - start < BLOCK ? length - start : BLOCK;
+        const long bytes = width * (head->wide ? 4 : 2);
         const int half = rows <= TILE;
         float largest[BLOCK], total[BLOCK];
         for (long i = 0; i < BLOCK; i++) {
@@ -184,26 +198,37 @@ static void attend_head(const Head *head, float *scratch) {
             largest[i] = LOWEST;
             total[i] = 0;
         }
+        fetch(head->query + head->query_next, head->query_step, start, start + rows, bytes);
+        fetch(head->key + head->key_next, head->key_step, start, start + rows, bytes);
+        fetch(head->value + head->value_next, head->value_step, start, start + rows, bytes);
         memset(sums, 0, 4 * BLOCK * full);
         for (long from = 0; from < length; from += KEYS) {
             const long here = padded - from < KEYS ? padded - from : KEYS;
             const long real = length - from < here ? length - from : here;
+            vec lanes[BLOCK];
+            for (int i = 0; i < BLOCK; i++) lanes[i] = all(LOWEST);
             for (int tile = 0; tile < (half ? 1 : 2); tile++) {
                 const float *q = queries + tile * TILE * units;
                 float *s = scores + tile * TILE * KEYS;
+                vec *l = lanes + tile * TILE;
                 long j = 0;
-                for (; j + COLUMNS * LANES <= here; j += COLUMNS * LANES) score(q, units, keys + from + j, padded, s + j, COLUMNS);
+                for (; j + COLUMNS * LANES <= real; j += COLUMNS * LANES)
+                    score(q, units, keys + from + j, padded, s + j, l, LANES, COLUMNS);
+                const long last = real - (here - LANES); /* keys of the last vector */
                 switch ((here - j) / LANES) {
-                    case 3: score(q, units, keys + from + j, padded, s + j, 3 < COLUMNS ? 3 : COLUMNS); break;
-                    case 2: score(q, units, keys + from + j, padded, s + j, 2 < COLUMNS ? 2 : COLUMNS); break;
-                    case 1: score(q, units, keys + from + j, padded, s + j, 1); break;
+                    case 4: score(q, units, keys + from + j, padded, s + j, l, last, 4 < COLUMNS ? 4 : COLUMNS); break;
+                    case 3: score(q, units, keys + from + j, padded, s + j, l, last, 3 < COLUMNS ? 3 : COLUMNS); break;
+                    case 2: score(q, units, keys + from + j, padded, s + j, l, last, 2 < COLUMNS ? 2 : COLUMNS); break;
+                    case 1: score(q, units, keys + from + j, padded, s + j, l, last, 1); break;
                     default: break;
                 }
             }
+            if (here % (2 * LANES)) /* weights are made of two vectors at a time */
+                for (long i = 0; i < rows; i++) store(scores + i * KEYS + here, all(LOWEST));
             /* Step by step for all queries, so that no step waits for the one before it. */
-            vec lanes[BLOCK];
-            for (long i = 0; i < rows; i++)
-                lanes[i] = largest_scores(scores + i * KEYS, here, real, factor, head->bias ? bias + length - 1 - start - i + from : 0);
+            if (head->bias)
+                for (long i = 0; i < rows; i++)
+                    lanes[i] = biased(scores + i * KEYS, here, real, factor, bias + length - 1 - start - i + from);
             const float rest = head->bias ? 1 : factor; /* of the scaling, that is still to be done */
             float fade[BLOCK];
             for (long i = 0; i < rows; i++) {
@@ -250,6 +275,8 @@ int NAME(const char *query, const char *key, const char *value, const int64_t st
     long token = 0;
     for (long row = 0; row < rows; token += lengths[row++])
         for (long h = first_head; h < last_head; h++) {
+            const long on = h + 1 < last_head ? width * size : (first_head - h) * width * size;
+            const long tokens = h + 1 < last_head ? 0 : lengths[row];
             const Head head = {
                 .query = query + token * steps[0] + h * width * size,
                 .key = key + token * steps[1] + h * width * size,
@@ -260,6 +287,9 @@ int NAME(const char *query, const char *key, const char *value, const int64_t st
                 .key_step = steps[1],
                 .value_step = steps[2],
                 .out_step = heads * width * size,
+                .query_next = on + tokens * steps[0],
+                .key_next = on + tokens * steps[1],
+                .value_next = on + tokens * steps[2],
                 .length = lengths[row],
                 .width = width,
                 .wide = wide,

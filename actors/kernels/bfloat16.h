@@ -20,3 +20,9 @@ INLINE float get_one(const uint16_t *from) {
 INLINE void put_one(uint16_t *to, float x) {
     *to = (uint16_t)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0);
 }
+
+#define VALUE uint16_t
+#define GET get
+#define PUT put
+#define GET_ONE get_one
+#define PUT_ONE put_one

@@ -7,11 +7,6 @@
 #include "bfloat16.h"
 
 #define NORM norm_avx512_bf16
-#define VALUE uint16_t
-#define GET get
-#define PUT put
-#define GET_ONE get_one
-#define PUT_ONE put_one
 
 #include "norm.h"
 

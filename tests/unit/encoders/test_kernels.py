@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import kernels
+from actors.encoders import rope
 from actors.encoders.attention import attend, attend_by_kernel, attend_runs
 from actors.encoders.hardware import find_compute
 from actors.encoders.integers import IntegerProduct, round_states
@@ -144,6 +145,44 @@ def test_layer_norm(kernel, hidden):
         torch.testing.assert_close(
             found.double(), wanted, atol=TOLERANCE[dtype], rtol=1e-2 if dtype != torch.float32 else 1e-5
         )
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("width", [2, 10, 64, 128])
+def test_heads_are_turned_and_nothing_beside_them(kernel, width):
+    torch.manual_seed(0)
+    cos, sin = torch.rand(2, 7, width // 2).unbind(0)
+    for dtype in types(kernel):
+        x = torch.randn(7, 5, width).to(dtype)
+        first, second = x[:, :3].double().chunk(2, dim=2)
+        c, s = cos.double()[:, None], sin.double()[:, None]
+        wanted = torch.cat([first * c - second * s, second * c + first * s], dim=2)
+        values = x[:, 3:].clone()
+        kernel.turn_(x[:, :3], cos, sin)
+        torch.testing.assert_close(
+            x[:, :3].double(), wanted, atol=1e-6, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6
+        )
+        assert torch.equal(x[:, 3:], values)
+
+
+def test_heads_are_turned_by_torch_where_there_are_no_loops(monkeypatch):
+    angles = (torch.rand(4, 6), torch.rand(4, 6))
+    x = torch.randn(4, 3, 12)
+    there = rope.turn_(x.clone(), angles)
+    monkeypatch.setattr(kernels, "taking", lambda dtype, device: None)
+    torch.testing.assert_close(rope.turn_(x.clone(), angles), there)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("hidden", [7, 40, 384])
+def test_layer_norm_of_a_row_is_the_same_in_any_company(kernel, hidden):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(2, hidden).unbind(0)
+    for dtype in types(kernel):
+        x, residual = torch.randn(2, 11, hidden).to(dtype).unbind(0)
+        together = kernel.norm(x, weight, bias, 1e-6, residual)
+        alone = [kernel.norm(x[i : i + 1], weight, bias, 1e-6, residual[i : i + 1]) for i in range(len(x))]
+        assert torch.equal(together, torch.cat(alone))
 
 
 def test_layer_norm_of_a_model_takes_what_this_processor_has():
