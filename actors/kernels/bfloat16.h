@@ -14,7 +14,7 @@ INLINE void put(uint16_t *to, vec x) {
 }
 
 INLINE float get_one(const uint16_t *from) {
-    return _mm_cvtss_f32((__m128)_mm_cvtsi32_si128(*from << 16));
+    return _mm_cvtss_f32((__m128)_mm_cvtsi32_si128((int)((uint32_t)*from << 16)));
 }
 
 INLINE void put_one(uint16_t *to, float x) {
