@@ -1,6 +1,6 @@
-"""Loops for CPUs in C: attention over packed rows, and what stands around products of 8-bit integers.
+"""Loops for CPUs in C: attention over packed rows, norms, rotary positions, and what stands around products of 8-bit integers.
 
-Called by `encoders.attention` and `encoders.integers`. The C files beside this one become the module `vectide_kernels` at
+Called by `attention`, `linear`, `rope` and `integers` of the encoders. The C files beside this one become the module `vectide_kernels` at
 install, where there is a compiler; it has no Python in it, and is called through ctypes, which lets other threads of Python go
 on. Where it was not built, or on a processor without AVX2, `find` gives None and torch's own operations do the same, slower
 (docs/log.md).
