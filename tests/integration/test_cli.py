@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,15 @@ def test_search_and_status_speak_json(here, made):
     assert (state["version"], state["rows"], state["runs"][0]["units_done"]) == (1, 20, 2)
     assert "version 1, 20 rows" in here("status", table).stdout
     assert "r3" in here("search", table, "title 3").stdout
+
+
+def test_a_name_with_brackets_is_a_name_and_no_line_is_broken_in_two(here, made, tmp_path, monkeypatch):
+    table = tmp_path / "[v1] x[/y]"
+    shutil.copytree(made[1], table)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert f"{table}: version 1, 20 rows, 2 files, " in here("status", table).stdout
+    assert re.search(r"^  weights_sha256: [0-9a-f]{64}$", here("status", table).stdout, re.MULTILINE)
+    assert here("quarantine", table).stdout == f"{table}, version 1: 0 rows set aside\n"
 
 
 def test_a_plan_writes_nothing(here, made, tmp_path):
