@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from actors.errors import VectideError
 from jobs import output, quarantine, schedule
@@ -20,8 +21,21 @@ if TYPE_CHECKING:
     from pipeline.config import Job
     from pipeline.report import Outcome, Reporter
 
+
+class _Commands(typer.core.TyperGroup):
+    """All commands. Typer ends a Ctrl-C with its code and no word, so the word is said before it sees one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            output.error("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="vectide",
+    cls=_Commands,
     help="Turn a corpus of any size into a table of embeddings, and keep that table true.",
     no_args_is_help=True,
     add_completion=False,
@@ -183,6 +197,3 @@ def main() -> None:
     except VectideError as error:
         output.error(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        output.error("stopped; the same command goes on from here")
-        sys.exit(130)

@@ -206,6 +206,15 @@ def test_a_mistake_ends_the_process_with_its_code(made):
     assert done.stderr.startswith("error: ")
 
 
+def test_a_command_that_is_stopped_by_hand_says_so(here, made, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.run.backfill", stopped)
+    done = here("backfill", made[0])
+    assert (done.returncode, done.stderr) == (130, "error: stopped; the same command goes on from here\n")
+
+
 def test_a_model_without_weights_is_refused(here, made, tmp_path):
     path, _, _ = made
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
