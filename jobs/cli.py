@@ -56,10 +56,17 @@ Retry = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def _job(path: str | None, settings: list[str] | None, source: str | None, table: str | None, model: str | None) -> Any:
+def _job(  # noqa: PLR0917
+    path: str | None,
+    settings: list[str] | None,
+    source: str | None,
+    table: str | None,
+    model: str | None,
+    others: dict[str, Any] | None = None,
+) -> Any:
     from pipeline.config import load_job
 
-    named = {"source.uri": source, "table.uri": table, "encoder.model": model}
+    named = {"source.uri": source, "table.uri": table, "encoder.model": model, **(others or {})}
     defaults = {key: value for key, value in named.items() if value is not None}
     return load_job(path, settings=settings or (), defaults=defaults)
 
@@ -134,8 +141,7 @@ def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
     from pipeline.retry import refresh_again
 
     gate = {"min_agreement": min_agreement, "queries": queries, "judgements": judgements, "hold": hold or None}
-    given = [f"generation.{key}={value}" for key, value in gate.items() if value is not None]
-    loaded = _job(job, [*(settings or []), *given], source, table, model)
+    loaded = _job(job, settings, source, table, model, {f"generation.{key}": value for key, value in gate.items()})
     _run(refresh_again if retry_quarantined else pipeline, loaded)
 
 

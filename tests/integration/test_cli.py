@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from jobs.cli import app, main
+from pipeline.report import Outcome
 from tests.integration.conftest import make_job, rows, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -213,6 +214,17 @@ def test_a_command_that_is_stopped_by_hand_says_so(here, made, monkeypatch):
     monkeypatch.setattr("pipeline.run.backfill", stopped)
     done = here("backfill", made[0])
     assert (done.returncode, done.stderr) == (130, "error: stopped; the same command goes on from here\n")
+
+
+def test_an_option_is_a_text_and_no_yaml(here, made, monkeypatch):
+    jobs: list[Any] = []
+    monkeypatch.setattr(
+        "pipeline.refresh.refresh", lambda job, _: jobs.append(job) or Outcome("", "", 1, published=False)
+    )
+    gate = ["--queries", "a #1.parquet", "--judgements", "b: c", "--min-agreement", "0.5", "--hold"]
+    assert here("refresh", made[0], *gate).returncode == 0
+    asked = jobs[0].generation
+    assert (asked.queries, asked.judgements, asked.min_agreement, asked.hold) == ("a #1.parquet", "b: c", 0.5, True)
 
 
 def test_a_model_without_weights_is_refused(here, made, tmp_path):
