@@ -189,7 +189,7 @@ def doctor(job: JobFile = None, settings: Settings = None, json: AsJson = False)
     """Check this machine or cluster: storage, model, GPUs, memory, processor, Ray."""
     from pipeline.doctor import examine
 
-    loaded = _job(job, settings, None, None, None) if job else None
+    loaded = _job(job, settings, None, None, None) if job or settings else None
     findings = examine(loaded)
     output.findings(findings, as_json=json)
     if any(finding.level == "bad" for finding in findings):
