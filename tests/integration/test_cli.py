@@ -146,6 +146,13 @@ def test_a_plan_writes_nothing(here, made, tmp_path):
     assert "measured on this machine" in measured.stdout
 
 
+def test_a_plan_of_what_is_published_has_nothing_left(here, made):
+    path, table, _ = made
+    found = json.loads(here("plan", path, "--tokens-per-second", 1000, "--json").stdout)
+    assert (found["units"], found["units_done"], found["seconds"]) == (2, 2, 0)
+    assert found["run"] == json.loads(here("status", table, "--json").stdout)["runs"][0]["run"]
+
+
 @pytest.mark.ray
 def test_the_doctor_looks_at_everything_and_leaves_nothing(here, made, tmp_path):
     path, _, _ = made
