@@ -161,6 +161,12 @@ class Chunking(_Section):
     by: By = "sentence"
     overlap_tokens: Annotated[int, Field(ge=0)] | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Chunking:
+        if self.mode == "none" and (self.max_tokens, self.overlap_tokens) != (None, None):
+            raise ValueError("mode is none, which makes no chunks: say mode: late or split, or leave the rest out")
+        return self
+
 
 class Replicas(_Section):
     """A pool of encoders that grows with the cluster: this many must fit at the start, and this many may come."""

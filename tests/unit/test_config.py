@@ -69,6 +69,8 @@ def test_one_column_may_be_a_plain_name():
         ({"table__partition_by": ["country"]}, "partition_by names .*'country'.*source.keep"),
         ({"chunking__mode": "early"}, "chunking.mode: .*'none', 'split' or 'late'.*'early'"),
         ({"chunking__max_tokens": 0}, "chunking.max_tokens: .*0"),
+        ({"chunking__max_tokens": 512}, "chunking: mode is none, .*say mode: late or split"),
+        ({"chunking__overlap_tokens": 9}, "chunking: mode is none, .*say mode: late or split"),
         ({"chunking__by": "word"}, "chunking.by: .*'word'"),
         ({"chunking__overlap": 9}, "chunking.overlap: no such key; did you mean 'overlap_tokens'"),
         ({"source__uri": "${VECTIDE_NOT_SET}/x"}, r"source.uri: \$\{VECTIDE_NOT_SET\} is not set"),
