@@ -357,10 +357,18 @@ def prune(url: str) -> None:
             os.rmdir(folder)
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next((str(path) for path in (folder, *folder.parents) if path.exists()), "/")
+        raise ConfigError(f"cannot write below {str(folder)!r}: {file!r} is a file; name another place") from None
+
+
 def _put_local(path: Path, data: bytes, *, exclusive: bool) -> None:
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
@@ -373,7 +381,8 @@ def _put_local(path: Path, data: bytes, *, exclusive: bool) -> None:
         # A vacuum removes folders that are empty for a moment and, where it is to keep nothing, temporary files.
         raise TransientError(f"something removed {str(temporary)!r} while it was written") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
     try:
         folder = os.open(path.parent, os.O_RDONLY)
     except FileNotFoundError:  # the object was removed again at once, and the folder with it

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from actors.errors import VectideError
 from jobs import output, quarantine, schedule
@@ -20,8 +21,21 @@ if TYPE_CHECKING:
     from pipeline.config import Job
     from pipeline.report import Outcome, Reporter
 
+
+class _Commands(typer.core.TyperGroup):
+    """All commands. Typer ends a Ctrl-C with its code and no word, so the word is said before it sees one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            output.error("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="vectide",
+    cls=_Commands,
     help="Turn a corpus of any size into a table of embeddings, and keep that table true.",
     no_args_is_help=True,
     add_completion=False,
@@ -42,10 +56,17 @@ Retry = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def _job(path: str | None, settings: list[str] | None, source: str | None, table: str | None, model: str | None) -> Any:
+def _job(  # noqa: PLR0917
+    path: str | None,
+    settings: list[str] | None,
+    source: str | None,
+    table: str | None,
+    model: str | None,
+    others: dict[str, Any] | None = None,
+) -> Any:
     from pipeline.config import load_job
 
-    named = {"source.uri": source, "table.uri": table, "encoder.model": model}
+    named = {"source.uri": source, "table.uri": table, "encoder.model": model, **(others or {})}
     defaults = {key: value for key, value in named.items() if value is not None}
     return load_job(path, settings=settings or (), defaults=defaults)
 
@@ -120,8 +141,7 @@ def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
     from pipeline.retry import refresh_again
 
     gate = {"min_agreement": min_agreement, "queries": queries, "judgements": judgements, "hold": hold or None}
-    given = [f"generation.{key}={value}" for key, value in gate.items() if value is not None]
-    loaded = _job(job, [*(settings or []), *given], source, table, model)
+    loaded = _job(job, settings, source, table, model, {f"generation.{key}": value for key, value in gate.items()})
     _run(refresh_again if retry_quarantined else pipeline, loaded)
 
 
@@ -169,7 +189,7 @@ def doctor(job: JobFile = None, settings: Settings = None, json: AsJson = False)
     """Check this machine or cluster: storage, model, GPUs, memory, processor, Ray."""
     from pipeline.doctor import examine
 
-    loaded = _job(job, settings, None, None, None) if job else None
+    loaded = _job(job, settings, None, None, None) if job or settings else None
     findings = examine(loaded)
     output.findings(findings, as_json=json)
     if any(finding.level == "bad" for finding in findings):
@@ -183,6 +203,3 @@ def main() -> None:
     except VectideError as error:
         output.error(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        output.error("stopped; the same command goes on from here")
-        sys.exit(130)

@@ -38,6 +38,11 @@ def error(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
 
 
+def console() -> Console:
+    """Where results for a person go: a name with brackets is a name and no markup, and no line is broken in two."""
+    return Console(markup=False, highlight=False, soft_wrap=True)
+
+
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, default=str, ensure_ascii=False))
 
@@ -106,17 +111,17 @@ def hits(found: Sequence[Hit], *, as_json: bool) -> None:
     if as_json:
         _print_json([_plain(hit) for hit in found])
         return
-    console = Console()
+    shown = console()
     if not found:
-        console.print("no rows")
+        shown.print("no rows")
     for rank, hit in enumerate(found, 1):
-        console.print(f"{rank:>3}  {hit.score:.3f}  {hit.id}", markup=False, highlight=False, soft_wrap=True)
+        shown.print(f"{rank:>3}  {hit.score:.3f}  {hit.id}")
         for name, value in hit.columns.items():
             if value is None or name == "tokens" or name.startswith("_"):
                 continue
             text = " ".join(str(value).split())
             cut = text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
-            console.print(f"            {name}: {cut}", markup=False, highlight=False, soft_wrap=True)
+            shown.print(f"            {name}: {cut}")
 
 
 def status(found: Status, *, as_json: bool) -> None:
@@ -124,36 +129,35 @@ def status(found: Status, *, as_json: bool) -> None:
     if as_json:
         _print_json(_plain(found))
         return
-    console = Console()
+    shown = console()
     if found.version is None:
-        console.print(f"{found.table}: nothing published yet", highlight=False)
+        shown.print(f"{found.table}: nothing published yet")
     else:
-        console.print(
+        shown.print(
             f"{found.table}: version {found.version}, {found.rows:,} rows, {found.files:,} files, "
-            f"{size(found.size_bytes)}",
-            highlight=False,
+            f"{size(found.size_bytes)}"
         )
-        console.print(f"fingerprint {found.fingerprint}", highlight=False)
+        shown.print(f"fingerprint {found.fingerprint}")
         for name, value in found.lineage.items():
             if value is not None:
-                console.print(f"  {name}: {value}", markup=False, highlight=False)
-        _print_versions(console, found.versions)
+                shown.print(f"  {name}: {value}")
+        _print_versions(found.versions)
     runs = Table("run", "units", "rows", "set aside", "state")
     for run in found.runs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in run.reasons.items())
         state = "unfinished" if run.version is None else f"published as version {run.version}"
         aside = f"{run.quarantined:,}" + (f" ({reasons})" if reasons else "")
         runs.add_row(run.run, f"{run.units_done}/{run.units}", f"{run.rows_done:,}/{run.rows:,}", aside, state)
-    console.print(runs)
+    shown.print(runs)
 
 
-def _print_versions(console: Console, found: Sequence[Version]) -> None:
+def _print_versions(found: Sequence[Version]) -> None:
     fixed = {name: Column(name, no_wrap=True) for name in ("time (UTC)", "run")}
-    shown = Table("version", fixed["time (UTC)"], "operation", "rows", "files", "model", fixed["run"])
+    table = Table("version", fixed["time (UTC)"], "operation", "rows", "files", "model", fixed["run"])
     for version in found:
         counts = ["" if count is None else f"{count:,}" for count in (version.rows, version.files)]
         model = (version.model or "").rstrip("/").rsplit("/", 1)[-1]
-        shown.add_row(
+        table.add_row(
             str(version.number),
             version.time[:16].replace("T", " "),
             version.operation,
@@ -161,7 +165,7 @@ def _print_versions(console: Console, found: Sequence[Version]) -> None:
             model,
             version.run or "",
         )
-    console.print(shown)
+    console().print(table)
 
 
 def versions(found: Sequence[Version], *, as_json: bool) -> None:
@@ -169,7 +173,7 @@ def versions(found: Sequence[Version], *, as_json: bool) -> None:
     if as_json:
         _print_json([_plain(version) for version in found])
         return
-    _print_versions(Console(), found)
+    _print_versions(found)
 
 
 def rolled_back(found: RolledBack) -> None:
@@ -260,7 +264,7 @@ def findings(found: Sequence[Finding], *, as_json: bool) -> None:
     if as_json:
         _print_json([_plain(finding) for finding in found])
         return
-    console = Console()
+    shown = console()
     for finding in found:
-        console.print(_MARKS[finding.level], end=" ")
-        console.print(f"{finding.what}: {finding.text}", markup=False, highlight=False, soft_wrap=True)
+        shown.print(_MARKS[finding.level], end=" ", markup=True)
+        shown.print(f"{finding.what}: {finding.text}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from jobs import output
 
@@ -37,17 +36,15 @@ def quarantine(
 
 
 def _show(found: Quarantine) -> None:
-    console = Console()
+    shown = output.console()
     of = f"version {found.version}" if found.version is not None else f"run {found.run}"
     counts = ", ".join(f"{count:,} {reason}" for reason, count in found.reasons.items())
-    console.print(
-        f"{found.table}, {of}: {found.total:,} rows set aside" + (f" ({counts})" if counts else ""), highlight=False
-    )
+    shown.print(f"{found.table}, {of}: {found.total:,} rows set aside" + (f" ({counts})" if counts else ""))
     for row in found.rows:
         # A position of -1 is not known: the row's id is what it was found by.
         place = f"{row.shard} at {row.position}" if row.position >= 0 else row.shard
         name = f" (id {row.id})" if row.id is not None else ""
         text = f"{row.reason}: {place}{name}: {row.error}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        shown.print(text)
     if found.total > len(found.rows):
-        console.print(f"the first {len(found.rows):,} of them; --limit {found.total} shows all", highlight=False)
+        shown.print(f"the first {len(found.rows):,} of them; --limit {found.total} shows all")

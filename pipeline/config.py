@@ -24,6 +24,8 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -96,6 +98,14 @@ Auto = Literal["auto"]
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Python counts True as 1: `max_quarantined: yes` would let every row be set aside."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"must not be {str(value).lower()}; YAML reads yes, no, on and off as true and false")
+        return value
+
 
 class Source(_Section):
     """Where the rows come from and which of their columns matter."""
@@ -150,6 +160,12 @@ class Chunking(_Section):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     by: By = "sentence"
     overlap_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Chunking:
+        if self.mode == "none" and (self.max_tokens, self.overlap_tokens) != (None, None):
+            raise ValueError("mode is none, which makes no chunks: say mode: late or split, or leave the rest out")
+        return self
 
 
 class Replicas(_Section):

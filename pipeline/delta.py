@@ -104,6 +104,11 @@ def need_table(url: str, version: int | None = None) -> DeltaTable:
     return table
 
 
+def place_of(table: DeltaTable) -> str:
+    """Where an open table lies, as the rest of us name it: `deltalake` escapes a space, a `%` or an `é`."""
+    return unquote(table.table_uri).rstrip("/")
+
+
 def failure(url: str, what: str, error: Exception) -> StorageError:
     """What to raise for an error of `deltalake`.
 
@@ -120,7 +125,7 @@ def asking(table: DeltaTable) -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError) as error:
-        raise failure(table.table_uri.rstrip("/"), "read the table", error) from None
+        raise failure(place_of(table), "read the table", error) from None
 
 
 def making_of(table: DeltaTable) -> Making | None:
@@ -219,7 +224,7 @@ def commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
     """
     for version in range(int(table.version()), -1, -1):
         try:
-            text = storage.read(storage.join(table.table_uri, "_delta_log", f"{version:020d}.json"))
+            text = storage.read(storage.join(place_of(table), "_delta_log", f"{version:020d}.json"))
         except FileNotFoundError:  # cleared away, as the log's retention says
             return
         for line in text.splitlines():

@@ -77,8 +77,10 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     made_of = fingerprint.fingerprint(fingerprint.lineage(model, job))
     url = storage.absolute(job.table.uri)
     state = delta.state_of(delta.open_table(url))
-    base = None if state is None else str(state)
-    run = fingerprint.run_name(fingerprint.content_name(job, made_of, found.shards), base)
+    content = fingerprint.content_name(job, made_of, found.shards)
+    run = fingerprint.run_name(content, None if state is None else str(state))
+    if state is not None and (Ledger(url, state.run).description() or {}).get("content") == content:
+        run = state.run  # its rows are what the table holds: nothing is left to do
     ledger = Ledger(url, run)
     frozen = ledger.description()
     units = int(frozen["units"]) if frozen else plan.units

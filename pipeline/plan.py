@@ -104,13 +104,20 @@ def list_corpus(job: Job) -> tuple[Shard, ...]:
     """The shards of a job's source, in order. Nothing is opened.
 
     Raises:
-        ConfigError: no file matches.
+        ConfigError: no file matches, or one of the table's own does.
     """
     uri = storage.absolute(job.source.uri)
     shards = tuple(storage.glob(uri))
     if not shards:
         raise ConfigError(
             f"source.uri {job.source.uri!r} matches no file (it means {uri!r}); check the path and the glob"
+        )
+    own = storage.join(storage.absolute(job.table.uri), "data", "")
+    if inside := next((shard.path for shard in shards if shard.path.startswith(own)), None):
+        # Each refresh would embed the table into itself, and a vacuum take what it does not know.
+        raise ConfigError(
+            f"source.uri {job.source.uri!r} matches {inside!r}, which lies where the table keeps its own files: narrow "
+            f"source.uri, or give table.uri another place"
         )
     return shards
 

@@ -118,11 +118,14 @@ class Searcher:
             where: An SQL condition over the stored columns, such as `lang = 'de' AND tokens > 10`.
 
         Raises:
-            ConfigError: `k` or `where` is wrong.
+            ConfigError: a question, `k` or `where` is wrong.
             StorageError: the store refused or failed.
         """
         if k < 1:
             raise ConfigError(f"k is {k}; it must be 1 or more")
+        for question in questions:
+            if not question.strip():
+                raise ConfigError(f"the question {question!r} is empty or nothing but white space; ask for something")
         dataset = self._table.to_pyarrow_dataset()
         names = [name for name in dataset.schema.names if name not in (EMBEDDING, HASH)]
         condition = None if where is None else parse_where(where, dataset.schema)

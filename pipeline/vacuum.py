@@ -116,6 +116,8 @@ def _now_s(url: str) -> float:
 
 def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: bool) -> _Plan:
     plan = _Plan(set(), set(), 0, [])
+    if opened is not None:  # whatever the log still says of it
+        plan.files.update(delta.file_sizes(opened))
     for entry in delta.commits(opened) if opened is not None else ():  # newest first
         try:
             version = delta.open_table(url, int(entry["version"]))

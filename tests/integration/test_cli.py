@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 import yaml
 
 from jobs.cli import app, main
+from pipeline.report import Outcome
 from tests.integration.conftest import make_job, rows, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +125,15 @@ def test_search_and_status_speak_json(here, made):
     assert "r3" in here("search", table, "title 3").stdout
 
 
+def test_a_name_with_brackets_is_a_name_and_no_line_is_broken_in_two(here, made, tmp_path, monkeypatch):
+    table = tmp_path / "[v1] x[/y]"
+    shutil.copytree(made[1], table)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert f"{table}: version 1, 20 rows, 2 files, " in here("status", table).stdout
+    assert re.search(r"^  weights_sha256: [0-9a-f]{64}$", here("status", table).stdout, re.MULTILINE)
+    assert here("quarantine", table).stdout == f"{table}, version 1: 0 rows set aside\n"
+
+
 def test_a_plan_writes_nothing(here, made, tmp_path):
     path, _, _ = made
     table = tmp_path / "elsewhere"
@@ -133,6 +144,13 @@ def test_a_plan_writes_nothing(here, made, tmp_path):
     assert not table.exists()
     measured = here("plan", path, "--table", table)
     assert "measured on this machine" in measured.stdout
+
+
+def test_a_plan_of_what_is_published_has_nothing_left(here, made):
+    path, table, _ = made
+    found = json.loads(here("plan", path, "--tokens-per-second", 1000, "--json").stdout)
+    assert (found["units"], found["units_done"], found["seconds"]) == (2, 2, 0)
+    assert found["run"] == json.loads(here("status", table, "--json").stdout)["runs"][0]["run"]
 
 
 @pytest.mark.ray
@@ -179,6 +197,8 @@ def test_the_doctor_looks_at_everything_and_leaves_nothing(here, made, tmp_path)
         (["status", "/nowhere"], 2, "there is no table and no run"),
         (["submit", "{job}", "--address", "here"], 2, "must be the URL"),
         (["search", "{table}", "x", "-k", "0"], 2, "-k"),
+        (["search", "{table}", " \t"], 2, "is empty or nothing but white space"),
+        (["doctor", "--set", "encoder.dmi=3"], 2, "did you mean 'dim'"),
         (["backfil"], 2, "backfil"),
     ],
 )
@@ -194,6 +214,26 @@ def test_a_mistake_ends_the_process_with_its_code(made):
     done = vectide("backfill", path, "--set", "encoder.dmi=3")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
+
+
+def test_a_command_that_is_stopped_by_hand_says_so(here, made, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.run.backfill", stopped)
+    done = here("backfill", made[0])
+    assert (done.returncode, done.stderr) == (130, "error: stopped; the same command goes on from here\n")
+
+
+def test_an_option_is_a_text_and_no_yaml(here, made, monkeypatch):
+    jobs: list[Any] = []
+    monkeypatch.setattr(
+        "pipeline.refresh.refresh", lambda job, _: jobs.append(job) or Outcome("", "", 1, published=False)
+    )
+    gate = ["--queries", "a #1.parquet", "--judgements", "b: c", "--min-agreement", "0.5", "--hold"]
+    assert here("refresh", made[0], *gate).returncode == 0
+    asked = jobs[0].generation
+    assert (asked.queries, asked.judgements, asked.min_agreement, asked.hold) == ("a #1.parquet", "b: c", 0.5, True)
 
 
 def test_a_model_without_weights_is_refused(here, made, tmp_path):

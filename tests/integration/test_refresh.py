@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from deltalake import DeltaTable
 
-from actors.errors import CommitConflict, TableConflict
+from actors.errors import CommitConflict, ConfigError, TableConflict
 from pipeline import buckets
 from pipeline.ledger import Ledger, run_names
 from pipeline.refresh import refresh
@@ -249,3 +249,18 @@ def test_bad_rows_of_shards_that_stay_are_still_accounted_for(tmp_path, tiny_mod
     run = next(state for state in status(str(tmp_path / "table")).runs if state.version == 2)
     ledger = Ledger(str(tmp_path / "table"), run.run)
     assert ledger.quarantine(ledger.receipts().values())["id"].to_pylist() == ["bad"]
+
+
+def test_a_table_is_not_embedded_into_itself(tmp_path, tiny_model, reporter):
+    """A glob that reaches the table's own files would make each refresh larger than the one before."""
+    corpus = write_corpus(tmp_path / "corpus", [rows(20)])
+    job = make_job(corpus, corpus / "table", tiny_model, source__uri=f"{corpus}/**/*.parquet")
+    backfill(job, reporter)
+    for run in (refresh, backfill):
+        with pytest.raises(
+            ConfigError, match="/corpus/table/data/.* where the table keeps its own files: narrow source.uri"
+        ):
+            run(job, reporter)
+    narrow = make_job(corpus, corpus / "table", tiny_model, source__uri=f"{corpus}/*.parquet")
+    refresh(narrow, reporter)
+    assert len(stored(corpus / "table")) == 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -283,6 +284,28 @@ def test_a_run_that_is_given_up_goes_with_all_that_it_left(tmp_path, corpus, job
     assert len(run_names(str(table))) < len(runs)
     assert on_disk(table) == files(table)
     assert refresh(job, reporter).encoded == 38  # all but the two texts that the table has had before
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "é ü", "日本", "a&b#c", "q?x", "[z]"])
+def test_a_table_in_a_folder_of_any_name_knows_its_versions(tmp_path, corpus, tiny_model, reporter, name):
+    """`deltalake` writes such a place in another way than we do: its log was not found, and a vacuum took everything."""
+    table = tmp_path / name / name
+    job = make_job(corpus, table, tiny_model)
+    assert backfill(job, reporter).version == 1
+    write_corpus(corpus, [edited(40, 3)])
+    assert refresh(job, reporter).version == 2
+    assert [version.operation for version in versions(str(table))][:2] == ["refresh", "backfill"]
+    assert vacuum(str(table), 0).versions == 1
+    assert on_disk(table) == {unquote(path) for path in files(table)}
+    assert len(stored(table)) == 40
+
+
+def test_a_vacuum_keeps_the_current_version_when_the_log_has_forgotten_what_made_it(tmp_path, job, monkeypatch):
+    table = tmp_path / "table"
+    monkeypatch.setattr("pipeline.delta.commits", lambda _: iter(()))
+    vacuum(str(table), 0)
+    assert files(table) <= on_disk(table)
+    assert len(stored(table)) == 40
 
 
 def test_a_vacuum_waits_for_nobody_and_disturbs_nobody(tmp_path, job):

@@ -46,6 +46,10 @@ def test_one_column_may_be_a_plain_name():
         ({"run__row_timeout_s": 0}, "run.row_timeout_s: .*0"),
         ({"run__row_timeout_s": None}, "run.row_timeout_s: .*number"),
         ({"run__replicas": 0}, "run.replicas: .*0"),
+        ({"run__replicas": True}, "run.replicas: must not be true"),
+        ({"run__replicas": {"min": True, "max": 2}}, "run.replicas.min: must not be true"),
+        ({"run__max_quarantined": True}, "run.max_quarantined: must not be true; YAML reads yes"),
+        ({"encoder__max_tokens": False}, "encoder.max_tokens: must not be false"),
         ({"run__replicas": "many"}, "run.replicas: must be a number of encoders, auto, or {min: 0, max: 8}.*'many'"),
         ({"run__replicas": {"max": 0}}, "run.replicas.max: .*0"),
         ({"run__replicas": {"min": 3, "max": 2}}, "run.replicas: min is 3 and max 2"),
@@ -65,6 +69,8 @@ def test_one_column_may_be_a_plain_name():
         ({"table__partition_by": ["country"]}, "partition_by names .*'country'.*source.keep"),
         ({"chunking__mode": "early"}, "chunking.mode: .*'none', 'split' or 'late'.*'early'"),
         ({"chunking__max_tokens": 0}, "chunking.max_tokens: .*0"),
+        ({"chunking__max_tokens": 512}, "chunking: mode is none, .*say mode: late or split"),
+        ({"chunking__overlap_tokens": 9}, "chunking: mode is none, .*say mode: late or split"),
         ({"chunking__by": "word"}, "chunking.by: .*'word'"),
         ({"chunking__overlap": 9}, "chunking.overlap: no such key; did you mean 'overlap_tokens'"),
         ({"source__uri": "${VECTIDE_NOT_SET}/x"}, r"source.uri: \$\{VECTIDE_NOT_SET\} is not set"),
@@ -81,6 +87,11 @@ def test_a_pool_may_grow_and_ask_for_machines_by_label():
     assert isinstance(run.replicas, Replicas)
     assert (run.replicas.min, run.replicas.max) == (1, 4)
     assert parse_job({**document, "run": run.model_dump(mode="json")}).run == run
+
+
+def test_what_is_yes_or_no_may_be_so():
+    job = parse_job(changed(source__unique_ids=False, encoder__allow_untrained_dim=True, generation__hold=True))
+    assert (job.source.unique_ids, job.encoder.allow_untrained_dim, job.generation.hold) == (False, True, True)
 
 
 def test_integers_leave_the_cards_alone():

@@ -38,6 +38,15 @@ def test_create_has_one_winner_of_many(tmp_path):
     assert os.listdir(tmp_path) == ["receipt.json"]
 
 
+def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for write in (storage.put, storage.create):
+        for url in (f"{tmp_path}/file/x", f"{tmp_path}/file/a/b/x"):
+            with pytest.raises(ConfigError, match="file' is a file; name another place"):
+                write(url, b"mine")
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_create_recognises_its_own_object(tmp_path):
     """A client that retried its own success is told that it won."""
     url = str(tmp_path / "x")
