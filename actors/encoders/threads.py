@@ -38,12 +38,13 @@ class Threads:
         """What calls return, in the order in which they were asked for.
 
         Args:
-            calls: Asked for the next call as long as a thread is free; None where there is none (now).
+            calls: Asked for the next call while fewer than two for each thread are begun or wait; None where there is none (now).
         """
         waiting: deque[Future[Made]] = deque()
         try:
             while True:
-                while len(waiting) < self.count and (call := calls()) is not None:
+                # Some more than threads: one that is done has a next call, though an older one is still waited for.
+                while len(waiting) < 2 * self.count and (call := calls()) is not None:
                     waiting.append(self._pool.submit(call))
                 if not waiting:
                     return
