@@ -14,6 +14,7 @@
     ├── ClusterError                  Ray, or a machine of it, could not go on: disk, memory, nodes
     │   └── ClusterStalled            nothing moved on the cluster for too long: no machine came
     ├── TableConflict                 the table holds something that this job must not touch
+    │   ├── NoSuchVersion             a version that the table does not have                   (exit 2)
     │   ├── CommitConflict            another writer committed first; run again
     │   └── CommitUnknown             the store did not say whether a commit landed
     └── InvariantBroken               a promise of this tool does not hold: a bug of ours
@@ -94,6 +95,12 @@ class ClusterStalled(ClusterError):
 
 class TableConflict(VectideError):
     """The table holds something that this job must not touch."""
+
+
+class NoSuchVersion(TableConflict):
+    """A version is asked for that the table does not have, or no longer has."""
+
+    exit_code = 2
 
 
 class CommitConflict(TableConflict):

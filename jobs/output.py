@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.versions import RolledBack, Version
 
 _SHOWN_CHARACTERS = 160
+_PIPE_COLUMNS = 1_000  # where no terminal has an edge, no cell is cut
 # From here on a reader of the table spends its time on opening files.
 _MANY_FILES = 100
 _SMALL_FILE_BYTES = 1 << 20
@@ -40,7 +42,7 @@ def error(message: str) -> None:
 
 def console() -> Console:
     """Where results for a person go: a name with brackets is a name and no markup, and no line is broken in two."""
-    return Console(markup=False, highlight=False, soft_wrap=True)
+    return Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
 
 def _print_json(value: object) -> None:
@@ -152,8 +154,10 @@ def status(found: Status, *, as_json: bool) -> None:
 
 
 def _print_versions(found: Sequence[Version]) -> None:
-    fixed = {name: Column(name, no_wrap=True) for name in ("time (UTC)", "run")}
-    table = Table("version", fixed["time (UTC)"], "operation", "rows", "files", "model", fixed["run"])
+    names = ("version", "time (UTC)", "operation", "rows", "files", "model", "run")
+    # Where a terminal is too narrow, the model's name goes over several lines.
+    columns = [Column(name, no_wrap=name != "model", overflow="fold", min_width=len(name)) for name in names]
+    table = Table(*columns, box=box.SIMPLE)
     for version in found:
         counts = ["" if count is None else f"{count:,}" for count in (version.rows, version.files)]
         model = (version.model or "").rstrip("/").rsplit("/", 1)[-1]

@@ -40,6 +40,7 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # What Ray takes as a label and as the value that one must have.
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL = re.compile(rf"(?:[A-Za-z0-9.-]{{1,253}}/)?{_WORD}")
+_ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 _LABEL_VALUE = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))")
 
 
@@ -139,6 +140,16 @@ class Table(_Section):
     uri: Uri
     partition_by: Columns = ()
     precision: Literal["float32", "float16", "bfloat16"] = "float16"
+
+    @field_validator("uri", mode="after")
+    @classmethod
+    def _no_escapes(cls, uri: str) -> str:
+        """Deltalake reads `%20` in a path as a space, so the log would lie beside the files."""
+        if "://" not in uri and (found := _ESCAPE.search(uri)):
+            raise ValueError(
+                f"has {found.group()!r}, which table readers take for a character's code; name another folder"
+            )
+        return uri
 
 
 class Encoder(_Section):
@@ -269,6 +280,10 @@ M = TypeVar("M", bound=BaseModel)
 _FORMS = {"int", "float", "constrained-float", "range", "auto", "literal['auto']"}
 
 
+# pydantic's words that say more of Python than of a job file.
+_RULES = {"tuple_type": "must be a name or a list of names"}
+
+
 def parse_job(document: object, *, origin: str = "the job file") -> Job:
     """A job from plain data.
 
@@ -355,7 +370,8 @@ def _explain(error: ValidationError, origin: str) -> str:
         elif item["type"] == "value_error":
             lines.append(f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"]))
         else:
-            lines.append(f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, not {_shown(value)}")
+            rule = _RULES.get(item["type"], item["msg"])
+            lines.append(f"{place}: {rule[0].lower()}{rule[1:]}, not {_shown(value)}")
     lines = [_short(line) for line in dict.fromkeys(lines)]
     if len(lines) > _MOST_MISTAKES:
         lines[_MOST_MISTAKES:] = [f"and {len(lines) - _MOST_MISTAKES} more"]

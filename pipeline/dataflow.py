@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,7 @@ _LEAN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 _KEEP_IDLE_MS = 600_000
 # How often the book is asked how many encoders are at work: at a hundred units a second, not at each.
 _PULSE_S = 1.0
+_KNOCK_S = 10.0
 
 
 def connect(address: str) -> None:
@@ -73,6 +75,7 @@ def _init(address: str) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own chatter; what fails is raised to us
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     target = os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
+    _knock(target, address)
     if target == "local":
         os.environ.update({name: os.environ.get(name, value) for name, value in _LEAN.items()})
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_KEEP_IDLE_MS))
@@ -89,6 +92,20 @@ def _init(address: str) -> None:
         raise ConfigError(
             f"run.address {address!r}: no Ray cluster answers there ({error}); start one, or use run.address=local"
         ) from error
+
+
+def _knock(target: str, address: str) -> None:
+    """Raise ConfigError where nothing listens at `host:port`: Ray itself would wait there for minutes, deaf to Ctrl-C."""
+    host, _, port = target.rpartition(":")
+    if "/" in target or not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"run.address {address!r}: nothing answers at {target} ({error}); start a Ray cluster there, or use "
+            f"run.address=local"
+        ) from None
 
 
 @contextlib.contextmanager

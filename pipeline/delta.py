@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from actors import storage, stores
-from actors.errors import ConfigError, StorageError, TableConflict
+from actors.errors import ConfigError, NoSuchVersion, StorageError, TableConflict
 from actors.refusals import plain
 from actors.schema import EMBEDDING
 from actors.writer import as_text
@@ -72,7 +72,7 @@ def open_table(url: str, version: int | None = None) -> DeltaTable | None:
     """The table at `url`, or None where there is none.
 
     Raises:
-        TableConflict: there is no such version.
+        NoSuchVersion: there is none of this number.
         StorageError: the store refused or failed.
     """
     try:
@@ -81,7 +81,7 @@ def open_table(url: str, version: int | None = None) -> DeltaTable | None:
         return None
     except DeltaError as error:
         if version is not None:
-            raise TableConflict(
+            raise NoSuchVersion(
                 f"{url!r} has no version {version}; `vectide versions` lists those that it has"
             ) from None
         raise failure(url, "open the table", error) from None
@@ -94,7 +94,8 @@ def need_table(url: str, version: int | None = None) -> DeltaTable:
 
     Raises:
         ConfigError: there is none.
-        TableConflict: there is no such version, or something else made the table.
+        NoSuchVersion: there is none of this number.
+        TableConflict: something else made the table.
     """
     table = open_table(url, version)
     if table is None:

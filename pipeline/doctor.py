@@ -139,10 +139,9 @@ def _source(job: Job) -> Finding:
     from pipeline.plan import list_corpus, survey
 
     found = survey(job, list_corpus(job))
-    size_gib = sum(shard.size_bytes for shard in found.shards) / 2**30
-    return Finding(
-        "source", "ok", f"{len(found.shards):,} shards, {size_gib:.2f} GiB, has every column that the job names"
-    )
+    count, size_mib = len(found.shards), sum(shard.size_bytes for shard in found.shards) / 2**20
+    size = f"{size_mib / 1024:,.1f} GiB" if size_mib >= 1024 else f"{size_mib:,.1f} MiB"
+    return Finding("source", "ok", f"{count:,} shard{'s' * (count != 1)}, {size}, has every column that the job names")
 
 
 def _table(job: Job) -> Finding:
@@ -218,5 +217,5 @@ def _ray(job: Job) -> Finding:
         "ray",
         "ok",
         f"{len(machines)} nodes, {sum(one.cpus for one in machines):g} CPUs, {sum(one.gpus for one in machines):g} GPUs: "
-        f"{pool.count()} replicas on {pool.device}",
+        f"{pool.count()} replica{'s' * (pool.count() != '1')} on {pool.device}",
     )

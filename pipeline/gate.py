@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,36 @@ NEIGHBOURS = 10
 POOL = 20_000
 SAMPLE = 500
 K = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Queries and what was judged of them.
+
+    Attributes:
+        queries: `id` and `text`.
+        judgements: `query` and `doc`, and if graded `relevance`.
+    """
+
+    queries: pa.Table
+    judgements: pa.Table
+
+
+def read_judged(asked: config.Generation) -> Judged | None:
+    """The queries that a job names, or None where it names none: to be read before anything is encoded for them.
+
+    Raises:
+        ConfigError: one of the two files is not there or lacks a column, or the extra `quality` is not installed.
+        DataError: one is not Parquet.
+    """
+    if asked.queries is None or asked.judgements is None:
+        return None
+    if find_spec("ir_measures") is None:
+        raise ConfigError("generation.queries needs the package ir-measures; install vectide with the extra `quality`")
+    return Judged(
+        _read(asked.queries, "generation.queries", ("id", "text")),
+        _read(asked.judgements, "generation.judgements", ("query", "doc")),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +104,7 @@ class Gate:
 
         Raises:
             GateClosed: less than the job asks.
-            ConfigError: queries or judgements cannot be read.
+            ConfigError, DataError: queries or judgements cannot be read.
         """
         found = []
         if asked.min_agreement is not None:
@@ -86,8 +117,8 @@ class Gate:
                     f"Nothing was changed over and {self._readers}; what was built is kept. Look at both, then run the "
                     f"same command with a lower limit, or put the old settings back"
                 )
-        if asked.queries is not None and asked.judgements is not None:
-            old, new, queries = self.ndcg(asked.queries, asked.judgements)
+        if (judged := read_judged(asked)) is not None:
+            old, new, queries = self.ndcg(judged)
             found.append(f"nDCG@{K} {new:.4f} after {old:.4f} on {queries} queries")
             if new < old - asked.max_ndcg_drop:
                 raise GateClosed(
@@ -139,22 +170,15 @@ class Gate:
             rows = read_stored(self._url, path, [*names, CHUNK] if side.chunked else names)
             yield rows.filter(pc.equal(rows[CHUNK], 0)) if side.chunked else rows
 
-    def ndcg(self, queries: str, judgements: str) -> tuple[float, float, int]:
-        """nDCG@10 of the old and of the new generation, and over how many queries.
+    def ndcg(self, judged: Judged) -> tuple[float, float, int]:
+        """nDCG@10 of the old and of the new generation, and over how many queries."""
+        import ir_measures
 
-        Args:
-            queries: URL of a Parquet file with `id` and `text`.
-            judgements: URL of a Parquet file with `query` and `doc`, and if graded `relevance`.
-        """
-        try:
-            import ir_measures
-        except ImportError:
-            raise ConfigError(
-                "generation.queries needs the package ir-measures; install vectide with the extra `quality`"
-            ) from None
-        asked = _read(queries, "generation.queries", ("id", "text"))
-        judged = _read(judgements, "generation.judgements", ("query", "doc")).to_pylist()
-        qrels = [ir_measures.Qrel(str(row["query"]), str(row["doc"]), int(row.get("relevance", 1))) for row in judged]
+        asked = judged.queries
+        qrels = [
+            ir_measures.Qrel(str(row["query"]), str(row["doc"]), int(row.get("relevance", 1)))
+            for row in judged.judgements.to_pylist()
+        ]
         names = [str(name) for name in asked["id"].to_pylist()]
         scores = []
         for side in (self._old, self._new):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from deltalake import DeltaTable
 
 from pipeline import leftovers
-from pipeline.gate import Gate
+from pipeline.gate import Gate, read_judged
 from pipeline.publish import Publication
 from pipeline.report import Outcome, Reporter
 from pipeline.run import Beginning, Runner
@@ -36,7 +36,12 @@ class Generation(Runner):
         self._version = version
 
     def check_making(self) -> None:
-        """That it is another is the point."""
+        """That it is another is the point; but what it is to be measured with must be there.
+
+        Raises:
+            ConfigError, DataError: queries or judgements cannot be read.
+        """
+        read_judged(self.job.generation)
 
     def left_behind(self) -> list[str]:
         """Of published runs too: a generation that was rolled back is not paid for again."""

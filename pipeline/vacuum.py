@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from deltalake import DeltaTable
 
 from actors import storage
-from actors.errors import ConfigError, TableConflict
+from actors.errors import ConfigError, NoSuchVersion
 from pipeline import delta
 from pipeline.hold import hold
 from pipeline.ledger import FOLDER, Ledger, run_names
@@ -121,7 +121,7 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
     for entry in delta.commits(opened) if opened is not None else ():  # newest first
         try:
             version = delta.open_table(url, int(entry["version"]))
-        except TableConflict:  # the log remembers that it was, and no longer what was in it
+        except NoSuchVersion:  # the log remembers that it was, and no longer what was in it
             break
         if version is not None:
             plan.files.update(delta.file_sizes(version))

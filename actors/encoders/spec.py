@@ -241,7 +241,7 @@ def _dim(dim: int | None, facts: FamilyFacts, *, model: str, allow_untrained: bo
         raise ConfigError(f"dim {dim} is outside 1..{facts.hidden}, the width of {model}.")
     if allow_untrained or (facts.dims is not None and dim in facts.dims):
         return dim
-    if facts.dims is None:
+    if not facts.dims:
         reason = f"{model} was not trained for shorter vectors, so cutting its {facts.hidden} loses accuracy blindly"
     else:
         reason = f"{model} was trained for dims {', '.join(map(str, facts.dims))}"

@@ -44,11 +44,11 @@ class Peer:
 LIMIT = {kind: Peer(f"limit {kind}", None, "limit", kind) for kind in ("float32", "bfloat16", "int8")}
 PEERS = (
     Peer("vectide float32", None, "ours", note="one process"),
-    Peer("vectide float32, a process a core", None, "ours", each_core=True, note="as in a backfill"),
+    Peer("vectide float32, a process a core", None, "ours", each_core=True, note="one encoder for each"),
     Peer("vectide bfloat16", None, "ours", "bfloat16", note="one process"),
-    Peer("vectide bfloat16, a process a core", None, "ours", "bfloat16", each_core=True, note="as in a backfill"),
+    Peer("vectide bfloat16, a process a core", None, "ours", "bfloat16", each_core=True, note="one encoder for each"),
     Peer("vectide int8", None, "ours", "int8", note="one process, not calibrated"),
-    Peer("vectide int8, a process a core", None, "ours", "int8", each_core=True, note="as in a backfill"),
+    Peer("vectide int8, a process a core", None, "ours", "int8", each_core=True, note="one encoder for each"),
     Peer(BASE, "sentence_transformers", "st", note="its defaults: batches of 32 by characters"),
     Peer("sentence-transformers bfloat16", "sentence_transformers", "st", "bfloat16", note="its other defaults"),
     Peer("ONNX Runtime float32", "onnxruntime", "onnx", note="our export, sorted by tokens, batches by tokens"),

@@ -65,7 +65,10 @@ class Cron:
             found = CronSim(expression, datetime(2024, 1, 1, tzinfo=UTC))
             next(found)
         except CronSimError as error:
-            raise ConfigError(f"--cron {expression!r}: {str(error).lower()}; as in '0 3 * * *'") from None
+            raise ConfigError(
+                f"--cron {expression!r}: {str(error).lower()}; minutes are 0 to 59, hours 0 to 23, days 1 to 31, months 1 to 12, "
+                f"days of the week 0 to 7, as in '0 3 * * *'"
+            ) from None
         except StopIteration:
             raise ConfigError(f"--cron {expression!r} names a date that no year has") from None
         parsed = (found.minutes, found.hours, found.days, found.months, {_weekday(day) for day in found.weekdays})

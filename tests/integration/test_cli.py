@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -193,7 +194,9 @@ def test_the_doctor_looks_at_everything_and_leaves_nothing(here, made, tmp_path)
         ),
         (["search", "/nowhere", "x"], 2, "there is no table at '/nowhere'"),
         (["search", "{table}", "x", "--where", "a; drop table b"], 2, "a; drop table b"),
-        (["search", "{table}", "x", "--version", "99"], 1, "has no version 99"),
+        (["search", "{table}", "x", "--version", "99"], 2, "has no version 99"),
+        (["diff", "{table}", "1", "9"], 2, "has no version 9"),
+        (["rollback", "{table}", "--to", "9"], 2, "has no version 9"),
         (["status", "/nowhere"], 2, "there is no table and no run"),
         (["submit", "{job}", "--address", "here"], 2, "must be the URL"),
         (["search", "{table}", "x", "-k", "0"], 2, "-k"),
@@ -207,6 +210,22 @@ def test_a_mistake_ends_in_one_message(here, made, arguments, code, message):
     done = here(*[argument.format(job=path, table=table) for argument in arguments])
     assert message in done.stderr
     assert done.returncode == code
+
+
+def test_a_cluster_that_is_not_there_is_not_waited_for(here, made):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"127.0.0.1:{server.getsockname()[1]}"
+    done = here("doctor", made[0], "--set", f"run.address={nobody}")
+    assert f"nothing answers at {nobody}" in done.stdout + done.stderr
+    assert done.returncode
+
+
+def test_versions_are_whole_where_a_program_reads_them(here, made, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, table, _ = made
+    shown = here("versions", table).stdout
+    assert {"version", "operation", "backfill", "files"} <= set(shown.split())
+    assert "…" not in shown
 
 
 def test_a_mistake_ends_the_process_with_its_code(made):

@@ -9,6 +9,7 @@ from deltalake import DeltaTable
 
 from actors.errors import ConfigError, GateClosed, TableConflict
 from pipeline import delta
+from pipeline.ledger import run_names
 from pipeline.refresh import refresh
 from pipeline.run import backfill
 from pipeline.search import Searcher
@@ -175,8 +176,10 @@ def test_a_generation_that_ranks_worse_is_kept_out_and_one_that_does_not_is_let_
 def test_judgements_that_are_not_there_are_named(tmp_path, first, reporter):
     places = judged(tmp_path, lambda n: f"r{n}")
     job = second(first, **{**places, "queries": str(tmp_path / "none.parquet")})
+    runs = run_names(first.table.uri)
     with pytest.raises(ConfigError, match=r"generation.queries names .*none.parquet', which is not there"):
         refresh(job, reporter)
+    assert run_names(first.table.uri) == runs  # before anything was encoded for them
 
 
 def test_a_rollback_puts_the_first_generation_back_and_the_second_can_return_for_nothing(tmp_path, first, reporter):

@@ -73,6 +73,8 @@ def test_one_column_may_be_a_plain_name():
         ({"chunking__overlap_tokens": 9}, "chunking: mode is none, .*say mode: late or split"),
         ({"chunking__by": "word"}, "chunking.by: .*'word'"),
         ({"chunking__overlap": 9}, "chunking.overlap: no such key; did you mean 'overlap_tokens'"),
+        ({"table__partition_by": 7}, "partition_by: must be a name or a list of names, not 7"),
+        ({"table__uri": "/data/a%20b"}, "table.uri: has '%20', which .*name another folder"),
         ({"source__uri": "${VECTIDE_NOT_SET}/x"}, r"source.uri: \$\{VECTIDE_NOT_SET\} is not set"),
     ],
 )
