@@ -246,9 +246,12 @@ def test_a_command_that_is_stopped_by_hand_says_so(here, made, monkeypatch):
 
 def test_an_option_is_a_text_and_no_yaml(here, made, monkeypatch):
     jobs: list[Any] = []
-    monkeypatch.setattr(
-        "pipeline.refresh.refresh", lambda job, _: jobs.append(job) or Outcome("", "", 1, published=False)
-    )
+
+    def refresh(job: Any, _: Any) -> Outcome:
+        jobs.append(job)
+        return Outcome("", "", 1, published=False)
+
+    monkeypatch.setattr("pipeline.refresh.refresh", refresh)
     gate = ["--queries", "a #1.parquet", "--judgements", "b: c", "--min-agreement", "0.5", "--hold"]
     assert here("refresh", made[0], *gate).returncode == 0
     asked = jobs[0].generation
