@@ -64,7 +64,7 @@ def _job(  # noqa: PLR0917
     model: str | None,
     others: dict[str, Any] | None = None,
 ) -> Any:
-    from pipeline.config import load_job
+    from pipeline.job_file import load_job
 
     named = {"source.uri": source, "table.uri": table, "encoder.model": model, **(others or {})}
     defaults = {key: value for key, value in named.items() if value is not None}

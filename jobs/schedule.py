@@ -46,7 +46,7 @@ def submit(
     settings: Settings = None,
 ) -> None:
     """Run a job on a cluster, or find it where it runs already, and follow it; the exit code is its own."""
-    from pipeline.config import load_job
+    from pipeline.job_file import load_job
     from pipeline.submit import submit as send
 
     loaded = load_job(job, settings=settings or ())
@@ -65,7 +65,7 @@ def schedule(  # noqa: PLR0917  (typer's arguments are options by name)
     settings: Settings = None,
 ) -> None:
     """Print what makes a job run by the clock: a CronJob, a RayCronJob, a line of a crontab, or a systemd timer."""
-    from pipeline.config import load_job
+    from pipeline.job_file import load_job
     from pipeline.schedule import apply as applied
     from pipeline.schedule import kubernetes, machine
     from pipeline.schedule.cron import Cron
@@ -103,7 +103,7 @@ def watch(
 ) -> None:
     """Run a job again and again on this machine, one process and one line a round, until Ctrl-C."""
     from pipeline import watch as watching
-    from pipeline.config import load_job
+    from pipeline.job_file import load_job
     from pipeline.schedule.machine import words_of
 
     load_job(job, settings=settings or ())  # a mistake is said now, not in an hour

@@ -1,21 +1,16 @@
-"""The job file: what a person may say about a run, and nothing else.
+"""A job: what a person may say about a run, and nothing else.
 
-Read by every command. Frozen pydantic models, unknown keys refused with the nearest right name. No I/O beyond the job
-file itself, no torch, no ray. Environment variables are expanded in URIs only, so that a secret can never slip into a
+Used by every command (`job_file` reads the file). Frozen pydantic models, unknown keys refused with the nearest right name. No I/O,
+no torch, no ray. Environment variables are expanded in URIs only, so that a secret can never slip into a
 setting that is written to a ledger.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import reprlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -33,9 +28,8 @@ from actors.chunking import By, Mode
 from actors.errors import ConfigError
 from actors.refusals import check_url
 from actors.schema import RESERVED
+from pipeline.mistakes import explain
 
-_MOST_MISTAKES = 20
-_LONGEST_LINE = 500
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # What Ray takes as a label and as the value that one must have.
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -274,16 +268,6 @@ class Job(_Section):
         return self
 
 
-M = TypeVar("M", bound=BaseModel)
-
-# What pydantic puts into a place to say which of several forms a value has: no key of ours.
-_FORMS = {"int", "float", "constrained-float", "range", "auto", "literal['auto']"}
-
-
-# pydantic's words that say more of Python than of a job file.
-_RULES = {"tuple_type": "must be a name or a list of names"}
-
-
 def parse_job(document: object, *, origin: str = "the job file") -> Job:
     """A job from plain data.
 
@@ -298,109 +282,4 @@ def parse_job(document: object, *, origin: str = "the job file") -> Job:
     try:
         return Job.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from None
-
-
-def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Job:
-    """A job from a YAML file, from `key=value` settings that win over it, or from both.
-
-    Args:
-        path: The job file, or None for a job made of settings alone.
-        settings: `section.key=value`, the value in YAML.
-        defaults: `section.key` to value, winning over the file but not over `settings`.
-
-    Raises:
-        ConfigError: the file cannot be read, is not YAML, or something in it is wrong.
-    """
-    document: Any = {}
-    if path is not None:
-        try:
-            data = Path(path).read_bytes()
-        except (OSError, ValueError) as error:  # a ValueError where the name cannot be one
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"cannot read the job file {_shown(path)}: {reason}") from None
-        try:
-            document = _from_yaml(data.decode("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path!r} is not a YAML file: {_short(' '.join(str(error).split()))}") from None
-    if isinstance(document, dict):
-        for key, value in (defaults or {}).items():
-            _set(document, key, value)
-        for setting in settings:
-            key, equals, text = setting.partition("=")
-            if not equals:
-                raise ConfigError(f"--set {_shown(setting)} must be key=value, as in --set encoder.dim=256")
-            try:
-                _set(document, key.strip(), _from_yaml(text))
-            except yaml.YAMLError:
-                raise ConfigError(f"--set {_shown(setting)}: that is not a YAML value") from None
-    return parse_job(document, origin=path or "the job")
-
-
-def _from_yaml(text: str) -> Any:
-    """Plain data. The library's own constructors raise whatever comes, for a date such as 2026-13-45 or a deep nest."""
-    try:
-        return yaml.safe_load(text)
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
-
-
-def _set(document: dict[str, Any], key: str, value: object) -> None:
-    *sections, name = key.split(".")
-    here: Any = document
-    for section in sections:
-        here = here.setdefault(section, {}) if isinstance(here, dict) else None
-    if not isinstance(here, dict):
-        raise ConfigError(f"--set {_shown(key)}: {_shown('.'.join(sections))} is not a section of the job file")
-    here[name] = value
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    lines = []
-    for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"] if part not in _FORMS)
-        value = item.get("input")
-        if item["type"] == "extra_forbidden":
-            known = _known(item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-            lines.append(f"{place}: no such key; {hint}")
-        elif item["type"] == "missing":
-            lines.append(f"{place}: is needed")
-        elif item["type"] == "value_error":
-            lines.append(f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"]))
-        else:
-            rule = _RULES.get(item["type"], item["msg"])
-            lines.append(f"{place}: {rule[0].lower()}{rule[1:]}, not {_shown(value)}")
-    lines = [_short(line) for line in dict.fromkeys(lines)]
-    if len(lines) > _MOST_MISTAKES:
-        lines[_MOST_MISTAKES:] = [f"and {len(lines) - _MOST_MISTAKES} more"]
-    return f"{origin} is not right:\n  " + "\n  ".join(lines)
-
-
-def _shown(value: object) -> str:
-    """A value for a message. A few lines of YAML can unfold to billions of values: only the first ones are looked at."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python's own limit
-        return "a number of thousands of digits"
-
-
-def _short(line: str) -> str:
-    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."
-
-
-def _known(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that a section of the job file has."""
-    model: Any = Job
-    for part in location:
-        if part == "range":
-            model = Replicas
-            continue
-        if part == "replicas":
-            continue  # it may be several things; the part that follows says which
-        field = model.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return sorted(model.model_fields)
+        raise ConfigError(explain(error, origin, Job, {"range": Replicas})) from None

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 
 from jobs.progress import reporter
 from pipeline import dataflow
-from pipeline.config import load_job
+from pipeline.job_file import load_job
 from pipeline.report import Outcome
 from pipeline.run import Runner, begin
 from pipeline.stages import EncodeStage

@@ -20,7 +20,7 @@ import ray
 from actors.errors import VectideError
 from jobs.output import error
 from jobs.progress import reporter
-from pipeline.config import load_job
+from pipeline.job_file import load_job
 from pipeline.run import backfill
 
 

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from actors.errors import ConfigError
-from pipeline.config import Replicas, load_job, parse_job
+from pipeline.config import Replicas, parse_job
+from pipeline.job_file import load_job
 
 GOOD: dict[str, dict[str, object]] = {
     "source": {"uri": "corpus/*.parquet", "id": "id", "text": ["title", "text"], "keep": ["lang"]},

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from actors.errors import ConfigError
 from jobs.cli import app
-from pipeline.config import load_job
+from pipeline.job_file import load_job
 from pipeline.schedule import kubernetes
 from pipeline.schedule.cron import Cron
 

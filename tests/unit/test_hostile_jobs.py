@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actors.errors import ConfigError
-from pipeline.config import Job, load_job, parse_job
+from pipeline.config import Job, parse_job
+from pipeline.job_file import load_job
 
 LONGEST = 20_000
 SECTIONS = {
