@@ -229,7 +229,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
         (
             "Time begins with the process. Medians of all rounds, in turn. `x` is the median, over the rounds, of Ray Data's time "
             "over this one's in the same round; once it runs: rows a second after a third of all were out, and for a backfill, "
-            " as a share of the engine's alone (nothing read or written) in the same round."
+            "as a share of the engine's alone (nothing read or written) in the same round."
         ),
         "",
         "| way | seconds | range | x | rows/s once it runs | x | of the engine's |",
