@@ -19,8 +19,10 @@ _THREADS = 4
 # What Ray sets aside of each core that computes, and for a task that reads or writes. Ray Data keeps a sixth of all CPUs
 # for each of three stages, in their order: if encoders take more than the other four, nothing is kept for the last one,
 # and a write finds no room until there is nothing left to read.
-_SHARE = 0.66
-_IO_CPUS = 0.2
+_SHARE, _IO_CPUS = 0.66, 0.2
+# Where encoders can come to a machine beyond those that it began with, because the pool grows or another machine is lost, their
+# share is one of these: the first of which as many as fit leave room for a task beside them, or the run would stand still.
+_CROWDED, _CROWDED_IO_CPUS = (0.75, 0.77, 0.79, 0.81, 0.83), 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +162,16 @@ def _on_cpus(run: Run, cpus: float, machines: Sequence[Machine], labels: Mapping
         threads = next((n for n in range(max(cores, default=0), 1, -1) if _room(cores, n) >= most), 1)
     # Some of each core is left to reading and writing, or encoders that take all of it would wait for themselves. A
     # pool that grows gets more cores with each encoder, so there the share is not cut.
-    share = _SHARE * threads if now < most else _SHARE * min(threads, encoder_cpus / most)
+    fixed = now == most and len(machines) == 1
+    io_cpus = min(_IO_CPUS, _IO_CPUS * cpus / 2) if fixed else min(_CROWDED_IO_CPUS, cpus / 8)
+    share = _SHARE if fixed else next((s for s in _CROWDED if _leaves(cores, s * threads, io_cpus)), _CROWDED[0])
+    share *= threads if now < most else min(threads, encoder_cpus / most)
     return Pool(
         most,
         0.0,
         cpus=round(share, 4),
         threads=threads,
-        io_cpus=round(min(_IO_CPUS, _IO_CPUS * cpus / 2), 4),
+        io_cpus=round(io_cpus, 4),
         device="cpu",
         least=now,
         labels=labels or None,
@@ -186,6 +191,11 @@ def on_cores(cores: Sequence[int]) -> tuple[int, int]:
 def _room(cores: Sequence[int], threads: int) -> int:
     """Encoders of so many threads that find a place, each on one machine."""
     return sum(count // threads for count in cores)
+
+
+def _leaves(cores: Sequence[int], each: float, io_cpus: float) -> bool:
+    """Whether as many encoders as fit leave room for a task on every machine that takes one."""
+    return all(count - math.floor(count / each) * each >= io_cpus for count in cores if count >= each)
 
 
 def labelled(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:

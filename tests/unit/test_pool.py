@@ -110,7 +110,7 @@ def test_as_many_threads_as_leave_room_for_the_encoders_asked_for(replicas, core
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 7, 8, 16, 64, 192])
-@pytest.mark.parametrize("replicas", ["auto", 1, 2, {"min": 1, "max": 4}])
+@pytest.mark.parametrize("replicas", ["auto", 1, 2])
 def test_a_read_and_a_write_find_room_beside_all_encoders(cpus, replicas):
     pool = size_pool(wishes(replicas=replicas), [Machine(cpus=cpus, gpus=0)])
     # How Ray Data shares out CPUs: half of them in equal parts to its stages, in their order; encoders have what they need.
@@ -119,10 +119,25 @@ def test_a_read_and_a_write_find_room_beside_all_encoders(cpus, replicas):
     assert cpus - part - max(part, pool.cpus * min(pool.least, cpus)) >= part
 
 
+@pytest.mark.parametrize("cores", [[2, 1, 1], [3, 3], [4, 4], [12, 12], [16, 8], [64, 64]])
+@pytest.mark.parametrize("replicas", ["auto", 3, {"min": 1, "max": 9}])
+def test_encoders_that_come_from_a_lost_machine_leave_room_to_read_and_write(cores, replicas):
+    pool = size_pool(wishes(replicas=replicas), [Machine(cpus=count, gpus=0) for count in cores])
+    for count in cores:
+        fit = int(count / pool.cpus)
+        assert fit == 0 or count - fit * pool.cpus >= pool.io_cpus
+
+
+def test_a_pool_that_grows_leaves_room_on_one_machine():
+    for cpus in (2, 3, 4, 8, 12):
+        pool = size_pool(wishes(replicas={"min": 1, "max": 99}), [Machine(cpus=cpus, gpus=0)])
+        assert cpus - int(cpus / pool.cpus) * pool.cpus >= pool.io_cpus
+
+
 def test_more_encoders_than_cores_share_them():
     shared, growing = (size_pool(wishes(replicas=wanted), [Machine(cpus=2, gpus=0)]) for wanted in (8, {"max": 8}))
     assert (shared.cpus, shared.threads) == (0.165, 1)
-    assert (growing.cpus, growing.threads) == (0.66, 1)
+    assert (growing.cpus, growing.threads) == (0.75, 1)
 
 
 @pytest.mark.parametrize(
