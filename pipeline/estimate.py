@@ -14,10 +14,10 @@ from pathlib import Path
 from actors import storage
 from actors.encoders.spec import ModelSpec
 from pipeline import delta, fingerprint
-from pipeline.config import Job, Replicas
+from pipeline.config import Job
 from pipeline.ledger import Ledger
 from pipeline.plan import Sample, cut_plan, list_corpus, survey, take_sample
-from pipeline.pool import on_cores
+from pipeline.pool import at_most, on_cores
 from pipeline.run import describe_model
 
 # Bytes a dimension as measured with zstd over byte-stream-split.
@@ -79,7 +79,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     state = delta.state_of(delta.open_table(url))
     content = fingerprint.content_name(job, made_of, found.shards)
     run = fingerprint.run_name(content, None if state is None else str(state))
-    if state is not None and (Ledger(url, state.run).description() or {}).get("content") == content:
+    if state is not None and Ledger(url, state.run).holds(content):
         run = state.run  # its rows are what the table holds: nothing is left to do
     ledger = Ledger(url, run)
     frozen = ledger.description()
@@ -118,13 +118,11 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
 
 def _encoders(job: Job) -> tuple[int, int | None]:
     """As many encoders as the job may have, of this machine where it leaves that open; and the cores of each (None: a card)."""
-    wanted = job.run.replicas
-    alone, threads = on_cores([os.cpu_count() or 1])
-    asked = None if wanted == "auto" else wanted.max if isinstance(wanted, Replicas) else wanted
+    asked = at_most(job.run.replicas)
     cards = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if cards and job.run.gpus_per_replica != 0:
         return asked or cards, None
-    return (alone, threads) if asked is None else (asked, max(1, (os.cpu_count() or 1) // asked))
+    return on_cores([os.cpu_count() or 1], asked)
 
 
 def measure(model: ModelSpec, sample: Sample) -> tuple[float, str]:

@@ -99,12 +99,15 @@ class Gate:
         paths = tuple(sorted(file.path for file in publication.add))
         self._new = _Side(publication.making, paths, CHUNK in publication.schema.names)
 
-    def check(self, asked: config.Generation) -> tuple[str, ...]:
+    def check(self, asked: config.Generation, judged: Judged | None) -> tuple[str, ...]:
         """What was measured, in words.
+
+        Args:
+            asked: What the job asks for.
+            judged: As `read_judged` found it.
 
         Raises:
             GateClosed: less than the job asks.
-            ConfigError, DataError: queries or judgements cannot be read.
         """
         found = []
         if asked.min_agreement is not None:
@@ -117,7 +120,7 @@ class Gate:
                     f"Nothing was changed over and {self._readers}; what was built is kept. Look at both, then run the "
                     f"same command with a lower limit, or put the old settings back"
                 )
-        if (judged := read_judged(asked)) is not None:
+        if judged is not None:
             old, new, queries = self.ndcg(judged)
             found.append(f"nDCG@{K} {new:.4f} after {old:.4f} on {queries} queries")
             if new < old - asked.max_ndcg_drop:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from deltalake import DeltaTable
 
 from pipeline import leftovers
-from pipeline.gate import Gate, read_judged
+from pipeline.gate import Gate, Judged, read_judged
 from pipeline.publish import Publication
 from pipeline.report import Outcome, Reporter
 from pipeline.run import Beginning, Runner
@@ -34,6 +34,7 @@ class Generation(Runner):
     def __init__(self, beginning: Beginning, version: DeltaTable, reporter: Reporter) -> None:
         super().__init__(beginning, reporter)
         self._version = version
+        self._judged: Judged | None = None  # read before anything is encoded
 
     def check_making(self) -> None:
         """That it is another is the point; but what it is to be measured with must be there.
@@ -41,7 +42,7 @@ class Generation(Runner):
         Raises:
             ConfigError, DataError: queries or judgements cannot be read.
         """
-        read_judged(self.job.generation)
+        self._judged = read_judged(self.job.generation)
 
     def left_behind(self) -> list[str]:
         """Of published runs too: a generation that was rolled back is not paid for again."""
@@ -55,5 +56,5 @@ class Generation(Runner):
         """
         self.reporter.step("comparing it with the version that is there")
         asked = self.job.generation
-        checks = Gate(self.url, self._version, publication).check(asked)
+        checks = Gate(self.url, self._version, publication).check(asked, self._judged)
         return replace(outcome, checks=checks, held=asked.hold)

@@ -173,6 +173,10 @@ class Ledger:
                 return None
         return self._description
 
+    def holds(self, content: str) -> bool:
+        """Whether this run's table, once it is published, has what `fingerprint.content_name` calls so."""
+        return (self.description() or {}).get("content") == content
+
     def home(self) -> str:
         """The folder of the plan that counts, and of all that belongs to it.
 

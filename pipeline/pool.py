@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from actors.errors import ConfigError
 from pipeline.config import Replicas, Run
@@ -149,17 +150,12 @@ def _on_cpus(run: Run, cpus: float, machines: Sequence[Machine], labels: Mapping
     wanted = run.replicas
     cores = [math.floor(machine.cpus) for machine in machines]
     encoder_cpus = sum(machine.cpus for machine in machines)
-    if wanted == "auto":
-        most, threads = on_cores(cores)
-        now = most
-    else:
-        now, most = (wanted.min, wanted.max) if isinstance(wanted, Replicas) else (wanted, wanted)
-        if isinstance(wanted, Replicas) and now > encoder_cpus:
-            raise ConfigError(
-                f"run.replicas.min is {now}, but there are {encoder_cpus:g} CPUs for encoders; lower it, or add workers"
-            )
-        # The most threads with which so many find a place; of a pool that grows, all that it may become.
-        threads = next((n for n in range(max(cores, default=0), 1, -1) if _room(cores, n) >= most), 1)
+    if isinstance(wanted, Replicas) and wanted.min > encoder_cpus:
+        raise ConfigError(
+            f"run.replicas.min is {wanted.min}, but there are {encoder_cpus:g} CPUs for encoders; lower it, or add workers"
+        )
+    most, threads = on_cores(cores, at_most(wanted))
+    now = wanted.min if isinstance(wanted, Replicas) else most
     # Some of each core is left to reading and writing, or encoders that take all of it would wait for themselves. A
     # pool that grows gets more cores with each encoder, so there the share is not cut.
     fixed = now == most and len(machines) == 1
@@ -178,12 +174,22 @@ def _on_cpus(run: Run, cpus: float, machines: Sequence[Machine], labels: Mapping
     )
 
 
-def on_cores(cores: Sequence[int]) -> tuple[int, int]:
-    """How many encoders, and threads of each, where a job does not say: `cores` has those of each machine.
+def at_most(wanted: int | Replicas | Literal["auto"]) -> int | None:
+    """How many encoders a job may have, or None where it leaves that open."""
+    if isinstance(wanted, Replicas):
+        return wanted.max
+    return None if wanted == "auto" else wanted
 
-    Few processes with a few threads each do as much as one a core, for a part of the memory and of the imports; but
-    Python's own lock is shared by the threads of a process, so they stay few. No core goes without.
+
+def on_cores(cores: Sequence[int], asked: int | None) -> tuple[int, int]:
+    """How many encoders, and threads of each: `cores` has those of each machine.
+
+    As many encoders as are asked for, with the most threads with which so many find a place. Where none are asked for, few
+    processes with a few threads each do as much as one a core, for a part of the memory and of the imports; but Python's
+    own lock is shared by the threads of a process, so they stay few. No core goes without.
     """
+    if asked is not None:
+        return asked, next((n for n in range(max(cores, default=0), 1, -1) if _room(cores, n) >= asked), 1)
     threads = max(range(1, _THREADS + 1), key=lambda n: (n * _room(cores, n), n))
     return max(1, _room(cores, threads)), threads if _room(cores, threads) else 1
 

@@ -12,7 +12,7 @@ old set or with the new one, never with a mixture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -90,6 +90,15 @@ class Route:
         if columns not in self._foreign:
             self._foreign[columns] = owner[:, None] != torch.tensor(columns, device=owner.device)
         return self._foreign[columns]
+
+
+def adding(route: Route | None, layer: str) -> Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """`Route.add` for the modules of one layer, or what leaves outputs as they are where a micro-batch has no route."""
+
+    def added(module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y if route is None else route.add(f"{layer}.{module}", x, y)
+
+    return added
 
 
 class AdapterStore:

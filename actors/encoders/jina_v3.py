@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from actors.encoders import layout_jina_v3 as names
-from actors.encoders.adapters import Adapter, AdapterStore, Factors, Route, factors, load_adapter
+from actors.encoders.adapters import Adapter, AdapterStore, Factors, Route, adding, factors, load_adapter
 from actors.encoders.attention import attend
 from actors.encoders.build import Checkpoint
 from actors.encoders.hardware import Compute
@@ -64,10 +64,7 @@ class Layer:
         route: Route | None,
     ) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]."""
-
-        def added(module: str, given: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return y if route is None else route.add(f"{self.name}.{module}", given, y)
-
+        added = adding(route, self.name)
         qkv = added("qkv", x, self.qkv(x)).view(len(x), 3 * self.heads, -1)
         turn_(qkv[:, : 2 * self.heads], angles)
         query, key, value = torch.split(qkv, self.heads, dim=1)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from actors.encoders import layout_jina_v4 as names
-from actors.encoders.adapters import Adapter, AdapterStore, Route, load_adapter
+from actors.encoders.adapters import Adapter, AdapterStore, Route, adding, load_adapter
 from actors.encoders.attention import attend
 from actors.encoders.build import Checkpoint
 from actors.encoders.hardware import Compute
@@ -50,10 +50,7 @@ class Layer:
         route: Route | None,
     ) -> torch.Tensor:
         """float32 [tokens, hidden] to the same, in place."""
-
-        def added(module: str, given: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return y if route is None else route.add(f"{self.name}.{module}", given, y)
-
+        added = adding(route, self.name)
         normed = self.norm1(x)
         qkv = added("qkv", normed, self.qkv(normed)).view(len(x), -1, self.width)
         turn_(qkv[:, : self.heads + self.groups], angles)

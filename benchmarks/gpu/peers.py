@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.gpu.shapes import POOLING, Shape
 from benchmarks.gpu.timing import Ints, random_ids, timed
-from tests.checkpoints.files import write_json
+from tests.checkpoints.files import write_json, write_modules
 
 BATCHES = (32, 128, 512)  # rows
 FLASH = "flash_attention_2"
@@ -46,14 +46,7 @@ def folder_of(shape: Shape, checkpoint: Path, out: Path) -> Path | None:
     for name in ("model.safetensors", "tokenizer.json"):
         (out / name).hardlink_to(checkpoint / name)
     write_json(out / "config.json", config)
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds)
-    ]
-    write_json(out / "modules.json", modules)
-    (out / "1_Pooling").mkdir()
-    write_json(out / "1_Pooling" / "config.json", {**POOLING, "word_embedding_dimension": shape.hidden})
+    write_modules(out, {**POOLING, "word_embedding_dimension": shape.hidden}, normalize=False)
     return out
 
 

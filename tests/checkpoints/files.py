@@ -65,15 +65,20 @@ def write_checkpoint(
     if max_tokens is not None:
         write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     if pooling is not None:
-        kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-        modules = [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(kinds)
-        ]
-        write_json(folder / "modules.json", modules)
-        (folder / "1_Pooling").mkdir(exist_ok=True)
-        write_json(folder / "1_Pooling" / "config.json", pooling)
+        write_modules(folder, pooling)
     return folder
+
+
+def write_modules(folder: Path, pooling: Mapping[str, Any], *, normalize: bool = True) -> None:
+    """Writes what makes sentence-transformers pool, and normalise where it should."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds if normalize else kinds[:-1])
+    ]
+    write_json(folder / "modules.json", modules)
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    write_json(folder / "1_Pooling" / "config.json", pooling)
 
 
 def write_json(path: Path, content: object) -> None:

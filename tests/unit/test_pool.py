@@ -92,7 +92,7 @@ def test_only_a_pool_that_may_become_larger_grows():
     ],
 )
 def test_a_few_threads_for_each_encoder_and_no_core_without(cores, expected):
-    assert on_cores(cores) == expected
+    assert on_cores(cores, None) == expected
     pool = size_pool(wishes(gpus_per_replica=0), [Machine(cpus=count, gpus=0) for count in cores or [0.5, 0.5]])
     assert (pool.replicas, pool.threads) == expected
     assert pool.cores == pool.threads
