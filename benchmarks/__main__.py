@@ -23,11 +23,21 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich
 console = Console(stderr=True)
 STARTED = time.monotonic()
 
+
+def _made(folder: Path) -> Path:
+    """The folder, there: what was measured for an hour must not be lost for want of a place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{str(folder)!r} cannot be made ({error.strerror}); name another place") from None
+    return folder
+
+
 Corpora = Annotated[
     Path | None, typer.Option(help="Folder of Parquet files with a column 'text'; docstrings without it.")
 ]
 Model = Annotated[Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2; the package's without it.")]
-Out = Annotated[Path, typer.Option(help="Where the result files go.")]
+Out = Annotated[Path, typer.Option(help="Where the result files go.", callback=_made)]
 Threads = Annotated[int, typer.Option(help="CPU threads for each; 0 is all cores.")]
 DOCS = ROOT / "docs" / "benchmarks"
 WORK = ROOT / "data" / "race"

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from benchmarks.__main__ import app
 from benchmarks.gpu.shapes import SHAPES
 from benchmarks.race import pipeline, report
 from benchmarks.race.engine import Result
@@ -209,3 +211,14 @@ def test_a_worker_answers_what_it_is_asked_and_keeps_what_it_prints_apart(tmp_pa
     assert answer["places"] == 3
     assert np.load(request["vectors"]).shape == (2, 2)
     assert "a library says something" in done.stderr
+
+
+def test_a_place_for_the_pages_is_there_before_anything_is_measured(tmp_path):
+    ask = CliRunner().invoke
+    place = tmp_path / "new" / "pages"
+    assert ask(app, ["pipeline", "--corpora", str(tmp_path), "--out", str(place)]).exit_code == 1  # no text there
+    assert place.is_dir()
+    (tmp_path / "file").touch()
+    refused = ask(app, ["pipeline", "--corpora", str(tmp_path), "--out", str(tmp_path / "file" / "pages")])
+    assert refused.exit_code == 2
+    assert "cannot be made (Not a directory); name another place" in " ".join(refused.output.split())
