@@ -73,9 +73,12 @@ def wait_for(there: Callable[[], object], errors: list[BaseException]) -> None:
         time.sleep(0.05)
 
 
-def exported(rows: int) -> str:
-    """What the nodes export, once the driver's count of rows is there."""
-    text = ""
+def exported(outcome: Outcome) -> str:
+    """What the nodes export of ours, once it has all of the run, or after `METRICS_WAIT_S`.
+
+    An export may be made while the run ends: it has the rows of the last unit, and not yet what is counted after them.
+    """
+    lines: list[str] = []
     for _ in range(METRICS_WAIT_S * 2):
         text = ""
         for node in ray.nodes():
@@ -83,11 +86,22 @@ def exported(rows: int) -> str:
                 url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
                 with urllib.request.urlopen(url, timeout=20) as answer:
                     text += answer.read().decode()
-        read = [line for line in text.splitlines() if line.startswith("ray_vectide_rows_read_total{")]
-        if any(line.endswith(f" {float(rows)}") for line in read):
+        # By the name of the series: Ray's own have paths and names of ours in their labels.
+        lines = [line for line in text.splitlines() if line.startswith("ray_vectide_")]
+        if (
+            total(lines, "rows_read_total") == outcome.rows_read
+            and total(lines, "units_total") == outcome.units
+            and total(lines, "process_deaths_total") == outcome.deaths
+            and total(lines, "micro_batches_total") > 0
+        ):
             break
         time.sleep(0.5)
-    return "\n".join(line for line in text.splitlines() if "vectide" in line)
+    return "\n".join(lines)
+
+
+def total(lines: list[str], name: str) -> float:
+    """The sum of a metric's series."""
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"ray_vectide_{name}{{"))
 
 
 def main() -> None:
@@ -125,7 +139,7 @@ def main() -> None:
     wait_for(lambda: len(busy_nodes()) == 2, errors)
     Path(os.environ["POOL_NOTES"] + ".go").touch()
     run.join()
-    text = exported(ended[0].rows_read) if ended else ""
+    text = exported(ended[0]) if ended else ""
     told = {"before": before, "notes": notes(), "metrics": text}
     outcome = dataclasses.asdict(ended[0]) if ended else None
     Path(os.environ["POOL_NOTES"] + ".told").write_text(json.dumps({**told, "outcome": outcome, "error": repr(errors)}))
