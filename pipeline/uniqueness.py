@@ -1,18 +1,20 @@
 """Finds ids that more than one unit holds, and sets all but the first aside.
 
 Called by publish when ids are declared unique; readers have done the same within each unit. Ids are compared as 64-bit
-hashes, 8 bytes a row, in as many passes as keep them under `LIMIT_BYTES`; only rows whose hashes collide are compared
+hashes, 8 bytes a row, in memory up to `LIMIT_BYTES` and beyond on a local disk; only rows whose hashes collide are compared
 as texts. The first in the order of the plan stays. Losing rows leave by new files for their units and one amendment of
 the ledger, created if absent, so that two drivers cannot decide differently.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +27,15 @@ from actors.receipt import DataFile, Receipt
 from actors.schema import ID, SHARD, BadRow
 from actors.stored import read_stored
 from actors.writer import parquet_bytes, quarantine_bytes
+from pipeline.repeats import Repeats
 
-LIMIT_BYTES = 4 << 30
+LIMIT_BYTES = 32 << 20  # of hashes: four million rows
+_LIMIT_ID_BYTES = 4 << 30
 _THREADS = 16
+# Hashing takes some 40 bytes for each byte of text that it is at: so much text at once, in each thread.
+_TEXT_BYTES = 128 << 10
 _BASE = np.uint64(0x9E3779B97F4A7C15)
+_Loaded = TypeVar("_Loaded")
 
 
 def hash_strings(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
@@ -44,7 +51,19 @@ def hash_strings(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
 def _hash_chunk(chunk: pa.Array) -> npt.NDArray[np.uint64]:
     _, offsets_buffer, data = chunk.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-    raw = np.frombuffer(data or b"", dtype=np.uint8)[offsets[0] : offsets[-1]]
+    raw = np.frombuffer(data or b"", dtype=np.uint8)
+    hashes = np.empty(len(chunk), dtype=np.uint64)
+    start = 0
+    while start < len(chunk):
+        end = int(np.searchsorted(offsets, offsets[start] + _TEXT_BYTES, side="right")) - 1
+        stop = min(max(end, start + 1), len(chunk))
+        hashes[start:stop] = _hash_texts(raw, offsets[start : stop + 1])
+        start = stop
+    return hashes
+
+
+def _hash_texts(raw: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    raw = raw[offsets[0] : offsets[-1]]
     starts = offsets[:-1] - offsets[0]
     lengths = np.diff(offsets)
     longest = int(lengths.max(initial=0))
@@ -68,33 +87,36 @@ def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int
     Args:
         table: URL of the table's folder.
         receipts: Of every unit; files of the table that stay may be passed as receipts too.
-        limit_bytes: How much memory the hashes may take; more rows than fit mean more passes over the id columns.
+        limit_bytes: How many bytes of hashes memory holds; more rows than fit go to a local disk.
 
     Returns:
         Unit number to the ids that it must lose.
+
+    Raises:
+        StorageError: the local disk refused the hashes that memory does not hold.
     """
     ordered = sorted(receipts, key=lambda receipt: receipt.unit)
-    rows = sum(receipt.rows for receipt in ordered)
-    passes = max(1, -(-rows * 16 // limit_bytes))  # 8 bytes a hash, and as much again to sort
+    with Repeats(limit_bytes) as repeats:
+        for hashes in _read_ahead(table, lambda receipt: _hashes_of(table, receipt), ordered):
+            repeats.add(hashes)
+        twice = repeats.find()
+    if len(twice) == 0:
+        return {}
+    holders: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    found = _read_ahead(table, lambda receipt: _documents(table, receipt, twice), ordered)
+    for receipt, documents in zip(ordered, found, strict=True):
+        for row in documents.to_pylist():
+            holders[row[ID]].append((row[SHARD], receipt.unit))
     losers: dict[int, set[str]] = defaultdict(set)
-    for number in range(passes):
-        hashes = [part[part % np.uint64(passes) == number] for _, _, part in _hashed(table, ordered)]
-        twice = _repeated(np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64))
-        if len(twice) == 0:
-            continue
-        holders: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        for receipt, documents, part in _hashed(table, ordered):
-            for row in documents.filter(pa.array(np.isin(part, twice))).to_pylist():
-                holders[row[ID]].append((row[SHARD], receipt.unit))
-        for name, places in holders.items():
-            winner = min(places)
-            for place in places:
-                if place != winner:
-                    losers[place[1]].add(name)
+    for name, places in holders.items():
+        winner = min(places)
+        for place in places:
+            if place != winner:
+                losers[place[1]].add(name)
     return dict(losers)
 
 
-def brings_ids(table: str, new: Iterable[str], gone: Iterable[str], *, limit_bytes: int = LIMIT_BYTES) -> bool:
+def brings_ids(table: str, new: Iterable[str], gone: Iterable[str], *, limit_bytes: int = _LIMIT_ID_BYTES) -> bool:
     """Whether files hold an id that is in none of the files whose place they take.
 
     Where they do not, no file that stays can hold one of theirs, for the ids of a version are unique: it need not be read.
@@ -124,30 +146,35 @@ def _ids(table: str, paths: Iterable[str], limit_bytes: int) -> pa.Array | None:
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string()).unique()
 
 
-def _hashed(table: str, receipts: list[Receipt]) -> Iterator[tuple[Receipt, pa.Table, npt.NDArray[np.uint64]]]:
-    """Documents (id and shard) of each unit and the hashes of their ids, in order, read ahead by threads.
-
-    With chunking an id stands once a chunk; a unit's own repeats are its reader's business, so each counts once here.
-    """
-
-    def load(receipt: Receipt) -> tuple[Receipt, pa.Table, npt.NDArray[np.uint64]]:
-        parts = [read_stored(table, file.path, [ID, SHARD]) for file in receipt.files]
-        rows = (
-            pa.concat_tables(parts)
-            if parts
-            else pa.table({ID: pa.array([], pa.string()), SHARD: pa.array([], pa.string())})
-        )
-        documents = rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
-        return receipt, documents, hash_strings(documents[ID])
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(receipts), 4 * _THREADS):
-            yield from pool.map(load, receipts[start : start + 4 * _THREADS])
+def _read_ahead(table: str, load: Callable[[Receipt], _Loaded], receipts: list[Receipt]) -> Iterator[_Loaded]:
+    """What `load` makes of each receipt, in order. As many are held as there are threads: more of them where most of the
+    time is a wait for a store."""
+    threads = min(_THREADS, os.cpu_count() or 1) if storage.is_local(table) else _THREADS
+    with ThreadPoolExecutor(threads) as pool:
+        begun: deque[Future[_Loaded]] = deque()
+        for receipt in receipts:
+            begun.append(pool.submit(load, receipt))
+            if len(begun) > threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
-def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    hashes.sort()
-    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+def _hashes_of(table: str, receipt: Receipt) -> npt.NDArray[np.uint64]:
+    """The hashes of a unit's ids. With chunking an id stands once a chunk; a unit's own repeats are its reader's business,
+    so each hash counts once here."""
+    parts = [hash_strings(read_stored(table, file.path, [ID])[ID]) for file in receipt.files]
+    return np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *parts]))
+
+
+def _documents(table: str, receipt: Receipt, hashes: npt.NDArray[np.uint64]) -> pa.Table:
+    """The documents of a unit (id and shard) whose hash is one of `hashes`, each once."""
+    parts = [pa.table({ID: pa.array([], pa.string()), SHARD: pa.array([], pa.string())})]
+    for file in receipt.files:
+        rows = read_stored(table, file.path, [ID, SHARD])
+        parts.append(rows.filter(pa.array(np.isin(hash_strings(rows[ID]), hashes))))
+    rows = pa.concat_tables(parts)
+    return rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
 
 
 def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str) -> Receipt:
