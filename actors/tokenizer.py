@@ -13,6 +13,7 @@ For chunks, `tokenize_whole` cuts nothing and says which characters each token s
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ _CHARS_PER_TOKEN = 12
 # Characters that are tokenized at once, in about a second: with their places, which take some 100 bytes a token until they
 # are copied, or without.
 _CHARS_AT_ONCE = 4_000_000
+# Without places fewer are enough, as long as each thread has two texts. A token takes some 150 bytes until its id is copied,
+# and a text as much as so many characters.
+_CHARS_A_BATCH = 500_000
+_TEXT_CHARS = 16
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Ints = npt.NDArray[np.int64]
@@ -99,9 +104,21 @@ class Tokenizer:
             ConfigError: A task that the model does not have.
             ValueError: `tasks` has another length than `texts`.
         """
-        prepared = [
-            self._prepare(text, prompt) for text, prompt in zip(texts, self._prompts(texts, tasks), strict=True)
-        ]
+        prompts = self._prompts(texts, tasks)
+        if len(prompts) != len(texts):
+            raise ValueError(f"{len(prompts)} tasks for {len(texts)} texts.")
+        parts = [_tokens([])]
+        limit = _CHARS_PER_TOKEN * self.spec.max_tokens
+        lengths = [min(len(text), limit) + _TEXT_CHARS for text in texts]
+        chars = min(_CHARS_AT_ONCE, max(_CHARS_A_BATCH, 2 * (os.cpu_count() or 1) * limit))
+        for start, stop in _at_once(lengths, chars):
+            prepared = [self._prepare(texts[i], prompts[i]) for i in range(start, stop)]
+            parts.append(_tokens(self._encode_cut(prepared)))
+        ids: pa.ListArray = pa.concat_arrays([part.ids for part in parts])
+        return Tokens(ids, np.concatenate([part.truncated for part in parts]))
+
+    def _encode_cut(self, prepared: list[str]) -> list[tokenizers.Encoding]:
+        """Encodings of texts that are cut well behind the model's limit."""
         limits = [_CHARS_PER_TOKEN * self.spec.max_tokens] * len(prepared)
         encodings = self._encode([_cut(text, limit) for text, limit in zip(prepared, limits, strict=True)])
         again = self._too_short(prepared, limits, encodings)
@@ -112,7 +129,7 @@ class Tokenizer:
             for i, encoding in zip(again, longer, strict=True):
                 encodings[i] = encoding
             again = self._too_short(prepared, limits, encodings)
-        return _tokens(encodings)
+        return encodings
 
     def tokenize_whole(self, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> Iterator[Whole]:
         """All tokens of each text, however long, and where they are in it.
@@ -129,7 +146,7 @@ class Tokenizer:
         prompts = self._prompts(texts, tasks)
         if len(prompts) != len(texts):
             raise ValueError(f"{len(prompts)} tasks for {len(texts)} texts.")
-        for start, stop in _at_once(texts):
+        for start, stop in _at_once([len(text) for text in texts], _CHARS_AT_ONCE):
             prepared = [self._prepare(texts[i], prompts[i]) for i in range(start, stop)]
             self._tokenizer.no_truncation()
             try:
@@ -180,7 +197,7 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
         encodings: list[tokenizers.Encoding] = []
-        for start, stop in _at_once(texts):
+        for start, stop in _at_once([len(text) for text in texts], _CHARS_AT_ONCE):
             encodings += self._encode_some(texts[start:stop])
             forward()
         return encodings
@@ -212,13 +229,13 @@ class Tokenizer:
         ]
 
 
-def _at_once(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Ranges of texts that have few enough characters together, or are one."""
+def _at_once(lengths: Sequence[int], chars: int) -> Iterator[tuple[int, int]]:
+    """Ranges of texts of these lengths that have at most `chars` characters together, or are one."""
     start = 0
-    while start < len(texts):
-        stop, chars = start + 1, len(texts[start])
-        while stop < len(texts) and chars + len(texts[stop]) <= _CHARS_AT_ONCE:
-            chars += len(texts[stop])
+    while start < len(lengths):
+        stop, size = start + 1, lengths[start]
+        while stop < len(lengths) and size + lengths[stop] <= chars:
+            size += lengths[stop]
             stop += 1
         yield start, stop
         start = stop

@@ -26,7 +26,7 @@ from actors.schema import Unit
 from actors.writer import WriterSpec
 from pipeline.attempts import AttemptBook, Book
 from pipeline.config import Run
-from pipeline.executor import UnitOutcome, opened
+from pipeline.executor import LEAN, UnitOutcome, opened
 from pipeline.lost import root
 from pipeline.metrics import EncoderMeter, Meter, RunMeter
 from pipeline.pool import Machine, Pool, size_pool
@@ -41,9 +41,6 @@ _PATIENCE_S = {True: 12 * 3600.0, False: 1800.0}
 _HANGS = 10
 _RAYS_OWN = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
-# Every micro-batch has a length of its own, and for each oneDNN keeps a compiled kernel of some 0.7 MiB: an encoder on a CPU
-# grew for minutes. So few are kept.
-_LEAN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 # Ray ends an idle worker after a second where there are more than the machine has CPUs, which encoders and Ray's own actors
 # are already: each unit's write then began with a new process and two seconds of imports, on all cores.
 _KEEP_IDLE_MS = 600_000
@@ -77,7 +74,7 @@ def _init(address: str) -> None:
     target = os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
     _knock(target, address)
     if target == "local":
-        os.environ.update({name: os.environ.get(name, value) for name, value in _LEAN.items()})
+        os.environ.update({name: os.environ.get(name, value) for name, value in LEAN.items()})
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_KEEP_IDLE_MS))
     try:
         with _native_stderr_silenced():
@@ -86,7 +83,7 @@ def _init(address: str) -> None:
                 include_dashboard=False if target == "local" else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env=None if target == "local" else {"env_vars": _LEAN},
+                runtime_env=None if target == "local" else {"env_vars": LEAN},
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(

@@ -23,6 +23,10 @@ from pipeline.config import Run
 from pipeline.pool import Pool
 from pipeline.stages import EncodeStage, StageSpec, read_and_tokenize, rewrite, to_block, write
 
+# Every micro-batch has a length of its own, and for each oneDNN keeps a compiled kernel of some 0.7 MiB: an encoder on a CPU
+# grew for minutes. So few are kept.
+LEAN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+
 
 @dataclass(frozen=True, slots=True)
 class UnitOutcome:
@@ -73,6 +77,8 @@ class InlineExecutor:
         threads = os.cpu_count() or 1
         self.pool = Pool(replicas=1, gpus=0.0, cpus=threads, threads=threads, io_cpus=1.0, device="cpu")
         self.book: Book = NoBook()
+        for name, value in LEAN.items():
+            os.environ.setdefault(name, value)  # oneDNN asks at the first product
 
     def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
         """See `Executor`."""

@@ -44,7 +44,11 @@ LEAST_ROWS = 32
 # while the other encoders are at their first one. Two, since an encoder is handed two and may begin with either.
 _EARLY = 8
 _EARLY_UNITS = 2
-_UNIT_BYTES = 192 << 20
+# What a unit may take of a worker's memory, about a quarter of what its copies take together. More where encoders are so many
+# that they would end more units than the driver takes.
+_UNIT_BYTES = 48 << 20
+_UNIT_BYTES_AT_MOST = 192 << 20
+_ROW_BYTES = 256  # its hash, its shard's path, its text as an object of Python
 _THREADS = 32
 # So much work is done in this process before a cluster on this machine would be ahead: its start takes 15 s of all cores.
 INLINE_S = 30.0
@@ -200,16 +204,20 @@ def is_little(tokens: float, model: ModelSpec) -> bool:
 
 
 def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: int, cores: int | None) -> int:
-    """Rows of a unit: about `UNIT_S` of one encoder, more where there are so many that the driver would not keep up; and
-    a block that fits in memory."""
+    """Rows of a unit: about `UNIT_S` of one encoder, and a block of at most `_UNIT_BYTES`, whatever the corpus holds.
+
+    Both are more where there are so many encoders that the driver would not keep up, the block up to
+    `_UNIT_BYTES_AT_MOST`.
+    """
     if job.run.unit_rows != "auto":
         return job.run.unit_rows
     tokens_per_s = encoder_tokens_per_s(flops_per_token(model), model.precision, cores=cores)
-    unit_s = max(UNIT_S, replicas / _UNITS_PER_S)
-    by_time = unit_s * tokens_per_s / max(sample.tokens_per_row, 1.0)
+    rows_per_s = tokens_per_s / max(sample.tokens_per_row, 1.0)
+    kept_up = replicas / _UNITS_PER_S * rows_per_s
     stored = (sample.bytes_per_row + 4 * model.dim) * sample.chunks_per_row  # kept columns go with every chunk
-    by_memory = _UNIT_BYTES / (stored + 4 * sample.tokens_per_row)
-    return max(1, int(min(by_time, by_memory)))
+    row_bytes = stored + 4 * sample.tokens_per_row + _ROW_BYTES
+    by_memory = min(max(_UNIT_BYTES / row_bytes, kept_up), _UNIT_BYTES_AT_MOST / row_bytes)
+    return max(1, int(min(max(UNIT_S * rows_per_s, kept_up), by_memory)))
 
 
 def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, replicas: int, cores: int | None) -> Plan:

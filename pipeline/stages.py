@@ -286,7 +286,8 @@ class EncodeStage:
             table = table.append_column(CHUNK, pa.array(within.astype(np.int32)))
             for name in (START, END, TOKENS):
                 table = table.append_column(name, pa.array(places[name][vectors].astype(np.int32)))
-        flat = pa.array(work.vectors[vectors].reshape(-1))
+        whole = len(vectors) == len(work.vectors) and bool((vectors == np.arange(len(vectors))).all())
+        flat = pa.array((work.vectors if whole else work.vectors[vectors]).reshape(-1))
         return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim))
 
     def _encode_range(self, work: _Work, low: int, high: int, lease: Lease) -> None:
