@@ -160,6 +160,25 @@ def scale(  # noqa: PLR0917  (typer calls it by name)
 
 
 @app.command()
+def memory(
+    out: Out = DOCS,
+    rows: Annotated[list[int] | None, typer.Option(help="A number of rows; may be repeated.")] = None,
+    model: Annotated[str, typer.Option(help="Folder of a checkpoint; 'none' leaves the model out.")] = "none",
+    work: Annotated[Path, typer.Option(help="Folder to work in.")] = WORK / "memory",
+) -> None:
+    """Peak memory of a backfill in one process by the number of short rows."""
+    from benchmarks.race.engine import today
+    from benchmarks.scale import memory as scale
+
+    found = scale.measure(work, rows=rows or [100_000, 1_000_000, 10_000_000], model=model, tell=tell)
+    date = today()
+    page = out / f"memory_cpu_{date}.md"
+    page.write_text(scale.markdown(found, model=model, command=command(), date=date))
+    tell(f"written: {page}")
+    print(page.read_text())
+
+
+@app.command()
 def gpu(
     model: Model = None,
     out: Out = DOCS,

@@ -44,11 +44,11 @@ LEAST_ROWS = 32
 # while the other encoders are at their first one. Two, since an encoder is handed two and may begin with either.
 _EARLY = 8
 _EARLY_UNITS = 2
-# What a unit may take of a worker's memory, about a quarter of what its copies take together. More where encoders are so many
-# that they would end more units than the driver takes.
-_UNIT_BYTES = 48 << 20
+# What a unit may take of a worker's memory. Its stages hold several copies of it. More where encoders are so many that they
+# would end more units than the driver takes.
+_UNIT_BYTES = 32 << 20
 _UNIT_BYTES_AT_MOST = 192 << 20
-_ROW_BYTES = 256  # its hash, its shard's path, its text as an object of Python
+_ROW_BYTES = 512  # of a row besides: its hash, its shard's path, its text and its tokens as objects
 _THREADS = 32
 # So much work is done in this process before a cluster on this machine would be ahead: its start takes 15 s of all cores.
 INLINE_S = 30.0
@@ -215,8 +215,8 @@ def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: in
     rows_per_s = tokens_per_s / max(sample.tokens_per_row, 1.0)
     kept_up = replicas / _UNITS_PER_S * rows_per_s
     stored = (sample.bytes_per_row + 4 * model.dim) * sample.chunks_per_row  # kept columns go with every chunk
-    row_bytes = stored + 4 * sample.tokens_per_row + _ROW_BYTES
-    by_memory = min(max(_UNIT_BYTES / row_bytes, kept_up), _UNIT_BYTES_AT_MOST / row_bytes)
+    row_bytes = stored + 4 * sample.tokens_per_row
+    by_memory = min(max(_UNIT_BYTES / (row_bytes + _ROW_BYTES), kept_up), _UNIT_BYTES_AT_MOST / row_bytes)
     return max(1, int(min(max(UNIT_S * rows_per_s, kept_up), by_memory)))
 
 

@@ -29,7 +29,7 @@ from actors.stored import read_stored
 from actors.writer import parquet_bytes, quarantine_bytes
 from pipeline.repeats import Repeats
 
-LIMIT_BYTES = 32 << 20  # of hashes: four million rows
+LIMIT_BYTES = 16 << 20  # of hashes: two million rows; twice as much while they are sorted
 _LIMIT_ID_BYTES = 4 << 30
 _THREADS = 16
 # Hashing takes some 40 bytes for each byte of text that it is at: so much text at once, in each thread.

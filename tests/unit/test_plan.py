@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -96,6 +98,44 @@ def test_a_size_that_was_asked_for_is_that_of_all_units(tmp_path, model):
 def test_the_same_corpus_is_cut_in_the_same_way(tmp_path, model):
     fill(tmp_path, ".csv")
     assert cut(tmp_path, model)[2] == cut(tmp_path, model)[2]
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_a_unit_of_short_rows_is_bounded_whatever_the_corpus_holds(tmp_path, model, replicas):
+    shard_rows, text = 1_000_000, "a short text"
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(shard_rows, np.int32)), [text])
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet", row_group_size=100_000)
+    job = parse_job(
+        {
+            "source": {"uri": str(tmp_path), "text": "text", "keep": ["text"]},
+            "table": {"uri": str(tmp_path / "table")},
+            "encoder": {"model": model.path},
+        }
+    )
+    found = survey(job, list_corpus(job))
+    sample = take_sample(found, model)
+    largest = {}
+    for shards in (1, 10, 100):
+        many = replace(found, shards=found.shards * shards)
+        plan = cut_plan(job, many, model, sample, replicas=replicas, cores=4)
+        assert plan.rows == shards * shard_rows
+        rows = plan.table.group_by("unit").aggregate([("rows", "sum")])["rows_sum"].to_pylist()
+        largest[shards] = max(rows)
+    stored_bytes = 4 * model.dim + len(text)
+    assert max(largest.values()) * stored_bytes < 32 << 20
+    assert max(largest.values()) < 50_000
+    assert largest[10] == largest[100]
+
+
+def test_a_block_is_larger_only_where_so_many_encoders_end_units_of_short_rows(model):
+    job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
+    sample = Sample(rows=1, tokens_per_row=10.0, truncated_share=0.0, bytes_per_row=20.0, texts=("x",))
+    one, ten, thousand, more = (
+        choose_unit_rows(job, model, sample, replicas=n, cores=None) for n in (1, 10, 1000, 9999)
+    )
+    assert one == ten < 50_000
+    assert one < thousand == more
+    assert more * (4 * model.dim + 20) < 192 << 20
 
 
 def test_units_get_longer_where_the_driver_would_not_keep_up_with_so_many_encoders(model):
