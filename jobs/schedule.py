@@ -63,7 +63,7 @@ def schedule(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     command: What = RunCommand.refresh,
     rayjob: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The RayJob whose cluster is wanted; else deploy/rayjob.yaml's.")
+        Path | None, typer.Option(metavar="FILE", help="Whose cluster and image are wanted; else deploy/rayjob.yaml's.")
     ] = None,
     settings: Settings = None,
 ) -> None:
