@@ -26,7 +26,6 @@ class Target(StrEnum):
     """What runs things by the clock."""
 
     kubernetes = "kubernetes"
-    ray_cron = "ray-cron"
     crontab = "crontab"
     systemd = "systemd"
 
@@ -55,44 +54,41 @@ def submit(
 
 def schedule(  # noqa: PLR0917  (typer's arguments are options by name)
     job: Job,
-    cron: Annotated[str, typer.Option(metavar="'M H D M W'", help="When: five fields, as in '0 3 * * *'.")],
     target: Annotated[Target, typer.Option(help="What runs things by the clock.")],
+    cron: Annotated[
+        str | None, typer.Option(metavar="'M H D M W'", help="When, for kubernetes and crontab, as in '0 3 * * *'.")
+    ] = None,
+    on_calendar: Annotated[
+        str | None, typer.Option(metavar="EVENT", help="When, for systemd, as in '*-*-* 03:00:00'.")
+    ] = None,
     command: What = RunCommand.refresh,
     rayjob: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The RayJob whose cluster is wanted; deploy/rayjob.yaml.")
+        Path | None, typer.Option(metavar="FILE", help="Whose cluster and image are wanted; else deploy/rayjob.yaml's.")
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Hand it over, rather than print it.")] = False,
     settings: Settings = None,
 ) -> None:
-    """Print what makes a job run by the clock: a CronJob, a RayCronJob, a line of a crontab, or a systemd timer."""
+    """Print what makes a job run by the clock: a Kubernetes CronJob, a line of a crontab, or a systemd timer."""
     from pipeline.job_file import load_job
-    from pipeline.schedule import apply as applied
-    from pipeline.schedule import kubernetes, machine
-    from pipeline.schedule.cron import Cron
+    from pipeline.schedule import render
 
-    when = Cron.parse(cron)
+    if target is Target.systemd:
+        when, other, rule = on_calendar, cron, "--on-calendar '*-*-* 03:00:00', and no --cron"
+    else:
+        when, other, rule = cron, on_calendar, "--cron '0 3 * * *', and no --on-calendar"
+    if when is None or other is not None:
+        raise ConfigError(f"--target {target.value} takes {rule}")
+    if rayjob is not None and target is not Target.kubernetes:
+        raise ConfigError(f"--rayjob is for kubernetes, not for {target.value}; leave it out")
     loaded = load_job(job, settings=settings or ())
-    name = kubernetes.schedule_name(loaded, Path(job).stem)
-    if target in {Target.kubernetes, Target.ray_cron}:
-        shape = kubernetes.read_rayjob(rayjob or Path(__file__).parent.parent / "deploy" / "rayjob.yaml")
-        make = kubernetes.cron_job if target is Target.kubernetes else kubernetes.ray_cron_job
-        text = kubernetes.to_yaml(*make(loaded, when, shape, name=name, command=command.value))
-        print(applied.apply_kubernetes(text) if apply else text.rstrip())
-        return
-    if rayjob is not None:
-        raise ConfigError(f"--rayjob is for kubernetes and ray-cron, not for {target.value}; leave it out")
-    path = Path(job).absolute()
-    words = machine.words_of(_program(), command.value, path, settings or ())
-    what = machine.Command(name, path, Path.cwd(), words, about=f"vectide {command.value} of {loaded.table.uri}")
-    if target is Target.crontab:
-        line = machine.crontab_line(what, when)
-        print(applied.apply_crontab(line, name) if apply else line)
-        return
-    units = machine.systemd_units(what, when)
-    if apply:
-        print(applied.apply_systemd(units))
-        return
-    print("\n".join(f"# ~/.config/systemd/user/{file}\n{text}" for file, text in units.items()).rstrip())
+    name = render.schedule_name(loaded, Path(job).stem)
+    if target is Target.kubernetes:
+        text = render.kubernetes(loaded, when, rayjob, name=name, command=command.value)
+    else:
+        path = Path(job).absolute()
+        words = _words(command, path, settings)
+        run = render.Run(name, command.value, loaded.table.uri, path, Path.cwd(), words)
+        text = render.crontab(run, when) if target is Target.crontab else render.systemd(run, when)
+    print(text, end="")
 
 
 def watch(
@@ -104,11 +100,10 @@ def watch(
     """Run a job again and again on this machine, one process and one line a round, until Ctrl-C."""
     from pipeline import watch as watching
     from pipeline.job_file import load_job
-    from pipeline.schedule.machine import words_of
 
     load_job(job, settings=settings or ())  # a mistake is said now, not in an hour
     every_s = watching.seconds_of(every)
-    words = words_of(_program(), command.value, Path(job).absolute(), settings or ())
+    words = _words(command, Path(job).absolute(), settings)
     with watching.Stop().on_signals() as stop:
         code = watching.watch(
             lambda: watching.run_round(words, stop), every_s, lambda line: print(line, flush=True), stop=stop.asked
@@ -116,7 +111,8 @@ def watch(
     raise typer.Exit(code)
 
 
-def _program() -> tuple[str, ...]:
-    """This program, by its full path."""
+def _words(command: RunCommand, job: Path, settings: list[str] | None) -> tuple[str, ...]:
+    """The command line that runs a job, with this program by its full path."""
     beside = Path(sys.executable).with_name("vectide")
-    return (str(beside),) if beside.exists() else (sys.executable, "-m", "jobs")
+    program = (str(beside),) if beside.exists() else (sys.executable, "-m", "jobs")
+    return (*program, command.value, str(job), *(word for setting in settings or () for word in ("--set", setting)))

@@ -1,9 +1,7 @@
-"""A job, run by the clock: manifests for what a machine or a cluster has to run things by the clock with.
+"""Manifests that run a job by the clock: a Kubernetes CronJob, a line of a crontab, or a pair of systemd units.
 
-    cron.py          a cron expression that means the same everywhere, and the same for systemd
-    kubernetes.py    CronJob and RayCronJob
-    machine.py       crontab and systemd
-    apply.py         hands a manifest to kubectl, crontab or systemctl
+    templates/    the text of each, and the RayJob that a CronJob creates
+    render.py     puts the values of a job into them
 
 Used by `jobs schedule`. Nothing here imports ray.
 """

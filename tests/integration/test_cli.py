@@ -47,7 +47,7 @@ COMMANDS = {
     "status": {"--json"},
     "quarantine": {"--run", "--reason", "--limit", "--json"},
     "submit": {"--address", "--command", "--detach", "--set"},
-    "schedule": {"--cron", "--target", "--command", "--rayjob", "--apply", "--set"},
+    "schedule": {"--target", "--cron", "--on-calendar", "--command", "--rayjob", "--set"},
     "watch": {"--every", "--command", "--set"},
     "doctor": {"--set", "--json"},
 }

@@ -6,6 +6,9 @@ import json
 import os
 import re
 import subprocess
+import sys
+import tomllib
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,9 @@ from typer.testing import CliRunner
 
 from actors.errors import ConfigError
 from jobs.cli import app
+from pipeline import schedule
 from pipeline.job_file import load_job
-from pipeline.schedule import kubernetes
-from pipeline.schedule.cron import Cron
+from pipeline.schedule import render
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -32,8 +35,7 @@ def check(document: dict[str, Any]) -> None:
     """By the schema of its kind; pod templates by Kubernetes' own, wherever they are."""
     if document["apiVersion"] == "ray.io/v1":
         jsonschema.validate(document, {"$ref": f"#/$defs/{document['kind']}", "$defs": KUBERAY["$defs"]})
-        spec = document["spec"].get("jobTemplate", document["spec"])
-        cluster = spec.get("rayClusterSpec", spec)
+        cluster = document["spec"].get("rayClusterSpec", document["spec"])
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             pod = {
                 "apiVersion": "v1",
@@ -69,18 +71,50 @@ def test_what_is_in_deploy_is_valid(name):
     assert documents
 
 
-@pytest.mark.parametrize("target", ["kubernetes", "ray-cron"])
-def test_what_is_printed_is_valid(target):
-    documents = list(yaml.safe_load_all(printed(str(DEPLOY / "job.yaml"), "--cron", CRON, "--target", target)))
-    for document in documents:
-        check(document)
-    assert {"kubernetes": "CronJob", "ray-cron": "RayCronJob"}[target] == documents[-1]["kind"]
-    assert documents[-1]["spec"]["schedule"] == CRON
+def test_what_is_in_deploy_is_what_schedule_prints(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vectide").touch()
+    (tmp_path / "job.yaml").write_text((DEPLOY / "job.yaml").read_text())
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    found = {
+        "cronjob.yaml": printed("job.yaml", "--cron", CRON, "--target", "kubernetes"),
+        "crontab": printed("job.yaml", "--cron", CRON, "--target", "crontab"),
+        "rayjob.yaml": (resources.files(schedule) / "templates" / "rayjob.yaml").read_text(),
+    }
+    service, timer = printed("job.yaml", "--on-calendar", "*-*-* 03:00:00", "--target", "systemd").split("\n\n# ")
+    found |= {"vectide.service": f"{service}\n", "vectide.timer": f"# {timer}"}
+    for name, text in found.items():
+        assert text.replace(str(tmp_path), "/srv/vectide") == (DEPLOY / name).read_text()
 
 
-def test_the_cronjob_of_deploy_is_what_schedule_prints():
-    text = printed(str(DEPLOY / "job.yaml"), "--cron", CRON, "--target", "kubernetes")
-    assert read("cronjob.yaml") == list(yaml.safe_load_all(text))
+def test_a_wheel_has_the_templates():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "templates/*" in project["tool"]["setuptools"]["package-data"]["*"]
+    found = {template.name for template in (resources.files(schedule) / "templates").iterdir()}
+    assert found == {"cronjob.yaml", "crontab", "rayjob.yaml", "vectide.service", "vectide.timer"}
+
+
+def test_a_rayjob_of_the_user_keeps_what_it_has(tmp_path):
+    (document,) = read("rayjob.yaml")
+    document["metadata"]["namespace"] = "123"
+    pod = document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    pod["volumes"] = [{"name": "scratch", "emptyDir": {}}]
+    pod["containers"][0].pop("volumeMounts")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
+    text = printed(
+        *(str(DEPLOY / "job.yaml"), "--cron", CRON, "--target", "kubernetes", "--command", "backfill"),
+        *("--rayjob", str(tmp_path / "mine.yaml")),
+    )
+    documents = list(yaml.safe_load_all(text))
+    for printed_one in documents:
+        check(printed_one)
+        assert printed_one["metadata"]["namespace"] == "123"
+    made = yaml.safe_load(of_kind(documents, "ConfigMap")["data"]["rayjob.yaml"])
+    head = made["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert [volume["name"] for volume in head["volumes"]] == ["scratch", "vectide-job"]
+    assert [mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]] == ["/etc/vectide"]
+    assert made["spec"]["entrypoint"] == "vectide backfill /etc/vectide/job.yaml"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +162,7 @@ def test_a_cronjob_never_runs_twice_and_waits_for_its_run():
 
 def test_the_job_that_a_pod_gets_is_the_job(tmp_path):
     job = load_job(str(DEPLOY / "job.yaml"))
-    (tmp_path / "job.yaml").write_text(kubernetes.job_text(job))
+    (tmp_path / "job.yaml").write_text(render.job_text(job))
     assert load_job(str(tmp_path / "job.yaml")) == job
 
 
@@ -176,27 +210,33 @@ def test_the_replicas_of_the_job_are_the_gpus_of_its_cluster():
 def test_a_place_that_means_nothing_in_a_pod_is_refused(setting, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=message) as refused:
-        kubernetes.job_text(load_job(str(DEPLOY / "job.yaml"), settings=[setting]))
+        render.job_text(load_job(str(DEPLOY / "job.yaml"), settings=[setting]))
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["", "kind: RayCluster", "kind: RayJob\nspec: {clusterSelector: {a: b}}", "[", "- 1"])
+NO_RAYJOB = ["", "kind: RayCluster", "kind: RayJob\nspec: {clusterSelector: {a: b}}", "[", "- 1"]
+NO_HEAD = "kind: RayJob\nspec: {rayClusterSpec: {headGroupSpec: {template: {spec: {containers: []}}}}}"
+NO_NAMESPACE = (DEPLOY / "rayjob.yaml").read_text().replace("namespace: default", "namespace: 'a\", b: \"c'")
+
+
+@pytest.mark.parametrize("text", [*NO_RAYJOB, NO_HEAD, NO_NAMESPACE])
 def test_what_is_no_rayjob_is_refused(text, tmp_path):
     (tmp_path / "rayjob.yaml").write_text(text)
+    job = load_job(str(DEPLOY / "job.yaml"))
     with pytest.raises(ConfigError, match="rayjob.yaml"):
-        kubernetes.read_rayjob(tmp_path / "rayjob.yaml")
+        render.kubernetes(job, CRON, tmp_path / "rayjob.yaml", name="n", command="refresh")
     with pytest.raises(ConfigError, match="--rayjob"):
-        kubernetes.read_rayjob(tmp_path / "nowhere.yaml")
+        render.kubernetes(job, CRON, tmp_path / "nowhere.yaml", name="n", command="refresh")
 
 
 def test_a_name_is_short_enough_and_says_which_table():
     job = load_job(str(DEPLOY / "job.yaml"))
     other = load_job(str(DEPLOY / "job.yaml"), settings=["table.uri=s3://lake/other"])
-    names = {kubernetes.schedule_name(job, stem) for stem in ("Wiki EN", "x" * 99, "___", "日本")}
-    names.add(kubernetes.schedule_name(other, "Wiki EN"))
+    names = {render.schedule_name(job, stem) for stem in ("Wiki EN", "x" * 99, "___", "日本")}
+    names.add(render.schedule_name(other, "Wiki EN"))
     assert len(names) == 4
     assert all(re.fullmatch(r"vectide-[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) for name in names)
-    assert max(map(len, names)) <= kubernetes.LONGEST_NAME
+    assert max(map(len, names)) <= render.LONGEST_NAME
 
 
 KUBECTL = """#!/bin/sh
@@ -258,9 +298,3 @@ def test_a_run_that_failed_is_not_repeated_by_the_job(tmp_path, state, said):
 def test_a_pod_that_takes_over_makes_no_second_rayjob(tmp_path):
     code, _, calls = follow(tmp_path, ["Running", "Complete"], there=True)
     assert (code, [call for call in calls if call.startswith("create")]) == (0, [])
-
-
-def test_a_cron_with_names_is_written_in_numbers_for_kubernetes():
-    job, shape = load_job(str(DEPLOY / "job.yaml")), kubernetes.read_rayjob(DEPLOY / "rayjob.yaml")
-    documents = kubernetes.cron_job(job, Cron.parse("0 3 * * sun"), shape, name="n", command="backfill")
-    assert documents[-1]["spec"]["schedule"] == "0 3 * * 0"

@@ -1,149 +1,130 @@
-"""A job by the clock of one machine: lines and units that survive odd names, applied once, and a watch that goes on."""
+"""A job by the clock of one machine: lines and units that survive odd names, and a watch that goes on."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import threading
 from pathlib import Path
 
 import pytest
-import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from actors.errors import ConfigError, VectideError
+from actors.errors import ConfigError
 from jobs.cli import app
 from pipeline import watch as watching
-from pipeline.schedule import apply
-from pipeline.schedule.cron import Cron
-from pipeline.schedule.machine import Command, crontab_line, systemd_units, words_of
+from pipeline.schedule import render
 from pipeline.watch import Round, Stop, run_round, seconds_of, watch
 
-NIGHTLY = Cron.parse("30 4 1 * mon")
-ODD = Path('/srv/50% "of" it\'s $HOME \\ here/job.yaml')
+NIGHTLY = "30 4 1 * mon"
+EVENT = "Mon..Fri *-*-* 03:00:00 Europe/Berlin"
+ODD = Path('/srv/50% "of" it\'s $HOME \\% \\\\% @name here\\')
 
 
-def odd() -> Command:
-    words = words_of(("/opt/vectide",), "refresh", ODD, ["encoder.task=a b"])
-    return Command("vectide-odd-1", ODD, ODD.parent, words, about="vectide refresh of s3://lake/50%")
+def odd(folder: Path = ODD, program: str = "/opt/vectide", setting: str = "encoder.task=a b") -> render.Run:
+    job = folder / "job.yaml"
+    words = (program, "refresh", str(job), "--set", setting)
+    return render.Run("vectide-odd-1", "refresh", "s3://lake/50%\\", job, folder, words)
 
 
-def test_a_crontab_line_says_what_is_to_run_whatever_the_names():
-    line = crontab_line(odd(), NIGHTLY)
-    assert line.startswith("30 4 1 * 1 cd ")
-    assert "%" not in line.replace(r"\%", "")
-    shell = line.removeprefix("30 4 1 * 1 ").replace(r"\%", "%")  # what cron hands to sh
-    found = shlex.split(shell.replace(" >>", " >> ").partition(" # ")[0])
-    folder, job = str(ODD.parent), str(ODD)
-    assert found == [
-        *["cd", folder, "&&", "flock", "--nonblock", job, "/opt/vectide", "refresh", job, "--set", "encoder.task=a b"],
-        *[">>", f"{folder}/vectide-odd-1.log", "2>&1"],
-    ]
+def command_of(line: str, unescaped: str) -> str:
+    """What a cron daemon hands to sh: all of them take a backslash from `%`, FreeBSD's from a backslash too."""
+    found, rest = "", iter(line.split(maxsplit=5)[5])
+    for letter in rest:
+        assert letter != "%", "the end of the command"
+        after = next(rest, "") if letter == "\\" else ""
+        found += after if after and after in unescaped else letter + after
+    return found
+
+
+@pytest.mark.parametrize("unescaped", ["%", "%\\"])
+@given(name=st.text("%\\'\"$ @#é", max_size=9))
+def test_a_crontab_line_says_what_is_to_run_whatever_the_names(unescaped, name):
+    for run in (odd(), odd(Path("/srv") / f"a{name}", setting=f"encoder.task={name}")):
+        line = render.crontab(run, NIGHTLY)
+        assert line.startswith("30 4 1 * mon cd ")
+        assert line.count("\n") == 1
+        found = shlex.split(command_of(line, unescaped).replace(" >>", " >> "), comments=True)
+        folder, job = str(run.folder), str(run.job)
+        log = [">>", f"{folder}/vectide-odd-1.log", "2>&1"]
+        assert found == ["cd", folder, "&&", "flock", "--nonblock", job, *run.words, *log]
 
 
 def unquoted(text: str) -> list[str]:
     """systemd's way to read a command line, for words in double quotes."""
-    plain = text.replace("%%", "%").replace("$$", "$")
-    return shlex.split(plain)
+    return shlex.split(text.replace("%%", "%").replace("$$", "$"))
 
 
 def test_systemd_units_say_the_same():
-    units = systemd_units(odd(), NIGHTLY)
-    service, timer = units["vectide-odd-1.service"], units["vectide-odd-1.timer"]
-    (line,) = [line for line in service.splitlines() if line.startswith("ExecStart=")]
-    assert unquoted(line.removeprefix("ExecStart=")) == list(odd().words)
-    assert f"WorkingDirectory={str(ODD.parent).replace('%', '%%')}\n" in service
-    assert "Type=oneshot" in service
-    assert timer.count("OnCalendar=") == 2
-    assert "Persistent=true" in timer
+    lines = render.systemd(odd(), EVENT).splitlines()
+    (words,) = [line for line in lines if line.startswith("ExecStart=")]
+    assert unquoted(words.removeprefix("ExecStart=")) == list(odd().words)
+    assert f"WorkingDirectory={str(ODD).replace('%', '%%')}/" in lines
+    assert {"Type=oneshot", f"OnCalendar={EVENT}", "Persistent=true"} < set(lines)
+    assert not [line for line in lines if line.endswith(("\\", " "))]  # the next line would belong to it
 
 
-def test_a_name_with_a_line_break_is_refused():
-    job = Path("/srv/a\n* * * * * rm -rf b/job.yaml")
-    words = words_of(("/opt/vectide",), "refresh", job, [])
-    command = Command("n", job, job.parent, words, about="x")
-    for make in (crontab_line, systemd_units):
-        with pytest.raises(ConfigError, match="line break"):
-            make(command, NIGHTLY)
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="this machine has no systemd")
+def test_units_are_what_systemd_takes(tmp_path, monkeypatch):
+    """By its own word: what it does not like, it says with the name of the unit."""
+    folder = tmp_path / ODD.name
+    folder.mkdir()
+    program = tmp_path / "50% of $HOME"  # systemd takes no quotes or backslashes in the name of a program
+    program.symlink_to("/bin/sh")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    service, timer = render.systemd(odd(folder, str(program)), EVENT).split("\n\n# ")
+    for event, fine in ((EVENT, True), ("Mon..Foo", False)):
+        (tmp_path / "vectide-odd-1.service").write_text(service)
+        (tmp_path / "vectide-odd-1.timer").write_text("# " + timer.replace(EVENT, event))
+        command = ["systemd-analyze", "verify", "--user", str(tmp_path / "vectide-odd-1.timer")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ("vectide-odd-1" not in done.stderr) == fine, done.stderr
 
 
-CRONTAB = """#!/bin/sh
-case "$1" in
-  -l) [ -e "$STORE/table" ] && cat "$STORE/table" || { echo "no crontab for me" >&2; exit 1; } ;;
-  -) cat > "$STORE/table" ;;
-esac
-"""
-SYSTEMCTL = '#!/bin/sh\necho "$*" >> "$STORE/calls"\n[ ! -e "$STORE/broken" ] || { echo "Failed to connect to bus" >&2; exit 1; }\n'
+@pytest.mark.parametrize("name", ["a\n* * * * * rm -rf b", "a\rb", "a\x1bb", "a\udcffb"])
+def test_a_name_that_no_line_can_hold_is_refused(name):
+    for run in (odd(Path("/srv") / name), odd(setting=name)):
+        for call in (lambda run=run: render.crontab(run, NIGHTLY), lambda run=run: render.systemd(run, EVENT)):
+            with pytest.raises(ConfigError, match="line break"):
+                call()
 
 
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """A machine with a crontab and a systemd of its own."""
-    for name, text in (("crontab", CRONTAB), ("systemctl", SYSTEMCTL)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("STORE", str(tmp_path))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return tmp_path
+@pytest.mark.parametrize(
+    "text", ["", "@daily", "0 3 * *", "0 0 3 * * *", "0 3 * * *; rm", '0 3 * * "', "#0 3 * * *", "0 3 * * %"]
+)
+def test_what_is_no_cron_expression_is_refused(text):
+    with pytest.raises(ConfigError, match="must have five fields"):
+        render.cron(text)
 
 
-@pytest.fixture
-def job_file(tmp_path):
-    path = tmp_path / "wiki.yaml"
-    document = {"source": {"uri": "s3://a/b"}, "table": {"uri": "s3://lake/wiki"}, "encoder": {"model": "a/b"}}
-    path.write_text(yaml.safe_dump(document))
-    return path
+@pytest.mark.parametrize("text", ["", "0 3 * * *", "daily %n", "daily\\", "daily;", "[Service]", "daily=x"])
+def test_what_is_no_calendar_event_is_refused(text):
+    with pytest.raises(ConfigError, match="must be a calendar event of systemd"):
+        render.on_calendar(text)
 
 
-def test_a_crontab_holds_a_schedule_once_and_what_else_it_had(machine, job_file):
-    (machine / "table").write_text("MAILTO=me\n0 1 * * * backup\n")
-    for cron in ("0 3 * * *", "0 4 * * *"):
-        done = CliRunner().invoke(
-            app, ["schedule", str(job_file), "--cron", cron, "--target", "crontab", "--apply"], catch_exceptions=False
-        )
-        assert "is in the crontab" in done.stdout
-    lines = (machine / "table").read_text().splitlines()
-    assert lines[:2] == ["MAILTO=me", "0 1 * * * backup"]
-    assert [line[:10] for line in lines[2:]] == ["0 4 * * * "]
+def test_a_line_break_in_a_time_is_a_space():
+    assert render.cron(" 0\t3 *\n* * ") == "0 3 * * *"
+    assert render.on_calendar("Mon\n*-*-*  03:00") == "Mon *-*-* 03:00"
 
 
-def test_units_are_written_and_the_timer_is_started(machine, job_file):
-    done = CliRunner().invoke(
-        app,
-        ["schedule", str(job_file), "--cron", "0 3 * * *", "--target", "systemd", "--apply"],
-        catch_exceptions=False,
-    )
-    assert "enable-linger" in done.stdout
-    (timer,) = (machine / "config" / "systemd" / "user").glob("*.timer")
-    assert (machine / "calls").read_text().splitlines() == [
-        "--user daemon-reload",
-        f"--user enable --now {timer.name}",
-    ]
-    (machine / "broken").touch()
-    with pytest.raises(VectideError, match="ended with 1: Failed to connect to bus"):
-        apply.apply_systemd({"a.timer": ""})
-
-
-def test_a_tool_that_is_not_there_is_said(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for call in (
-        lambda: apply.apply_kubernetes("a: b"),
-        lambda: apply.apply_crontab("line", "name"),
-        lambda: apply.apply_systemd({"a.timer": ""}),
-    ):
-        with pytest.raises(ConfigError, match="--apply needs (kubectl|crontab|systemctl), which is not here"):
-            call()
-
-
-def test_a_rayjob_is_nothing_to_a_crontab(job_file):
-    with pytest.raises(ConfigError, match="leave it out"):
-        CliRunner().invoke(
-            app,
-            ["schedule", str(job_file), "--cron", "0 3 * * *", "--target", "crontab", "--rayjob", "x"],
-            catch_exceptions=False,
-        )
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "systemd", "--cron", "0 3 * * *"], "systemd takes --on-calendar '.*', and no --cron"),
+        (["--target", "systemd"], "takes --on-calendar"),
+        (["--target", "crontab", "--on-calendar", "daily"], "crontab takes --cron '.*', and no --on-calendar"),
+        (["--target", "kubernetes", "--cron", "0 3 * * *", "--on-calendar", "daily"], "and no --on-calendar"),
+        (["--target", "crontab", "--cron", "0 3 * * *", "--rayjob", "x"], "leave it out"),
+    ],
+)
+def test_an_option_of_another_target_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        CliRunner().invoke(app, ["schedule", "job.yaml", *options], catch_exceptions=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- watching
@@ -258,18 +239,3 @@ def test_handlers_are_put_back():
     with watching.Stop().on_signals() as stop:
         assert signal.getsignal(signal.SIGTERM) is stop
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_units_are_what_systemd_takes(tmp_path, monkeypatch):
-    """By its own word, on a machine that has it: what it does not like, it says with the name of the unit."""
-    folder = tmp_path / '50% "of" it\'s $HOME \\ here'
-    folder.mkdir()
-    words = words_of(("/bin/sh",), "refresh", folder / "job.yaml", ["encoder.task=a b"])
-    units = systemd_units(Command("vectide-odd-1", folder / "job.yaml", folder, words, about="50%"), NIGHTLY)
-    for name, text in units.items():
-        (tmp_path / name).write_text(text)
-        assert [line for line in text.splitlines() if line and "=" not in line and not line.startswith("[")] == []
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    script = f"! command -v systemd-analyze >/dev/null || systemd-analyze verify --user {tmp_path}/*.timer"
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
-    assert "vectide-odd-1" not in done.stderr
