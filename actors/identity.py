@@ -10,9 +10,11 @@ the shard is read again; its texts have known hashes, so nothing is encoded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 # Names that drivers give to what changes with an object's bytes, the surest first. A dotted name is inside another value.
@@ -102,6 +104,20 @@ def still_fits(planned: str, now: str) -> bool:
         return not sha256
     first, second = _LOCAL.fullmatch(tag), _LOCAL.fullmatch(new_tag)
     return first[1] == second[1] if first and second else tag == new_tag
+
+
+def written_s(info: Mapping[str, Any]) -> float:
+    """When an object was written, by the store's clock; 0 where the driver does not say."""
+    for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
+        value = info.get(name)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+    return 0.0
 
 
 def forget_listings(fs: Any) -> None:

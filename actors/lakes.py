@@ -19,7 +19,7 @@ from actors import storage
 from actors.errors import ConfigError, StorageError
 from actors.schema import Shard
 
-_THREADS = 16
+_THREADS = 4  # each makes a client of its own
 _MOST_FOLDERS = 64  # of a store that are asked for one by one
 _LEVELS_ABOVE = 4  # of the root, `name=value` folders not counted
 
@@ -82,8 +82,8 @@ def refuse_lakes(uri: str, root: str, shards: Sequence[Shard], *, own: str) -> N
         StorageError: a folder of the corpus cannot be looked at.
     """
     inside, above = _inside(root, shards), _above(root)
-    inside -= {own.rstrip("/")}
-    above -= {own.rstrip("/")}
+    for folders in (inside, above):
+        folders.discard(_spelled(own))
     if storage.is_local(root):
         found = next(filter(None, map(_local_table, sorted(inside | above))), None)
     else:
@@ -95,6 +95,14 @@ def refuse_lakes(uri: str, root: str, shards: Sequence[Shard], *, own: str) -> N
             f"that its current version has no more; export that version, as by {kind.export.format(table=table)}, and "
             f"name the export as source.uri"
         )
+
+
+def _spelled(url: str) -> str:
+    """A URL as listings spell it."""
+    if storage.is_local(url):
+        return storage.absolute(url)
+    fs, path = storage.filesystem(storage.absolute(url))
+    return str(fs.unstrip_protocol(path)).rstrip("/")
 
 
 def _inside(root: str, shards: Iterable[Shard]) -> set[str]:
@@ -145,7 +153,7 @@ def _in_store(root: str, inside: set[str], above: set[str]) -> tuple[_Kind, str]
     def look(question: tuple[str, _Kind]) -> bool:
         folder, kind = question
         try:
-            names = storage.names(f"{folder}/{kind.folder}")
+            names = storage.names(folder, kind.folder)
         except StorageError:
             if folder in inside:
                 raise

@@ -21,7 +21,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -144,21 +143,9 @@ def _shard(fs: fsspec.AbstractFileSystem, url: str, path: str, info: dict[str, A
         # fsspec's `mtime` is a float: too coarse for two writes within a microsecond.
         stat = os.stat(path)
         return Shard(path, stat.st_size, identity.local_tag(stat), stat.st_mtime)
-    return Shard(str(fs.unstrip_protocol(path)), int(info.get("size") or 0), identity.tag_of(info), _written_s(info))
-
-
-def _written_s(info: dict[str, Any]) -> float:
-    """When an object was written, by the store's clock; 0 where the driver does not say."""
-    for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
-        value = info.get(name)
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = datetime.fromisoformat(value)
-        if isinstance(value, datetime):
-            return value.timestamp()
-        if isinstance(value, (int, float)):
-            return float(value)
-    return 0.0
+    return Shard(
+        str(fs.unstrip_protocol(path)), int(info.get("size") or 0), identity.tag_of(info), identity.written_s(info)
+    )
 
 
 def _is_folder(name: str, info: dict[str, Any]) -> bool:
@@ -251,12 +238,19 @@ def folders(url: str) -> list[str]:
     return sorted(info["name"].rstrip("/").rsplit("/", 1)[1] for info in found if info.get("type") == "directory")
 
 
-def names(url: str) -> list[str]:
-    """Names of what lies right in a folder, by the fewest requests; none where there is no such folder."""
-    fs, path = filesystem(url)
-    # S3's driver lists the whole folder above one that is not there.
-    found = retried(url, "list", lambda: fs.ls(path, detail=False) if fs.exists(path) else [])
-    return [name.rstrip("/").rpartition("/")[2] for name in found]
+def names(folder: str, name: str) -> list[str]:
+    """Names of what lies right in the folder `name` of `folder`; none where there is no such folder."""
+    fs, path = filesystem(folder)
+    place = f"{path.rstrip('/')}/{name}"
+
+    def look() -> list[str]:
+        # S3's driver asks for an object first, which without rights to the whole bucket is refused, and then lists the
+        # folder above one that is not there. This is one request.
+        if stores.of(folder) is stores.aws:
+            return cast(list[str], fs.find(path, maxdepth=1, prefix=f"{name}/"))
+        return cast(list[str], fs.ls(place, detail=False)) if fs.exists(place) else []
+
+    return [found.rstrip("/").rpartition("/")[2] for found in retried(folder, "list", look)]
 
 
 def open_read(url: str) -> BinaryIO:

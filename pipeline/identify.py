@@ -28,9 +28,9 @@ def identified(job: Job, shards: tuple[Shard, ...], step: Callable[[str], None])
         StorageError: a store refused or failed.
     """
     if job.source.verify == "content":
-        total = _gib(sum(shard.size_bytes for shard in shards))
+        total = _size(sum(shard.size_bytes for shard in shards))
         step(f"hashing {total} of the source (source.verify: content)")
-        return with_hashes(shards, lambda done: step(f"hashed {_gib(done)} of {total} of the source"))
+        return with_hashes(shards, lambda done: step(f"hashed {_size(done)} of {total} of the source"))
     if text := untagged(shards):
         step(text)
     return shards
@@ -66,5 +66,8 @@ def retagged(units: Iterable[Unit], shards: Sequence[Shard]) -> Iterator[Unit]:
         yield replace(unit, pieces=tuple(pieces))
 
 
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:,.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:,.1f} MiB"
+def _size(size_bytes: int) -> str:
+    for name, unit_bytes in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size_bytes >= unit_bytes:
+            return f"{size_bytes / unit_bytes:,.1f} {name}"
+    return f"{size_bytes} bytes"

@@ -121,7 +121,7 @@ def list_corpus(job: Job) -> tuple[Shard, ...]:
             f"source.uri {job.source.uri!r} matches {inside!r}, which lies where the table keeps its own files: narrow "
             f"source.uri, or give table.uri another place"
         )
-    refuse_lakes(job.source.uri, corpus_root(uri, shards), shards, own=storage.absolute(job.table.uri))
+    refuse_lakes(job.source.uri, corpus_root(uri, shards), shards, own=job.table.uri)
     return with_tags(shards)
 
 
