@@ -119,9 +119,9 @@ def check_source(
         found = dict(zip(shards, pool.map(source_format.columns, shards), strict=True))
     found = {shard: columns for shard, columns in found.items() if columns}
     folders = _folder_columns(folders_of, found, keep=keep, needed=(*text, id, task)) if folders_of else ()
-    for shard in found if folders else ():
-        there = hive.keys(shard.path)
-        found[shard] = {**found[shard], **{name: kind for name, kind in folders if name in there}}
+    types = dict(folders)
+    for shard in found if folders_of else ():
+        found[shard] = {**found[shard], **{name: types.get(name, pa.string()) for name in hive.keys(shard.path)}}
     if not found:
         raise ConfigError(
             f"none of the {len(shards)} files at {root!r} has a row that can be read as {source_format.name}"
@@ -130,7 +130,6 @@ def check_source(
     for key, name in [*(("text", name) for name in text), ("id", id), ("task_column", task)]:
         if name is not None:
             _check_needed(key, name, found, schemaless=source_format.schemaless)
-    types = dict(folders)
     kept = tuple(
         (name, types[name] if name in types else _kept_type(name, found, schemaless=source_format.schemaless))
         for name in keep
