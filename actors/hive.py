@@ -4,7 +4,8 @@ Used by the source check, which finds the columns and freezes their types, and b
 shard the values of its path. The rules are those of Spark, DuckDB and pyarrow where the three agree:
 
 - each folder `name=value` of a path counts, also those before a wildcard; the file's own name does not;
-- names and values are percent-decoded; `__HIVE_DEFAULT_PARTITION__` is null, and so is the column of a shard without it;
+- names and values are percent-decoded; `__HIVE_DEFAULT_PARTITION__` and an empty value are null, and so is the column of a
+  shard without such a folder;
 - where a file has a kept column of the same name, the folder's value is the one that counts.
 
 A column is int64 where each of its values is a whole number that int64 gives back as it was written, else text: `007`
@@ -23,7 +24,7 @@ import pyarrow as pa
 from actors.errors import ConfigError, DataError
 from actors.schema import Shard
 
-NULL = "__HIVE_DEFAULT_PARTITION__"
+NULLS = ("__HIVE_DEFAULT_PARTITION__", "")  # Hive itself writes both as the first; Delta Lake has no empty partition
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -55,7 +56,7 @@ def _pairs(path: str) -> list[tuple[str, str | None]]:
     if "=" not in path:
         return []
     parts = (folder.partition("=") for folder in path.split("/")[:-1])
-    return [(_decoded(name), None if raw == NULL else _decoded(raw)) for name, mark, raw in parts if mark and name]
+    return [(_decoded(name), None if raw in NULLS else _decoded(raw)) for name, mark, raw in parts if mark and name]
 
 
 def _decoded(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -56,10 +57,7 @@ def test_the_hub_gives_what_we_look_for():
 
 
 def test_a_driver_that_keeps_listings_for_ever_is_made_to_forget_them():
-    class Hub:
-        dircache = {"a": []}
-
-    hub = Hub()
+    hub = SimpleNamespace(dircache={"a": []})
     identity.forget_listings(hub)
     assert hub.dircache == {}
     identity.forget_listings(fsspec.filesystem("memory"))  # has a cache of fsspec's own, which heeds its setting
