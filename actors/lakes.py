@@ -2,8 +2,8 @@
 
 Called when a corpus is listed. Such a folder shows itself by what lies beside its data, or above it where the data are in
 subfolders: the log of Delta Lake, the metadata of Iceberg, the versions of Lance, the timeline of Hudi. The trade-off:
-a store is asked for each folder between a shard and the corpus's root, and for a few above; where there are many, the
-corpus is listed once more instead.
+a store is asked four times for each folder between a shard and the corpus's root, and for a few above. Where there are many,
+and the whole tree was listed to find the shards, it is listed once more instead.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from actors import storage
 from actors.errors import ConfigError, StorageError
 from actors.schema import Shard
 
-_THREADS = 4  # each makes a client of its own
-_MOST_FOLDERS = 64  # of a store that are asked for one by one
+_THREADS = 8  # each makes a client of its own
+_MOST_FOLDERS = 16  # of a tree in a store, asked for one by one
 _LEVELS_ABOVE = 4  # of the root, `name=value` folders not counted
 
 
@@ -87,7 +87,8 @@ def refuse_lakes(uri: str, root: str, shards: Sequence[Shard], *, own: str) -> N
     if storage.is_local(root):
         found = next(filter(None, map(_local_table, sorted(inside | above))), None)
     else:
-        found = _in_store(root, inside, above)
+        tree = "**" in uri or not any(mark in uri for mark in "*?[")
+        found = _in_store(root, inside, above, tree=tree)
     if found is not None:
         kind, table = found
         raise ConfigError(
@@ -106,14 +107,14 @@ def _spelled(url: str) -> str:
 
 
 def _inside(root: str, shards: Iterable[Shard]) -> set[str]:
-    """The folders from the root, itself included, down to each shard; less `name=value` ones, which are partitions."""
+    """The folders from the root, itself included, down to each shard."""
     folders = {root}
     for folder in {shard.path.rpartition("/")[0] for shard in shards}:
         below = folder
         while len(below) > len(root) and below not in folders:
             folders.add(below)
             below = below.rpartition("/")[0]
-    return {folder for folder in folders if folder == root or "=" not in folder.rpartition("/")[2]}
+    return folders
 
 
 def _above(root: str) -> set[str]:
@@ -124,9 +125,8 @@ def _above(root: str) -> set[str]:
     for parent in PurePosixPath(path).parents:
         if str(parent) in (".", "/") or levels == _LEVELS_ABOVE:
             break
-        if "=" not in parent.name:
-            folders.add(f"{protocol}{mark}{parent}")
-            levels += 1
+        folders.add(f"{protocol}{mark}{parent}")
+        levels += "=" not in parent.name
     return folders
 
 
@@ -141,9 +141,9 @@ def _local_table(folder: str) -> tuple[_Kind, str] | None:
     return None
 
 
-def _in_store(root: str, inside: set[str], above: set[str]) -> tuple[_Kind, str] | None:
+def _in_store(root: str, inside: set[str], above: set[str], *, tree: bool) -> tuple[_Kind, str] | None:
     asked = [(folder, kind) for folder in sorted(above) for kind in _KINDS]
-    if len(inside) > _MOST_FOLDERS:
+    if tree and len(inside) > _MOST_FOLDERS:
         listed = _listed(shard.path for shard in storage.walk(root))
         if listed is not None:
             return listed

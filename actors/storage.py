@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 import pyarrow as pa
 
-from actors import identity, refusals, stores
+from actors import aws, identity, refusals, stores
 from actors.errors import ConfigError, StorageError, TransientError
 from actors.headway import forward
 from actors.listings import below, matching
@@ -246,7 +246,7 @@ def names(folder: str, name: str) -> list[str]:
     def look() -> list[str]:
         # S3's driver asks for an object first, which without rights to the whole bucket is refused, and then lists the
         # folder above one that is not there. This is one request.
-        if stores.of(folder) is stores.aws:
+        if folder.partition("://")[0] in aws.PROTOCOLS:
             return cast(list[str], fs.find(path, maxdepth=1, prefix=f"{name}/"))
         return cast(list[str], fs.ls(place, detail=False)) if fs.exists(place) else []
 

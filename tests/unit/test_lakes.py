@@ -42,6 +42,8 @@ def refuse(lake: str, names: list[str], source: str, own: str = "out") -> None:
         (["t/_delta_log/_last_checkpoint", "t/a.parquet"], "t", "Delta Lake"),
         ([LOG, "t/k=1/m=2/a.parquet"], "t/k=1/m=2/*.parquet", "Delta Lake table '.*/t'"),
         ([LOG, "t/k=1/a.parquet"], "*/k=*/*.parquet", "Delta Lake table '.*/t'"),
+        (["k=1/_delta_log/00000000000000000003.json", "k=1/a.parquet"], "k=*/*.parquet", "Delta Lake table '.*/k=1'"),
+        (["k=1/_delta_log/00000000000000000003.json", "k=1/m=2/a.parquet"], "k=1/m=2/*", "Delta Lake table '.*/k=1'"),
         ([LOG, "t/a.parquet", "u/a.parquet"], "**/*.parquet", "Delta Lake table '.*/t'"),
         (["t/metadata/00001-x.metadata.json", "t/data/a.parquet"], "t/data/*.parquet", r"Iceberg table .*scan_iceberg"),
         (["t/metadata/v1.gz.metadata.json", "t/data/k=1/a.parquet"], "t/data/k=1/*", "Iceberg table '.*/t'"),
@@ -79,7 +81,8 @@ def test_a_corpus_of_many_folders_is_listed_once_more(monkeypatch):
     real = storage.names
     monkeypatch.setattr(storage, "names", lambda *where: asked.append(where[0]) or real(*where))
     names = [f"t{number}/data/a.parquet" for number in range(40)]
-    refuse(lake, names, "*/data/*.parquet")
+    refuse(lake, names, "**/*.parquet")
     assert len(asked) < 40
-    with pytest.raises(ConfigError, match="Iceberg table '.*/t39'"):
-        refuse(lake, ["t39/metadata/v1.metadata.json"], "*/data/*.parquet")
+    for source in ("", "**/*.parquet", "*/data/*.parquet"):
+        with pytest.raises(ConfigError, match="Iceberg table '.*/t39'"):
+            refuse(lake, ["t39/metadata/v1.metadata.json"], source)
