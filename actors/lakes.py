@@ -2,14 +2,15 @@
 
 Called when a corpus is listed. Such a folder shows itself by what lies beside its data, or above it where the data are in
 subfolders: the log of Delta Lake, the metadata of Iceberg, the versions of Lance, the timeline of Hudi. The trade-off:
-a store is asked four times for each folder between a shard and the corpus's root, and for a few above. Where there are many,
-and the whole tree was listed to find the shards, it is listed once more instead.
+a store lists each folder between a shard and the corpus's root once more, and is asked four times for each of a few above.
+Where there are many, and the whole tree was listed to find the shards, that is listed again instead.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from actors.errors import ConfigError, StorageError
 from actors.schema import Shard
 
 _THREADS = 8  # each makes a client of its own
-_MOST_FOLDERS = 16  # of a tree in a store, asked for one by one
+_MOST_FOLDERS = 16  # of a tree in a store, listed one by one
+_PAGE = 1000  # names in one answer of a store
 _LEVELS_ABOVE = 4  # of the root, `name=value` folders not counted
 
 
@@ -88,7 +90,8 @@ def refuse_lakes(uri: str, root: str, shards: Sequence[Shard], *, own: str) -> N
         found = next(filter(None, map(_local_table, sorted(inside | above))), None)
     else:
         tree = "**" in uri or not any(mark in uri for mark in "*?[")
-        found = _in_store(root, inside, above, tree=tree)
+        large = {folder for folder, count in Counter(map(_folder, shards)).items() if count > _PAGE}
+        found = _in_store(root, inside, above, large, tree=tree)
     if found is not None:
         kind, table = found
         raise ConfigError(
@@ -106,10 +109,14 @@ def _spelled(url: str) -> str:
     return str(fs.unstrip_protocol(path)).rstrip("/")
 
 
+def _folder(shard: Shard) -> str:
+    return shard.path.rpartition("/")[0]
+
+
 def _inside(root: str, shards: Iterable[Shard]) -> set[str]:
     """The folders from the root, itself included, down to each shard."""
     folders = {root}
-    for folder in {shard.path.rpartition("/")[0] for shard in shards}:
+    for folder in set(map(_folder, shards)):
         below = folder
         while len(below) > len(root) and below not in folders:
             folders.add(below)
@@ -141,14 +148,18 @@ def _local_table(folder: str) -> tuple[_Kind, str] | None:
     return None
 
 
-def _in_store(root: str, inside: set[str], above: set[str], *, tree: bool) -> tuple[_Kind, str] | None:
-    asked = [(folder, kind) for folder in sorted(above) for kind in _KINDS]
+def _in_store(root: str, inside: set[str], above: set[str], large: set[str], *, tree: bool) -> tuple[_Kind, str] | None:
     if tree and len(inside) > _MOST_FOLDERS:
         listed = _listed(shard.path for shard in storage.walk(root))
         if listed is not None:
             return listed
-    else:
-        asked += [(folder, kind) for folder in sorted(inside) for kind in _KINDS]
+        inside = set()
+
+    def suspects(folder: str) -> tuple[_Kind, ...]:
+        if folder not in inside or folder in large:  # what lies there may be more than one answer holds
+            return _KINDS
+        there = storage.folders(folder)
+        return tuple(kind for kind in _KINDS if kind.folder in there)
 
     def look(question: tuple[str, _Kind]) -> bool:
         folder, kind = question
@@ -161,6 +172,10 @@ def _in_store(root: str, inside: set[str], above: set[str], *, tree: bool) -> tu
         return any(kind.proof.fullmatch(name) for name in names)
 
     with ThreadPoolExecutor(_THREADS) as pool:
+        folders = sorted(above | inside)
+        asked = [
+            (folder, kind) for folder, kinds in zip(folders, pool.map(suspects, folders), strict=True) for kind in kinds
+        ]
         for (folder, kind), there in zip(asked, pool.map(look, asked), strict=True):
             if there:
                 return kind, folder
