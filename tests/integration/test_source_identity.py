@@ -76,7 +76,12 @@ def test_a_stopped_run_goes_on_over_touched_shards_without_hashing_them_twice(tm
         os.utime(path)
     hashed: list[str] = []
     real = hashes.content_hash
-    monkeypatch.setattr(hashes, "content_hash", lambda shard, *more: hashed.append(shard.path) or real(shard, *more))
+
+    def noted(shard, *more):
+        hashed.append(shard.path)
+        return real(shard, *more)
+
+    monkeypatch.setattr(hashes, "content_hash", noted)
     told = Silent()
     assert backfill(job, told).rows == 60
     assert told.start is not None
