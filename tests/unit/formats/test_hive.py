@@ -49,7 +49,8 @@ def rows(shards: list[Shard], source: SourceSpec) -> list[dict[str, object]]:
         pieces = [Piece(piece.shard, 5, 1 << 40, 1) for piece in pieces]
     result = read_unit(Unit(0, tuple(pieces)), source)
     assert result.bad == []
-    return result.table.to_pylist()
+    found: list[dict[str, object]] = result.table.to_pylist()
+    return found
 
 
 @pytest.mark.parametrize(
