@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors import storage
+from actors import hive, storage
 from actors.content import content_hashes
 from actors.errors import DataError, InvariantBroken
 from actors.formats import FORMATS, Format, Wanted
@@ -103,7 +103,7 @@ def _read(items: Iterable[tuple[Shard, pa.Table | BadRow]], source: SourceSpec) 
             bad.append(item)
             continue
         rows_read += item.num_rows
-        table = _whole(item, shard, wanted)
+        table = _whole(item, shard, wanted, source.folders)
         # Small tables, as documents are, are worked on together.
         size = sum(each.num_rows for each in held)
         if held and (size >= BATCH_ROWS or not table.schema.equals(held[0].schema) or _bytes(held) >= BATCH_BYTES):
@@ -124,13 +124,15 @@ def _bytes(tables: list[pa.Table]) -> int:
     return sum(table.nbytes for table in tables)
 
 
-def _whole(table: pa.Table, shard: Shard, wanted: Wanted) -> pa.Table:
-    """A format's table with all wanted columns, null where the shard lacks one, and the shard's path."""
+def _whole(table: pa.Table, shard: Shard, wanted: Wanted, folders: hive.Columns) -> pa.Table:
+    """A format's table with all wanted columns, null where the shard lacks one, those of its folders, and its path."""
     count = table.num_rows
     columns = {
         name: table.column(name) if name in table.column_names else pa.nulls(count, kind)
         for name, kind in wanted.types.items()
     }
+    if folders:
+        columns |= hive.values(folders, shard, count)
     return pa.table({**columns, POSITION: table.column(POSITION), SHARD: pa.repeat(shard.path, count)})
 
 

@@ -37,7 +37,8 @@ class Shard:
     Attributes:
         path: Full URL or absolute local path.
         size_bytes: Its size.
-        etag: What changes when its content does: the store's etag, or mtime in ns on a local disk.
+        etag: What changes when its content does (`actors.identity`): the store's tag, or the times and the inode of a
+            local file; behind it the hash of its bytes where the job asks for that. Empty where the store gives none.
         written_s: When it was written, in seconds since the epoch by the store's clock; 0 where that is not known.
     """
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from actors import storage
+from actors import hive, storage
 from actors.errors import ConfigError
 from actors.formats import Format, Wanted, open_format
 from actors.formats.types import is_id, is_text, merged, stored_type
@@ -36,6 +36,7 @@ class SourceSpec:
         keep: Columns to carry along, with the types that they are stored as.
         task: The column with the name of each row's task, or None.
         unique_ids: Whether a repeated id is set aside.
+        folders: Those of the columns above that are made of folder names, with their types.
     """
 
     format: str
@@ -45,11 +46,18 @@ class SourceSpec:
     keep: tuple[tuple[str, pa.DataType], ...] = ()
     task: str | None = None
     unique_ids: bool = True
+    folders: hive.Columns = ()
 
     def wanted(self) -> Wanted:
-        """The source columns to read, each once."""
-        types = dict.fromkeys([*self.text, *filter(None, (self.id, self.task))], pa.string())
-        return Wanted({**types, **dict(self.keep)}, self.text, self.id, self.task)
+        """The columns to read from files, each once."""
+        folders = dict(self.folders)
+        types = {**dict.fromkeys([*self.text, *filter(None, (self.id, self.task))], pa.string()), **dict(self.keep)}
+        return Wanted(
+            {name: kind for name, kind in types.items() if name not in folders},
+            tuple(name for name in self.text if name not in folders),
+            None if self.id in folders else self.id,
+            None if self.task in folders else self.task,
+        )
 
     def schema(self) -> pa.Schema:
         """The columns of `ReadResult.table`."""
@@ -83,10 +91,12 @@ def check_source(
     keep: Sequence[str] = (),
     task: str | None = None,
     unique_ids: bool = True,
+    folders_of: Sequence[Shard] = (),
 ) -> SourceSpec:
     """A source, found to be readable as a job file says.
 
-    A kept column that some shards lack is null there. Shards without rows say nothing.
+    A kept column that some shards lack is null there. Shards without rows say nothing. The `name=value` folders of
+    `folders_of`, which are the whole corpus where `source.hive` is on, are columns too.
 
     Raises:
         ConfigError: a column is missing or of a type that it cannot have; formats are mixed; there is nothing at all.
@@ -108,6 +118,10 @@ def check_source(
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(shards, pool.map(source_format.columns, shards), strict=True))
     found = {shard: columns for shard, columns in found.items() if columns}
+    folders = _folder_columns(folders_of, found, keep=keep, needed=(*text, id, task)) if folders_of else ()
+    types = dict(folders)
+    for shard in found if folders_of else ():
+        found[shard] = {**found[shard], **{name: types.get(name, pa.string()) for name in hive.keys(shard.path)}}
     if not found:
         raise ConfigError(
             f"none of the {len(shards)} files at {root!r} has a row that can be read as {source_format.name}"
@@ -116,11 +130,36 @@ def check_source(
     for key, name in [*(("text", name) for name in text), ("id", id), ("task_column", task)]:
         if name is not None:
             _check_needed(key, name, found, schemaless=source_format.schemaless)
-    kept = tuple((name, _kept_type(name, found, schemaless=source_format.schemaless)) for name in keep)
-    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids)
+    kept = tuple(
+        (name, types[name] if name in types else _kept_type(name, found, schemaless=source_format.schemaless))
+        for name in keep
+    )
+    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders)
 
 
 Found = Mapping[Shard, Mapping[str, pa.DataType]]
+
+
+def _folder_columns(
+    shards: Sequence[Shard], found: Found, *, keep: Sequence[str], needed: Sequence[str | None]
+) -> hive.Columns:
+    """Those of the job's columns that folders have. One that is embedded, an id or a task is text: as it is written."""
+    named = list(dict.fromkeys([*keep, *filter(None, needed)]))
+    there = {column.name: column.type for column in hive.columns(shards)}
+    hive.check_names(named, shards)
+    wanted = [name for name in named if name in there]
+    for name, (both, alone) in hive.overlap(wanted, found).items():
+        if both is not None and name in needed:
+            raise ConfigError(
+                f"source.hive: {both.path!r} has {name!r} as a column and as a folder, and the job needs that column. "
+                f"Rename the folder, or set source.hive: false"
+            )
+        if alone is not None:
+            raise ConfigError(
+                f"source.hive: {name!r} is a folder of some files and, in {alone.path!r}, a column without such a folder. "
+                f"Narrow source.uri to files of one kind, or set source.hive: false"
+            )
+    return tuple((name, pa.string() if name in needed else there[name]) for name in wanted)
 
 
 def _check_path(path: str) -> None:
@@ -195,5 +234,5 @@ def _kept_type(name: str, found: Found, *, schemaless: bool) -> pa.DataType:
 def _missing(key: str, name: str, found: Found) -> ConfigError:
     known = list(dict.fromkeys(column for columns in found.values() for column in columns))
     near = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = hive.hint(name, found) or (f"; did you mean {near[0]!r}?" if near else "")
     return ConfigError(f"source.{key} names the column {name!r}, which is not there; there are {known[:50]}{hint}")

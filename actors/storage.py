@@ -21,7 +21,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -29,7 +28,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 import pyarrow as pa
 
-from actors import refusals, stores
+from actors import aws, identity, refusals, stores
 from actors.errors import ConfigError, StorageError, TransientError
 from actors.headway import forward
 from actors.listings import below, matching
@@ -139,36 +138,14 @@ def retried(url: str, what: str, call: Callable[[], T]) -> T:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def _etag(info: dict[str, Any]) -> str:
-    for name in ("ETag", "etag", "md5Hash", "content_md5", "generation"):
-        if info.get(name):
-            return str(info[name]).strip('"')
-    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        if info.get(name):
-            return str(info[name])
-    return ""
-
-
 def _shard(fs: fsspec.AbstractFileSystem, url: str, path: str, info: dict[str, Any]) -> Shard:
     if is_local(url):
         # fsspec's `mtime` is a float: too coarse for two writes within a microsecond.
         stat = os.stat(path)
-        return Shard(path, stat.st_size, f"{stat.st_mtime_ns}", stat.st_mtime)
-    return Shard(str(fs.unstrip_protocol(path)), int(info.get("size") or 0), _etag(info), _written_s(info))
-
-
-def _written_s(info: dict[str, Any]) -> float:
-    """When an object was written, by the store's clock; 0 where the driver does not say."""
-    for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
-        value = info.get(name)
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = datetime.fromisoformat(value)
-        if isinstance(value, datetime):
-            return value.timestamp()
-        if isinstance(value, (int, float)):
-            return float(value)
-    return 0.0
+        return Shard(path, stat.st_size, identity.local_tag(stat), stat.st_mtime)
+    return Shard(
+        str(fs.unstrip_protocol(path)), int(info.get("size") or 0), identity.tag_of(info), identity.written_s(info)
+    )
 
 
 def _is_folder(name: str, info: dict[str, Any]) -> bool:
@@ -184,6 +161,7 @@ def stat(url: str) -> Shard:
         StorageError: the store refused or failed.
     """
     fs, path = filesystem(url)
+    identity.forget_listings(fs)
 
     def look() -> dict[str, Any]:
         try:
@@ -197,6 +175,8 @@ def stat(url: str) -> Shard:
     info = retried(url, "look at", look)
     if info.get("type") == "directory":
         raise FileNotFoundError(f"{url!r} is a folder")
+    if info.get("size") is None:  # a server that sends no Content-Length
+        raise StorageError(f"{url!r}: its store does not say how large it is, so it cannot be read; copy it to another")
     return _shard(fs, url, path, info)
 
 
@@ -213,6 +193,7 @@ def glob(url: str) -> list[Shard]:
     """The objects that `url` names, by path: a glob, one object, or every object below a folder. Names that begin
     with `.` or `_` are left out, as every reader of data lakes does."""
     fs, path = filesystem(url)
+    identity.forget_listings(fs)
 
     def find() -> dict[str, dict[str, Any]]:
         return matching(fs, path) if any(mark in path for mark in "*?[") else below(fs, path)
@@ -234,6 +215,7 @@ def glob(url: str) -> list[Shard]:
 def walk(url: str) -> Iterator[Shard]:
     """Every object below a folder, hidden ones too; nothing where there is no folder."""
     fs, path = filesystem(url)
+    identity.forget_listings(fs)
     try:
         found = retried(url, "list", lambda: below(fs, path))
     except (FileNotFoundError, NotADirectoryError):
@@ -254,6 +236,21 @@ def folders(url: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(info["name"].rstrip("/").rsplit("/", 1)[1] for info in found if info.get("type") == "directory")
+
+
+def names(folder: str, name: str) -> list[str]:
+    """Names of what lies right in the folder `name` of `folder`; none where there is no such folder."""
+    fs, path = filesystem(folder)
+    place = f"{path.rstrip('/')}/{name}"
+
+    def look() -> list[str]:
+        # S3's driver asks for an object first, which without rights to the whole bucket is refused, and then lists the
+        # folder above one that is not there. This is one request.
+        if folder.partition("://")[0] in aws.PROTOCOLS:
+            return cast(list[str], fs.find(path, maxdepth=1, prefix=f"{name}/"))
+        return cast(list[str], fs.ls(place, detail=False)) if fs.exists(place) else []
+
+    return [found.rstrip("/").rpartition("/")[2] for found in retried(folder, "list", look)]
 
 
 def open_read(url: str) -> BinaryIO:

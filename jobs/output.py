@@ -249,7 +249,7 @@ def estimate(found: Estimate, *, as_json: bool) -> None:
         return
     about = "" if found.rows_exact else "about "
     lines = [
-        ("run", found.run),
+        ("run", found.run or "its name is known once the source is hashed"),
         ("source", f"{found.shards:,} shards, {size(found.source_bytes)}, {about}{found.rows:,} rows"),
         ("units", f"{found.units:,} of about {found.unit_rows:,} rows ({found.units_done:,} done already)"),
         ("tokens", f"{found.tokens_per_row:,.1f} a row in a sample of {found.sampled_rows:,}, about {found.tokens:,}"),
@@ -257,6 +257,16 @@ def estimate(found: Estimate, *, as_json: bool) -> None:
         ("output", f"about {size(found.output_bytes)}: {found.dim} dimensions in {found.precision}"),
         ("time", f"about {duration(found.seconds)} at {found.tokens_per_s:,.0f} tokens/s ({found.rate_basis})"),
     ]
+    if found.hash_bytes:
+        lines.append(
+            ("verify", f"source.verify: content reads {size(found.hash_bytes)} once in each run, to hash them")
+        )
+    if found.untagged:
+        text = f"{found.untagged:,} of {found.shards:,} shards have none: each refresh counts them as changed and reads them"
+        lines.append(("tags", f"{text} again, unless source.verify is content"))
+    if found.hive is not None:
+        columns = [f"{each.name} ({each.type}, {each.values:,} values, {each.use})" for each in found.hive]
+        lines.append(("hive", ", ".join(columns) or "no folder of the source is named name=value"))
     if found.cost is not None:
         lines.append(("cost", f"about {found.cost:,.2f}"))
     for name, text in lines:

@@ -112,6 +112,8 @@ class Source(_Section):
     keep: Columns = ()
     task_column: str | None = None
     unique_ids: bool = True
+    hive: bool = False
+    verify: Literal["tag", "content"] = "tag"
 
     @model_validator(mode="after")
     def _check(self) -> Source:

@@ -11,12 +11,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors import storage
+import pyarrow as pa
+
+from actors import hive, storage
 from actors.encoders.spec import ModelSpec
 from pipeline import delta, fingerprint
 from pipeline.config import Job
+from pipeline.identify import identified
 from pipeline.ledger import Ledger
-from pipeline.plan import Sample, cut_plan, list_corpus, survey, take_sample
+from pipeline.plan import Sample, Survey, cut_plan, list_corpus, survey, take_sample
 from pipeline.pool import at_most, on_cores
 from pipeline.run import describe_model
 
@@ -24,11 +27,37 @@ from pipeline.run import describe_model
 _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
 
 
+# So much is hashed by a dry run too, which then knows the run that a backfill would go on with.
+HASHED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class FolderColumn:
+    """A column that folders give.
+
+    Attributes:
+        type: "text" or "int64".
+        values: How many different ones.
+        shards: How many have it.
+        use: "unused", or what the job does with it: "kept", "text", "id", "task".
+    """
+
+    name: str
+    type: str
+    values: int
+    shards: int
+    use: str
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """What `vectide plan` prints.
 
     Attributes:
+        run: Its name; empty where the source would have to be hashed to know it (`source.verify: content`).
+        hash_bytes: What each run reads to hash the source, 0 where the job does not ask for that.
+        untagged: Shards whose store gives no tag, so that each refresh reads them.
+        hive: What the folders of the source give, where `source.hive` is on.
         units_done: Units that an earlier, unfinished run of the same job has finished.
         tokens_per_s: Of all replicas together.
         rate_basis: Where that rate comes from.
@@ -56,6 +85,9 @@ class Estimate:
     rate_basis: str
     seconds: float
     cost: float | None
+    hash_bytes: int = 0
+    untagged: int = 0
+    hive: tuple[FolderColumn, ...] | None = None
 
 
 def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
@@ -70,7 +102,12 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         VectideError: the same mistakes that a backfill would refuse.
     """
     model = describe_model(job)
-    found = survey(job, list_corpus(job))
+    shards = list_corpus(job)
+    hash_bytes = sum(shard.size_bytes for shard in shards) if job.source.verify == "content" else 0
+    known = hash_bytes <= HASHED_BYTES
+    if hash_bytes and known:
+        shards = identified(job, shards, lambda _: None)
+    found = survey(job, shards)
     sample = take_sample(found, model, fingerprint.chunking_of(model, job))
     replicas, cores = _encoders(job)
     plan = cut_plan(job, found, model, sample, replicas=replicas, cores=cores)
@@ -78,11 +115,11 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     url = storage.absolute(job.table.uri)
     state = delta.state_of(delta.open_table(url))
     content = fingerprint.content_name(job, made_of, found.shards)
-    run = fingerprint.run_name(content, None if state is None else str(state))
-    if state is not None and Ledger(url, state.run).holds(content):
+    run = fingerprint.run_name(content, None if state is None else str(state)) if known else ""
+    if known and state is not None and Ledger(url, state.run).holds(content):
         run = state.run  # its rows are what the table holds: nothing is left to do
     ledger = Ledger(url, run)
-    frozen = ledger.description()
+    frozen = ledger.description() if known else None
     units = int(frozen["units"]) if frozen else plan.units
     done = len(ledger.done()) if frozen else 0
     basis = "given"
@@ -113,7 +150,21 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         rate_basis=basis,
         seconds=seconds,
         cost=None if price_per_hour is None else seconds / 3600 * price_per_hour,
+        hash_bytes=hash_bytes,
+        untagged=sum(not shard.etag for shard in found.shards),
+        hive=_folders(job, found) if job.source.hive else None,
     )
+
+
+def _folders(job: Job, found: Survey) -> tuple[FolderColumn, ...]:
+    source, kept = job.source, dict(found.source.keep)
+    uses = {**dict.fromkeys(source.keep, "kept"), **dict.fromkeys(source.text, "text")}
+    uses |= {name: use for name, use in ((source.id, "id"), (source.task_column, "task")) if name is not None}
+    columns = []
+    for column in hive.columns(found.shards):
+        kind = "int64" if pa.types.is_int64(kept.get(column.name, column.type)) else "text"
+        columns.append(FolderColumn(column.name, kind, column.values, column.shards, uses.get(column.name, "unused")))
+    return tuple(columns)
 
 
 def _encoders(job: Job) -> tuple[int, int | None]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from actors import identity
 from actors.chunker import resolve
 from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec
@@ -77,7 +78,7 @@ def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:
     """
     listing = hashlib.blake2b(digest_size=16)
     for shard in shards:
-        listing.update(f"{shard.path}\0{shard.size_bytes}\0{shard.etag}\n".encode())
-    source = job.source.model_dump(mode="json", exclude={"uri"})
+        listing.update(f"{shard.path}\0{shard.size_bytes}\0{identity.content_part(shard.etag)}\n".encode())
+    source = job.source.model_dump(mode="json", exclude={"uri", "verify"})
     layout = {"partition_by": job.table.partition_by, "precision": job.table.precision}
     return digest([print_, listing.hexdigest(), source, layout], length=8)

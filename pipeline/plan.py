@@ -26,6 +26,8 @@ from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec, folder_of
 from actors.errors import ConfigError
 from actors.formats import open_format
+from actors.hashes import with_tags
+from actors.lakes import refuse_lakes
 from actors.reader import TEXT, SourceSpec, check_source, corpus_root, read_sample
 from actors.schema import CHUNKS, INPUT_IDS, Piece, Shard, Unit
 from actors.tokenizer import Tokenizer
@@ -123,11 +125,12 @@ def list_corpus(job: Job) -> tuple[Shard, ...]:
             f"source.uri {job.source.uri!r} matches {inside!r}, which lies where the table keeps its own files: narrow "
             f"source.uri, or give table.uri another place"
         )
-    return shards
+    refuse_lakes(job.source.uri, corpus_root(uri, shards), shards, own=job.table.uri)
+    return with_tags(shards)
 
 
-def survey(job: Job, shards: tuple[Shard, ...]) -> Survey:
-    """Check that the shards have what the job names.
+def survey(job: Job, shards: tuple[Shard, ...], *, corpus: tuple[Shard, ...] = ()) -> Survey:
+    """Check that the shards have what the job names. `corpus` is all of them, where only some are to be read.
 
     Raises:
         ConfigError: a column is missing or of a wrong type.
@@ -142,6 +145,7 @@ def survey(job: Job, shards: tuple[Shard, ...]) -> Survey:
         keep=job.source.keep,
         task=job.source.task_column,
         unique_ids=job.source.unique_ids,
+        folders_of=(corpus or shards) if job.source.hive else (),
     )
     keep_schema = pa.schema(source.keep)
     _check_partitions(job, keep_schema)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from actors import hive, identity
 from actors.formats import open_format
 from actors.reader import SourceSpec, corpus_root, read_unit
 from actors.receipt import DataFile, Receipt
@@ -94,15 +95,24 @@ class _Refresh(Runner):
         """Paths of shards that are as they were and need not be read."""
         listing = self._before.listing()
         made = self._before.description()
-        ours = self.job.source.model_dump(mode="json", exclude={"uri"})
-        if listing is None or made is None or {**made["job"]["source"], "uri": None} != {**ours, "uri": None}:
+        anyhow = {"uri": None, "verify": None}  # what decides nothing about a row
+        ours = self.job.source.model_dump(mode="json")
+        if listing is None or made is None or {**made["job"]["source"], **anyhow} != {**ours, **anyhow}:
             return frozenset()
         bad = self._old_quarantine
         again = set(bad.filter(pc.equal(bad["reason"], "duplicate_id"))["shard"].to_pylist())
         if self.retries is not None:
             again.update(worth_retrying(bad)["shard"].to_pylist())
-        same = {shard.path for shard in self.shards if listing.get(shard.path) == (shard.size_bytes, shard.etag)}
+        same = set()
+        for shard in self.shards:
+            size_bytes, etag = listing.get(shard.path, (-1, ""))
+            if size_bytes == shard.size_bytes and identity.unchanged(etag, shard.etag):
+                same.add(shard.path)
         return frozenset(same - again)
+
+    def in_doubt(self) -> bool:
+        """Whether a shard has no tag: it counts as changed, so the table is not known to hold it."""
+        return any(not shard.etag for shard in self.shards)
 
     @cached_property
     def _to_read(self) -> tuple[Shard, ...]:
@@ -130,12 +140,15 @@ class _Refresh(Runner):
     def _survey(self) -> Survey:
         there = delta.schema_of(self._version)
         source = self.job.source
-        found = survey(self.job, self._to_read) if self._to_read else None
+        found = survey(self.job, self._to_read, corpus=self.shards) if self._to_read else None
         kept = []
         for name in source.keep:
             # Where a shard stays unread its types stay too; a column is new only where everything is read.
             new = found is not None and name not in there.names
             kept.append((name, found.keep_schema.field(name).type if new and found else there.field(name).type))
+        types = dict(kept)
+        folders = tuple((name, types.get(name, kind)) for name, kind in found.source.folders) if found else ()
+        hive.check_values(folders, self._to_read)
         spec = SourceSpec(
             format=found.source.format if found else "parquet",
             root=corpus_root(source.uri, self.shards),
@@ -144,6 +157,7 @@ class _Refresh(Runner):
             keep=tuple(kept),
             task=source.task_column,
             unique_ids=source.unique_ids,
+            folders=folders,
         )
         return Survey(self._to_read, spec, pa.schema(kept))
 

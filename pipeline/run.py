@@ -28,6 +28,7 @@ from pipeline.account import check_files, follow, whole
 from pipeline.config import Job
 from pipeline.executor import Executor, executor_for, near_or
 from pipeline.hold import Hold, hold
+from pipeline.identify import identified, retagged
 from pipeline.index import build_index
 from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
 from pipeline.plan import Plan, Survey, cut_plan, is_little, list_corpus, survey, take_sample
@@ -90,7 +91,7 @@ def begin(job: Job, reporter: Reporter) -> Beginning:
     model = describe_model(job)
     check_task_column(job.source.task_column, model)
     reporter.step("listing the corpus")
-    shards = list_corpus(job)
+    shards = identified(job, list_corpus(job), reporter.step)
     lineage = fingerprint.lineage(model, job)
     making = delta.Making(fingerprint.fingerprint(lineage), lineage, job.encoder.model_dump(mode="json"))
     url = storage.absolute(job.table.uri)
@@ -190,6 +191,10 @@ class Runner:
         sound = self.retries is None and self.ledger.description() is None
         return near_or(run.address, little=free and sound and is_little(self.tokens(), self.model)) or executor_for(run)
 
+    def in_doubt(self) -> bool:
+        """Whether the source may have changed although each object is as it was listed."""
+        return False
+
     def removed(self) -> tuple[str, ...] | None:
         """The files of the table that the run's files take the place of; None for all."""
         return None
@@ -207,7 +212,7 @@ class Runner:
     def run(self) -> Outcome:
         """Whatever is left to do."""
         there = self.state if self.table is not None and self.retries is None else None
-        if there is not None and Ledger(self.url, there.run).holds(self.content):
+        if there is not None and Ledger(self.url, there.run).holds(self.content) and not self.in_doubt():
             return Outcome(self.url, there.run, there.version, published=False)
         self.check_making()
         with hold(self.url, self.ledger.run, what=self.what) as held:
@@ -296,7 +301,7 @@ class Runner:
                 device=executor.pool.device,
             )
         )
-        rest = table_to_units(self.ledger.plan(), done)
+        rest = retagged(table_to_units(self.ledger.plan(), done), self.shards)
         stages = StageSpec(
             found.source,
             self.model,

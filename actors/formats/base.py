@@ -14,7 +14,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from actors import storage
+from actors import hashes, identity, storage
 from actors.errors import DataError, SourceChanged, StorageError, VectideError
 from actors.schema import POSITION, BadRow, Piece, Shard
 
@@ -114,7 +114,8 @@ def sample(source: Format, shard: Shard, columns: Sequence[str], rows: int) -> p
 
 
 def verify(shard: Shard) -> None:
-    """Raise SourceChanged unless the object is the one that was listed, by size and etag."""
+    """Raise SourceChanged unless the object is the one that was listed, by size and tag; or else, where its bytes were
+    hashed, by those."""
     try:
         now = storage.stat(shard.path)
     except (FileNotFoundError, NotADirectoryError):
@@ -122,7 +123,11 @@ def verify(shard: Shard) -> None:
             f"{shard.path!r} is gone: it was there with {shard.size_bytes} bytes when the run was planned. Put it back, "
             f"or run the same command again to plan anew"
         ) from None
-    if now.size_bytes != shard.size_bytes or (shard.etag and now.etag and now.etag != shard.etag):
+    same = now.size_bytes == shard.size_bytes
+    if not same or not identity.still_fits(shard.etag, now.etag):
+        sha256 = identity.hash_of(shard.etag)
+        if same and sha256 and hashes.has_hash(now, sha256):
+            return
         raise SourceChanged(
             f"{shard.path!r} changed since the run was planned: it had {shard.size_bytes} bytes and etag "
             f"{shard.etag!r}, now it has {now.size_bytes} bytes and etag {now.etag!r}. Run the same command again to "
