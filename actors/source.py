@@ -8,6 +8,7 @@ the first GPU second is paid, and not by the unit that meets it.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ import pyarrow as pa
 from actors import storage
 from actors.errors import ConfigError
 from actors.formats import Format, Wanted, open_format
-from actors.formats.types import is_id, is_text, merged, stored_type
-from actors.schema import HASH, ID, POSITION, RESERVED, SHARD, TASK, Shard
+from actors.formats.base import REPEATED
+from actors.formats.types import is_id, is_text, merged, refusal, stored_type
+from actors.names import misnamed
+from actors.schema import HASH, ID, POSITION, SHARD, TASK, Shard
 
 TEXT = "_text"
 _THREADS = 16
@@ -89,7 +92,8 @@ def check_source(
     A kept column that some shards lack is null there. Shards without rows say nothing.
 
     Raises:
-        ConfigError: a column is missing or of a type that it cannot have; formats are mixed; there is nothing at all.
+        ConfigError: a column is missing, there twice, or of a type or name that it cannot have; formats are mixed; there
+            is nothing at all.
         DataError: a shard cannot be read.
         SourceChanged: a shard is not the one that was listed.
     """
@@ -98,8 +102,8 @@ def check_source(
     source_format = _one_format(format, shards)
     for shard in shards:
         _check_path(shard.path)
-    if reserved := [name for name in keep if name in RESERVED or name.startswith("_")]:
-        raise ConfigError(f"source.keep names {reserved[0]!r}, which the table uses itself. Rename it in the source")
+    if wrong := misnamed(keep):
+        raise ConfigError(f"source.{wrong}")
     if not text:
         raise ConfigError("source.text names no column. Name at least one")
     if taken := [name for name in (*text, id, task) if name in (POSITION, SHARD)]:
@@ -115,7 +119,10 @@ def check_source(
 
     for key, name in [*(("text", name) for name in text), ("id", id), ("task_column", task)]:
         if name is not None:
+            _check_once(key, name, found)
             _check_needed(key, name, found, schemaless=source_format.schemaless)
+    for name in keep:
+        _check_once("keep", name, found)
     kept = tuple((name, _kept_type(name, found, schemaless=source_format.schemaless)) for name in keep)
     return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids)
 
@@ -140,6 +147,15 @@ def _one_format(name: str, shards: Sequence[Shard]) -> Format:
                     f"Narrow source.uri, or set source.format if they are the same"
                 )
     return first
+
+
+def _check_once(key: str, name: str, found: Found) -> None:
+    """No shard has two columns of a name that is wanted."""
+    for shard, columns in found.items():
+        if columns.get(name) == REPEATED:
+            raise ConfigError(
+                f"source.{key} names {name!r}, and {shard.path!r} has two columns of that name. Rename one of them"
+            )
 
 
 def _check_needed(key: str, name: str, found: Found, *, schemaless: bool) -> None:
@@ -175,21 +191,32 @@ def _kept_type(name: str, found: Found, *, schemaless: bool) -> pa.DataType:
         raise _missing("keep", name, found)
     if schemaless:
         return stored_type(merged(kinds) or pa.string()) or pa.string()
-    stored = []
     for kind, shard in kinds.items():
-        if (target := stored_type(kind)) is None:
+        if reason := refusal(kind):
             raise ConfigError(
-                f"source.keep names {name!r}, which is {kind} in {shard.path!r}: Delta Lake has no such type. Cast the "
-                f"column in the source or leave it out of source.keep"
+                f"source.keep names {name!r}, which is {kind} in {shard.path!r}: {reason}. Cast or rename in the source, "
+                f"or leave it out of source.keep"
             )
-        if not pa.types.is_null(kind):
-            stored.append(target)
-    if (one := merged(stored or [pa.string()])) is None:
-        shown = ", ".join(f"{kind} in {shard.path!r}" for kind, shard in list(kinds.items())[:3])
+    one = merged(kinds)
+    if one is None:
+        shown = ", ".join(f"{kind} in {shard.path!r}" for kind, shard in _at_odds(kinds))
         raise ConfigError(
             f"source.keep names {name!r}, which is not of one type: {shown}. Cast the column or leave it out"
         )
-    return one
+    # Each shard's type may be sound by itself, and the fields of all of them together not.
+    reason, stored = refusal(one), stored_type(one)
+    if reason or stored is None:
+        raise ConfigError(
+            f"source.keep names {name!r}, which is {one} over all {len(found)} files: {reason}. Rename in the source, or "
+            f"leave it out of source.keep"
+        )
+    return stored
+
+
+def _at_odds(kinds: Mapping[pa.DataType, Shard]) -> list[tuple[pa.DataType, Shard]]:
+    """Two types that have no common one, with a shard of each; or the first few, where each two of them have one."""
+    pairs = itertools.combinations(kinds.items(), 2)
+    return next(([one, other] for one, other in pairs if merged([one[0], other[0]]) is None), list(kinds.items())[:3])
 
 
 def _missing(key: str, name: str, found: Found) -> ConfigError:
