@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from actors.schema import RESERVED
+from actors.schema import CHUNK, EMBEDDING, END, ID, RESERVED, START, TOKENS
+
+_OWN = (ID, EMBEDDING, TOKENS)
+_OF_CHUNKS = (CHUNK, START, END)
 
 
 def alike(names: Iterable[str]) -> tuple[str, str] | None:
@@ -23,15 +26,18 @@ def alike(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def misnamed(keep: Sequence[str]) -> str | None:
+def misnamed(keep: Sequence[str], *, chunked: bool = False) -> str | None:
     """What is wrong with the names of the kept columns, for people, or None.
 
-    Names that begin with an underscore are the table's own, as are those of `RESERVED`, in any case.
+    Args:
+        keep: The names, in order.
+        chunked: Whether the table is one of chunks, which has more columns of its own.
     """
+    columns = _OWN + _OF_CHUNKS if chunked else _OWN
     for name in keep:
         if name in RESERVED or name.startswith("_"):
             return f"keep names {name!r}, which the table uses itself. Rename it in the source"
-        if own := next((own for own in sorted(RESERVED) if alike((own, name))), None):
+        if own := next((own for own in columns if alike((own, name))), None):
             return (
                 f"keep names {name!r}, and the table has a column {own!r} of its own. Delta Lake takes names that differ "
                 f"by case only for one. Rename it in the source, or leave it out of source.keep"

@@ -86,10 +86,12 @@ def check_source(
     keep: Sequence[str] = (),
     task: str | None = None,
     unique_ids: bool = True,
+    known: Mapping[str, pa.DataType] | None = None,
 ) -> SourceSpec:
     """A source, found to be readable as a job file says.
 
-    A kept column that some shards lack is null there. Shards without rows say nothing.
+    A kept column that some shards lack is null there. Shards without rows say nothing. `known` has the types of kept
+    columns in shards that are not among these: they are joined with the types that are found.
 
     Raises:
         ConfigError: a column is missing, there twice, or of a type or name that it cannot have; formats are mixed; there
@@ -123,7 +125,9 @@ def check_source(
             _check_needed(key, name, found, schemaless=source_format.schemaless)
     for name in keep:
         _check_once("keep", name, found)
-    kept = tuple((name, _kept_type(name, found, schemaless=source_format.schemaless)) for name in keep)
+    kept = tuple(
+        (name, _kept_type(name, found, (known or {}).get(name), schemaless=source_format.schemaless)) for name in keep
+    )
     return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids)
 
 
@@ -181,25 +185,27 @@ def _check_needed(key: str, name: str, found: Found, *, schemaless: bool) -> Non
             )
 
 
-def _kept_type(name: str, found: Found, *, schemaless: bool) -> pa.DataType:
-    """The type as which a kept column is stored, over all shards."""
+def _kept_type(name: str, found: Found, known: pa.DataType | None, *, schemaless: bool) -> pa.DataType:
+    """The type as which a kept column is stored, over all shards and those whose type is known already."""
     kinds: dict[pa.DataType, Shard] = {}
     for shard, columns in found.items():
         if name in columns:
             kinds.setdefault(columns[name], shard)
-    if not kinds:
+    if not kinds and known is None:
         raise _missing("keep", name, found)
+    all_kinds = [*kinds, *([known] if known is not None else [])]
     if schemaless:
-        return stored_type(merged(kinds) or pa.string()) or pa.string()
+        return stored_type(merged(all_kinds) or pa.string()) or pa.string()
     for kind, shard in kinds.items():
         if reason := refusal(kind):
             raise ConfigError(
                 f"source.keep names {name!r}, which is {kind} in {shard.path!r}: {reason}. Cast or rename in the source, "
                 f"or leave it out of source.keep"
             )
-    one = merged(kinds)
+    one = merged(all_kinds)
     if one is None:
         shown = ", ".join(f"{kind} in {shard.path!r}" for kind, shard in _at_odds(kinds))
+        shown += f", {known} in the table" if known is not None else ""
         raise ConfigError(
             f"source.keep names {name!r}, which is not of one type: {shown}. Cast the column or leave it out"
         )

@@ -78,7 +78,9 @@ def _valid(array: pa.Array) -> tuple[pa.Array, Misfits]:
         return array, {}
     except pa.ArrowInvalid:
         wrong = {
-            index: ("invalid_utf8", error) for index, error in _failing(array, lambda part: part.validate(full=True))
+            # The other rules are those of a type: a decimal's digits, the whole days of a date64.
+            index: ("invalid_utf8" if "UTF8" in error else "wrong_type", error)
+            for index, error in _failing(array, lambda part: part.validate(full=True))
         }
     return _without(array, wrong), wrong
 

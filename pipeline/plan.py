@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,8 +122,13 @@ def list_corpus(job: Job) -> tuple[Shard, ...]:
     return shards
 
 
-def survey(job: Job, shards: tuple[Shard, ...]) -> Survey:
+def survey(job: Job, shards: tuple[Shard, ...], known: Mapping[str, pa.DataType] | None = None) -> Survey:
     """Check that the shards have what the job names.
+
+    Args:
+        job: What to look for.
+        shards: Where.
+        known: Types that kept columns have in shards that are not looked at, as the table stores them.
 
     Raises:
         ConfigError: a column is missing or of a wrong type.
@@ -138,6 +143,7 @@ def survey(job: Job, shards: tuple[Shard, ...]) -> Survey:
         keep=job.source.keep,
         task=job.source.task_column,
         unique_ids=job.source.unique_ids,
+        known=known,
     )
     keep_schema = pa.schema(source.keep)
     _check_partitions(job, keep_schema)
