@@ -23,6 +23,14 @@ def has_times(kind: pa.DataType) -> bool:
     return types.is_nested(kind) and any(has_times(kind.field(index).type) for index in range(kind.num_fields))
 
 
+@lru_cache(maxsize=1024)
+def has_naive_times(kind: pa.DataType) -> bool:
+    """Whether there are timestamps without a time zone in values of this type, at any depth."""
+    if types.is_timestamp(kind):
+        return kind.tz is None
+    return types.is_nested(kind) and any(has_naive_times(kind.field(index).type) for index in range(kind.num_fields))
+
+
 def check_years(array: pa.Array) -> None:
     """Check that all dates and timestamps of an array of a stored type are of the years 1 to 9999.
 

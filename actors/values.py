@@ -16,7 +16,7 @@ from pyarrow import types
 
 from actors.calendar import check_years, has_times
 from actors.formats.types import fits, is_text
-from actors.views import has_views, without_views
+from actors.views import without_views
 
 _EXACT = float(1 << 53)
 
@@ -65,14 +65,12 @@ def id_strings(array: pa.Array) -> tuple[pa.Array, Misfits]:
 
 
 def _valid(array: pa.Array) -> tuple[pa.Array, Misfits]:
-    """The array without encodings of its outermost level, and null where it holds bytes that are not UTF-8."""
+    """The array without views and without encodings of its outermost level, and null where it holds bytes that are not UTF-8."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    # Arrow has few kernels for views; this cast looks at no byte.
-    if types.is_string_view(array.type) or types.is_binary_view(array.type):
-        array = array.cast(pa.string() if types.is_string_view(array.type) else pa.binary())
+    array = without_views(array)
     try:
         array.validate(full=True)
         return array, {}
@@ -86,8 +84,6 @@ def _valid(array: pa.Array) -> tuple[pa.Array, Misfits]:
 
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    if has_views(array.type):
-        array = without_views(array)
     array = array.cast(kind)
     check_years(array)
     return array
