@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake import CommitProperties, DeltaTable, Schema, TableFeatures, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.table import TableFeatures
 from deltalake.transaction import AddAction, RemoveAction
 
 from actors import storage

@@ -2,8 +2,8 @@
 
 Used by the Parquet format. Arrow makes 64-bit timestamps of them and says nothing where one does not fit: nanoseconds
 wrap around outside the years 1677 to 2262, microseconds drop what is below them. So they are read as microseconds, and
-checked against the same values read as nanoseconds and as seconds: the first has the lowest bits of every value, the
-second has the whole range. Only columns of this type are read again.
+checked against the same values read as nanoseconds and as seconds: the first have the lowest bits of every value, the
+second the whole range. Only columns of this type are read again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
+
+_MOST_S = 9_223_372_036_853  # of 2^63 microseconds, without the last second
 
 Unit = Literal["us", "ns", "s"]
 
@@ -75,10 +77,8 @@ def _as_lists(array: pa.MapArray) -> pa.ListArray:
 
 def _differing(us: pa.Array, ns: pa.Array, s: pa.Array) -> list[tuple[int, str]]:
     micro, nano, second = (_numbers(array) for array in (us, ns, s))
-    with np.errstate(over="ignore"):
-        part = micro - second * 1_000_000
-        below = nano - micro * 1000
-    wrapped = (part < 0) | (part >= 1_000_000)
+    wrapped = (second < -_MOST_S) | (second > _MOST_S)
+    below = nano - micro * 1000  # modulo 2^64, as both are
     found: list[tuple[int, str]] = []
     for index in np.flatnonzero(wrapped | (below != 0)):
         if wrapped[index]:
