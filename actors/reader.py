@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors import hive, storage
+from actors.blank import blank_rows
 from actors.content import content_hashes
 from actors.errors import DataError, InvariantBroken
 from actors.formats import FORMATS, Format, Wanted
@@ -236,8 +237,8 @@ def _joined(parts: list[pa.StringArray]) -> pa.StringArray:
 
 
 def _blank(texts: pa.StringArray) -> Misfits:
-    blank = pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0))
-    return dict.fromkeys(_true(blank), ("empty_text", "the text is empty or nothing but white space"))
+    error = "the text is empty or nothing but white space and characters that show nothing"
+    return dict.fromkeys(blank_rows(texts).tolist(), ("empty_text", error))
 
 
 def _true(mask: pa.BooleanArray) -> list[int]:

@@ -112,10 +112,10 @@ REASONS = (
     "broken_line",  # a line that is not valid JSON or CSV
     "invalid_utf8",  # bytes that are not UTF-8
     "null_text",  # every text column is null
-    "empty_text",  # nothing but white space
+    "empty_text",  # nothing but white space and characters that show nothing
     "missing_text",  # no text column in a row of a schemaless format
     "too_large",  # one value or line is larger than any text can usefully be (256 MiB)
-    "wrong_type",  # a value that is not text where text is needed
+    "wrong_type",  # a value that is not text where text is needed, or that the column's type cannot hold
     "missing_id",  # an id column is named and this row has none
     "duplicate_id",  # the id was seen before in this corpus
     "unknown_task",  # `task_column` names a task that the model does not have

@@ -8,6 +8,7 @@ the first GPU second is paid, and not by the unit that meets it.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ import pyarrow as pa
 from actors import hive, storage
 from actors.errors import ConfigError
 from actors.formats import Format, Wanted, open_format
-from actors.formats.types import is_id, is_text, merged, stored_type
-from actors.schema import HASH, ID, POSITION, RESERVED, SHARD, TASK, Shard
+from actors.formats.base import REPEATED
+from actors.formats.types import is_id, is_text, merged, refusal, stored_type
+from actors.names import misnamed
+from actors.schema import HASH, ID, POSITION, SHARD, TASK, Shard
 
 TEXT = "_text"
 _THREADS = 16
@@ -92,14 +95,17 @@ def check_source(
     task: str | None = None,
     unique_ids: bool = True,
     folders_of: Sequence[Shard] = (),
+    known: Mapping[str, pa.DataType] | None = None,
 ) -> SourceSpec:
     """A source, found to be readable as a job file says.
 
     A kept column that some shards lack is null there. Shards without rows say nothing. The `name=value` folders of
-    `folders_of`, which are the whole corpus where `source.hive` is on, are columns too.
+    `folders_of`, which are the whole corpus where `source.hive` is on, are columns too. `known` has the types of kept
+    columns in shards that are not among these: they are joined with the types that are found.
 
     Raises:
-        ConfigError: a column is missing or of a type that it cannot have; formats are mixed; there is nothing at all.
+        ConfigError: a column is missing, there twice, or of a type or name that it cannot have; formats are mixed; there
+            is nothing at all.
         DataError: a shard cannot be read.
         SourceChanged: a shard is not the one that was listed.
     """
@@ -108,8 +114,8 @@ def check_source(
     source_format = _one_format(format, shards)
     for shard in shards:
         _check_path(shard.path)
-    if reserved := [name for name in keep if name in RESERVED or name.startswith("_")]:
-        raise ConfigError(f"source.keep names {reserved[0]!r}, which the table uses itself. Rename it in the source")
+    if wrong := misnamed(keep):
+        raise ConfigError(f"source.{wrong}")
     if not text:
         raise ConfigError("source.text names no column. Name at least one")
     if taken := [name for name in (*text, id, task) if name in (POSITION, SHARD)]:
@@ -129,9 +135,18 @@ def check_source(
 
     for key, name in [*(("text", name) for name in text), ("id", id), ("task_column", task)]:
         if name is not None:
+            _check_once(key, name, found)
             _check_needed(key, name, found, schemaless=source_format.schemaless)
+    for name in keep:
+        if name not in types:
+            _check_once("keep", name, found)
     kept = tuple(
-        (name, types[name] if name in types else _kept_type(name, found, schemaless=source_format.schemaless))
+        (
+            name,
+            types[name]
+            if name in types
+            else _kept_type(name, found, (known or {}).get(name), schemaless=source_format.schemaless),
+        )
         for name in keep
     )
     return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders)
@@ -181,6 +196,15 @@ def _one_format(name: str, shards: Sequence[Shard]) -> Format:
     return first
 
 
+def _check_once(key: str, name: str, found: Found) -> None:
+    """No shard has two columns of a name that is wanted."""
+    for shard, columns in found.items():
+        if columns.get(name) == REPEATED:
+            raise ConfigError(
+                f"source.{key} names {name!r}, and {shard.path!r} has two columns of that name. Rename one of them"
+            )
+
+
 def _check_needed(key: str, name: str, found: Found, *, schemaless: bool) -> None:
     """A text, id or task column is there, in every shard, with a type that it may have."""
     having = [shard for shard, columns in found.items() if name in columns]
@@ -204,31 +228,44 @@ def _check_needed(key: str, name: str, found: Found, *, schemaless: bool) -> Non
             )
 
 
-def _kept_type(name: str, found: Found, *, schemaless: bool) -> pa.DataType:
-    """The type as which a kept column is stored, over all shards."""
+def _kept_type(name: str, found: Found, known: pa.DataType | None, *, schemaless: bool) -> pa.DataType:
+    """The type as which a kept column is stored, over all shards and those whose type is known already."""
     kinds: dict[pa.DataType, Shard] = {}
     for shard, columns in found.items():
         if name in columns:
             kinds.setdefault(columns[name], shard)
-    if not kinds:
+    if not kinds and known is None:
         raise _missing("keep", name, found)
+    all_kinds = [*kinds, *([known] if known is not None else [])]
     if schemaless:
-        return stored_type(merged(kinds) or pa.string()) or pa.string()
-    stored = []
+        return stored_type(merged(all_kinds) or pa.string()) or pa.string()
     for kind, shard in kinds.items():
-        if (target := stored_type(kind)) is None:
+        if reason := refusal(kind):
             raise ConfigError(
-                f"source.keep names {name!r}, which is {kind} in {shard.path!r}: Delta Lake has no such type. Cast the "
-                f"column in the source or leave it out of source.keep"
+                f"source.keep names {name!r}, which is {kind} in {shard.path!r}: {reason}. Cast or rename in the source, "
+                f"or leave it out of source.keep"
             )
-        if not pa.types.is_null(kind):
-            stored.append(target)
-    if (one := merged(stored or [pa.string()])) is None:
-        shown = ", ".join(f"{kind} in {shard.path!r}" for kind, shard in list(kinds.items())[:3])
+    one = merged(all_kinds)
+    if one is None:
+        shown = ", ".join(f"{kind} in {shard.path!r}" for kind, shard in _at_odds(kinds))
+        shown += f", {known} in the table" if known is not None else ""
         raise ConfigError(
             f"source.keep names {name!r}, which is not of one type: {shown}. Cast the column or leave it out"
         )
-    return one
+    # Each shard's type may be sound by itself, and the fields of all of them together not.
+    reason, stored = refusal(one), stored_type(one)
+    if reason or stored is None:
+        raise ConfigError(
+            f"source.keep names {name!r}, which is {one} over all {len(found)} files: {reason}. Rename in the source, or "
+            f"leave it out of source.keep"
+        )
+    return stored
+
+
+def _at_odds(kinds: Mapping[pa.DataType, Shard]) -> list[tuple[pa.DataType, Shard]]:
+    """Two types that have no common one, with a shard of each; or the first few, where each two of them have one."""
+    pairs = itertools.combinations(kinds.items(), 2)
+    return next(([one, other] for one, other in pairs if merged([one[0], other[0]]) is None), list(kinds.items())[:3])
 
 
 def _missing(key: str, name: str, found: Found) -> ConfigError:

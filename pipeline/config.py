@@ -26,8 +26,8 @@ from pydantic import (
 
 from actors.chunking import By, Mode
 from actors.errors import ConfigError
+from actors.names import misnamed
 from actors.refusals import check_url
-from actors.schema import RESERVED
 from pipeline.mistakes import explain
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -119,11 +119,8 @@ class Source(_Section):
     def _check(self) -> Source:
         if not self.text:
             raise ValueError("text names no column; name at least one")
-        for name in self.keep:
-            if name in RESERVED or name.startswith("_"):
-                raise ValueError(
-                    f"keep names {name!r}, which the table uses for itself; rename that column in the source"
-                )
+        if wrong := misnamed(self.keep):
+            raise ValueError(wrong)
         for names in (self.text, self.keep):
             if len(set(names)) != len(names):
                 raise ValueError(f"{list(names)} names a column twice")
@@ -264,6 +261,8 @@ class Job(_Section):
                 f"encoder.dtype int8 is for CPUs and run.gpus_per_replica is {self.run.gpus_per_replica:g}; leave that "
                 "out, or use dtype auto, which is bfloat16 on a GPU"
             )
+        if self.chunking.mode != "none" and (wrong := misnamed(self.source.keep, chunked=True)):
+            raise ValueError(f"source.{wrong}")
         missing = [name for name in self.table.partition_by if name not in self.source.keep]
         if missing:
             raise ValueError(f"table.partition_by names {missing}, which source.keep does not; add them to source.keep")

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,8 +129,20 @@ def list_corpus(job: Job) -> tuple[Shard, ...]:
     return with_tags(shards)
 
 
-def survey(job: Job, shards: tuple[Shard, ...], *, corpus: tuple[Shard, ...] = ()) -> Survey:
-    """Check that the shards have what the job names. `corpus` is all of them, where only some are to be read.
+def survey(
+    job: Job,
+    shards: tuple[Shard, ...],
+    known: Mapping[str, pa.DataType] | None = None,
+    *,
+    corpus: tuple[Shard, ...] = (),
+) -> Survey:
+    """Check that the shards have what the job names.
+
+    Args:
+        job: What to look for.
+        shards: Where.
+        known: Types that kept columns have in shards that are not looked at, as the table stores them.
+        corpus: All shards, where only some are to be read.
 
     Raises:
         ConfigError: a column is missing or of a wrong type.
@@ -146,6 +158,7 @@ def survey(job: Job, shards: tuple[Shard, ...], *, corpus: tuple[Shard, ...] = (
         task=job.source.task_column,
         unique_ids=job.source.unique_ids,
         folders_of=(corpus or shards) if job.source.hive else (),
+        known=known,
     )
     keep_schema = pa.schema(source.keep)
     _check_partitions(job, keep_schema)

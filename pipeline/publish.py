@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake import CommitProperties, DeltaTable, Schema, TableFeatures, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from actors import storage
+from actors.calendar import has_naive_times
 from actors.errors import CommitConflict, CommitUnknown, InvariantBroken, StorageError, TableConflict
 from actors.receipt import DataFile
 from actors.refusals import plain
@@ -132,6 +133,8 @@ def publish(url: str, publication: Publication) -> int:
     rows = sum(count for path, count in there.items() if path not in removed)
     rows += sum(file.rows for file in publication.add)
     files = len(there) - len(removed) + len(publication.add)
+    if replaces_all:
+        _allow_naive_times(table, url, publication)
     now_ms = int(time.time() * 1000)
     actions: list[AddAction | RemoveAction] = [_add(file, now_ms, publication) for file in publication.add]
     if not replaces_all:
@@ -211,7 +214,7 @@ def _create(url: str, schema: pa.Schema, publication: Publication) -> DeltaTable
     try:
         return DeltaTable.create(
             url,
-            Schema.from_arrow(schema),
+            Schema.from_arrow(_first_columns(schema)),
             mode="error",
             partition_by=list(publication.partition_by),
             storage_options=delta.storage_options(url),
@@ -224,6 +227,36 @@ def _create(url: str, schema: pa.Schema, publication: Publication) -> DeltaTable
         if table is None:
             raise delta.failure(url, "create the table", error) from None
         return table
+
+
+def _first_columns(schema: pa.Schema) -> pa.Schema:
+    """The columns of an empty version 0. Deltalake (1.6) makes a table that it cannot open of a timestamp without a time
+    zone inside a map; such columns come with the rows, as the table's feature for them does."""
+    return pa.schema([field for field in schema if not (_has_map(field.type) and has_naive_times(field.type))])
+
+
+def _has_map(kind: pa.DataType) -> bool:
+    if pa.types.is_map(kind):
+        return True
+    return pa.types.is_nested(kind) and any(_has_map(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _allow_naive_times(table: DeltaTable, url: str, publication: Publication) -> None:
+    """Give a table the feature that timestamps without a time zone need, in a version of its own without a change of
+    rows. Deltalake would commit a schema that nobody can read without it."""
+    feature = TableFeatures.TimestampWithoutTimezone
+    has = table.protocol().reader_features or []
+    if "timestampNtz" in has or not any(has_naive_times(kind) for kind in publication.schema.types):
+        return
+    # The rows are those of the run before.
+    run = {delta.RUN: publication.base.run} if publication.base else {}
+    properties = CommitProperties(custom_metadata={**run, delta.OPERATION: "upgrade"}, max_commit_retries=0)
+    try:
+        table.alter.add_feature(feature, allow_protocol_versions_increase=True, commit_properties=properties)
+    except CommitFailedError as error:
+        raise _conflict(url, plain(error)) from None
+    except (DeltaError, OSError) as error:
+        raise delta.failure(url, "commit to", error) from None
 
 
 def _landed(url: str, commit: str) -> int | None:

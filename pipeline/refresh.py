@@ -4,9 +4,9 @@ Called by `jobs refresh`. Shards that are as they were when the current version 
 are read; their texts that the table has a vector of, wherever it is, keep it bit for bit, and only the others go through
 the model. Rows of replaced shards go, by new files for what stays beside them. All of it is one commit.
 
-Four things make a shard count as changed although it is not: an earlier version that left no listing, another choice of
-text columns, rows that were set aside for an id that another row had (that row may be gone), and rows that are to be
-tried again.
+Five things make a shard count as changed although it is not: an earlier version that left no listing, another choice of
+text columns, rows that were set aside for an id that another row had (that row may be gone), rows that are to be tried
+again, and a type of a kept column elsewhere that the table's does not hold.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -21,8 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from actors import hive, identity
+from actors import identity
+from actors.errors import ConfigError
 from actors.formats import open_format
+from actors.formats.types import fits
 from actors.reader import SourceSpec, corpus_root, read_unit
 from actors.receipt import DataFile, Receipt
 from actors.schema import HASH, Piece, Shard, Unit
@@ -91,8 +94,8 @@ class _Refresh(Runner):
         return self._before.quarantine(self._before.receipts().values())
 
     @cached_property
-    def _unchanged(self) -> frozenset[str]:
-        """Paths of shards that are as they were and need not be read."""
+    def _as_they_were(self) -> frozenset[str]:
+        """Paths of shards that did not change since the version was made."""
         listing = self._before.listing()
         made = self._before.description()
         anyhow = {"uri": None, "verify": None}  # what decides nothing about a row
@@ -115,6 +118,32 @@ class _Refresh(Runner):
         return any(not shard.etag for shard in self.shards)
 
     @cached_property
+    def _looked(self) -> tuple[frozenset[str], Survey | None]:
+        """Paths of shards that need not be read, and what the others hold; None where there are no others.
+
+        A table has one type a column. Where the changed shards have a kept column of a type whose values may not fit
+        the table's, all shards are read again with the types of today, as a backfill would: nothing of it is encoded.
+        """
+        same = self._as_they_were
+        to_read = tuple(shard for shard in self.shards if shard.path not in same)
+        if not to_read:
+            return same, None
+        if same:
+            there = delta.schema_of(self._version)
+            known = {name: there.field(name).type for name in self.job.source.keep}
+            # An error is told below, by a look at all shards: it may be the old ones that do not fit the new.
+            with suppress(ConfigError):
+                found = survey(self.job, to_read, known, corpus=self.shards)
+                if all(fits(found.keep_schema.field(name).type, kind) for name, kind in known.items()):
+                    return same, found
+        return frozenset(), survey(self.job, self.shards)
+
+    @property
+    def _unchanged(self) -> frozenset[str]:
+        """Paths of shards that need not be read."""
+        return self._looked[0]
+
+    @cached_property
     def _to_read(self) -> tuple[Shard, ...]:
         return tuple(shard for shard in self.shards if shard.path not in self._unchanged)
 
@@ -133,22 +162,21 @@ class _Refresh(Runner):
         return [file for file in self._files if not file.shards.keys() <= self._unchanged]
 
     def look(self) -> Survey:
-        """As the backfill does, but only for what is to be read, and with the types that the table has."""
+        """As the backfill does, but only for what is to be read. Where a shard stays unread, the types of the table
+        stay too."""
         return self._survey
 
     @cached_property
     def _survey(self) -> Survey:
         there = delta.schema_of(self._version)
         source = self.job.source
-        found = survey(self.job, self._to_read, corpus=self.shards) if self._to_read else None
-        kept = []
-        for name in source.keep:
-            # Where a shard stays unread its types stay too; a column is new only where everything is read.
-            new = found is not None and name not in there.names
-            kept.append((name, found.keep_schema.field(name).type if new and found else there.field(name).type))
+        unchanged, found = self._looked
+        kept = [
+            (name, found.keep_schema.field(name).type if found and not unchanged else there.field(name).type)
+            for name in source.keep
+        ]
         types = dict(kept)
         folders = tuple((name, types.get(name, kind)) for name, kind in found.source.folders) if found else ()
-        hive.check_values(folders, self._to_read)
         spec = SourceSpec(
             format=found.source.format if found else "parquet",
             root=corpus_root(source.uri, self.shards),

@@ -20,6 +20,8 @@ from actors.schema import POSITION, BadRow, Piece, Shard
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 8 << 20
+# The type that `Format.columns` gives a name that a shard has more than once: no column has it.
+REPEATED = pa.sparse_union([pa.field("repeated", pa.null())])
 # A value beyond this is set aside unread: no model takes a text of this size, and holding it could end the process.
 LARGEST_VALUE_BYTES = 256 << 20
 
@@ -66,6 +68,11 @@ class Wanted:
         return [name for name in self.types if name in names]
 
 
+def columns_of(names: Sequence[str], kinds: Sequence[pa.DataType]) -> dict[str, pa.DataType]:
+    """What `Format.columns` gives for these names, of these types."""
+    return {name: REPEATED if names.count(name) > 1 else kind for name, kind in zip(names, kinds, strict=True)}
+
+
 class Format(Protocol):
     """One kind of file. Instances hold no state: threads share them, and workers make their own."""
 
@@ -76,7 +83,7 @@ class Format(Protocol):
     """Rows may have any columns, so a column that the head of a file lacks may still come."""
 
     def columns(self, shard: Shard) -> dict[str, pa.DataType]:
-        """Names and types of the columns: `null` where only nulls were seen."""
+        """Names and types of the columns: `null` where only nulls were seen, `REPEATED` for a name that occurs twice."""
 
     def pieces(self, shard: Shard, rows: int) -> list[Piece]:
         """Slices of about `rows` rows, in order, that cover the shard exactly once; always the same ones."""

@@ -15,11 +15,13 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import DataError
-from actors.formats.base import BATCH_BYTES, BATCH_ROWS, Wanted, reading, sample
+from actors.formats import int96
+from actors.formats.base import BATCH_BYTES, BATCH_ROWS, Wanted, columns_of, reading, sample
 from actors.headway import forward
 from actors.schema import POSITION, BadRow, Piece, Shard
 
@@ -48,7 +50,7 @@ class Parquet:
     def columns(self, shard: Shard) -> dict[str, pa.DataType]:
         """The top-level columns."""
         schema = _footer(shard).schema
-        return dict(zip(schema.names, schema.types, strict=True))
+        return columns_of(schema.names, schema.types)
 
     def pieces(self, shard: Shard, rows: int) -> list[Piece]:
         """Whole row groups, as many as make up to `rows` rows; a larger one is cut into even row ranges."""
@@ -75,14 +77,19 @@ class Parquet:
         with reading(shard, _WHAT), _opened(shard) as file:
             names = wanted.present(shard, file.schema_arrow.names)
             position = piece.start
+            lost = _lost_times(file, piece, names)
             for start, batch in _batches(file, piece, names):
                 first, last = max(piece.start, start), min(piece.stop, start + batch.num_rows)
                 if first >= last:
                     continue
                 part = batch.slice(first - start, last - first)
                 columns = {name: part.column(name) for name in names}
-                yield pa.table({**columns, POSITION: pa.array(np.arange(first, last, dtype=np.int64))})
+                table = pa.table({**columns, POSITION: pa.array(np.arange(first, last, dtype=np.int64))})
                 position = last
+                if lost:
+                    yield from _bad_rows(table, shard, wanted, lost)
+                    table = table.filter(pc.invert(pc.is_in(table[POSITION], value_set=pa.array(lost, pa.int64()))))
+                yield table
             if position != piece.stop:
                 raise DataError(
                     f"{shard.path!r} ends at row {position}, but its footer promises rows up to {piece.stop}: the file "
@@ -95,12 +102,13 @@ class Parquet:
 
 
 @contextmanager
-def _opened(shard: Shard) -> Iterator[pq.ParquetFile]:
+def _opened(shard: Shard, unit: int96.Unit = "us") -> Iterator[pq.ParquetFile]:
+    """The file, with INT96 timestamps in this unit."""
     local = storage.is_local(shard.path)
     # Buffered column by column: memory does not grow with the row group, and a store sees few, large requests.
     buffer_bytes = _BUFFER_BYTES if local else _REMOTE_BUFFER_BYTES
     with storage.open_arrow(shard.path) as source:
-        yield pq.ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=False)
+        yield pq.ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=False, coerce_int96_timestamp_unit=unit)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -142,6 +150,30 @@ def _batches(file: pq.ParquetFile, piece: Piece, names: list[str]) -> Iterator[t
         start += batch.num_rows
         if start >= piece.stop:
             return
+
+
+def _lost_times(file: pq.ParquetFile, piece: Piece, names: list[str]) -> dict[int, str]:
+    """Positions of a piece's rows with an INT96 timestamp that microseconds cannot hold, and what is wrong with each."""
+    names = int96.columns(file, names)
+    if not names:
+        return {}
+    lost: dict[int, str] = {}
+    with _opened(piece.shard, "ns") as fine, _opened(piece.shard, "s") as coarse:
+        readers = [_batches(each, piece, names) for each in (file, fine, coarse)]
+        for (start, batch), (_, in_ns), (_, in_s) in zip(*readers, strict=True):
+            for name in names:
+                for row, text in int96.misread(batch[name], in_ns[name], in_s[name]).items():
+                    if piece.start <= start + row < piece.stop:
+                        lost[start + row] = f"{name!r}: {text}"
+    return lost
+
+
+def _bad_rows(table: pa.Table, shard: Shard, wanted: Wanted, lost: dict[int, str]) -> Iterator[BadRow]:
+    ids = table[wanted.id] if wanted.id else None
+    for row, position in enumerate(table[POSITION].to_pylist()):
+        if position in lost:
+            name = None if ids is None or ids[row].as_py() is None else str(ids[row].as_py())
+            yield BadRow(shard.path, position, name, "wrong_type", lost[position])
 
 
 def _batch_rows(metadata: pq.FileMetaData, groups: list[int], names: set[str]) -> int:

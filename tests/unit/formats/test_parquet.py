@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import datetime as dt
 import io
 import re
 import struct
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from actors import storage
 from actors.errors import DataError, SourceChanged
 from actors.formats import FORMATS, Wanted
-from actors.schema import Piece
+from actors.formats.int96 import misread
+from actors.schema import BadRow, Piece
 
 PARQUET = FORMATS["parquet"]
 TEXT = Wanted({"text": pa.string()}, ("text",))
@@ -165,3 +168,60 @@ def zigzag(value: int) -> bytes:
     while value > 127:
         value, out = value >> 7, out + bytes([value & 127 | 128])
     return out + bytes([value])
+
+
+DATES = ["9999-12-31T23:59:59.999999", "0001-01-01", "2024-01-02T03:04:05.678901", None, "1600-01-01T00:00:00.000001"]
+
+
+def int96(**columns: pa.Array) -> bytes:
+    out = io.BytesIO()
+    count = len(next(iter(columns.values())))
+    pq.write_table(
+        pa.table({"id": range(count), **columns}), out, use_deprecated_int96_timestamps=True, row_group_size=2
+    )
+    return out.getvalue()
+
+
+def test_int96_timestamps_of_any_year_are_as_they_are(put, tables):
+    when = [date and dt.datetime.fromisoformat(date) for date in DATES]
+    kind = pa.timestamp("us")
+    columns = {
+        "t": pa.array(when, kind),
+        "t.t": pa.array(when, kind),
+        "list": pa.array([[one, None] for one in when], pa.list_(kind)),
+        "struct": pa.array([{"a": one} for one in when], pa.struct([("a", kind)])),
+        "map": pa.array([[("k", one)] for one in when], pa.map_(pa.string(), kind)),
+    }
+    shard = put("a.parquet", int96(**columns))
+    found = tables(Piece(shard, 0, 5, 5), Wanted(dict.fromkeys(columns, pa.null())))
+    for name, array in columns.items():
+        assert [value for table in found for value in table[name].to_pylist()] == array.to_pylist()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_int96_timestamp_between_two_microseconds_costs_its_row(put, nested):
+    when: list[int | None] = [1_700_000_000_123_456_000, 1_700_000_000_123_456_789, -1, None, -1000]
+    kind, wanted = pa.timestamp("ns"), Wanted({"id": pa.int64(), "t": pa.null()}, id="id")
+    array = pa.array(
+        [[{"a": one}, None] for one in when] if nested else when, pa.list_(pa.struct([("a", kind)])) if nested else kind
+    )
+    shard = put("a.parquet", int96(t=array))
+    good: list[pa.Table] = []
+    bad: list[BadRow] = []
+    for start, stop in ((0, 2), (2, 5)):
+        for item in PARQUET.read(Piece(shard, start, stop, stop - start), wanted):
+            if isinstance(item, BadRow):
+                bad.append(item)
+            else:
+                good.append(item)
+    assert [row for table in good for row in table["id"].to_pylist()] == [0, 3, 4]
+    assert [(row.position, row.id, row.reason) for row in bad] == [(1, "1", "wrong_type"), (2, "2", "wrong_type")]
+    assert "'t': the INT96 timestamp 2023-11-14 22:13:20.123456 and 789 ns has a part below" in bad[0].error
+
+
+def test_an_int96_timestamp_beyond_64_bits_is_told_from_what_it_wraps_to():
+    seconds = 2**62 // 1_000_000 * 3
+    us, ns = (np.array([0, seconds * scale], object) % 2**64 for scale in (10**6, 10**9))
+    us, ns = (pa.array(part.astype(np.uint64).view(np.int64)) for part in (us, ns))
+    arrays = [us.view(pa.timestamp("us")), ns.view(pa.timestamp("ns")), pa.array([0, seconds], pa.timestamp("s"))]
+    assert misread(*arrays) == {1: "an INT96 timestamp that is beyond what 64 bits of microseconds hold"}

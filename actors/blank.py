@@ -1,0 +1,50 @@
+"""Which texts show nothing: no character, or only ones without ink and meaning.
+
+Used by the reader. White space, control characters and format characters (Unicode's categories Cc, Cf and Z) show
+nothing, and neither do the other characters that Unicode tells every program to ignore where it cannot use them: fillers,
+joiners and selectors. A combining mark shows, and so does an emoji that is held together by joiners. Only texts whose first
+byte may begin such a character are looked at further, so that most cost a look at one byte.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# The last part is Unicode's Default_Ignorable_Code_Point, as far as it is in none of the categories.
+_CLASS = (
+    r"\s\p{Z}\p{Cc}\p{Cf}"
+    r"\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{2065}\x{3164}\x{FE00}-\x{FE0F}\x{FFA0}"
+    r"\x{FFF0}-\x{FFF8}\x{E0000}-\x{E0FFF}"
+)
+_BLANK = rf"\A[{_CLASS}]*\z"
+
+
+# The bytes that begin the UTF-8 of such a character; a test goes through all of them.
+_FIRST_BYTES = np.zeros(256, dtype=bool)
+_FIRST_BYTES[[*range(0x21), 0x7F, 0xC2, 0xCD, 0xD8, 0xDB, 0xDC, 0xE0, 0xE1, 0xE2, 0xE3, 0xEF, 0xF0, 0xF3]] = True
+
+
+def blank_rows(texts: pa.StringArray) -> npt.NDArray[np.int64]:
+    """Indices of the texts that show nothing.
+
+    Args:
+        texts: Valid UTF-8 without nulls.
+    """
+    if len(texts) == 0:
+        return np.empty(0, dtype=np.int64)
+    _, offsets_buffer, data_buffer = texts.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    starts, empty = offsets[:-1], offsets[1:] == offsets[:-1]
+    may = empty.copy()
+    if not empty.all():
+        data = np.frombuffer(data_buffer, dtype=np.uint8)
+        may |= _FIRST_BYTES[data[np.where(empty, 0, starts)]]
+    candidates = np.flatnonzero(may)
+    if len(candidates) == 0:
+        return candidates
+    found = pc.match_substring_regex(texts.take(pa.array(candidates)), _BLANK)
+    rows: npt.NDArray[np.int64] = candidates[found.to_numpy(zero_copy_only=False)]
+    return rows
