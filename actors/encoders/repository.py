@@ -41,7 +41,7 @@ class Repository:
         folder: Where config.json, weights and tokenizer.json are (the root, or the first module's folder).
         pooling: "mean", "cls", "last", or None where it is not said.
         max_tokens: `max_seq_length`, or None where it is left open; what is no number stands here as text.
-        lowercase: Texts are lower-cased before the tokenizer.
+        lowercase: The tokenizer lower-cases texts before its other steps.
         prompts: Named texts to put in front.
         default_prompt: Name of the one used when none is asked for.
     """

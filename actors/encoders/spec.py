@@ -66,7 +66,7 @@ class ModelSpec:
         precision: Class of arithmetic. "bfloat16" allows 16-bit arithmetic where the hardware has it; the worst
             cosine to float32 is 0.999 or better either way, so that machines may differ within one table. "int8"
             is a class of its own: products of 8-bit integers, for CPUs.
-        lowercase: Texts are lower-cased before the tokenizer.
+        lowercase: The tokenizer lower-cases texts before its other steps; special tokens in them stay.
         weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
         adapters: Adapters put beside or in the place of the published ones.
         vocab_size: Rows of the word table, 0 where it is not known. A token id beyond is refused.
@@ -118,7 +118,8 @@ class ModelSpec:
             "dim": self.dim,
             "max_tokens": self.max_tokens,
             "precision": self.precision,
-            "lowercase": self.lowercase,
+            # Earlier versions wrote true, lower-cased before the tokenizer, and so spoilt special tokens in a text.
+            "lowercase": "in the tokenizer" if self.lowercase else False,
         }
 
     def with_task(self, task: str | None) -> ModelSpec:
