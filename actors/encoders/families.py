@@ -22,6 +22,7 @@ LAYOUTS: dict[str, Callable[[Config, Tensors], FamilyFacts | None]] = {
 }
 
 
+_EPSILONS = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
 # What stands before every name where the whole of a larger object was saved, as sentence-transformers and DDP have them.
 _WRAPPERS = ("0.auto_model.", "0.model.", "auto_model.", "module.", "model.")
 
@@ -38,7 +39,7 @@ def detect(config: Config, tensors: Tensors, *, where: str) -> tuple[FamilyFacts
         The facts, and the tensors by the names that the facts have for them: without what stood before all of them.
 
     Raises:
-        ModelError: No family does, or its numbers are quantized.
+        ModelError: No family does, its numbers are quantized, or its norms add no small number.
     """
     if quantized := config.get("quantization_config"):
         how = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -46,6 +47,10 @@ def detect(config: Config, tensors: Tensors, *, where: str) -> tuple[FamilyFacts
             f"{where} has weights that are quantized ({how!r}), which cannot be read. Take the model that was quantized; "
             "`encoder.dtype: int8` computes it in 8-bit integers on CPUs."
         )
+    for key in _EPSILONS:
+        eps = config.get(key)
+        if eps is not None and not (isinstance(eps, int | float) and 0 < eps < 1):
+            raise ModelError(f"{where} has {key} {eps!r} in its config.json, which must be a number between 0 and 1.")
     inner: Tensors | None = tensors
     while inner is not None:
         for recognise in LAYOUTS.values():

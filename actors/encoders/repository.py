@@ -163,6 +163,8 @@ def _pooling(path: Path) -> str:
     named = config.get("pooling_mode")
     on = [named] if isinstance(named, str) else list(named) if isinstance(named, list) else []
     on = on or [key.removeprefix("pooling_mode_") for key, value in config.items() if _is_mode(key) and value]
+    if not any(key.startswith("pooling_mode") for key in config):
+        on = ["mean"]  # as in sentence-transformers
     if len(on) != 1 or on[0] not in _POOLINGS:
         raise ModelError(
             f"{path} asks for pooling {on}; supported is one of mean, cls, lasttoken. Take another model: one with the right "
