@@ -63,7 +63,9 @@ def encode_documents(
         except UnfitVectors as error:
             return refuse_unfit(error.vectors, partial(_chunk_name, chunks))
     windows = cut_windows(documents, max_tokens=encoder.spec.max_tokens, overlap_tokens=chunking.overlap_tokens)
-    vectors = _late(encoder, windows, int(chunks.sum()), None if tasks is None else [tasks[row] for row in windows.text])
+    vectors = _late(
+        encoder, windows, int(chunks.sum()), None if tasks is None else [tasks[row] for row in windows.text]
+    )
     return refuse_unfit(vectors, partial(_chunk_name, chunks))
 
 

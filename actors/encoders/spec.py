@@ -26,7 +26,14 @@ _PRECISIONS = {
     "int8": "int8",
 }
 # Files of tokenizers that need code of transformers to be read.
-_OLD_TOKENIZERS = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+_OLD_TOKENIZERS = (
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,23 @@ INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 _ADAPTER = "adapter_config.json"
 # Formats that other tools write, by the patterns of their names: those that can run code when opened, and others.
-_PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "model.ckpt", "consolidated*.pth")
-_FOREIGN = ("tf_model.h5", "flax_model.msgpack", "*.gguf", "*.onnx", "onnx/*.onnx", "openvino/*.xml", "openvino_model.xml")
+_PICKLED = (
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "model.pt",
+    "model.pth",
+    "model.ckpt",
+    "consolidated*.pth",
+)
+_FOREIGN = (
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "*.gguf",
+    "*.onnx",
+    "onnx/*.onnx",
+    "openvino/*.xml",
+    "openvino_model.xml",
+)
 _CONVERT = (
     "Use a revision with model.safetensors, or load it once with transformers and save it with `save_pretrained`, which "
     "writes one"
@@ -86,7 +101,9 @@ def _choose(folder: Path) -> tuple[str, ...]:
     if len(found) == 1:
         part = _SHARD.fullmatch(found[0])
         if part is not None and int(part[2]) > 1:
-            raise ModelError(f"{folder} has {found[0]}, one part of {int(part[2])}, and no {INDEX}. Fetch it again, whole.")
+            raise ModelError(
+                f"{folder} has {found[0]}, one part of {int(part[2])}, and no {INDEX}. Fetch it again, whole."
+            )
         _check_link(folder / found[0])
         return found
     if found:
@@ -99,7 +116,9 @@ def _choose(folder: Path) -> tuple[str, ...]:
             f"{folder} has only pickled weights ({_some(pickled)}), which can run code when opened and are refused. {_CONVERT}."
         )
     if foreign := _matching(folder, _FOREIGN):
-        raise ModelError(f"{folder} has no *.safetensors file, only {_some(foreign)}, which cannot be read. {_CONVERT}.")
+        raise ModelError(
+            f"{folder} has no *.safetensors file, only {_some(foreign)}, which cannot be read. {_CONVERT}."
+        )
     raise ModelError(f"{folder} has no *.safetensors file. Give the folder of a complete checkpoint.")
 
 
@@ -144,7 +163,9 @@ def _of_today(tensors: dict[str, TensorInfo], folder: Path) -> dict[str, TensorI
             if name.endswith(old):
                 today = name.removesuffix(old) + new
         if today != name and today in tensors:
-            raise ModelError(f"{folder} has {name!r} and {today!r}, two names of one tensor. Fetch the checkpoint again.")
+            raise ModelError(
+                f"{folder} has {name!r} and {today!r}, two names of one tensor. Fetch the checkpoint again."
+            )
         renamed[today] = info if today == name else replace(info, name=name)
     return renamed
 

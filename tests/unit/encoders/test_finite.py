@@ -63,7 +63,10 @@ def sound(spec):
 
 def spoilt(sound, value: float, *, bad: int = 9, at: int = 0, **changes) -> Encoder:
     return Encoder(
-        replace(sound.spec, **changes), device="cpu", family=Spoilt(sound.family, bad, value, at), budget=BudgetController([40])
+        replace(sound.spec, **changes),
+        device="cpu",
+        family=Spoilt(sound.family, bad, value, at),
+        budget=BudgetController([40]),
     )
 
 
@@ -140,7 +143,9 @@ def stage_and_rows(encoder: Encoder, texts: list[str], *, chunked: bool) -> tupl
     )
     if chunking is None:
         ids = encoder.tokenizer.tokenize(texts).ids
-        table = table.append_column(INPUT_IDS, ids).append_column(TOKENS, pa.array([len(row) for row in ids], pa.int32()))
+        table = table.append_column(INPUT_IDS, ids).append_column(
+            TOKENS, pa.array([len(row) for row in ids], pa.int32())
+        )
     else:
         documents = Chunker(encoder.spec, chunking).chunk(texts, None)
         for name in documents.column_names:
@@ -167,7 +172,9 @@ def test_a_token_beyond_the_word_table_is_an_error_and_no_crash(sound):
 @given(data=st.data(), dim=st.integers(1, 6), n=st.integers(0, 6))
 def test_only_unit_vectors_of_the_right_width_are_reused(data, dim, n):
     """Whatever another tool left in a column of vectors."""
-    kinds = st.sampled_from(["fit", "nan", "inf", "zeros", "short", "long", "empty", "null", "null inside", "made up", "huge"])
+    kinds = st.sampled_from(
+        ["fit", "nan", "inf", "zeros", "short", "long", "empty", "null", "null inside", "made up", "huge"]
+    )
     wanted = data.draw(st.lists(kinds, min_size=n, max_size=n))
     vectors = []
     for kind in wanted:
@@ -224,7 +231,9 @@ def test_every_tensor_that_is_used_is_checked_when_it_is_loaded(tmp_path, family
     for name in (used[0], used[len(used) // 2], used[-1]):
         (tmp_path / "model" / "model.safetensors").write_bytes(whole)
         spoil(tmp_path / "model", name, value, dtype)
-        with pytest.raises(ModelError, match=rf"model\.safetensors has values in '{name}' that are not finite: 1 of \d+"):
+        with pytest.raises(
+            ModelError, match=rf"model\.safetensors has values in '{name}' that are not finite: 1 of \d+"
+        ):
             load_encoder(replace(spec, weights_sha256=""))
 
 
@@ -250,5 +259,7 @@ def test_an_adapter_that_is_not_finite_with_its_scale_is_refused(tmp_path, alpha
         factors[stem.format("A")] = torch.ones(4, hidden)
         factors[stem.format("B")] = torch.full((3 * hidden, 4), 1e10 if alpha > 1 else NAN)
     folder = write_peft(tmp_path / "adapter", factors, r=4, lora_alpha=alpha)
-    with pytest.raises(ModelError, match=r"adapter_model\.safetensors has values in '.*lora_B.weight' that are not finite"):
+    with pytest.raises(
+        ModelError, match=r"adapter_model\.safetensors has values in '.*lora_B.weight' that are not finite"
+    ):
         encoder.adapters.load("bad", folder)
