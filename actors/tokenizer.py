@@ -144,9 +144,9 @@ class Tokenizer:
                 self._tokenizer.enable_truncation(self.spec.max_tokens)
             for i in range(start, stop):
                 forward()
-                yield self._whole(encodings[i - start], texts[i], prompts[i])
+                yield self._whole(encodings[i - start], prompts[i])
 
-    def _whole(self, encoding: tokenizers.Encoding, text: str, prompt: str) -> Whole:
+    def _whole(self, encoding: tokenizers.Encoding, prompt: str) -> Whole:
         """Ids and places of one text, the places counted from behind the prompt."""
         places = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
         special = np.array(encoding.special_tokens_mask, bool)

@@ -24,8 +24,8 @@ from actors.encoders.adapter_registry import AdapterRegistry
 from actors.encoders.adapters import AdapterStore
 from actors.encoders.build import Family, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
-from actors.encoders.hardware import Compute, find_compute
 from actors.encoders.finite import refuse_unfit
+from actors.encoders.hardware import Compute, find_compute
 from actors.encoders.heap import keep_heap
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish, pool

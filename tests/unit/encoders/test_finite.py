@@ -202,11 +202,11 @@ def test_only_unit_vectors_of_the_right_width_are_reused(data, dim, n):
 # Weights
 
 WRITERS = {
-    "bert": (lambda folder: write_bert(folder), {}),
-    "jina_v1": (lambda folder: write_jina_v1(folder), {}),
-    "jina_v2": (lambda folder: write_jina_v2(folder), {}),
-    "jina_v3": (lambda folder: write_jina_v3(folder), {}),
-    "jina_v4": (lambda folder: write_jina_v4(folder), {"task": "retrieval.passage"}),
+    "bert": (write_bert, {}),
+    "jina_v1": (write_jina_v1, {}),
+    "jina_v2": (write_jina_v2, {}),
+    "jina_v3": (write_jina_v3, {}),
+    "jina_v4": (write_jina_v4, {"task": "retrieval.passage"}),
 }
 
 
