@@ -19,11 +19,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import tokenizers
+from tokenizers import normalizers
 
 from actors.encoders.spec import ModelSpec, check_task, folder_of
 from actors.errors import ModelError
@@ -91,6 +93,8 @@ class Tokenizer:
         self._tokenizer = _load(folder_of(spec) / "tokenizer.json")
         # A published file may carry padding and truncation of its own; ours are the only ones that count.
         self._tokenizer.no_padding()
+        if spec.lowercase:
+            self._tokenizer.normalizer = _lowering(self._tokenizer.normalizer)
         self._tokenizer.enable_truncation(spec.max_tokens)
 
     def tokenize(self, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> Tokens:
@@ -157,16 +161,14 @@ class Tokenizer:
                 self._tokenizer.enable_truncation(self.spec.max_tokens)
             for i in range(start, stop):
                 forward()
-                yield self._whole(encodings[i - start], texts[i], prompts[i])
+                yield self._whole(encodings[i - start], prompts[i])
 
-    def _whole(self, encoding: tokenizers.Encoding, text: str, prompt: str) -> Whole:
+    def _whole(self, encoding: tokenizers.Encoding, prompt: str) -> Whole:
         """Ids and places of one text, the places counted from behind the prompt."""
         places = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
         special = np.array(encoding.special_tokens_mask, bool)
         own = np.flatnonzero(~special)
         first, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(special), len(special))
-        if self.spec.lowercase:
-            places = _unlowered(prompt + text, places)
         if prompt:
             # A token that takes in the end of the prompt and the beginning of the text is the text's.
             while first < stop and places[first, 1] <= len(prompt):
@@ -189,11 +191,7 @@ class Tokenizer:
         return [self.spec.prompt if task == self.spec.task else self.spec.prompts.get(task or "", "") for task in tasks]
 
     def _prepare(self, text: str, prompt: str) -> str:
-        if prompt:
-            text = prompt + text
-        if self.spec.lowercase:
-            text = text.lower()
-        return text
+        return prompt + text if prompt else text
 
     def _encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
         encodings: list[tokenizers.Encoding] = []
@@ -255,15 +253,16 @@ def without_surrogates(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def _unlowered(text: str, places: Ints) -> Ints:
-    """Places in `text.lower()` (int64 [tokens, 2], start and end) as places in `text`.
+def _lowering(normalizer: Any) -> Any:
+    """The normalizer with lower-casing first, where it has none of its own.
 
-    Some characters become several when lowered; none goes away.
+    It is a step of the tokenizer, as in sentence-transformers 6, and not of the text before it: what the tokenizer takes for
+    a special token, such as `[SEP]`, is found before any step, and stays one.
     """
-    lengths = np.array([len(char.lower()) for char in text], np.int64)
-    origin = np.append(np.repeat(np.arange(len(text)), lengths), len(text))
-    starts, ends = places[:, 0], places[:, 1]
-    return np.stack([origin[starts], np.where(ends > starts, origin[ends - 1] + 1, origin[starts])], axis=1)
+    steps = list(normalizer) if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+    if any(isinstance(step, normalizers.Lowercase) for step in steps):
+        return normalizer
+    return normalizers.Sequence([normalizers.Lowercase(), *(step for step in steps if step is not None)])
 
 
 def _tokens(encodings: list[tokenizers.Encoding]) -> Tokens:

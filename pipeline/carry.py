@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
+from actors.errors import DataError
 from actors.parcel import Parcel
-from actors.schema import CHUNK, SHARD, Unit
+from actors.schema import CHUNK, EMBEDDING, ID, SHARD, Unit
 from actors.writer import WriterSpec
 
 
@@ -27,13 +28,18 @@ def _replaced(plan: str) -> pa.Array:
 
 
 def carry(unit: Unit, spec: WriterSpec) -> Parcel:
-    """The rows that stay of the unit's files, with everything that the table stores."""
+    """The rows that stay of the unit's files, with everything that the table stores.
+
+    Raises:
+        DataError: a vector among them is not finite, and there is no text here to encode again.
+    """
     parts = [spec.schema.empty_table()]
     for piece in unit.pieces:
         file = storage.open_read(storage.join(spec.table, piece.shard.path))
         rows = pq.read_table(file, partitioning=None)
         rows = rows.cast(pa.schema([spec.schema.field(name) for name in rows.column_names]))
         rows = rows.filter(pc.invert(pc.is_in(rows[SHARD], value_set=_replaced(spec.ledger))))
+        _check_finite(rows, piece.shard.path)
         for name, value in json.loads(piece.shard.etag).items():
             column = pa.array([value] * rows.num_rows, pa.string())
             rows = rows.append_column(name, pc.cast(column, spec.schema.field(name).type))
@@ -44,4 +50,19 @@ def carry(unit: Unit, spec: WriterSpec) -> Parcel:
         documents = int(np.count_nonzero(ready[CHUNK].to_numpy() == 0))
     return Parcel(
         unit.number, table=ready.slice(0, 0), ready=ready, rows_read=documents, counts={"documents": documents}
+    )
+
+
+def _check_finite(rows: pa.Table, path: str) -> None:
+    """Raises where a vector of a file of the table is not finite: it must not be published again."""
+    vectors = rows[EMBEDDING].combine_chunks()
+    values = vectors.flatten().to_numpy(zero_copy_only=False)
+    good = np.isfinite(values)
+    if good.all():
+        return
+    numbers = np.unique(pc.list_parent_indices(vectors).to_numpy()[~good])
+    raise DataError(
+        f"{path} of the table has {len(numbers)} rows whose vectors are not finite (first: id {rows[ID][int(numbers[0])].as_py()!r}). "
+        "Another tool, or a version before this was checked, wrote them. Delete those rows and refresh with "
+        "`--foreign-commits restore`, which encodes their texts again, or backfill into a new table."
     )

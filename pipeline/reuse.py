@@ -18,6 +18,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
@@ -30,6 +31,8 @@ from pipeline.scratch import Room, on_disk
 # What a vector brings along from the table; everything else of a row comes from the source as it is now.
 STORED = (EMBEDDING, TOKENS, CHUNK, START, END)
 CACHE_BYTES = 1 << 30
+# The square of a stored vector's length may be this far from 1; rounding to bfloat16 moves it by 0.008 at most.
+_SQUARE_SLACK = 0.02
 PLACED = np.dtype([("row", "<i8"), ("file", "<i4"), ("count", "<i4")])
 _HASHES, _PLACES, _FILES = "hashes", "places", "files.json"
 
@@ -60,12 +63,16 @@ class Reuse:
         self._cache: OrderedDict[str, pa.Table] = OrderedDict()
         self._cached_bytes = 0
 
-    def split(self, rows: pa.Table, names: Iterable[str]) -> tuple[pa.Table, pa.Table | None]:
+    def split(
+        self, rows: pa.Table, names: Iterable[str], *, dim: int | None = None
+    ) -> tuple[pa.Table, pa.Table | None]:
         """The rows that need the encoder, and the others with what the table has of them.
 
         Args:
             rows: A unit as read, with `_hash`.
             names: Columns of the table; those in `STORED` are taken from it.
+            dim: Width of the vectors. Texts of which a stored vector is not a unit vector of this width need the encoder:
+                another tool, or a version before this check, may have written it. None takes stored vectors as they are.
         """
         hashes = hash_bytes(rows[HASH])
         known = contains(self._places.hashes, hashes)
@@ -74,6 +81,15 @@ class Reuse:
         places = self._places.rows[np.searchsorted(self._places.hashes, hashes[known])]
         stored = [name for name in STORED if name in set(names)]
         old = self._fetch(places, stored)
+        if dim is not None and EMBEDDING in stored:
+            fit = unit_vectors_of(old[EMBEDDING], dim)
+            if not fit.all():
+                owner = np.repeat(np.arange(len(places)), places["count"])
+                whole = np.bincount(owner, weights=~fit, minlength=len(places)) == 0
+                known[np.flatnonzero(known)[~whole]] = False
+                places, old = places[whole], old.filter(pa.array(whole[owner]))
+                if not known.any():
+                    return rows, None
         repeats = np.repeat(np.flatnonzero(known), places["count"])
         ready = rows.take(pa.array(repeats))
         for name in stored:
@@ -109,6 +125,23 @@ class Reuse:
             _, gone = self._cache.popitem(last=False)
             self._cached_bytes -= gone.nbytes
         return table
+
+
+def unit_vectors_of(column: pa.ChunkedArray, dim: int) -> npt.NDArray[np.bool_]:
+    """Which stored vectors can be reused, bool [rows]: finite, `dim` wide and of unit length, as far as storage rounds.
+
+    The first unit vector itself is none of ours: earlier versions wrote it for a text without a vector.
+    """
+    vectors = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(vectors), -1).to_numpy(zero_copy_only=False)
+    fit: npt.NDArray[np.bool_] = lengths == dim
+    values = (vectors if fit.all() else vectors.filter(pa.array(fit))).flatten()
+    flat = values.to_numpy(zero_copy_only=False).reshape(-1, dim)  # a null becomes NaN
+    squares = np.einsum("ij,ij->i", flat, flat)
+    made_up = (flat[:, 0] == 1.0) & (squares == 1.0) if dim > 1 else False
+    # A NaN compares as false.
+    fit[fit] = (np.abs(squares - 1.0) < _SQUARE_SLACK) & ~made_up
+    return fit
 
 
 @lru_cache(maxsize=1)

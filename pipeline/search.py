@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors import storage
+from actors.encoders.finite import UnfitVectors
 from actors.encoders.spec import ModelSpec, describe
-from actors.errors import ConfigError, ModelError, TableConflict
+from actors.errors import ConfigError, DataError, ModelError, TableConflict
 from actors.schema import EMBEDDING, HASH, ID
 from pipeline import delta, fingerprint
 from pipeline.config import Encoder as EncoderSection
@@ -119,6 +120,7 @@ class Searcher:
 
         Raises:
             ConfigError: a question, `k` or `where` is wrong.
+            DataError: a question's vector is not finite.
             StorageError: the store refused or failed.
         """
         if k < 1:
@@ -129,7 +131,11 @@ class Searcher:
         dataset = self._table.to_pyarrow_dataset()
         names = [name for name in dataset.schema.names if name not in (EMBEDDING, HASH)]
         condition = None if where is None else parse_where(where, dataset.schema)
-        queries = self.encoder.encode(list(questions))
+        try:
+            queries = self.encoder.encode(list(questions))
+        except UnfitVectors as error:
+            number, reason = next(iter(error.reasons.items()))
+            raise DataError(f"the question {questions[number]!r} cannot be searched for: {reason}") from None
         best = Best(len(questions), k)
         batches = dataset.to_batches(columns=[*names, EMBEDDING], filter=condition, batch_size=BATCH_ROWS)
         with delta.asking(self._table):

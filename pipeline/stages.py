@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from actors.chunker import Chunker
 from actors.chunking import Chunking
+from actors.encoders.finite import UnfitVectors
 from actors.encoders.spec import ModelSpec
 from actors.errors import InvariantBroken, VectideError
 from actors.parcel import Parcel, pack, unpack
@@ -130,7 +131,7 @@ def _fill(parcel: Parcel, unit: Unit, spec: StageSpec) -> None:
     documents = table.num_rows
     if spec.reuse:
         known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
-        table, parcel.ready = known.split(table, spec.writer.schema.names)
+        table, parcel.ready = known.split(table, spec.writer.schema.names, dim=spec.model.dim)
     tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
     read_s = time.perf_counter()
     columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)
@@ -306,6 +307,13 @@ class EncodeStage:
             with lease.trying(span), self._watched(lease, span):
                 try:
                     work.vectors[work.places[low] : work.places[high]] = self._vectors(work.rows.slice(low, high - low))
+                    return
+                except UnfitVectors as error:
+                    # A document of which a chunk is missing would pass for a shorter one, so all of it goes.
+                    work.vectors[work.places[low] : work.places[high]] = error.vectors
+                    for number, reason in error.reasons.items():
+                        text = int(np.searchsorted(work.places, work.places[low] + number, side="right")) - 1
+                        work.failed.setdefault(text, ("encode_failed", reason))
                     return
                 except VectideError as error:
                     if isinstance(error, InvariantBroken):

@@ -24,7 +24,8 @@ from torch.nn import functional
 from actors.encoders.adapter_files import WEIGHTS, AdapterFiles, Part, Target, read_adapter
 from actors.encoders.hardware import Compute
 from actors.encoders.packed import PackedBatch
-from actors.errors import ConfigError, ModelError
+from actors.encoders.weights import check_finite
+from actors.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +168,9 @@ def load_adapter(files: AdapterFiles, *, compute: Compute) -> Adapter:
         used = [name for part in files.parts for name in (part.down, part.up)]
         tensors = {name: file.get_tensor(name).to(torch.float32) for name in used}
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ModelError(
-                f"{files.folder} has values in {name!r} that are not finite. Fetch or train the adapter again."
-            )
+        # What widens is multiplied with the scale before it is narrowed.
+        scaled = tensor * files.scale if name in {part.up for part in files.parts} else tensor
+        check_finite(scaled, compute.dtype, name=name, where=files.folder / WEIGHTS)
 
     def module(part: Part) -> str:
         return part.target.module

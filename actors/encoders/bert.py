@@ -16,7 +16,6 @@ from actors.encoders.layout_bert import position_offset
 from actors.encoders.linear import LayerNorm, Linear
 from actors.encoders.packed import PackedBatch
 from actors.encoders.weights import Weights
-from actors.errors import ModelError
 
 
 class BertLayer:
@@ -53,14 +52,15 @@ class Bert:
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
         config, weights = checkpoint.config, checkpoint.weights
-        act = config.get("hidden_act", "gelu")
-        if act != "gelu":
-            raise ModelError(f"config.json has hidden_act {act!r}; family 'bert' knows 'gelu' only.")
         eps = float(config.get("layer_norm_eps", 1e-12))
         self.words = weights.get("embeddings.word_embeddings.weight").to(compute.device, compute.dtype)
         # Every token is of type 0, so its row is added to each position once and for all.
         types = weights.get("embeddings.token_type_embeddings.weight")[0]
-        positions = weights.get("embeddings.position_embeddings.weight")[position_offset(config) :] + types
+        offset = position_offset(config)
+        # RoBERTa counts from 1, and row 0 of its part is for padding.
+        self.padding = offset - 1 if offset else None
+        first = offset - 1 if offset else 0
+        positions = weights.get("embeddings.position_embeddings.weight")[first:] + types
         self.positions = positions.to(compute.device, compute.dtype)
         self.norm = LayerNorm(
             weights.get("embeddings.LayerNorm.weight"), weights.get("embeddings.LayerNorm.bias"), eps, compute=compute
@@ -73,11 +73,25 @@ class Bert:
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Token states [tokens, hidden] in the compute type."""
-        x = functional.embedding(batch.ids, self.words) + functional.embedding(batch.positions(), self.positions)
+        x = functional.embedding(batch.ids, self.words) + functional.embedding(self._places(batch), self.positions)
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, batch)
         return x
+
+    def _places(self, batch: PackedBatch) -> torch.Tensor:
+        """int64 [tokens], the row of the position table for each token.
+
+        In RoBERTa a padding token, which a text may spell out, has a row of its own and is not counted.
+        """
+        if self.padding is None:
+            return batch.positions()
+        counts = batch.ids != self.padding
+        if batch.device.type == "cpu" and bool(counts.all()):  # on a card the question would cost more than the answer
+            return batch.positions() + 1
+        counted = torch.cumsum(counts, 0)
+        before = (counted - counts.long())[batch.offsets()[:-1].long()]
+        return (counted - batch.spread(before)) * counts
 
 
 def build(checkpoint: Checkpoint, compute: Compute) -> Bert:

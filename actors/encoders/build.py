@@ -19,6 +19,7 @@ from actors.encoders.hardware import Compute
 from actors.encoders.layout import Config, FamilyFacts, check_tensors
 from actors.encoders.packed import PackedBatch
 from actors.encoders.spec import ModelSpec, folder_of
+from actors.encoders.weight_files import read_tensors
 from actors.encoders.weights import Weights
 from actors.errors import ModelError
 
@@ -76,8 +77,8 @@ def build_family(spec: ModelSpec, compute: Compute) -> Family:
     folder = folder_of(spec)
     with checkpoint.understanding(folder):
         config: dict[str, Any] = checkpoint.read_json(folder / "config.json")
-        tensors = checkpoint.tensor_index(folder, checkpoint.weight_files(folder))
-        facts = detect(config, tensors, where=str(folder))
+        _, tensors = read_tensors(folder)
+        facts, tensors = detect(config, tensors, where=str(folder))
         if (facts.family, facts.variant, facts.hidden) != (spec.family, spec.variant, spec.hidden):
             raise ModelError(
                 f"{folder} holds family {facts.family!r} of width {facts.hidden} where the plan was made with "
@@ -85,7 +86,7 @@ def build_family(spec: ModelSpec, compute: Compute) -> Family:
             )
         check_tensors(facts, tensors, where=str(folder))
         build = cast("Builder", import_module(BUILDERS[facts.family]).build)
-        with torch.inference_mode(), Weights(folder, tensors, facts) as weights:
+        with torch.inference_mode(), Weights(folder, tensors, facts, compute.dtype) as weights:
             family = build(Checkpoint(spec, folder, config, facts, weights), compute)
     add_adapters(family, spec)
     return family

@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from actors.errors import ModelError
 from actors.refusals import plain
 
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
 _DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _SKIP = ["onnx/*", "openvino/*", "coreml/*", "*.onnx_data"]
 _MAX_HEADER_BYTES = 100_000_000
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,13 @@ class TensorInfo:
     Attributes:
         file: Path relative to the checkpoint's folder.
         dtype: The header's name, such as "F32" or "BF16".
+        name: What the file calls the tensor, where that is not the name that it is known by.
     """
 
     file: str
     shape: tuple[int, ...]
     dtype: str
+    name: str | None = None
 
 
 @contextmanager
@@ -117,43 +119,11 @@ def read_json(path: Path) -> Any:
         ModelError: The file is not JSON.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError, OSError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({plain(error)}). Fetch the checkpoint again.") from error
-
-
-def weight_files(folder: Path) -> tuple[str, ...]:
-    """Names of the safetensors files with the weights in `folder`, sorted.
-
-    Raises:
-        ModelError: There is none, or only pickled ones, or one that the index names is not there.
-    """
-    index = read_json(folder / "model.safetensors.index.json")
-    if index is not None:
-        names = sorted(set(index["weight_map"].values()))
-        if pickled := [name for name in names if not name.endswith(".safetensors")]:
-            raise ModelError(
-                f"{folder} names {pickled[0]!r} as a file of its weights. Only safetensors are read: others can run code "
-                "when opened. Use a revision with model.safetensors, or convert the file."
-            )
-        absent = [name for name in names if not within(folder, name).is_file()]
-        if absent:
-            raise ModelError(
-                f"{folder} lacks weight files that its index names: {', '.join(absent)}. Fetch the checkpoint again."
-            )
-        return tuple(names)
-    found = tuple(sorted(path.name for path in folder.glob("*.safetensors")))
-    if found:
-        return found
-    pickled = [name for name in PICKLED if (folder / name).exists()]
-    if pickled:
-        raise ModelError(
-            f"{folder} has only pickled weights ({pickled[0]}), which can run code when opened and are refused. "
-            "Use a revision with model.safetensors, or convert the file."
-        )
-    raise ModelError(f"{folder} has no *.safetensors file. Give the folder of a complete checkpoint.")
 
 
 def tensor_index(folder: Path, files: Iterable[str]) -> dict[str, TensorInfo]:
@@ -181,14 +151,28 @@ def _header(path: Path) -> dict[str, Any]:
         for key, entry in header.items():
             if key != "__metadata__":
                 end = max(end, int(entry["data_offsets"][1]))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
-        raise ModelError(f"{path} is not a safetensors file ({plain(error)}). Fetch the checkpoint again.") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, struct.error) as error:
+        raise ModelError(
+            f"{path} is not a safetensors file ({_what_it_is(path) or plain(error)}). Fetch the checkpoint again."
+        ) from error
     if path.stat().st_size != 8 + size + end:
         raise ModelError(
             f"{path} has {path.stat().st_size} bytes where its header promises {8 + size + end}. "
             "Fetch the checkpoint again."
         )
     return header
+
+
+def _what_it_is(path: Path) -> str | None:
+    """What often lies where a file of weights should be, or None."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(len(_LFS_POINTER))
+    except OSError:
+        return None
+    if first == _LFS_POINTER:
+        return "it is a Git LFS pointer, which `git lfs pull` replaces with the file"
+    return None if first else "it has 0 bytes"
 
 
 def sha256_files(folder: Path, files: Iterable[str]) -> str:

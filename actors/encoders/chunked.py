@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import torch
 
 from actors.chunking import Chunking
+from actors.encoders.finite import UnfitVectors, refuse_unfit
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish
 from actors.encoders.windows import Windows, cut_windows
@@ -56,9 +58,22 @@ def encode_documents(
         each = (
             None if tasks is None else [task for task, count in zip(tasks, chunks, strict=True) for _ in range(count)]
         )
-        return encoder.encode_tokens(_chunk_ids(documents), each)
+        try:
+            return encoder.encode_tokens(_chunk_ids(documents), each)
+        except UnfitVectors as error:
+            return refuse_unfit(error.vectors, partial(_chunk_name, chunks))
     windows = cut_windows(documents, max_tokens=encoder.spec.max_tokens, overlap_tokens=chunking.overlap_tokens)
-    return _late(encoder, windows, int(chunks.sum()), None if tasks is None else [tasks[row] for row in windows.text])
+    vectors = _late(
+        encoder, windows, int(chunks.sum()), None if tasks is None else [tasks[row] for row in windows.text]
+    )
+    return refuse_unfit(vectors, partial(_chunk_name, chunks))
+
+
+def _chunk_name(chunks: Ints, number: int) -> str:
+    """A chunk in words, from how many each text has and its number among all."""
+    ends = np.cumsum(chunks)
+    text = int(np.searchsorted(ends, number, side="right"))
+    return f"chunk {number - int(ends[text] - chunks[text])} of text {text}"
 
 
 def chunk_vectors(documents: pa.Table, vectors: Floats) -> list[list[ChunkVector]]:

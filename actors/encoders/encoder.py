@@ -24,11 +24,12 @@ from actors.encoders.adapter_registry import AdapterRegistry
 from actors.encoders.adapters import AdapterStore
 from actors.encoders.build import Family, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
+from actors.encoders.finite import refuse_unfit
 from actors.encoders.hardware import Compute, find_compute
 from actors.encoders.heap import keep_heap
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish, pool
-from actors.encoders.running import MicroBatch, Reduce, Runner, Stats
+from actors.encoders.running import MicroBatch, Reduce, Runner, Stats, check_token_ids
 from actors.encoders.spec import ModelSpec, check_task
 from actors.errors import ConfigError
 from actors.tokenizer import Tokenizer
@@ -70,6 +71,8 @@ class Encoder:
         self.compute = compute or find_compute(spec.precision, device)
         if self.compute.device.type == "cpu":
             keep_heap()
+        # A family that was built elsewhere may have another word table than the checkpoint.
+        self._vocab_size = spec.vocab_size if family is None else 0
         self.family = family or build_family(spec, self.compute)
         self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
         self._tokenizer: Tokenizer | None = None
@@ -122,6 +125,7 @@ class Encoder:
 
         Raises:
             ConfigError: A task that the model does not have, or another number of tasks than texts.
+            UnfitVectors: A `DataError`: texts whose vectors are not finite or all zeros, by their index.
         """
         if isinstance(texts, str):
             raise ConfigError("encode takes a list of texts; put a single text into a list.")
@@ -141,7 +145,9 @@ class Encoder:
 
         Raises:
             ConfigError: As for `encode`.
-            DataError: A row without tokens, or one that does not fit the device's memory even alone.
+            DataError: A row without tokens, with a token that the model does not have, or that does not fit the device's
+                memory even alone.
+            UnfitVectors: A `DataError`: rows whose vectors are not finite or all zeros, by number, with the others' vectors.
         """
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
         done: list[tuple[Ints, torch.Tensor]] = []
@@ -156,7 +162,7 @@ class Encoder:
             vectors[np.concatenate([rows for rows, _ in done])] = torch.cat([unit for _, unit in done]).cpu().numpy()
             # The card works behind the host's back: most of its time is spent in this wait.
             self._runner.waited(time.perf_counter() - started)
-        return vectors
+        return refuse_unfit(vectors, "row {}".format)
 
     def encode_chunks(
         self,
@@ -185,6 +191,7 @@ class Encoder:
 
         Raises:
             ConfigError: A setting that is wrong or does not fit the model, or as for `encode`.
+            UnfitVectors: As for `encode_documents`.
         """
         if isinstance(texts, str):
             raise ConfigError("encode_chunks takes a list of texts; put a single text into a list.")
@@ -217,7 +224,7 @@ class Encoder:
             float32 [chunks of all texts, dim], each of unit length, text by text.
 
         Raises:
-            ConfigError, DataError: As for `encode_tokens`.
+            ConfigError, DataError: As for `encode_tokens`; the numbers of `UnfitVectors` are those of chunks.
         """
         self._check_tasks(tasks, documents.num_rows)
         return encode_documents(self, documents, chunking, tasks)
@@ -259,6 +266,7 @@ class Encoder:
             ConfigError, DataError: As for `encode_tokens`.
         """
         self._check_tasks(tasks, len(ids))
+        check_token_ids(ids, self._vocab_size)
         yield from self._runner.run(
             self.family,
             ids,

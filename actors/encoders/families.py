@@ -6,6 +6,7 @@ Torch-free. The order matters only in so far as every layout must refuse what is
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from actors.encoders import layout_bert, layout_jina_v1, layout_jina_v2, layout_jina_v3, layout_jina_v4
 from actors.encoders.layout import Config, FamilyFacts, Tensors
@@ -21,17 +22,54 @@ LAYOUTS: dict[str, Callable[[Config, Tensors], FamilyFacts | None]] = {
 }
 
 
-def detect(config: Config, tensors: Tensors, *, where: str) -> FamilyFacts:
+_EPSILONS = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
+# What stands before every name where the whole of a larger object was saved, as sentence-transformers and DDP have them.
+_WRAPPERS = ("0.auto_model.", "0.model.", "auto_model.", "module.", "model.")
+
+
+def detect(config: Config, tensors: Tensors, *, where: str) -> tuple[FamilyFacts, Tensors]:
     """The facts of the one family that recognises this checkpoint.
 
+    Args:
+        config: config.json.
+        tensors: Of the files.
+        where: The checkpoint, for messages.
+
+    Returns:
+        The facts, and the tensors by the names that the facts have for them: without what stood before all of them.
+
     Raises:
-        ModelError: None does.
+        ModelError: No family does, its numbers are quantized, or its norms add no small number.
     """
-    for recognise in LAYOUTS.values():
-        facts = recognise(config, tensors)
-        if facts is not None:
-            return facts
+    if quantized := config.get("quantization_config"):
+        how = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ModelError(
+            f"{where} has weights that are quantized ({how!r}), which cannot be read. Take the model that was quantized; "
+            "`encoder.dtype: int8` computes it in 8-bit integers on CPUs."
+        )
+    for key in _EPSILONS:
+        eps = config.get(key)
+        if eps is not None and not (isinstance(eps, int | float) and 0 < eps < 1):
+            raise ModelError(f"{where} has {key} {eps!r} in its config.json, which must be a number between 0 and 1.")
+    inner: Tensors | None = tensors
+    while inner is not None:
+        for recognise in LAYOUTS.values():
+            facts = recognise(config, inner)
+            if facts is not None:
+                return facts, inner
+        inner = _unwrapped(inner)
     raise ModelError(
         f"{where} is of no family that is known (model_type {config.get('model_type')!r}, first tensors: "
         f"{', '.join(sorted(tensors)[:4])}). Known families: {', '.join(sorted(LAYOUTS))}."
     )
+
+
+def _unwrapped(tensors: Tensors) -> Tensors | None:
+    """The tensors without what stands before every name; None where nothing does."""
+    for wrapper in _WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            return {
+                name.removeprefix(wrapper): info if info.name else replace(info, name=name)
+                for name, info in tensors.items()
+            }
+    return None

@@ -19,6 +19,7 @@ from actors.errors import ModelError
 Config = Mapping[str, Any]
 Tensors = Mapping[str, TensorInfo]
 _NAMED = 8
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class FamilyFacts:
         needed: Every tensor the model needs, by its full name in the file, with its shape.
         ignorable: Regular expressions (whole names) of tensors that may be there and are not used.
         prefix: What stands before each name in this file, such as "bert.".
+        vocab_size: Rows of the word table: token ids are 0 to one less.
         pooling: "mean", "cls" or "last" where the repository does not say.
         tasks: Names that `task` may have. Empty: the model knows no tasks.
         default_task: The task taken when none is named; None means none.
@@ -57,6 +59,7 @@ class FamilyFacts:
     ignorable: tuple[str, ...] = ()
     variant: str = ""
     prefix: str = ""
+    vocab_size: int = 0
     pooling: str = "mean"
     tasks: tuple[str, ...] = ()
     default_task: str | None = None
@@ -105,6 +108,12 @@ def check_tensors(facts: FamilyFacts, tensors: Tensors, *, where: str) -> None:
     ]
     if wrong:
         raise ModelError(f"{where} has tensors of other shapes than its config.json says: {_some(wrong)}.")
+    numbers = [f"{name} ({tensors[name].dtype})" for name in facts.needed if tensors[name].dtype not in _FLOATS]
+    if numbers:
+        raise ModelError(
+            f"{where} has {len(numbers)} tensors of types that are no weights: {_some(numbers)}. Known types are "
+            f"{', '.join(_FLOATS)}. Take a checkpoint that is not quantized."
+        )
     idle = [re.compile(pattern) for pattern in facts.ignorable]
     unknown = [
         name for name in tensors if name not in facts.needed and not any(pattern.fullmatch(name) for pattern in idle)
@@ -135,6 +144,20 @@ def check_adapters(facts: FamilyFacts, folder: Path) -> None:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def check_encoder(config: Config, family: str) -> None:
+    """Raises where a config asks for a decoder, whose tokens see only those before them.
+
+    Raises:
+        ModelError: Names the setting and the way out.
+    """
+    for key in ("is_decoder", "add_cross_attention"):
+        if config.get(key):
+            raise ModelError(
+                f"config.json has {key} {config[key]!r}, which makes it a decoder; family {family!r} is an encoder, whose tokens "
+                f"see all others. Set {key} to false if the model was trained as an encoder, or take another one."
+            )
 
 
 def config_int(config: Config, key: str) -> int:

@@ -5,7 +5,7 @@ Recognised by its tensor names: `model_type` alone says "bert" for other archite
 
 from __future__ import annotations
 
-from actors.encoders.layout import Config, FamilyFacts, Tensors, config_int
+from actors.encoders.layout import Config, FamilyFacts, Tensors, check_encoder, config_int
 from actors.errors import ModelError
 
 POSITIONS = "embeddings.position_embeddings.weight"
@@ -34,6 +34,10 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     kind = config.get("position_embedding_type", "absolute")
     if kind != "absolute":
         raise ModelError(f"config.json has position_embedding_type {kind!r}; family 'bert' knows 'absolute' only.")
+    act = config.get("hidden_act", "gelu")
+    if act != "gelu":
+        raise ModelError(f"config.json has hidden_act {act!r}; family 'bert' knows 'gelu' only.")
+    check_encoder(config, "bert")
     hidden, inner = config_int(config, "hidden_size"), config_int(config, "intermediate_size")
     heads = config_int(config, "num_attention_heads")
     if hidden % heads:
@@ -63,6 +67,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     return FamilyFacts(
         family="bert",
         hidden=hidden,
+        vocab_size=config_int(config, "vocab_size"),
         max_tokens=positions - position_offset(config),
         needed={f"{prefix}{name}": shape for name, shape in needed.items()},
         ignorable=IDLE,

@@ -48,6 +48,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     return FamilyFacts(
         family="jina_v1",
         hidden=hidden,
+        vocab_size=config_int(config, "vocab_size"),
         max_tokens=TRAINED_TOKENS,
         needed=needed,
         # The word table is stored under one of two names, or under both.

@@ -6,7 +6,7 @@ Its config says `model_type: bert`, as BERT's does, and two architectures share 
 
 from __future__ import annotations
 
-from actors.encoders.layout import Config, FamilyFacts, Tensors, config_int
+from actors.encoders.layout import Config, FamilyFacts, Tensors, check_encoder, config_int
 from actors.encoders.layout_bert import IDLE
 from actors.errors import ModelError
 
@@ -31,6 +31,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     for key, known in (("position_embedding_type", "alibi"), ("feed_forward_type", "geglu"), ("hidden_act", "gelu")):
         if config.get(key, known) != known:
             raise ModelError(f"config.json has {key} {config[key]!r}; family 'jina_v2' knows {known!r} only.")
+    check_encoder(config, "jina_v2")
     hidden, heads = config_int(config, "hidden_size"), config_int(config, "num_attention_heads")
     if hidden % heads:
         raise ModelError(f"config.json has hidden_size {hidden} that num_attention_heads {heads} does not divide.")
@@ -47,6 +48,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         family="jina_v2",
         variant=variant,
         hidden=hidden,
+        vocab_size=config_int(config, "vocab_size"),
         max_tokens=config_int(config, "max_position_embeddings"),
         needed={f"{prefix}{name}": shape for name, shape in needed.items()},
         ignorable=IDLE,

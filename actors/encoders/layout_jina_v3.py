@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from actors.encoders.adapter_files import FILES, Target
-from actors.encoders.layout import Config, FamilyFacts, Tensors, config_int
+from actors.encoders.layout import Config, FamilyFacts, Tensors, check_encoder, config_int
 from actors.errors import ModelError
 
 NATIVE_TYPE = "jina_embeddings_v3"
@@ -53,6 +53,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     for key, known in (("hidden_act", "gelu"), ("position_embedding_type", "rotary")):
         if config.get(key, known) != known:
             raise ModelError(f"config.json has {key} {config[key]!r}; family 'jina_v3' knows {known!r} only.")
+    check_encoder(config, "jina_v3")
     hidden, heads = config_int(config, "hidden_size"), config_int(config, "num_attention_heads")
     if hidden % (2 * heads):
         raise ModelError(f"config.json has hidden_size {hidden}, not a multiple of 2 * num_attention_heads {heads}.")
@@ -65,6 +66,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         family="jina_v3",
         variant=variant,
         hidden=hidden,
+        vocab_size=config_int(config, "vocab_size"),
         max_tokens=config_int(config, "max_position_embeddings") - _RESERVED_POSITIONS,
         needed={f"{prefix}{name}": shape for name, shape in _needed(config, variant, len(tasks))},
         ignorable=_IDLE,

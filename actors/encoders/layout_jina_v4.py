@@ -59,6 +59,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         family="jina_v4",
         variant="adapters" if adapters else "merged",
         hidden=hidden,
+        vocab_size=config_int(text, "vocab_size"),
         max_tokens=min(TRAINED_TOKENS, config_int(text, "max_position_embeddings")),
         needed={f"{prefix}{name}": shape for name, shape in _needed(text).items()},
         ignorable=_IDLE,

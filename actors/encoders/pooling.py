@@ -6,6 +6,9 @@ import torch
 
 from actors.encoders.packed import PackedBatch
 
+# A shorter vector counts as zeros.
+SHORTEST = 1e-12
+
 
 def pool(hidden: torch.Tensor, batch: PackedBatch, how: str) -> torch.Tensor:
     """One vector per row.
@@ -33,10 +36,18 @@ def pool(hidden: torch.Tensor, batch: PackedBatch, how: str) -> torch.Tensor:
 def finish(pooled: torch.Tensor, dim: int) -> torch.Tensor:
     """Slices to `dim`, then normalises: in this order, or shortened vectors would not have unit length.
 
-    A vector of zeros has no direction; it becomes the first unit vector, so that no NaN leaves the encoder.
+    Args:
+        pooled: float32 [rows, hidden].
+        dim: Width of the vectors.
+
+    Returns:
+        float32 [rows, dim]. What has no unit vector is marked (`finite.refuse_unfit` reads the marks): a row is NaN where any
+        of its `hidden` numbers is not finite or their length is not, and infinite where the first `dim` are zeros, which
+        have no direction.
     """
     vectors = pooled[:, :dim]
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    first = torch.zeros_like(vectors)
-    first[:, 0] = 1.0
-    return torch.where(lengths > 1e-12, vectors / lengths.clamp_min(1e-12), first)
+    # What the slice leaves out counts too: a model that computes a NaN is not to be trusted with the rest.
+    whole = lengths if dim == pooled.shape[1] else torch.linalg.vector_norm(pooled, dim=1, keepdim=True)
+    marks = torch.where(torch.isfinite(whole), torch.inf, torch.nan)
+    return torch.where((lengths > SHORTEST) & torch.isfinite(whole), vectors / lengths, marks)

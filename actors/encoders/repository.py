@@ -14,7 +14,23 @@ from typing import Any
 from actors.encoders.checkpoint import read_json, within
 from actors.errors import ModelError
 
-_POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
+# What divides by another number than the mean has its direction, and every vector is brought to unit length.
+_POOLINGS = {
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "mean_sqrt_len_tokens": "mean",
+    "cls": "cls",
+    "cls_token": "cls",
+    "lasttoken": "last",
+}
+# Newest first, as sentence-transformers looks for them.
+_SENTENCE_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# A token and one special token on each side.
+SHORTEST_TEXT = 3
+_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +40,15 @@ class Repository:
     Attributes:
         folder: Where config.json, weights and tokenizer.json are (the root, or the first module's folder).
         pooling: "mean", "cls", "last", or None where it is not said.
-        max_tokens: `max_seq_length`, or None.
-        lowercase: Texts are lower-cased before the tokenizer.
+        max_tokens: `max_seq_length`, or None where it is left open; what is no number stands here as text.
+        lowercase: The tokenizer lower-cases texts before its other steps.
         prompts: Named texts to put in front.
         default_prompt: Name of the one used when none is asked for.
     """
 
     folder: Path
     pooling: str | None = None
-    max_tokens: int | None = None
+    max_tokens: int | str | None = None
     lowercase: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
@@ -42,45 +58,123 @@ def read_repository(root: Path) -> Repository:
     """Reads modules.json and the files it leads to; without them, everything is left open.
 
     Raises:
-        ModelError: A module or a pooling that is not supported.
+        ModelError: A module or a pooling that is not supported or whose folder is missing, or a default prompt without text.
     """
-    folder, pooling = root, None
-    for module in read_json(root / "modules.json") or ():
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        at = within(root, str(module.get("path", "")))
-        if kind == "Pooling":
-            pooling = _pooling(at / "config.json")
-        elif kind == "Normalize":
-            continue
-        elif module.get("idx") == 0:
-            folder = at
-        else:
-            raise ModelError(
-                f"{root}/modules.json has a module of type {module.get('type')!r} that would change vectors and is "
-                "not supported (known: a transformer, Pooling, Normalize)."
-            )
-    sentence = read_json(folder / "sentence_bert_config.json") or {}
-    asked = read_json(root / "config_sentence_transformers.json") or {}
-    prompts = {str(name): str(text) for name, text in (asked.get("prompts") or {}).items() if text is not None}
+    folder, pooling = _modules(root)
+    sentence: dict[str, Any] = {}
+    for name in _SENTENCE_CONFIGS:
+        if sentence := _document(folder / name):
+            break
+    asked = _document(root / "config_sentence_transformers.json")
+    prompts = _prompts(asked, root)
+    default = asked.get("default_prompt_name")
+    # sentence-transformers knows these two by itself, without a text.
+    if default is not None and default not in (*prompts, "query", "document"):
+        known = f"its prompts are {', '.join(map(repr, prompts))}" if prompts else "it has no prompts"
+        raise ModelError(
+            f"{root}/config_sentence_transformers.json has default_prompt_name {default!r}, and {known}. Name one of them "
+            "there, or take the setting out for texts without a prompt."
+        )
     return Repository(
         folder=folder,
         pooling=pooling,
-        max_tokens=sentence.get("max_seq_length"),
+        max_tokens=_max_seq_length(sentence, folder),
         lowercase=bool(sentence.get("do_lower_case", False)),
         prompts=prompts if any(prompts.values()) else {},
-        default_prompt=asked.get("default_prompt_name"),
+        default_prompt=default,
     )
 
 
+def _modules(root: Path) -> tuple[Path, str | None]:
+    """The transformer's folder, and the pooling, of the modules that are listed."""
+    folder, pooling = root, None
+    listed = root / "modules.json"
+    modules = read_json(listed) or ()
+    for number, module in enumerate(modules):
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        path = str(module.get("path", ""))
+        at = within(root, path)
+        if kind == "Pooling" and number and pooling is None:
+            if not (at / "config.json").is_file():
+                raise ModelError(
+                    f"{listed} has a Pooling module in the folder {path!r}, and {at}/config.json is not there. "
+                    "Fetch the checkpoint again with its subfolders."
+                )
+            pooling = _pooling(at / "config.json")
+        elif kind in ("Normalize", "Dropout") and number:
+            continue  # vectors have unit length anyway, and nothing is dropped outside of training
+        elif kind == "Transformer" and not number:
+            if not at.is_dir():
+                raise ModelError(
+                    f"{listed} has its transformer in the folder {path!r}, and {at} is not there. "
+                    "Fetch the checkpoint again with its subfolders."
+                )
+            folder = at
+        else:
+            raise ModelError(
+                f"{listed} has a module of type {module.get('type')!r} at place {number} that would change vectors and is "
+                "not supported (known: a transformer, then Pooling, then Normalize or Dropout). Take another model."
+            )
+    if modules and pooling is None and str(modules[0].get("type", "")).startswith("sentence_transformers."):
+        raise ModelError(
+            f"{listed} has no Pooling module, so it does not say what a text's vector is. Fetch the checkpoint again, or add "
+            "the module that its model card names."
+        )
+    return folder, pooling
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty where there is no file.
+
+    Raises:
+        ModelError: It is not an object.
+    """
+    found = read_json(path)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} has {type(found).__name__} where an object of settings is needed. Fetch it again.")
+    return found
+
+
+def _prompts(asked: Mapping[str, Any], root: Path) -> dict[str, str]:
+    """The named prompts; null is no text, as in sentence-transformers."""
+    prompts = asked.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
+        raise ModelError(
+            f"{root}/config_sentence_transformers.json has prompts {str(prompts)[:_SHOWN]!r} where texts by their names are needed. "
+            "Fetch it again."
+        )
+    return {name: text or "" for name, text in prompts.items()}
+
+
+def _max_seq_length(sentence: Mapping[str, Any], folder: Path) -> int | str | None:
+    """`max_seq_length`, or where it is not given the tokenizer's `model_max_length`, as in sentence-transformers."""
+    said = sentence.get("max_seq_length")
+    if said is None:
+        limit = _document(folder / "tokenizer_config.json").get("model_max_length")
+        # Files that know no limit have 10^30 there, as a float.
+        return limit if type(limit) is int and limit >= SHORTEST_TEXT else None
+    return said if type(said) is int else repr(said)
+
+
 def _pooling(path: Path) -> str:
-    config: dict[str, Any] = read_json(path) or {}
+    config = _document(path)
     named = config.get("pooling_mode")
-    on = [named] if isinstance(named, str) else []
+    on = [named] if isinstance(named, str) else list(named) if isinstance(named, list) else []
     on = on or [key.removeprefix("pooling_mode_") for key, value in config.items() if _is_mode(key) and value]
+    if not any(key.startswith("pooling_mode") for key in config):
+        on = ["mean"]  # as in sentence-transformers
     if len(on) != 1 or on[0] not in _POOLINGS:
-        raise ModelError(f"{path} asks for pooling {on}; supported is one of mean, cls, lasttoken.")
+        raise ModelError(
+            f"{path} asks for pooling {on}; supported is one of mean, cls, lasttoken. Take another model: one with the right "
+            "pooling was trained for it."
+        )
     if config.get("include_prompt") is False:
-        raise ModelError(f"{path} has include_prompt false (pooling without the prompt), which is not supported.")
+        raise ModelError(
+            f"{path} has include_prompt false (pooling without the prompt), which is not supported. Set it to true if no "
+            "prompt is used: the vectors are the same then."
+        )
     return _POOLINGS[on[0]]
 
 

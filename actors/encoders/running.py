@@ -233,3 +233,28 @@ def _split(ids: pa.ListArray) -> tuple[npt.NDArray[np.int32], Ints, Ints]:
         row = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False) | (lengths == 0))[0])
         raise DataError(f"row {row} has no token ids. Set rows without text aside before encoding.")
     return ids.values.to_numpy(), offsets[:-1], lengths
+
+
+def check_token_ids(ids: pa.ListArray, vocab_size: int) -> None:
+    """Raises unless the model has a row for every token: a card would end the whole process at one that is not there.
+
+    Args:
+        ids: `list<int32>`.
+        vocab_size: Rows of the model's word table; 0 where it is not known.
+
+    Raises:
+        DataError: Names the row, the token and the table.
+    """
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    values = ids.flatten().to_numpy()
+    if not vocab_size or not len(values) or (values.min() >= 0 and values.max() < vocab_size):
+        return
+    flat, starts, lengths = _split(ids)
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        for token in flat[start : start + length]:
+            if not 0 <= token < vocab_size:
+                raise DataError(
+                    f"row {row} has the token {int(token)}, and the model's word table has {vocab_size} rows, 0 to "
+                    f"{vocab_size - 1}. Take the tokenizer that the model was trained with."
+                )

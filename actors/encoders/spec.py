@@ -13,7 +13,8 @@ from pathlib import Path
 from actors.encoders import checkpoint
 from actors.encoders.families import detect
 from actors.encoders.layout import FamilyFacts, check_adapters, check_tensors
-from actors.encoders.repository import Repository, read_repository
+from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repository
+from actors.encoders.weight_files import read_tensors
 from actors.errors import ConfigError, ModelError
 
 _PRECISIONS = {
@@ -24,6 +25,15 @@ _PRECISIONS = {
     "fp32": "float32",
     "int8": "int8",
 }
+# Files of tokenizers that need code of transformers to be read.
+_OLD_TOKENIZERS = (
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +73,10 @@ class ModelSpec:
         precision: Class of arithmetic. "bfloat16" allows 16-bit arithmetic where the hardware has it; the worst
             cosine to float32 is 0.999 or better either way, so that machines may differ within one table. "int8"
             is a class of its own: products of 8-bit integers, for CPUs.
-        lowercase: Texts are lower-cased before the tokenizer.
+        lowercase: The tokenizer lower-cases texts before its other steps; special tokens in them stay.
         weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
         adapters: Adapters put beside or in the place of the published ones.
+        vocab_size: Rows of the word table, 0 where it is not known. A token id beyond is refused.
     """
 
     model: str
@@ -89,6 +100,7 @@ class ModelSpec:
     config_sha256: str
     tokenizer_sha256: str
     adapters: tuple[AdapterRef, ...] = ()
+    vocab_size: int = 0
 
     def lineage(self) -> dict[str, str | int | float | bool | None]:
         """All that changes vectors, JSON-able.
@@ -113,7 +125,8 @@ class ModelSpec:
             "dim": self.dim,
             "max_tokens": self.max_tokens,
             "precision": self.precision,
-            "lowercase": self.lowercase,
+            # Earlier versions wrote true, lower-cased before the tokenizer, and so spoilt special tokens in a text.
+            "lowercase": "in the tokenizer" if self.lowercase else False,
         }
 
     def with_task(self, task: str | None) -> ModelSpec:
@@ -178,13 +191,12 @@ def describe(
         config = checkpoint.read_json(folder / "config.json")
         if not isinstance(config, dict):
             raise ModelError(f"{folder} has no config.json. Give the folder of a complete checkpoint.")
-        files = checkpoint.weight_files(folder)
-        tensors = checkpoint.tensor_index(folder, files)
-        facts = detect(config, tensors, where=str(folder))
+        files, tensors = read_tensors(folder)
+        facts, tensors = detect(config, tensors, where=str(folder))
         check_tensors(facts, tensors, where=str(folder))
         check_adapters(facts, folder)
         if not (folder / "tokenizer.json").is_file():
-            raise ModelError(f"{folder} has no tokenizer.json. Save a fast tokenizer beside the model.")
+            raise ModelError(_no_tokenizer(folder))
         tasks, prompts, default_task, query_of = _tasks(facts, repository)
         if task is not None:
             check_task(task, tasks, where=model)
@@ -217,7 +229,17 @@ def describe(
             weights_sha256=checkpoint.sha256_files(folder, (*files, *facts.extra_files)),
             config_sha256=checkpoint.sha256_config(config),
             tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
+            vocab_size=facts.vocab_size,
         )
+
+
+def _no_tokenizer(folder: Path) -> str:
+    there = [name for name in _OLD_TOKENIZERS if (folder / name).is_file()]
+    beside = f", only {', '.join(there)}" if there else ""
+    return (
+        f"{folder} has no tokenizer.json{beside}. Save a fast tokenizer beside the model: "
+        "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+    )
 
 
 def _tasks(
@@ -251,9 +273,14 @@ def _dim(dim: int | None, facts: FamilyFacts, *, model: str, allow_untrained: bo
 def _max_tokens(asked: int | None, facts: FamilyFacts, repository: Repository, *, model: str) -> int:
     if asked is None:
         said = repository.max_tokens if facts.trust_repo_max_tokens else None
+        if isinstance(said, str) or (said is not None and said < SHORTEST_TEXT):
+            raise ModelError(
+                f"{repository.folder} has max_seq_length {said}, which must be a whole number of {SHORTEST_TEXT} or more, or null "
+                f"for what the model takes ({facts.max_tokens}). Set max_tokens, or mend the file."
+            )
         return min(said or facts.default_max_tokens or facts.max_tokens, facts.max_tokens)
-    if not 3 <= asked <= facts.max_tokens:
-        raise ConfigError(f"max_tokens {asked} is outside 3..{facts.max_tokens}, what {model} can take.")
+    if not SHORTEST_TEXT <= asked <= facts.max_tokens:
+        raise ConfigError(f"max_tokens {asked} is outside {SHORTEST_TEXT}..{facts.max_tokens}, what {model} can take.")
     return asked
 
 

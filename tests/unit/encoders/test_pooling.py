@@ -12,8 +12,13 @@ def test_a_shortened_vector_is_cut_before_it_is_normalised():
     torch.testing.assert_close(vectors, torch.tensor([[0.6, 0.8]]))
 
 
-def test_a_vector_of_zeros_still_gets_a_direction():
-    assert finish(torch.zeros(1, 3), 3).tolist() == [[1.0, 0.0, 0.0]]
+def test_a_row_without_a_vector_is_marked_and_gets_no_made_up_one():
+    nan, inf = float("nan"), float("inf")
+    rows = torch.tensor([[3.0, 4.0, 0.0], [0, 0, 0], [0, 0, 5], [nan, 1, 0], [1, 1, inf], [1, 1, nan], [3e38, 3e38, 0]])
+    vectors = finish(rows, 2)
+    torch.testing.assert_close(vectors[0], torch.tensor([0.6, 0.8]))
+    assert torch.isposinf(vectors[1:3]).all(), "zeros have no direction"
+    assert torch.isnan(vectors[3:]).all(), "and what is cut off counts too"
 
 
 def test_the_mean_is_taken_in_float32():

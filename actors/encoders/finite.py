@@ -1,0 +1,63 @@
+"""Rows that have no vector: their numbers are not finite, or are all zero and so have no direction.
+
+Checked once, where vectors leave the model, for every family, device and type: `pooling.finish` marks such rows on the
+device, and `refuse_unfit` reads the marks from one column. No vector is made up for them. The others of a call keep theirs,
+bit for bit, so the pipeline sets the bad rows aside and encodes nothing again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.errors import DataError
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+NOT_FINITE = (
+    "its vector is not finite (NaN or infinite): the model's numbers overflow on this text, or its weights are damaged"
+)
+NO_DIRECTION = "its vector is all zeros, which have no direction"
+
+
+class UnfitVectors(DataError):
+    """Rows of a call have no unit vector.
+
+    Args:
+        message: As for every error.
+        reasons: Why, by the row's number.
+        vectors: float32 [rows, dim], those of the other rows in their places.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int, str], vectors: Floats) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
+        self.vectors = vectors
+
+    def __reduce__(self) -> tuple[type[UnfitVectors], tuple[str, dict[int, str], Floats]]:
+        """As every error of ours, it survives `pickle`."""
+        return type(self), (self.message, self.reasons, self.vectors)
+
+
+def refuse_unfit(vectors: Floats, name: Callable[[int], str]) -> Floats:
+    """The vectors, where each row has one.
+
+    Args:
+        vectors: float32 [rows, dim] as `pooling.finish` makes them.
+        name: What a row is called in the message, such as "row 3".
+
+    Raises:
+        UnfitVectors: A row has none; the first is named.
+    """
+    marks = vectors[:, 0]
+    good = np.isfinite(marks)
+    if good.all():
+        return vectors
+    rows = np.flatnonzero(~good)
+    reasons = {int(row): NOT_FINITE if np.isnan(marks[row]) else NO_DIRECTION for row in rows}
+    first = int(rows[0])
+    others = f" ({len(rows)} of {len(vectors)} have none)" if len(rows) > 1 else ""
+    raise UnfitVectors(f"{name(first)} has no vector: {reasons[first]}{others}.", reasons, vectors)
