@@ -13,6 +13,7 @@ from pathlib import Path
 
 from actors import storage
 from actors.encoders.spec import ModelSpec
+from actors.found import LeftOut
 from pipeline import delta, fingerprint
 from pipeline.config import Job
 from pipeline.ledger import Ledger
@@ -33,6 +34,7 @@ class Estimate:
         tokens_per_s: Of all replicas together.
         rate_basis: Where that rate comes from.
         seconds: Encoder time for what is left.
+        left_out: What source.uri matches and no run reads.
     """
 
     run: str
@@ -56,6 +58,7 @@ class Estimate:
     rate_basis: str
     seconds: float
     cost: float | None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
@@ -70,7 +73,8 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         VectideError: the same mistakes that a backfill would refuse.
     """
     model = describe_model(job)
-    found = survey(job, list_corpus(job))
+    listing = list_corpus(job)
+    found = survey(job, listing.shards)
     sample = take_sample(found, model, fingerprint.chunking_of(model, job))
     replicas, cores = _encoders(job)
     plan = cut_plan(job, found, model, sample, replicas=replicas, cores=cores)
@@ -113,6 +117,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         rate_basis=basis,
         seconds=seconds,
         cost=None if price_per_hour is None else seconds / 3600 * price_per_hour,
+        left_out=listing.left_out,
     )
 
 
