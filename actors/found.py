@@ -46,7 +46,7 @@ class LeftOut:
 
     def sentence(self) -> str:
         """How many, why, and the first, for a person."""
-        return f"{self.count:,}: {REASONS[self.reason]} (first {self.first!r})"
+        return f"{self.count:,} ({REASONS[self.reason]}), first {self.first!r}"
 
 
 @dataclass(frozen=True, slots=True)

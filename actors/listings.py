@@ -16,7 +16,7 @@ from typing import cast
 import fsspec
 
 from actors.disk import walk_disk
-from actors.errors import StorageError
+from actors.errors import ConfigError, StorageError
 from actors.found import Again, Box, Found, Info, Listing
 from actors.patterns import PLAIN, Pattern, is_pattern, literal_depth
 from actors.schema import Shard
@@ -90,7 +90,8 @@ def _parse(path: str, exists: Callable[[str], bool], *, folders_only: bool) -> t
     depth = literal_depth(parts, exists)
     other = None
     if depth > first:
-        other = Pattern("/".join(parts[:first]), tuple(parts[first:]), folders_only=folders_only)
+        with contextlib.suppress(ConfigError):  # a name that is no pattern at all
+            other = Pattern("/".join(parts[:first]), tuple(parts[first:]), folders_only=folders_only)
     if depth == len(parts):
         return Pattern(path, ("**",)), other
     return Pattern("/".join(parts[:depth]), tuple(parts[depth:]), folders_only=folders_only), other

@@ -166,19 +166,25 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatc
     for folder in "abc":
         storage.put(str(tmp_path / folder / "x.parquet"), b"x")
     kind = type(fsspec.filesystem("file"))
-    real = kind.ls
+    real, scan = kind.ls, os.scandir
 
     def ls(self, path, *arguments, **named):
         if path.rstrip("/").endswith("/b"):
             raise OSError(errno.EACCES, "not yours")
         return real(self, path, *arguments, **named)
 
+    def scandir(path):
+        if path.endswith("/b"):
+            raise OSError(errno.EACCES, "not yours")
+        return scan(path)
+
     for pattern in ("*/x.parquet", "**/x.parquet", ""):
         url = str(tmp_path / pattern)
         assert len(storage.glob(url).shards) == 3
         with monkeypatch.context() as patch:
             patch.setattr(kind, "ls", ls)
-            with pytest.raises(StorageError, match="cannot list .* access denied"):
+            patch.setattr(os, "scandir", scandir)
+            with pytest.raises(StorageError, match="cannot list '.*/b': access denied"):
                 storage.glob(url)
             with pytest.raises(StorageError, match="cannot list .* access denied"):
                 list(storage.walk(str(tmp_path)))
