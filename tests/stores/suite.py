@@ -269,6 +269,20 @@ class S3Suite(StoreSuite):
             server.client().put_object(Bucket=bucket, Key=key, Body=b"text" if key.endswith("t") else b"")
         assert [shard.path for shard in storage.glob(f"{lake}/corpus").shards] == [f"{lake}/corpus/sub/a.txt"]
 
+    def test_keys_are_read_or_left_out_by_the_rules_of_a_disk(self, lake, server):
+        bucket, _, prefix = lake.removeprefix("s3://").partition("/")
+        keys = ("one.csv", "p.csv/a", "p.csv/", "p.csv_$folder$", "_x.csv", "p.csv//b", "a[1].csv", "_SUCCESS")
+        for key in keys:
+            server.client().put_object(
+                Bucket=bucket, Key=f"{prefix}/_v/{key}", Body=b"" if key.endswith(("/", "$")) else b"x"
+            )
+        names = ["a[1].csv", "one.csv", "p.csv//b", "p.csv/a"]
+        for pattern in ("*.csv*", "**", ""):
+            found = storage.glob(f"{lake}/_v/{pattern}".rstrip("/"))
+            assert [shard.path.removeprefix(f"{lake}/_v/") for shard in found.shards] == names
+            assert [(left.reason, left.count) for left in found.left_out] == [("underscore_name", 1)]
+        assert [shard.path for shard in storage.glob(f"{lake}/_v/a[1].csv").shards] == [f"{lake}/_v/a[1].csv"]
+
     def test_credentials_of_a_profile_serve_both_clients(self, lake, server, monkeypatch, tmp_path):
         storage.put(f"{lake}/x", b"x")
         profile = tmp_path / "credentials"
