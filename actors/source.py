@@ -21,6 +21,7 @@ from actors.formats import Format, Wanted, open_format
 from actors.formats.base import REPEATED
 from actors.formats.types import is_id, is_text, merged, refusal, stored_type
 from actors.names import misnamed
+from actors.patterns import literal_depth
 from actors.schema import HASH, ID, POSITION, SHARD, TASK, Shard
 
 TEXT = "_text"
@@ -71,14 +72,16 @@ class SourceSpec:
 
 def corpus_root(uri: str, shards: Sequence[Shard]) -> str:
     """The folder that a corpus's paths are relative to: what stands before the first wildcard; the folder itself; or
-    the folder of a single file. Spelled as the shards' paths are."""
+    the folder of a single file. Spelled as the shards' paths are. A part that looks like a wildcard and that shards have
+    in their paths is a name, as in `actors.storage.glob`."""
     uri = storage.absolute(uri)
     if not storage.is_local(uri):
         fs, path = storage.filesystem(uri)
         uri = str(fs.unstrip_protocol(path)).rstrip("/")
-    marks = [uri.index(mark) for mark in "*?[" if mark in uri]
-    if marks:
-        return uri[: min(marks)].rpartition("/")[0]
+    parts = uri.split("/")
+    depth = literal_depth(parts, lambda path: any(f"{shard.path}/".startswith(f"{path}/") for shard in shards))
+    if depth < len(parts):
+        return "/".join(parts[:depth])
     if any(shard.path == uri for shard in shards):
         return uri.rpartition("/")[0]
     return uri

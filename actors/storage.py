@@ -30,8 +30,9 @@ import pyarrow as pa
 
 from actors import aws, identity, refusals, stores
 from actors.errors import ConfigError, StorageError, TransientError
+from actors.found import Listing
 from actors.headway import forward
-from actors.listings import below, matching
+from actors.listings import below, search
 from actors.ranges import RangedFile
 from actors.schema import Shard
 
@@ -189,27 +190,26 @@ def exists(url: str) -> bool:
     return True
 
 
-def glob(url: str) -> list[Shard]:
-    """The objects that `url` names, by path: a glob, one object, or every object below a folder. Names that begin
-    with `.` or `_` are left out, as every reader of data lakes does."""
+def glob(url: str, is_text: Callable[[str], bool] = lambda _: False) -> Listing:
+    """The objects that `url` names: a glob, one object, or every object below a folder, and what is left out of them.
+
+    Args:
+        url: What is named. With a slash at its end a glob names folders only.
+        is_text: Whether a path is that of a text document; where all are, names may begin with `_`.
+
+    Raises:
+        StorageError: something could not be listed, or a link not be followed; it is named.
+        ConfigError: `**` is a part of a name, or there is no such bucket.
+    """
     fs, path = filesystem(url)
     identity.forget_listings(fs)
+    local = is_local(url)
 
-    def find() -> dict[str, dict[str, Any]]:
-        return matching(fs, path) if any(mark in path for mark in "*?[") else below(fs, path)
+    def again(place: str, what: str, call: Callable[[], T]) -> T:
+        return retried(place if local else str(fs.unstrip_protocol(place)), what, call)
 
-    try:
-        found = retried(url, "list", find)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    base = path.split("*")[0].rstrip("/")
-    shards = []
-    for name, info in found.items():
-        inside = name.removeprefix(base)
-        if _is_folder(name, info) or any(part[:1] in "._" for part in inside.strip("/").split("/") if part):
-            continue
-        shards.append(_shard(fs, url, name, info))
-    return sorted(shards, key=lambda shard: shard.path)
+    shard = partial(_shard, fs, url)
+    return search(fs, path, again=again, is_text=is_text, shard=shard, local=local, folders_only=url.endswith("/"))
 
 
 def walk(url: str) -> Iterator[Shard]:

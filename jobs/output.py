@@ -78,6 +78,8 @@ def duration(seconds: float) -> str:
 
 def outcome(found: Outcome) -> None:
     """What a backfill or a refresh came to."""
+    for left in found.left_out:
+        print(f"left out: {left.sentence()}")
     for check in found.checks:
         print(f"the new generation was compared with the old one: {check}")
     if found.held:
@@ -269,6 +271,7 @@ def estimate(found: Estimate, *, as_json: bool) -> None:
         lines.append(("hive", ", ".join(columns) or "no folder of the source is named name=value"))
     if found.cost is not None:
         lines.append(("cost", f"about {found.cost:,.2f}"))
+    lines += [("left out", left.sentence()) for left in found.left_out]
     for name, text in lines:
         print(f"{name:>8}  {text}")
 

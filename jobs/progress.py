@@ -80,6 +80,8 @@ class _Bar:
     def started(self, started: Started) -> None:
         self._meter = _Meter()
         self._where = f"on {started.replicas} x {started.device}"
+        for left in started.left_out:
+            self._progress.console.print(f"left out: {left.sentence()}", markup=False, highlight=False)
         self._progress.update(
             self._task,
             description=self._where,
@@ -115,6 +117,8 @@ class _Log:
         self._units, self._done = started.units, started.units_done
         self._meter = _Meter()
         about = "" if started.rows_exact else "about "
+        for left in started.left_out:
+            self.step(f"left out: {left.sentence()}")
         self.step(
             f"run {started.run}: {started.units} units, {about}{started.rows:,} rows; {started.units_done} units "
             f"were done before; on {started.replicas} x {started.device}"

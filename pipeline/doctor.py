@@ -138,10 +138,15 @@ def _model(job: Job) -> Finding:
 def _source(job: Job) -> Finding:
     from pipeline.plan import list_corpus, survey
 
-    found = survey(job, list_corpus(job))
+    listing = list_corpus(job)
+    found = survey(job, listing.shards)
     count, size_mib = len(found.shards), sum(shard.size_bytes for shard in found.shards) / 2**20
     size = f"{size_mib / 1024:,.1f} GiB" if size_mib >= 1024 else f"{size_mib:,.1f} MiB"
-    return Finding("source", "ok", f"{count:,} shard{'s' * (count != 1)}, {size}, has every column that the job names")
+    text = f"{count:,} shard{'s' * (count != 1)}, {size}, has every column that the job names"
+    if listing.left_out:
+        left = "; ".join(each.sentence() for each in listing.left_out)
+        return Finding("source", "note", f"{text}. Left out: {left}")
+    return Finding("source", "ok", text)
 
 
 def _table(job: Job) -> Finding:

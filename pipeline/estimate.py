@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from actors import hive, storage
 from actors.encoders.spec import ModelSpec
+from actors.found import LeftOut
 from pipeline import delta, fingerprint
 from pipeline.config import Job
 from pipeline.identify import identified
@@ -62,6 +63,7 @@ class Estimate:
         tokens_per_s: Of all replicas together.
         rate_basis: Where that rate comes from.
         seconds: Encoder time for what is left.
+        left_out: What source.uri matches and no run reads.
     """
 
     run: str
@@ -88,6 +90,7 @@ class Estimate:
     hash_bytes: int = 0
     untagged: int = 0
     hive: tuple[FolderColumn, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
@@ -102,7 +105,8 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         VectideError: the same mistakes that a backfill would refuse.
     """
     model = describe_model(job)
-    shards = list_corpus(job)
+    listing = list_corpus(job)
+    shards = listing.shards
     hash_bytes = sum(shard.size_bytes for shard in shards) if job.source.verify == "content" else 0
     known = hash_bytes <= HASHED_BYTES
     if hash_bytes and known:
@@ -153,6 +157,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         hash_bytes=hash_bytes,
         untagged=sum(not shard.etag for shard in found.shards),
         hive=_folders(job, found) if job.source.hive else None,
+        left_out=listing.left_out,
     )
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec, folder_of
 from actors.errors import ConfigError
 from actors.formats import open_format
+from actors.found import Listing
 from actors.hashes import with_tags
 from actors.lakes import refuse_lakes
 from actors.reader import TEXT, SourceSpec, check_source, corpus_root, read_sample
@@ -106,18 +107,19 @@ class Plan:
     unit_rows: int
 
 
-def list_corpus(job: Job) -> tuple[Shard, ...]:
-    """The shards of a job's source, in order. Nothing is opened.
+def list_corpus(job: Job) -> Listing:
+    """The shards of a job's source, in order, and what is left out of it. Nothing is opened.
 
     Raises:
         ConfigError: no file matches, or one of the table's own does.
+        StorageError: a folder could not be listed, or a link not be followed; it is named.
     """
     uri = storage.absolute(job.source.uri)
-    shards = tuple(storage.glob(uri))
+    # A slash at the end of a glob means folders; `absolute` takes it off.
+    listing = storage.glob(f"{uri}/" if job.source.uri.endswith("/") else uri, _text_endings(job.source.format))
+    shards = listing.shards
     if not shards:
-        raise ConfigError(
-            f"source.uri {job.source.uri!r} matches no file (it means {uri!r}); check the path and the glob"
-        )
+        raise _nothing_matches(job.source.uri, uri, listing)
     own = storage.join(storage.absolute(job.table.uri), "data", "")
     if inside := next((shard.path for shard in shards if shard.path.startswith(own)), None):
         # Each refresh would embed the table into itself, and a vacuum take what it does not know.
@@ -126,7 +128,34 @@ def list_corpus(job: Job) -> tuple[Shard, ...]:
             f"source.uri, or give table.uri another place"
         )
     refuse_lakes(job.source.uri, corpus_root(uri, shards), shards, own=job.table.uri)
-    return with_tags(shards)
+    return replace(listing, shards=with_tags(shards))
+
+
+def _text_endings(source_format: str) -> Callable[[str], bool]:
+    """Whether a path is that of a text document, in a source of this format."""
+
+    def by_ending(path: str) -> bool:
+        try:
+            return open_format("auto", path).name == "text"
+        except ConfigError:
+            return False
+
+    return by_ending if source_format == "auto" else lambda _: source_format == "text"
+
+
+def _nothing_matches(written: str, uri: str, listing: Listing) -> ConfigError:
+    if listing.left_out:
+        left = "; ".join(each.sentence() for each in listing.left_out)
+        return ConfigError(
+            f"source.uri {written!r} matches no file that is read (it means {uri!r}). Left out: {left}. Rename what is "
+            f"meant, or spell such a name in source.uri, as in docs/_posts/*.md"
+        )
+    braces = ""
+    if "{" in uri or "," in uri:
+        braces = "; {a,b} and lists with commas are no patterns here, but *, ?, [...] and ** are"
+    return ConfigError(
+        f"source.uri {written!r} matches no file (it means {uri!r}); check the path and the glob{braces}"
+    )
 
 
 def survey(

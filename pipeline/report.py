@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from actors.errors import VectideError
+from actors.found import LeftOut
 from actors.receipt import Receipt
 
 
@@ -19,6 +20,7 @@ class Started:
 
     Attributes:
         rows: Rows of the source by the plan; an estimate unless `rows_exact`.
+        left_out: What source.uri matches and the run does not read.
     """
 
     run: str
@@ -28,6 +30,7 @@ class Started:
     rows_exact: bool
     replicas: int
     device: str
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Outcome:
         size_bytes: Of those files.
         seconds: By stage, of all processes together.
         checks: What a second generation was measured by before it took over, in words.
+        left_out: What source.uri matches and the run did not read.
     """
 
     table: str
@@ -64,6 +68,7 @@ class Outcome:
     held: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def plus(self, receipts: Iterable[Receipt]) -> Outcome:
         """With what these units came to."""

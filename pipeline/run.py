@@ -20,6 +20,7 @@ from actors import storage
 from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec, describe
 from actors.errors import TooManyQuarantined
+from actors.found import LeftOut
 from actors.receipt import DataFile, Receipt
 from actors.schema import Shard
 from actors.writer import WriterSpec, table_schema
@@ -61,6 +62,7 @@ class Beginning:
         table: The table, None where there is none.
         state: What it holds, None where that is nothing.
         retries: A run whose rows set aside are tried again (`pipeline.retry`), None where none are.
+        left_out: What source.uri matches and the run does not read.
     """
 
     job: Job
@@ -73,6 +75,7 @@ class Beginning:
     table: DeltaTable | None
     state: delta.State | None
     retries: str | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def run_name(self) -> str:
         """What the run is called: the same command on the same source and table has the same name."""
@@ -91,7 +94,8 @@ def begin(job: Job, reporter: Reporter) -> Beginning:
     model = describe_model(job)
     check_task_column(job.source.task_column, model)
     reporter.step("listing the corpus")
-    shards = identified(job, list_corpus(job), reporter.step)
+    listing = list_corpus(job)
+    shards = identified(job, listing.shards, reporter.step)
     lineage = fingerprint.lineage(model, job)
     making = delta.Making(fingerprint.fingerprint(lineage), lineage, job.encoder.model_dump(mode="json"))
     url = storage.absolute(job.table.uri)
@@ -106,6 +110,7 @@ def begin(job: Job, reporter: Reporter) -> Beginning:
         content=fingerprint.content_name(job, making.fingerprint, shards),
         table=table,
         state=delta.state_of(table),
+        left_out=listing.left_out,
     )
 
 
@@ -150,6 +155,7 @@ class Runner:
         self.table = beginning.table
         self.state = beginning.state
         self.retries = beginning.retries
+        self.left_out = beginning.left_out
         self.ledger = Ledger(self.url, beginning.run_name())
         self.planning = contextlib.ExitStack()  # what is on a local disk until the plan is frozen
 
@@ -213,12 +219,12 @@ class Runner:
         """Whatever is left to do."""
         there = self.state if self.table is not None and self.retries is None else None
         if there is not None and Ledger(self.url, there.run).holds(self.content) and not self.in_doubt():
-            return Outcome(self.url, there.run, there.version, published=False)
+            return Outcome(self.url, there.run, there.version, published=False, left_out=self.left_out)
         self.check_making()
         with hold(self.url, self.ledger.run, what=self.what) as held:
             opened = delta.open_table(self.url)  # it was read before it was held
             if (version := delta.published_version(opened, self.ledger.run)) is not None:  # by a sister, just now
-                return Outcome(self.url, self.ledger.run, version, published=False)
+                return Outcome(self.url, self.ledger.run, version, published=False, left_out=self.left_out)
             publish.check_base(opened, self.url, self.state)
             return self._run(held)
 
@@ -299,6 +305,7 @@ class Runner:
                 rows_exact=description["rows_exact"],
                 replicas=executor.pool.replicas,
                 device=executor.pool.device,
+                left_out=self.left_out,
             )
         )
         rest = retagged(table_to_units(self.ledger.plan(), done), self.shards)
@@ -323,7 +330,8 @@ class Runner:
             unique = self._unique(receipts, description["units"])
             if unique is not receipts:
                 receipts, files = unique, self._check_files(unique, held)
-        outcome = Outcome(self.url, self.ledger.run, version=-1, published=False).plus(receipts.values())
+        outcome = Outcome(self.url, self.ledger.run, version=-1, published=False, left_out=self.left_out)
+        outcome = outcome.plus(receipts.values())
         self._check_quarantine(outcome, receipts.values(), int(description.get("rows_kept", 0)))
         removed = self.removed()
         if removed is not None:

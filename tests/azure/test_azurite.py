@@ -95,7 +95,7 @@ def test_a_folder_of_a_hierarchical_account_is_no_document(lake, server):
     container, prefix = server.client().get_container_client(CONTAINER), lake.rpartition("/")[2]
     container.upload_blob(f"{prefix}/corpus/sub", b"", metadata={"hdi_isfolder": "true"})
     container.upload_blob(f"{prefix}/corpus/sub/a.txt", b"text")
-    assert [shard.path for shard in storage.glob(f"{lake}/corpus")] == [f"{lake}/corpus/sub/a.txt"]
+    assert [shard.path for shard in storage.glob(f"{lake}/corpus").shards] == [f"{lake}/corpus/sub/a.txt"]
 
 
 def test_account_and_signature_serve_both_clients(lake, server, monkeypatch, tiny_model, reporter):

@@ -216,10 +216,10 @@ class StoreSuite:
     @pytest.mark.usefixtures("lake")
     def test_more_keys_than_one_page_of_a_listing(self, server):
         many = server.put_many([f"{number // 100:04d}/{number:06d}.json" for number in range(self.MANY_KEYS)])
-        found = storage.glob(many)
+        found = storage.glob(many).shards
         assert [shard.path.rsplit("/", 1)[1] for shard in found] == [f"{n:06d}.json" for n in range(self.MANY_KEYS)]
         assert len({shard.path for shard in storage.walk(many)}) == self.MANY_KEYS
-        assert len(storage.glob(f"{many}/*/*.json")) == self.MANY_KEYS
+        assert len(storage.glob(f"{many}/*/*.json").shards) == self.MANY_KEYS
         assert len(storage.folders(many)) == -(-self.MANY_KEYS // 100)
 
     def test_a_missing_object_and_an_empty_place_are_answers(self, lake):
@@ -227,7 +227,8 @@ class StoreSuite:
             with pytest.raises(FileNotFoundError):
                 call(f"{lake}/nothing")
         assert not storage.exists(f"{lake}/nothing")
-        assert storage.glob(f"{lake}/nothing/*") == list(storage.walk(f"{lake}/nothing")) == []
+        assert storage.glob(f"{lake}/nothing/*").shards == ()
+        assert list(storage.walk(f"{lake}/nothing")) == []
         assert storage.folders(f"{lake}/nothing") == []
         storage.delete(f"{lake}/nothing")
         assert delta.open_table(f"{lake}/nothing") is None
@@ -266,7 +267,21 @@ class S3Suite(StoreSuite):
         bucket, _, prefix = lake.removeprefix("s3://").partition("/")
         for key in (f"{prefix}/corpus/", f"{prefix}/corpus/sub/", f"{prefix}/corpus/sub/a.txt"):
             server.client().put_object(Bucket=bucket, Key=key, Body=b"text" if key.endswith("t") else b"")
-        assert [shard.path for shard in storage.glob(f"{lake}/corpus")] == [f"{lake}/corpus/sub/a.txt"]
+        assert [shard.path for shard in storage.glob(f"{lake}/corpus").shards] == [f"{lake}/corpus/sub/a.txt"]
+
+    def test_keys_are_read_or_left_out_by_the_rules_of_a_disk(self, lake, server):
+        bucket, _, prefix = lake.removeprefix("s3://").partition("/")
+        keys = ("one.csv", "p.csv/a", "p.csv/", "p.csv_$folder$", "_x.csv", "p.csv//b", "a[1].csv", "_SUCCESS")
+        for key in keys:
+            server.client().put_object(
+                Bucket=bucket, Key=f"{prefix}/_v/{key}", Body=b"" if key.endswith(("/", "$")) else b"x"
+            )
+        names = ["a[1].csv", "one.csv", "p.csv//b", "p.csv/a"]
+        for pattern in ("*.csv*", "**", ""):
+            found = storage.glob(f"{lake}/_v/{pattern}".rstrip("/"))
+            assert [shard.path.removeprefix(f"{lake}/_v/") for shard in found.shards] == names
+            assert [(left.reason, left.count) for left in found.left_out] == [("underscore_name", 1)]
+        assert [shard.path for shard in storage.glob(f"{lake}/_v/a[1].csv").shards] == [f"{lake}/_v/a[1].csv"]
 
     def test_credentials_of_a_profile_serve_both_clients(self, lake, server, monkeypatch, tmp_path):
         storage.put(f"{lake}/x", b"x")

@@ -54,7 +54,7 @@ def cut(folder, model, *, replicas=1, cores=1, **run) -> tuple[Survey, Plan, lis
             "run": run,
         }
     )
-    found = survey(job, list_corpus(job))
+    found = survey(job, list_corpus(job).shards)
     plan = cut_plan(job, found, model, take_sample(found, model), replicas=replicas, cores=cores)
     return found, plan, list(table_to_units(plan.table))
 

@@ -117,14 +117,14 @@ def _write_through(path):
 def test_glob_lists_in_order_and_leaves_hidden_names_out(tmp_path):
     for name in ("b.txt", "a.txt", "_hidden.txt", ".hidden.txt", "sub/c.txt", "_sub/d.txt"):
         storage.put(str(tmp_path / name), b"x")
-    names = [shard.path.removeprefix(f"{tmp_path}/") for shard in storage.glob(str(tmp_path))]
+    names = [shard.path.removeprefix(f"{tmp_path}/") for shard in storage.glob(str(tmp_path)).shards]
     assert names == ["a.txt", "b.txt", "sub/c.txt"]
-    assert [shard.path for shard in storage.glob(str(tmp_path / "*.txt"))] == [
+    assert [shard.path for shard in storage.glob(str(tmp_path / "*.txt")).shards] == [
         str(tmp_path / "a.txt"),
         str(tmp_path / "b.txt"),
     ]
-    assert storage.glob(str(tmp_path / "nothing*")) == []
-    assert storage.glob(str(tmp_path / "nowhere")) == []
+    assert storage.glob(str(tmp_path / "nothing*")).shards == ()
+    assert storage.glob(str(tmp_path / "nowhere")).shards == ()
 
 
 def test_an_edit_of_the_same_size_changes_the_etag(tmp_path):
@@ -166,19 +166,25 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatc
     for folder in "abc":
         storage.put(str(tmp_path / folder / "x.parquet"), b"x")
     kind = type(fsspec.filesystem("file"))
-    real = kind.ls
+    real, scan = kind.ls, os.scandir
 
     def ls(self, path, *arguments, **named):
         if path.rstrip("/").endswith("/b"):
             raise OSError(errno.EACCES, "not yours")
         return real(self, path, *arguments, **named)
 
+    def scandir(path):
+        if path.endswith("/b"):
+            raise OSError(errno.EACCES, "not yours")
+        return scan(path)
+
     for pattern in ("*/x.parquet", "**/x.parquet", ""):
         url = str(tmp_path / pattern)
-        assert len(storage.glob(url)) == 3
+        assert len(storage.glob(url).shards) == 3
         with monkeypatch.context() as patch:
             patch.setattr(kind, "ls", ls)
-            with pytest.raises(StorageError, match="cannot list .* access denied"):
+            patch.setattr(os, "scandir", scandir)
+            with pytest.raises(StorageError, match="cannot list '.*/b': access denied"):
                 storage.glob(url)
             with pytest.raises(StorageError, match="cannot list .* access denied"):
                 list(storage.walk(str(tmp_path)))

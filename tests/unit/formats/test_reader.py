@@ -166,7 +166,7 @@ def test_ids_of_places_do_not_depend_on_the_mount(tmp_path):
         (folder / "sub").mkdir(parents=True)
         (folder / "sub" / "é.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
         uri = str(folder / "*" / "*.jsonl")
-        shards = storage.glob(uri)
+        shards = storage.glob(uri).shards
         found.append(read(shards, root=corpus_root(uri, shards)).table.column("id").to_pylist())
     assert found == [["sub/é.jsonl:0", "sub/é.jsonl:14"]] * 2
 

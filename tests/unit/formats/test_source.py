@@ -113,7 +113,7 @@ def test_shards_without_rows_say_nothing(put):
 
 def test_no_files(tmp_path):
     with pytest.raises(ConfigError, match=r"there are no files at '/corpus'\. Check source\.uri"):
-        check(storage.glob(str(tmp_path)))
+        check(storage.glob(str(tmp_path)).shards)
 
 
 def test_mixed_formats_name_two_files(put):
@@ -157,6 +157,6 @@ def test_the_root_of_a_store(put_in_memory):
     shard = put_in_memory("a.txt", b"a")
     folder = shard.path.rsplit("/", 1)[0].replace("memory:///", "memory://")
     for uri in (folder, folder + "/", f"{folder}/*.txt", f"{folder}/a.txt"):
-        found = storage.glob(uri)
+        found = storage.glob(uri).shards
         assert [each.path for each in found] == [shard.path]
         assert shard.path == corpus_root(uri, found) + "/a.txt"

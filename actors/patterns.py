@@ -1,0 +1,153 @@
+"""What a source URL names: one object, a folder, or a glob. Used by the listings and for the root of ids.
+
+`*`, `?` and `[...]` stand for characters of one name, `**` for any number of folders. A part of a path that exists is
+that part, even if it looks like a pattern. The trade-off: `{a,b}` and lists with commas are not patterns, because both
+may stand in a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from fsspec.utils import glob_translate
+
+from actors.errors import ConfigError
+
+MARKS = "*?["
+PLAIN, UNDERSCORE, DOT = 0, 1, 2
+_FORBIDDEN = ("._", ".", "")  # at the head of a name, for a match that is PLAIN, at most UNDERSCORE, at most DOT
+_BOOKKEEPING = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
+_BOOKKEEPING_HEADS = ("_committed_", "_started_")
+_BOOKKEEPING_ENDING = ".crc"
+_TEMPORARY = "_temporary"  # where Spark keeps what is not committed
+
+
+def is_pattern(text: str) -> bool:
+    """Whether `text` has a character that a glob gives a meaning to."""
+    return any(mark in text for mark in MARKS)
+
+
+def literal_depth(parts: list[str], exists: Callable[[str], bool]) -> int:
+    """How many leading parts of a path are names and no patterns.
+
+    Args:
+        parts: The path, cut at its slashes.
+        exists: Whether there is something at a path; asked only about paths whose last part looks like a pattern.
+    """
+    for depth, part in enumerate(parts, 1):
+        if is_pattern(part) and not exists("/".join(parts[:depth])):
+            return depth - 1
+    return len(parts)
+
+
+class Pattern:
+    """A glob below a folder.
+
+    Args:
+        root: The folder, without a slash at its end.
+        parts: The names below it, each of which may be a pattern; `("**",)` for all that is below.
+        folders_only: Whether a file of that name is not meant: the URL ends with a slash.
+
+    Raises:
+        ConfigError: `**` is a part of a name.
+    """
+
+    def __init__(self, root: str, parts: tuple[str, ...], *, folders_only: bool = False) -> None:
+        self.root = root
+        self.parts = parts
+        self.recursive = "**" in parts
+        translated = [part if part == "**" else _translated(part) for part in parts]
+        heads = [_spelled(part) for part in parts]
+        level = parts.index("**") if self.recursive else len(parts)
+        self._kinds = [re.compile(_joined(translated, heads, no, folders_only=folders_only)) for no in _FORBIDDEN]
+        self._body = None if parts[-1] == "**" else re.compile(_joined(translated, heads, "", tail=False))
+        self._levels = [
+            [re.compile(_one(each, head, no)) for no in _FORBIDDEN]
+            for each, head in zip(translated[:level], heads[:level], strict=True)
+        ]
+        self._later = set("".join(heads[level:]))
+
+    def kind(self, below: str) -> int | None:
+        """How a path below the root matches: PLAIN; UNDERSCORE or DOT where a name begins so that the pattern does not
+        spell; None where it does not match. Everything below a folder that matches, matches."""
+        plain, undotted, anything = self._kinds
+        if plain.match(below):
+            return PLAIN
+        if not anything.match(below):
+            return None
+        return UNDERSCORE if undotted.match(below) else DOT
+
+    def enters(self, depth: int, name: str) -> int | None:
+        """Whether a folder may hold what matches, and how hidden its name is; None where it may not.
+
+        Args:
+            depth: How far below the root it lies; 1 for a folder right below.
+            name: The last part of its path.
+        """
+        if depth <= len(self._levels):
+            matches = (kind for kind, each in enumerate(self._levels[depth - 1]) if each.match(name))
+            return next(matches, None)
+        head = name[:1]
+        if head in self._later or head not in ("_", "."):
+            return PLAIN
+        return DOT if head == "." else UNDERSCORE
+
+    def names_folder(self, below: str) -> bool:
+        """Whether a folder at this path below the root is itself what the pattern names."""
+        return self._body is not None and self._body.match(below) is not None
+
+    def is_bookkeeping(self, below: str) -> bool:
+        """Whether the path is that of a file in which another tool keeps notes about the documents beside it."""
+        name = below.rpartition("/")[2]
+        if name.endswith(_BOOKKEEPING_ENDING):
+            return not self.parts[-1].endswith(_BOOKKEEPING_ENDING)
+        return (name in _BOOKKEEPING or name.startswith(_BOOKKEEPING_HEADS)) and name != self.parts[-1]
+
+
+def is_temporary(below: str) -> bool:
+    """Whether a path lies in a folder of an unfinished write."""
+    return _TEMPORARY in below.split("/")[:-1]
+
+
+def _translated(part: str) -> str:
+    try:
+        return str(glob_translate(part))[len("(?s:") : -len(r")\Z")]
+    except ValueError:
+        raise ConfigError(
+            f"source.uri has {part!r} in it: ** stands for folders, alone between two slashes, as in docs/**/*.md"
+        ) from None
+
+
+def _spelled(part: str) -> str:
+    """Which of `.` and `_` a part spells as what its matches may begin with."""
+    listed = re.match(r"\[([^]!][^]]*)\]", part)
+    return "".join(head for head in "._" if head in (listed[1] if listed else part[:1]))
+
+
+def _one(translated: str, head: str, forbidden: str) -> str:
+    """A regular expression of one name that begins with none of `forbidden`, but for what its part spells."""
+    left = "".join(each for each in forbidden if each not in head)
+    guard = f"(?![{re.escape(left)}])" if left else ""
+    return rf"(?s:{guard}{translated})\Z"
+
+
+def _joined(
+    translated: list[str], heads: list[str], forbidden: str, *, folders_only: bool = False, tail: bool = True
+) -> str:
+    """A regular expression of paths: all parts, and whatever lies below a folder that they name."""
+    name = f"(?![{re.escape(forbidden)}])[^/]*" if forbidden else "[^/]*"
+    found = []
+    for part, head in zip(translated, heads, strict=True):
+        if part == "**":
+            found.append(f"(?:{name}/)*")
+        else:
+            found.append(_one(part, head, forbidden)[: -len(r"\Z")] + "/")
+    path = "".join(found)
+    if translated[-1] == "**":
+        path += name
+    else:
+        path = path.removesuffix("/")
+        if tail:
+            path += f"(?:/{name}){'+' if folders_only else '*'}"
+    return rf"(?s:{path})\Z"
