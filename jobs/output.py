@@ -257,6 +257,7 @@ def estimate(found: Estimate, *, as_json: bool) -> None:
         ("output", f"about {size(found.output_bytes)}: {found.dim} dimensions in {found.precision}"),
         ("time", f"about {duration(found.seconds)} at {found.tokens_per_s:,.0f} tokens/s ({found.rate_basis})"),
     ]
+    lines += [("read", use.sentence()) for use in found.dialects if use.worth_saying]
     if found.cost is not None:
         lines.append(("cost", f"about {found.cost:,.2f}"))
     for name, text in lines:

@@ -80,6 +80,8 @@ class _Bar:
     def started(self, started: Started) -> None:
         self._meter = _Meter()
         self._where = f"on {started.replicas} x {started.device}"
+        for sentence in started.dialects:
+            self._progress.console.print(f"read {sentence}", markup=False, highlight=False)
         self._progress.update(
             self._task,
             description=self._where,
@@ -114,6 +116,8 @@ class _Log:
     def started(self, started: Started) -> None:
         self._units, self._done = started.units, started.units_done
         self._meter = _Meter()
+        for sentence in started.dialects:
+            self.step(f"read {sentence}")
         about = "" if started.rows_exact else "about "
         self.step(
             f"run {started.run}: {started.units} units, {about}{started.rows:,} rows; {started.units_done} units "

@@ -107,6 +107,8 @@ class Source(_Section):
 
     uri: Uri
     format: Literal["auto", "parquet", "jsonl", "csv", "text"] = "auto"
+    quote: Literal["auto", '"', "'", "none"] = "auto"
+    escape: Literal["auto", "double", "backslash", "none"] = "auto"
     id: str | None = None
     text: Columns = ("text",)
     keep: Columns = ()
@@ -117,6 +119,11 @@ class Source(_Section):
     def _check(self) -> Source:
         if not self.text:
             raise ValueError("text names no column; name at least one")
+        if self.quote == "none" and self.escape == "double":
+            raise ValueError(
+                "escape double writes a quote twice inside of quotes, and quote is none; say escape: backslash, none or "
+                "auto, or name the quote"
+            )
         for name in self.keep:
             if name in RESERVED or name.startswith("_"):
                 raise ValueError(

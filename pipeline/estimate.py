@@ -13,6 +13,7 @@ from pathlib import Path
 
 from actors import storage
 from actors.encoders.spec import ModelSpec
+from actors.formats.dialects import DialectUse
 from pipeline import delta, fingerprint
 from pipeline.config import Job
 from pipeline.ledger import Ledger
@@ -33,6 +34,7 @@ class Estimate:
         tokens_per_s: Of all replicas together.
         rate_basis: Where that rate comes from.
         seconds: Encoder time for what is left.
+        dialects: How delimited shards are written, and how many are written so.
     """
 
     run: str
@@ -56,6 +58,7 @@ class Estimate:
     rate_basis: str
     seconds: float
     cost: float | None
+    dialects: tuple[DialectUse, ...] = ()
 
 
 def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
@@ -113,6 +116,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         rate_basis=basis,
         seconds=seconds,
         cost=None if price_per_hour is None else seconds / 3600 * price_per_hour,
+        dialects=found.dialects,
     )
 
 

@@ -19,6 +19,7 @@ class Started:
 
     Attributes:
         rows: Rows of the source by the plan; an estimate unless `rows_exact`.
+        dialects: How delimited shards are written, where a person should know, a sentence each.
     """
 
     run: str
@@ -28,6 +29,7 @@ class Started:
     rows_exact: bool
     replicas: int
     device: str
+    dialects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -294,6 +294,7 @@ class Runner:
                 rows_exact=description["rows_exact"],
                 replicas=executor.pool.replicas,
                 device=executor.pool.device,
+                dialects=tuple(use.sentence() for use in found.dialects if use.worth_saying),
             )
         )
         rest = table_to_units(self.ledger.plan(), done)

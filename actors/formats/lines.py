@@ -63,6 +63,11 @@ def without_compression(path: str) -> str:
     return next((path.removesuffix(ending) for ending in CODECS if path.endswith(ending)), path)
 
 
+def delimiter_of(path: str) -> str:
+    """What stands between the fields of a delimited file, by its name: a tab in TSV, else a comma."""
+    return "\t" if without_compression(path).endswith((".tsv", ".tab")) else ","
+
+
 def open_lines(shard: Shard) -> pa.NativeFile:
     """The uncompressed text of a shard."""
     file = storage.open_arrow(shard.path)
