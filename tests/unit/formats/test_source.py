@@ -91,7 +91,7 @@ def test_a_kept_column_of_two_kinds_is_refused_by_name(put):
 def test_json_lines_are_judged_row_by_row(put):
     shards = [
         put("a.jsonl", json.dumps({"id": 1, "text": 5, "n": 1}).encode()),
-        put("b.jsonl", b"junk"),
+        put("b.jsonl", b"\n"),
         put("c.jsonl", json.dumps({"text": "a", "n": "x", "nested": {}}).encode()),
     ]
     spec = check(shards, id="id", keep=("n", "nested"))
@@ -99,9 +99,7 @@ def test_json_lines_are_judged_row_by_row(put):
     assert spec.format == "jsonl"
 
 
-@pytest.mark.parametrize(
-    ("name", "data"), [("a.jsonl", b""), ("a.jsonl", b"junk\n"), ("a.csv", b""), ("a.csv.gz", b"")]
-)
+@pytest.mark.parametrize(("name", "data"), [("a.jsonl", b""), ("a.jsonl", b"\n \n"), ("a.csv", b""), ("a.csv.gz", b"")])
 def test_nothing_that_can_be_read(put, name, data):
     with pytest.raises(ConfigError, match="none of the 1 files at '/corpus' has a row that can be read as"):
         check([put(name, data)])
