@@ -55,6 +55,11 @@ def foreign(head: bytes) -> tuple[str, str] | None:
     return None
 
 
+def is_markup(head: bytes) -> bool:
+    """Whether these are the first bytes of an HTML or XML document."""
+    return _MARKUP.match(head.removeprefix(b"\xef\xbb\xbf")) is not None
+
+
 def _is_binary_or_long(magic: bytes, head: bytes) -> bool:
     """Whether a magic is no chance beginning of text: `ORC,text` is a header of a CSV file."""
     if len(magic) > 4 or max(magic) > 0x7E or min(magic) < 0x20:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -46,7 +47,7 @@ def with_csv(rows, delimiter, end, **settings):
     return out.getvalue()
 
 
-WRITERS = {
+WRITERS: dict[str, tuple[Dialect, Any]] = {
     "rfc": (RFC, with_csv),
     "all quoted": (RFC, lambda *args: with_csv(*args, quoting=csv.QUOTE_ALL)),
     "spark": (SPARK, lambda *args: with_csv(*args, quoting=csv.QUOTE_ALL, escapechar="\\", doublequote=False)),
