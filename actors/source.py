@@ -17,6 +17,7 @@ import pyarrow as pa
 from actors import storage
 from actors.errors import ConfigError
 from actors.formats import Format, Wanted, open_format
+from actors.formats.jsonl import refuse_without_text
 from actors.formats.types import is_id, is_text, merged, stored_type
 from actors.schema import HASH, ID, POSITION, RESERVED, SHARD, TASK, Shard
 
@@ -116,6 +117,9 @@ def check_source(
     for key, name in [*(("text", name) for name in text), ("id", id), ("task_column", task)]:
         if name is not None:
             _check_needed(key, name, found, schemaless=source_format.schemaless)
+    if source_format.name == "jsonl":
+        for shard in found:
+            refuse_without_text(shard, text)
     kept = tuple((name, _kept_type(name, found, schemaless=source_format.schemaless)) for name in keep)
     return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids)
 

@@ -14,6 +14,7 @@ from actors.formats import looks
 _BOM = b"\xef\xbb\xbf"
 _CONVERT = "Write one object a line, as in `jq -c '{0}'`"
 _NAME = re.compile(rb'"(?:[^"\\]|\\.)*"\s*:')
+_LIST = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{')
 _PYTHON = re.compile(rb"\{\s*'")
 
 
@@ -58,3 +59,17 @@ def no_rows(lines: Sequence[bytes], head: bytes, error: str) -> tuple[str, str]:
     if not first.startswith(b"{") and all(line.count(b",") == first.count(b",") > 0 for line in lines):
         return "lines that look like CSV, and no row of JSON", "Rename it to end in .csv, or set source.format: csv"
     return f"no line that is a row; the first: {error}", "Write one JSON object a line"
+
+
+def no_texts(names: Sequence[str], lines: Sequence[bytes], text: Sequence[str]) -> tuple[str, str]:
+    """What a file holds none of whose rows has a text column, and the way out.
+
+    Args:
+        names: All names that its rows have.
+        lines: The first lines that are not blank; they may be cut.
+        text: The text columns.
+    """
+    if len(lines) == 1 and (found := _LIST.search(lines[0])) is not None:
+        name = found[1].decode("utf-8", "replace")
+        return f"one JSON object around a list, {name!r}, and no row with a text", _CONVERT.format(f".{name}[]")
+    return f"no row with one of the text columns {list(text)}, but with {list(names)[:20]}", "Add the column"

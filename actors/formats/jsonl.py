@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from actors.formats import json_values, looks
 from actors.formats.base import BATCH_ROWS, Wanted, reading, refused, sample
-from actors.formats.json_shape import no_lines, no_rows
+from actors.formats.json_shape import no_lines, no_rows, no_texts
 from actors.formats.json_text import parse_line
 from actors.formats.lines import END, Block, blocks, compression, cut, open_lines, too_large
 from actors.schema import POSITION, BadRow, Piece, Shard
@@ -161,12 +161,14 @@ class _Head(NamedTuple):
         row_bytes: Mean size of a row, its newline counted.
         lines: The first lines that are not blank, for what the file looks like.
         has_row: Whether one of the lines is a row.
+        whole: There are no other lines.
     """
 
     columns: tuple[tuple[str, pa.DataType], ...]
     row_bytes: float
     lines: tuple[bytes, ...]
     has_row: bool
+    whole: bool
 
 
 @lru_cache(maxsize=4096)
@@ -194,7 +196,17 @@ def _head(shard: Shard) -> _Head:
             if count >= _HEAD_ROWS:
                 break
     columns = tuple((name, json_values.inferred(kinds)) for name, kinds in seen.items())
-    return _Head(columns, size / max(1, count), tuple(first), has_row)
+    whole = count < _HEAD_ROWS and (size < _HEAD_BYTES or (not compression(shard.path) and size >= shard.size_bytes))
+    return _Head(columns, size / max(1, count), tuple(first), has_row, whole)
+
+
+def refuse_without_text(shard: Shard, text: Sequence[str]) -> None:
+    """Raise DataError where none of the rows of a short file has a text column: one object around a list of documents is
+    a row, and would count as one row without a text."""
+    head = _head(shard)
+    names = [name for name, _ in head.columns]
+    if head.has_row and head.whole and not any(name in names for name in text):
+        raise refused(shard, *no_texts(names, head.lines, text))
 
 
 @lru_cache(maxsize=4096)

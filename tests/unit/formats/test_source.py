@@ -158,3 +158,15 @@ def test_the_root_of_a_store(put_in_memory):
         found = storage.glob(uri)
         assert [each.path for each in found] == [shard.path]
         assert shard.path == corpus_root(uri, found) + "/a.txt"
+
+
+@pytest.mark.parametrize(
+    ("data", "holds"),
+    [
+        (b'{"documents": [{"text": "a"}, {"text": "b"}]}\n', "one JSON object around a list, 'documents'"),
+        (b'{"body": "a"}\n{"body": "b"}\n', r"no row with one of the text columns \['text'\], but with \['body'\]"),
+    ],
+)
+def test_a_file_none_of_whose_rows_has_a_text_is_refused(put, data, holds):
+    with pytest.raises(DataError, match=rf"b\.jsonl' holds {holds}.*leave it out"):
+        check([put("a.jsonl", b'{"text": "a"}\n'), put("b.jsonl", data)])
