@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -36,12 +36,14 @@ class _Record(NamedTuple):
     Attributes:
         end: Offset of the byte after it, its newline included.
         data: Without the last newline; empty where it is set aside, for `bad`.
+        fields: Its fields, where the search for its end has split it.
     """
 
     start: int
     end: int
     data: bytes
     bad: BadRow | None = None
+    fields: list[Field] | None = None
 
 
 class Delimited:
@@ -143,11 +145,19 @@ def _checked_header(shard: Shard) -> tuple[str, ...]:
 
 def _fields(shard: Shard, record: _Record, of: Grammar, count: int | None) -> list[Field] | BadRow:
     """The fields of a row, or what is wrong with it."""
+    if record.fields is not None:
+        return record.fields
     try:
         text = record.data.decode()
     except UnicodeDecodeError as error:
         return BadRow(shard.path, record.start, None, "invalid_utf8", str(error))
-    fields = of.fields(text.removesuffix("\r"))
+    text = text.removesuffix("\r")
+    quote = of.quote
+    fields: list[Field] | str
+    if not of.backslash and (quote is None or (quote not in text and "\r" not in text)):
+        fields = cast(list[Field], text.split(of.delimiter))  # without a copy
+    else:
+        fields = of.fields(text)
     if isinstance(fields, str):
         return BadRow(shard.path, record.start, None, "broken_line", fields)
     if count is not None and len(fields) != count:
@@ -250,8 +260,12 @@ def _whole_rows(shard: Shard, data: bytes, origin: int, of: Grammar, count: int 
     if len(inside) and count is not None:
         # A row over several lines may hold rows that are none of its own.
         several = np.unique(np.searchsorted(ends, inside, side="right"))
-        if any(of.swallowed(rows[index].data, count) for index in several.tolist() if index < len(rows)):
-            return _assemble(shard, data, origin, of, count, closed=False)
+        for index in several.tolist()[: len(rows)]:
+            if index < len(rows):
+                fields = of.fields_over_lines(rows[index].data, count)
+                if isinstance(fields, str):
+                    return _assemble(shard, data, origin, of, count, closed=False)
+                rows[index] = rows[index]._replace(fields=fields)
     return [row for row in rows if not _is_blank(row.data)], int(ends[-1]) if len(ends) else 0
 
 
@@ -287,7 +301,8 @@ def _assemble(
         if isinstance(end, int):
             row = data[at:end].removesuffix(b"\n")
             if end > line_end and count is not None:
-                error = of.swallowed(row, count)
+                fields = of.fields_over_lines(row, count)
+                error = fields if isinstance(fields, str) else None
             if error is None:
                 if not _is_blank(row):
                     records.append(_Record(origin + at, origin + end, row))

@@ -253,7 +253,11 @@ def _score(data: bytes, of: Grammar, *, whole: bool, tsv: bool) -> _Score:
         row = data[at:row_end].rstrip(b"\r\n") if good else b""
         if good and row:
             several = row_end > line_end
-            if several and count is not None and (of.swallowed(row, count) or (tsv and _all_rows(row, mark, count))):
+            if (
+                several
+                and count is not None
+                and (isinstance(of.fields_over_lines(row, count), str) or (tsv and _all_rows(row, mark, count)))
+            ):
                 good = False
             else:
                 fields = of.fields(row.decode("utf-8", "replace"))

@@ -131,26 +131,32 @@ class Grammar:
             at += 1
         return _GARBAGE
 
-    def swallowed(self, row: bytes, count: int) -> str | None:
-        """Why a row over several lines is none: its fields are not `count`, or each of its lines looks like a row itself.
+    def fields_over_lines(self, row: bytes, count: int) -> list[str | None] | str | None:
+        """The fields of a row over several lines (None where it is not UTF-8), or why it is none: its fields are not `count`, or each of its lines looks like a row itself.
 
         A quote that nobody closes may find a partner many rows later. What lies between then looks like rows: each line
         has as many fields as the header, and one column counts up or has one form throughout.
         """
-        fields = self.fields(row.decode("utf-8", "replace").removesuffix("\r"))
+        sound = True
+        try:
+            text = row.decode()
+        except UnicodeDecodeError:
+            text, sound = row.decode("utf-8", "replace"), False
+        fields = self.fields(text.removesuffix("\r"))
         if isinstance(fields, str):
             return fields
         if len(fields) != count:
             return f"{len(fields)} fields where the header has {count}, over several lines"
+        known = fields if sound else None
         if count < 2:
-            return None
+            return known
         lines = row.split(b"\n")
         mark = self.delimiter.encode()
         if any(line.count(mark) != count - 1 for line in lines):
-            return None
+            return known
         parts = [line.rstrip(b"\r").split(mark) for line in lines]
         many = len(lines) >= _MANY_LINES and all(all(each) for each in parts)
-        return _SWALLOWED if many or any(_is_a_key(column) for column in zip(*parts, strict=True)) else None
+        return _SWALLOWED if many or any(_is_a_key(column) for column in zip(*parts, strict=True)) else known
 
 
 def _is_a_key(values: tuple[bytes, ...]) -> bool:
