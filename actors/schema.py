@@ -31,6 +31,20 @@ RESERVED = frozenset({ID, EMBEDDING, EMBEDDING_MULTI, TOKENS, CHUNK, START, END}
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """How the fields of a delimited shard are written.
+
+    Attributes:
+        quote: The character around quoted fields, or "none".
+        escape: How a quote is written inside of quotes: "double" twice, "backslash" behind a backslash (which without
+            quotes stands before delimiters and line ends), "none" not at all.
+    """
+
+    quote: str
+    escape: str
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One source object as it was listed.
 
@@ -40,12 +54,14 @@ class Shard:
         etag: What changes when its content does (`actors.identity`): the store's tag, or the times and the inode of a
             local file; behind it the hash of its bytes where the job asks for that. Empty where the store gives none.
         written_s: When it was written, in seconds since the epoch by the store's clock; 0 where that is not known.
+        dialect: How its fields are written, once that is decided; None before, and where the format has no dialects.
     """
 
     path: str
     size_bytes: int
     etag: str
     written_s: float = field(default=0.0, compare=False)
+    dialect: Dialect | None = None
 
 
 @dataclass(frozen=True, slots=True)

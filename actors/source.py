@@ -19,6 +19,7 @@ from actors import hive, storage
 from actors.errors import ConfigError
 from actors.formats import Format, Wanted, open_format
 from actors.formats.base import REPEATED
+from actors.formats.jsonl import refuse_without_text
 from actors.formats.types import is_id, is_text, merged, refusal, stored_type
 from actors.names import misnamed
 from actors.patterns import literal_depth
@@ -140,6 +141,9 @@ def check_source(
         if name is not None:
             _check_once(key, name, found)
             _check_needed(key, name, found, schemaless=source_format.schemaless)
+    if source_format.name == "jsonl":
+        for shard in found:
+            refuse_without_text(shard, text)
     for name in keep:
         if name not in types:
             _check_once("keep", name, found)

@@ -269,6 +269,7 @@ def estimate(found: Estimate, *, as_json: bool) -> None:
     if found.hive is not None:
         columns = [f"{each.name} ({each.type}, {each.values:,} values, {each.use})" for each in found.hive]
         lines.append(("hive", ", ".join(columns) or "no folder of the source is named name=value"))
+    lines += [("read", use.sentence()) for use in found.dialects if use.worth_saying]
     if found.cost is not None:
         lines.append(("cost", f"about {found.cost:,.2f}"))
     lines += [("left out", left.sentence()) for left in found.left_out]

@@ -82,6 +82,8 @@ class _Bar:
         self._where = f"on {started.replicas} x {started.device}"
         for left in started.left_out:
             self._progress.console.print(f"left out: {left.sentence()}", markup=False, highlight=False)
+        for sentence in started.dialects:
+            self._progress.console.print(f"read {sentence}", markup=False, highlight=False)
         self._progress.update(
             self._task,
             description=self._where,
@@ -116,6 +118,8 @@ class _Log:
     def started(self, started: Started) -> None:
         self._units, self._done = started.units, started.units_done
         self._meter = _Meter()
+        for sentence in started.dialects:
+            self.step(f"read {sentence}")
         about = "" if started.rows_exact else "about "
         for left in started.left_out:
             self.step(f"left out: {left.sentence()}")

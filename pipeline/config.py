@@ -107,6 +107,8 @@ class Source(_Section):
 
     uri: Uri
     format: Literal["auto", "parquet", "jsonl", "csv", "text"] = "auto"
+    quote: Literal["auto", '"', "'", "none"] = "auto"
+    escape: Literal["auto", "double", "backslash", "none"] = "auto"
     id: str | None = None
     text: Columns = ("text",)
     keep: Columns = ()
@@ -121,6 +123,11 @@ class Source(_Section):
             raise ValueError("text names no column; name at least one")
         if wrong := misnamed(self.keep):
             raise ValueError(wrong)
+        if self.quote == "none" and self.escape == "double":
+            raise ValueError(
+                "escape double writes a quote twice inside of quotes, and quote is none; say escape: backslash, none or "
+                "auto, or name the quote"
+            )
         for names in (self.text, self.keep):
             if len(set(names)) != len(names):
                 raise ValueError(f"{list(names)} names a column twice")

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from actors import hive, storage
 from actors.encoders.spec import ModelSpec
+from actors.formats.dialects import DialectUse
 from actors.found import LeftOut
 from pipeline import delta, fingerprint
 from pipeline.config import Job
@@ -64,6 +65,7 @@ class Estimate:
         rate_basis: Where that rate comes from.
         seconds: Encoder time for what is left.
         left_out: What source.uri matches and no run reads.
+        dialects: How delimited shards are written, and how many are written so.
     """
 
     run: str
@@ -91,6 +93,7 @@ class Estimate:
     untagged: int = 0
     hive: tuple[FolderColumn, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
+    dialects: tuple[DialectUse, ...] = ()
 
 
 def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
@@ -158,6 +161,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         untagged=sum(not shard.etag for shard in found.shards),
         hive=_folders(job, found) if job.source.hive else None,
         left_out=listing.left_out,
+        dialects=found.dialects,
     )
 
 

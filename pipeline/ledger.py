@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.errors import InvariantBroken, StorageError
 from actors.receipt import Receipt
-from actors.schema import QUARANTINE_SCHEMA, Piece, Shard, Unit
+from actors.schema import QUARANTINE_SCHEMA, Dialect, Piece, Shard, Unit
 from actors.writer import UNITS_A_FOLDER
 
 FOLDER = "_vectide"
@@ -53,6 +53,9 @@ PLAN_SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("rows_exact", pa.bool_()),
         ("carry", pa.bool_()),
+        # How a delimited shard is written: decided once, so that no worker and no later run decides otherwise.
+        ("quote", pa.string()),
+        ("escape", pa.string()),
     ]
 )
 DIGEST_SCHEMA = pa.schema([("unit", pa.int64()), ("receipt", pa.string())])
@@ -91,6 +94,8 @@ def units_to_table(units: Iterable[Unit]) -> pa.Table:
                 piece.rows,
                 piece.rows_exact,
                 unit.carry,
+                piece.shard.dialect.quote if piece.shard.dialect else None,
+                piece.shard.dialect.escape if piece.shard.dialect else None,
             )
             for name, value in zip(PLAN_SCHEMA.names, values, strict=True):
                 columns[name].append(value)
@@ -111,7 +116,8 @@ def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset(
                 if number is not None:
                     yield Unit(number, tuple(pieces), carry)
                 number, carry, pieces = row["unit"], row["carry"], []
-            shard = Shard(row["path"], row["size_bytes"], row["etag"])
+            dialect = Dialect(row["quote"], row["escape"]) if row.get("quote") is not None else None
+            shard = Shard(row["path"], row["size_bytes"], row["etag"], dialect=dialect)
             pieces.append(Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"]))
     if number is not None:
         yield Unit(number, tuple(pieces), carry)

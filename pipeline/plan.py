@@ -26,6 +26,7 @@ from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec, folder_of
 from actors.errors import ConfigError
 from actors.formats import open_format
+from actors.formats.dialects import DialectUse, settle
 from actors.found import Listing
 from actors.hashes import with_tags
 from actors.lakes import refuse_lakes
@@ -64,11 +65,13 @@ class Survey:
     Attributes:
         source: What the readers need to know.
         keep_schema: The kept columns as they are stored.
+        dialects: How delimited shards are written, and how many are written so.
     """
 
     shards: tuple[Shard, ...]
     source: SourceSpec
     keep_schema: pa.Schema
+    dialects: tuple[DialectUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,10 @@ def survey(
         ConfigError: a column is missing or of a wrong type.
         DataError: a shard cannot be read as what it claims to be.
     """
+    dialects: tuple[DialectUse, ...] = ()
+    if shards:
+        source_format = open_format(job.source.format, shards[0].path).name
+        shards, dialects = settle(shards, source_format, job.source.quote, job.source.escape)
     source = check_source(
         shards,
         root=corpus_root(job.source.uri, shards),
@@ -191,7 +198,7 @@ def survey(
     )
     keep_schema = pa.schema(source.keep)
     _check_partitions(job, keep_schema)
-    return Survey(shards, source, keep_schema)
+    return Survey(shards, source, keep_schema, dialects)
 
 
 def _check_partitions(job: Job, keep: pa.Schema) -> None:

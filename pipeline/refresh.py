@@ -187,7 +187,8 @@ class _Refresh(Runner):
             unique_ids=source.unique_ids,
             folders=folders,
         )
-        return Survey(self._to_read, spec, pa.schema(kept))
+        shards, dialects = (found.shards, found.dialects) if found else (self._to_read, ())
+        return Survey(shards, spec, pa.schema(kept), dialects)
 
     def _find_wanted(self, wanted: Buckets) -> None:
         """Put in the content hashes of the rows to read."""
@@ -200,7 +201,7 @@ class _Refresh(Runner):
             return firsts(as_texts(hash_bytes(read_unit(Unit(0, (piece,)), source).table[HASH])))
 
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            parts = [piece for part in pool.map(pieces, self._to_read) for piece in part]
+            parts = [piece for part in pool.map(pieces, self._survey.shards) for piece in part]
             for start in range(0, len(parts), _HASH_THREADS):  # no more of them in memory than threads
                 for part in pool.map(hashes, parts[start : start + _HASH_THREADS]):
                     wanted.add(part)

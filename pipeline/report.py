@@ -21,6 +21,7 @@ class Started:
     Attributes:
         rows: Rows of the source by the plan; an estimate unless `rows_exact`.
         left_out: What source.uri matches and the run does not read.
+        dialects: How delimited shards are written, where a person should know, a sentence each.
     """
 
     run: str
@@ -31,6 +32,7 @@ class Started:
     replicas: int
     device: str
     left_out: tuple[LeftOut, ...] = ()
+    dialects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,6 +306,7 @@ class Runner:
                 replicas=executor.pool.replicas,
                 device=executor.pool.device,
                 left_out=self.left_out,
+                dialects=tuple(use.sentence() for use in found.dialects if use.worth_saying),
             )
         )
         rest = retagged(table_to_units(self.ledger.plan(), done), self.shards)

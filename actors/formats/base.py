@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from actors import hashes, identity, storage
 from actors.errors import DataError, SourceChanged, StorageError, VectideError
+from actors.formats import looks
 from actors.schema import POSITION, BadRow, Piece, Shard
 
 BATCH_ROWS = 8192
@@ -142,6 +143,19 @@ def verify(shard: Shard) -> None:
         )
 
 
+def refused(shard: Shard, holds: str, fix: str, *, what: str | None = None) -> DataError:
+    """The error for a shard that is not of its format.
+
+    Args:
+        shard: The shard.
+        holds: What it holds instead, as a noun phrase.
+        fix: What to do about it, without a full stop.
+        what: The format that it was read as, where its first bytes were not enough to tell.
+    """
+    cannot = f" cannot be read as {what}: it" if what else ""
+    return DataError(f"{shard.path!r}{cannot} holds {holds}. {fix}, or leave it out of the source")
+
+
 @contextmanager
 def reading(shard: Shard, what: str) -> Iterator[None]:
     """Around every read of a shard: errors become ours, and one that comes of a change says so.
@@ -157,6 +171,8 @@ def reading(shard: Shard, what: str) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(f"cannot read {shard.path!r}: {error}") from error
+        if (found := looks.not_as_named(shard.path, storage.read(shard.path, 0, looks.HEAD_BYTES))) is not None:
+            raise refused(shard, *found, what=what) from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
             f"{shard.path!r} cannot be read as {what}: {reason}. Replace the file or leave it out of the source"

@@ -1,35 +1,33 @@
-"""CSV and TSV, plain or compressed: a header row, quoted fields with newlines and doubled quotes.
+"""CSV and TSV, plain or compressed: a header row, then rows in one of several dialects (`grammar`).
 
 Every value is text, and an empty field is null: a guess at numbers would cost postcodes their zeros, and differ from
 shard to shard. Only a pass over the file can tell which newlines are inside quotes, so planning reads it whole; the
-byte offsets that it finds let readers go straight to their piece. Quotes are read as Python's csv module reads them: they
-count at the start of a field only.
+byte offsets that it finds let readers go straight to their piece. Quotes count at the start of a field only. What cannot be
+a row is a broken line: it ends with its line, and reading goes on with the next one.
 """
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
 from actors.errors import DataError
-from actors.formats.base import BATCH_ROWS, LARGEST_VALUE_BYTES, Wanted, reading, sample
-from actors.formats.lines import BOM, END, Block, blocks, cut, too_large, without_compression
-from actors.schema import POSITION, BadRow, Piece, Shard
+from actors.formats.base import BATCH_ROWS, LARGEST_VALUE_BYTES, Wanted, reading, refused, sample
+from actors.formats.csv_shape import check_header, no_rows
+from actors.formats.dialects import choose
+from actors.formats.grammar import UNCLOSED, Grammar, grammar
+from actors.formats.lines import BOM, END, blocks, cut, delimiter_of, too_large
+from actors.schema import POSITION, BadRow, Dialect, Piece, Shard
 
 _WHAT = "CSV"
-_UNCLOSED = "a quote is opened in this line and never closed"
 
 Offsets = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-
-# The module's own limit is 128 KiB a field; ours is on the whole row. The setting is the process's.
-csv.field_size_limit(LARGEST_VALUE_BYTES)
+Field = str | None
 
 
 class _Record(NamedTuple):
@@ -38,12 +36,14 @@ class _Record(NamedTuple):
     Attributes:
         end: Offset of the byte after it, its newline included.
         data: Without the last newline; empty where it is set aside, for `bad`.
+        fields: Its fields, where the search for its end has split it.
     """
 
     start: int
     end: int
     data: bytes
     bad: BadRow | None = None
+    fields: list[Field] | None = None
 
 
 class Delimited:
@@ -54,14 +54,18 @@ class Delimited:
     schemaless = False
 
     def columns(self, shard: Shard) -> dict[str, pa.DataType]:
-        """The header's names, all of them text."""
-        return dict.fromkeys(_header(shard)[0], pa.string())
+        """The header's names, all of them text.
+
+        Raises:
+            DataError: the file holds something else, or rows none of which has the fields of the header.
+        """
+        return dict.fromkeys(_checked_header(shard), pa.string())
 
     def pieces(self, shard: Shard, rows: int) -> list[Piece]:
         """Byte ranges of `rows` rows each, found by a pass over the file."""
-        begin = _header(shard)[1]
+        header, begin = _header(shard)
         with reading(shard, _WHAT):
-            return cut(shard, ((one.start, one.end) for one in _records(shard, begin, END)), rows)
+            return cut(shard, ((one.start, one.end) for one in _records(shard, begin, END, count=len(header))), rows)
 
     def head(self, shard: Shard, rows: int) -> Piece:
         """All behind the header: a reader stops when it has enough."""
@@ -72,13 +76,13 @@ class Delimited:
         shard = piece.shard
         header = _header(shard)[0]
         names = wanted.present(shard, header)
-        delimiter = _delimiter(shard)
-        rows: list[list[str]] = []
+        rows: list[list[Field]] = []
         at: list[int] = []
         size = 0
         with reading(shard, _WHAT):
-            for record in _records(shard, piece.start, piece.stop):
-                fields = record.bad or _fields(shard, record, delimiter, len(header))
+            of = _grammar(shard)
+            for record in _records(shard, piece.start, piece.stop, count=len(header)):
+                fields = record.bad or _fields(shard, record, of, len(header))
                 if isinstance(fields, BadRow):
                     yield fields
                     continue
@@ -96,45 +100,73 @@ class Delimited:
         return sample(self, shard, columns, rows)
 
 
-def _delimiter(shard: Shard) -> str:
-    return "\t" if without_compression(shard.path).endswith((".tsv", ".tab")) else ","
+def _dialect(shard: Shard) -> Dialect:
+    """The dialect that was decided; one that is found out, where none was."""
+    return shard.dialect or choose(shard).dialect
+
+
+def _grammar(shard: Shard) -> Grammar:
+    return grammar(_dialect(shard), delimiter_of(shard.path))
 
 
 @lru_cache(maxsize=4096)
 def _header(shard: Shard) -> tuple[tuple[str, ...], int]:
     """The column names, and the offset behind them: no names for a file without a row."""
     with reading(shard, _WHAT):
-        for record in _records(shard, 0, END):
-            fields = record.bad or _fields(shard, record, _delimiter(shard), None)
+        of = _grammar(shard)
+        for record in _records(shard, 0, END, count=None):
+            fields = record.bad or _fields(shard, record, of, None)
             if isinstance(fields, BadRow):
                 raise DataError(
                     f"the header of {shard.path!r} cannot be read: {fields.error}. Mend or leave out the file"
                 )
-            return tuple(fields), record.end
+            return tuple(name or "" for name in fields), record.end
         return (), 0
 
 
-def _fields(shard: Shard, record: _Record, delimiter: str, count: int | None) -> list[str] | BadRow:
+@lru_cache(maxsize=4096)
+def _checked_header(shard: Shard) -> tuple[str, ...]:
+    """The column names of a file that is CSV, and has a row or only a header."""
+    with reading(shard, _WHAT):
+        if (found := check_header(shard)) is not None:
+            raise refused(shard, *found)
+        header, begin = _header(shard)
+        of = _grammar(shard)
+        first: BadRow | None = None
+        for record in _records(shard, begin, END, count=len(header)):
+            fields = record.bad or _fields(shard, record, of, len(header))
+            if not isinstance(fields, BadRow):
+                return header
+            first = first or fields
+        if first is not None:
+            raise refused(shard, *no_rows(header, first.error))
+        return header
+
+
+def _fields(shard: Shard, record: _Record, of: Grammar, count: int | None) -> list[Field] | BadRow:
     """The fields of a row, or what is wrong with it."""
+    if record.fields is not None:
+        return record.fields
     try:
         text = record.data.decode()
     except UnicodeDecodeError as error:
         return BadRow(shard.path, record.start, None, "invalid_utf8", str(error))
     text = text.removesuffix("\r")
-    if '"' not in text and "\r" not in text:
-        fields = text.split(delimiter)
+    quote = of.quote
+    fields: list[Field] | str
+    if not of.backslash and (quote is None or (quote not in text and "\r" not in text)):
+        fields = cast(list[Field], text.split(of.delimiter))  # without a copy
     else:
-        try:
-            fields = next(csv.reader((text,), delimiter=delimiter))
-        except csv.Error as error:
-            return BadRow(shard.path, record.start, None, "broken_line", str(error))
+        fields = of.fields(text)
+    if isinstance(fields, str):
+        return BadRow(shard.path, record.start, None, "broken_line", fields)
     if count is not None and len(fields) != count:
         error_text = f"{len(fields)} fields where the header has {count}"
         return BadRow(shard.path, record.start, None, "broken_line", error_text)
     return fields
 
 
-def _table(header: Sequence[str], names: list[str], rows: list[list[str]], at: list[int]) -> pa.Table:
+def _table(header: Sequence[str], names: list[str], rows: list[list[Field]], at: list[int]) -> pa.Table:
     columns = {
         name: pa.array([row[index] or None for row in rows], pa.string())
         for name, index in ((name, header.index(name)) for name in names)
@@ -145,63 +177,55 @@ def _table(header: Sequence[str], names: list[str], rows: list[list[str]], at: l
 # ------------------------------------------------------------------------------------------------- where the rows are
 
 
-@lru_cache(maxsize=4)
-def _patterns(delimiter: bytes) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
-    """Whether a line that starts outside quotes ends inside them; and the rest of a quoted field.
-
-    Possessive throughout, so that no line takes more than one look at each byte.
-    """
-    quoted = rb'"(?:[^"]++|"")*+"[^%s]*+' % delimiter
-    plain = rb'[^"%s][^%s]*+' % (delimiter, delimiter)
-    opened = rb'(?:(?:%s|%s|)%s)*+"(?:[^"]++|"")*+\Z' % (quoted, plain, delimiter)
-    closing = rb'(?:[^"]++|"")*+"[^%s]*+(?:%s|\Z)' % (delimiter, delimiter)
-    return re.compile(opened), re.compile(closing)
-
-
-def _ends_open(line: bytes, delimiter: bytes, *, is_open: bool) -> bool:
-    """Whether the quote state at the end of a line is open."""
-    if b'"' not in line:
-        return is_open
-    opened, closing = _patterns(delimiter)
-    if not is_open:
-        return opened.match(line) is not None
-    match = closing.match(line)
-    return match is None or opened.match(line, match.end()) is not None
-
-
-def _row_ends(data: bytes, delimiter: bytes) -> Offsets | None:
-    """Where rows end in text that starts with a row, if all of its quotes are where they should be; else None.
+def _row_ends(data: bytes, of: Grammar) -> tuple[Offsets, Offsets] | None:
+    """Where rows end in text that starts with a row, and which newlines are inside of rows, if all of its quotes are where
+    they should be; else None.
 
     If each opening quote follows a delimiter, a newline or a quote, and each closing one is followed by such, then a
     newline ends a row where the quotes before it are even in number.
     """
+    if of.backslash and b"\\" in data and (of.quote is not None or b"\\\n" in data):
+        return None
     raw = np.frombuffer(data, np.uint8)
     newlines = np.flatnonzero(raw == ord("\n"))
-    if b'"' in data:
-        quotes = np.flatnonzero(raw == ord('"'))
-        border = np.zeros(256, dtype=bool)
-        border[[ord("\n"), ord('"'), delimiter[0]]] = True
-        opening, closing = quotes[0::2], quotes[1::2]
-        if not border[raw[opening[opening > 0] - 1]].all():
-            return None
-        border[ord("\r")] = True
-        if not border[raw[closing[closing < len(data) - 1] + 1]].all():
-            return None
-        newlines = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
-    return newlines + 1
+    if of.quote is None or of.quote.encode() not in data:
+        return newlines + 1, newlines[:0]
+    quote = ord(of.quote)
+    quotes = np.flatnonzero(raw == quote)
+    border = np.zeros(256, dtype=bool)
+    border[[ord("\n"), ord(of.delimiter)]] = True
+    border[quote] = of.dialect.escape != "none"
+    opening, closing = quotes[0::2], quotes[1::2]
+    if not border[raw[opening[opening > 0] - 1]].all():
+        return None
+    border[ord("\r")] = True
+    if not border[raw[closing[closing < len(data) - 1] + 1]].all():
+        return None
+    outside = np.searchsorted(quotes, newlines) % 2 == 0
+    return newlines[outside] + 1, newlines[~outside]
 
 
-def _records(shard: Shard, start: int, stop: int, *, largest: int = LARGEST_VALUE_BYTES) -> Iterator[_Record]:
+def _records(
+    shard: Shard, start: int, stop: int, *, count: int | None = None, largest: int = LARGEST_VALUE_BYTES
+) -> Iterator[_Record]:
     """The rows whose first byte is in `start <= p < stop`, `start` being where a row starts. Blank lines are none.
 
     A quote that is never closed would swallow the rest of the file as one row. It is found out at the end (or when
-    the row grows beyond `largest`): then its line alone is set aside, and reading goes on behind it.
+    the row grows beyond `largest`): then its line alone is set aside, and reading goes on behind it. So it is where
+    a row of several lines has not the fields of the header, or holds other rows.
+
+    Args:
+        shard: What to read.
+        start: Offset of the first row.
+        stop: No row that starts there or behind it is read.
+        count: Fields of the header; None for the header itself.
+        largest: Bytes of the largest row that is held.
     """
-    delimiter = _delimiter(shard).encode()
+    of = _grammar(shard)
     held, origin = b"", start
     for block in blocks(shard, start, stop, longest=largest):
         if block.data is None:
-            yield from _assemble(shard, _lines(held, origin), delimiter, closed=True)[0]
+            yield from _assemble(shard, held, origin, of, count, closed=True)[0]
             end = block.start + block.size_bytes
             yield _Record(block.start, end, b"", too_large(shard, block.start, block.size_bytes))
             held, origin = b"", end
@@ -214,25 +238,34 @@ def _records(shard: Shard, start: int, stop: int, *, largest: int = LARGEST_VALU
             origin = origin if held else block.start
             held += block.data
         while True:
-            records, rest = _whole_rows(shard, held, origin, delimiter)
+            records, rest = _whole_rows(shard, held, origin, of, count)
             yield from records
             held, origin = held[rest:], origin + rest
             if len(held) <= largest:
                 break
             first = held.index(b"\n") + 1
-            yield _broken(shard, (origin, origin + first, b""))
+            yield _broken(shard, origin, origin + first, UNCLOSED)
             held, origin = held[first:], origin + first
-    yield from _assemble(shard, _lines(held, origin), delimiter, closed=True)[0]
+    yield from _assemble(shard, held, origin, of, count, closed=True)[0]
 
 
-def _whole_rows(shard: Shard, data: bytes, origin: int, delimiter: bytes) -> tuple[list[_Record], int]:
+def _whole_rows(shard: Shard, data: bytes, origin: int, of: Grammar, count: int | None) -> tuple[list[_Record], int]:
     """The rows that end in `data`, and how much of it they take."""
-    ends = _row_ends(data, delimiter)
-    if ends is None:
-        records, rest = _assemble(shard, _lines(data, origin), delimiter, closed=False)
-        return records, rest[0][0] - origin if rest else len(data)
-    spans = pairwise([0, *ends.tolist()])
+    found = _row_ends(data, of)
+    if found is None:
+        return _assemble(shard, data, origin, of, count, closed=False)
+    ends, inside = found
+    spans = [*pairwise([0, *ends.tolist()])]
     rows = [_Record(origin + start, origin + end, data[start : end - 1]) for start, end in spans]
+    if len(inside) and count is not None:
+        # A row over several lines may hold rows that are none of its own.
+        several = np.unique(np.searchsorted(ends, inside, side="right"))
+        for index in several.tolist()[: len(rows)]:
+            if index < len(rows):
+                fields = of.fields_over_lines(rows[index].data, count)
+                if isinstance(fields, str):
+                    return _assemble(shard, data, origin, of, count, closed=False)
+                rows[index] = rows[index]._replace(fields=fields)
     return [row for row in rows if not _is_blank(row.data)], int(ends[-1]) if len(ends) else 0
 
 
@@ -240,43 +273,41 @@ def _is_blank(data: bytes) -> bool:
     return not data or (data[0] == ord("\r") and not data.strip(b"\r"))
 
 
-def _lines(data: bytes, origin: int) -> list[tuple[int, int, bytes]]:
-    """Start, end and bytes of each line, its newline counted but left out."""
-    block = Block(origin, data, len(data))
-    starts, lines = block.split()
-    return [*zip(starts, starts[1:], lines, strict=False)]
-
-
-def _broken(shard: Shard, line: tuple[int, int, bytes]) -> _Record:
-    return _Record(line[0], line[1], b"", BadRow(shard.path, line[0], None, "broken_line", _UNCLOSED))
+def _broken(shard: Shard, start: int, end: int, error: str) -> _Record:
+    return _Record(start, end, b"", BadRow(shard.path, start, None, "broken_line", error))
 
 
 def _assemble(
-    shard: Shard, lines: list[tuple[int, int, bytes]], delimiter: bytes, *, closed: bool
-) -> tuple[list[_Record], list[tuple[int, int, bytes]]]:
-    """Rows from lines of (start, end, bytes), and the lines of a last row that is not whole yet.
+    shard: Shard, data: bytes, origin: int, of: Grammar, count: int | None, *, closed: bool
+) -> tuple[list[_Record], int]:
+    """The rows that end in `data`, one by one, and how much of it they take.
 
     Args:
         shard: For the errors.
-        lines: In order, from the start of a row.
-        delimiter: One byte.
-        closed: No line will follow, so a row that is not whole is broken.
+        data: Whole lines, from the start of a row.
+        origin: Offset of the first one.
+        of: How rows are written.
+        count: Fields of the header; None for the header itself.
+        closed: Nothing will follow, so a row that is not whole is broken.
     """
     records: list[_Record] = []
-    first = 0
-    while first < len(lines):
-        after, is_open = first, True
-        while is_open and after < len(lines):
-            is_open = _ends_open(lines[after][2], delimiter, is_open=after > first)
-            after += 1
-        if not is_open:
-            data = lines[first][2] if after == first + 1 else b"\n".join(line for _, _, line in lines[first:after])
-            if not _is_blank(data):
-                records.append(_Record(lines[first][0], lines[after - 1][1], data))
-            first = after
-        elif closed:
-            records.append(_broken(shard, lines[first]))
-            first += 1
-        else:
-            return records, lines[first:]
-    return records, []
+    at = 0
+    while at < len(data):
+        end = of.row_end(data, at, closed=closed)
+        if end is None:
+            return records, at
+        line_end = data.find(b"\n", at) + 1 or len(data)
+        error = end if isinstance(end, str) else None
+        if isinstance(end, int):
+            row = data[at:end].removesuffix(b"\n")
+            if end > line_end and count is not None:
+                fields = of.fields_over_lines(row, count)
+                error = fields if isinstance(fields, str) else None
+            if error is None:
+                if not _is_blank(row):
+                    records.append(_Record(origin + at, origin + end, row))
+                at = end
+                continue
+        records.append(_broken(shard, origin + at, origin + line_end, str(error)))
+        at = line_end
+    return records, at

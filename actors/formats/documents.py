@@ -12,10 +12,17 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from actors import storage
+from actors.formats import looks
 from actors.formats.base import LARGEST_VALUE_BYTES, Wanted, reading, sample
 from actors.schema import POSITION, BadRow, Piece, Shard
 
 _COLUMNS = ("text", "path", "name")
+
+
+def _no_text(head: bytes) -> str | None:
+    """What a file with these first bytes is, if it is no UTF-8 text: an HTML or XML document is one."""
+    found = None if looks.is_markup(head) else looks.foreign(head)
+    return None if found is None else f"the file holds {found[0]}. {found[1]}"
 
 
 class Documents:
@@ -47,6 +54,9 @@ class Documents:
             return
         with reading(shard, "text"):
             data = storage.read(shard.path)
+            if (found := _no_text(data[: looks.HEAD_BYTES])) is not None:
+                yield BadRow(shard.path, 0, None, "invalid_utf8", found)
+                return
             try:
                 text = data.decode("utf-8-sig")
             except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ at: the type of a column does not depend on which rows share a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 Rule = Literal["text", "id", "any"]
 
 _EXACT = 1 << 53
+_INFINITY = float("inf")
 _NONE = type(None)
 # Python types of JSON values that Arrow takes as they are, without a look at each.
 _AS_THEY_ARE: dict[pa.DataType, set[type]] = {
@@ -27,15 +29,37 @@ _AS_THEY_ARE: dict[pa.DataType, set[type]] = {
 }
 
 
+class NotANumber:
+    """Stands for NaN among the Python types of values: it says less of a column's type than a float does."""
+
+
 class _MisfitError(Exception):
     """A value does not fit its column; the text says why."""
 
 
+def kind_of(value: Any) -> type:
+    """The Python type of a JSON value; `NotANumber` for NaN."""
+    return NotANumber if _is_nan(value) else type(value)
+
+
+def kind_name(value: Any) -> str:
+    """What a JSON value is, for a message."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", _NONE: "null"}
+    return names.get(type(value), "a number")
+
+
+def _is_nan(value: Any) -> bool:
+    return type(value) is float and math.isnan(value)
+
+
 def inferred(kinds: set[type]) -> pa.DataType:
-    """The type of a column whose values have these Python types."""
+    """The type of a column whose values have these types, as `kind_of` names them."""
     kinds = kinds - {_NONE}
     if not kinds:
         return pa.null()
+    if NotANumber in kinds:
+        kinds = (kinds - {NotANumber}) or {float}
+        kinds = kinds | {float} if kinds == {int} else kinds
     if kinds == {bool}:
         return pa.bool_()
     if kinds == {int}:
@@ -53,13 +77,14 @@ def column(values: Sequence[Any], kind: pa.DataType, rule: Rule) -> tuple[pa.Arr
     """
     if pa.types.is_null(kind):
         kind = pa.string()
-    if set(map(type, values)) <= _AS_THEY_ARE.get(kind, set()):
+    if set(map(type, values)) <= _AS_THEY_ARE.get(kind, set()) and (rule == "any" or kind != pa.float64()):
         return pa.array(values, kind), {}
     out: list[Any] = []
     wrong: dict[int, str] = {}
     for index, value in enumerate(values):
         try:
-            out.append(None if value is None else _value(value, kind, rule))
+            missing = value is None or (_is_nan(value) and (rule != "any" or kind != pa.float64()))
+            out.append(None if missing else _value(value, kind, rule))
         except _MisfitError as error:
             out.append(None)
             wrong[index] = str(error)
@@ -91,6 +116,8 @@ def _as_text(value: Any, rule: Rule) -> str:
     # The parser makes floats of whole numbers beyond 64 bits: two ids could become one.
     if rule == "id" and type(value) is not int:
         raise _MisfitError(f"is neither text nor a whole number of at most 64 bits but {_shown(value)}")
+    if value in (_INFINITY, -_INFINITY):
+        return "Infinity" if value > 0 else "-Infinity"
     try:
         return orjson.dumps(value).decode()
     except orjson.JSONEncodeError as error:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from actors import storage
 from actors.formats.base import LARGEST_VALUE_BYTES
+from actors.formats.looks import CODECS
 from actors.headway import forward
 from actors.schema import BadRow, Piece, Shard
 
@@ -23,7 +24,6 @@ CHUNK_BYTES = 4 << 20
 TAIL_BYTES = 256 << 10
 END = 1 << 62
 BOM = b"\xef\xbb\xbf"
-_CODECS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,18 @@ class Block:
 
 def compression(path: str) -> str | None:
     """The codec of a file, by its name's ending."""
-    return next((codec for ending, codec in _CODECS.items() if path.lower().endswith(ending)), None)
+    return next((codec for ending, codec in CODECS.items() if path.lower().endswith(ending)), None)
 
 
 def without_compression(path: str) -> str:
     """A path in lower case, without the ending that names a codec."""
     path = path.lower()
-    return next((path.removesuffix(ending) for ending in _CODECS if path.endswith(ending)), path)
+    return next((path.removesuffix(ending) for ending in CODECS if path.endswith(ending)), path)
+
+
+def delimiter_of(path: str) -> str:
+    """What stands between the fields of a delimited file, by its name: a tab in TSV, else a comma."""
+    return "\t" if without_compression(path).endswith((".tsv", ".tab")) else ","
 
 
 def open_lines(shard: Shard) -> pa.NativeFile:

@@ -8,7 +8,7 @@ import pytest
 
 from actors import storage
 from actors.receipt import DataFile, Receipt
-from actors.schema import Piece, Shard, Unit
+from actors.schema import Dialect, Piece, Shard, Unit
 from actors.writer import UNITS_A_FOLDER, receipt_path
 from pipeline.ledger import Ledger, table_to_units, units_to_table
 
@@ -29,6 +29,16 @@ def leave(ledger: Ledger, *units: int) -> None:
     """Receipts as a writer leaves them."""
     for unit in units:
         assert storage.create(storage.join(ledger.home(), receipt_path(unit)), receipt(unit).to_json().encode())
+
+
+def test_a_plan_keeps_the_dialect_of_each_shard():
+    shards = [
+        Shard("a.csv", 9, "e", dialect=Dialect('"', "double")),
+        Shard("b.tsv", 9, "e", dialect=Dialect("none", "backslash")),
+        Shard("c.jsonl", 9, "e"),
+    ]
+    units = [Unit(number, (Piece(shard, 0, 9, 1),)) for number, shard in enumerate(shards)]
+    assert list(table_to_units(units_to_table(units))) == units
 
 
 def test_a_ledger_without_receipts_has_none_done(ledger: Ledger):

@@ -48,3 +48,19 @@ def test_a_document_that_changed(put):
 
 def test_sample(put):
     assert TEXT.sample(put("a.txt", b"one"), ["text"], 5).column("text").to_pylist() == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("data", "holds"),
+    [
+        ("Rain falls.".encode("utf-16-le"), "UTF-16LE text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "a Git LFS pointer"),
+        (b"%PDF-1.7\n", "a PDF document"),
+    ],
+)
+def test_a_file_that_is_no_text_is_quarantined_by_what_it_holds(put, read_pieces, data, holds):
+    shard = put("a.txt", data)
+    good, bad = read_pieces("text", TEXT.pieces(shard, 1), Wanted({"text": pa.string()}, ("text",)))
+    assert not good
+    assert [row.reason for row in bad] == ["invalid_utf8"]
+    assert f"holds {holds}" in bad[0].error

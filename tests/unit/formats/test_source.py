@@ -91,7 +91,7 @@ def test_a_kept_column_of_two_kinds_is_refused_by_name(put):
 def test_json_lines_are_judged_row_by_row(put):
     shards = [
         put("a.jsonl", json.dumps({"id": 1, "text": 5, "n": 1}).encode()),
-        put("b.jsonl", b"junk"),
+        put("b.jsonl", b"\n"),
         put("c.jsonl", json.dumps({"text": "a", "n": "x", "nested": {}}).encode()),
     ]
     spec = check(shards, id="id", keep=("n", "nested"))
@@ -99,9 +99,7 @@ def test_json_lines_are_judged_row_by_row(put):
     assert spec.format == "jsonl"
 
 
-@pytest.mark.parametrize(
-    ("name", "data"), [("a.jsonl", b""), ("a.jsonl", b"junk\n"), ("a.csv", b""), ("a.csv.gz", b"")]
-)
+@pytest.mark.parametrize(("name", "data"), [("a.jsonl", b""), ("a.jsonl", b"\n \n"), ("a.csv", b""), ("a.csv.gz", b"")])
 def test_nothing_that_can_be_read(put, name, data):
     with pytest.raises(ConfigError, match="none of the 1 files at '/corpus' has a row that can be read as"):
         check([put(name, data)])
@@ -160,3 +158,15 @@ def test_the_root_of_a_store(put_in_memory):
         found = storage.glob(uri).shards
         assert [each.path for each in found] == [shard.path]
         assert shard.path == corpus_root(uri, found) + "/a.txt"
+
+
+@pytest.mark.parametrize(
+    ("data", "holds"),
+    [
+        (b'{"documents": [{"text": "a"}, {"text": "b"}]}\n', "one JSON object around a list, 'documents'"),
+        (b'{"body": "a"}\n{"body": "b"}\n', r"no row with one of the text columns \['text'\], but with \['body'\]"),
+    ],
+)
+def test_a_file_none_of_whose_rows_has_a_text_is_refused(put, data, holds):
+    with pytest.raises(DataError, match=rf"b\.jsonl' holds {holds}.*leave it out"):
+        check([put("a.jsonl", b'{"text": "a"}\n'), put("b.jsonl", data)])

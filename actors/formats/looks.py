@@ -1,0 +1,122 @@
+"""What a file that is not of its format looks like, from its first bytes, and how to put that right.
+
+Used by the formats when a run is planned, and for the message when a read fails. The first bytes decide alone: no library
+is asked, and nothing is unpacked. The trade-off: a kind of file that is not listed here is refused without a name.
+"""
+
+from __future__ import annotations
+
+import re
+
+HEAD_BYTES = 4096
+CODECS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_RENAME = "Rename it to end in {0}, or unpack it"
+_UNPACK = "Unpack it, or pack it with gzip (.gz) or zstd (.zst)"
+_CONVERT = "Convert it to UTF-8, as in `iconv -f {0} -t UTF-8`"
+_EXPORT = "Export it as text"
+_MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (_GZIP, "gzip data", _RENAME.format(".gz")),
+    (_ZSTD, "zstd data", _RENAME.format(".zst")),
+    (b"BZh", "bzip2 data", _UNPACK),
+    (b"\xfd7zXZ\0", "xz data", _UNPACK),
+    (b"\x04\x22\x4d\x18", "lz4 data", _UNPACK),
+    (b"PK\x03\x04", "a zip archive (an Excel workbook, .xlsx, is one too)", "Unpack it, or export the sheet as CSV"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"\xd0\xcf\x11\xe0", "an old Office document (.xls)", "Export the sheet as CSV"),
+    (b"PAR1", "a Parquet file", "Rename it to end in .parquet, or set source.format: parquet"),
+    (b"ARROW1", "an Arrow file", "Convert it to Parquet"),
+    (b"ORC", "an ORC file", "Convert it to Parquet"),
+    (b"Obj\x01", "an Avro file", "Convert it to Parquet"),
+    (b"SQLite format 3\0", "an SQLite database", _EXPORT),
+    (b"%PDF-", "a PDF document", _EXPORT),
+    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the data itself", "Run `git lfs pull`"),
+    (b"version https://hawser.github.com/spec/", "a Git LFS pointer, not the data itself", "Run `git lfs pull`"),
+    (b"/annex/objects/", "a git-annex pointer, not the data itself", "Run `git annex get`"),
+)
+_MARKUP = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body|\?xml|error>)", re.IGNORECASE)
+_TAR_MAGIC_AT = 257
+
+
+def foreign(head: bytes) -> tuple[str, str] | None:
+    """What data with these first bytes is, if it is no UTF-8 text of rows: its name, and the way out."""
+    for magic, name, fix in _MAGIC:
+        if head.startswith(magic) and _is_binary_or_long(magic, head):
+            return name, fix
+    if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
+        return "a tar archive", "Unpack it"
+    if (encoding := wide_encoding(head)) is not None:
+        return f"{encoding} text", _CONVERT.format(encoding)
+    plain = head.removeprefix(b"\xef\xbb\xbf")
+    if _MARKUP.match(plain):
+        kind = "an XML document" if plain.lstrip().lower().startswith((b"<?xml", b"<error>")) else "an HTML page"
+        return kind, "It is often an error page that a download saved: fetch the file again"
+    return None
+
+
+def is_markup(head: bytes) -> bool:
+    """Whether these are the first bytes of an HTML or XML document."""
+    return _MARKUP.match(head.removeprefix(b"\xef\xbb\xbf")) is not None
+
+
+def _is_binary_or_long(magic: bytes, head: bytes) -> bool:
+    """Whether a magic is no chance beginning of text: `ORC,text` is a header of a CSV file."""
+    if len(magic) > 4 or max(magic) > 0x7E or min(magic) < 0x20:
+        return True
+    rest = head[len(magic) :]
+    return any(byte < 0x09 or 0x0E <= byte < 0x20 or byte >= 0x7F for byte in rest[:64])
+
+
+def wide_encoding(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 with its byte order, if the first bytes are such text; with a byte order mark or without."""
+    for mark, name in (
+        (b"\xff\xfe\0\0", "UTF-32LE"),
+        (b"\0\0\xfe\xff", "UTF-32BE"),
+        (b"\xff\xfe", "UTF-16LE"),
+        (b"\xfe\xff", "UTF-16BE"),
+    ):
+        if head.startswith(mark):
+            return name
+    # Without a mark: the first two characters are ASCII in nearly every file of rows, and so have NUL bytes.
+    zeros = tuple(byte == 0 for byte in head[:8])
+    if len(zeros) < 4:
+        return None
+    if zeros == (False, True, True, True) * 2:
+        return "UTF-32LE"
+    if zeros == (True, True, True, False) * 2:
+        return "UTF-32BE"
+    if zeros[:4] == (False, True, False, True):
+        return "UTF-16LE"
+    return "UTF-16BE" if zeros[:4] == (True, False, True, False) else None
+
+
+def packed_as(head: bytes) -> str | None:
+    """The codec that packed data with these first bytes: "gzip" or "zstd"; None for any other."""
+    if head.startswith(_GZIP):
+        return "gzip"
+    # A zstd file may begin with a frame that readers skip.
+    return (
+        "zstd"
+        if head.startswith(_ZSTD) or (head[:1] and 0x50 <= head[0] < 0x60 and head[1:4] == b"\x2a\x4d\x18")
+        else None
+    )
+
+
+def not_as_named(path: str, head: bytes) -> tuple[str, str] | None:
+    """What a file holds that is not what its name says, if its first bytes tell; and the way out."""
+    codec = next((codec for ending, codec in CODECS.items() if path.lower().endswith(ending)), None)
+    return foreign(head) if codec is None else not_packed(head, codec)
+
+
+def not_packed(head: bytes, codec: str) -> tuple[str, str] | None:
+    """What a file is whose name says that it is packed, if these first bytes are not of that codec; and the way out."""
+    if not head or packed_as(head) == codec:
+        return None
+    if (found := foreign(head)) is not None:
+        return found
+    try:
+        head[:-3].decode()
+    except UnicodeDecodeError:
+        return f"no {codec} data", "Replace it"
+    return f"text that is not packed with {codec}", "Remove the ending from its name, or pack it"
