@@ -11,15 +11,17 @@ import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from actors import storage
 from actors.chunking import Chunking
 from actors.encoders.spec import ModelSpec, describe
-from actors.errors import TooManyQuarantined
+from actors.errors import TableConflict, TooManyQuarantined
 from actors.receipt import DataFile, Receipt
 from actors.schema import Shard
 from actors.writer import WriterSpec, table_schema
@@ -27,9 +29,12 @@ from pipeline import delta, fingerprint, leftovers, publish, uniqueness
 from pipeline.account import check_files, follow, whole
 from pipeline.config import Job
 from pipeline.executor import Executor, executor_for, near_or
+from pipeline.features import check_features
+from pipeline.foreign import Foreign, foreign_commits, look
 from pipeline.hold import Hold, hold
 from pipeline.index import build_index
 from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
+from pipeline.others import ADDED, KEPT, REASON, of_kind
 from pipeline.plan import Plan, Survey, cut_plan, is_little, list_corpus, survey, take_sample
 from pipeline.probe import probe_create
 from pipeline.report import Outcome, Reporter, Started
@@ -60,6 +65,7 @@ class Beginning:
         table: The table, None where there is none.
         state: What it holds, None where that is nothing.
         retries: A run whose rows set aside are tried again (`pipeline.retry`), None where none are.
+        foreign: What other tools changed since the last commit of ours, None where nothing.
     """
 
     job: Job
@@ -72,10 +78,19 @@ class Beginning:
     table: DeltaTable | None
     state: delta.State | None
     retries: str | None = None
+    foreign: Foreign | None = None
+
+    @property
+    def restores(self) -> bool:
+        """Whether what other tools did is to be undone; also what an earlier run was told to keep."""
+        asked = self.job.table.foreign_commits == "restore"
+        return asked and (self.foreign is not None or (self.state is not None and self.state.kept is not None))
 
     def run_name(self) -> str:
         """What the run is called: the same command on the same source and table has the same name."""
         base = None if self.state is None else str(self.state)
+        if self.foreign is not None or self.restores:
+            base = f"{base} {self.job.table.foreign_commits} foreign commits"
         return fingerprint.run_name(
             self.content, base if self.retries is None else f"{base} again after {self.retries}"
         )
@@ -95,6 +110,9 @@ def begin(job: Job, reporter: Reporter) -> Beginning:
     making = delta.Making(fingerprint.fingerprint(lineage), lineage, job.encoder.model_dump(mode="json"))
     url = storage.absolute(job.table.uri)
     table = delta.open_table(url)
+    if table is not None:
+        check_features(table, url)
+    state = delta.state_of(table)
     return Beginning(
         job=job,
         url=url,
@@ -104,7 +122,8 @@ def begin(job: Job, reporter: Reporter) -> Beginning:
         making=making,
         content=fingerprint.content_name(job, making.fingerprint, shards),
         table=table,
-        state=delta.state_of(table),
+        state=state,
+        foreign=look(table, url, state),
     )
 
 
@@ -149,8 +168,29 @@ class Runner:
         self.table = beginning.table
         self.state = beginning.state
         self.retries = beginning.retries
+        self.foreign = beginning.foreign
+        self.restores = beginning.restores
         self.ledger = Ledger(self.url, beginning.run_name())
         self.planning = contextlib.ExitStack()  # what is on a local disk until the plan is frozen
+
+    @cached_property
+    def kept(self) -> pa.Table:
+        """Rows of other tools that are kept (`others.KEPT`): those that an earlier run was told to keep."""
+        if self.state is None or self.state.kept is None or self.restores:
+            return KEPT.empty_table()
+        return Ledger(self.url, self.state.kept).table("kept")
+
+    def check_foreign(self) -> None:
+        """Raise ForeignCommits where other tools changed the table, and TableConflict where this run would drop rows of
+        theirs that a refresh was told to keep."""
+        if self.foreign is not None:
+            raise foreign_commits(self.foreign, self.url)
+        if added := of_kind(self.kept, ADDED).num_rows:
+            raise TableConflict(
+                f"{self.url!r} has {added} rows that another tool added and a refresh was told to keep; {self.what} makes "
+                f"every vector anew and has no text of theirs. `vectide refresh` with the table's own model keeps them; "
+                f"--foreign-commits restore drops them"
+            )
 
     # What other runs do differently ----------------------------------------------------------------------------------
 
@@ -194,6 +234,10 @@ class Runner:
         """The files of the table that the run's files take the place of; None for all."""
         return None
 
+    def brought_back(self) -> tuple[DataFile, ...]:
+        """Files of an earlier version that another tool took out and that come back as they are."""
+        return ()
+
     def rivals(self, receipts: Iterable[Receipt]) -> list[Receipt]:  # noqa: ARG002
         """Files of the table that stay and may have an id of these units, each as a receipt."""
         return []
@@ -207,8 +251,11 @@ class Runner:
     def run(self) -> Outcome:
         """Whatever is left to do."""
         there = self.state if self.table is not None and self.retries is None else None
+        if self.foreign is not None or self.restores:
+            there = None
         if there is not None and Ledger(self.url, there.run).holds(self.content):
             return Outcome(self.url, there.run, there.version, published=False)
+        self.check_foreign()
         self.check_making()
         with hold(self.url, self.ledger.run, what=self.what) as held:
             opened = delta.open_table(self.url)  # it was read before it was held
@@ -231,6 +278,7 @@ class Runner:
             schema=table_schema(found.keep_schema, chunked=self.chunking is not None),
             partition_by=self.job.table.partition_by,
             base=self.state,
+            overrules=self.restores,
         )
         description = self.ledger.description()
         done = self.ledger.done() if description is not None else set()
@@ -260,10 +308,12 @@ class Runner:
                 "units": prepared.plan.units,
                 "rows": prepared.plan.rows,
                 "rows_exact": prepared.plan.rows_exact,
+                "kept": self.kept.num_rows,
                 **prepared.facts,
             },
             prepared.plan.table,
             listing=listing_table(self.shards),
+            **({"kept": self.kept} if self.kept.num_rows else {}),
             **prepared.tables,
         )
 
@@ -303,6 +353,7 @@ class Runner:
             writer,
             self.chunking,
             reuse=int(description.get("reuse", 0)),
+            kept=bool(description.get("kept", 0)),
             row_timeout_s=self.job.run.row_timeout_s,
         )
         follow(executor.run(rest, stages), self.ledger, self.reporter)
@@ -321,9 +372,16 @@ class Runner:
         outcome = Outcome(self.url, self.ledger.run, version=-1, published=False).plus(receipts.values())
         self._check_quarantine(outcome, receipts.values(), int(description.get("rows_kept", 0)))
         removed = self.removed()
+        back = {file.path: file for file in self.brought_back()}
         if removed is not None:
-            removed += tuple(receipt.replaces for receipt in receipts.values() if receipt.replaces is not None)
-        publication = replace(publication, add=files, remove=removed)
+            replaced = {receipt.replaces for receipt in receipts.values() if receipt.replaces is not None}
+            removed += tuple(sorted(replaced - back.keys()))
+            back = {path: file for path, file in back.items() if path not in replaced}
+        held.check()
+        gone = delta.absent_files(self.url, back)
+        check_files(self.ledger, self.url, gone, len(back))
+        kept = self.ledger.run if description.get("kept") else None
+        publication = replace(publication, add=(*files, *back.values()), remove=removed, kept=kept)
         outcome = self.approve(publication, outcome)
         if outcome.held:
             return outcome
@@ -348,7 +406,8 @@ class Runner:
             for number, receipt in enumerate(self.rivals(receipts.values()))
         }
         everything = {**receipts, **kept}
-        losers = uniqueness.find_duplicates(self.url, everything.values())
+        theirs = set(of_kind(self.kept, ADDED)["id"].to_pylist())
+        losers = uniqueness.find_duplicates(self.url, everything.values(), but=theirs)
         if not losers:
             return receipts
         amended = [
@@ -367,6 +426,10 @@ class Runner:
         if bad_rows <= allowed * all_rows:
             return
         bad = self.ledger.quarantine(receipts)
+        bad = bad.filter(pc.not_equal(bad["reason"], REASON))  # not bad: somebody decided that they stay away
+        bad_rows = bad.num_rows
+        if bad_rows <= allowed * all_rows:
+            return
         reasons = bad.group_by("reason").aggregate([("reason", "count")]).to_pylist()
         counts = ", ".join(f"{row['reason_count']} {row['reason']}" for row in reasons)
         first = bad.slice(0, 1).to_pylist()[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -60,7 +60,9 @@ def _hash_chunk(chunk: pa.Array) -> npt.NDArray[np.uint64]:
     return hashes
 
 
-def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int = LIMIT_BYTES) -> dict[int, set[str]]:
+def find_duplicates(
+    table: str, receipts: Iterable[Receipt], *, but: Collection[str] = (), limit_bytes: int = LIMIT_BYTES
+) -> dict[int, set[str]]:
     """The ids that each unit must give up: those that an earlier row of the corpus has too.
 
     Earlier is: in a shard whose path sorts before, or in the same shard in a unit before.
@@ -68,6 +70,7 @@ def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int
     Args:
         table: URL of the table's folder.
         receipts: Of every unit; files of the table that stay may be passed as receipts too.
+        but: Ids that may repeat: another tool added rows of them.
         limit_bytes: How much memory the hashes may take; more rows than fit mean more passes over the id columns.
 
     Returns:
@@ -87,6 +90,8 @@ def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int
             for row in documents.filter(pa.array(np.isin(part, twice))).to_pylist():
                 holders[row[ID]].append((row[SHARD], receipt.unit))
         for name, places in holders.items():
+            if name in but:
+                continue
             winner = min(places)
             for place in places:
                 if place != winner:
@@ -137,6 +142,7 @@ def _hashed(table: str, receipts: list[Receipt]) -> Iterator[tuple[Receipt, pa.T
             if parts
             else pa.table({ID: pa.array([], pa.string()), SHARD: pa.array([], pa.string())})
         )
+        rows = rows.filter(pc.and_(pc.is_valid(rows[ID]), pc.is_valid(rows[SHARD])))  # null where another tool wrote it
         documents = rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
         return receipt, documents, hash_strings(documents[ID])
 
@@ -178,7 +184,8 @@ def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: 
             continue
         lineage = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"vectide", b"{}").decode()
         payload, stats = parquet_bytes(kept, lineage)
-        _, _, *partitions, _ = file.path.split("/")  # data/<run>/<partitions>/<name>
+        folders = file.path.split("/")[:-1]  # data/<run>/<partitions>; another tool's file has partitions alone
+        partitions = folders[2:] if folders[:1] == ["data"] else folders
         folder = "/".join(["data", run, *partitions])
         path = f"{folder}/{receipt.unit:09d}-{attempt}-{number}.parquet"
         storage.put(storage.join(table, path), payload)

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable
 from deltalake.transaction import AddAction
 
 from actors import storage
 from actors.writer import parquet_bytes
+from pipeline import delta
 from pipeline.compact import compact
 from pipeline.config import Job
 from pipeline.hold import TTL_S, Hold
@@ -134,7 +135,8 @@ def command(name: str, place: Place) -> None:
 
 
 def careless(name: str, place: Place) -> None:
-    """A command that does not know what it has done already: it appends a row by a commit that carries no name."""
+    """A command that does not know what it has done already: it appends a row by a commit that carries no name
+    but that of a run."""
     SCENARIOS[name].command(place)
     opened = DeltaTable(str(place.table))
     row = opened.to_pyarrow_table().slice(0, 1).drop_columns(["lang"])
@@ -142,7 +144,10 @@ def careless(name: str, place: Place) -> None:
     path = f"data/lang=l0/{secrets.token_hex(6)}.parquet"
     storage.put(f"{place.table}/{path}", data)
     action = AddAction(path, len(data), {"lang": "l0"}, 0, data_change=True, stats=stats)
-    opened.create_write_transaction([action], mode="append", schema=opened.schema(), partition_by=["lang"])
+    named = CommitProperties(custom_metadata={delta.RUN: "careless"})
+    opened.create_write_transaction(
+        [action], mode="append", schema=opened.schema(), partition_by=["lang"], commit_properties=named
+    )
 
 
 def clear(place: Place) -> None:
