@@ -270,9 +270,10 @@ def state_of(table: DeltaTable | None) -> State | None:
     """
     if table is None:
         return None
-    version, oldest = int(table.version()), int(table.version()) + 1
-    for oldest, actions in log_entries(table):
-        info = info_of(actions)
+    version = int(table.version())
+    oldest = version + 1
+    for number, actions in log_entries(table):
+        oldest, info = number, info_of(actions)
         if run := info.get(RUN):
             return State(str(run), version, info.get(KEPT))
     anchor = anchors.newest(place_of(table), table) if oldest > 0 else None

@@ -21,7 +21,7 @@ from actors.schema import CHUNK, HASH, ID, POSITION, SHARD, BadRow
 KEYS = pa.schema([(ID, pa.string()), (CHUNK, pa.int32()), (SHARD, pa.string()), (HASH, pa.string())])
 KEPT = pa.schema([("kind", pa.string()), *KEYS])
 REMOVED, ADDED = "removed", "added"
-REASON = "removed_by_other_tool"
+REASON = "changed_by_other_tool"
 _ERROR = (
     "another tool removed this row from the table, or put another in its place, and a refresh was told to keep that; "
     "vectide refresh --foreign-commits restore brings it back"
@@ -94,8 +94,8 @@ class Kept:
         for row, is_gone in zip(
             rows.filter(out).select([SHARD, POSITION, ID]).to_pylist(), gone.filter(out).to_pylist(), strict=True
         ):
-            reason, error = (REASON, _ERROR) if is_gone else ("duplicate_id", _TAKEN)
-            bad.append(BadRow(row[SHARD], row[POSITION], row[ID], reason, error))
+            error = _ERROR if is_gone else _TAKEN
+            bad.append(BadRow(row[SHARD], row[POSITION], row[ID], REASON, error))
         return rows.filter(pc.invert(out)), bad
 
 
@@ -103,6 +103,7 @@ def look_up(kept: pa.Table, *, unique_ids: bool) -> Kept:
     """A table (`KEPT`) for looking up.
 
     Args:
+        kept: The table.
         unique_ids: Whether an id stands for one row of the source.
     """
     removed, added = of_kind(kept, REMOVED), of_kind(kept, ADDED)

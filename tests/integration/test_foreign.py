@@ -128,7 +128,7 @@ def test_what_another_tool_did_is_refused_by_version_tool_and_rows(here):
     said = (
         r"since version 1: 2 rows removed .first id 'r\d'., 1 rows added .first id 'new'.*version 2 by DELETE .delta-rs"
     )
-    for command in (lambda: here.refresh(), lambda: backfill(here.job("keep"), Silent())):
+    for command in (here.refresh, lambda: backfill(here.job("keep"), Silent())):
         with pytest.raises(
             ForeignCommits, match=said + ".*version 3 by WRITE.*--foreign-commits keep or restore"
         ) as told:
@@ -168,13 +168,13 @@ def test_rows_that_are_kept_away_are_accounted_for(here):
     run = delta.state_of(here.open).run
     ledger = Ledger(str(here.table), run)
     bad = ledger.quarantine(ledger.receipts().values())
-    assert set(bad["reason"].to_pylist()) == {"removed_by_other_tool"}
+    assert set(bad["reason"].to_pylist()) == {"changed_by_other_tool"}
     assert len(here.ids()) + bad.num_rows == 24
 
 
 def test_restore_makes_the_table_what_a_backfill_would(parted):
     parted.open.delete("id in ('r3', 'r9')")
-    parted.open.update({"lang": "'xx'"}, "id = 'r5'")
+    parted.open.update({"lang": "'xx'"}, predicate="id = 'r5'")
     parted.append()
     outcome = parted.refresh("restore")
     assert (outcome.published, outcome.encoded) == (True, 0)
@@ -214,7 +214,7 @@ def test_our_vacuum_leaves_what_a_restore_needs(here):
 def test_vectors_that_another_tool_wrote_are_not_taken(here):
     """Another tool overwrites vectors and keeps the hash; a copy of the text elsewhere must not get them."""
     zeros = "[" + ",".join(["0.0"] * len(here.open.to_pyarrow_table()["embedding"][0])) + "]"
-    here.open.update({"embedding": zeros}, "id in ('r3', 'r9')")
+    here.open.update({"embedding": zeros}, predicate="id in ('r3', 'r9')")
     with pytest.raises(ForeignCommits, match="2 rows removed.*2 rows added.*counts as both"):
         here.refresh()
     copied = shutil.copytree(here.table, here.folder / "kept")
