@@ -15,6 +15,7 @@ from actors import storage
 from actors.encoders.spec import ModelSpec
 from pipeline import delta, fingerprint
 from pipeline.config import Job
+from pipeline.foreign import foreign_commits, look
 from pipeline.ledger import Ledger
 from pipeline.plan import Sample, cut_plan, list_corpus, survey, take_sample
 from pipeline.pool import at_most, on_cores
@@ -76,10 +77,14 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     plan = cut_plan(job, found, model, sample, replicas=replicas, cores=cores)
     made_of = fingerprint.fingerprint(fingerprint.lineage(model, job))
     url = storage.absolute(job.table.uri)
-    state = delta.state_of(delta.open_table(url))
+    opened = delta.open_table(url)
+    state = delta.state_of(opened)
+    foreign = look(opened, url, state)
+    if foreign is not None and job.table.foreign_commits == "refuse":
+        raise foreign_commits(foreign, url)
     content = fingerprint.content_name(job, made_of, found.shards)
     run = fingerprint.run_name(content, None if state is None else str(state))
-    if state is not None and Ledger(url, state.run).holds(content):
+    if state is not None and foreign is None and Ledger(url, state.run).holds(content):
         run = state.run  # its rows are what the table holds: nothing is left to do
     ledger = Ledger(url, run)
     frozen = ledger.description()

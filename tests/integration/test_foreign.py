@@ -70,13 +70,16 @@ class Here:
         write_deltalake(str(self.table), row, mode="append")
 
     def clean(self) -> None:
-        """Remove the log before a checkpoint."""
-        opened = self.open
-        settings = {"delta.logRetentionDuration": "interval 0 days", "delta.enableExpiredLogCleanup": "true"}
-        opened.alter.set_table_properties(settings)
-        self.open.create_checkpoint()
-        time.sleep(0.01)
-        self.open.cleanup_metadata()
+        clean_log(self.table)
+
+
+def clean_log(table: Path) -> None:
+    """Remove the log before a checkpoint."""
+    settings = {"delta.logRetentionDuration": "interval 0 days", "delta.enableExpiredLogCleanup": "true"}
+    DeltaTable(str(table)).alter.set_table_properties(settings)
+    DeltaTable(str(table)).create_checkpoint()
+    time.sleep(0.01)
+    DeltaTable(str(table)).cleanup_metadata()
 
 
 @pytest.fixture
