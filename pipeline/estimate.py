@@ -14,12 +14,12 @@ from pathlib import Path
 from actors import storage
 from actors.encoders.spec import ModelSpec
 from pipeline import delta, fingerprint
+from pipeline.beginning import describe_model
 from pipeline.config import Job
 from pipeline.foreign import foreign_commits, look
 from pipeline.ledger import Ledger
 from pipeline.plan import Sample, cut_plan, list_corpus, survey, take_sample
 from pipeline.pool import at_most, on_cores
-from pipeline.run import describe_model
 
 # Bytes a dimension as measured with zstd over byte-stream-split.
 _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}

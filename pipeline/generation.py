@@ -15,10 +15,11 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipeline import leftovers
+from pipeline.beginning import Beginning
 from pipeline.gate import Gate, Judged, read_judged
 from pipeline.publish import Publication
 from pipeline.report import Outcome, Reporter
-from pipeline.run import Beginning, Runner
+from pipeline.run import Runner
 from pipeline.settled import Settled
 
 

@@ -26,6 +26,7 @@ from actors.reader import SourceSpec, corpus_root, read_unit
 from actors.receipt import DataFile, Receipt
 from actors.schema import HASH, Piece, Shard, Unit
 from pipeline import delta
+from pipeline.beginning import Beginning, begin
 from pipeline.buckets import TEXT, Buckets, Rows, as_texts, firsts, hash_bytes
 from pipeline.config import Job
 from pipeline.delta import State
@@ -38,7 +39,7 @@ from pipeline.others import ADDED, Kept, look_up, of_kind
 from pipeline.plan import Plan, Survey, cut_plan, survey, take_sample
 from pipeline.quarantine import worth_retrying
 from pipeline.report import Outcome, Reporter
-from pipeline.run import Beginning, Prepared, Runner, begin
+from pipeline.run import Prepared, Runner
 from pipeline.settled import Settled
 from pipeline.uniqueness import brings_ids
 

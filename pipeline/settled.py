@@ -19,11 +19,11 @@ from actors.errors import ForeignCommits
 from actors.receipt import DataFile
 from actors.schema import QUARANTINE_SCHEMA, BadRow
 from pipeline import others
+from pipeline.beginning import Beginning
 from pipeline.foreign import Foreign, foreign_commits
 from pipeline.index import Doubt
 from pipeline.ledger import Ledger
 from pipeline.others import ADDED, KEPT, KEYS, Kept, kept_table, look_up, of_kind
-from pipeline.run import Beginning
 
 _BROUGHT_BACK = pa.schema(
     [

@@ -39,13 +39,14 @@ class Place:
     table: Path
     model: Path
 
-    def job(self, corpus: str = "corpus", *, max_tokens: int | None = None) -> Job:
+    def job(self, corpus: str = "corpus", *, max_tokens: int | None = None, foreign: str = "refuse") -> Job:
         """Two units, two partitions, and room for the bad rows."""
         return make_job(
             self.source / corpus,
             self.table,
             self.model,
             table__partition_by=["lang"],
+            table__foreign_commits=foreign,
             encoder__max_tokens=max_tokens,
             run__unit_rows=8,
             run__max_quarantined=0.5,
@@ -111,11 +112,19 @@ def _second(place: Place) -> None:
         refresh(place.job(max_tokens=5), Stopping())
 
 
+def _changed_by_another_tool(place: Place) -> None:
+    """A source that changed, and a table that lost rows of files that change and of files that do not."""
+    _first_then_changed(place)
+    DeltaTable(str(place.table)).delete("id in ('r3', 'r21', 'r10')")
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("backfill", write_source, lambda place: backfill(place.job(), Silent())),
         Scenario("refresh", _first_then_changed, lambda place: refresh(place.job(), Silent())),
+        Scenario("keep", _changed_by_another_tool, lambda place: refresh(place.job(foreign="keep"), Silent())),
+        Scenario("restore", _changed_by_another_tool, lambda place: refresh(place.job(foreign="restore"), Silent())),
         Scenario("cut-over", _first, lambda place: refresh(place.job(max_tokens=5), Silent())),
         Scenario("compact", _second, lambda place: compact(str(place.table), Silent())),
         Scenario("rollback", _second, lambda place: rollback(str(place.table), 1)),
