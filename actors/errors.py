@@ -16,6 +16,7 @@
     ├── TableConflict                 the table holds something that this job must not touch
     │   ├── NoSuchVersion             a version that the table does not have                   (exit 2)
     │   ├── CommitConflict            another writer committed first; run again
+    │   ├── ForeignCommits            another tool changed the table, and the job does not say what becomes of that
     │   └── CommitUnknown             the store did not say whether a commit landed
     └── InvariantBroken               a promise of this tool does not hold: a bug of ours
 
@@ -105,6 +106,10 @@ class NoSuchVersion(TableConflict):
 
 class CommitConflict(TableConflict):
     """Another writer committed first; running the same command again is safe."""
+
+
+class ForeignCommits(TableConflict):
+    """Another tool changed rows or columns of the table, and the job does not say what is to become of that."""
 
 
 class CommitUnknown(TableConflict):

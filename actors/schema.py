@@ -137,6 +137,7 @@ REASONS = (
     "unknown_task",  # `task_column` names a task that the model does not have
     "encode_failed",  # the model raised on this row alone
     "killed_process",  # the row ends its process
+    "changed_by_other_tool",  # another tool removed or replaced the row in the table, and a refresh was told to keep that
     "timed_out",  # the row took longer than `run.row_timeout_s`
 )
 

@@ -33,11 +33,14 @@ def read_stored(table: str, path: str, names: list[str] | tuple[str, ...]) -> pa
     Args:
         table: URL of the table's folder.
         path: The file's, relative to it.
-        names: Columns of `TYPES`.
+        names: Columns of `TYPES`; one that the file lacks, as another tool's may, is null.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     # Three times as fast for a small file as `pq.read_table`, and tables are mostly small files.
     rows = pq.ParquetFile(storage.open_read(storage.join(table, path))).read(columns=list(names))
+    for name in names:
+        if name not in rows.column_names:  # another tool's rows
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, TYPES.field(name).type))
     return rows.select(list(names)).cast(pa.schema([TYPES.field(name) for name in names]))

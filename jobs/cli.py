@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,6 +54,16 @@ ModelName = Annotated[str | None, typer.Option("--model", metavar="NAME_OR_DIR",
 Retry = Annotated[
     bool, typer.Option("--retry-quarantined", help="Try rows again that the encoder could not take: one new version.")
 ]
+
+
+class Foreign(StrEnum):
+    """What becomes of rows that other tools removed or added."""
+
+    refuse = "refuse"
+    keep = "keep"
+    restore = "restore"
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -131,6 +142,14 @@ def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     queries: Annotated[str | None, typer.Option(metavar="URI", help="Judged queries to measure both by.")] = None,
     judgements: Annotated[str | None, typer.Option(metavar="URI", help="Their judgements.")] = None,
+    foreign_commits: Annotated[
+        Foreign | None,
+        typer.Option(
+            "--foreign-commits",
+            help="What becomes of rows that other tools removed or added: refuse (the default) names them and ends, "
+            "keep leaves them so, restore makes the table what a backfill would.",
+        ),
+    ] = None,
     retry_quarantined: Retry = False,
 ) -> None:
     """Make a table equal to a fresh backfill of today's source, at the cost of what changed.
@@ -141,7 +160,9 @@ def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
     from pipeline.retry import refresh_again
 
     gate = {"min_agreement": min_agreement, "queries": queries, "judgements": judgements, "hold": hold or None}
-    loaded = _job(job, settings, source, table, model, {f"generation.{key}": value for key, value in gate.items()})
+    others = {f"generation.{key}": value for key, value in gate.items()}
+    others["table.foreign_commits"] = foreign_commits.value if foreign_commits else None
+    loaded = _job(job, settings, source, table, model, others)
     _run(refresh_again if retry_quarantined else pipeline, loaded)
 
 

@@ -145,11 +145,15 @@ def status(found: Status, *, as_json: bool) -> None:
         for name, value in found.lineage.items():
             if value is not None:
                 shown.print(f"  {name}: {value}")
+        if found.foreign is not None:
+            shown.print(f"{found.foreign}; `vectide refresh --foreign-commits keep` or `restore` decides about it")
         _print_versions(found.versions)
     runs = Table("run", "units", "rows", "set aside", "state")
     for run in found.runs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in run.reasons.items())
-        state = "unfinished" if run.version is None else f"published as version {run.version}"
+        state = f"published as version {run.version}" if run.version is not None else "unfinished"
+        if run.published and run.version is None:
+            state = "published; the log no longer says as which version"
         aside = f"{run.quarantined:,}" + (f" ({reasons})" if reasons else "")
         runs.add_row(run.run, f"{run.units_done}/{run.units}", f"{run.rows_done:,}/{run.rows:,}", aside, state)
     shown.print(runs)

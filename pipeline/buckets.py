@@ -32,7 +32,8 @@ def hash_bytes(column: pa.ChunkedArray) -> npt.NDArray[np.bytes_]:
     try:
         parts = [_fixed(chunk) for chunk in column.chunks]
     except pa.ArrowInvalid:  # not our hashes: another tool's rows
-        return np.asarray(column.to_numpy(), dtype="S32")
+        texts = [(text or "").encode() for text in column.to_pylist()]
+        return np.array(texts, dtype="S32")
     return np.concatenate([np.zeros(0, dtype="S32"), *parts])
 
 

@@ -18,6 +18,7 @@ from actors.errors import DataError
 from actors.parcel import Parcel
 from actors.schema import CHUNK, EMBEDDING, ID, SHARD, Unit
 from actors.writer import WriterSpec
+from pipeline.others import kept_of
 
 
 @lru_cache(maxsize=1)
@@ -37,17 +38,26 @@ def carry(unit: Unit, spec: WriterSpec) -> Parcel:
     for piece in unit.pieces:
         file = storage.open_read(storage.join(spec.table, piece.shard.path))
         rows = pq.read_table(file, partitioning=None)
+        partition = json.loads(piece.shard.etag)
+        rows = rows.select([name for name in rows.column_names if name in spec.schema.names and name not in partition])
+        for field in spec.schema:  # a file of another tool may lack columns
+            if field.name not in rows.column_names and field.name not in partition:
+                rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
         rows = rows.cast(pa.schema([spec.schema.field(name) for name in rows.column_names]))
-        rows = rows.filter(pc.invert(pc.is_in(rows[SHARD], value_set=_replaced(spec.ledger))))
+        replaced = _replaced(spec.ledger)
+        if len(replaced):
+            going = pc.is_in(rows[SHARD], value_set=replaced)
+            kept = kept_of(spec.ledger, unique_ids=True)
+            rows = rows.filter(pc.or_(pc.invert(going), kept.is_added(rows)))
         _check_finite(rows, piece.shard.path)
-        for name, value in json.loads(piece.shard.etag).items():
+        for name, value in partition.items():
             column = pa.array([value] * rows.num_rows, pa.string())
             rows = rows.append_column(name, pc.cast(column, spec.schema.field(name).type))
         parts.append(rows.select(spec.schema.names).cast(spec.schema))
     ready = pa.concat_tables(parts)
     documents = ready.num_rows
     if CHUNK in ready.column_names:
-        documents = int(np.count_nonzero(ready[CHUNK].to_numpy() == 0))
+        documents = int(np.count_nonzero(pc.fill_null(ready[CHUNK], 0).to_numpy() == 0))
     return Parcel(
         unit.number, table=ready.slice(0, 0), ready=ready, rows_read=documents, counts={"documents": documents}
     )

@@ -24,7 +24,9 @@ from pipeline import delta, publish
 from pipeline.account import check_files, follow, whole
 from pipeline.config import Run
 from pipeline.executor import executor_for, near_or
+from pipeline.features import check_features
 from pipeline.fingerprint import digest
+from pipeline.foreign import foreign_commits, look
 from pipeline.hold import hold
 from pipeline.ledger import FOLDER, Ledger, table_to_units, units_to_table
 from pipeline.probe import probe_create
@@ -69,6 +71,7 @@ def compact(
     Raises:
         ConfigError: there is no table, or the target is not positive.
         TableConflict: something else made the table, or holds it.
+        ForeignCommits: other tools changed rows of it, and no refresh has decided about that.
     """
     if target_bytes < 1:
         raise ConfigError(f"the target size is {target_bytes} bytes; it must be above 0, as in --target 128MiB")
@@ -77,6 +80,9 @@ def compact(
     state, making = delta.state_of(opened), delta.making_of(opened)
     if state is None or making is None:
         raise TableConflict(f"{url!r} holds no rows that vectide published; there is nothing to compact")
+    check_features(opened, url)
+    if (foreign := look(opened, url, state)) is not None:
+        raise foreign_commits(foreign, url)
     files = publish.files_of(opened)
     packs = list(pack(files.values(), target_bytes))
     untouched = Compacted(url, state.version, False, len(files), len(files), 0, 0, 0)
@@ -133,6 +139,7 @@ def compact(
                 add=made,
                 remove=gone,
                 data_change=False,
+                kept=state.kept,
             ),
         )
     return replace(

@@ -140,6 +140,8 @@ class Table(_Section):
     uri: Uri
     partition_by: Columns = ()
     precision: Literal["float32", "float16", "bfloat16"] = "float16"
+    # What becomes of rows that other tools removed from the table, or added to it.
+    foreign_commits: Literal["refuse", "keep", "restore"] = "refuse"
 
     @field_validator("uri", mode="after")
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,6 +23,7 @@ from actors.errors import ConfigError, NoSuchVersion, StorageError, TableConflic
 from actors.refusals import plain
 from actors.schema import EMBEDDING
 from actors.writer import as_text
+from pipeline import anchors
 
 # What each of our commits says of itself, in the log.
 RUN = "vectide.run"
@@ -32,6 +33,9 @@ ROWS = "vectide.rows"
 FILES = "vectide.files"
 FINGERPRINT = "vectide.fingerprint"
 MODEL = "vectide.model"
+KEPT = "vectide.kept"
+# The run of a table whose log and records do not say which one made its rows.
+FORGOTTEN = "forgotten"
 # What the column of vectors says of itself, in the schema.
 _MADE = "vectide.made"
 
@@ -53,10 +57,16 @@ class Making:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a table holds at one moment: the run that its rows were made by, and the version."""
+    """What a table holds at one moment: the run that its rows were made by, and the version.
+
+    Attributes:
+        run: `FORGOTTEN` where neither the log nor a record says which it was.
+        kept: The run whose ledger says which rows of other tools are kept; None where there are none.
+    """
 
     run: str
     version: int
+    kept: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.run}@{self.version}"
@@ -201,13 +211,23 @@ def relative(path: str) -> str:
 
 def need_files(url: str, table: DeltaTable, paths: list[str]) -> None:
     """Raise TableConflict where files of a version were taken by a vacuum. One listing for each run that made some."""
-    there = stored_sizes(url, paths)
-    gone = [path for path in paths if path.startswith("data/") and path not in there]
+    gone = absent_files(url, paths)
     if gone:
         raise TableConflict(
             f"{len(gone)} files of version {table.version()} of {url!r} are gone ({gone[0]!r} first): a vacuum took them. "
             f"Name a later version; `vectide versions` lists them"
         )
+
+
+def absent_files(url: str, paths: Iterable[str]) -> list[str]:
+    """Which of these files of a table are not in the store; also such as another tool wrote elsewhere in its folder."""
+    wanted = list(paths)
+    there = stored_sizes(url, wanted)
+    return [
+        path
+        for path in wanted
+        if path not in there and (path.startswith("data/") or not storage.exists(storage.join(url, path)))
+    ]
 
 
 def partition_values(table: DeltaTable) -> dict[str, dict[str, str | None]]:
@@ -218,8 +238,8 @@ def partition_values(table: DeltaTable) -> dict[str, dict[str, str | None]]:
     return {row["path"]: {name.removeprefix("partition."): as_text(row[name]) for name in names} for row in rows}
 
 
-def commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
-    """What each commit up to this version says of itself, newest first, with its `version`; as far as the log goes back.
+def log_entries(table: DeltaTable) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The actions of each commit up to this version, newest first, with its number; as far as the log goes back.
 
     Read from the log's own files: `DeltaTable.history` numbers the whole log from whichever version was opened.
     """
@@ -228,19 +248,38 @@ def commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
             text = storage.read(storage.join(place_of(table), "_delta_log", f"{version:020d}.json"))
         except FileNotFoundError:  # cleared away, as the log's retention says
             return
-        for line in text.splitlines():
-            if info := json.loads(line).get("commitInfo"):
-                yield {**info, "version": version}
+        yield version, [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def info_of(actions: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What a commit says of itself; nothing where it does not."""
+    return next((dict(action["commitInfo"]) for action in actions if action.get("commitInfo")), {})
+
+
+def commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
+    """What each commit up to this version says of itself, newest first, with its `version`; as far as the log goes back."""
+    for version, actions in log_entries(table):
+        if info := info_of(actions):
+            yield {**info, "version": version}
 
 
 def state_of(table: DeltaTable | None) -> State | None:
-    """The run that made the rows of this version; None for an empty table, or where the log has forgotten."""
+    """The run that made the rows of this version; None for a table that holds nothing of ours.
+
+    Where the log was cleaned up, a record of ours says it (`pipeline.anchors`).
+    """
     if table is None:
         return None
-    for entry in commits(table):
-        if run := entry.get(RUN):
-            return State(str(run), int(table.version()))
-    return None
+    version = int(table.version())
+    oldest = version + 1
+    for number, actions in log_entries(table):
+        oldest, info = number, info_of(actions)
+        if run := info.get(RUN):
+            return State(str(run), version, info.get(KEPT))
+    anchor = anchors.newest(place_of(table), table) if oldest > 0 else None
+    if anchor is not None:
+        return State(anchor.run, version, anchor.kept)
+    return State(FORGOTTEN, version) if file_sizes(table) else None
 
 
 def is_published(table: DeltaTable | None, commit: str) -> bool:
@@ -252,10 +291,19 @@ def is_published(table: DeltaTable | None, commit: str) -> bool:
 
 
 def published_version(table: DeltaTable | None, commit: str) -> int | None:
-    """The version that a commit made, or None. The log may have forgotten the number of an old one: then -1."""
+    """The version that a commit made, or None.
+
+    Where neither the log nor a record says which number a commit got that was made, the version that is open.
+    """
     if table is None or not is_published(table, commit):
         return None
     for entry in commits(table):
         if entry.get(COMMIT) == commit:
             return int(entry["version"])
-    return -1
+    known = anchors.version_of(place_of(table), commit)
+    return int(table.version()) if known is None else known
+
+
+def column_names(table: DeltaTable) -> tuple[str, ...]:
+    """The columns of this version in order, each as `name: type`."""
+    return tuple(f"{field.name}: {field.type}" for field in schema_of(table))

@@ -129,7 +129,7 @@ def _gpus() -> Finding:
 
 
 def _model(job: Job) -> Finding:
-    from pipeline.run import describe_model
+    from pipeline.beginning import describe_model
 
     spec = describe_model(job)
     return Finding("model", "ok", f"{spec.model}: {spec.family}, {spec.dim} dimensions, up to {spec.max_tokens} tokens")

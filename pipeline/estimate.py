@@ -18,12 +18,13 @@ from actors.encoders.spec import ModelSpec
 from actors.formats.dialects import DialectUse
 from actors.found import LeftOut
 from pipeline import delta, fingerprint
+from pipeline.beginning import describe_model
 from pipeline.config import Job
+from pipeline.foreign import foreign_commits, look
 from pipeline.identify import identified
 from pipeline.ledger import Ledger
 from pipeline.plan import Sample, Survey, cut_plan, list_corpus, survey, take_sample
 from pipeline.pool import at_most, on_cores
-from pipeline.run import describe_model
 
 # Bytes a dimension as measured with zstd over byte-stream-split.
 _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
@@ -120,10 +121,14 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     plan = cut_plan(job, found, model, sample, replicas=replicas, cores=cores)
     made_of = fingerprint.fingerprint(fingerprint.lineage(model, job))
     url = storage.absolute(job.table.uri)
-    state = delta.state_of(delta.open_table(url))
+    opened = delta.open_table(url)
+    state = delta.state_of(opened)
+    foreign = look(opened, url, state)
+    if foreign is not None and job.table.foreign_commits == "refuse":
+        raise foreign_commits(foreign, url)
     content = fingerprint.content_name(job, made_of, found.shards)
     run = fingerprint.run_name(content, None if state is None else str(state)) if known else ""
-    if known and state is not None and Ledger(url, state.run).holds(content):
+    if known and state is not None and foreign is None and Ledger(url, state.run).holds(content):
         run = state.run  # its rows are what the table holds: nothing is left to do
     ledger = Ledger(url, run)
     frozen = ledger.description() if known else None

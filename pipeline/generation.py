@@ -9,14 +9,18 @@ as it takes, so the first generation is not refreshed meanwhile.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
+import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipeline import leftovers
+from pipeline.beginning import Beginning
 from pipeline.gate import Gate, Judged, read_judged
 from pipeline.publish import Publication
 from pipeline.report import Outcome, Reporter
-from pipeline.run import Beginning, Runner
+from pipeline.run import Runner
+from pipeline.settled import Settled
 
 
 class Generation(Runner):
@@ -34,6 +38,7 @@ class Generation(Runner):
     def __init__(self, beginning: Beginning, version: DeltaTable, reporter: Reporter) -> None:
         super().__init__(beginning, reporter)
         self._version = version
+        self._settled = Settled(beginning, chunked=self.chunking is not None)
         self._judged: Judged | None = None  # read before anything is encoded
 
     def check_making(self) -> None:
@@ -43,6 +48,21 @@ class Generation(Runner):
             ConfigError, DataError: queries or judgements cannot be read.
         """
         self._judged = read_judged(self.job.generation)
+
+    def check_foreign(self) -> None:
+        """As the job says; but rows that another tool added cannot stay, for their vectors are of the first generation.
+
+        Raises:
+            ForeignCommits, TableConflict: the job refuses what other tools did, or it cannot be kept.
+        """
+        self._settled.check(self.what)
+        self.foreign = None
+        super().check_foreign()
+
+    @cached_property
+    def kept(self) -> pa.Table:
+        """With the rows that were removed since."""
+        return self._settled.kept()
 
     def left_behind(self) -> list[str]:
         """Of published runs too: a generation that was rolled back is not paid for again."""

@@ -11,16 +11,21 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from actors.schema import HASH, ID
+from actors import storage
+from actors.schema import CHUNK, EMBEDDING, HASH, ID, SHARD
 from actors.stored import read_stored
 from pipeline import buckets
 from pipeline.buckets import BUCKETS, PLACE, Buckets, Rows, contains, hash_bytes
+from pipeline.others import Kept
 from pipeline.scratch import Room, on_disk
 
 SCHEMA = pa.schema(
@@ -102,13 +107,45 @@ class Index:
         return pa.table(columns, schema=SCHEMA)
 
 
-def build_index(table: str, paths: Sequence[str], wanted: Buckets | None) -> Index:
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Which vectors of a table that other tools write to are not taken.
+
+    Attributes:
+        paths: Files of another tool: a vector of theirs must have `dim` numbers, all finite.
+        but: Rows that another tool added or changed; None where there are none.
+    """
+
+    paths: frozenset[str]
+    dim: int
+    but: Kept | None
+
+    def sound(self, table: str, path: str) -> npt.NDArray[np.bool_]:
+        """Bool [rows]: whether the vector of a row may be taken."""
+        names = pq.ParquetFile(storage.open_read(storage.join(table, path))).schema_arrow.names
+        keys = [ID, SHARD, HASH, *([CHUNK] if CHUNK in names else [])]
+        rows = read_stored(table, path, [*keys, EMBEDDING] if path in self.paths else keys)
+        sound = np.ones(rows.num_rows, dtype=bool)
+        if path in self.paths:
+            vectors = rows[EMBEDDING].combine_chunks()
+            lengths = pc.fill_null(pc.list_value_length(vectors), -1).to_numpy(zero_copy_only=False)
+            owners = pc.list_parent_indices(vectors).to_numpy(zero_copy_only=False)
+            values = pc.fill_null(vectors.flatten(), float("nan")).to_numpy(zero_copy_only=False)
+            sound &= lengths == self.dim
+            sound[owners[~np.isfinite(values)]] = False
+        if self.but is not None:
+            sound &= ~self.but.is_added(rows).to_numpy()
+        return sound
+
+
+def build_index(table: str, paths: Sequence[str], wanted: Buckets | None, doubt: Doubt | None = None) -> Index:
     """Find the first place of each wanted text.
 
     Args:
         table: URL of the table's folder.
         paths: Files with vectors of the right making, the best ones first.
         wanted: Rows of `buckets.TEXT`; None for every text that there is.
+        doubt: Files of another tool among them.
 
     Raises:
         StorageError: the disk refused what memory does not hold.
@@ -116,7 +153,7 @@ def build_index(table: str, paths: Sequence[str], wanted: Buckets | None) -> Ind
     index = Index(paths)
     try:
         with Buckets(PLACE) as found:
-            for places in _places(table, paths, None if wanted is None or wanted.spilled else wanted):
+            for places in _places(table, paths, None if wanted is None or wanted.spilled else wanted, doubt):
                 found.add(places)
             _match(wanted, found, index)
     except BaseException:
@@ -142,20 +179,23 @@ def _match(wanted: Buckets | None, found: Buckets, index: Index) -> None:
         index.unknown -= index.rows
 
 
-def _places(table: str, paths: Sequence[str], wanted: Buckets | None) -> Iterator[Rows]:
+def _places(table: str, paths: Sequence[str], wanted: Buckets | None, doubt: Doubt | None = None) -> Iterator[Rows]:
     """The documents of each file (`buckets.PLACE`), in order; of those that are not wanted none."""
 
     def find(number: int) -> Rows:
         rows = read_stored(table, paths[number], [ID, HASH])
         hashes = hash_bytes(rows[HASH])
         # Chunks of one document stand together; a document begins where the id or the hash changes.
-        ids = rows[ID].combine_chunks()
+        ids = pc.fill_null(rows[ID].combine_chunks(), "")
         first = np.ones(len(hashes), dtype=bool)
         if len(hashes) > 1:
             same_id = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
             first[1:] = ~same_id | (hashes[1:] != hashes[:-1])
         starts = np.flatnonzero(first)
         counts = np.diff(np.append(starts, len(hashes)))
+        if doubt is not None and len(starts) and (doubt.but is not None or paths[number] in doubt.paths):
+            sound = np.logical_and.reduceat(doubt.sound(table, paths[number]), starts)
+            starts, counts = starts[sound], counts[sound]
         if wanted is not None:
             mask = contains(wanted.whole()["hash"], hashes[starts])
             starts, counts = starts[mask], counts[mask]

@@ -23,7 +23,7 @@ from actors.calendar import has_naive_times
 from actors.errors import CommitConflict, CommitUnknown, InvariantBroken, StorageError, TableConflict
 from actors.receipt import DataFile
 from actors.refusals import plain
-from pipeline import delta
+from pipeline import anchors, delta
 from pipeline.delta import Making, State
 
 # What deltalake calls a file's statistics, and what they are called in the log.
@@ -44,6 +44,8 @@ class Publication:
         remove: Paths, relative to the table, that go out; None for all that are there.
         data_change: False where the rows stay the same, as after a compaction: readers of changes may skip it.
         facts: What else the log is to say of it.
+        kept: The run whose ledger says which rows of other tools are kept; None where there are none.
+        overrules: Whether columns and making of the table may be another tool's, which this commit replaces.
     """
 
     commit: str
@@ -57,6 +59,8 @@ class Publication:
     remove: tuple[str, ...] | None = None
     data_change: bool = True
     facts: tuple[tuple[str, str], ...] = ()
+    kept: str | None = None
+    overrules: bool = False
 
 
 def check_making(table: DeltaTable, url: str, making: Making) -> None:
@@ -115,11 +119,12 @@ def publish(url: str, publication: Publication) -> int:
     table = delta.open_table(url) or _create(url, schema, publication)
     if (version := delta.published_version(table, publication.commit)) is not None:
         return version
-    if delta.making_of(table) is None:
+    if delta.making_of(table) is None and not publication.overrules:
         check_making(table, url, publication.making)
     check_partitions(table, url, publication.partition_by)
     check_base(table, url, publication.base)
-    there = delta.file_rows(table)
+    before = sized_files(table)
+    there = {path: file.rows for path, file in before.items()}
     removed = set(there) if publication.remove is None else set(publication.remove)
     if not there.keys() >= removed:
         raise _conflict(url, "files that the run replaces are no longer part of it")
@@ -140,6 +145,19 @@ def publish(url: str, publication: Publication) -> int:
     if not replaces_all:
         change = publication.data_change
         actions += [RemoveAction(path=path, data_change=change, deletion_timestamp=now_ms) for path in sorted(removed)]
+    staying = {path: file for path, file in before.items() if path not in removed}
+    anchors.write(
+        url,
+        anchors.Anchor(
+            version=int(table.version()) + 1,
+            commit=publication.commit,
+            run=publication.run,
+            kept=publication.kept,
+            table=anchors.table_id(table),
+            columns=_column_names(schema),
+            files={**staying, **{file.path: file for file in publication.add}},
+        ),
+    )
     properties = CommitProperties(
         custom_metadata={
             delta.COMMIT: publication.commit,
@@ -149,6 +167,7 @@ def publish(url: str, publication: Publication) -> int:
             delta.MODEL: str(publication.making.lineage.get("model")),
             delta.ROWS: str(rows),
             delta.FILES: str(files),
+            **({delta.KEPT: publication.kept} if publication.kept is not None else {}),
             **dict(publication.facts),
         },
         app_transactions=[Transaction(publication.commit, 1)],
@@ -181,6 +200,11 @@ def _replaces_all(table: DeltaTable, schema: pa.Schema, publication: Publication
     if making is None or making.fingerprint != publication.making.fingerprint:
         return True
     return not same_columns(table, schema) or (all_go and making != publication.making)
+
+
+def _column_names(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns of a schema as `delta.column_names` gives them once it is the table's."""
+    return tuple(f"{field.name}: {field.type}" for field in pa.schema(Schema.from_arrow(schema).to_arrow()))
 
 
 def same_columns(table: DeltaTable, schema: pa.Schema) -> bool:
@@ -279,6 +303,17 @@ def missing_files(url: str, files: Iterable[DataFile]) -> list[str]:
     wanted = list(files)
     there = delta.stored_sizes(url, (file.path for file in wanted))
     return [file.path for file in wanted if there.get(file.path) != file.size_bytes]
+
+
+def sized_files(table: DeltaTable) -> dict[str, DataFile]:
+    """Every file of a version by its path, with size, rows (0 where another tool did not count them) and partition."""
+    actions = delta.actions_of(table)
+    partitions = delta.partition_values(table)
+    columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
+    return {
+        path: DataFile(path, size_bytes, rows or 0, partitions[path], "{}")
+        for path, size_bytes, rows in zip(*columns, strict=True)
+    }
 
 
 def files_of(table: DeltaTable) -> dict[str, DataFile]:

@@ -30,6 +30,7 @@ from actors.reader import SourceSpec, corpus_root, read_unit
 from actors.receipt import DataFile, Receipt
 from actors.schema import HASH, Piece, Shard, Unit
 from pipeline import delta
+from pipeline.beginning import Beginning, begin
 from pipeline.buckets import TEXT, Buckets, Rows, as_texts, firsts, hash_bytes
 from pipeline.config import Job
 from pipeline.delta import State
@@ -37,11 +38,13 @@ from pipeline.executor import Executor
 from pipeline.generation import Generation
 from pipeline.index import Index, build_index
 from pipeline.ledger import Ledger, table_to_units, units_to_table
-from pipeline.origins import TableFile, scan_files
+from pipeline.origins import TableFile, scan_files, scan_paths
+from pipeline.others import ADDED, Kept, look_up, of_kind
 from pipeline.plan import Plan, Survey, cut_plan, survey, take_sample
 from pipeline.quarantine import worth_retrying
 from pipeline.report import Outcome, Reporter
-from pipeline.run import Beginning, Prepared, Runner, begin
+from pipeline.run import Prepared, Runner
+from pipeline.settled import Settled
 from pipeline.uniqueness import brings_ids
 
 # What a text is taken to have at most, before it is read.
@@ -65,6 +68,8 @@ def refresh_from(beginning: Beginning, reporter: Reporter) -> Outcome:
     """As `refresh`, from what is there."""
     if beginning.table is None or beginning.state is None:
         return Runner(beginning, reporter).run()
+    if beginning.foreign is not None and beginning.job.table.foreign_commits != "refuse":
+        reporter.step(beginning.foreign.words(beginning.url))
     making = delta.making_of(beginning.table)
     if making is not None and making.fingerprint != beginning.making.fingerprint:
         return Generation(beginning, beginning.table, reporter).run()
@@ -88,6 +93,37 @@ class _Refresh(Runner):
         super().__init__(beginning, reporter)
         self._version = version
         self._before = Ledger(self.url, state.run)
+        self._settled = Settled(beginning, chunked=self.chunking is not None)
+
+    def check_foreign(self) -> None:
+        """As the job says.
+
+        Raises:
+            ForeignCommits: other tools changed the table, and the job refuses that, or it cannot be kept.
+        """
+        self._settled.check(self.what)
+
+    def check_making(self) -> None:
+        """As for a backfill; a restore puts back what another tool took out of the schema."""
+        if self.table is not None and not (self.restores and delta.making_of(self.table) is None):
+            super().check_making()
+
+    @cached_property
+    def kept(self) -> pa.Table:
+        """With the rows that were changed since."""
+        return self._settled.kept()
+
+    @cached_property
+    def _others(self) -> Kept | None:
+        """Rows that another tool added and that stay; None where there are none."""
+        if not of_kind(self.kept, ADDED).num_rows:
+            return None
+        return look_up(self.kept, unique_ids=self.job.source.unique_ids)
+
+    @cached_property
+    def _base(self) -> dict[str, DataFile] | None:
+        """Files of the version of ours that come back as they are, with all others of it; None where that of today counts."""
+        return self._settled.base
 
     @cached_property
     def _old_quarantine(self) -> pa.Table:
@@ -96,6 +132,8 @@ class _Refresh(Runner):
     @cached_property
     def _as_they_were(self) -> frozenset[str]:
         """Paths of shards that did not change since the version was made."""
+        if self._settled.reads_everything:
+            return frozenset()
         listing = self._before.listing()
         made = self._before.description()
         anyhow = {"uri": None, "verify": None}  # what decides nothing about a row
@@ -149,16 +187,22 @@ class _Refresh(Runner):
 
     @cached_property
     def _files(self) -> list[TableFile]:
-        """Every file of the current version, with the shards of its rows."""
-        return scan_files(self.url, self._version)
+        """Every file of the current version, or of the one that comes back, with the shards of its rows."""
+        if self._base is not None:
+            return scan_paths(self.url, self._base)
+        return scan_files(self.url, self._version, self._others)
 
     @cached_property
     def _partitions(self) -> dict[str, dict[str, str | None]]:
+        if self._base is not None:
+            return {path: file.partition for path, file in self._base.items()}
         return delta.partition_values(self._version)
 
     @cached_property
     def _affected(self) -> list[TableFile]:
         """Files with rows of shards that changed or are gone."""
+        if self._settled.reads_everything:
+            return self._files
         return [file for file in self._files if not file.shards.keys() <= self._unchanged]
 
     def look(self) -> Survey:
@@ -211,8 +255,8 @@ class _Refresh(Runner):
         """Where there is a vector of one of these texts: in the table, so that it keeps its bits, or else left behind."""
         with Buckets(TEXT) as wanted:
             self._find_wanted(wanted)
-            files = [file.path for file in self._files] + self.left_behind()
-            index = build_index(self.url, files, wanted)
+            files = [*self._settled.sources(file.path for file in self._files), *self.left_behind()]
+            index = build_index(self.url, files, wanted, self._settled.doubt(self.model.dim, self._others))
         return self.planning.enter_context(index)
 
     def prepare(self, found: Survey, executor: Executor) -> Prepared:
@@ -225,7 +269,7 @@ class _Refresh(Runner):
             plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, cores=pool.cores)
         units = list(table_to_units(plan.table))
         units += self._carried(plan.units, frozenset(replaced), max(plan.unit_rows, _CARRY_ROWS))
-        bad = self._old_quarantine
+        bad = pa.concat_tables([self._old_quarantine, self._settled.quarantine()])
         carried = bad.filter(pc.is_in(bad["shard"], value_set=pa.array(sorted(self._unchanged), pa.string())))
         moved = sum(piece.rows for unit in units if unit.carry for piece in unit.pieces)
         table_rows = sum(file.rows for file in self._files)
@@ -235,7 +279,7 @@ class _Refresh(Runner):
             {
                 "reuse": self._index.tables(),
                 "replaced": pa.table({"path": pa.array(replaced, pa.string())}),
-                "removed": pa.table({"path": pa.array([file.path for file in self._affected], pa.string())}),
+                **self._settled.moves([file.path for file in self._affected]),
                 "carried_quarantine": carried,
             },
             {"reuse": self._index.parts, "rows_kept": table_rows - gone, "texts_to_encode": self._texts()},
@@ -252,7 +296,7 @@ class _Refresh(Runner):
         """Units of the rows that stay in affected files."""
         number, pieces, rows = first, [], 0
         for file in self._affected:
-            staying = sum(count for path, count in file.shards.items() if path not in replaced)
+            staying = file.others + sum(count for path, count in file.shards.items() if path not in replaced)
             if staying == 0:
                 continue
             values = json.dumps(self._partitions[file.path])
@@ -272,10 +316,18 @@ class _Refresh(Runner):
         """The files that the plan was made to replace."""
         return tuple(self.ledger.table("removed")["path"].to_pylist())
 
+    def brought_back(self) -> tuple[DataFile, ...]:
+        """The files that the plan was made to bring back."""
+        try:
+            rows = self.ledger.table("brought_back").to_pylist()
+        except FileNotFoundError:
+            return ()
+        return tuple(DataFile(**{**row, "partition": json.loads(row["partition"])}) for row in rows)
+
     def rivals(self, receipts: Iterable[Receipt]) -> list[Receipt]:
         """The files that stay, as receipts of one file each; none where no id is new to the table."""
         new = (file.path for receipt in receipts for file in receipt.files)
-        gone = set(self.removed())
+        gone = {*self.removed(), *(file.path for file in self._affected)}
         if not brings_ids(self.url, new, gone):
             return []
         kept = []

@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from pipeline import publish
 from pipeline.account import count_units
+from pipeline.beginning import Beginning, begin
 from pipeline.config import Job
 from pipeline.ledger import Ledger
 from pipeline.quarantine import worth_retrying
 from pipeline.refresh import refresh_from
 from pipeline.report import Outcome, Reporter
-from pipeline.run import Beginning, Runner, begin
+from pipeline.run import Runner
 
 
 def backfill_again(job: Job, reporter: Reporter) -> Outcome:

@@ -11,107 +11,31 @@ import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable
+import pyarrow.compute as pc
 
 from actors import storage
-from actors.chunking import Chunking
-from actors.encoders.spec import ModelSpec, describe
-from actors.errors import TooManyQuarantined
-from actors.found import LeftOut
+from actors.errors import TableConflict, TooManyQuarantined
 from actors.receipt import DataFile, Receipt
-from actors.schema import Shard
 from actors.writer import WriterSpec, table_schema
-from pipeline import delta, fingerprint, leftovers, publish, uniqueness
+from pipeline import delta, leftovers, publish, uniqueness
 from pipeline.account import check_files, follow, whole
+from pipeline.beginning import Beginning, begin
 from pipeline.config import Job
 from pipeline.executor import Executor, executor_for, near_or
+from pipeline.foreign import foreign_commits
 from pipeline.hold import Hold, hold
-from pipeline.identify import identified, retagged
+from pipeline.identify import retagged
 from pipeline.index import build_index
 from pipeline.ledger import FOLDER, Ledger, listing_table, table_to_units
-from pipeline.plan import Plan, Survey, cut_plan, is_little, list_corpus, survey, take_sample
+from pipeline.others import ADDED, KEPT, REASON, of_kind
+from pipeline.plan import Plan, Survey, cut_plan, is_little, survey, take_sample
 from pipeline.probe import probe_create
 from pipeline.report import Outcome, Reporter, Started
 from pipeline.stages import StageSpec
-from pipeline.tasks import check_task_column
-
-
-def describe_model(job: Job) -> ModelSpec:
-    """The model of a job, checked, without loading it."""
-    encoder = job.encoder
-    return describe(
-        encoder.model,
-        revision=encoder.revision,
-        task=encoder.task,
-        dim=encoder.dim,
-        max_tokens=encoder.max_tokens,
-        dtype=encoder.dtype,
-        allow_untrained_dim=encoder.allow_untrained_dim,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Beginning:
-    """What is there when a run begins.
-
-    Attributes:
-        content: A name for what the table would hold in the end.
-        table: The table, None where there is none.
-        state: What it holds, None where that is nothing.
-        retries: A run whose rows set aside are tried again (`pipeline.retry`), None where none are.
-        left_out: What source.uri matches and the run does not read.
-    """
-
-    job: Job
-    url: str
-    model: ModelSpec
-    chunking: Chunking | None
-    shards: tuple[Shard, ...]
-    making: delta.Making
-    content: str
-    table: DeltaTable | None
-    state: delta.State | None
-    retries: str | None = None
-    left_out: tuple[LeftOut, ...] = ()
-
-    def run_name(self) -> str:
-        """What the run is called: the same command on the same source and table has the same name."""
-        base = None if self.state is None else str(self.state)
-        return fingerprint.run_name(
-            self.content, base if self.retries is None else f"{base} again after {self.retries}"
-        )
-
-
-def begin(job: Job, reporter: Reporter) -> Beginning:
-    """Look at the model, the corpus and the table; nothing is opened but the table's log.
-
-    Raises:
-        VectideError: one of them is not there, or cannot be.
-    """
-    model = describe_model(job)
-    check_task_column(job.source.task_column, model)
-    reporter.step("listing the corpus")
-    listing = list_corpus(job)
-    shards = identified(job, listing.shards, reporter.step)
-    lineage = fingerprint.lineage(model, job)
-    making = delta.Making(fingerprint.fingerprint(lineage), lineage, job.encoder.model_dump(mode="json"))
-    url = storage.absolute(job.table.uri)
-    table = delta.open_table(url)
-    return Beginning(
-        job=job,
-        url=url,
-        model=model,
-        chunking=fingerprint.chunking_of(model, job),
-        shards=shards,
-        making=making,
-        content=fingerprint.content_name(job, making.fingerprint, shards),
-        table=table,
-        state=delta.state_of(table),
-        left_out=listing.left_out,
-    )
 
 
 def backfill(job: Job, reporter: Reporter) -> Outcome:
@@ -156,8 +80,29 @@ class Runner:
         self.state = beginning.state
         self.retries = beginning.retries
         self.left_out = beginning.left_out
+        self.foreign = beginning.foreign
+        self.restores = beginning.restores
         self.ledger = Ledger(self.url, beginning.run_name())
         self.planning = contextlib.ExitStack()  # what is on a local disk until the plan is frozen
+
+    @cached_property
+    def kept(self) -> pa.Table:
+        """Rows of other tools that are kept (`others.KEPT`): those that an earlier run was told to keep."""
+        if self.state is None or self.state.kept is None or self.restores:
+            return KEPT.empty_table()
+        return Ledger(self.url, self.state.kept).table("kept")
+
+    def check_foreign(self) -> None:
+        """Raise ForeignCommits where other tools changed the table, and TableConflict where this run would drop rows of
+        theirs that a refresh was told to keep."""
+        if self.foreign is not None:
+            raise foreign_commits(self.foreign, self.url)
+        if added := of_kind(self.kept, ADDED).num_rows:
+            raise TableConflict(
+                f"{self.url!r} has {added} rows that another tool added and a refresh was told to keep; {self.what} makes "
+                f"every vector anew and has no text of theirs. `vectide refresh` with the table's own model keeps them; "
+                f"--foreign-commits restore drops them"
+            )
 
     # What other runs do differently ----------------------------------------------------------------------------------
 
@@ -205,6 +150,10 @@ class Runner:
         """The files of the table that the run's files take the place of; None for all."""
         return None
 
+    def brought_back(self) -> tuple[DataFile, ...]:
+        """Files of an earlier version that another tool took out and that come back as they are."""
+        return ()
+
     def rivals(self, receipts: Iterable[Receipt]) -> list[Receipt]:  # noqa: ARG002
         """Files of the table that stay and may have an id of these units, each as a receipt."""
         return []
@@ -218,8 +167,11 @@ class Runner:
     def run(self) -> Outcome:
         """Whatever is left to do."""
         there = self.state if self.table is not None and self.retries is None else None
+        if self.foreign is not None or self.restores:
+            there = None
         if there is not None and Ledger(self.url, there.run).holds(self.content) and not self.in_doubt():
             return Outcome(self.url, there.run, there.version, published=False, left_out=self.left_out)
+        self.check_foreign()
         self.check_making()
         with hold(self.url, self.ledger.run, what=self.what) as held:
             opened = delta.open_table(self.url)  # it was read before it was held
@@ -242,6 +194,7 @@ class Runner:
             schema=table_schema(found.keep_schema, chunked=self.chunking is not None),
             partition_by=self.job.table.partition_by,
             base=self.state,
+            overrules=self.restores,
         )
         description = self.ledger.description()
         done = self.ledger.done() if description is not None else set()
@@ -271,10 +224,12 @@ class Runner:
                 "units": prepared.plan.units,
                 "rows": prepared.plan.rows,
                 "rows_exact": prepared.plan.rows_exact,
+                "kept": self.kept.num_rows,
                 **prepared.facts,
             },
             prepared.plan.table,
             listing=listing_table(self.shards),
+            **({"kept": self.kept} if self.kept.num_rows else {}),
             **prepared.tables,
         )
 
@@ -316,6 +271,7 @@ class Runner:
             writer,
             self.chunking,
             reuse=int(description.get("reuse", 0)),
+            kept=bool(description.get("kept", 0)),
             row_timeout_s=self.job.run.row_timeout_s,
         )
         follow(executor.run(rest, stages), self.ledger, self.reporter)
@@ -335,9 +291,16 @@ class Runner:
         outcome = outcome.plus(receipts.values())
         self._check_quarantine(outcome, receipts.values(), int(description.get("rows_kept", 0)))
         removed = self.removed()
+        back = {file.path: file for file in self.brought_back()}
         if removed is not None:
-            removed += tuple(receipt.replaces for receipt in receipts.values() if receipt.replaces is not None)
-        publication = replace(publication, add=files, remove=removed)
+            replaced = {receipt.replaces for receipt in receipts.values() if receipt.replaces is not None}
+            removed += tuple(sorted(replaced - back.keys()))
+            back = {path: file for path, file in back.items() if path not in replaced}
+        held.check()
+        gone = delta.absent_files(self.url, back)
+        check_files(self.ledger, self.url, gone, len(back))
+        kept = self.ledger.run if description.get("kept") else None
+        publication = replace(publication, add=(*files, *back.values()), remove=removed, kept=kept)
         outcome = self.approve(publication, outcome)
         if outcome.held:
             return outcome
@@ -362,7 +325,8 @@ class Runner:
             for number, receipt in enumerate(self.rivals(receipts.values()))
         }
         everything = {**receipts, **kept}
-        losers = uniqueness.find_duplicates(self.url, everything.values())
+        theirs = set(of_kind(self.kept, ADDED)["id"].to_pylist())
+        losers = uniqueness.find_duplicates(self.url, everything.values(), but=theirs)
         if not losers:
             return receipts
         amended = [
@@ -381,6 +345,10 @@ class Runner:
         if bad_rows <= allowed * all_rows:
             return
         bad = self.ledger.quarantine(receipts)
+        bad = bad.filter(pc.not_equal(bad["reason"], REASON))  # not bad: somebody decided that they stay away
+        bad_rows = bad.num_rows
+        if bad_rows <= allowed * all_rows:
+            return
         reasons = bad.group_by("reason").aggregate([("reason", "count")]).to_pylist()
         counts = ", ".join(f"{row['reason_count']} {row['reason']}" for row in reasons)
         first = bad.slice(0, 1).to_pylist()[0]

@@ -47,6 +47,7 @@ from actors.tokenizer import Tokenizer
 from actors.writer import WriterSpec, write_unit
 from pipeline.attempts import Book, Lease, Span
 from pipeline.carry import carry
+from pipeline.others import kept_of
 from pipeline.reuse import reuse_of
 from pipeline.tasks import settle_tasks
 from pipeline.watchdog import guarded, watchdog
@@ -73,6 +74,7 @@ class StageSpec:
     chunking: Chunking | None = None
     reuse: int = 0  # tables of the index of known texts
     row_timeout_s: float | None = None
+    kept: bool = False  # whether rows of other tools are kept, which decide over rows of the source
 
 
 @lru_cache(maxsize=2)
@@ -128,6 +130,9 @@ def _fill(parcel: Parcel, unit: Unit, spec: StageSpec) -> None:
     parcel.rows_read = result.rows_read
     table, unknown = settle_tasks(result.table, spec.model)
     parcel.bad += unknown
+    if spec.kept:
+        table, others = kept_of(spec.writer.ledger, unique_ids=spec.source.unique_ids).split(table)
+        parcel.bad += others
     documents = table.num_rows
     if spec.reuse:
         known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)

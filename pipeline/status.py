@@ -1,6 +1,7 @@
 """What a table is and what is under way in it: versions, lineage, unfinished runs, quarantine.
 
-Called by `jobs status`. Reads the Delta log and the ledgers; opens no data file.
+Called by `jobs status`. Reads the Delta log and the ledgers; opens data files only
+where another tool has changed some.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError
-from pipeline import delta
+from pipeline import anchors, delta
+from pipeline.foreign import look
 from pipeline.ledger import Ledger, run_names
 from pipeline.versions import Version, versions_of
 
@@ -22,7 +24,8 @@ class RunState:
     """One run that has a ledger here.
 
     Attributes:
-        version: The version that it published, None while it is unfinished.
+        version: The version that it published, None while it is unfinished, or where nothing says which one it was.
+        published: Whether it made a version.
         rows_done: Documents embedded so far; `quarantined` rows set aside so far.
     """
 
@@ -35,11 +38,16 @@ class RunState:
     quarantined: int
     reasons: dict[str, int]
     version: int | None
+    published: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All of it. `version` is None where nothing was published yet."""
+    """All of it. `version` is None where nothing was published yet.
+
+    Attributes:
+        foreign: What other tools changed since our last commit, in words; None where nothing.
+    """
 
     table: str
     version: int | None
@@ -50,6 +58,7 @@ class Status:
     fingerprint: str | None
     versions: list[Version]
     runs: list[RunState]
+    foreign: str | None = None
 
 
 def status(table: str) -> Status:
@@ -63,24 +72,33 @@ def status(table: str) -> Status:
     names = run_names(url)
     if opened is None and not names:
         raise ConfigError(f"there is no table and no run at {url!r}; make one with `vectide backfill`")
-    commits = delta.commits(opened) if opened is not None else ()
-    published = {str(entry.get(delta.COMMIT)): int(entry["version"]) for entry in commits}
+    published = _published(url, opened)
     runs = [state for state in (_run(url, name, opened, published) for name in names) if state is not None]
     if opened is None:
         return Status(url, None, 0, 0, 0, {}, None, [], runs)
     actions = delta.actions_of(opened)
     making = delta.making_of(opened)
+    foreign = look(opened, url, delta.state_of(opened))
     return Status(
         table=url,
         version=int(opened.version()),
-        rows=sum(actions.column("num_records").to_pylist()),
+        rows=sum(rows or 0 for rows in actions.column("num_records").to_pylist()),
         files=actions.num_rows,
         size_bytes=sum(actions.column("size_bytes").to_pylist()),
         lineage=making.lineage if making else {},
         fingerprint=making.fingerprint if making else None,
         versions=versions_of(opened),
         runs=runs,
+        foreign=None if foreign is None else foreign.words(url),
     )
+
+
+def _published(url: str, opened: DeltaTable | None) -> dict[str, int]:
+    """Commits of ours and the versions that they made: by the log, and where that was cleaned up by our own records."""
+    if opened is None:
+        return {}
+    known = {name: version for version, name in anchors.names(url) if delta.is_published(opened, name)}
+    return known | {str(entry.get(delta.COMMIT)): int(entry["version"]) for entry in delta.commits(opened)}
 
 
 def _run(url: str, name: str, table: DeltaTable | None, published: dict[str, int]) -> RunState | None:
@@ -100,6 +118,6 @@ def _run(url: str, name: str, table: DeltaTable | None, published: dict[str, int
         rows_done=sum(receipt.documents for receipt in receipts),
         quarantined=sum(receipt.rows_bad for receipt in receipts),
         reasons=dict(zip(reasons["reason"], reasons["reason_count"], strict=True)),
-        # the log may have forgotten the number of an old one
-        version=published.get(name, -1 if delta.is_published(table, name) else None),
+        version=published.get(name),
+        published=name in published or delta.is_published(table, name),
     )

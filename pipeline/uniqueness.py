@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
@@ -79,7 +79,9 @@ def _hash_texts(raw: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> n
     return hashes
 
 
-def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int = LIMIT_BYTES) -> dict[int, set[str]]:
+def find_duplicates(
+    table: str, receipts: Iterable[Receipt], *, but: Collection[str] = (), limit_bytes: int = LIMIT_BYTES
+) -> dict[int, set[str]]:
     """The ids that each unit must give up: those that an earlier row of the corpus has too.
 
     Earlier is: in a shard whose path sorts before, or in the same shard in a unit before.
@@ -87,6 +89,7 @@ def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int
     Args:
         table: URL of the table's folder.
         receipts: Of every unit; files of the table that stay may be passed as receipts too.
+        but: Ids that may repeat: another tool added rows of them.
         limit_bytes: How many bytes of hashes memory holds; more rows than fit go to a local disk.
 
     Returns:
@@ -109,6 +112,8 @@ def find_duplicates(table: str, receipts: Iterable[Receipt], *, limit_bytes: int
             holders[row[ID]].append((row[SHARD], receipt.unit))
     losers: dict[int, set[str]] = defaultdict(set)
     for name, places in holders.items():
+        if name in but:
+            continue
         winner = min(places)
         for place in places:
             if place != winner:
@@ -163,7 +168,8 @@ def _read_ahead(table: str, load: Callable[[Receipt], _Loaded], receipts: list[R
 def _hashes_of(table: str, receipt: Receipt) -> npt.NDArray[np.uint64]:
     """The hashes of a unit's ids. With chunking an id stands once a chunk; a unit's own repeats are its reader's business,
     so each hash counts once here."""
-    parts = [hash_strings(read_stored(table, file.path, [ID])[ID]) for file in receipt.files]
+    # An id is null where another tool wrote the row.
+    parts = [hash_strings(read_stored(table, file.path, [ID])[ID].drop_null()) for file in receipt.files]
     return np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *parts]))
 
 
@@ -172,6 +178,7 @@ def _documents(table: str, receipt: Receipt, hashes: npt.NDArray[np.uint64]) -> 
     parts = [pa.table({ID: pa.array([], pa.string()), SHARD: pa.array([], pa.string())})]
     for file in receipt.files:
         rows = read_stored(table, file.path, [ID, SHARD])
+        rows = rows.filter(pc.and_(pc.is_valid(rows[ID]), pc.is_valid(rows[SHARD])))
         parts.append(rows.filter(pa.array(np.isin(hash_strings(rows[ID]), hashes))))
     rows = pa.concat_tables(parts)
     return rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
@@ -205,7 +212,8 @@ def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: 
             continue
         lineage = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"vectide", b"{}").decode()
         payload, stats = parquet_bytes(kept, lineage)
-        _, _, *partitions, _ = file.path.split("/")  # data/<run>/<partitions>/<name>
+        folders = file.path.split("/")[:-1]  # data/<run>/<partitions>; another tool's file has partitions alone
+        partitions = folders[2:] if folders[:1] == ["data"] else folders
         folder = "/".join(["data", run, *partitions])
         path = f"{folder}/{receipt.unit:09d}-{attempt}-{number}.parquet"
         storage.put(storage.join(table, path), payload)

@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError, NoSuchVersion
-from pipeline import delta
+from pipeline import anchors, delta
 from pipeline.hold import hold
 from pipeline.ledger import FOLDER, Ledger, run_names
 
@@ -57,6 +57,7 @@ class _Plan:
     runs: set[str]
     versions: int
     unfinished: list[str]
+    oldest: int = 0  # the first version that is kept
 
 
 def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool = False) -> Vacuumed:
@@ -91,6 +92,7 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
             for name in ledgers:
                 _forget(url, name)
             _delete(shard.path for shard in going)
+            _forget_records(url, opened, plan.oldest)
             storage.prune(storage.join(url, "data"))
     return Vacuumed(
         table=url,
@@ -118,6 +120,11 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
     plan = _Plan(set(), set(), 0, [])
     if opened is not None:  # whatever the log still says of it
         plan.files.update(delta.file_sizes(opened))
+        state = delta.state_of(opened)
+        plan.runs.update(name for name in (state and state.run, state and state.kept) if name)
+        if (anchor := anchors.newest(url, opened)) is not None:  # what another tool took out since may come back
+            plan.files.update(anchor.files)
+            plan.runs.update(name for name in (anchor.run, anchor.commit, anchor.kept) if name)
     for entry in delta.commits(opened) if opened is not None else ():  # newest first
         try:
             version = delta.open_table(url, int(entry["version"]))
@@ -125,8 +132,9 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
             break
         if version is not None:
             plan.files.update(delta.file_sizes(version))
-        plan.runs.update(str(entry[name]) for name in (delta.RUN, delta.COMMIT) if entry.get(name))
+        plan.runs.update(str(entry[name]) for name in (delta.RUN, delta.COMMIT, delta.KEPT) if entry.get(name))
         plan.versions += 1
+        plan.oldest = int(entry["version"])
         if entry["timestamp"] / 1000 < before_s:
             break  # this one was current when the time that is kept began; those before it were not
     for name in run_names(url):
@@ -143,6 +151,13 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
         plan.unfinished.append(name)
         plan.files.update(file.path for receipt in ledger.receipts().values() for file in receipt.files)
     return plan
+
+
+def _forget_records(url: str, opened: DeltaTable | None, oldest: int) -> None:
+    """Remove what we noted of versions that are not kept, but for the last of ours."""
+    newest = None if opened is None else anchors.newest(url, opened)
+    if newest is not None:
+        anchors.forget(url, [(newest.version, newest.commit)], oldest)
 
 
 def _forget(url: str, run: str) -> None:

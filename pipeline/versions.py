@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from deltalake import DeltaTable
 
 from actors import storage
-from actors.errors import TableConflict
+from actors.errors import ForeignCommits, TableConflict
 from pipeline import delta, publish
+from pipeline.features import check_features
 from pipeline.fingerprint import digest
+from pipeline.foreign import look
 from pipeline.hold import hold
 
 
@@ -94,10 +96,16 @@ def rollback(table: str, to: int) -> RolledBack:
         TableConflict: there is no such version, it holds no rows, or some of its files are gone; or a run holds the table.
     """
     url = storage.absolute(table)
-    current = delta.need_table(url)
+    current = delta.open_table(url) or delta.need_table(url)  # another tool may have taken the model out of the schema
     old = delta.need_table(url, to)
+    check_features(current, url)
     state, restored = delta.state_of(current), delta.state_of(old)
     making = delta.making_of(old)
+    if (foreign := look(old, url, restored)) is not None:
+        raise ForeignCommits(
+            f"version {to} of {url!r} has rows that no run of vectide made: {foreign.words(url)}. Roll back to a version "
+            f"of ours, which `vectide versions` names with its run"
+        )
     if state is None or restored is None or making is None:
         raise TableConflict(f"version {to} of {url!r} holds no rows that vectide published; see `vectide versions`")
     there, back = delta.file_sizes(current), publish.files_of(old)
@@ -123,6 +131,8 @@ def rollback(table: str, to: int) -> RolledBack:
                 schema=delta.plain_schema(old),
                 partition_by=tuple(old.metadata().partition_columns),
                 base=state,
+                kept=restored.kept,
+                overrules=True,
                 add=tuple(add),
                 remove=tuple(remove),
                 facts=(("vectide.restores", str(to)),),

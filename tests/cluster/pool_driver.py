@@ -22,9 +22,10 @@ from ray.cluster_utils import Cluster
 
 from jobs.progress import reporter
 from pipeline import dataflow
+from pipeline.beginning import begin
 from pipeline.job_file import load_job
 from pipeline.report import Outcome
-from pipeline.run import Runner, begin
+from pipeline.run import Runner
 from pipeline.stages import EncodeStage
 
 LABEL = "vectide.test/card"

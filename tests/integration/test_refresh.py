@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from deltalake import DeltaTable
 
-from actors.errors import CommitConflict, ConfigError, TableConflict
+from actors.errors import CommitConflict, ConfigError, ForeignCommits, TableConflict
 from pipeline import buckets
 from pipeline.ledger import Ledger, run_names
 from pipeline.refresh import refresh
@@ -218,7 +218,10 @@ def test_a_commit_in_between_is_not_written_over(tmp_path, tiny_model, reporter)
     with pytest.raises(CommitConflict, match="another writer changed"):
         refresh(job, Meanwhile())
     assert len(stored(tmp_path / "table")) == 19
-    assert refresh(job, reporter).rows == 21
+    with pytest.raises(ForeignCommits, match="version 2 by DELETE"):
+        refresh(job, reporter)
+    restoring = make_job(corpus, tmp_path / "table", tiny_model, table__foreign_commits="restore")
+    assert refresh(restoring, reporter).rows == 21
     assert len(stored(tmp_path / "table")) == 21
 
 

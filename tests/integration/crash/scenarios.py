@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable
 from deltalake.transaction import AddAction
 
 from actors import storage
 from actors.writer import parquet_bytes
+from pipeline import delta
 from pipeline.compact import compact
 from pipeline.config import Job
 from pipeline.hold import TTL_S, Hold
@@ -38,13 +39,14 @@ class Place:
     table: Path
     model: Path
 
-    def job(self, corpus: str = "corpus", *, max_tokens: int | None = None) -> Job:
+    def job(self, corpus: str = "corpus", *, max_tokens: int | None = None, foreign: str = "refuse") -> Job:
         """Two units, two partitions, and room for the bad rows."""
         return make_job(
             self.source / corpus,
             self.table,
             self.model,
             table__partition_by=["lang"],
+            table__foreign_commits=foreign,
             encoder__max_tokens=max_tokens,
             run__unit_rows=8,
             run__max_quarantined=0.5,
@@ -110,11 +112,19 @@ def _second(place: Place) -> None:
         refresh(place.job(max_tokens=5), Stopping())
 
 
+def _changed_by_another_tool(place: Place) -> None:
+    """A source that changed, and a table that lost rows of files that change and of files that do not."""
+    _first_then_changed(place)
+    DeltaTable(str(place.table)).delete("id in ('r3', 'r21', 'r10')")
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("backfill", write_source, lambda place: backfill(place.job(), Silent())),
         Scenario("refresh", _first_then_changed, lambda place: refresh(place.job(), Silent())),
+        Scenario("keep", _changed_by_another_tool, lambda place: refresh(place.job(foreign="keep"), Silent())),
+        Scenario("restore", _changed_by_another_tool, lambda place: refresh(place.job(foreign="restore"), Silent())),
         Scenario("cut-over", _first, lambda place: refresh(place.job(max_tokens=5), Silent())),
         Scenario("compact", _second, lambda place: compact(str(place.table), Silent())),
         Scenario("rollback", _second, lambda place: rollback(str(place.table), 1)),
@@ -134,7 +144,8 @@ def command(name: str, place: Place) -> None:
 
 
 def careless(name: str, place: Place) -> None:
-    """A command that does not know what it has done already: it appends a row by a commit that carries no name."""
+    """A command that does not know what it has done already: it appends a row by a commit that carries no name
+    but that of a run."""
     SCENARIOS[name].command(place)
     opened = DeltaTable(str(place.table))
     row = opened.to_pyarrow_table().slice(0, 1).drop_columns(["lang"])
@@ -142,7 +153,10 @@ def careless(name: str, place: Place) -> None:
     path = f"data/lang=l0/{secrets.token_hex(6)}.parquet"
     storage.put(f"{place.table}/{path}", data)
     action = AddAction(path, len(data), {"lang": "l0"}, 0, data_change=True, stats=stats)
-    opened.create_write_transaction([action], mode="append", schema=opened.schema(), partition_by=["lang"])
+    named = CommitProperties(custom_metadata={delta.RUN: "careless"})
+    opened.create_write_transaction(
+        [action], mode="append", schema=opened.schema(), partition_by=["lang"], commit_properties=named
+    )
 
 
 def clear(place: Place) -> None:
