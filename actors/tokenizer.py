@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -259,7 +259,8 @@ def _lowering(normalizer: Any) -> Any:
     It is a step of the tokenizer, as in sentence-transformers 6, and not of the text before it: what the tokenizer takes for
     a special token, such as `[SEP]`, is found before any step, and stays one.
     """
-    steps = list(normalizer) if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+    # The library's stubs do not say that a sequence is iterable.
+    steps: list[Any] = [*cast(Any, normalizer)] if isinstance(normalizer, normalizers.Sequence) else [normalizer]
     if any(isinstance(step, normalizers.Lowercase) for step in steps):
         return normalizer
     return normalizers.Sequence([normalizers.Lowercase(), *(step for step in steps if step is not None)])

@@ -111,8 +111,8 @@ def look(table: DeltaTable | None, url: str, state: State | None) -> Foreign | N
     current = publish.files_of(table)
     _check_inside(url, current)
     if state.run == delta.FORGOTTEN:
-        rows = sum(file.rows for file in current.values())
-        return Foreign(None, _named(entries), False, "", {}, (), tuple(current), (), None, (0, rows))
+        count = sum(file.rows for file in current.values())
+        return Foreign(None, _named(entries), False, "", {}, (), tuple(current), (), None, (0, count))
     anchor = _anchor(table, url, since, entries)
     if anchor is None:
         raise TableConflict(

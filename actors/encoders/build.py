@@ -78,15 +78,15 @@ def build_family(spec: ModelSpec, compute: Compute) -> Family:
     with checkpoint.understanding(folder):
         config: dict[str, Any] = checkpoint.read_json(folder / "config.json")
         _, tensors = read_tensors(folder)
-        facts, tensors = detect(config, tensors, where=str(folder))
+        facts, named = detect(config, tensors, where=str(folder))
         if (facts.family, facts.variant, facts.hidden) != (spec.family, spec.variant, spec.hidden):
             raise ModelError(
                 f"{folder} holds family {facts.family!r} of width {facts.hidden} where the plan was made with "
                 f"{spec.family!r} of width {spec.hidden}. Put the same checkpoint on every machine."
             )
-        check_tensors(facts, tensors, where=str(folder))
+        check_tensors(facts, named, where=str(folder))
         build = cast("Builder", import_module(BUILDERS[facts.family]).build)
-        with torch.inference_mode(), Weights(folder, tensors, facts, compute.dtype) as weights:
+        with torch.inference_mode(), Weights(folder, named, facts, compute.dtype) as weights:
             family = build(Checkpoint(spec, folder, config, facts, weights), compute)
     add_adapters(family, spec)
     return family

@@ -192,8 +192,8 @@ def describe(
         if not isinstance(config, dict):
             raise ModelError(f"{folder} has no config.json. Give the folder of a complete checkpoint.")
         files, tensors = read_tensors(folder)
-        facts, tensors = detect(config, tensors, where=str(folder))
-        check_tensors(facts, tensors, where=str(folder))
+        facts, named = detect(config, tensors, where=str(folder))
+        check_tensors(facts, named, where=str(folder))
         check_adapters(facts, folder)
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(_no_tokenizer(folder))

@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +30,12 @@ from tests.integration.test_refresh import assert_same
 class Here:
     """A corpus of three shards, its table, and jobs over them."""
 
-    def __init__(self, folder: Path, model: Path, **changes: object) -> None:
+    def __init__(self, folder: Path, model: Path, **changes: Any) -> None:
         self.folder, self.model, self.changes = folder, model, changes
         self.corpus = write_corpus(folder / "corpus", [rows(8, start=8 * n) for n in range(3)])
         self.table = folder / "table"
 
-    def job(self, mode: str = "refuse", **changes: object):
+    def job(self, mode: str = "refuse", **changes: Any):
         merged = {**self.changes, "table__foreign_commits": mode, **changes}
         return make_job(self.corpus, changes.pop("to", self.table), self.model, **merged)
 
@@ -168,7 +169,9 @@ def test_keep_leaves_what_others_did_for_good(parted):
 def test_rows_that_are_kept_away_are_accounted_for(here):
     here.open.delete("id like 'r1%'")  # half of the table: not bad rows, so no limit is met
     here.refresh("keep")
-    run = delta.state_of(here.open).run
+    state = delta.state_of(here.open)
+    assert state is not None
+    run = state.run
     ledger = Ledger(str(here.table), run)
     bad = ledger.quarantine(ledger.receipts().values())
     assert set(bad["reason"].to_pylist()) == {"changed_by_other_tool"}

@@ -53,7 +53,7 @@ class Others(RuleBasedStateMachine):
 
     def _write(self):
         for shard in range(3):
-            part = [
+            part: list[dict[str, object]] = [
                 {"id": name, "title": "t", "text": text, "lang": f"l{int(name[1:]) % 2}"}
                 for name, text in self.source.items()
                 if int(name[1:]) % 3 == shard

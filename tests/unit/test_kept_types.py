@@ -68,7 +68,7 @@ def published(folder: Path, keep: list[str], partition_by: tuple[str, ...] = ())
         "encoder": {"model": "m"},
     }
     job = parse_job(document)
-    found = survey(job, list_corpus(job))
+    found = survey(job, list_corpus(job).shards)
     pieces = [piece for shard in found.shards for piece in open_format("parquet", shard.path).pieces(shard, 1000)]
     result = read_unit(Unit(0, tuple(pieces)), found.source)
     rows = result.table.num_rows
@@ -246,7 +246,7 @@ def test_names_that_are_one_to_a_reader_are_refused(tmp_path, keep, reason):
     with pytest.raises(ConfigError, match=f"keep names .*{reason}"):
         published(tmp_path, keep)
     with pytest.raises(ConfigError, match=rf"source\.keep names .*{reason}"):
-        check_source(storage.glob(str(tmp_path / "source")), root=str(tmp_path), keep=keep)
+        check_source(storage.glob(str(tmp_path / "source")).shards, root=str(tmp_path), keep=keep)
 
 
 def test_columns_of_chunks_are_of_tables_of_chunks_only():
@@ -267,7 +267,7 @@ def test_fields_of_two_shards_that_differ_by_case_are_refused(tmp_path):
 def test_a_name_that_a_shard_has_twice_is_refused_where_it_is_wanted(tmp_path, key, name):
     names = ["text", "doc", "k", "t", "other", name, "other"]
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * len(names), names), tmp_path / "a.parquet")
-    shards = storage.glob(str(tmp_path))
+    shards = storage.glob(str(tmp_path)).shards
     wanted: dict[str, Any] = {"text": ("text",), key: (name,) if key in ("text", "keep") else name}
     key = "task_column" if key == "task" else key
     with pytest.raises(ConfigError, match=rf"source\.{key} names '{name}', and .*a\.parquet' has two columns of that"):

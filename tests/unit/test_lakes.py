@@ -24,7 +24,7 @@ def refuse(lake: str, names: list[str], source: str, own: str = "out") -> None:
     for name in names:
         storage.put(f"{lake}/{name}", b"x")
     uri = f"{lake}/{source}"
-    shards = [shard for shard in storage.glob(uri) if shard.path.endswith(".parquet")]
+    shards = [shard for shard in storage.glob(uri).shards if shard.path.endswith(".parquet")]
     assert shards
     refuse_lakes(uri, corpus_root(uri, shards), shards, own=f"{lake}/{own}")
 

@@ -112,7 +112,7 @@ def test_a_unit_of_short_rows_is_bounded_whatever_the_corpus_holds(tmp_path, mod
             "encoder": {"model": model.path},
         }
     )
-    found = survey(job, list_corpus(job))
+    found = survey(job, list_corpus(job).shards)
     sample = take_sample(found, model)
     largest = {}
     for shards in (1, 10, 100):

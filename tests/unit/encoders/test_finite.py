@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +111,8 @@ def test_python_users_are_told_the_number_of_the_text(sound):
     with pytest.raises(UnfitVectors, match="row 2 has no vector"):
         encoder.encode(["a", "c", "b"])
     # Late, all chunks of a window are of one pass through the model.
-    for mode, chunk in (("late", 0), ("split", 1)):
+    modes: tuple[tuple[Literal["late", "split"], int], ...] = (("late", 0), ("split", 1))
+    for mode, chunk in modes:
         with pytest.raises(UnfitVectors, match=rf"chunk {chunk} of text 1 has no vector: its vector is not finite"):
             encoder.encode_chunks(["a c", "a c d e b"], mode=mode, max_tokens=4, by="tokens")
 
@@ -121,6 +123,7 @@ def test_the_encode_stage_sets_whole_texts_aside(sound, chunked):
     texts = ["a", "c c c c c c b", "b", "d e", "a"]
     stage, table = stage_and_rows(spoilt(sound, NAN, bad=bad), texts, chunked=chunked)
     done = unpack(stage(pack(Parcel(0, table=table, counts={"documents": len(texts)}))))
+    assert done.table is not None
     assert [(row.position, row.reason) for row in done.bad] == [(1, "encode_failed"), (2, "encode_failed")]
     assert all("not finite" in row.error for row in done.bad)
     assert done.counts == {"documents": 3, "encoded": 2, "padding": 0}
@@ -220,7 +223,7 @@ def spoil(folder, name: str, value: float, dtype: torch.dtype | None = None) -> 
 @pytest.mark.parametrize("family", WRITERS)
 @pytest.mark.parametrize(("value", "dtype"), [(NAN, torch.float32), (INF, torch.float16), (-INF, torch.bfloat16)])
 def test_every_tensor_that_is_used_is_checked_when_it_is_loaded(tmp_path, family, value, dtype):
-    write, settings_ = WRITERS[family]
+    write, settings_ = cast("tuple[Any, dict[str, Any]]", WRITERS[family])
     write(tmp_path / "model")
     spec = describe(str(tmp_path / "model"), dtype="float32", **settings_)
     load_encoder(spec)
@@ -253,7 +256,7 @@ def test_weights_that_only_the_narrow_type_cannot_hold_are_refused_there(tmp_pat
 @pytest.mark.parametrize("alpha", [1, 1e38])
 def test_an_adapter_that_is_not_finite_with_its_scale_is_refused(tmp_path, alpha):
     encoder = load_encoder(str(write_jina_v3(tmp_path / "model")), dtype="float32")
-    hidden, layers = encoder.spec.hidden, range(len(encoder.family.layers))
+    hidden, layers = encoder.spec.hidden, range(len(cast(Any, encoder.family).layers))
     factors = {}
     for stem in (f"base_model.model.encoder.layers.{i}.mixer.Wqkv.lora_{{}}.weight" for i in layers):
         factors[stem.format("A")] = torch.ones(4, hidden)

@@ -34,7 +34,7 @@ def corpus(tmp_path):
     def write(**files: bytes) -> list[Shard]:
         for name, data in files.items():
             storage.put(str(tmp_path / name), data)
-        return storage.glob(str(tmp_path))
+        return list(storage.glob(str(tmp_path)).shards)
 
     return write
 
