@@ -51,7 +51,7 @@ class Shard:
     Attributes:
         path: Full URL or absolute local path.
         size_bytes: Its size.
-        etag: What changes when its content does (`actors.identity`): the store's tag, or the times and the inode of a
+        etag: What changes when its content does (`actors.storage.identity`): the store's tag, or the times and the inode of a
             local file; behind it the hash of its bytes where the job asks for that. Empty where the store gives none.
         written_s: When it was written, in seconds since the epoch by the store's clock; 0 where that is not known.
         dialect: How its fields are written, once that is decided; None before, and where the format has no dialects.
@@ -107,7 +107,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
+class QuarantinedRow:
     """A source row that was set aside.
 
     Attributes:

@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.dataset
 from deltalake import DeltaTable
 
-from actors.receipt import Receipt
-from pipeline.config import parse_job
-from pipeline.run import backfill
+from actors.unit.receipt import Receipt
+from pipeline.job.config import parse_job
+from pipeline.run.backfill import backfill
 from tests.checkpoints import write_jina_v2
 
 VOCABULARY = 30_528  # rows of the published table; the tokenizer has 30,522

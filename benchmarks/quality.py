@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from ir_measures import Qrel, R, ScoredDoc, nDCG
 
 from jobs.progress import reporter
-from pipeline.config import parse_job
-from pipeline.run import backfill
-from pipeline.search import Searcher
+from pipeline.job.config import parse_job
+from pipeline.run.backfill import backfill
+from pipeline.search.search import Searcher
 
 K = 10
 

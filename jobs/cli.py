@@ -19,8 +19,8 @@ from jobs import output, quarantine, schedule
 from jobs import table as tables
 
 if TYPE_CHECKING:
-    from pipeline.config import Job
-    from pipeline.report import Outcome, Reporter
+    from pipeline.execute.progress import Outcome, Reporter
+    from pipeline.job.config import Job
 
 
 class _Commands(typer.core.TyperGroup):
@@ -75,7 +75,7 @@ def _job(  # noqa: PLR0917
     model: str | None,
     others: dict[str, Any] | None = None,
 ) -> Any:
-    from pipeline.job_file import load_job
+    from pipeline.job.load import load_job
 
     named = {"source.uri": source, "table.uri": table, "encoder.model": model, **(others or {})}
     defaults = {key: value for key, value in named.items() if value is not None}
@@ -105,7 +105,7 @@ def plan(  # noqa: PLR0917  (typer's arguments are options by name)
     json: AsJson = False,
 ) -> None:
     """Dry run: shards, units, rows, tokens, output size, time and cost. Nothing is written."""
-    from pipeline.estimate import estimate
+    from pipeline.run.estimate import estimate
 
     loaded = _job(job, settings, source, table, model)
     output.estimate(estimate(loaded, tokens_per_s=tokens_per_second, price_per_hour=price_per_hour), as_json=json)
@@ -121,8 +121,8 @@ def backfill(  # noqa: PLR0917  (typer's arguments are options by name)
     retry_quarantined: Retry = False,
 ) -> None:
     """Embed a corpus into a table; the same command again goes on where it stopped."""
-    from pipeline.retry import backfill_again
-    from pipeline.run import backfill as pipeline
+    from pipeline.run.backfill import backfill as pipeline
+    from pipeline.run.retry import backfill_again
 
     _run(backfill_again if retry_quarantined else pipeline, _job(job, settings, source, table, model))
 
@@ -134,8 +134,8 @@ def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
     source: SourceUri = None,
     table: TableUri = None,
     model: ModelName = None,
-    hold: Annotated[
-        bool, typer.Option("--hold", help="Build a second generation, and leave the first in place.")
+    no_publish: Annotated[
+        bool, typer.Option("--no-publish", help="Re-embed, and leave the version that readers see in place.")
     ] = False,
     min_agreement: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of neighbours that a second generation must keep.")
@@ -156,10 +156,15 @@ def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
 
     Where the model or a setting of it changed, a second generation is built beside the first and takes over at the end.
     """
-    from pipeline.refresh import refresh as pipeline
-    from pipeline.retry import refresh_again
+    from pipeline.run.refresh import refresh as pipeline
+    from pipeline.run.retry import refresh_again
 
-    gate = {"min_agreement": min_agreement, "queries": queries, "judgements": judgements, "hold": hold or None}
+    gate = {
+        "min_agreement": min_agreement,
+        "queries": queries,
+        "judgements": judgements,
+        "publish": False if no_publish else None,
+    }
     others = {f"generation.{key}": value for key, value in gate.items()}
     others["table.foreign_commits"] = foreign_commits.value if foreign_commits else None
     loaded = _job(job, settings, source, table, model, others)
@@ -181,7 +186,7 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     json: AsJson = False,
 ) -> None:
     """Exact top-k over a table, with the model, settings and query prompt that its own lineage names."""
-    from pipeline.search import Searcher
+    from pipeline.search.search import Searcher
 
     searcher = Searcher(table, version=version, model=model)
     output.hits(searcher.search([question], k=k, where=where)[0], as_json=json)
@@ -192,7 +197,7 @@ def status(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="URI of the table.")], json: AsJson = False
 ) -> None:
     """Versions, rows, files, lineage, unfinished runs and quarantine of a table."""
-    from pipeline.status import status as read
+    from pipeline.table.status import status as read
 
     output.status(read(table), as_json=json)
 
@@ -208,7 +213,7 @@ app.command()(schedule.watch)
 @app.command()
 def doctor(job: JobFile = None, settings: Settings = None, json: AsJson = False) -> None:
     """Check this machine or cluster: storage, model, GPUs, memory, processor, Ray."""
-    from pipeline.doctor import examine
+    from pipeline.cluster.doctor import examine
 
     loaded = _job(job, settings, None, None, None) if job or settings else None
     findings = examine(loaded)

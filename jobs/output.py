@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
-    from pipeline.changes import Changes
-    from pipeline.compact import Compacted
-    from pipeline.diff import Difference
-    from pipeline.doctor import Finding
-    from pipeline.estimate import Estimate
-    from pipeline.report import Outcome
-    from pipeline.search import Hit
-    from pipeline.status import Status
-    from pipeline.vacuum import Vacuumed
-    from pipeline.versions import RolledBack, Version
+    from pipeline.cluster.doctor import Finding
+    from pipeline.execute.progress import Outcome
+    from pipeline.run.compact import Compacted
+    from pipeline.run.estimate import Estimate
+    from pipeline.search.search import Hit
+    from pipeline.table.changes import Changes
+    from pipeline.table.diff import Difference
+    from pipeline.table.status import Status
+    from pipeline.table.vacuum import Vacuumed
+    from pipeline.table.versions import RolledBack, Version
 
 _SHOWN_CHARACTERS = 160
 _PIPE_COLUMNS = 1_000  # where no terminal has an edge, no cell is cut
@@ -82,10 +82,10 @@ def outcome(found: Outcome) -> None:
         print(f"left out: {left.sentence()}")
     for check in found.checks:
         print(f"the new generation was compared with the old one: {check}")
-    if found.held:
+    if found.staged:
         print(
-            f"built and held back: {found.rows:,} rows of {found.table} are ready as run {found.run}, "
-            f"{found.encoded:,} texts encoded; the same command without --hold changes over"
+            f"built and not published: {found.rows:,} rows of {found.table} are ready as run {found.run}, "
+            f"{found.encoded:,} texts encoded; the same command without --no-publish publishes it"
         )
         return
     if not found.published:
@@ -204,7 +204,7 @@ def difference(found: Difference, *, as_json: bool) -> None:
         return
     print(f"{found.table}, version {found.old} to {found.new}: ", end="")
     print(f"{found.added:,} rows added, {found.changed:,} changed, {found.removed:,} removed")
-    if found.making_changed:
+    if found.embedding_spec_changed:
         print("the vectors of the two were made with different models or settings")
 
 
@@ -216,7 +216,7 @@ def changes(found: Changes, *, as_json: bool) -> None:
     print(
         f"{found.upserts:,} upserts and {found.deletes:,} deletes from version {found.since} to {found.version}: {found.out}"
     )
-    if found.making_changed:
+    if found.embedding_spec_changed:
         print("the vectors were made with another model or setting: an index must not mix them with those that it has")
 
 

@@ -22,8 +22,8 @@ from rich.progress import (
 )
 
 from actors.errors import VectideError
-from actors.receipt import Receipt
-from pipeline.report import Reporter, Started
+from actors.unit.receipt import Receipt
+from pipeline.execute.progress import Reporter, Started
 
 LOG_EVERY_S = 10.0
 
@@ -59,7 +59,7 @@ class _Meter:
     def add(self, receipt: Receipt) -> None:
         self.rows += receipt.documents
         self.tokens += receipt.tokens
-        self.bad += receipt.rows_bad
+        self.bad += receipt.rows_quarantined
 
     def text(self) -> str:
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)

@@ -13,7 +13,7 @@ import typer
 from jobs import output
 
 if TYPE_CHECKING:
-    from pipeline.quarantine import Quarantine
+    from pipeline.table.quarantine import Quarantine
 
 
 def quarantine(
@@ -26,7 +26,7 @@ def quarantine(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List the rows that were set aside: shard, position, id, reason, error."""
-    from pipeline.quarantine import quarantine as read
+    from pipeline.table.quarantine import quarantine as read
 
     found = read(table, run=run, reason=reason, limit=limit)
     if json:

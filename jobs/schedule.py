@@ -45,8 +45,8 @@ def submit(
     settings: Settings = None,
 ) -> None:
     """Run a job on a cluster, or find it where it runs already, and follow it; the exit code is its own."""
-    from pipeline.job_file import load_job
-    from pipeline.submit import submit as send
+    from pipeline.cluster.submit import submit as send
+    from pipeline.job.load import load_job
 
     loaded = load_job(job, settings=settings or ())
     raise typer.Exit(send(loaded, address, sys.stdout, command=command.value, detach=detach))
@@ -68,8 +68,8 @@ def schedule(  # noqa: PLR0917  (typer's arguments are options by name)
     settings: Settings = None,
 ) -> None:
     """Print what makes a job run by the clock: a Kubernetes CronJob, a line of a crontab, or a systemd timer."""
-    from pipeline.job_file import load_job
-    from pipeline.schedule import render
+    from pipeline.cluster.schedule import render
+    from pipeline.job.load import load_job
 
     if target is Target.systemd:
         when, other, rule = on_calendar, cron, "--on-calendar '*-*-* 03:00:00', and no --cron"
@@ -98,8 +98,8 @@ def watch(
     settings: Settings = None,
 ) -> None:
     """Run a job again and again on this machine, one process and one line a round, until Ctrl-C."""
-    from pipeline import watch as watching
-    from pipeline.job_file import load_job
+    from pipeline.cluster import watch as watching
+    from pipeline.job.load import load_job
 
     load_job(job, settings=settings or ())  # a mistake is said now, not in an hour
     every_s = watching.seconds_of(every)

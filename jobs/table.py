@@ -21,7 +21,7 @@ _SIZES = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 1
 
 def versions(table: Table, json: AsJson = False) -> None:
     """Every version that the table's log remembers: what made it, how many rows it has, with which model."""
-    from pipeline.versions import versions as read
+    from pipeline.table.versions import versions as read
 
     output.versions(read(table), as_json=json)
 
@@ -30,7 +30,7 @@ def rollback(
     table: Table, to: Annotated[int, typer.Option(min=0, metavar="VERSION", help="The version to go back to.")]
 ) -> None:
     """Put an old version back at once, as a new version: no row is copied or encoded."""
-    from pipeline.versions import rollback as run
+    from pipeline.table.versions import rollback as run
 
     output.rolled_back(run(table, to))
 
@@ -42,7 +42,7 @@ def diff(
     json: AsJson = False,
 ) -> None:
     """How many rows were added, changed and removed from version A to version B."""
-    from pipeline.diff import diff as run
+    from pipeline.table.diff import diff as run
 
     output.difference(run(table, old, new), as_json=json)
 
@@ -54,7 +54,7 @@ def changes(
     json: AsJson = False,
 ) -> None:
     """What a vector index must upsert and delete to follow the table since a version, as Parquet."""
-    from pipeline.changes import changes as run
+    from pipeline.table.changes import changes as run
 
     output.changes(run(table, since, out), as_json=json)
 
@@ -66,7 +66,7 @@ def compact(
 ) -> None:
     """Put many small files together into few large ones; no row changes."""
     from jobs.progress import reporter
-    from pipeline.compact import compact as run
+    from pipeline.run.compact import compact as run
 
     with reporter() as told:
         done = run(table, told, target_bytes=bytes_of(target), address=address)
@@ -83,8 +83,8 @@ def vacuum(
     json: AsJson = False,
 ) -> None:
     """Remove files that no version of the time that is kept needs, and no run that may go on."""
-    from pipeline.vacuum import vacuum as run
-    from pipeline.watch import seconds_of
+    from pipeline.cluster.watch import seconds_of
+    from pipeline.table.vacuum import vacuum as run
 
     keep_s = 0.0 if keep.strip() == "0" else seconds_of(keep, option="--keep")
     output.vacuumed(run(table, keep_s, unfinished=unfinished, dry_run=dry_run), as_json=json)

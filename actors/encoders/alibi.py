@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from actors.encoders.attention import RelativeBias
+from actors.encoders.compute.attention import RelativeBias
 
 
 def slopes(heads: int) -> list[float]:

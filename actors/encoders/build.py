@@ -13,10 +13,10 @@ from typing import Any, Protocol, cast
 import torch
 
 from actors.encoders import checkpoint
-from actors.encoders.adapter_registry import add_adapters
-from actors.encoders.families import detect
-from actors.encoders.hardware import Compute
+from actors.encoders.compute.device import Compute
+from actors.encoders.families.detect import detect
 from actors.encoders.layout import Config, FamilyFacts, check_tensors
+from actors.encoders.lora.registry import add_adapters
 from actors.encoders.packed import PackedBatch
 from actors.encoders.spec import ModelSpec, folder_of
 from actors.encoders.weight_files import read_tensors
@@ -25,11 +25,11 @@ from actors.errors import ModelError
 
 # family -> module with `build(checkpoint, compute) -> Family`.
 BUILDERS: dict[str, str] = {
-    "bert": "actors.encoders.bert",
-    "jina_v1": "actors.encoders.jina_v1",
-    "jina_v2": "actors.encoders.jina_v2",
-    "jina_v3": "actors.encoders.jina_v3",
-    "jina_v4": "actors.encoders.jina_v4",
+    "bert": "actors.encoders.families.bert",
+    "jina_v1": "actors.encoders.families.jina_v1",
+    "jina_v2": "actors.encoders.families.jina_v2",
+    "jina_v3": "actors.encoders.families.jina_v3",
+    "jina_v4": "actors.encoders.families.jina_v4",
 }
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from actors.errors import ModelError
-from actors.refusals import plain
+from actors.storage.errors import redact
 
 _DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _SKIP = ["onnx/*", "openvino/*", "coreml/*", "*.onnx_data"]
@@ -64,7 +64,7 @@ def understanding(folder: Path) -> Iterator[None]:
         SafetensorError,
     ) as error:
         raise ModelError(
-            f"{folder} does not hold what a checkpoint of its kind holds ({type(error).__name__}: {plain(error)}). "
+            f"{folder} does not hold what a checkpoint of its kind holds ({type(error).__name__}: {redact(error)}). "
             "Fetch the checkpoint again, or take another one."
         ) from error
 
@@ -123,7 +123,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({plain(error)}). Fetch the checkpoint again.") from error
+        raise ModelError(f"{path} cannot be read as JSON ({redact(error)}). Fetch the checkpoint again.") from error
 
 
 def tensor_index(folder: Path, files: Iterable[str]) -> dict[str, TensorInfo]:
@@ -153,7 +153,7 @@ def _header(path: Path) -> dict[str, Any]:
                 end = max(end, int(entry["data_offsets"][1]))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, struct.error) as error:
         raise ModelError(
-            f"{path} is not a safetensors file ({_what_it_is(path) or plain(error)}). Fetch the checkpoint again."
+            f"{path} is not a safetensors file ({_what_it_is(path) or redact(error)}). Fetch the checkpoint again."
         ) from error
     if path.stat().st_size != 8 + size + end:
         raise ModelError(

@@ -7,10 +7,10 @@ chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from actors.chunking import Chunking
 from actors.encoders.finite import UnfitVectors, refuse_unfit
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish
+from actors.encoders.running import MicroBatch, Reduce
+from actors.encoders.spec import ModelSpec
 from actors.encoders.windows import Windows, cut_windows
 from actors.schema import CHUNKS, INPUT_IDS
-
-if TYPE_CHECKING:
-    from actors.encoders.encoder import Encoder
+from actors.text.chunk_rules import Chunking
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+
+
+class TokenEncoder(Protocol):
+    """The part of `Encoder` that chunks need."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+
+    def encode_tokens(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> Floats:
+        """See `Encoder.encode_tokens`."""
+
+    def micro_batches(
+        self,
+        ids: pa.ListArray,
+        tasks: Sequence[str | None] | None = None,
+        *,
+        reduce: Reduce | None = None,
+        side_by_side: bool = False,
+    ) -> Iterator[MicroBatch]:
+        """See `Encoder.micro_batches`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +70,7 @@ class ChunkVector:
 
 
 def encode_documents(
-    encoder: Encoder, documents: pa.Table, chunking: Chunking, tasks: Sequence[str | None] | None
+    encoder: TokenEncoder, documents: pa.Table, chunking: Chunking, tasks: Sequence[str | None] | None
 ) -> Floats:
     """Vectors of all chunks, text by text: float32 [chunks, dim]. As `Encoder.encode_documents`."""
     chunks = pc.list_value_length(documents.column(CHUNKS)).to_numpy()
@@ -102,7 +122,7 @@ def _chunk_ids(documents: pa.Table) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), values)
 
 
-def _late(encoder: Encoder, windows: Windows, chunks: int, tasks: Sequence[str | None] | None) -> Floats:
+def _late(encoder: TokenEncoder, windows: Windows, chunks: int, tasks: Sequence[str | None] | None) -> Floats:
     """Means over the states of each chunk's tokens, which may come from several windows."""
     sums = torch.zeros(chunks, encoder.spec.hidden)
 

@@ -18,21 +18,21 @@ import torch
 
 from actors.batching.budget import BudgetController
 from actors.batching.planner import Ints
-from actors.chunker import Chunker, resolve
-from actors.chunking import By, Chunking
-from actors.encoders.adapter_registry import AdapterRegistry
-from actors.encoders.adapters import AdapterStore
 from actors.encoders.build import Family, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
+from actors.encoders.compute.device import Compute, find_compute
+from actors.encoders.compute.malloc import tune_malloc
 from actors.encoders.finite import refuse_unfit
-from actors.encoders.hardware import Compute, find_compute
-from actors.encoders.heap import keep_heap
+from actors.encoders.lora.registry import AdapterRegistry
+from actors.encoders.lora.store import AdapterStore
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish, pool
 from actors.encoders.running import MicroBatch, Reduce, Runner, Stats, check_token_ids
 from actors.encoders.spec import ModelSpec, check_task
 from actors.errors import ConfigError
-from actors.tokenizer import Tokenizer
+from actors.text.chunk_rules import By, Chunking
+from actors.text.chunks import Chunker, resolve
+from actors.text.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
 
@@ -70,7 +70,7 @@ class Encoder:
         self.spec = spec
         self.compute = compute or find_compute(spec.precision, device)
         if self.compute.device.type == "cpu":
-            keep_heap()
+            tune_malloc()
         # A family that was built elsewhere may have another word table than the checkpoint.
         self._vocab_size = spec.vocab_size if family is None else 0
         self.family = family or build_family(spec, self.compute)

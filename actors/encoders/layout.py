@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.encoders.adapter_files import AdapterFiles, Target, read_adapter
 from actors.encoders.checkpoint import TensorInfo
+from actors.encoders.lora.files import AdapterFiles, Target, read_adapter
 from actors.errors import ModelError
 
 Config = Mapping[str, Any]

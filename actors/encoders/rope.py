@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from actors import kernels
-from actors.encoders.hardware import Compute
+from actors.encoders.compute.device import Compute
 from actors.encoders.packed import PackedBatch
 
 
@@ -41,7 +41,7 @@ class Rope:
         return torch.stack([angles.cos(), angles.sin()])
 
 
-def turn_(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def apply_rotary_(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Turns queries and keys in place.
 
     Args:
@@ -49,9 +49,9 @@ def turn_(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.T
         angles: As `Rope.angles` gives them.
     """
     cos, sin = angles
-    kernel = kernels.taking(x.dtype, x.device)
+    kernel = kernels.kernels_for(x.dtype, x.device)
     if kernel is not None:
-        return kernel.turn_(x, cos, sin)
+        return kernel.apply_rotary_(x, cos, sin)
     cos, sin = cos[:, None], sin[:, None]
     first, second = x.chunk(2, dim=-1)
     turned = first * cos - second * sin, second * cos + first * sin

@@ -20,9 +20,9 @@ import torch
 from actors.batching.budget import BudgetController
 from actors.batching.planner import Ints, order_rows, take
 from actors.encoders.build import Family
-from actors.encoders.hardware import Compute
+from actors.encoders.compute.device import Compute
+from actors.encoders.compute.threads import Threads
 from actors.encoders.packed import PackedBatch, pack
-from actors.encoders.threads import Threads
 from actors.errors import DataError
 
 # Products of fewer rows than this cost more a row.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from actors.encoders import checkpoint
-from actors.encoders.families import detect
+from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts, check_adapters, check_tensors
 from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repository
 from actors.encoders.weight_files import read_tensors

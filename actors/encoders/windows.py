@@ -50,7 +50,7 @@ def cut_windows(documents: pa.Table, *, max_tokens: int, overlap_tokens: int) ->
     """The windows of chunked texts.
 
     Args:
-        documents: `actors.chunker.SCHEMA`, made for late chunking.
+        documents: `actors.text.chunks.SCHEMA`, made for late chunking.
         max_tokens: Of a window, special tokens and prompt included.
         overlap_tokens: Of the text's own tokens, that a window shares with the one before.
     """

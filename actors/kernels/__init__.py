@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from actors.kernels.spread import spread
+from actors.kernels.parallel import parallel_for
 
 InstructionSet = Literal["avx2", "avx512", "avx512_bf16"]
 
@@ -116,7 +116,7 @@ class Kernels:
             if failed:
                 raise torch.OutOfMemoryError(f"no memory for attention over rows of {int(lengths.max())} tokens")
 
-        spread(some, heads)
+        parallel_for(some, heads)
 
     def norm(
         self,
@@ -156,7 +156,7 @@ class Kernels:
         self._gelu_bfloat16(x.data_ptr(), x.numel())
         return x
 
-    def turn_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def apply_rotary_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Rotary positions in place.
 
         Args:
@@ -219,7 +219,7 @@ def find() -> Kernels | None:
     return every[-1] if every else None
 
 
-def taking(dtype: torch.dtype, device: torch.device) -> Kernels | None:
+def kernels_for(dtype: torch.dtype, device: torch.device) -> Kernels | None:
     """The fastest loops, where they take states of this type on this device."""
     found = find() if device.type == "cpu" else None
     return found if found is not None and found.takes(dtype) else None

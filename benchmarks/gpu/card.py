@@ -56,8 +56,8 @@ def backfill_idle(texts: Sequence[str], model: Path, *, rows: int, gpus_per_repl
     import pyarrow.parquet as pq
 
     from benchmarks.scale.small import Stopwatch
-    from pipeline.config import parse_job
-    from pipeline.run import backfill
+    from pipeline.job.config import parse_job
+    from pipeline.run.backfill import backfill
 
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"

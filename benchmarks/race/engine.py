@@ -23,7 +23,7 @@ from benchmarks.race.figures import Measured, cosines, operations, rounds
 from benchmarks.race.mixes import Mix, cut_mixes, read_texts
 from benchmarks.race.peers import BASE, HOME, LIMIT, Peer, export, install, runnable
 from benchmarks.race.session import Session, WorkerDied
-from pipeline.rates import has_bfloat16
+from pipeline.plan.throughput import has_bfloat16
 
 
 @dataclass(slots=True)

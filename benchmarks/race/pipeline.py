@@ -28,7 +28,7 @@ from benchmarks.race.figures import paired_ratio, rounds
 from benchmarks.race.mixes import LONGEST_CHARACTERS, read_texts
 from benchmarks.race.peers import ROOT, install, python_of
 from benchmarks.race.ways.told import FIRST_UNIT, STARTED
-from pipeline.rates import has_bfloat16
+from pipeline.plan.throughput import has_bfloat16
 
 SHARDS = 8
 LIMIT_S = 600

@@ -29,10 +29,10 @@ from benchmarks.race import machine
 from benchmarks.race.peers import ROOT
 from benchmarks.race.session import peak_bytes
 from benchmarks.scale.small import Stopwatch
-from pipeline import executor
-from pipeline.config import parse_job
-from pipeline.run import backfill
-from pipeline.stages import EncodeStage
+from pipeline.execute import inline
+from pipeline.execute.stages.encode import EncodeStage
+from pipeline.job.config import parse_job
+from pipeline.run.backfill import backfill
 from tests.checkpoints.bert import write_bert
 
 SHARDS = 10
@@ -94,7 +94,7 @@ def write_corpus(folder: Path, rows: int) -> None:
 def run_one(folder: Path, model: str) -> Facts:
     """A backfill of `folder/corpus` in this process: what it took."""
     if model == "none":
-        setattr(executor, "EncodeStage", NoModelStage)  # noqa: B010  (a plain assignment is what mypy refuses)
+        setattr(inline, "EncodeStage", NoModelStage)  # noqa: B010  (a plain assignment is what mypy refuses)
         model = str(write_bert(folder / "model", hidden=NO_MODEL_DIM, layers=1))  # from here the plan has its width
         one_token_a_word().save(str(folder / "model" / "tokenizer.json"))
     document = {

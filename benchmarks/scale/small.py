@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.receipt import Receipt
-from pipeline.config import parse_job
-from pipeline.report import Started
-from pipeline.run import backfill
+from actors.unit.receipt import Receipt
+from pipeline.execute.progress import Started
+from pipeline.job.config import parse_job
+from pipeline.run.backfill import backfill
 from tests.checkpoints.bert import write_bert
 
 ROWS_A_SHARD = 5_000

@@ -18,15 +18,16 @@ from typing import Any
 import pyarrow as pa
 
 from actors import storage
-from actors.receipt import DataFile, Receipt
 from actors.schema import ID, SHARD, Piece, Shard
-from actors.writer import delta_statistics, parquet_bytes, receipt_path, table_schema
+from actors.unit.receipt import DataFile, Receipt
+from actors.unit.writer import delta_statistics, parquet_bytes, receipt_path, table_schema
 from benchmarks.race.session import peak_bytes
-from pipeline import delta, uniqueness
-from pipeline import publish as publishing
-from pipeline.ledger import DIGEST_UNITS, Ledger, listing_table, table_to_units, units_to_table
-from pipeline.plan import _gather
-from pipeline.report import Outcome
+from pipeline.execute.progress import Outcome
+from pipeline.ledger import duplicates
+from pipeline.ledger.ledger import RECEIPT_BATCH_UNITS, Ledger, listing_table, table_to_units, units_to_table
+from pipeline.plan.units import _gather
+from pipeline.table import commit as publishing
+from pipeline.table import delta_table
 
 RUN = "0123456789abcdef"
 PIECES_A_SHARD = 100
@@ -121,8 +122,8 @@ def prepare(table: str, units: int) -> dict[str, Any]:
             made.add(path.parent)
         path.write_text(receipt.to_json())
         batch.append(receipt)
-        if len(batch) == DIGEST_UNITS:
-            ledger.digest(batch)
+        if len(batch) == RECEIPT_BATCH_UNITS:
+            ledger.write_receipt_batch(batch)
             batch = []
     return {}
 
@@ -167,15 +168,15 @@ def publish(table: str, units: int) -> dict[str, Any]:
         commit=RUN,
         run=RUN,
         operation="backfill",
-        making=delta.Making("fingerprint", {}, {}),
+        embedding_spec=delta_table.EmbeddingSpec("fingerprint", {}, {}),
         schema=schema,
         partition_by=(),
         base=None,
         add=files,
     )
     version = clock.time("commit", lambda: publishing.publish(table, publication))
-    opened = clock.time("a reader opens it", lambda: delta.open_table(table))
-    listed = clock.time("a reader lists files", lambda: delta.file_sizes(opened))
+    opened = clock.time("a reader opens it", lambda: delta_table.open_table(table))
+    listed = clock.time("a reader lists files", lambda: delta_table.file_sizes(opened))
     if version != 1 or len(listed) != units:
         raise SystemExit(f"version {version} has {len(listed)} files")
     log = sum(path.stat().st_size for path in (Path(table) / "_delta_log").glob("*.json"))
@@ -197,7 +198,7 @@ def unique(table: str, rows: int) -> dict[str, Any]:
             replace(model, unit=unit, rows=len(ids), files=(replace(model.files[0], path=path, rows=len(ids)),))
         )
     clock = Clock()
-    losers = clock.time("look for ids twice", lambda: uniqueness.find_duplicates(table, made))
+    losers = clock.time("look for ids twice", lambda: duplicates.find_duplicates(table, made))
     if losers:
         raise SystemExit(f"{len(losers)} units have ids of others")
     return clock.facts()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from actors import azure
+from actors.storage import azure
 from tests.azure.servers import CONTAINER, Server, azurite
 from tests.integration.conftest import reporter, tiny_model
 

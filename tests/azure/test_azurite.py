@@ -15,16 +15,17 @@ import yaml
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from deltalake import DeltaTable
 
-from actors import aws, azure, storage
+from actors import storage
 from actors.errors import ConfigError, StorageError
-from pipeline import delta
-from pipeline.compact import compact
-from pipeline.probe import probe_create
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.search import Searcher
-from pipeline.status import status
-from pipeline.vacuum import vacuum
+from actors.storage import azure, s3
+from pipeline.ledger.create_probe import probe_create
+from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact
+from pipeline.run.refresh import refresh
+from pipeline.search.search import Searcher
+from pipeline.table import delta_table
+from pipeline.table.status import status
+from pipeline.table.vacuum import vacuum
 from tests.azure.servers import CONTAINER
 from tests.integration.conftest import Silent, make_job, rows
 from tests.stores.leaks import backfill_leaves_none, found, travelling
@@ -127,7 +128,7 @@ def test_a_run_on_ray_leaves_no_secret_anywhere(lake, server, tiny_model, tmp_pa
 def test_what_travels_to_workers_holds_no_secret(lake, server, tiny_model, monkeypatch):
     for data in travelling(lake, tiny_model, monkeypatch):
         assert not found(data, server.key)
-    assert not found(repr(delta.open_table(f"{lake}/table")).encode(), server.key)
+    assert not found(repr(delta_table.open_table(f"{lake}/table")).encode(), server.key)
 
 
 WRONG = "d3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmc="
@@ -144,7 +145,7 @@ def test_a_wrong_key_is_said_so_everywhere_and_never_repeated(lake, server, monk
         lambda url: list(storage.walk(url)),
         lambda url: storage.put(url, b"x"),
         lambda url: storage.create(url, b"x"),
-        delta.open_table,
+        delta_table.open_table,
         status,
         Searcher,
         lambda url: backfill(make_job(f"{url}/*.parquet", f"{url}/table", tiny_model), reporter),
@@ -179,11 +180,11 @@ def test_the_command_line_ends_in_one_sentence(lake, server, tiny_model, tmp_pat
 
 def test_an_account_where_nothing_answers(lake, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    monkeypatch.setattr(aws, "TABLE_RETRIES", 1)
+    monkeypatch.setattr(s3, "TABLE_RETRIES", 1)
     nowhere = "AccountName=lake;AccountKey=bm9ib2R5;BlobEndpoint=http://127.0.0.1:1/lake"
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", nowhere)
     azure.forget_clients()
-    for call in (storage.read, storage.glob, delta.open_table):
+    for call in (storage.read, storage.glob, delta_table.open_table):
         with pytest.raises(StorageError, match="after 2 tries: nothing answers at http://127.0.0.1:1/lake. Check the"):
             call(f"{lake}/x")
 
@@ -192,7 +193,7 @@ def test_an_account_where_nothing_answers(lake, monkeypatch):
 def test_an_environment_that_makes_no_sense(lake, monkeypatch, given):
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", given)
     azure.forget_clients()
-    for call in (storage.read, delta.open_table):
+    for call in (storage.read, delta_table.open_table):
         with pytest.raises((ConfigError, StorageError)) as told:
             call(f"{lake}/x")
         assert "not*base64" not in str(told.value)

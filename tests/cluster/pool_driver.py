@@ -21,12 +21,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from jobs.progress import reporter
-from pipeline import dataflow
-from pipeline.beginning import begin
-from pipeline.job_file import load_job
-from pipeline.report import Outcome
-from pipeline.run import Runner
-from pipeline.stages import EncodeStage
+from pipeline.execute import ray_data
+from pipeline.execute.progress import Outcome
+from pipeline.execute.stages.encode import EncodeStage
+from pipeline.job.load import load_job
+from pipeline.run.backfill import Runner
+from pipeline.run.context import resolve_context
 
 LABEL = "vectide.test/card"
 METRICS_WAIT_S = 60
@@ -121,12 +121,12 @@ def main() -> None:
         try:
             with reporter() as told:
                 job = load_job(sys.argv[1], settings=[f"run.address={cluster.address}"])
-                ended.append(FakeCards(begin(job, told), told).run())
+                ended.append(FakeCards(resolve_context(job, told), told).run())
         except BaseException as error:
             errors.append(error)
             raise
 
-    setattr(dataflow, "EncodeStage", NotingStage)  # noqa: B010  (a plain assignment is what mypy refuses)
+    setattr(ray_data, "EncodeStage", NotingStage)  # noqa: B010  (a plain assignment is what mypy refuses)
     run = threading.Thread(target=drive, daemon=True)
     run.start()
     table = Path(sys.argv[2])

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
-from pipeline.submit import submit
+from pipeline.cluster.submit import submit
 from tests.cluster.places import Place, stand
 from tests.integration.conftest import make_job, rows, write_corpus
 from tests.integration.test_kill import descendants, kill_tree, receipts

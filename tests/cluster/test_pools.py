@@ -14,7 +14,7 @@ import yaml
 from deltalake import DeltaTable
 
 from actors.errors import ClusterStalled
-from pipeline.metrics import METRICS
+from pipeline.execute.metrics import METRICS
 from tests.integration.conftest import make_job, rows, write_corpus
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.ledger import Ledger, run_names
+from pipeline.ledger.ledger import Ledger, run_names
 from tests.integration.conftest import rows, write_corpus
 from tests.integration.test_poison import ids_of, outcome_of, run_poisoned, write_job
 

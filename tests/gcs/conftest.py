@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from actors import google
+from actors.storage import gcs
 from tests.gcs.servers import BUCKET, Server, fake_gcs
 from tests.integration.conftest import reporter, tiny_model
 
@@ -25,6 +25,6 @@ def lake(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URL of an empty folder on the server, with the environment to reach it."""
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    google.forget_clients()
+    gcs.forget_clients()
     yield f"gs://{BUCKET}/{secrets.token_hex(4)}"
-    google.forget_clients()
+    gcs.forget_clients()

@@ -9,14 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from deltalake import DeltaTable
 
-from actors import google, storage
+from actors import storage
 from actors.errors import StorageError
-from pipeline import delta
-from pipeline.compact import compact
-from pipeline.probe import probe_create
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.vacuum import vacuum
+from actors.storage import gcs
+from pipeline.ledger.create_probe import probe_create
+from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact
+from pipeline.run.refresh import refresh
+from pipeline.table import delta_table
+from pipeline.table.vacuum import vacuum
 from tests.integration.conftest import Silent, make_job, rows
 from tests.stores.leaks import backfill_leaves_none
 from tests.stores.suite import StoreSuite, options, put_corpus, stored
@@ -78,10 +79,10 @@ def test_workers_of_a_ray_find_the_store_by_the_environment(lake, server, tiny_m
 
 def test_a_store_where_nothing_answers(lake, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    monkeypatch.setattr(google, "TRIES", 1)
+    monkeypatch.setattr(gcs, "TRIES", 1)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
-    google.forget_clients()
-    for call in (storage.read, delta.open_table):
+    gcs.forget_clients()
+    for call in (storage.read, delta_table.open_table):
         with pytest.raises(StorageError, match="nothing answers|cannot be reached|127.0.0.1:1") as told:
             call(f"{lake}/x")
         assert "\n" not in str(told.value)

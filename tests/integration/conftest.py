@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.receipt import Receipt
-from pipeline.config import Job, parse_job
-from pipeline.dataflow import connect
-from pipeline.report import Started
+from actors.unit.receipt import Receipt
+from pipeline.execute.progress import Started
+from pipeline.execute.ray_data import connect
+from pipeline.job.config import Job, parse_job
 from tests.checkpoints.bert import write_bert
 from tests.stores.moto import moto
 from tests.stores.server import Server, lake

@@ -20,21 +20,22 @@ import ray
 from actors.errors import VectideError
 from jobs.output import error
 from jobs.progress import reporter
-from pipeline.job_file import load_job
-from pipeline.run import backfill
+from pipeline.job.load import load_job
+from pipeline.run.backfill import backfill
 
 
 def poison() -> None:
     """Make this worker process do what POISON says. Nothing here loads torch: readers and writers do not either."""
-    from actors import reader, writer
     from actors.schema import INPUT_IDS
-    from actors.tokenizer import Tokenizer
-    from pipeline import stages
-    from pipeline.stages import EncodeStage
+    from actors.source import read_unit
+    from actors.text.tokenizer import Tokenizer
+    from actors.unit import writer
+    from pipeline.execute.stages import read as read_stage
+    from pipeline.execute.stages.encode import EncodeStage
 
     told = json.loads(os.environ["POISON"])
     tokenize, vectors = Tokenizer.tokenize, EncodeStage._vectors
-    read, encode, write = reader.read_unit, EncodeStage._encode_range, writer._write_partitions
+    read, encode, write = read_unit.read_unit, EncodeStage._encode_range, writer._write_partitions
 
     def poisoned_vectors(self, rows):
         seen = set(rows.column(INPUT_IDS).combine_chunks().flatten().to_pylist())
@@ -70,9 +71,9 @@ def poison() -> None:
         hang("read", unit.number)
         return read(unit, source)
 
-    def dying_encode(self, work, low, high, lease):
-        encode(self, work, low, high, lease)
-        die_once("encode", lease._key[1])
+    def dying_encode(self, work, low, high, attempt):
+        encode(self, work, low, high, attempt)
+        die_once("encode", attempt._key[1])
 
     def dying_write(parcel, spec, attempt, written):
         files = write(parcel, spec, attempt, written)
@@ -84,7 +85,7 @@ def poison() -> None:
         (EncodeStage, "_vectors", poisoned_vectors),
         (EncodeStage, "_encode_range", dying_encode),
         (Tokenizer, "tokenize", poisoned_tokenize),
-        (stages, "read_unit", dying_read),
+        (read_stage, "read_unit", dying_read),
         (writer, "_write_partitions", dying_write),
     ):
         setattr(owner, name, replacement)

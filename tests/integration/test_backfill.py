@@ -15,12 +15,12 @@ from deltalake import DeltaTable
 from actors import storage
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError, ModelError, TableConflict, TooManyQuarantined
-from pipeline import delta
-from pipeline.executor import InlineExecutor
-from pipeline.ledger import Ledger
-from pipeline.run import backfill
-from pipeline.search import Searcher
-from pipeline.status import status
+from pipeline.execute.inline import InlineExecutor
+from pipeline.ledger.ledger import Ledger
+from pipeline.run.backfill import backfill
+from pipeline.search.search import Searcher
+from pipeline.table import delta_table
+from pipeline.table.status import status
 from tests.integration.conftest import Stopping, Stops, make_job, rows, write_corpus
 
 
@@ -99,7 +99,7 @@ def test_a_small_corpus_starts_no_ray_unless_its_run_was_stopped_before_or_the_j
         asked.append(run)
         return InlineExecutor()
 
-    monkeypatch.setattr("pipeline.run.executor_for", executor_for)
+    monkeypatch.setattr("pipeline.run.backfill.executor_for", executor_for)
     corpus = write_corpus(tmp_path / "corpus", [rows(40)])
     job = make_job(corpus, tmp_path / "table", tiny_model, run={"unit_rows": 16})
     with pytest.raises(Stops):
@@ -111,14 +111,14 @@ def test_a_small_corpus_starts_no_ray_unless_its_run_was_stopped_before_or_the_j
         job = make_job(corpus, tmp_path / f"other-{number}", tiny_model, run=wish)
         backfill(job, reporter)
         assert asked.pop() == job.run
-    monkeypatch.setattr("pipeline.plan.INLINE_S", 1e-6)
+    monkeypatch.setattr("pipeline.plan.units.INLINE_S", 1e-6)
     big = make_job(corpus, tmp_path / "big", tiny_model, run={})
     backfill(big, reporter)
     assert asked.pop() == big.run
 
 
 def test_a_long_run_leaves_copies_of_its_receipts_and_they_count_as_well(tmp_path, tiny_model, reporter, monkeypatch):
-    monkeypatch.setattr("pipeline.account.DIGEST_UNITS", 2)
+    monkeypatch.setattr("pipeline.execute.completion.DIGEST_UNITS", 2)
     corpus = write_corpus(tmp_path / "corpus", [rows(80)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
 
@@ -126,7 +126,7 @@ def test_a_long_run_leaves_copies_of_its_receipts_and_they_count_as_well(tmp_pat
         backfill(job, Stopping(after=4))
     (run,) = status(str(tmp_path / "table")).runs
     ledger = Ledger(str(tmp_path / "table"), run.run)
-    (digest,) = storage.walk(storage.join(ledger.home(), "digests"))
+    (digest,) = storage.walk(storage.join(ledger.home(), "receipt_batches"))
     assert pq.read_table(digest.path)["unit"].to_pylist() == [0, 1]
     assert ledger.done() == {0, 1, 2, 3}
     assert backfill(job, reporter).rows == 80
@@ -296,9 +296,9 @@ def test_files_carry_their_lineage_and_plain_types(tmp_path, tiny_model, reporte
     (path,) = table.file_uris()
     footer = pq.read_metadata(path)
     lineage = json.loads(footer.metadata[b"vectide"])
-    making = delta.making_of(table)
-    assert making is not None
-    assert lineage == making.lineage
+    embedding_spec = delta_table.embedding_spec_of(table)
+    assert embedding_spec is not None
+    assert lineage == embedding_spec.lineage
     assert lineage["model"] == str(tiny_model)
     assert b"ARROW:schema" not in footer.metadata
     assert pl.read_delta(str(tmp_path / "table"))["embedding"].dtype == pl.List(pl.Float32)
@@ -338,7 +338,7 @@ def test_a_truncated_parquet_file_is_named_before_anything_is_paid(tmp_path, tin
     with pytest.raises(DataError, match=r"part-0001.parquet"):
         backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
     # The hold that was given back, and nothing else: no plan, no data, no table.
-    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"hold"}
+    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock"}
     assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}
 
 
@@ -383,5 +383,5 @@ def test_more_gpus_than_there_are_is_said_before_anything_is_planned(tmp_path, t
     with pytest.raises(ConfigError, match="do not fit: the cluster has 0 GPUs"):
         backfill(job, reporter)
     # The hold that was given back, and nothing else: no plan, no data, no table.
-    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"hold"}
+    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock"}
     assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}

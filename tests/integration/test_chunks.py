@@ -10,19 +10,20 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from actors.chunker import Chunker, resolve
 from actors.encoders import describe, load_encoder
 from actors.errors import ConfigError, TableConflict
-from actors.parcel import Parcel, pack, unpack
-from actors.reader import SourceSpec
 from actors.schema import HASH, ID, POSITION, SHARD
-from actors.writer import WriterSpec, table_schema
-from pipeline.estimate import estimate
-from pipeline.ledger import Ledger
-from pipeline.run import backfill
-from pipeline.search import Searcher
-from pipeline.stages import EncodeStage, StageSpec
-from pipeline.status import status
+from actors.source.read_unit import SourceSpec
+from actors.text.chunks import Chunker, resolve
+from actors.unit.unit_batch import UnitBatch, pack, unpack
+from actors.unit.writer import WriterSpec, table_schema
+from pipeline.execute.stages.encode import EncodeStage
+from pipeline.execute.stages.spec import StageSpec
+from pipeline.ledger.ledger import Ledger
+from pipeline.run.backfill import backfill
+from pipeline.run.estimate import estimate
+from pipeline.search.search import Searcher
+from pipeline.table.status import status
 from tests.integration.conftest import Stopping, Stops, make_job, write_corpus
 
 
@@ -194,7 +195,7 @@ class NobodyDied:
 
     watched = False
 
-    def lease(self, stage, unit):
+    def attempt(self, stage, unit):
         return self
 
     def check(self):
@@ -245,15 +246,15 @@ def test_a_document_that_cannot_be_encoded_is_set_aside_alone(tiny_model, mode):
     expected = [chunk for i, text in enumerate(texts) if i not in (4, 7) for chunk in one(stage.encoder, text, mode)]
     stage.encoder.family = Refusing(stage.encoder.family, q + 36)  # inside a word: a token of its own
 
-    parcel = unpack(stage(pack(Parcel(0, table, rows_read=9, counts={"documents": 9}))))
-    assert parcel.error is None
-    assert [(row.id, row.position, row.reason) for row in parcel.bad] == [
+    batch = unpack(stage(pack(UnitBatch(0, table, rows_read=9, counts={"documents": 9}))))
+    assert batch.error is None
+    assert [(row.id, row.position, row.reason) for row in batch.bad] == [
         ("d4", 4, "encode_failed"),
         ("d7", 7, "encode_failed"),
     ]
-    assert parcel.counts["documents"] == 7
-    assert parcel.table is not None
-    rows = parcel.table.to_pylist()
+    assert batch.counts["documents"] == 7
+    assert batch.table is not None
+    rows = batch.table.to_pylist()
     assert [row["id"] for row in rows if row["chunk"] == 0] == [name for name in names if name not in ("d4", "d7")]
     assert [(row["start"], row["end"]) for row in rows] == [(chunk.start, chunk.end) for chunk in expected]
     np.testing.assert_allclose([row["embedding"] for row in rows], [chunk.vector for chunk in expected], atol=1e-5)

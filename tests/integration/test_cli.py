@@ -17,7 +17,7 @@ import typer
 import yaml
 
 from jobs.cli import app, main
-from pipeline.report import Outcome
+from pipeline.execute.progress import Outcome
 from tests.integration.conftest import make_job, rows, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,8 @@ COMMANDS = {
         "--source",
         "--table",
         "--model",
-        "--hold",
+        "--no-publish",
+        "--foreign-commits",
         "--retry-quarantined",
         "--min-agreement",
         "--queries",
@@ -239,7 +240,7 @@ def test_a_command_that_is_stopped_by_hand_says_so(here, made, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.run.backfill", stopped)
+    monkeypatch.setattr("pipeline.run.backfill.backfill", stopped)
     done = here("backfill", made[0])
     assert (done.returncode, done.stderr) == (130, "error: stopped; the same command goes on from here\n")
 
@@ -251,11 +252,11 @@ def test_an_option_is_a_text_and_no_yaml(here, made, monkeypatch):
         jobs.append(job)
         return Outcome("", "", 1, published=False)
 
-    monkeypatch.setattr("pipeline.refresh.refresh", refresh)
-    gate = ["--queries", "a #1.parquet", "--judgements", "b: c", "--min-agreement", "0.5", "--hold"]
+    monkeypatch.setattr("pipeline.run.refresh.refresh", refresh)
+    gate = ["--queries", "a #1.parquet", "--judgements", "b: c", "--min-agreement", "0.5", "--no-publish"]
     assert here("refresh", made[0], *gate).returncode == 0
     asked = jobs[0].generation
-    assert (asked.queries, asked.judgements, asked.min_agreement, asked.hold) == ("a #1.parquet", "b: c", 0.5, True)
+    assert (asked.queries, asked.judgements, asked.min_agreement, asked.publish) == ("a #1.parquet", "b: c", 0.5, False)
 
 
 def test_a_model_without_weights_is_refused(here, made, tmp_path):
@@ -273,8 +274,8 @@ def test_a_table_is_looked_after_from_the_command_line(here, tmp_path, tiny_mode
     path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
     table = tmp_path / "table"
     assert here("backfill", path).returncode == 0
-    held = here("refresh", path, "--set", "encoder.max_tokens=5", "--hold")
-    assert "built and held back: 20 rows" in held.stdout
+    staged = here("refresh", path, "--set", "encoder.max_tokens=5", "--no-publish")
+    assert "built and not published: 20 rows" in staged.stdout
     closed = here("refresh", path, "--set", "encoder.max_tokens=5", "--min-agreement", "1")
     assert (closed.returncode, "less than generation.min_agreement = 1" in closed.stderr) == (1, True)
     assert "published version 2" in here("refresh", path, "--set", "encoder.max_tokens=5").stdout

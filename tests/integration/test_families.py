@@ -10,9 +10,9 @@ from deltalake import DeltaTable
 
 from actors.encoders import load_encoder
 from actors.errors import ConfigError
-from pipeline.ledger import Ledger
-from pipeline.run import backfill
-from pipeline.search import Searcher
+from pipeline.ledger.ledger import Ledger
+from pipeline.run.backfill import backfill
+from pipeline.search.search import Searcher
 from tests.checkpoints.jina_v1 import write_jina_v1
 from tests.checkpoints.jina_v2 import write_jina_v2
 from tests.checkpoints.jina_v3 import write_jina_v3

@@ -15,14 +15,14 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from actors.errors import ForeignCommits, TableConflict
-from pipeline import delta
-from pipeline.compact import compact
-from pipeline.ledger import Ledger
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.status import status
-from pipeline.vacuum import vacuum
-from pipeline.versions import rollback
+from pipeline.ledger.ledger import Ledger
+from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact
+from pipeline.run.refresh import refresh
+from pipeline.table import delta_table
+from pipeline.table.status import status
+from pipeline.table.vacuum import vacuum
+from pipeline.table.versions import rollback
 from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus, write_one
 from tests.integration.test_refresh import assert_same
 
@@ -169,7 +169,7 @@ def test_keep_leaves_what_others_did_for_good(parted):
 def test_rows_that_are_kept_away_are_accounted_for(here):
     here.open.delete("id like 'r1%'")  # half of the table: not bad rows, so no limit is met
     here.refresh("keep")
-    state = delta.state_of(here.open)
+    state = delta_table.state_of(here.open)
     assert state is not None
     run = state.run
     ledger = Ledger(str(here.table), run)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from actors.errors import ForeignCommits
-from pipeline.compact import compact
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.vacuum import vacuum
+from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact
+from pipeline.run.refresh import refresh
+from pipeline.table.vacuum import vacuum
 from tests.integration.conftest import Silent, make_job, write_one
 from tests.integration.test_foreign import clean_log
 

@@ -8,12 +8,12 @@ import pytest
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError, GateClosed, TableConflict
-from pipeline import delta
-from pipeline.ledger import run_names
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.search import Searcher
-from pipeline.versions import rollback, versions
+from pipeline.ledger.ledger import run_names
+from pipeline.run.backfill import backfill
+from pipeline.run.refresh import refresh
+from pipeline.search.search import Searcher
+from pipeline.table import delta_table
+from pipeline.table.versions import rollback, versions
 from tests.checkpoints.bert import write_bert
 from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus
 from tests.integration.test_refresh import assert_same
@@ -38,8 +38,8 @@ def second(job, **generation):
     return job.model_copy(update={"encoder": encoder, "generation": job.generation.model_copy(update=generation)})
 
 
-def making(table, version=None):
-    found = delta.making_of(DeltaTable(str(table), version=version))
+def embedding_spec(table, version=None):
+    found = delta_table.embedding_spec_of(DeltaTable(str(table), version=version))
     assert found is not None
     return found
 
@@ -58,13 +58,13 @@ def test_readers_stay_on_the_first_until_one_commit_changes_everything(tmp_path,
         def step(self, text):
             super().step(text)
             assert DeltaTable(str(table)).version() == 1
-            assert making(table).lineage["max_tokens"] == 64
+            assert embedding_spec(table).lineage["max_tokens"] == 64
 
     told = Watching()
     outcome = refresh(second(first), told)
     assert "publishing" in told.steps
     assert (outcome.version, outcome.rows, outcome.encoded, outcome.published) == (2, 50, 50, True)
-    assert [making(table, number).lineage["max_tokens"] for number in (1, 2)] == [64, 5]
+    assert [embedding_spec(table, number).lineage["max_tokens"] for number in (1, 2)] == [64, 5]
     fresh = make_job(corpus, tmp_path / "fresh", tiny_model, table__partition_by=["lang"], encoder__max_tokens=5)
     backfill(fresh, Silent())
     assert_same(table, tmp_path / "fresh")
@@ -74,8 +74,8 @@ def test_readers_stay_on_the_first_until_one_commit_changes_everything(tmp_path,
 
 
 def test_a_generation_that_is_held_is_cut_over_later_without_encoding(tmp_path, first, reporter):
-    held = refresh(second(first, hold=True), reporter)
-    assert (held.held, held.published, held.encoded, held.rows) == (True, False, 50, 50)
+    staged = refresh(second(first, publish=False), reporter)
+    assert (staged.staged, staged.published, staged.encoded, staged.rows) == (True, False, 50, 50)
     assert DeltaTable(str(tmp_path / "table")).version() == 1
     told = Silent()
     outcome = refresh(second(first), told)
@@ -85,7 +85,7 @@ def test_a_generation_that_is_held_is_cut_over_later_without_encoding(tmp_path, 
 def test_what_was_encoded_for_a_generation_is_not_paid_twice_when_the_source_moves_on(
     tmp_path, corpus, first, reporter
 ):
-    refresh(second(first, hold=True), reporter)
+    refresh(second(first, publish=False), reporter)
     write_corpus(corpus, [rows(30), rows(25, start=30)])
     assert refresh(first, reporter).encoded == 5  # the first generation is kept true meanwhile
     outcome = refresh(second(first), reporter)

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from actors.errors import TableConflict
-from pipeline.compact import compact
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.vacuum import vacuum
-from pipeline.versions import rollback, versions
+from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact
+from pipeline.run.refresh import refresh
+from pipeline.table.vacuum import vacuum
+from pipeline.table.versions import rollback, versions
 from tests.integration.conftest import Silent, Stopping, Stops, make_job, write_one
 from tests.integration.test_refresh import assert_same
 
@@ -197,13 +197,13 @@ class History(RuleBasedStateMachine):
     @property
     def published_with(self):
         """The making of the version before the current one, by its limit of tokens."""
-        from pipeline import delta
+        from pipeline.table import delta_table
 
         current = DeltaTable(str(self.table)).version()
         if current < 2:
             return self.max_tokens
-        making = delta.making_of(DeltaTable(str(self.table), version=current - 1))
-        return making.lineage["max_tokens"] if making else None
+        embedding_spec = delta_table.embedding_spec_of(DeltaTable(str(self.table), version=current - 1))
+        return embedding_spec.lineage["max_tokens"] if embedding_spec else None
 
 
 def hashes(table):

@@ -10,12 +10,12 @@ import pytest
 from deltalake import CommitProperties, DeltaTable
 from deltalake.transaction import AddAction, RemoveAction
 
-from pipeline import delta
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.search import Searcher
+from pipeline.run.backfill import backfill
+from pipeline.run.refresh import refresh
+from pipeline.search.search import Searcher
+from pipeline.table import delta_table
 from tests.integration.conftest import make_job, rows, write_corpus
-from tests.unit.test_paths import TRICKS
+from tests.unit.source.test_paths import TRICKS
 
 
 @pytest.mark.parametrize("column", ["lang", "../../../outside"])
@@ -50,11 +50,11 @@ def test_a_file_whose_name_the_log_escapes_is_taken_out_with_the_others(tmp_path
     job = make_job(corpus, table, tiny_model, table__partition_by=["lang"])
     backfill(job, reporter)
     before = DeltaTable(str(table))
-    path, size_bytes = next(iter(delta.file_sizes(before).items()))
+    path, size_bytes = next(iter(delta_table.file_sizes(before).items()))
     other = f"data/some one's/{os.path.basename(path)}"  # as another tool's compaction might name it
     (table / other).parent.mkdir()
     (table / path).rename(table / other)
-    lang = delta.partition_values(before)[path]
+    lang = delta_table.partition_values(before)[path]
     stats = json.dumps({"numRecords": 3})
     before.create_write_transaction(
         [RemoveAction(path, True, 0), AddAction(other, size_bytes, lang, 0, True, stats)],
@@ -62,10 +62,10 @@ def test_a_file_whose_name_the_log_escapes_is_taken_out_with_the_others(tmp_path
         schema=pa.schema(before.schema().to_arrow()),
         partition_by=["lang"],
         commit_properties=CommitProperties(
-            custom_metadata={"vectide.run": str(getattr(delta.state_of(before), "run", ""))}
+            custom_metadata={"vectide.run": str(getattr(delta_table.state_of(before), "run", ""))}
         ),
     )
-    assert other in delta.file_sizes(DeltaTable(str(table)))
+    assert other in delta_table.file_sizes(DeltaTable(str(table)))
     write_corpus(corpus, [rows(8)])
     assert refresh(job, reporter).published
     assert sorted(DeltaTable(str(table)).to_pyarrow_table()["id"].to_pylist()) == [f"r{n}" for n in range(8)]

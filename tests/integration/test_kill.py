@@ -14,7 +14,7 @@ import pytest
 import yaml
 from deltalake import DeltaTable
 
-from pipeline.run import backfill
+from pipeline.run.backfill import backfill
 from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
 pytestmark = pytest.mark.ray

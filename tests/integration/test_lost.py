@@ -6,7 +6,7 @@ import pytest
 from ray import exceptions
 
 from actors.errors import ClusterError, ModelError
-from pipeline.lost import root
+from pipeline.execute.ray_errors import root
 
 
 def in_a_task(cause: Exception) -> exceptions.RayTaskError:

@@ -12,9 +12,9 @@ import pytest
 
 from actors import storage
 from actors.errors import StorageError, VectideError
-from pipeline.run import backfill
-from pipeline.search import Searcher
-from pipeline.status import status
+from pipeline.run.backfill import backfill
+from pipeline.search.search import Searcher
+from pipeline.table.status import status
 from tests.integration.conftest import Silent, rows
 from tests.stores.misbehaving import KINDS, Tally, expected, faults_by_turns, look, trial
 from tests.stores.proxy import FAULTS, FOREVER, PASSING, Fault, Proxy, proxy

@@ -13,8 +13,8 @@ import yaml
 from deltalake import DeltaTable
 
 from actors.encoders.spec import describe
-from actors.tokenizer import Tokenizer
-from pipeline.ledger import Ledger, run_names
+from actors.text.tokenizer import Tokenizer
+from pipeline.ledger.ledger import Ledger, run_names
 from tests.integration.conftest import make_job, rows, write_corpus
 
 pytestmark = pytest.mark.ray

@@ -9,10 +9,10 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from actors import storage
-from actors.receipt import DataFile
-from actors.writer import parquet_bytes, table_schema
-from pipeline import delta
-from pipeline.publish import Publication, publish
+from actors.unit.receipt import DataFile
+from actors.unit.writer import parquet_bytes, table_schema
+from pipeline.table import delta_table
+from pipeline.table.commit import Publication, publish
 
 DRIVERS = 4
 ROUNDS = 12
@@ -26,7 +26,7 @@ def publication(table: str) -> Publication:
         commit="r",
         run="r",
         operation="backfill",
-        making=delta.Making("f", {}, {}),
+        embedding_spec=delta_table.EmbeddingSpec("f", {}, {}),
         schema=schema,
         partition_by=(),
         base=None,

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from actors.errors import ConfigError, TooManyQuarantined
 from jobs.cli import app
-from pipeline.quarantine import quarantine
-from pipeline.refresh import refresh
-from pipeline.run import backfill
+from pipeline.run.backfill import backfill
+from pipeline.run.refresh import refresh
+from pipeline.table.quarantine import quarantine
 from tests.integration.conftest import make_job, rows, write_corpus, write_one
 
 

@@ -10,11 +10,11 @@ import pytest
 from deltalake import DeltaTable
 
 from actors.errors import CommitConflict, ConfigError, ForeignCommits, TableConflict
-from pipeline import buckets
-from pipeline.ledger import Ledger, run_names
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.status import status
+from pipeline.ledger.ledger import Ledger, run_names
+from pipeline.reuse import spill
+from pipeline.run.backfill import backfill
+from pipeline.run.refresh import refresh
+from pipeline.table.status import status
 from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus, write_one
 
 
@@ -94,7 +94,7 @@ def test_a_corpus_that_was_only_resharded_encodes_nothing(tmp_path, tiny_model, 
 
 def test_an_index_larger_than_memory_finds_the_same(tmp_path, tiny_model, reporter, monkeypatch):
     """Texts of the table and of a run that was stopped, in an index of several parts; the run over it is stopped too."""
-    monkeypatch.setattr(buckets, "LIMIT_ROWS", 10)
+    monkeypatch.setattr(spill, "LIMIT_ROWS", 10)
     source = rows(60)
     corpus = write_corpus(tmp_path / "corpus", [source[:30]])
     job = make_job(corpus, tmp_path / "table", tiny_model)

@@ -11,8 +11,8 @@ import pytest
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError
-from pipeline.refresh import refresh
-from pipeline.run import backfill
+from pipeline.run.backfill import backfill
+from pipeline.run.refresh import refresh
 from tests.integration.conftest import make_job
 
 

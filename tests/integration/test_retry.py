@@ -8,13 +8,13 @@ from deltalake import DeltaTable
 from actors.encoders.spec import describe
 from actors.errors import TooManyQuarantined
 from actors.schema import INPUT_IDS
-from actors.tokenizer import Tokenizer
-from pipeline.ledger import run_names
-from pipeline.quarantine import quarantine
-from pipeline.refresh import refresh
-from pipeline.retry import backfill_again, refresh_again
-from pipeline.run import backfill
-from pipeline.stages import EncodeStage
+from actors.text.tokenizer import Tokenizer
+from pipeline.execute.stages.encode import EncodeStage
+from pipeline.ledger.ledger import run_names
+from pipeline.run.backfill import backfill
+from pipeline.run.refresh import refresh
+from pipeline.run.retry import backfill_again, refresh_again
+from pipeline.table.quarantine import quarantine
 from tests.integration.conftest import make_job, rows, write_corpus, write_one
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from actors import aws, storage
+from actors import storage
 from actors.errors import StorageError
-from pipeline import delta
+from actors.storage import s3
+from pipeline.table import delta_table
 from tests.stores.server import forget_clients
 from tests.stores.suite import S3Suite
 
@@ -21,7 +22,7 @@ def test_no_credentials_at_all(lake, monkeypatch):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     forget_clients()
-    for call in (storage.read, storage.glob, delta.open_table):
+    for call in (storage.read, storage.glob, delta_table.open_table):
         with pytest.raises(StorageError, match="no credentials were found. Set AWS_ACCESS_KEY_ID"):
             call(f"{lake}/x")
 
@@ -29,16 +30,16 @@ def test_no_credentials_at_all(lake, monkeypatch):
 def test_a_profile_that_is_not_there(lake, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     forget_clients()
-    for call in (storage.read, delta.open_table):
+    for call in (storage.read, delta_table.open_table):
         with pytest.raises(StorageError, match="nobody"):
             call(f"{lake}/x")
 
 
 def test_an_endpoint_where_nothing_answers(lake, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    monkeypatch.setattr(aws, "TABLE_RETRIES", 1)
+    monkeypatch.setattr(s3, "TABLE_RETRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     forget_clients()
-    for call in (storage.read, storage.glob, delta.open_table):
+    for call in (storage.read, storage.glob, delta_table.open_table):
         with pytest.raises(StorageError, match="after 2 tries: nothing answers at http://127.0.0.1:1. Check the net"):
             call(f"{lake}/x")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import delta
+from pipeline.table import delta_table
 from tests.integration.conftest import make_job
 from tests.stores.leaks import backfill_leaves_none, found, spellings, travelling
 from tests.stores.server import subprocess_environment
@@ -40,10 +40,10 @@ def test_what_travels_to_workers_holds_no_secret(lake, server, tiny_model, monke
     for data in travelling(lake, tiny_model, monkeypatch):
         assert not found(data, server.secret_key, server.access_key, TOKEN)
     # The one place that does hold them is made for each opening of a table, and is not kept.
-    options = delta.storage_options(f"{lake}/table")
+    options = delta_table.storage_options(f"{lake}/table")
     assert options is not None
     assert found(pickle.dumps(options), server.secret_key)
-    assert not found(repr(delta.open_table(f"{lake}/table")).encode(), server.secret_key, TOKEN)
+    assert not found(repr(delta_table.open_table(f"{lake}/table")).encode(), server.secret_key, TOKEN)
 
 
 @pytest.mark.parametrize("place", ["source.uri", "table.uri"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from actors import hashes, identity
 from actors.errors import ConfigError, SourceChanged
-from pipeline import estimate as estimates
-from pipeline.estimate import FolderColumn, estimate
-from pipeline.refresh import refresh
-from pipeline.run import backfill
+from actors.storage import content_tags, identity
+from pipeline.run import estimate as estimates
+from pipeline.run.backfill import backfill
+from pipeline.run.estimate import FolderColumn, estimate
+from pipeline.run.refresh import refresh
 from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_one
 
 
@@ -75,13 +74,13 @@ def test_a_stopped_run_goes_on_over_touched_shards_without_hashing_them_twice(tm
     for path in corpus.iterdir():
         os.utime(path)
     hashed: list[str] = []
-    real = hashes.content_hash
+    real = content_tags.content_hash
 
     def noted(shard, *more):
         hashed.append(shard.path)
         return real(shard, *more)
 
-    monkeypatch.setattr(hashes, "content_hash", noted)
+    monkeypatch.setattr(content_tags, "content_hash", noted)
     told = Silent()
     assert backfill(job, told).rows == 60
     assert told.start is not None
@@ -143,7 +142,7 @@ def test_plan_says_what_hashing_reads_and_does_not_hash_much(tmp_path, tiny_mode
     assert known.hash_bytes == known.source_bytes > 0
     assert (known.units_done, bool(known.run)) == (known.units, True)
     monkeypatch.setattr(estimates, "HASHED_BYTES", 10)
-    monkeypatch.setattr(hashes, "content_hash", None)
+    monkeypatch.setattr(content_tags, "content_hash", None)
     unknown = estimate(job, tokens_per_s=1.0)
     assert (unknown.hash_bytes, unknown.units_done, unknown.run) == (known.hash_bytes, 0, "")
 
@@ -170,9 +169,16 @@ def test_folders_become_columns_of_the_table(tmp_path, tiny_model):
     # Only what changed is read, and it has none of the folders: null, as in a backfill.
     pq.write_table(pa.Table.from_pylist(rows(4, start=40)).drop(["lang"]), corpus / "p.parquet")
     assert came_to(refresh(job, Silent())) == (True, 4, 4)
-    shutil.copytree(corpus / "lang=de/year=2020", corpus / "lang=de/year=new")
-    with pytest.raises(ConfigError, match="gives 'year' the value 'new', and the table holds 'year' as int64"):
-        refresh(job, Silent())
+
+    # A value that is no whole number makes the column text, as in a backfill of today: all is read, and only what is new
+    # is encoded.
+    (corpus / "lang=de/year=new").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows(4, start=60)).drop(["lang"]), corpus / "lang=de/year=new/p.parquet")
+    outcome = refresh(job, Silent())
+    assert (outcome.published, outcome.rows, outcome.encoded) == (True, 20, 4)
+    found = DeltaTable(str(table)).to_pyarrow_table(columns=["lang", "year"])
+    assert found.schema.types == [pa.string(), pa.string()]
+    assert {row["year"] for row in found.to_pylist()} == {"2020", "2021", "2022", "new", None}
 
 
 def test_another_table_of_ours_is_no_source(tmp_path, tiny_model):

@@ -19,7 +19,7 @@ import yaml
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError
-from pipeline.submit import PACKAGES, _client, job_name, stage, submit
+from pipeline.cluster.submit import PACKAGES, _client, job_name, stage, submit
 from tests.integration.conftest import make_job, rows, write_corpus
 from tests.integration.test_kill import kill_tree
 

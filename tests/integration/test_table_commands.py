@@ -14,15 +14,15 @@ from deltalake import DeltaTable
 
 from actors.errors import ConfigError, TableConflict
 from jobs.table import bytes_of
-from pipeline.changes import changes
-from pipeline.compact import compact, pack
-from pipeline.diff import diff
-from pipeline.hold import hold
-from pipeline.ledger import run_names
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.vacuum import vacuum
-from pipeline.versions import rollback, versions
+from pipeline.ledger.ledger import run_names
+from pipeline.ledger.table_lock import lock_table
+from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact, pack
+from pipeline.run.refresh import refresh
+from pipeline.table.changes import changes
+from pipeline.table.diff import diff
+from pipeline.table.vacuum import vacuum
+from pipeline.table.versions import rollback, versions
 from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus
 from tests.integration.test_refresh import assert_same, stored
 
@@ -102,7 +102,7 @@ def test_a_rollback_to_what_is_not_there_is_refused(tmp_path, job):
 
 def test_a_diff_counts_rows_that_a_reader_sees_otherwise(tmp_path, job):
     found = diff(str(tmp_path / "table"), 1, 2)
-    assert (found.added, found.changed, found.removed, found.making_changed) == (1, 2, 1, False)
+    assert (found.added, found.changed, found.removed, found.embedding_spec_changed) == (1, 2, 1, False)
     back = diff(str(tmp_path / "table"), 2, 1)
     assert (back.added, back.changed, back.removed) == (1, 2, 1)
     same = diff(str(tmp_path / "table"), 2, 2)
@@ -128,7 +128,7 @@ def test_a_diff_in_many_passes_finds_the_same(tmp_path, job):
 def test_another_making_changes_every_row(tmp_path, job, reporter):
     refresh(job.model_copy(update={"encoder": job.encoder.model_copy(update={"max_tokens": 5})}), reporter)
     found = diff(str(tmp_path / "table"), 2, 3)
-    assert (found.added, found.changed, found.removed, found.making_changed) == (0, 40, 0, True)
+    assert (found.added, found.changed, found.removed, found.embedding_spec_changed) == (0, 40, 0, True)
 
 
 def apply(index, out):
@@ -218,7 +218,7 @@ def test_a_compaction_runs_on_ray(ray_session, tmp_path, job):
 
 
 def test_packs_are_of_one_partition_and_of_about_the_target():
-    from actors.receipt import DataFile
+    from actors.unit.receipt import DataFile
 
     def file(name, size_bytes, lang):
         return DataFile(name, size_bytes, 1, {"lang": lang}, "{}")
@@ -302,7 +302,7 @@ def test_a_table_in_a_folder_of_any_name_knows_its_versions(tmp_path, corpus, ti
 
 def test_a_vacuum_keeps_the_current_version_when_the_log_has_forgotten_what_made_it(tmp_path, job, monkeypatch):
     table = tmp_path / "table"
-    monkeypatch.setattr("pipeline.delta.commits", lambda _: iter(()))
+    monkeypatch.setattr("pipeline.table.delta_table.commits", lambda _: iter(()))
     vacuum(str(table), 0)
     assert files(table) <= on_disk(table)
     assert len(stored(table)) == 40
@@ -311,7 +311,7 @@ def test_a_vacuum_keeps_the_current_version_when_the_log_has_forgotten_what_made
 def test_a_vacuum_waits_for_nobody_and_disturbs_nobody(tmp_path, job):
     table = str(tmp_path / "table")
     with (
-        hold(table, "somebody", what="vectide refresh"),
+        lock_table(table, "somebody", what="vectide refresh"),
         pytest.raises(TableConflict, match="is held by vectide refresh"),
     ):
         vacuum(table, 0)

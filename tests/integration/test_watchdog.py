@@ -10,9 +10,9 @@ import pytest
 import yaml
 from ray.data import DataContext
 
-from pipeline import dataflow
-from pipeline.attempts import HUNG
-from pipeline.run import backfill
+from pipeline.execute import ray_data
+from pipeline.execute.attempts import HUNG
+from pipeline.run.backfill import backfill
 from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ HANG = "import time; time.sleep(600)"
 HANG_WITH_THE_LOCK = "import ctypes; ctypes.PyDLL(None).sleep(600)"
 GO_FORWARD = "import time; end = time.monotonic() + 1.5\nwhile time.monotonic() < end: done.append(1); time.sleep(0.01)"
 SCRIPT = """
-from pipeline.watchdog import watchdog
+from pipeline.execute.watchdog import watchdog
 done = []
 with watchdog(0.5, lambda: len(done), last_words=lambda: print("last words", flush=True)):
     exec({work!r})
@@ -42,7 +42,7 @@ def test_what_hangs_is_ended_and_what_goes_forward_is_not(work, code, said):
 INSIDE = """
 import sys, time
 from jobs.cli import main
-from pipeline import stages
+from pipeline.execute.stages import encode, read, write
 def hang(*args, **kwargs):
     while True: time.sleep(1)
 {patch}
@@ -50,9 +50,9 @@ sys.argv = ["vectide", "backfill", {job!r}]
 main()
 """
 PLACES = {
-    "read": "stages.read_unit = hang",
-    "encode": "stages.EncodeStage._vectors = hang",
-    "write": "stages.write_unit = hang",
+    "read": "read.read_unit = hang",
+    "encode": "encode.EncodeStage._vectors = hang",
+    "write": "write.write_unit = hang",
 }
 
 
@@ -74,9 +74,12 @@ def test_a_run_inside_one_process_ends_in_a_sentence_and_keeps_what_it_has(tmp_p
 
 def test_a_compaction_that_hangs_ends_too():
     work = (
-        "from pipeline import stages; from pipeline.attempts import NoBook; from actors.schema import Unit; import time\n"
-        "stages.carry = lambda unit, spec: time.sleep(600)\n"
-        "stages.rewrite(stages.to_block(Unit(7, (), carry=True)), None, NoBook(), 0.5)"
+        "import time\n"
+        "from actors.schema import Unit\n"
+        "from pipeline.execute.attempts import NoAttemptLog\n"
+        "from pipeline.execute.stages import spec, write\n"
+        "write.carry = lambda unit, spec: time.sleep(600)\n"
+        "write.rewrite(spec.to_block(Unit(7, (), carry=True)), None, NoAttemptLog(), 0.5)"
     )
     command = [sys.executable, "-c", work]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -86,17 +89,17 @@ def test_a_compaction_that_hangs_ends_too():
 
 @pytest.mark.parametrize(
     ("row_timeout_s", "environment", "expected"),
-    [(600.0, {}, 6000.0), (10.0, {}, 1800.0), (None, {}, 1800.0), (600.0, {dataflow._RAYS_OWN: "7"}, 7.0)],
+    [(600.0, {}, 6000.0), (10.0, {}, 1800.0), (None, {}, 1800.0), (600.0, {ray_data._RAYS_OWN: "7"}, 7.0)],
 )
 def test_a_run_waits_longer_than_a_hanging_row_is_looked_for(monkeypatch, row_timeout_s, environment, expected):
-    monkeypatch.delenv(dataflow._RAYS_OWN, raising=False)
+    monkeypatch.delenv(ray_data._RAYS_OWN, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 7.0)
-    dataflow._have_patience(1800.0, row_timeout_s)
-    assert dataflow._patience_s() == expected
+    ray_data._set_stall_timeout(1800.0, row_timeout_s)
+    assert ray_data._stall_timeout_s() == expected
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(6, "6 seconds"), (1800, "30 minutes"), (43200, "12 hours")])
 def test_a_wait_is_told_in_units_that_fit(seconds, text):
-    assert dataflow._time(seconds) == text
+    assert ray_data._time(seconds) == text

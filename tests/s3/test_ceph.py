@@ -16,10 +16,10 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import StorageError
-from pipeline import delta
-from pipeline.run import backfill
-from pipeline.search import Searcher
-from pipeline.status import status
+from pipeline.run.backfill import backfill
+from pipeline.search.search import Searcher
+from pipeline.table import delta_table
+from pipeline.table.status import status
 from tests.integration.conftest import Silent, make_job, rows
 from tests.stores.server import Server, forget_clients, keys, subprocess_environment
 from tests.stores.suite import S3Suite, options, parquet, put_corpus, stored
@@ -96,7 +96,7 @@ def test_wrong_credentials_are_said_so_everywhere_and_never_repeated(wrong, tiny
         lambda url: list(storage.walk(url)),
         lambda url: storage.put(url, b"x"),
         lambda url: storage.create(url, b"x"),
-        delta.open_table,
+        delta_table.open_table,
         status,
         Searcher,
         lambda url: backfill(make_job(f"{url}/*.parquet", f"{url}/table", tiny_model), reporter),
@@ -214,8 +214,8 @@ def test_a_gateway_that_stays_away_ends_the_run_and_the_same_command_ends_it_rig
     lake, ceph, tiny_model, reporter, monkeypatch
 ):
     job = make_job(put_corpus(lake, rows(96)), f"{lake}/table", tiny_model)
-    with monkeypatch.context() as patience:
-        patience.setattr(storage, "ATTEMPTS", 2)
+    with monkeypatch.context() as retry_options:
+        retry_options.setattr(storage, "ATTEMPTS", 2)
         with pytest.raises(StorageError, match="nothing answers at"):
             backfill(job, Breaking(ceph, after=2))
     ceph.start_gateway()

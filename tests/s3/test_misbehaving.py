@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pipeline.refresh import refresh
-from pipeline.run import backfill
+from pipeline.run.backfill import backfill
+from pipeline.run.refresh import refresh
 from tests.integration.conftest import Silent
 from tests.stores.misbehaving import (
     KINDS,

@@ -11,9 +11,9 @@ import pytest
 
 from actors import storage
 from actors.errors import UnsafeStore
-from pipeline.ledger import run_names
-from pipeline.probe import probe_create
-from pipeline.run import backfill
+from pipeline.ledger.create_probe import probe_create
+from pipeline.ledger.ledger import run_names
+from pipeline.run.backfill import backfill
 from tests.integration.conftest import make_job, rows
 from tests.s3.servers import Swift
 from tests.stores.server import keys
@@ -39,7 +39,7 @@ def test_the_probe_is_a_race_and_refuses_it(lake, server):
 
 
 def test_a_backfill_ends_before_anything_is_planned(lake, tiny_model, reporter, monkeypatch):
-    monkeypatch.setattr("pipeline.run.probe_create", partial(probe_create, rounds=20))  # as good as certain
+    monkeypatch.setattr("pipeline.run.backfill.probe_create", partial(probe_create, rounds=20))  # as good as certain
     job = make_job(put_corpus(lake, rows(20)), f"{lake}/table", tiny_model)
     with pytest.raises(UnsafeStore, match="Use a store that does"):
         backfill(job, reporter)

@@ -22,10 +22,10 @@ import pytest
 import yaml
 
 from actors import storage
-from pipeline import executor
-from pipeline.executor import InlineExecutor
-from pipeline.run import backfill
-from pipeline.stages import to_block
+from pipeline.execute import choose
+from pipeline.execute.inline import InlineExecutor
+from pipeline.execute.stages.spec import to_block
+from pipeline.run.backfill import backfill
 from tests.integration.conftest import Silent, make_job, rows
 from tests.stores.suite import put_corpus, stored
 
@@ -117,7 +117,7 @@ def travelling(lake: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 yield outcome
 
     with monkeypatch.context() as patched:
-        patched.setattr(executor, "InlineExecutor", Watched)
+        patched.setattr(choose, "InlineExecutor", Watched)
         backfill(make_job(put_corpus(lake, rows(40)), f"{lake}/table", tiny_model), Silent())
     assert len(seen) > 6
     return seen

@@ -21,11 +21,12 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError, VectideError
-from pipeline import delta, probe, run
-from pipeline.config import Job
-from pipeline.ledger import Ledger
-from pipeline.report import Outcome
-from pipeline.run import backfill
+from pipeline.execute.progress import Outcome
+from pipeline.job.config import Job
+from pipeline.ledger import create_probe
+from pipeline.ledger.ledger import Ledger
+from pipeline.run.backfill import backfill
+from pipeline.table import delta_table
 from tests.integration.conftest import Silent, make_job, rows
 from tests.stores.proxy import Fault, Proxy, hurry
 from tests.stores.server import BUCKET, use
@@ -35,8 +36,8 @@ from tests.stores.suite import options, parquet, put_corpus
 KINDS = {
     "source list": ("GET", r"list-type=2&prefix=[^&]*/corpus"),
     "log list": ("GET", r"list-type=2&prefix=[^&]*/_delta_log"),
-    "hold list": ("GET", r"list-type=2&prefix=[^&]*/hold/"),
-    "hold create": ("PUT", r"/hold/\d+\.json"),
+    "lock list": ("GET", r"list-type=2&prefix=[^&]*/lock/"),
+    "lock create": ("PUT", r"/lock/\d+\.json"),
     "source head": ("HEAD", r"/corpus/part-"),
     "source read": ("GET", r"/corpus/part-[^&]*parquet$"),
     "probe create": ("PUT", r"/probes/"),
@@ -53,9 +54,9 @@ KINDS = {
     "receipt read": ("GET", r"/receipts/[^&]*json$"),
     "data head": ("HEAD", r"/table/data/"),
     "data read": ("GET", r"/table/data/[^&]*parquet$"),
-    "amendment create": ("PUT", r"/amendment\.json"),
+    "receipt override create": ("PUT", r"/receipt_override\.json"),
     "data list": ("GET", r"list-type=2&prefix=[^&]*/table/data/"),
-    "hold read": ("GET", r"/hold/\d+\.json$"),
+    "lock read": ("GET", r"/lock/\d+\.json$"),
     "log create": ("PUT", r"/_delta_log/0{20}\.json"),
     "log read": ("GET", r"/_delta_log/\d+\.json$"),
     "commit": ("PUT", r"/_delta_log/0{19}1\.json"),
@@ -122,7 +123,7 @@ def look(lake: str) -> tuple[Expected, int]:
     table = DeltaTable(url, storage_options=options(url))
     found: list[dict[str, Any]] = table.to_pyarrow_table().to_pylist()
     stored = {str(row["id"]): (row["lang"], row["embedding"]) for row in found}
-    state = delta.state_of(table)  # runs that were stopped have a quarantine too
+    state = delta_table.state_of(table)  # runs that were stopped have a quarantine too
     ledger = Ledger(url, state.run if state is not None else "")
     quarantine = ledger.quarantine(ledger.receipts().values()).to_pylist()
     bad = [(row["shard"].removeprefix(lake), row["position"], row["reason"]) for row in quarantine]
@@ -221,5 +222,5 @@ def trial(lake: str, tiny_model: Path, faulty: Proxy, expected: Expected, monkey
     """A small corpus on a store that does no wrong yet. The race for an exclusive create is one of two, once: how a
     store decides races is not the matter here."""
     put_rows(lake)
-    monkeypatch.setattr(run, "probe_create", partial(probe.probe_create, racers=2, rounds=1))
+    monkeypatch.setattr(backfill, "probe_create", partial(create_probe.probe_create, racers=2, rounds=1))
     return Trial(lake, tiny_model, faulty, expected, monkeypatch)

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from actors import aws, storage
+from actors import storage
+from actors.storage import s3
 from tests.stores.proxy_server import ANSWERS, CONNECTIONS, CONTROL
 from tests.stores.server import Server, forget_clients
 
@@ -102,8 +103,8 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the clients wait as they do, but milliseconds where it would be seconds. The number of tries stays."""
     monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.002)
     monkeypatch.setattr(storage, "LONGEST_WAIT_S", 0.02)
-    monkeypatch.setattr(aws, "TABLE_FIRST_WAIT_MS", 2)
-    monkeypatch.setattr(aws, "TABLE_LONGEST_WAIT_MS", 20)
-    monkeypatch.setattr(aws, "ANSWER_S", _ANSWER_S)
-    monkeypatch.setattr(aws, "DRIVER_TRIES", 1)  # between its tries the driver waits up to a second, and cannot be told
+    monkeypatch.setattr(s3, "TABLE_FIRST_WAIT_MS", 2)
+    monkeypatch.setattr(s3, "TABLE_LONGEST_WAIT_MS", 20)
+    monkeypatch.setattr(s3, "ANSWER_S", _ANSWER_S)
+    monkeypatch.setattr(s3, "DRIVER_TRIES", 1)  # between its tries the driver waits up to a second, and cannot be told
     forget_clients()

@@ -23,17 +23,17 @@ from deltalake import DeltaTable
 from actors import storage
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, TableConflict
-from pipeline import delta
-from pipeline.changes import changes
-from pipeline.compact import compact
-from pipeline.diff import diff
-from pipeline.probe import probe_create
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.search import Searcher
-from pipeline.status import status
-from pipeline.vacuum import vacuum
-from pipeline.versions import rollback, versions
+from pipeline.ledger.create_probe import probe_create
+from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact
+from pipeline.run.refresh import refresh
+from pipeline.search.search import Searcher
+from pipeline.table import delta_table
+from pipeline.table.changes import changes
+from pipeline.table.diff import diff
+from pipeline.table.status import status
+from pipeline.table.vacuum import vacuum
+from pipeline.table.versions import rollback, versions
 from tests.integration.conftest import Stopping, Stops, make_job, rows
 from tests.stores.server import forget_clients
 
@@ -54,7 +54,7 @@ def put_corpus(lake: str, *shards: list[dict[str, object]]) -> str:
 
 
 def options(url: str) -> dict[str, str]:
-    found = delta.storage_options(url)
+    found = delta_table.storage_options(url)
     assert found is not None
     return found
 
@@ -231,7 +231,7 @@ class StoreSuite:
         assert list(storage.walk(f"{lake}/nothing")) == []
         assert storage.folders(f"{lake}/nothing") == []
         storage.delete(f"{lake}/nothing")
-        assert delta.open_table(f"{lake}/nothing") is None
+        assert delta_table.open_table(f"{lake}/nothing") is None
         with pytest.raises(ConfigError, match="there is no table and no run at"):
             status(f"{lake}/nothing")
 
@@ -245,7 +245,7 @@ class StoreSuite:
             lambda url: list(storage.walk(url)),
             lambda url: storage.put(url, b"x"),
             lambda url: storage.create(url, b"x"),
-            delta.open_table,
+            delta_table.open_table,
             status,
             Searcher,
         )
@@ -297,6 +297,6 @@ class S3Suite(StoreSuite):
         assert storage.read(f"{lake}/x") == b"x"
         table = f"{lake}/table"
         DeltaTable.create(table, schema=pa.schema([("a", pa.int64())]), storage_options=options(table))
-        opened = delta.open_table(table)
+        opened = delta_table.open_table(table)
         assert opened is not None
         assert opened.version() == 0

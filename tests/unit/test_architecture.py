@@ -1,4 +1,4 @@
-"""The house keeps its shape: imports go one way, files stay small, and nothing heavy is imported in passing."""
+"""Checks the structure: imports go one way, no modules import each other in a circle, files stay small."""
 
 from __future__ import annotations
 
@@ -23,8 +23,21 @@ FORBIDDEN = {
     "jobs": {"ray", "torch", "transformers", "tests", "benchmarks"},
 }
 
+# A folder of `pipeline/` may use those to its left. Some do not exist yet; docs/architecture.md says what they are for.
+ORDER = (
+    *("job", "ledger", "table", "reuse", "plan", "execute", "scan", "index", "search", "quality", "run"),
+    *("curate", "evaluate", "mine", "train", "sync", "cluster"),
+)
+
 # A worker that reads, tokenizes or writes never needs torch, and a person who mistyped a job file should not wait for it.
-LIGHT = ("jobs.cli", "pipeline.config", "actors.encoders", "actors.formats", "actors.tokenizer", "actors.writer")
+LIGHT = (
+    "jobs.cli",
+    "pipeline.job.config",
+    "actors.encoders",
+    "actors.source.formats",
+    "actors.text.tokenizer",
+    "actors.unit.writer",
+)
 HEAVY = ("torch", "transformers", "sentence_transformers")
 
 
@@ -57,6 +70,71 @@ def test_a_module_says_what_it_is_and_stays_small(path: Path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "no docstring"
     assert len(text.splitlines()) <= LONGEST
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_of(path): path for path in MODULES}
+
+
+def modules_imported(path: Path) -> set[str]:
+    """The modules of the three packages that a file imports, inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom):
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            found.update(name if name in NAMES else str(node.module) for name in full)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return found.intersection(NAMES)
+
+
+def folder_of(module: str) -> str | None:
+    """The folder of `pipeline/` that a module is in."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "pipeline" and len(parts) > 1 else None
+
+
+def test_folders_of_the_pipeline_use_only_those_before_them():
+    for module, path in NAMES.items():
+        folder = folder_of(module)
+        if folder is None:
+            continue
+        assert folder in ORDER, f"{module}: add its folder to ORDER and to docs/architecture.md"
+        for other in filter(None, map(folder_of, modules_imported(path))):
+            assert ORDER.index(other) <= ORDER.index(folder), f"{module} imports pipeline.{other}, which comes after it"
+
+
+def test_the_page_of_the_architecture_names_every_folder():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert [folder for folder in ORDER if f"`{folder}`" not in page] == []
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Paths that lead from a module back to itself, one for each module on a circle that is found."""
+    done: set[str] = set()
+    found = []
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append([*path[path.index(module) :], module])
+        elif module not in done:
+            for other in sorted(imports[module] - {module}):
+                visit(other, [*path, module])
+            done.add(module)
+
+    for module in imports:
+        visit(module, [])
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c", "a"]]  # it finds one
+    assert circles({module: modules_imported(path) for module, path in NAMES.items()}) == []
 
 
 def test_light_modules_do_not_import_torch():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jobs.cli import app
-from pipeline.config import parse_job
+from pipeline.job.config import parse_job
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

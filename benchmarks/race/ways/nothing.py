@@ -8,9 +8,9 @@ import pyarrow as pa
 import ray.data
 
 from benchmarks.race.ways.told import since_start, tell
-from pipeline.config import parse_job
-from pipeline.dataflow import connect, machines
-from pipeline.pool import size_pool
+from pipeline.execute.ray_data import connect, machines
+from pipeline.job.config import parse_job
+from pipeline.plan.resources import size_pool
 
 UNITS = 10
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from actors.receipt import Receipt
+from actors.unit.receipt import Receipt
 from benchmarks.race.ways.told import FIRST_UNIT, since_start, tell
-from pipeline.config import parse_job
-from pipeline.report import Started
-from pipeline.run import backfill
+from pipeline.execute.progress import Started
+from pipeline.job.config import parse_job
+from pipeline.run.backfill import backfill
 
 
 class Told:

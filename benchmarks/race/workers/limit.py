@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from actors.encoders.hardware import Compute
-from actors.encoders.integers import multiply, pack, round_states, round_weights, zero_points
-from actors.encoders.linear import Linear
+from actors.encoders.compute.device import Compute
+from actors.encoders.compute.int8 import multiply, pack, round_states, round_weights, zero_points
+from actors.encoders.compute.linear import Linear
 from benchmarks.race.workers.serve import Engine, Floats, Settings, serve
 
 # (rows, in, out): all-MiniLM-L6-v2's own products at a usual micro-batch, and one that a processor likes best.

@@ -1,7 +1,7 @@
 """The crash points of a command: every call that touches the store, and where in it the process is to stop.
 
 Used in a process that was forked for one command (`zygote.py`). Three narrow places see every call: `storage.retried`,
-through which all of actors/storage.py goes; `os.link` and `os.replace`, which put a finished temporary file in its place,
+through which all of actors/storage/__init__.py goes; `os.link` and `os.replace`, which put a finished temporary file in its place,
 so that the moments between the two steps of a write on a local disk are points too; and the methods of deltalake that write
 a log. Reads inside of deltalake are not seen: they change nothing, so a death there is one after the call before them.
 """

@@ -19,15 +19,15 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake.transaction import AddAction
 
 from actors import storage
-from actors.writer import parquet_bytes
-from pipeline import delta
-from pipeline.compact import compact
-from pipeline.config import Job
-from pipeline.hold import TTL_S, Hold
-from pipeline.refresh import refresh
-from pipeline.run import backfill
-from pipeline.vacuum import vacuum
-from pipeline.versions import rollback
+from actors.unit.writer import parquet_bytes
+from pipeline.job.config import Job
+from pipeline.ledger.table_lock import TTL_S, TableLock
+from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact
+from pipeline.run.refresh import refresh
+from pipeline.table import delta_table
+from pipeline.table.vacuum import vacuum
+from pipeline.table.versions import rollback
 from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_one
 
 
@@ -144,8 +144,7 @@ def command(name: str, place: Place) -> None:
 
 
 def careless(name: str, place: Place) -> None:
-    """A command that does not know what it has done already: it appends a row by a commit that carries no name
-    but that of a run."""
+    """A command that does not know what it has done already: it appends a row by a commit with the run of the one before."""
     SCENARIOS[name].command(place)
     opened = DeltaTable(str(place.table))
     row = opened.to_pyarrow_table().slice(0, 1).drop_columns(["lang"])
@@ -153,7 +152,9 @@ def careless(name: str, place: Place) -> None:
     path = f"data/lang=l0/{secrets.token_hex(6)}.parquet"
     storage.put(f"{place.table}/{path}", data)
     action = AddAction(path, len(data), {"lang": "l0"}, 0, data_change=True, stats=stats)
-    named = CommitProperties(custom_metadata={delta.RUN: "careless"})
+    state = delta_table.state_of(opened)
+    assert state is not None
+    named = CommitProperties(custom_metadata={delta_table.RUN: state.run})
     opened.create_write_transaction(
         [action], mode="append", schema=opened.schema(), partition_by=["lang"], commit_properties=named
     )
@@ -182,7 +183,7 @@ def vacuum_ahead(place: Place) -> None:
 
 
 def _be_ahead() -> None:
-    Hold.__init__.__kwdefaults__ = {"ttl_s": TTL_S, "clock": lambda: time.time() + 3600}
+    TableLock.__init__.__kwdefaults__ = {"ttl_s": TTL_S, "clock": lambda: time.time() + 3600}
 
 
 def copy(source: Place, table: Path) -> Place:

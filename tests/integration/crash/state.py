@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from deltalake import DeltaTable
 
-from pipeline import delta
-from pipeline.ledger import Ledger
+from pipeline.ledger.ledger import Ledger
+from pipeline.table import delta_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,11 @@ def state_of(table: Path) -> State:
     """Everything that readers see of a table, and that what they are told to read is there."""
     opened = DeltaTable(str(table))
     found = opened.to_pyarrow_table().to_pylist()
-    made = delta.state_of(opened)
+    made = delta_table.state_of(opened)
     assert made is not None
     ledger = Ledger(str(table), made.run)
     bad = ledger.quarantine(ledger.receipts().values()).to_pylist()
-    sizes = delta.file_sizes(opened)
+    sizes = delta_table.file_sizes(opened)
     return State(
         opened.version(),
         {_key(row): (_plain(row), np.array(row["embedding"])) for row in found},
@@ -52,7 +52,7 @@ def state_of(table: Path) -> State:
 
 def unnamed(table: Path) -> list[str]:
     """Data files that the current version does not name."""
-    named = delta.file_sizes(DeltaTable(str(table)))
+    named = delta_table.file_sizes(DeltaTable(str(table)))
     there = (str(path.relative_to(table)) for path in (table / "data").rglob("*") if path.is_file())
     return sorted(path for path in there if path not in named)
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.probe import probe_create
+from pipeline.ledger.create_probe import probe_create
 from tests.integration.crash.points import Call, Fuse, Point
 
 _LONGEST_ANSWER = 1 << 20
@@ -85,7 +85,12 @@ def _warm() -> None:
     os.fsync = lambda fd: None  # the process is killed, the machine is not
     # Its races are tested elsewhere; here it is one create that wins and one that does not.
     probe_create.__kwdefaults__ = {"racers": 2, "rounds": 1}
-    for name in ("pyarrow.dataset", "actors.encoders.encoder", "pipeline.reuse", "tests.integration.crash.scenarios"):
+    for name in (
+        "pyarrow.dataset",
+        "actors.encoders.encoder",
+        "pipeline.reuse.lookup",
+        "tests.integration.crash.scenarios",
+    ):
         importlib.import_module(name)
 
 

@@ -1,6 +1,6 @@
 """JinaBERT v2 written a second time, straight from its formulas: float64, one text, no packing, dense ALiBi.
 
-The oracle for `actors.encoders.jina_v2`; shares no code with it.
+The oracle for `actors.encoders.families.jina_v2`; shares no code with it.
 """
 
 from __future__ import annotations

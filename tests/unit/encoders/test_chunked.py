@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.batching.budget import BudgetController
-from actors.chunker import Chunker
-from actors.chunking import Chunking
 from actors.encoders import describe, load_encoder
 from actors.encoders.chunked import sums_by_slices, sums_on_card
 from actors.encoders.encoder import Encoder
 from actors.encoders.packed import PackedBatch
 from actors.encoders.windows import cut_windows
 from actors.errors import ConfigError
+from actors.text.chunk_rules import Chunking
+from actors.text.chunks import Chunker
 from tests.checkpoints import SENTENCES, write_bert, write_jina_v2, write_jina_v4
 
 LONG = " ".join(SENTENCES)

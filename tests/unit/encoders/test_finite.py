@@ -16,17 +16,18 @@ from safetensors.torch import load_file, save_file
 
 from actors.batching.budget import BudgetController
 from actors.encoders import describe, load_encoder
+from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
 from actors.encoders.finite import UnfitVectors
-from actors.encoders.hardware import Compute
 from actors.errors import DataError, ModelError
-from actors.parcel import Parcel, pack, unpack
 from actors.schema import HASH, ID, INPUT_IDS, TOKENS
-from actors.source import SourceSpec
-from actors.writer import WriterSpec, table_schema
-from pipeline.attempts import NoBook
-from pipeline.reuse import unit_vectors_of
-from pipeline.stages import EncodeStage, StageSpec
+from actors.source.spec import SourceSpec
+from actors.unit.unit_batch import UnitBatch, pack, unpack
+from actors.unit.writer import WriterSpec, table_schema
+from pipeline.execute.attempts import NoAttemptLog
+from pipeline.execute.stages.encode import EncodeStage
+from pipeline.execute.stages.spec import StageSpec
+from pipeline.reuse.lookup import unit_vectors_of
 from tests.checkpoints import write_bert, write_jina_v1, write_jina_v2, write_jina_v3, write_jina_v4
 from tests.checkpoints.jina_v3 import write_peft
 
@@ -122,7 +123,7 @@ def test_the_encode_stage_sets_whole_texts_aside(sound, chunked):
     bad = sound.tokenizer.tokenize(["b"]).ids[0].as_py()[1]
     texts = ["a", "c c c c c c b", "b", "d e", "a"]
     stage, table = stage_and_rows(spoilt(sound, NAN, bad=bad), texts, chunked=chunked)
-    done = unpack(stage(pack(Parcel(0, table=table, counts={"documents": len(texts)}))))
+    done = unpack(stage(pack(UnitBatch(0, table=table, counts={"documents": len(texts)}))))
     assert done.table is not None
     assert [(row.position, row.reason) for row in done.bad] == [(1, "encode_failed"), (2, "encode_failed")]
     assert all("not finite" in row.error for row in done.bad)
@@ -133,7 +134,7 @@ def test_the_encode_stage_sets_whole_texts_aside(sound, chunked):
 
 
 def stage_and_rows(encoder: Encoder, texts: list[str], *, chunked: bool) -> tuple[EncodeStage, pa.Table]:
-    from actors.chunker import Chunker, resolve
+    from actors.text.chunks import Chunker, resolve
 
     chunking = resolve(encoder.spec, mode="late", max_tokens=4, by="tokens") if chunked else None
     table = pa.table(
@@ -155,7 +156,7 @@ def stage_and_rows(encoder: Encoder, texts: list[str], *, chunked: bool) -> tupl
             table = table.append_column(name, documents[name])
     writer = WriterSpec("t", "l", "r", table_schema(pa.schema([]), chunked=chunked), (), "float32", "{}")
     spec = StageSpec(SourceSpec("jsonl", "s"), encoder.spec, writer, chunking)
-    stage = EncodeStage(spec, NoBook(), 1, "cpu")
+    stage = EncodeStage(spec, NoAttemptLog(), 1, "cpu")
     stage.__dict__["encoder"] = encoder  # where the property keeps it
     return stage, table
 

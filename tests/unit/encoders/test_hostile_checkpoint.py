@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from actors.encoders import load_encoder
 from actors.encoders.spec import describe
 from actors.errors import ModelError, VectideError
-from actors.tokenizer import Tokenizer
+from actors.text.tokenizer import Tokenizer
 from tests.checkpoints.bert import write_bert
 from tests.checkpoints.jina_v4 import write_jina_v4
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from actors import kernels
 from actors.encoders import rope
-from actors.encoders.attention import attend, attend_by_kernel, attend_runs
-from actors.encoders.hardware import find_compute
-from actors.encoders.integers import IntegerProduct, round_states
-from actors.encoders.linear import LayerNorm, Linear, gelu_
+from actors.encoders.compute.attention import attend, attend_by_kernel, attend_runs
+from actors.encoders.compute.device import find_compute
+from actors.encoders.compute.int8 import IntegerProduct, round_states
+from actors.encoders.compute.linear import LayerNorm, Linear, gelu_
 from actors.encoders.packed import pack
-from actors.kernels.spread import spread
+from actors.kernels.parallel import parallel_for
 
 KERNELS = kernels.available()
 # Rows that end before, at and after a tile of 6, a block of 12, a register of 8 or 16, a pair of them, a block of 512 keys.
@@ -158,7 +158,7 @@ def test_heads_are_turned_and_nothing_beside_them(kernel, width):
         c, s = cos.double()[:, None], sin.double()[:, None]
         wanted = torch.cat([first * c - second * s, second * c + first * s], dim=2)
         values = x[:, 3:].clone()
-        kernel.turn_(x[:, :3], cos, sin)
+        kernel.apply_rotary_(x[:, :3], cos, sin)
         torch.testing.assert_close(
             x[:, :3].double(), wanted, atol=1e-6, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6
         )
@@ -168,9 +168,9 @@ def test_heads_are_turned_and_nothing_beside_them(kernel, width):
 def test_heads_are_turned_by_torch_where_there_are_no_loops(monkeypatch):
     angles = (torch.rand(4, 6), torch.rand(4, 6))
     x = torch.randn(4, 3, 12)
-    there = rope.turn_(x.clone(), angles)
-    monkeypatch.setattr(kernels, "taking", lambda dtype, device: None)
-    torch.testing.assert_close(rope.turn_(x.clone(), angles), there)
+    there = rope.apply_rotary_(x.clone(), angles)
+    monkeypatch.setattr(kernels, "kernels_for", lambda dtype, device: None)
+    torch.testing.assert_close(rope.apply_rotary_(x.clone(), angles), there)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -257,7 +257,7 @@ def test_pieces_are_everything_once_on_any_number_of_threads(threads, count):
     torch.set_num_threads(threads)
     done: list[int] = []
     try:
-        spread(lambda first, last: done.extend(range(first, last)), count)
+        parallel_for(lambda first, last: done.extend(range(first, last)), count)
     finally:
         torch.set_num_threads(ours)
     assert sorted(done) == list(range(count))

@@ -41,7 +41,7 @@ def test_the_real_model_is_described(minilm):
 
 def test_describing_and_tokenizing_import_no_torch(minilm):
     code = (
-        "import sys; from actors.encoders import describe; from actors.tokenizer import Tokenizer; import actors.batching\n"
+        "import sys; from actors.encoders import describe; from actors.text.tokenizer import Tokenizer; import actors.batching\n"
         f"Tokenizer(describe({str(minilm)!r})).tokenize(['a'])\n"
         "print(*{'torch', 'transformers', 'ray'} & set(sys.modules))"
     )

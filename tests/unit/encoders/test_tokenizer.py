@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from actors import tokenizer as module
 from actors.encoders import describe
 from actors.errors import ConfigError
-from actors.tokenizer import Tokenizer
+from actors.text import tokenizer as module
+from actors.text.tokenizer import Tokenizer
 from tests.checkpoints import SENTENCES, write_bert, write_jina_v2
 
 LONG = " ".join(SENTENCES * 40)

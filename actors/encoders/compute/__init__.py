@@ -1,0 +1,1 @@
+"""Computation: device, linear layers, int8, attention, threads, memory allocation."""

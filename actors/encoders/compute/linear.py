@@ -1,0 +1,179 @@
+"""A linear layer for inference: weights packed once for the processor, GELU or the residual fused where it can be.
+
+The blocks that every family is built of. On a CPU with oneDNN the weights are reordered at load, which saves doing
+it in each call; elsewhere it is the plain operation, and the result is the same to rounding. Under `int8` the product
+is `integers`' own, and the result is an approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+from actors import kernels
+from actors.encoders.compute.device import Compute
+from actors.encoders.compute.int8 import IntegerProduct
+
+# oneDNN chooses a layout for about this many rows; it stays right for any number.
+_TYPICAL_ROWS = 2048
+# What torch's own compiler emits for a frozen linear layer; there is no public name for it.
+_POINTWISE = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+
+
+# What an adapter does with the product that it adds to.
+Add = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Linear:
+    """`activation(x @ weight.T + bias)`.
+
+    Args:
+        weight: float32 [out, in].
+        bias: float32 [out] or None.
+        compute: Device and type to compute in.
+        gelu: Apply the exact (erf) GELU to the result.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, compute: Compute, gelu: bool = False
+    ) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._gelu = gelu
+        self._integers = IntegerProduct(weight, bias) if compute.int8 else None
+        if self._integers is not None:
+            return
+        self._packed = _can_pack(compute)
+        own = _gelu_kernel(compute.dtype, compute.device)
+        self._fused = gelu and self._packed and own is None and _has_fast_erf()
+        self._bias = None if bias is None else bias.to(compute.device, compute.dtype)
+        weight = weight.to(compute.device, compute.dtype).contiguous()
+        self._weight = _pack(weight) if self._packed else weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, in] to [n, out]; x in the compute type."""
+        if self._integers is not None:
+            return self._integers(x, gelu=self._gelu)
+        if self._fused:
+            fused: torch.Tensor = _POINTWISE(x, self._weight, self._bias, "gelu", [], "none")
+            return fused
+        y: torch.Tensor
+        if self._packed:
+            y = _POINTWISE(x, self._weight, self._bias, "none", [], "")
+        else:
+            y = functional.linear(x, self._weight, self._bias)
+        return gelu_(y) if self._gelu else y
+
+    @property
+    def adds_cheaply(self) -> bool:
+        """Whether a pass over the product is made anyway, in which `plus` costs next to nothing."""
+        return self._integers is not None
+
+    def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """`self(x) + residual` in one go; only for a layer without activation."""
+        if self._integers is not None and not self._gelu:
+            return self._integers(x, residual)
+        if self._packed and not self._gelu:
+            fused: torch.Tensor = _POINTWISE.binary(x, residual, self._weight, self._bias, "add")
+            return fused
+        return self(x) + residual
+
+
+class LayerNorm:
+    """Layer normalisation over the last axis, with float32 statistics whatever the type of its input.
+
+    Args:
+        weight: float32 [hidden].
+        bias: float32 [hidden].
+        eps: Added to the variance.
+        compute: Device and type.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, eps: float, *, compute: Compute) -> None:
+        self._shape = tuple(weight.shape)
+        self._eps = eps
+        self._dtype = compute.dtype
+        self._kernel = kernels.kernels_for(compute.dtype, compute.device)
+        if self._kernel is not None:  # which multiplies in float32
+            self._weight, self._bias = weight.contiguous(), bias.contiguous()
+            return
+        self._weight = weight.to(compute.device, compute.dtype)
+        self._bias = bias.to(compute.device, compute.dtype)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] in any float type to the compute type."""
+        if self._kernel is not None:
+            return self._kernel.norm(x.to(self._dtype), self._weight, self._bias, self._eps)
+        return functional.layer_norm(x.to(self._dtype), self._shape, self._weight, self._bias, self._eps)
+
+    def after(self, linear: Linear, x: torch.Tensor, residual: torch.Tensor, *, add: Add | None = None) -> torch.Tensor:
+        """`self(linear(x) + residual)`, with the sum where it costs least; `add` adds to the product in place."""
+        if self._kernel is not None and not linear.adds_cheaply:
+            y = linear(x)
+            return self._kernel.norm(y if add is None else add(y), self._weight, self._bias, self._eps, residual)
+        y = linear.plus(x, residual)
+        return self(y if add is None else add(y))
+
+
+class RmsNorm:
+    """Scales to a mean square of 1, with float32 statistics whatever the type of its input; takes no mean off, adds no bias.
+
+    Args:
+        weight: float32 [hidden].
+        eps: Added to the mean square.
+        compute: Device and type.
+    """
+
+    def __init__(self, weight: torch.Tensor, eps: float, *, compute: Compute) -> None:
+        self._weight = weight.to(compute.device)
+        self._eps = eps
+        self._dtype = compute.dtype
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] in any float type to the compute type."""
+        return functional.rms_norm(x.float(), self._weight.shape, self._weight, self._eps).to(self._dtype)
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001
+    return packed
+
+
+def gelu_(y: torch.Tensor) -> torch.Tensor:
+    """The exact GELU of a contiguous tensor, in place, to the precision of its type."""
+    kernel = _gelu_kernel(y.dtype, y.device)
+    if kernel is not None:
+        return kernel.gelu_(y)
+    found: torch.Tensor = torch.ops.aten.gelu_(y)
+    return found
+
+
+def swiglu(wide: torch.Tensor) -> torch.Tensor:
+    """The gated unit of Shazeer 2020 (arXiv 2002.05202): `silu(gate) * up`, where silu is `x * sigmoid(x)`.
+
+    Args:
+        wide: [n, 2 * inner], the gate and then what it lets through.
+
+    Returns:
+        [n, inner], contiguous.
+    """
+    gate, up = wide.chunk(2, dim=-1)
+    return functional.silu(gate).mul_(up)
+
+
+def _gelu_kernel(dtype: torch.dtype, device: torch.device) -> kernels.Kernels | None:
+    # Faster than the one that oneDNN puts behind its product (docs/log.md), and too coarse for float32.
+    return kernels.kernels_for(dtype, device) if dtype == torch.bfloat16 else None
+
+
+def _has_fast_erf() -> bool:
+    # oneDNN's fused GELU costs 12 ms where torch's own costs 3 to 6 on a processor with AVX2 only (docs/log.md).
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+def _can_pack(compute: Compute) -> bool:
+    if compute.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    # oneDNN refuses bfloat16 on a processor without the instructions for it.
+    return compute.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001

@@ -1,0 +1,100 @@
+"""jina-embeddings-v4 for texts: the language model of Qwen2.5-VL with one LoRA adapter per kind of task, packed.
+
+Pre-norm layers with RMS norms, causal attention in which several heads of the query share one of key and value, rotary
+positions, and a gated MLP. Products that share an input are one product. Token states are summed up in float32 whatever
+the layers compute in: Qwen's grow to thousands in a few places, beside which bfloat16 would lose the small steps.
+Adapters stay beside the base (`adapters`), so rows of all tasks go through it together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from actors.encoders.build import Checkpoint
+from actors.encoders.compute.attention import attend
+from actors.encoders.compute.device import Compute
+from actors.encoders.compute.linear import Linear, RmsNorm, swiglu
+from actors.encoders.families import jina_v4_layout as names
+from actors.encoders.layout import Config
+from actors.encoders.lora.store import Adapter, AdapterStore, Route, adding, load_adapter
+from actors.encoders.packed import PackedBatch
+from actors.encoders.rope import Rope, apply_rotary_
+from actors.encoders.weights import Weights
+
+
+class Layer:
+    """One layer; `name` is what adapters call it."""
+
+    def __init__(self, weights: Weights, i: int, *, text: Config, compute: Compute) -> None:
+        eps = float(text.get("rms_norm_eps", 1e-6))
+
+        def linear(ours: str) -> Linear:
+            parts = names.linears(text, i)[ours]
+            bias = weights.stack(*(f"{name}.bias" for name in parts)) if ours == "qkv" else None
+            return Linear(weights.stack(*(f"{name}.weight" for name in parts)), bias, compute=compute)
+
+        self.name = f"layers.{i}"
+        self.heads, self.groups, self.width = names.head_sizes(text)
+        self.int8 = compute.int8
+        self.qkv, self.out, self.gate_up, self.down = (linear(ours) for ours in ("qkv", "out", "gate_up", "down"))
+        self.norm1, self.norm2 = (
+            RmsNorm(weights.get(f"{name}.weight"), eps, compute=compute) for name in names.norm_names(i)
+        )
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        batch: PackedBatch,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        route: Route | None,
+    ) -> torch.Tensor:
+        """float32 [tokens, hidden] to the same, in place."""
+        added = adding(route, self.name)
+        normed = self.norm1(x)
+        qkv = added("qkv", normed, self.qkv(normed)).view(len(x), -1, self.width)
+        apply_rotary_(qkv[:, : self.heads + self.groups], angles)
+        query, key, value = torch.split(qkv, [self.heads, self.groups, self.groups], dim=1)
+        mixed = attend(query, key, value, batch, causal=True, approximate=self.int8)
+        x += added("out", mixed, self.out(mixed))
+        normed = self.norm2(x)
+        gated = swiglu(added("gate_up", normed, self.gate_up(normed)))
+        x += added("down", gated, self.down(gated))
+        return x
+
+
+class JinaV4:
+    """The encoder: word embeddings, layers, and the adapters beside them."""
+
+    def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
+        text, weights = names.text_config(checkpoint.config), checkpoint.weights
+        self.words = weights.get(f"{names.WORDS}.weight").to(compute.device, compute.dtype)
+        self.layers = [Layer(weights, i, text=text, compute=compute) for i in range(int(text["num_hidden_layers"]))]
+        self.norm = RmsNorm(weights.get("norm.weight"), float(text.get("rms_norm_eps", 1e-6)), compute=compute)
+        *_, width = names.head_sizes(text)
+        self.rope = Rope(width, names.rope_theta(text), compute=compute)
+        self.adapters = AdapterStore(checkpoint.facts.targets, compute, _published(checkpoint, compute))
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Token states [tokens, hidden] in the compute type."""
+        route = self.adapters.route(batch)
+        x = functional.embedding(batch.ids, self.words)
+        if route is not None:
+            x = route.look_up(names.WORDS, batch.ids, x)
+        x = x.float()
+        angles = self.rope.angles(batch)
+        for layer in self.layers:
+            x = layer(x, batch, angles, route)
+        return self.norm(x)
+
+
+def build(checkpoint: Checkpoint, compute: Compute) -> JinaV4:
+    """Loads the text side of a v4 checkpoint of any layout, with the adapters that it brings."""
+    return JinaV4(checkpoint, compute)
+
+
+def _published(checkpoint: Checkpoint, compute: Compute) -> dict[str, Adapter]:
+    """Task to adapter; the tasks of a merged checkpoint are prompts alone, which add nothing."""
+    facts = checkpoint.facts
+    loaded = {name: load_adapter(facts.adapter(checkpoint.folder, name), compute=compute) for name in facts.adapters}
+    return {task: loaded.get(names.adapter_of(task), {}) for task in facts.tasks}

@@ -1,0 +1,1 @@
+"""LoRA adapters: their files, their weights, the registry at run time."""

@@ -1,0 +1,1 @@
+"""Source files: what to read, and reading a unit of it."""

@@ -1,0 +1,52 @@
+"""Kinds of source files. `open_format` finds the one for a path; `base.Format` says what each can do."""
+
+from __future__ import annotations
+
+import difflib
+
+from actors.errors import ConfigError
+from actors.source.formats.base import Format, Wanted
+from actors.source.formats.delimited import Delimited
+from actors.source.formats.documents import Documents
+from actors.source.formats.jsonl import JsonLines
+from actors.source.formats.lines import compression, without_compression
+from actors.source.formats.parquet import Parquet
+
+__all__ = ["FORMATS", "Format", "Wanted", "open_format"]
+
+FORMATS: dict[str, Format] = {each.name: each for each in (Parquet(), JsonLines(), Delimited(), Documents())}
+
+_ENDINGS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".txt": "text",
+    ".md": "text",
+    ".markdown": "text",
+}
+_COMPRESSIBLE = ("jsonl", "csv")
+
+
+def open_format(name: str, path: str) -> Format:
+    """The format called `name`, or with "auto" the one that the ending of `path` names.
+
+    Raises:
+        ConfigError: there is no such format, or the ending does not tell.
+    """
+    if name == "auto":
+        name = next((known for ending, known in _ENDINGS.items() if without_compression(path).endswith(ending)), "")
+        if not name or (compression(path) and name not in _COMPRESSIBLE):
+            raise ConfigError(
+                f"{path!r} does not tell its format by its ending; known are {', '.join(_ENDINGS)}, of which JSON Lines "
+                f"and CSV may be followed by .gz or .zst. Set source.format to one of {', '.join(FORMATS)}, or narrow "
+                f"source.uri to the files that are meant, such as {path.rsplit('/', 1)[0]}/*.parquet"
+            )
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{name!r} is not a format; known are auto, {', '.join(FORMATS)}{hint}")
+    return FORMATS[name]

@@ -1,0 +1,71 @@
+"""A folder of text or Markdown files: one document a file.
+
+Columns: `text`, the content without a byte order mark; `path`, the file's full path or URL; `name`, its last part. The
+trade-off: each file is one request, so many small files are slower to read than one large one of the same text; the
+reader fetches several at once from a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from actors import storage
+from actors.schema import POSITION, Piece, QuarantinedRow, Shard
+from actors.source.formats import looks
+from actors.source.formats.base import LARGEST_VALUE_BYTES, Wanted, reading, sample
+
+_COLUMNS = ("text", "path", "name")
+
+
+def _no_text(head: bytes) -> str | None:
+    """What a file with these first bytes is, if it is no UTF-8 text: an HTML or XML document is one."""
+    found = None if looks.is_markup(head) else looks.foreign(head)
+    return None if found is None else f"the file holds {found[0]}. {found[1]}"
+
+
+class Documents:
+    """See `Format`."""
+
+    name = "text"
+    whole_file = True
+    schemaless = False
+
+    def columns(self, shard: Shard) -> dict[str, pa.DataType]:  # noqa: ARG002  (the same for every shard)
+        """Always text, path and name."""
+        return dict.fromkeys(_COLUMNS, pa.string())
+
+    def pieces(self, shard: Shard, rows: int) -> list[Piece]:  # noqa: ARG002  (a document is not cut)
+        """The file. An empty one is a document too: it is set aside as such, not left out in silence."""
+        return [self.head(shard, 1)]
+
+    def head(self, shard: Shard, rows: int) -> Piece:  # noqa: ARG002
+        """The file."""
+        return Piece(shard, 0, 1, 1)
+
+    def read(self, piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
+        """See `Format.read`."""
+        shard = piece.shard
+        names = wanted.present(shard, _COLUMNS)
+        if shard.size_bytes > LARGEST_VALUE_BYTES:
+            error = f"a document of {shard.size_bytes} bytes; the largest that is read has {LARGEST_VALUE_BYTES}"
+            yield QuarantinedRow(shard.path, 0, None, "too_large", error)
+            return
+        with reading(shard, "text"):
+            data = storage.read(shard.path)
+            if (found := _no_text(data[: looks.HEAD_BYTES])) is not None:
+                yield QuarantinedRow(shard.path, 0, None, "invalid_utf8", found)
+                return
+            try:
+                text = data.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                yield QuarantinedRow(shard.path, 0, None, "invalid_utf8", str(error))
+                return
+            row = {"text": text, "path": shard.path, "name": shard.path.rsplit("/", 1)[-1]}
+            columns = {name: pa.array([row[name]], pa.string()) for name in names}
+            yield pa.table({**columns, POSITION: pa.array([0], pa.int64())})
+
+    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
+        """See `Format.sample`."""
+        return sample(self, shard, columns, rows)

@@ -1,0 +1,75 @@
+"""What a file is that should hold JSON Lines and does not, from its first lines.
+
+Called by JSON Lines when a run is planned. An array or an object over several lines has lines that are rows by chance (the
+last object of an array has no comma behind it), so these are refused whatever else the file holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from actors.source.formats import looks
+
+_BOM = b"\xef\xbb\xbf"
+_CONVERT = "Write one object a line, as in `jq -c '{0}'`"
+_NAME = re.compile(rb'"(?:[^"\\]|\\.)*"\s*:')
+_LIST = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{')
+_PYTHON = re.compile(rb"\{\s*'")
+
+
+def no_lines(lines: Sequence[bytes]) -> tuple[str, str] | None:
+    """What a file with these first lines is, if it is one JSON value over several lines: its name, and the way out.
+
+    Args:
+        lines: The first lines that are not blank; they may be cut.
+    """
+    first, *rest = [line.removeprefix(_BOM).strip() for line in lines[:3]] or [b""]
+    if rest and (first == b"[" or (first.startswith(b"[{") and first.endswith((b"},", b"{", b",")))):
+        return "one JSON array over several lines", _CONVERT.format(".[]")
+    opens_object = first == b"{" or (first.startswith(b"{") and first.endswith((b",", b"{", b"[")))
+    if opens_object and rest and (_NAME.match(rest[0]) or first.endswith((b"{", b"["))) and not _is_row(rest[0]):
+        return "a JSON object over several lines", _CONVERT.format(".")
+    return None
+
+
+def _is_row(line: bytes) -> bool:
+    return line.startswith(b"{") and line.endswith(b"}")
+
+
+def no_rows(lines: Sequence[bytes], head: bytes, error: str) -> tuple[str, str]:
+    """What a file none of whose lines is a row holds, and the way out.
+
+    Args:
+        lines: The first lines that are not blank; they may be cut.
+        head: The first bytes of the text.
+        error: What is wrong with the first line.
+    """
+    if (found := looks.foreign(head)) is not None:
+        return found
+    first = (lines[0] if lines else head).removeprefix(_BOM).lstrip()
+    if b"\r{" in first and b"\n" not in first:
+        return "lines that end with a carriage return alone", "Convert the line ends, as in `tr '\\r' '\\n'`"
+    if first.startswith(b"[") and len(lines) < 2:
+        return "one JSON array on one line, and no row", _CONVERT.format(".[]")
+    if first.startswith(b"["):
+        return "lines that are JSON arrays, and no row", "Write one object a line, with the names of its columns"
+    if _PYTHON.match(first):
+        return "Python dicts in single quotes, which are no JSON", "Write each line with json.dumps"
+    if not first.startswith(b"{") and all(line.count(b",") == first.count(b",") > 0 for line in lines):
+        return "lines that look like CSV, and no row of JSON", "Rename it to end in .csv, or set source.format: csv"
+    return f"no line that is a row; the first: {error}", "Write one JSON object a line"
+
+
+def no_texts(names: Sequence[str], lines: Sequence[bytes], text: Sequence[str]) -> tuple[str, str]:
+    """What a file holds none of whose rows has a text column, and the way out.
+
+    Args:
+        names: All names that its rows have.
+        lines: The first lines that are not blank; they may be cut.
+        text: The text columns.
+    """
+    if len(lines) == 1 and (found := _LIST.search(lines[0])) is not None:
+        name = found[1].decode("utf-8", "replace")
+        return f"one JSON object around a list, {name!r}, and no row with a text", _CONVERT.format(f".{name}[]")
+    return f"no row with one of the text columns {list(text)}, but with {list(names)[:20]}", "Add the column"

@@ -1,0 +1,250 @@
+"""What a store's refusal means: worth another try, a mistake of a person's, or the end.
+
+Used by storage and by the table for everything that an fsspec driver or `deltalake` raises. A sentence made here never
+holds a secret, whatever the store put into its answer. The trade-off: drivers agree on no error tree, so this looks for
+HTTP statuses and error codes wherever each of them keeps them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from actors.errors import ConfigError, StorageError, TransientError, VectideError
+from actors.storage import azure, providers
+
+# What a store says when it is busy or away, as errno or HTTP status. Anything else is not worth another try.
+_BUSY_ERRNO = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.EIO}
+_BUSY_STATUS = {408, 409, 429, 500, 502, 503, 504}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
+_MISSING_BUCKET = {"NoSuchBucket", "InvalidBucketName", "ContainerNotFound"}
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "ClientAuthenticationError",  # of Azure's library, where no store was asked: that answer has a status
+    "DefaultCredentialsError",
+    "RefreshError",
+}
+_CUT = {"ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError"}
+_UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ServiceRequestError"}
+_AWAY = _UNREACHABLE | {
+    "ConnectionError",
+    "HTTPClientError",
+    "ClientError",
+    "ServerTimeoutError",
+    "ServiceResponseError",
+    "TransportError",
+}
+
+# Variables whose values must not be seen, whoever puts them into a message.
+_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|ACCOUNT_KEY|SAS|CREDENTIALS|CONNECTION_STRING", re.IGNORECASE)
+_PART = re.compile(r"(?:AccountKey|SharedAccessSignature)=([^;]+)", re.IGNORECASE)
+_SHORTEST_SECRET = 8
+_USERINFO = re.compile(r"(?<=://)[^/@\s]*:[^@\s]*@")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST_MESSAGE = 400
+
+# A bucket's name holds neither of `:` and `@`, so what looks like a password there is one, even with a slash in it.
+_PASSWORD_IN_BUCKET = re.compile(r"(?:s3a?|gs|gcs)://(?!arn:)[^/@]*:[^@]*@")
+_PASSWORD_IN_HOST = re.compile(r"[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
+_SIGNED = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
+
+
+def check_url(url: str) -> str:
+    """`url`, if no credentials are written in it: they would stand in every ledger, log and plan.
+
+    Raises:
+        ConfigError: there are some; the message does not repeat them.
+    """
+    protocol = url.partition("://")[0]
+    if _PASSWORD_IN_BUCKET.match(url) or _PASSWORD_IN_HOST.match(url) or ("://" in url and _SIGNED.search(url)):
+        raise ConfigError(
+            f"a {protocol}:// URL has credentials in it, which every ledger and log would repeat. Take them out and "
+            f"give them in the environment (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), in a profile or by a "
+            f"role"
+        )
+    return url
+
+
+def check_account(url: str) -> None:
+    """Raise ConfigError for a URL that names its account: both clients take that from the environment."""
+    protocol = url.partition("://")[0]
+    if protocol in azure.PROTOCOLS and "@" in providers.bucket_of(url):
+        raise ConfigError(
+            f"{url!r} names an account, which the environment does here, for every client alike: write "
+            f"{protocol}://CONTAINER/PATH and set AZURE_STORAGE_ACCOUNT_NAME"
+        )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error, wherever its library keeps it."""
+    for seen in _chain(error):
+        for name in ("status", "code", "status_code"):
+            value = getattr(seen, name, None)
+            if isinstance(value, int) and 100 <= value < 600:
+                return value
+        value = _response(seen).get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def code_of(error: BaseException) -> str:
+    """The store's own word for an error, such as `NoSuchBucket`; empty where it gave none."""
+    for seen in _chain(error):
+        code = str(_response(seen).get("Error", {}).get("Code", "") or _word(seen))
+        if code and not code.isdigit():
+            return code
+    return ""
+
+
+def _word(error: BaseException) -> str:
+    """Azure's library keeps the store's word here, as a member of an enumeration where it knows the word."""
+    found = getattr(error, "error_code", None)
+    return str(getattr(found, "value", found) or "")
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    response = getattr(error, "response", None)
+    return response if isinstance(response, dict) else {}
+
+
+def is_refused_create(error: BaseException) -> bool:
+    """Whether a store declined an exclusive create because something is there.
+
+    Drivers raise FileExistsError, or EINVAL with 412 behind it where the store's answer lacks a detail.
+    """
+    return isinstance(error, FileExistsError) or status_of(error) == 412
+
+
+def is_missing_bucket(error: BaseException) -> bool:
+    """Whether not only the object is missing but the whole bucket."""
+    return code_of(error) in _MISSING_BUCKET
+
+
+def is_expired(error: BaseException) -> bool:
+    """Whether a store declined credentials that it took before."""
+    return code_of(error) in _EXPIRED
+
+
+def is_wordless(error: BaseException) -> bool:
+    """Whether a store declined without its reason, as it must where only the head of an object was asked for."""
+    return status_of(error) in (400, 401, 403) and not code_of(error)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether another try may go better."""
+    if isinstance(error, (TransientError, TimeoutError, ConnectionError)):
+        return True
+    if isinstance(error, VectideError):
+        return False
+    if _names(error) & _CUT:  # before the status: the driver's library puts a 400 of its own into it
+        return True
+    status = status_of(error)
+    if status is not None:
+        return status in _BUSY_STATUS
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _BUSY_ERRNO
+    names = _names(error)
+    return bool(names & _AWAY) and not names & _NO_CREDENTIALS
+
+
+def _names(error: BaseException) -> set[str]:
+    return {cls.__name__ for seen in _chain(error) for cls in type(seen).__mro__}
+
+
+def redact(text: object) -> str:
+    """A message of somebody else's as one line, short, without colours and without a secret of the environment."""
+    line = " ".join(_COLOUR.sub("", str(text)).split())
+    for name, value in os.environ.items():
+        if _SECRET.search(name):
+            for secret in (value, *_PART.findall(value)):  # a part of a connection string is one by itself
+                if len(secret) >= _SHORTEST_SECRET:
+                    line = line.replace(secret, "***")
+    line = _USERINFO.sub("***@", line)
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]} ..."
+
+
+def _place(url: str) -> str:
+    store = providers.of(url)
+    place = store.endpoint() if store else None
+    return f" at {redact(place)}" if place else ""
+
+
+def missing_bucket(url: str, what: str) -> ConfigError:
+    """What to raise where not only an object is missing but its bucket."""
+    store = providers.of(url)
+    kind, variable = (store.BUCKET, f" and {store.PLACE}") if store else ("bucket", "")
+    return ConfigError(
+        f"cannot {what} {url!r}: there is no {kind} {providers.bucket_of(url)!r}{_place(url)}. Make it, or check its "
+        f"name{variable}"
+    )
+
+
+def no_driver(url: str, error: ImportError) -> ConfigError:
+    """What to raise where fsspec finds no driver."""
+    if store := providers.of(url):
+        return ConfigError(
+            f"{url!r} needs a driver that is not installed: pip install {store.PACKAGE}, on every machine that works on it"
+        )
+    return ConfigError(f"{url!r} needs a driver that is not installed: {error}")
+
+
+def to_vectide_error(url: str, what: str, error: Exception, attempts: int) -> VectideError:
+    """One sentence for a person: what failed, why, and the way out.
+
+    Args:
+        url: What was touched.
+        what: A verb, such as "read".
+        error: What the driver raised.
+        attempts: How often it was tried.
+    """
+    if isinstance(error, VectideError) and not isinstance(error, TransientError):
+        return error
+    code, number = code_of(error), error.errno if isinstance(error, OSError) else None
+    store = providers.of(url)
+    if is_missing_bucket(error):
+        return missing_bucket(url, what)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"cannot {what} {url!r}: the disk is full. Free some space and run the same command again")
+    if number == errno.EFBIG:
+        return StorageError(
+            f"cannot {what} {url!r}: files that large are not allowed here. Raise the limit (ulimit -f, or the file "
+            f"system's own), or lower run.unit_rows"
+        )
+    if is_expired(error):
+        return StorageError(
+            f"cannot {what} {url!r}: the credentials have expired ({code}). Renew them and run the same command "
+            f"again: finished work is kept"
+        )
+    refused = isinstance(error, PermissionError) or number in (errno.EACCES, errno.EPERM, errno.EROFS)
+    refused = refused or (isinstance(error, OSError) and str(error).startswith("Forbidden: "))  # all that gcsfs says
+    if refused or status_of(error) in (401, 403):
+        reason = f" ({code})" if code else ""
+        return StorageError(
+            f"cannot {what} {url!r}: access denied{reason}. Check the credentials in the environment and the rights of "
+            f"this user, then run the same command again"
+        )
+    names = _names(error)
+    if names & _NO_CREDENTIALS:
+        way_out = store.CREDENTIALS if store else "Give them in the environment"
+        return StorageError(f"cannot {what} {url!r}: no credentials were found. {way_out}")
+    tries = f" after {attempts} tries" if attempts > 1 else ""
+    if names & _UNREACHABLE:
+        variable = f" and {store.PLACE}" if store else ""
+        return StorageError(
+            f"cannot {what} {url!r}{tries}: nothing answers{_place(url)}. Check the network{variable}, then run the same "
+            f"command again: finished work is kept"
+        )
+    return StorageError(f"cannot {what} {url!r}{tries}: {type(error).__name__}: {redact(error)}")

@@ -1,0 +1,179 @@
+"""What a walk over a source has met: what is read, what is left out, and why. Used by the listings and by reports.
+
+A name is judged when it is met, except for two questions that need all names: whether the source is text, so that names
+may begin with `_`, and whether a file behind a link is read under its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from actors.errors import StorageError
+from actors.schema import Shard
+from actors.storage.patterns import DOT, PLAIN, Pattern, is_temporary
+
+T = TypeVar("T")
+Info = dict[str, Any]
+
+REASONS = {
+    "underscore_name": "a name that begins with _",
+    "dot_name": "a name that begins with a dot",
+    "dangling_link": "a link that leads nowhere",
+    "link_loop": "a link that leads back to a folder above it, or to itself",
+    "repeated": "a link to what is read under its own name, or a link that was followed before",
+    "not_a_file": "a pipe, a socket or a device",
+    "empty_folder": "a folder with no file to read",
+    "vanished": "removed while the corpus was listed",
+    "literal_path": "source.uri is the name of what it matches too, and is read as that name",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Names that a source URL matches and that are not read.
+
+    Attributes:
+        reason: A key of `REASONS`.
+        count: How many there are: files, links, or folders that could not be looked into.
+        first: The first of them by name, as text that can be printed.
+    """
+
+    reason: str
+    count: int
+    first: str
+
+    def sentence(self) -> str:
+        """How many, why, and the first, for a person."""
+        return f"{self.count:,} ({REASONS[self.reason]}), first {self.first!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source URL names.
+
+    Attributes:
+        shards: What is read, by path.
+        left_out: What is not, one entry a reason.
+    """
+
+    shards: tuple[Shard, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+class Again(Protocol):
+    """`actors.storage.retried`, for a path of one file system."""
+
+    def __call__(self, place: str, what: str, call: Callable[[], T], /) -> T:
+        """`call()`, tried again while the store is busy; errors name `place`."""
+
+
+class Tally:
+    """Counts what is left out."""
+
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+        self._first: dict[str, str] = {}
+
+    def add(self, reason: str, path: str) -> None:
+        """One more."""
+        self._count[reason] = self._count.get(reason, 0) + 1
+        self._first[reason] = min(self._first.get(reason, path), path)
+
+    def left_out(self, spelled: Callable[[str], str]) -> tuple[LeftOut, ...]:
+        """What was counted, in the order of `REASONS`; `spelled` makes a path a URL."""
+        return tuple(
+            LeftOut(reason, self._count[reason], _printable(spelled(self._first[reason])))
+            for reason in REASONS
+            if reason in self._count
+        )
+
+
+def _printable(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@dataclass(slots=True)
+class Box:
+    """A folder that a pattern names, until it is known whether there is anything in it."""
+
+    path: str
+    above: Box | None
+    full: bool = False
+
+    def fill(self) -> None:
+        """Note that there is something."""
+        box: Box | None = self
+        while box is not None and not box.full:
+            box.full, box = True, box.above
+
+
+@dataclass(slots=True)
+class Found:
+    """What a walk has met, by full path. Filled by `walk_store` and `actors.storage.disk.walk_disk`.
+
+    Attributes:
+        plain: What is read.
+        underscored: What is read where the source is text.
+        behind: The real path of each file that a link led to.
+        unread: Folders whose name begins with `_` and that could not be listed, with the error.
+        real_root: The pattern's root without links, on a local disk.
+    """
+
+    pattern: Pattern
+    plain: dict[str, Info] = field(default_factory=dict)
+    underscored: dict[str, Info] = field(default_factory=dict)
+    behind: dict[str, str] = field(default_factory=dict)
+    unread: list[tuple[str, StorageError]] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    real_root: str = ""
+
+    def add(self, path: str, below: str, info: Info, box: Box | None = None) -> bool:
+        """Judge a file by its name; whether it may be read."""
+        kind = self.pattern.kind(below)
+        if kind is None or self.pattern.is_bookkeeping(below):
+            return False
+        if box is not None:
+            box.fill()
+        if kind == DOT:
+            self.tally.add("dot_name", path)
+            return False
+        (self.plain if kind == PLAIN else self.underscored)[path] = info
+        return True
+
+    def refused(self, path: str, kind: int, error: StorageError) -> None:
+        """Raise the error of a folder that could not be listed, unless nothing below it would be read."""
+        if kind == PLAIN:
+            raise error
+        if kind == DOT:
+            self.tally.add("dot_name", path)
+        else:
+            self.unread.append((path, error))
+
+    def settled(self, is_text: Callable[[str], bool]) -> dict[str, Info]:
+        """What is read, after names that begin with `_` and second names of a file were judged."""
+        chosen = dict(self.plain)
+        if self.underscored or self.unread:
+            text = all(map(is_text, self.plain))
+            for path, error in self.unread:
+                if text and is_text("x.txt"):
+                    raise error
+                self.tally.add("underscore_name", path)
+            start = len(self.pattern.root) + 1
+            for path, info in self.underscored.items():
+                if text and is_text(path) and not is_temporary(path[start:]):
+                    chosen[path] = info
+                else:
+                    self.tally.add("underscore_name", path)
+        inside = self.real_root.rstrip("/") + "/"
+        for path, real in self.behind.items():
+            own = f"{self.pattern.root}/{real.removeprefix(inside)}"
+            if (
+                real.startswith(inside)
+                and own in chosen
+                and own not in self.behind
+                and chosen.pop(path, None) is not None
+            ):
+                self.tally.add("repeated", path)
+        return chosen

@@ -1,0 +1,1 @@
+"""A unit after reading: its batch, its receipt, its table files."""

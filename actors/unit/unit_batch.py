@@ -1,0 +1,88 @@
+"""How a unit travels between stages: one Ray Data block with one row, which holds an Arrow stream.
+
+Packed and unpacked by every stage. A block of plain rows would be split above 128 MiB, merged with its neighbours, and
+dropped when empty; a single row is none of these, so a unit whose rows are all bad still reaches the writer and leaves
+its receipt. Unpacking is zero-copy: the Arrow buffers point into the object store. The price is one memory copy when
+packing.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from actors.errors import VectideError
+from actors.schema import QuarantinedRow
+
+SCHEMA = pa.schema(
+    [("unit", pa.int64()), ("header", pa.binary()), ("rows", pa.large_binary()), ("ready", pa.large_binary())]
+)
+
+
+@dataclass(slots=True)
+class UnitBatch:
+    """A unit on its way.
+
+    Attributes:
+        table: The rows that need the encoder, or None once the unit failed.
+        ready: Rows that have everything that the table stores already, or None.
+        bad: Rows set aside so far.
+        rows_read: Source rows that the unit turned out to have.
+        error: Why the unit failed; later stages pass it on to the driver.
+        seconds: Wall time by stage.
+        counts: Totals by name (tokens, truncated, ...).
+    """
+
+    unit: int
+    table: pa.Table | None = None
+    ready: pa.Table | None = None
+    bad: list[QuarantinedRow] = field(default_factory=list)
+    rows_read: int = 0
+    error: VectideError | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def pack(batch: UnitBatch) -> pa.Table:
+    """A table of one row (`SCHEMA`)."""
+    header = pickle.dumps((batch.bad, batch.rows_read, batch.error, batch.seconds, batch.counts))
+    arrays = [pa.array([batch.unit], pa.int64()), pa.array([header], pa.binary())]
+    return pa.Table.from_arrays([*arrays, _stream(batch.table), _stream(batch.ready)], schema=SCHEMA)
+
+
+def _stream(table: pa.Table | None) -> pa.Array:
+    """A table as a large_binary array of one value, copied once."""
+    if table is None:
+        return pa.array([None], pa.large_binary())
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    buffer = sink.getvalue()
+    offsets = pa.array([0, buffer.size], pa.int64()).buffers()[1]
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
+
+
+def unpack(block: pa.Table) -> UnitBatch:
+    """The parcel in a block.
+
+    Header bytes are unpickled: they come from our own stages through Ray's object store, never from a file.
+    """
+    unit = block.column("unit")[0].as_py()
+    bad, rows_read, error, seconds, counts = pickle.loads(block.column("header")[0].as_py())  # noqa: S301
+    return UnitBatch(
+        unit=unit,
+        table=_table(block.column("rows")),
+        ready=_table(block.column("ready")),
+        bad=bad,
+        rows_read=rows_read,
+        error=error,
+        seconds=dict(seconds),
+        counts=dict(counts),
+    )
+
+
+def _table(column: pa.ChunkedArray) -> pa.Table | None:
+    scalar = column.chunk(0)[0]
+    return pa.ipc.open_stream(scalar.as_buffer()).read_all() if scalar.is_valid else None

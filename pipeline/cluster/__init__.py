@@ -1,0 +1,1 @@
+"""Running elsewhere: submit, watch, doctor, schedules."""

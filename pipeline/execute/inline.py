@@ -1,0 +1,45 @@
+"""Execution of units inside this process.
+
+Both executors put a unit through the same three stages. Inside the process nothing has to be started, which is right for
+a few units and in tests. The trade-off: a row that kills the process then kills the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from actors.encoders.compute.environment import ENCODER_ENV
+from actors.schema import Unit
+from actors.unit.writer import WriterSpec
+from pipeline.execute.attempts import AttemptLog, NoAttemptLog
+from pipeline.execute.outcome import UnitOutcome, decode_outcome
+from pipeline.execute.stages.encode import EncodeStage
+from pipeline.execute.stages.read import read_and_tokenize
+from pipeline.execute.stages.spec import StageSpec, to_block
+from pipeline.execute.stages.write import rewrite, write
+from pipeline.plan.resources import Pool
+
+
+class InlineExecutor:
+    """Units inside this process, one after the other; the model is loaded when the first text needs it."""
+
+    def __init__(self) -> None:
+        threads = os.cpu_count() or 1
+        self.pool = Pool(replicas=1, gpus=0.0, cpus=threads, threads=threads, io_cpus=1.0, device="cpu")
+        self.attempt_log: AttemptLog = NoAttemptLog()
+        for name, value in ENCODER_ENV.items():
+            os.environ.setdefault(name, value)  # oneDNN asks at the first product
+
+    def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
+        """See `Executor`."""
+        encode = EncodeStage(spec, self.attempt_log, self.pool.threads, self.pool.device)
+        for unit in units:
+            yield decode_outcome(
+                write(encode(read_and_tokenize(to_block(unit), spec, self.attempt_log)), spec, self.attempt_log)
+            )
+
+    def rewrite(self, units: Iterable[Unit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
+        """See `Executor`."""
+        for unit in units:
+            yield decode_outcome(rewrite(to_block(unit), spec, self.attempt_log, limit_s))

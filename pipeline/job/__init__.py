@@ -1,0 +1,1 @@
+"""The job file: its keys, its validation, and the fingerprint that a job has."""

@@ -1,0 +1,67 @@
+"""The job file: a job from YAML, from settings on the command line, or from both. Used by the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from actors.errors import ConfigError
+from pipeline.job.config import Job, parse_job
+from pipeline.job.validation import shortened, shown
+
+
+def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Job:
+    """A job from a YAML file, from `key=value` settings that win over it, or from both.
+
+    Args:
+        path: The job file, or None for a job made of settings alone.
+        settings: `section.key=value`, the value in YAML.
+        defaults: `section.key` to value, winning over the file but not over `settings`.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or something in it is wrong.
+    """
+    document: Any = {}
+    if path is not None:
+        try:
+            data = Path(path).read_bytes()
+        except (OSError, ValueError) as error:  # a ValueError where the name cannot be one
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot read the job file {shown(path)}: {reason}") from None
+        try:
+            document = _from_yaml(data.decode("utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path!r} is not a YAML file: {shortened(' '.join(str(error).split()))}") from None
+    if isinstance(document, dict):
+        for key, value in (defaults or {}).items():
+            _set(document, key, value)
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise ConfigError(f"--set {shown(setting)} must be key=value, as in --set encoder.dim=256")
+            try:
+                _set(document, key.strip(), _from_yaml(text))
+            except yaml.YAMLError:
+                raise ConfigError(f"--set {shown(setting)}: that is not a YAML value") from None
+    return parse_job(document, origin=path or "the job")
+
+
+def _from_yaml(text: str) -> Any:
+    """Plain data. The library's own constructors raise whatever comes, for a date such as 2026-13-45 or a deep nest."""
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
+
+
+def _set(document: dict[str, Any], key: str, value: object) -> None:
+    *sections, name = key.split(".")
+    here: Any = document
+    for section in sections:
+        here = here.setdefault(section, {}) if isinstance(here, dict) else None
+    if not isinstance(here, dict):
+        raise ConfigError(f"--set {shown(key)}: {shown('.'.join(sections))} is not a section of the job file")
+    here[name] = value

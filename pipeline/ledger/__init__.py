@@ -1,0 +1,1 @@
+"""The folder of a run: plan, receipts, the table lock, duplicate ids."""

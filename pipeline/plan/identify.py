@@ -1,0 +1,73 @@
+"""Gives each listed shard the identity that a job asks for, and says what its store cannot tell.
+
+Called right after the corpus was listed. By default a shard is known by the tag of its store; with `source.verify: content`
+by the hash of its bytes, which costs one read of the whole source each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from actors.schema import Shard, Unit
+from actors.storage import identity
+from actors.storage.content_tags import with_hashes
+from pipeline.job.config import Job
+
+
+def identified(job: Job, shards: tuple[Shard, ...], step: Callable[[str], None]) -> tuple[Shard, ...]:
+    """The shards of a job, hashed where it asks for that.
+
+    Args:
+        job: The job.
+        shards: As they were listed.
+        step: Told what goes on.
+
+    Raises:
+        SourceChanged: a shard changed while it was hashed.
+        StorageError: a store refused or failed.
+    """
+    if job.source.verify == "content":
+        total = _size(sum(shard.size_bytes for shard in shards))
+        step(f"hashing {total} of the source (source.verify: content)")
+        return with_hashes(shards, lambda done: step(f"hashed {_size(done)} of {total} of the source"))
+    if text := untagged(shards):
+        step(text)
+    return shards
+
+
+def untagged(shards: Sequence[Shard]) -> str:
+    """A sentence about the shards whose store gives no tag; empty where there is none."""
+    blank = [shard.path for shard in shards if not shard.etag]
+    if not blank:
+        return ""
+    return (
+        f"{len(blank):,} of {len(shards):,} objects have no tag, such as {blank[0]!r}: each refresh counts them as changed "
+        f"and reads them again. source.verify: content knows them by a hash of their bytes"
+    )
+
+
+def retagged(units: Iterable[Unit], shards: Sequence[Shard]) -> Iterator[Unit]:
+    """Units of a frozen plan, with the tags that their shards have now where the bytes are known to be the same.
+
+    Without this each reader would hash a shard that was only touched since the plan was frozen.
+    """
+    now = {shard.path: shard for shard in shards if identity.hash_of(shard.etag)}
+    for unit in units:
+        if unit.carry or not now:
+            yield unit
+            continue
+        pieces = []
+        for piece in unit.pieces:
+            new = now.get(piece.shard.path)
+            if new is not None and identity.unchanged(piece.shard.etag, new.etag):
+                piece = replace(piece, shard=replace(piece.shard, etag=new.etag))  # noqa: PLW2901
+            pieces.append(piece)
+        yield replace(unit, pieces=tuple(pieces))
+
+
+def _size(size_bytes: int) -> str:
+    for name, unit_bytes in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size_bytes >= unit_bytes:
+            return f"{size_bytes / unit_bytes:,.1f} {name}"
+    return f"{size_bytes} bytes"

@@ -1,0 +1,1 @@
+"""Stored vectors of known texts, found by content hash."""

@@ -1,0 +1,210 @@
+"""Makes the index of known texts: where, among files with vectors, the vector of each wanted text is.
+
+Called by the driver of a run before it freezes its plan; `reuse` reads the index. One pass over the hashes of the files,
+then bucket by bucket: match, keep the best place, hand on. Up to `buckets.LIMIT_ROWS` places and texts all of it is in
+memory and one table; beyond, memory is bounded by the largest bucket, the rest is on a local disk (48 bytes a row of the
+files, 32 a wanted text), and the index is several tables, one after the other by hash.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from actors import storage
+from actors.schema import CHUNK, EMBEDDING, HASH, ID, SHARD
+from actors.storage.temp_dirs import SharedTempDir, shared_temp_dir
+from actors.unit.table_files import read_stored
+from pipeline.reuse import spill
+from pipeline.reuse.spill import BUCKETS, PLACE, Buckets, Rows, contains, hash_bytes
+from pipeline.table.kept_rows import Kept
+
+SCHEMA = pa.schema(
+    [
+        ("hash", pa.string()),
+        ("file", pa.dictionary(pa.int32(), pa.string())),
+        ("row", pa.int64()),
+        ("count", pa.int32()),
+    ]
+)
+_THREADS = 16
+
+
+class Index:
+    """The first place of each wanted text. Used in a `with`, whose end removes what is on the disk.
+
+    Args:
+        paths: The files, as places name them.
+
+    Attributes:
+        rows: How many places there are.
+        unknown: How many wanted texts have none.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.rows = 0
+        self.unknown = 0
+        self._paths = pa.array(paths, pa.string())
+        self._held: list[Rows] = []
+        self._held_rows = 0
+        self._room: SharedTempDir | None = None
+        self._written = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._room is not None:
+            self._room.leave()
+
+    @property
+    def parts(self) -> int:
+        """How many tables it is, none where there is no place."""
+        return self._written + (1 if self._held_rows else 0)
+
+    def tables(self) -> pa.Table | Iterator[pa.Table]:
+        """The index (`SCHEMA`), by hash: a table, or several that follow each other."""
+        if self._written == 0:
+            return self._table(self._whole())
+        return (self._table(self._part(number)) for number in range(self.parts))
+
+    def add(self, rows: Rows) -> None:
+        """More places, whose hashes are greater than all before."""
+        if self._held_rows and self._held_rows + len(rows) > spill.LIMIT_ROWS:
+            self._room = self._room or SharedTempDir(f"index-{secrets.token_hex(8)}")
+            path = self._room.path / str(self._written)
+            with shared_temp_dir(path), open(path, "wb") as file:
+                file.write(self._whole().view(np.uint8).data)
+            self._held, self._held_rows, self._written = [], 0, self._written + 1
+        self._held.append(rows)
+        self._held_rows += len(rows)
+        self.rows += len(rows)
+
+    def _whole(self) -> Rows:
+        return np.concatenate([np.zeros(0, dtype=PLACE), *self._held])
+
+    def _part(self, number: int) -> Rows:
+        if self._room is None or number == self._written:
+            return self._whole()
+        path = self._room.path / str(number)
+        with shared_temp_dir(path):
+            return np.fromfile(path, dtype=PLACE)
+
+    def _table(self, rows: Rows) -> pa.Table:
+        used, codes = np.unique(rows["file"], return_inverse=True)
+        files = pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), self._paths.take(pa.array(used)))
+        hashes = pa.array(np.ascontiguousarray(rows["hash"])).cast(pa.string())
+        columns = [hashes, files, *(np.ascontiguousarray(rows[name]) for name in ("row", "count"))]
+        return pa.table(columns, schema=SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Which vectors of a table that other tools write to are not taken.
+
+    Attributes:
+        paths: Files of another tool: a vector of theirs must have `dim` numbers, all finite.
+        but: Rows that another tool added or changed; None where there are none.
+    """
+
+    paths: frozenset[str]
+    dim: int
+    but: Kept | None
+
+    def sound(self, table: str, path: str) -> npt.NDArray[np.bool_]:
+        """Bool [rows]: whether the vector of a row may be taken."""
+        names = pq.ParquetFile(storage.open_read(storage.join(table, path))).schema_arrow.names
+        keys = [ID, SHARD, HASH, *([CHUNK] if CHUNK in names else [])]
+        rows = read_stored(table, path, [*keys, EMBEDDING] if path in self.paths else keys)
+        sound = np.ones(rows.num_rows, dtype=bool)
+        if path in self.paths:
+            vectors = rows[EMBEDDING].combine_chunks()
+            lengths = pc.fill_null(pc.list_value_length(vectors), -1).to_numpy(zero_copy_only=False)
+            owners = pc.list_parent_indices(vectors).to_numpy(zero_copy_only=False)
+            values = pc.fill_null(vectors.flatten(), float("nan")).to_numpy(zero_copy_only=False)
+            sound &= lengths == self.dim
+            sound[owners[~np.isfinite(values)]] = False
+        if self.but is not None:
+            sound &= ~self.but.is_added(rows).to_numpy()
+        return sound
+
+
+def build_index(table: str, paths: Sequence[str], wanted: Buckets | None, doubt: Doubt | None = None) -> Index:
+    """Find the first place of each wanted text.
+
+    Args:
+        table: URL of the table's folder.
+        paths: Files with vectors of the right making, the best ones first.
+        wanted: Rows of `buckets.TEXT`; None for every text that there is.
+        doubt: Files of another tool among them.
+
+    Raises:
+        StorageError: the disk refused what memory does not hold.
+    """
+    index = Index(paths)
+    try:
+        with Buckets(PLACE) as found:
+            for places in _places(table, paths, None if wanted is None or wanted.spilled else wanted, doubt):
+                found.add(places)
+            _match(wanted, found, index)
+    except BaseException:
+        index.__exit__()
+        raise
+    return index
+
+
+def _match(wanted: Buckets | None, found: Buckets, index: Index) -> None:
+    if wanted is not None and not wanted.spilled:
+        index.unknown = len(wanted.whole())
+    if not found.spilled and (wanted is None or not wanted.spilled):
+        index.add(found.whole())
+    else:
+        for number in range(BUCKETS):
+            places = found.take(number)
+            if wanted is not None and wanted.spilled:
+                texts = wanted.take(number)["hash"]
+                index.unknown += len(texts)
+                places = places[contains(texts, places["hash"])]
+            index.add(places)
+    if wanted is not None:
+        index.unknown -= index.rows
+
+
+def _places(table: str, paths: Sequence[str], wanted: Buckets | None, doubt: Doubt | None = None) -> Iterator[Rows]:
+    """The documents of each file (`buckets.PLACE`), in order; of those that are not wanted none."""
+
+    def find(number: int) -> Rows:
+        rows = read_stored(table, paths[number], [ID, HASH])
+        hashes = hash_bytes(rows[HASH])
+        # Chunks of one document stand together; a document begins where the id or the hash changes.
+        ids = pc.fill_null(rows[ID].combine_chunks(), "")
+        first = np.ones(len(hashes), dtype=bool)
+        if len(hashes) > 1:
+            same_id = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
+            first[1:] = ~same_id | (hashes[1:] != hashes[:-1])
+        starts = np.flatnonzero(first)
+        counts = np.diff(np.append(starts, len(hashes)))
+        if doubt is not None and len(starts) and (doubt.but is not None or paths[number] in doubt.paths):
+            sound = np.logical_and.reduceat(doubt.sound(table, paths[number]), starts)
+            starts, counts = starts[sound], counts[sound]
+        if wanted is not None:
+            mask = contains(wanted.whole()["hash"], hashes[starts])
+            starts, counts = starts[mask], counts[mask]
+        places = np.empty(len(starts), dtype=PLACE)
+        places["hash"], places["row"], places["file"], places["count"] = hashes[starts], starts, number, counts
+        return places
+
+    if wanted is not None:
+        wanted.whole()  # sorted here, and not by every thread
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(paths), _THREADS):  # no more of them in memory than threads
+            yield from pool.map(find, range(start, min(start + _THREADS, len(paths))))

@@ -1,0 +1,117 @@
+"""What is there when a run begins: the model, the corpus, the table, and what other tools did to it since.
+
+Called by every command that writes a table, before it does anything. Nothing is opened but the table's log, and data files
+only where another tool has changed some.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltalake import DeltaTable
+
+from actors import storage
+from actors.encoders.spec import ModelSpec, describe
+from actors.schema import Shard
+from actors.storage.listed import LeftOut
+from actors.text.chunk_rules import Chunking
+from pipeline.execute.progress import Reporter
+from pipeline.execute.task_column import check_task_column
+from pipeline.job import fingerprint
+from pipeline.job.config import Job
+from pipeline.plan.corpus import list_corpus
+from pipeline.plan.identify import identified
+from pipeline.table import delta_table
+from pipeline.table.features import check_features
+from pipeline.table.foreign import Foreign, look
+
+
+def describe_model(job: Job) -> ModelSpec:
+    """The model of a job, checked, without loading it."""
+    encoder = job.encoder
+    return describe(
+        encoder.model,
+        revision=encoder.revision,
+        task=encoder.task,
+        dim=encoder.dim,
+        max_tokens=encoder.max_tokens,
+        dtype=encoder.dtype,
+        allow_untrained_dim=encoder.allow_untrained_dim,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What is there when a run begins.
+
+    Attributes:
+        content: A name for what the table would hold in the end.
+        table: The table, None where there is none.
+        state: What it holds, None where that is nothing.
+        retries: A run whose rows set aside are tried again (`pipeline.run.retry`), None where none are.
+        foreign: What other tools changed since the last commit of ours, None where nothing.
+        left_out: What source.uri matches and the run does not read.
+    """
+
+    job: Job
+    url: str
+    model: ModelSpec
+    chunking: Chunking | None
+    shards: tuple[Shard, ...]
+    embedding_spec: delta_table.EmbeddingSpec
+    content: str
+    table: DeltaTable | None
+    state: delta_table.State | None
+    retries: str | None = None
+    foreign: Foreign | None = None
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def restores(self) -> bool:
+        """Whether what other tools did is to be undone; also what an earlier run was told to keep."""
+        asked = self.job.table.foreign_commits == "restore"
+        return asked and (self.foreign is not None or (self.state is not None and self.state.kept is not None))
+
+    def run_name(self) -> str:
+        """What the run is called: the same command on the same source and table has the same name."""
+        base = None if self.state is None else str(self.state)
+        if self.foreign is not None or self.restores:
+            base = f"{base} {self.job.table.foreign_commits} foreign commits"
+        return fingerprint.run_name(
+            self.content, base if self.retries is None else f"{base} again after {self.retries}"
+        )
+
+
+def resolve_context(job: Job, reporter: Reporter) -> RunContext:
+    """Look at the model, the corpus and the table; nothing is opened but the table's log.
+
+    Raises:
+        VectideError: one of them is not there, or cannot be.
+    """
+    model = describe_model(job)
+    check_task_column(job.source.task_column, model)
+    reporter.step("listing the corpus")
+    listing = list_corpus(job)
+    shards = identified(job, listing.shards, reporter.step)
+    lineage = fingerprint.lineage(model, job)
+    embedding_spec = delta_table.EmbeddingSpec(
+        fingerprint.fingerprint(lineage), lineage, job.encoder.model_dump(mode="json")
+    )
+    url = storage.absolute(job.table.uri)
+    table = delta_table.open_table(url)
+    if table is not None:
+        check_features(table, url)
+    state = delta_table.state_of(table)
+    return RunContext(
+        job=job,
+        url=url,
+        model=model,
+        chunking=fingerprint.chunking_of(model, job),
+        shards=shards,
+        embedding_spec=embedding_spec,
+        content=fingerprint.content_name(job, embedding_spec.fingerprint, shards),
+        table=table,
+        state=state,
+        foreign=look(table, url, state),
+        left_out=listing.left_out,
+    )

@@ -1,0 +1,208 @@
+"""The dry run: what a backfill would read, make, take and cost. Nothing is written.
+
+Called by `jobs plan`. The rate is measured by encoding the sample on this machine unless it is given: a guess would be
+worth nothing, and a cluster's rate is its owner's to know.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from actors import storage
+from actors.encoders.spec import ModelSpec
+from actors.source import hive
+from actors.source.formats.dialects import DialectUse
+from actors.storage.listed import LeftOut
+from pipeline.job import fingerprint
+from pipeline.job.config import Job
+from pipeline.ledger.ledger import Ledger
+from pipeline.plan.corpus import Survey, list_corpus, survey
+from pipeline.plan.identify import identified
+from pipeline.plan.resources import at_most, on_cores
+from pipeline.plan.sample import Sample, take_sample
+from pipeline.plan.units import cut_plan
+from pipeline.run.context import describe_model
+from pipeline.table import delta_table
+from pipeline.table.foreign import foreign_commits, look
+
+# Bytes a dimension as measured with zstd over byte-stream-split.
+_STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
+
+
+# So much is hashed by a dry run too, which then knows the run that a backfill would go on with.
+HASHED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class FolderColumn:
+    """A column that folders give.
+
+    Attributes:
+        type: "text" or "int64".
+        values: How many different ones.
+        shards: How many have it.
+        use: "unused", or what the job does with it: "kept", "text", "id", "task".
+    """
+
+    name: str
+    type: str
+    values: int
+    shards: int
+    use: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What `vectide plan` prints.
+
+    Attributes:
+        run: Its name; empty where the source would have to be hashed to know it (`source.verify: content`).
+        hash_bytes: What each run reads to hash the source, 0 where the job does not ask for that.
+        untagged: Shards whose store gives no tag, so that each refresh reads them.
+        hive: What the folders of the source give, where `source.hive` is on.
+        units_done: Units that an earlier, unfinished run of the same job has finished.
+        tokens_per_s: Of all replicas together.
+        rate_basis: Where that rate comes from.
+        seconds: Encoder time for what is left.
+        left_out: What source.uri matches and no run reads.
+        dialects: How delimited shards are written, and how many are written so.
+    """
+
+    run: str
+    fingerprint: str
+    shards: int
+    source_bytes: int
+    rows: int
+    rows_exact: bool
+    units: int
+    units_done: int
+    unit_rows: int
+    sampled_rows: int
+    tokens_per_row: float
+    tokens: int
+    truncated_share: float
+    max_tokens: int
+    dim: int
+    precision: str
+    output_bytes: int
+    tokens_per_s: float
+    rate_basis: str
+    seconds: float
+    cost: float | None
+    hash_bytes: int = 0
+    untagged: int = 0
+    hive: tuple[FolderColumn, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    dialects: tuple[DialectUse, ...] = ()
+
+
+def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
+    """What a backfill of `job` would come to.
+
+    Args:
+        job: The job.
+        tokens_per_s: The cluster's rate; measured on this machine when None.
+        price_per_hour: Price of the whole cluster, in any currency; no cost when None.
+
+    Raises:
+        VectideError: the same mistakes that a backfill would refuse.
+    """
+    model = describe_model(job)
+    listing = list_corpus(job)
+    shards = listing.shards
+    hash_bytes = sum(shard.size_bytes for shard in shards) if job.source.verify == "content" else 0
+    known = hash_bytes <= HASHED_BYTES
+    if hash_bytes and known:
+        shards = identified(job, shards, lambda _: None)
+    found = survey(job, shards)
+    sample = take_sample(found, model, fingerprint.chunking_of(model, job))
+    replicas, cores = _encoders(job)
+    plan = cut_plan(job, found, model, sample, replicas=replicas, cores=cores)
+    made_of = fingerprint.fingerprint(fingerprint.lineage(model, job))
+    url = storage.absolute(job.table.uri)
+    opened = delta_table.open_table(url)
+    state = delta_table.state_of(opened)
+    foreign = look(opened, url, state)
+    if foreign is not None and job.table.foreign_commits == "refuse":
+        raise foreign_commits(foreign, url)
+    content = fingerprint.content_name(job, made_of, found.shards)
+    run = fingerprint.run_name(content, None if state is None else str(state)) if known else ""
+    if known and state is not None and foreign is None and Ledger(url, state.run).holds(content):
+        run = state.run  # its rows are what the table holds: nothing is left to do
+    ledger = Ledger(url, run)
+    frozen = ledger.description() if known else None
+    units = int(frozen["units"]) if frozen else plan.units
+    done = len(ledger.done()) if frozen else 0
+    basis = "given"
+    if tokens_per_s is None:
+        tokens_per_s, basis = measure(model, sample)
+    tokens = int(sample.tokens_per_row * plan.rows)
+    seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
+    stored = model.dim * _STORED_BYTES[job.table.precision] + 60
+    return Estimate(
+        run=run,
+        fingerprint=made_of,
+        shards=len(found.shards),
+        source_bytes=sum(shard.size_bytes for shard in found.shards),
+        rows=plan.rows,
+        rows_exact=plan.rows_exact,
+        units=units,
+        units_done=done,
+        unit_rows=plan.unit_rows,
+        sampled_rows=sample.rows,
+        tokens_per_row=sample.tokens_per_row,
+        tokens=tokens,
+        truncated_share=sample.truncated_share,
+        max_tokens=model.max_tokens,
+        dim=model.dim,
+        precision=job.table.precision,
+        output_bytes=int(plan.rows * sample.chunks_per_row * stored),
+        tokens_per_s=tokens_per_s,
+        rate_basis=basis,
+        seconds=seconds,
+        cost=None if price_per_hour is None else seconds / 3600 * price_per_hour,
+        hash_bytes=hash_bytes,
+        untagged=sum(not shard.etag for shard in found.shards),
+        hive=_folders(job, found) if job.source.hive else None,
+        left_out=listing.left_out,
+        dialects=found.dialects,
+    )
+
+
+def _folders(job: Job, found: Survey) -> tuple[FolderColumn, ...]:
+    source, kept = job.source, dict(found.source.keep)
+    uses = {**dict.fromkeys(source.keep, "kept"), **dict.fromkeys(source.text, "text")}
+    uses |= {name: use for name, use in ((source.id, "id"), (source.task_column, "task")) if name is not None}
+    columns = []
+    for column in hive.columns(found.shards):
+        kind = "int64" if pa.types.is_int64(kept.get(column.name, column.type)) else "text"
+        columns.append(FolderColumn(column.name, kind, column.values, column.shards, uses.get(column.name, "unused")))
+    return tuple(columns)
+
+
+def _encoders(job: Job) -> tuple[int, int | None]:
+    """As many encoders as the job may have, of this machine where it leaves that open; and the cores of each (None: a card)."""
+    asked = at_most(job.run.replicas)
+    cards = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if cards and job.run.gpus_per_replica != 0:
+        return asked or cards, None
+    return on_cores([os.cpu_count() or 1], asked)
+
+
+def measure(model: ModelSpec, sample: Sample) -> tuple[float, str]:
+    """Tokens per second of this machine on the sample, and how that was found."""
+    from actors.encoders import load_encoder
+
+    encoder = load_encoder(model)
+    texts = list(sample.texts[:128]) or ["one short text"]
+    encoder.encode(texts[:16])  # the first call pays for warming up
+    before = encoder.stats.tokens
+    started = time.perf_counter()
+    encoder.encode(texts)
+    elapsed_s = max(time.perf_counter() - started, 1e-6)
+    return (encoder.stats.tokens - before) / elapsed_s, "measured on this machine with one process"

@@ -1,0 +1,1 @@
+"""Exact products of queries with a table's vectors."""

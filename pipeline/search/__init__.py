@@ -1,0 +1,1 @@
+"""Search over a table: the SQL filter and the question's path."""

@@ -1,0 +1,265 @@
+"""What other tools have done to a table since our last commit: which commits, which rows went and which came.
+
+Asked when a run begins. Where the last commit is ours, that is one look at it. A commit that says that no data changed (an
+OPTIMIZE), a checkpoint or another property changes nothing for us. Everything else is compared row by row, but only the files
+that are not in both, and only as far as they are still in the store. Where the log was cleaned up, our own record of the
+version (`pipeline.table.version_records`) says which files should be there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from deltalake import DeltaTable
+
+from actors.errors import ForeignCommits, NoSuchVersion, TableConflict
+from actors.schema import ID
+from actors.unit.receipt import DataFile
+from pipeline.table import commit, delta_table, version_records
+from pipeline.table.delta_table import State
+from pipeline.table.row_diff import RowDifference, compare_rows
+
+_SHOWN_COMMITS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignCommit:
+    """One commit of another tool."""
+
+    version: int
+    operation: str
+    tool: str
+
+    def __str__(self) -> str:
+        return f"version {self.version} by {self.operation or 'an unnamed operation'} ({self.tool or 'unknown tool'})"
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What changed since our last commit.
+
+    Attributes:
+        since: The version of ours; None where nothing says which one that was.
+        commits: Newest last; those that the log still has.
+        is_whole: Whether the log has all of them.
+        columns: What became of the columns, in words; empty where they are the same.
+        base: The files that should be there, by path; those of another tool's OPTIMIZE count as ours.
+        went: Paths of those that the table does not have; `came`: that it has instead.
+        lost: Paths of `base` that are no longer in the store.
+        difference: Which rows changed; None where that cannot be told because files are lost.
+        rows: Rows that should be there, and rows that are, for people.
+    """
+
+    since: int | None
+    commits: tuple[ForeignCommit, ...]
+    is_whole: bool
+    columns: str
+    base: dict[str, DataFile]
+    went: tuple[str, ...]
+    came: tuple[str, ...]
+    lost: tuple[str, ...]
+    difference: RowDifference | None
+    rows: tuple[int, int]
+
+    def words(self, url: str) -> str:
+        """What happened, in a sentence without its full stop."""
+        if self.since is None:
+            return (
+                f"neither the log nor a record of vectide says what the {self.rows[1]} rows of {url!r} were made from, "
+                f"because the log was cleaned up or the table was copied without its _vectide folder"
+            )
+        shown = "; ".join(map(str, self.commits[:_SHOWN_COMMITS]))
+        more = len(self.commits) - _SHOWN_COMMITS
+        who = shown + (f"; and {more} more" if more > 0 else "")
+        if not self.is_whole:
+            who = (who + "; " if who else "") + "the log no longer has all of their commits"
+        return f"other tools changed {url!r} since version {self.since}: {', '.join(filter(None, [self._what(), who]))}"
+
+    def _what(self) -> str:
+        parts = [self.columns] if self.columns else []
+        found = self.difference
+        if found is None:
+            parts.append(f"it had {self.rows[0]} rows and has {self.rows[1]}")
+        else:
+            for verb, rows, count in (
+                ("removed", found.removed, found.removed_rows),
+                ("added", found.added, found.added_rows),
+            ):
+                if count:
+                    first = rows[ID][0].as_py() if rows.num_rows else None
+                    parts.append(f"{count} rows {verb} (first id {first!r})")
+            if found.removed_rows and found.added_rows:
+                parts.append("a row that was changed counts as both")
+        return ", ".join(parts)
+
+
+def look(table: DeltaTable | None, url: str, state: State | None) -> Foreign | None:
+    """What other tools have changed; None where rows and columns are as our last commit left them.
+
+    Raises:
+        TableConflict: a file lies outside of the table's folder.
+    """
+    if table is None or state is None:
+        return None
+    since, entries, is_whole = _entries(table)
+    if since == state.version:
+        return None
+    current = commit.files_of(table)
+    _check_inside(url, current)
+    if state.run == delta_table.FORGOTTEN:
+        if delta_table.embedding_spec_of(table) is None:
+            return None  # another tool made the table: the check of the embedding spec says so
+        count = sum(file.rows for file in current.values())
+        return Foreign(None, _named(entries), False, "", {}, (), tuple(current), (), None, (0, count))
+    anchor = _anchor(table, url, since, entries)
+    if anchor is None:
+        raise TableConflict(
+            f"{url!r} has commits of other tools since version {since}, and what that version held is not known any more. "
+            f"`vectide versions` lists the versions; roll back to one"
+        )
+    base, moved_only = (_follow(anchor.files, entries, current)) if is_whole else (dict(anchor.files), False)
+    columns = _columns(anchor.columns, delta_table.column_names(table)) or (
+        "" if delta_table.embedding_spec_of(table) else "the model is no longer named in the schema"
+    )
+    went = [path for path in base if path not in current]
+    came = [path for path in current if path not in base]
+    if not columns and (moved_only or not (went or came)):
+        return None
+    lost = delta_table.absent_files(url, went)
+    rows = (sum(base[path].rows for path in base), sum(file.rows for file in current.values()))
+    difference = None
+    if not lost:
+        difference = compare_rows(url, table, [base[path] for path in went], [current[path] for path in came])
+        if not columns and not difference.removed_rows and not difference.added_rows:
+            return None
+    elif not is_whole and not columns and rows[0] == rows[1]:
+        return None  # rewritten by an OPTIMIZE, and what it took the place of was vacuumed
+    return Foreign(
+        since=anchor.version,
+        commits=_named(entries),
+        is_whole=is_whole,
+        columns=columns,
+        base=base,
+        went=tuple(went),
+        came=tuple(came),
+        lost=tuple(lost),
+        difference=difference,
+        rows=rows,
+    )
+
+
+def foreign_commits(foreign: Foreign, url: str) -> ForeignCommits:
+    """The error for changes of other tools that nobody has decided about."""
+    back = "" if foreign.since is None else f"; or `vectide rollback {url} --to {foreign.since}`"
+    keep = "" if foreign.difference is None or foreign.columns else "keep leaves those rows as they are, "
+    return ForeignCommits(
+        f"{foreign.words(url)}. Say what is to become of that: vectide refresh --foreign-commits "
+        f"{'keep or restore' if keep else 'restore'} ({keep}restore makes the table what a backfill would and keeps "
+        f"stored vectors){back}"
+    )
+
+
+_Entries = list[tuple[int, list[dict[str, Any]]]]
+
+
+def _entries(table: DeltaTable) -> tuple[int | None, _Entries, bool]:
+    """Our last version, the commits since then, oldest first, and whether the log has all of them.
+
+    The last of them is ours where the log has it; its number is None where it has not.
+    """
+    found: _Entries = []
+    for version, actions in delta_table.log_entries(table):
+        found.append((version, actions))
+        if delta_table.info_of(actions).get(delta_table.RUN):
+            return version, found[::-1], True
+    return None, found[::-1], False
+
+
+def _anchor(table: DeltaTable, url: str, since: int | None, entries: _Entries) -> version_records.Anchor | None:
+    """What our last version held."""
+    if since is None:
+        return version_records.newest(url, table)
+    info = delta_table.info_of(entries[0][1])
+    commit_name, run = str(info.get(delta_table.COMMIT)), str(info[delta_table.RUN])
+    known = version_records.read(url, since, commit_name)
+    if known is not None:
+        return known
+    try:
+        then = delta_table.open_table(url, since)
+    except NoSuchVersion:
+        return None
+    if then is None:
+        return None
+    kept = info.get(delta_table.KEPT)
+    names = delta_table.column_names(then)
+    return version_records.Anchor(
+        since, commit_name, run, kept, version_records.table_id(then), names, commit.files_of(then)
+    )
+
+
+def _follow(
+    files: dict[str, DataFile], entries: _Entries, current: dict[str, DataFile]
+) -> tuple[dict[str, DataFile], bool]:
+    """The files of our version after what was only rewritten since, and whether nothing else happened."""
+    base = dict(files)
+    moved_only = True
+    for _, actions in entries[1:]:
+        adds = [action["add"] for action in actions if action.get("add")]
+        removes = [action["remove"] for action in actions if action.get("remove")]
+        if any(entry.get("dataChange", True) for entry in (*adds, *removes)):
+            moved_only = False
+            continue
+        gone = {unquote(entry["path"]) for entry in removes}
+        if gone <= base.keys():
+            base = {path: file for path, file in base.items() if path not in gone}
+            for entry in adds:
+                base[unquote(entry["path"])] = current.get(unquote(entry["path"])) or _file(entry)
+        else:
+            moved_only = False
+    return base, moved_only
+
+
+def _file(entry: dict[str, Any]) -> DataFile:
+    """A file as the log adds it."""
+    stats = str(entry.get("stats") or "{}")
+    return DataFile(
+        unquote(entry["path"]), entry["size"], _records(stats), dict(entry.get("partitionValues") or {}), stats
+    )
+
+
+def _records(stats: str) -> int:
+    return int(json.loads(stats).get("numRecords") or 0)
+
+
+def _columns(before: Iterable[str], now: Iterable[str]) -> str:
+    """What became of the columns, in words."""
+    before, now = list(before), list(now)
+    if before == now:
+        return ""
+    gone, new = [name for name in before if name not in now], [name for name in now if name not in before]
+    parts = [f"columns {verb}: {', '.join(names)}" for verb, names in (("removed", gone), ("added", new)) if names]
+    return ", ".join(parts) or "columns in another order"
+
+
+def _named(entries: _Entries) -> tuple[ForeignCommit, ...]:
+    found = []
+    for version, actions in entries:
+        info = delta_table.info_of(actions)
+        if not info.get(delta_table.RUN):
+            tool = str(info.get("engineInfo") or info.get("clientVersion") or "")
+            found.append(ForeignCommit(version, str(info.get("operation") or ""), tool))
+    return tuple(found)
+
+
+def _check_inside(url: str, files: Iterable[str]) -> None:
+    """Raise TableConflict where the log names a file of another place, as in a shallow clone."""
+    outside = next((path for path in files if "://" in path or path.startswith("/")), None)
+    if outside is not None:
+        raise TableConflict(
+            f"{url!r} names files outside of its folder ({outside!r}), as a shallow clone does. Make a deep copy of it, "
+            f"with its _vectide folder, and name that in table.uri"
+        )

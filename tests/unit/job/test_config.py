@@ -1,0 +1,171 @@
+"""The job file: what is accepted, and what a person is told when it is not."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from actors.errors import ConfigError
+from pipeline.job.config import Replicas, parse_job
+from pipeline.job.load import load_job
+
+GOOD: dict[str, dict[str, object]] = {
+    "source": {"uri": "corpus/*.parquet", "id": "id", "text": ["title", "text"], "keep": ["lang"]},
+    "table": {"uri": "table", "partition_by": ["lang"], "precision": "float16"},
+    "encoder": {"model": "some/model"},
+}
+
+
+def changed(**changes):
+    document = {section: dict(values) for section, values in GOOD.items()}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        document.setdefault(section, {})[name] = value
+    return document
+
+
+def test_defaults_are_those_of_the_manual():
+    job = parse_job(GOOD)
+    assert job.run.address == "auto"
+    assert job.run.replicas == "auto"
+    assert job.run.max_quarantined == 0.01
+    assert job.run.row_timeout_s == 600
+    assert job.source.format == "auto"
+    assert job.source.text == ("title", "text")
+
+
+def test_one_column_may_be_a_plain_name():
+    assert parse_job(changed(source__text="body")).source.text == ("body",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder__modle": "x"}, "encoder.modle: no such key; did you mean 'model'"),
+        ({"table__precision": "float8"}, "table.precision: .*'float8'"),
+        ({"run__max_quarantined": 2}, "run.max_quarantined: .*2"),
+        ({"run__row_timeout_s": 0}, "run.row_timeout_s: .*0"),
+        ({"run__row_timeout_s": None}, "run.row_timeout_s: .*number"),
+        ({"run__replicas": 0}, "run.replicas: .*0"),
+        ({"run__replicas": True}, "run.replicas: must not be true"),
+        ({"run__replicas": {"min": True, "max": 2}}, "run.replicas.min: must not be true"),
+        ({"run__max_quarantined": True}, "run.max_quarantined: must not be true; YAML reads yes"),
+        ({"encoder__max_tokens": False}, "encoder.max_tokens: must not be false"),
+        ({"run__replicas": "many"}, "run.replicas: must be a number of encoders, auto, or {min: 0, max: 8}.*'many'"),
+        ({"run__replicas": {"max": 0}}, "run.replicas.max: .*0"),
+        ({"run__replicas": {"min": 3, "max": 2}}, "run.replicas: min is 3 and max 2"),
+        ({"run__replicas": {"mni": 1, "max": 2}}, "run.replicas.mni: no such key; did you mean 'min'"),
+        ({"run__replicas": {"min": 0, "max": 2}}, "replicas.min is 0.*gpus_per_replica: 1"),
+        ({"run__gpus_per_replica": 1.5}, "gpus_per_replica is 1.5; an encoder takes whole GPUs"),
+        ({"run__gpus_per_replica": 1, "encoder__dtype": "int8"}, "int8 is for CPUs and run.gpus_per_replica is 1"),
+        ({"run__gpus_per_replica": -1}, "run.gpus_per_replica: .*-1"),
+        ({"run__labels": {}}, "run.labels: must be labels"),
+        ({"run__labels": {"a b": "c"}}, "run.labels: 'a b' is no name"),
+        ({"run__labels": {"zone": 1}}, "run.labels: zone must be a text"),
+        ({"run__labels": {"zone": "in(a"}}, r"run.labels: zone must be .*'in\(a'"),
+        ({"source__keep": ["embedding"]}, "keep names 'embedding'"),
+        ({"source__keep": ["_hash"]}, "keep names '_hash'"),
+        ({"source__keep": ["lang", "lang"]}, "names a column twice"),
+        ({"source__text": []}, "text names no column"),
+        ({"table__partition_by": ["country"]}, "partition_by names .*'country'.*source.keep"),
+        ({"chunking__mode": "early"}, "chunking.mode: .*'none', 'split' or 'late'.*'early'"),
+        ({"chunking__max_tokens": 0}, "chunking.max_tokens: .*0"),
+        ({"chunking__max_tokens": 512}, "chunking: mode is none, .*say mode: late or split"),
+        ({"chunking__overlap_tokens": 9}, "chunking: mode is none, .*say mode: late or split"),
+        ({"chunking__by": "word"}, "chunking.by: .*'word'"),
+        ({"chunking__overlap": 9}, "chunking.overlap: no such key; did you mean 'overlap_tokens'"),
+        ({"table__partition_by": 7}, "partition_by: must be a name or a list of names, not 7"),
+        ({"table__uri": "/data/a%20b"}, "table.uri: has '%20', which .*name another folder"),
+        ({"source__uri": "${VECTIDE_NOT_SET}/x"}, r"source.uri: \$\{VECTIDE_NOT_SET\} is not set"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_rule(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_job(changed(**changes))
+
+
+def test_a_pool_may_grow_and_ask_for_machines_by_label():
+    document = changed(run__replicas={"max": 4}, run__labels={"ray.io/accelerator-type": "in(A100, H100)"})
+    run = parse_job(document).run
+    assert isinstance(run.replicas, Replicas)
+    assert (run.replicas.min, run.replicas.max) == (1, 4)
+    assert parse_job({**document, "run": run.model_dump(mode="json")}).run == run
+
+
+def test_what_is_yes_or_no_may_be_so():
+    job = parse_job(changed(source__unique_ids=False, encoder__allow_untrained_dim=True, generation__publish=False))
+    assert (job.source.unique_ids, job.encoder.allow_untrained_dim, job.generation.publish) == (False, True, False)
+
+
+def test_integers_leave_the_cards_alone():
+    """Else a cluster with GPUs would give each encoder one that it never uses."""
+    assert parse_job(changed(encoder__dtype="int8")).run.gpus_per_replica == 0
+    job = parse_job(changed(encoder__dtype="int8", run__gpus_per_replica="auto"))
+    assert job.run.gpus_per_replica == 0
+    assert parse_job(job.model_dump(mode="json")) == job
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(ConfigError, match="modle") as caught:
+        parse_job(changed(encoder__modle="x", table__precision="float8"))
+    assert "table.precision" in str(caught.value)
+
+
+def test_missing_sections_are_named():
+    with pytest.raises(ConfigError, match="encoder: is needed"):
+        parse_job({"source": GOOD["source"], "table": GOOD["table"]})
+
+
+def test_the_environment_is_expanded_in_uris_only(monkeypatch):
+    monkeypatch.setenv("BUCKET", "lake")
+    job = parse_job(changed(source__uri="s3://${BUCKET}/x", encoder__model="${BUCKET}/model"))
+    assert job.source.uri == "s3://lake/x"
+    assert job.encoder.model == "${BUCKET}/model"
+
+
+def test_settings_win_over_names_and_names_over_the_file(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    job = load_job(
+        str(path),
+        settings=["encoder.dim=256", "source.keep=[lang, url]", "run.replicas=3"],
+        defaults={"encoder.model": "other/model", "encoder.dim": 1},
+    )
+    assert (job.encoder.model, job.encoder.dim, job.run.replicas) == ("other/model", 256, 3)
+    assert job.source.keep == ("lang", "url")
+
+
+def test_a_job_can_be_made_of_settings_alone():
+    job = load_job(None, settings=["source.uri=a", "table.uri=b", "encoder.model=c"])
+    assert (job.source.uri, job.table.uri, job.encoder.model) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("encoder.dim", "must be key=value"),
+        ("encoder.dim=[", "not a YAML value"),
+        ("encoder.model.name=x", "is not a section"),
+    ],
+)
+def test_a_wrong_setting_is_refused(tmp_path, setting, message):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(ConfigError, match=message):
+        load_job(str(path), settings=[setting])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"a: [", "is not a YAML file"), (b"- 1\n- 2\n", "must hold sections"), (b"\xff\xfe\x00", "is not a YAML file")],
+)
+def test_a_file_that_is_no_job_is_refused(tmp_path, content, message):
+    path = tmp_path / "job.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_job(str(path))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the job file .*nowhere.yaml"):
+        load_job(str(tmp_path / "nowhere.yaml"))

@@ -1,0 +1,113 @@
+"""Ids that several units hold: found by hash, decided by text, and only the first kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors import storage
+from actors.unit.receipt import DataFile, Receipt
+from pipeline.ledger import duplicates
+from pipeline.ledger.duplicates import brings_ids, find_duplicates, hash_strings, set_aside
+from pipeline.ledger.ledger import Ledger, units_to_table
+
+
+def write(table, unit, ids):
+    path = f"data/r/{unit}.parquet"
+    rows = pa.table({"id": pa.array(ids, pa.string()), "_shard": [f"s{unit}"] * len(ids)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink)
+    data = bytes(sink.getvalue())
+    storage.put(storage.join(table, path), data)
+    file = DataFile(path, len(data), len(ids), {}, "{}")
+    return Receipt(unit, "a", (file,), len(ids), len(ids), len(ids), 0, 0, 0)
+
+
+@given(st.lists(st.text(), max_size=50), st.integers(1, 7))
+def test_equal_texts_have_equal_hashes_however_they_are_cut(texts, cut):
+    whole = pa.chunked_array([pa.array(texts, pa.string())])
+    parts = pa.chunked_array(
+        [pa.array(texts[i : i + cut], pa.string()) for i in range(0, len(texts), cut)], pa.string()
+    )
+    hashes = hash_strings(whole)
+    np.testing.assert_array_equal(hashes, hash_strings(parts))
+    np.testing.assert_array_equal(hashes[1:], hash_strings(whole.slice(1)))
+    assert len(set(hashes.tolist())) == len(set(texts))
+
+
+@given(texts=st.lists(st.text(max_size=12), max_size=30), text_bytes=st.integers(1, 20))
+def test_a_hash_does_not_depend_on_how_much_text_is_hashed_at_once(texts, text_bytes):
+    column = pa.chunked_array([pa.array(texts, pa.string())])
+    at_once = hash_strings(column)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_TEXT_BYTES", text_bytes)
+        np.testing.assert_array_equal(hash_strings(column), at_once)
+
+
+def test_neighbouring_ids_do_not_collide():
+    ids = [f"doc-{number:07d}" for number in range(200_000)]
+    hashes = hash_strings(pa.chunked_array([pa.array(ids)]))
+    assert len(np.unique(hashes)) == len(ids)
+    assert len(np.unique(hashes % np.uint64(1024))) == 1024
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6, unique=True), max_size=6),
+    st.sampled_from([8, 1 << 30]),
+)
+def test_what_is_found_is_what_a_plain_loop_finds(units, limit_bytes):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as table:
+        receipts = [write(table, unit, ids) for unit, ids in enumerate(units)]
+        expected: dict[int, set[str]] = {}
+        seen: set[str] = set()
+        for unit, ids in enumerate(units):
+            if again := set(ids) & seen:
+                expected[unit] = again
+            seen |= set(ids)
+        assert find_duplicates(table, list(reversed(receipts)), limit_bytes=limit_bytes) == expected
+
+
+def test_ids_that_the_files_that_go_had_need_no_look_at_those_that_stay(tmp_path):
+    table = str(tmp_path)
+    paths = [
+        file.path for unit, ids in enumerate(["abc", "de", "ae", "ef", ""]) for file in write(table, unit, ids).files
+    ]
+    assert not brings_ids(table, [paths[2]], paths[:2])
+    assert not brings_ids(table, [paths[4]], [])
+    assert brings_ids(table, [paths[3]], paths[:2])
+    assert brings_ids(table, [paths[0]], [])
+    assert brings_ids(table, [paths[2]], paths[:2], limit_bytes=4)
+
+
+def test_rows_set_aside_are_in_quarantine_and_the_receipt_adds_up(tmp_path):
+    table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
+    ledger.freeze({"units": 1}, units_to_table([]))
+    receipt = write(table, 4, ["a", "b", "c"])
+    amended = set_aside(table, ledger.home(), receipt, {"b"}, run="r")
+    assert (amended.rows, amended.documents, amended.rows_quarantined, amended.rows_read) == (2, 2, 1, 3)
+    (file,) = amended.files
+    kept = pq.read_table(storage.open_read(storage.join(table, file.path)), partitioning=None)
+    assert kept["id"].to_pylist() == ["a", "c"]
+    (bad,) = ledger.quarantine([amended]).to_pylist()
+    assert (bad["id"], bad["shard"], bad["reason"], bad["unit"]) == ("b", "s4", "duplicate_id", 4)
+    assert storage.exists(storage.join(table, receipt.files[0].path))
+    emptied = set_aside(table, ledger.home(), receipt, {"a", "b", "c"}, run="r")
+    assert (emptied.files, emptied.rows, emptied.rows_quarantined) == ((), 0, 3)
+
+
+def test_an_amendment_is_made_once(tmp_path):
+    table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
+    ledger.freeze({"units": 1}, units_to_table([]))
+    receipt = write(table, 0, ["a", "b"])
+    storage.create(storage.join(ledger.home(), "receipts/000000/000000000.json"), receipt.to_json().encode())
+    amended = set_aside(table, ledger.home(), receipt, {"b"}, run="r")
+    assert ledger.override_receipts([amended])
+    assert not ledger.override_receipts([receipt])
+    assert ledger.receipts() == {0: amended}

@@ -1,0 +1,101 @@
+"""The ledger: receipts are found whether they stand alone, in a digest, or both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actors import storage
+from actors.schema import Dialect, Piece, Shard, Unit
+from actors.unit.receipt import DataFile, Receipt
+from actors.unit.writer import UNITS_A_FOLDER, receipt_path
+from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
+
+
+def receipt(unit: int) -> Receipt:
+    file = DataFile(f"data/run/{unit}.parquet", 10, 2, {"lang": None}, '{"numRecords":2}')
+    return Receipt(unit, f"attempt{unit}", (file,), 3, 2, 2, 1, 20, 0, 2, quarantine="q", seconds={"read": 0.5})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger(str(tmp_path / "table"), "run")
+    ledger.freeze({"units": 1}, units_to_table([]))
+    return ledger
+
+
+def leave(ledger: Ledger, *units: int) -> None:
+    """Receipts as a writer leaves them."""
+    for unit in units:
+        assert storage.create(storage.join(ledger.home(), receipt_path(unit)), receipt(unit).to_json().encode())
+
+
+def test_a_plan_keeps_the_dialect_of_each_shard():
+    shards = [
+        Shard("a.csv", 9, "e", dialect=Dialect('"', "double")),
+        Shard("b.tsv", 9, "e", dialect=Dialect("none", "backslash")),
+        Shard("c.jsonl", 9, "e"),
+    ]
+    units = [Unit(number, (Piece(shard, 0, 9, 1),)) for number, shard in enumerate(shards)]
+    assert list(table_to_units(units_to_table(units))) == units
+
+
+def test_a_ledger_without_receipts_has_none_done(ledger: Ledger):
+    assert ledger.done() == set()
+    assert ledger.receipts() == {}
+
+
+def test_a_ledger_without_a_plan_has_nothing(tmp_path: Path):
+    ledger = Ledger(str(tmp_path), "run")
+    assert (ledger.done(), ledger.receipts(), ledger.listing()) == (set(), {}, None)
+
+
+def test_a_later_plan_takes_no_receipt_of_an_earlier_one(ledger: Ledger):
+    """A worker that outlives a run which a vacuum gave up leaves its receipt where nobody looks."""
+    leave(ledger, 3)
+    home = ledger.home()
+    storage.delete(storage.join(ledger.url, "run.json"))
+    again = Ledger(str(Path(ledger.url).parents[2]), "run")
+    again.freeze({"units": 9}, units_to_table([]))
+    storage.create(storage.join(home, receipt_path(5)), receipt(5).to_json().encode())
+    assert again.done() == set()
+
+
+def test_receipts_of_a_digest_and_those_that_stand_alone_are_all_found_once_and_in_order(ledger: Ledger):
+    leave(ledger, 4, 2, 0, UNITS_A_FOLDER + 1, 3 * UNITS_A_FOLDER)
+    ledger.write_receipt_batch([receipt(4), receipt(UNITS_A_FOLDER + 1)])
+    ledger.write_receipt_batch([receipt(2), receipt(4)])  # two drivers of one run may see the same unit
+    units = [0, 2, 4, UNITS_A_FOLDER + 1, 3 * UNITS_A_FOLDER]
+    assert ledger.done() == set(units)
+    assert list(ledger.receipts().items()) == [(unit, receipt(unit)) for unit in units]
+
+
+def test_a_folder_that_digests_know_whole_is_not_looked_at_and_one_that_lacks_a_unit_is(ledger: Ledger):
+    ledger.write_receipt_batch([receipt(unit) for unit in range(UNITS_A_FOLDER)])
+    ledger.write_receipt_batch([receipt(UNITS_A_FOLDER)])
+    storage.put(storage.join(ledger.home(), "receipts", "000000", "no number.json"), b"whoever lists this folder fails")
+    leave(ledger, UNITS_A_FOLDER + 7)
+    assert ledger.done() == {*range(UNITS_A_FOLDER + 1), UNITS_A_FOLDER + 7}
+    assert sorted(ledger.receipts()) == [*range(UNITS_A_FOLDER + 1), UNITS_A_FOLDER + 7]
+
+
+def test_an_object_that_is_no_receipt_is_left_alone(ledger: Ledger):
+    leave(ledger, 5)
+    storage.put(storage.join(ledger.home(), "receipts", "000000", "000000005.json.part"), b"half")
+    assert ledger.done() == {5}
+    assert ledger.receipts() == {5: receipt(5)}
+
+
+def test_a_plan_comes_back_as_it_was_without_the_units_that_are_done():
+    shard = Shard("corpus/a.parquet", 10, "etag")
+    units = [
+        Unit(
+            number, tuple(Piece(shard, 10 * piece, 10 * piece + 10, 10) for piece in range(number % 2 + 1)), number == 2
+        )
+        for number in range(5)
+    ]
+    table = units_to_table(units)
+    assert list(table_to_units(table)) == units
+    assert list(table_to_units(table, {0, 3, 99})) == [units[1], units[2], units[4]]
+    assert list(table_to_units(table, set(range(5)))) == []

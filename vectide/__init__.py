@@ -1,0 +1,18 @@
+"""The front door for Python users. Commands have the same names: `vectide backfill` is `backfill`.
+
+job = load_job("job.yaml")
+backfill(job)
+hits = Searcher("s3://lake/wiki").search(["how do tides work"])
+"""
+
+from actors.encoders import load_encoder
+from pipeline.job.config import Job
+from pipeline.job.load import load_job
+from pipeline.run.backfill import backfill
+from pipeline.run.estimate import estimate as plan
+from pipeline.run.refresh import refresh
+from pipeline.search.search import Searcher
+from pipeline.table.changes import changes
+from pipeline.table.status import status
+
+__all__ = ["Job", "Searcher", "backfill", "changes", "load_encoder", "load_job", "plan", "refresh", "status"]
