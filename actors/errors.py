@@ -4,7 +4,8 @@
     ├── ConfigError                   a job file, an argument or a setting is wrong            (exit 2)
     │   └── ModelError                a checkpoint is missing, incomplete or not understood    (exit 2)
     ├── DataError                     a source object cannot be read as what it claims to be
-    │   └── SourceChanged             a source object is not the one that was planned
+    │   ├── SourceChanged             a source object is not the one that was planned
+    │   └── UnfitVectors              rows have no vector: not finite, or all zeros (in encoders/finite.py)
     ├── StorageError                  a store refused or failed, after retries
     │   ├── TransientError            worth another try (used inside the retry loop)
     │   └── UnsafeStore               a store without an atomic create-if-absent

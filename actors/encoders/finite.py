@@ -32,10 +32,10 @@ class UnfitVectors(DataError):
         vectors: float32 [rows, dim], those of the other rows in their places.
     """
 
-    def __init__(self, message: str, reasons: Mapping[int, str], vectors: Floats) -> None:
+    def __init__(self, message: str, reasons: Mapping[int, str] | None = None, vectors: Floats | None = None) -> None:
         super().__init__(message)
-        self.reasons = dict(reasons)
-        self.vectors = vectors
+        self.reasons = dict(reasons or {})
+        self.vectors = np.empty((0, 0), np.float32) if vectors is None else vectors
 
     def __reduce__(self) -> tuple[type[UnfitVectors], tuple[str, dict[int, str], Floats]]:
         """As every error of ours, it survives `pickle`."""

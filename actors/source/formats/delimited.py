@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.errors import DataError
 from actors.schema import POSITION, Dialect, Piece, QuarantinedRow, Shard
@@ -36,14 +37,12 @@ class _Record(NamedTuple):
     Attributes:
         end: Offset of the byte after it, its newline included.
         data: Without the last newline; empty where it is set aside, for `bad`.
-        fields: Its fields, where the search for its end has split it.
     """
 
     start: int
     end: int
     data: bytes
     bad: QuarantinedRow | None = None
-    fields: list[Field] | None = None
 
 
 class Delimited:
@@ -81,14 +80,29 @@ class Delimited:
         size = 0
         with reading(shard, _WHAT):
             of = _grammar(shard)
-            for record in _records(shard, piece.start, piece.stop, count=len(header)):
-                fields = record.bad or _fields(shard, record, of, len(header))
-                if isinstance(fields, QuarantinedRow):
-                    yield fields
-                    continue
+            width, mark = len(header), of.delimiter.encode()
+            special = b"" if of.backslash else (of.quote or "\r").encode()
+            for record in _records(shard, piece.start, piece.stop, count=width):
+                start, end, data, bad = record
+                fields: list[Field] | QuarantinedRow
+                # Most rows have nothing but delimiters in them: those are split here, and `_fields` has all others.
+                if (
+                    bad is None
+                    and special
+                    and special not in data
+                    and b"\r" not in data
+                    and data.count(mark) == width - 1
+                    and data.isascii()
+                ):
+                    fields = cast(list[Field], data.decode("ascii").split(of.delimiter))
+                else:
+                    fields = bad or _fields(shard, record, of, width)
+                    if isinstance(fields, QuarantinedRow):
+                        yield fields
+                        continue
                 rows.append(fields)
-                at.append(record.start)
-                size += record.end - record.start
+                at.append(start)
+                size += end - start
                 if len(rows) >= BATCH_ROWS or size >= 4 << 20:
                     yield _table(header, names, rows, at)
                     rows, at, size = [], [], 0
@@ -145,8 +159,6 @@ def _checked_header(shard: Shard) -> tuple[str, ...]:
 
 def _fields(shard: Shard, record: _Record, of: Grammar, count: int | None) -> list[Field] | QuarantinedRow:
     """The fields of a row, or what is wrong with it."""
-    if record.fields is not None:
-        return record.fields
     try:
         text = record.data.decode()
     except UnicodeDecodeError as error:
@@ -167,19 +179,22 @@ def _fields(shard: Shard, record: _Record, of: Grammar, count: int | None) -> li
 
 
 def _table(header: Sequence[str], names: list[str], rows: list[list[Field]], at: list[int]) -> pa.Table:
-    columns = {
-        name: pa.array([row[index] or None for row in rows], pa.string())
-        for name, index in ((name, header.index(name)) for name in names)
-    }
+    columns = {}
+    for name in names:
+        index = header.index(name)
+        # Null by one comparison a column is faster than by one a value in Python.
+        values = pa.array([row[index] for row in rows], pa.string())
+        empty = pc.equal(pc.binary_length(values), 0)
+        columns[name] = pc.if_else(empty, None, values) if pc.any(empty).as_py() else values
     return pa.table({**columns, POSITION: pa.array(at, pa.int64())})
 
 
 # ------------------------------------------------------------------------------------------------- where the rows are
 
 
-def _row_ends(data: bytes, of: Grammar) -> tuple[Offsets, Offsets] | None:
-    """Where rows end in text that starts with a row, and which newlines are inside of rows, if all of its quotes are where
-    they should be; else None.
+def _row_ends(data: bytes, of: Grammar, count: int | None) -> tuple[Offsets, Offsets] | None:
+    """Where rows end in text that starts with a row, and which rows over several lines may be none (their numbers), if all
+    of its quotes are where they should be; else None.
 
     If each opening quote follows a delimiter, a newline or a quote, and each closing one is followed by such, then a
     newline ends a row where the quotes before it are even in number.
@@ -190,10 +205,10 @@ def _row_ends(data: bytes, of: Grammar) -> tuple[Offsets, Offsets] | None:
     newlines = np.flatnonzero(raw == ord("\n"))
     if of.quote is None or of.quote.encode() not in data:
         return newlines + 1, newlines[:0]
-    quote = ord(of.quote)
+    quote, mark = ord(of.quote), ord(of.delimiter)
     quotes = np.flatnonzero(raw == quote)
     border = np.zeros(256, dtype=bool)
-    border[[ord("\n"), ord(of.delimiter)]] = True
+    border[[ord("\n"), mark]] = True
     border[quote] = of.dialect.escape != "none"
     opening, closing = quotes[0::2], quotes[1::2]
     if not border[raw[opening[opening > 0] - 1]].all():
@@ -202,7 +217,25 @@ def _row_ends(data: bytes, of: Grammar) -> tuple[Offsets, Offsets] | None:
     if not border[raw[closing[closing < len(data) - 1] + 1]].all():
         return None
     outside = np.searchsorted(quotes, newlines) % 2 == 0
-    return newlines[outside] + 1, newlines[~outside]
+    ends = newlines[outside] + 1
+    if count is None or outside.all() or not len(ends):
+        return ends, newlines[:0]
+    marks = np.flatnonzero(raw == mark)
+    return ends, _doubtful(quotes, newlines[newlines < ends[-1]], marks[marks < ends[-1]], ends, count)
+
+
+def _doubtful(quotes: Offsets, newlines: Offsets, marks: Offsets, ends: Offsets, count: int) -> Offsets:
+    """The numbers of rows over several lines that have not `count` fields, or whose lines have as many delimiters each.
+
+    All places are offsets in one block: of quotes, newlines and delimiters, and of the ends of its rows.
+    """
+    outside = marks[np.searchsorted(quotes, marks) % 2 == 0]
+    fields = np.diff(np.searchsorted(outside, ends), prepend=0) + 1
+    whole_lines = np.diff(np.searchsorted(marks, newlines), prepend=0) == count - 1
+    last_lines = np.searchsorted(newlines, ends)  # the number of lines up to each row's end
+    lines = np.diff(last_lines, prepend=0)
+    like_rows = np.diff(np.concatenate([[0], np.cumsum(whole_lines)])[last_lines], prepend=0) == lines
+    return np.flatnonzero((lines > 1) & ((fields != count) | like_rows))
 
 
 def _records(
@@ -251,21 +284,17 @@ def _records(
 
 def _whole_rows(shard: Shard, data: bytes, origin: int, of: Grammar, count: int | None) -> tuple[list[_Record], int]:
     """The rows that end in `data`, and how much of it they take."""
-    found = _row_ends(data, of)
+    found = _row_ends(data, of, count)
     if found is None:
         return _assemble(shard, data, origin, of, count, closed=False)
-    ends, inside = found
-    spans = [*pairwise([0, *ends.tolist()])]
+    ends, doubtful = found
+    if count is not None:
+        for index in doubtful.tolist():
+            start = int(ends[index - 1]) if index else 0
+            if isinstance(of.fields_over_lines(data[start : ends[index] - 1], count), str):
+                return _assemble(shard, data, origin, of, count, closed=False)
+    spans = pairwise([0, *ends.tolist()])
     rows = [_Record(origin + start, origin + end, data[start : end - 1]) for start, end in spans]
-    if len(inside) and count is not None:
-        # A row over several lines may hold rows that are none of its own.
-        several = np.unique(np.searchsorted(ends, inside, side="right"))
-        for index in several.tolist()[: len(rows)]:
-            if index < len(rows):
-                fields = of.fields_over_lines(rows[index].data, count)
-                if isinstance(fields, str):
-                    return _assemble(shard, data, origin, of, count, closed=False)
-                rows[index] = rows[index]._replace(fields=fields)
     return [row for row in rows if not _is_blank(row.data)], int(ends[-1]) if len(ends) else 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from functools import lru_cache
+from typing import cast
 
 from actors.schema import Dialect
 from actors.source.formats.base import LARGEST_VALUE_BYTES
@@ -38,6 +39,15 @@ class Grammar:
         self.quote = None if dialect.quote == "none" else dialect.quote
         self.backslash = dialect.escape == "backslash"
         d, q = re.escape(delimiter), re.escape(self.quote or "")
+        # Made once: each reader would make one of its own from arguments.
+        self._csv = csv.reader(
+            (),
+            delimiter=delimiter,
+            quotechar=self.quote,
+            quoting=csv.QUOTE_MINIMAL if q else csv.QUOTE_NONE,
+            strict=True,
+            doublequote=dialect.escape == "double",
+        ).dialect
         self._row, self._open = self._patterns(d, q)
         inside = self._inside(q)
         self._field = re.compile(rf"{q}({inside}){q}|(?:[^{q}{d}][^{d}]*+)?") if q else None
@@ -101,14 +111,11 @@ class Grammar:
         if self.backslash and ("\\" in text or (quote is not None and quote in text)):
             return self._escaped_fields(text)
         if quote is None:
-            return [*text.split(delimiter)]
+            return cast(list[str | None], text.split(delimiter))
         if quote not in text:
-            return _RETURN if "\r" in text else [*text.split(delimiter)]
+            return _RETURN if "\r" in text else cast(list[str | None], text.split(delimiter))
         try:
-            reader = csv.reader(
-                (text,), delimiter=delimiter, quotechar=quote, strict=True, doublequote=self.dialect.escape == "double"
-            )
-            return [*next(reader)]
+            return cast(list[str | None], next(csv.reader((text,), self._csv)))
         except csv.Error as error:
             return str(error)
 

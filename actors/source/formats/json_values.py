@@ -9,6 +9,7 @@ at: the type of a column does not depend on which rows share a block.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -27,6 +28,9 @@ _AS_THEY_ARE: dict[pa.DataType, set[type]] = {
     pa.float64(): {float, _NONE},
     pa.bool_(): {bool, _NONE},
 }
+
+
+_WHOLE: set[type] = {int, _NONE}
 
 
 class NotANumber:
@@ -77,13 +81,20 @@ def column(values: Sequence[Any], kind: pa.DataType, rule: Rule) -> tuple[pa.Arr
     """
     if pa.types.is_null(kind):
         kind = pa.string()
-    if set(map(type, values)) <= _AS_THEY_ARE.get(kind, set()) and (rule == "any" or kind != pa.float64()):
+    kinds = set(map(type, values))
+    if kinds <= _AS_THEY_ARE.get(kind, set()) and (rule == "any" or kind != pa.float64()):
         return pa.array(values, kind), {}
+    if rule != "text" and kinds <= _WHOLE and kind in (pa.string(), pa.int64()):
+        # The parser makes floats of numbers beyond 64 bits, so each of these is exact.
+        with contextlib.suppress(OverflowError, pa.ArrowInvalid):  # above the largest int64: looked at one by one
+            whole = pa.array(values, pa.int64())
+            return whole.cast(kind), {}
+    has_floats = float in kinds
     out: list[Any] = []
     wrong: dict[int, str] = {}
     for index, value in enumerate(values):
         try:
-            missing = value is None or (_is_nan(value) and (rule != "any" or kind != pa.float64()))
+            missing = value is None or (has_floats and _is_nan(value) and (rule != "any" or kind != pa.float64()))
             out.append(None if missing else _value(value, kind, rule))
         except _MisfitError as error:
             out.append(None)
