@@ -20,7 +20,7 @@ from actors.schema import POSITION, Piece, QuarantinedRow, Shard
 from actors.source.formats import json_values, looks
 from actors.source.formats.base import BATCH_ROWS, Wanted, reading, refused, sample
 from actors.source.formats.json_shape import no_lines, no_rows, no_texts
-from actors.source.formats.json_text import parse_line
+from actors.source.formats.json_text import exact_number, parse_line
 from actors.source.formats.lines import END, Block, blocks, compression, cut, open_lines, too_large
 
 _HEAD_ROWS = 1000
@@ -94,6 +94,7 @@ def _parse(line: bytes) -> dict[str, Any] | tuple[str, str] | None:
 def _read_block(shard: Shard, block: Block, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
     rows: list[dict[str, Any]] = []
     at: list[int] = []
+    raw: list[bytes] = []
     text = wanted.text
     starts, lines = block.split()
     for start, line in zip(starts, lines, strict=False):
@@ -109,11 +110,12 @@ def _read_block(shard: Shard, block: Block, wanted: Wanted) -> Iterator[pa.Table
             continue
         rows.append(row)
         at.append(start)
+        raw.append(line)
         if len(rows) == BATCH_ROWS:
-            yield from _table(shard, rows, at, wanted)
-            rows, at = [], []
+            yield from _table(shard, rows, at, raw, wanted)
+            rows, at, raw = [], [], []
     if rows:
-        yield from _table(shard, rows, at, wanted)
+        yield from _table(shard, rows, at, raw, wanted)
 
 
 def _id(row: dict[str, Any], wanted: Wanted) -> str | None:
@@ -123,14 +125,18 @@ def _id(row: dict[str, Any], wanted: Wanted) -> str | None:
 
 
 def _table(
-    shard: Shard, rows: list[dict[str, Any]], at: list[int], wanted: Wanted
+    shard: Shard, rows: list[dict[str, Any]], at: list[int], raw: list[bytes], wanted: Wanted
 ) -> Iterator[pa.Table | QuarantinedRow]:
     """The rows as a table, less those with a value that does not fit its column."""
     columns: dict[str, pa.Array] = {}
     wrong: dict[int, str] = {}
     for name, kind in wanted.types.items():
         rule: json_values.Rule = "text" if name in wanted.strict else "id" if name == wanted.id else "any"
-        columns[name], misfits = json_values.column([row.get(name) for row in rows], kind, rule)
+        values = [row.get(name) for row in rows]
+        columns[name], misfits = json_values.column(values, kind, rule)
+        if rule == "any" and json_values.has_rounded(columns[name], values):
+            values = [exact_number(line, name, value) for line, value in zip(raw, values, strict=True)]
+            columns[name], misfits = json_values.column(values, kind, rule)
         for index, error in misfits.items():
             wrong.setdefault(index, f"{name!r} {error}")
     columns[POSITION] = pa.array(at, pa.int64())
@@ -191,7 +197,8 @@ def _head(shard: Shard) -> _Head:
                 if isinstance(row, dict):
                     has_row = True
                     for name, value in row.items():
-                        seen.setdefault(name, set()).add(json_values.kind_of(value))
+                        exact = exact_number(line, name, value) if type(value) is float else value
+                        seen.setdefault(name, set()).add(json_values.kind_of(exact))
             if block.data is None:
                 size = block.start + block.size_bytes
                 count += 1
