@@ -8,7 +8,8 @@ fast parser refuses is given to `json_text`, which reads NaN and Infinity.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -94,9 +95,12 @@ def _parse(line: bytes) -> dict[str, Any] | tuple[str, str] | None:
 def _read_block(shard: Shard, block: Block, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
     rows: list[dict[str, Any]] = []
     at: list[int] = []
-    raw: list[bytes] = []
     text = wanted.text
     starts, lines = block.split()
+
+    def line_at(start: int) -> bytes:
+        return lines[bisect_left(starts, start)]
+
     for start, line in zip(starts, lines, strict=False):
         row = _parse(line)
         if row is None:
@@ -110,12 +114,11 @@ def _read_block(shard: Shard, block: Block, wanted: Wanted) -> Iterator[pa.Table
             continue
         rows.append(row)
         at.append(start)
-        raw.append(line)
         if len(rows) == BATCH_ROWS:
-            yield from _table(shard, rows, at, raw, wanted)
-            rows, at, raw = [], [], []
+            yield from _table(shard, rows, at, line_at, wanted)
+            rows, at = [], []
     if rows:
-        yield from _table(shard, rows, at, raw, wanted)
+        yield from _table(shard, rows, at, line_at, wanted)
 
 
 def _id(row: dict[str, Any], wanted: Wanted) -> str | None:
@@ -125,7 +128,7 @@ def _id(row: dict[str, Any], wanted: Wanted) -> str | None:
 
 
 def _table(
-    shard: Shard, rows: list[dict[str, Any]], at: list[int], raw: list[bytes], wanted: Wanted
+    shard: Shard, rows: list[dict[str, Any]], at: list[int], line_at: Callable[[int], bytes], wanted: Wanted
 ) -> Iterator[pa.Table | QuarantinedRow]:
     """The rows as a table, less those with a value that does not fit its column."""
     columns: dict[str, pa.Array] = {}
@@ -135,7 +138,7 @@ def _table(
         values = [row.get(name) for row in rows]
         columns[name], misfits = json_values.column(values, kind, rule)
         if rule == "any" and json_values.has_rounded(columns[name], values):
-            values = [exact_number(line, name, value) for line, value in zip(raw, values, strict=True)]
+            values = [exact_number(line, name, value) for line, value in zip(map(line_at, at), values, strict=True)]
             columns[name], misfits = json_values.column(values, kind, rule)
         for index, error in misfits.items():
             wrong.setdefault(index, f"{name!r} {error}")
