@@ -172,9 +172,12 @@ def reading(shard: Shard, what: str) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(f"cannot read {shard.path!r}: {error}") from error
-        if (found := looks.not_as_named(shard.path, storage.read(shard.path, 0, looks.HEAD_BYTES))) is not None:
+        head = storage.read(shard.path, 0, looks.HEAD_BYTES)
+        # A Parquet file that was cut off, or is damaged, begins as it should.
+        found = None if (what, head[:4]) == ("Parquet", b"PAR1") else looks.not_as_named(shard.path, head)
+        if found is not None:
             raise refused(shard, *found, what=what) from error
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise DataError(
             f"{shard.path!r} cannot be read as {what}: {reason}. Replace the file or leave it out of the source"
         ) from error

@@ -121,7 +121,20 @@ def _footer(shard: Shard) -> _Footer:
                 f"{shard.path!r} has {shard.size_bytes} bytes and a footer that promises {sum(groups)} rows, which "
                 f"cannot be: the file is damaged. Replace it or leave it out of the source"
             )
-        return _Footer(_shared(file.schema_arrow.remove_metadata()), tuple(groups))
+        return _Footer(_shared(_with_intervals(file).remove_metadata()), tuple(groups))
+
+
+def _with_intervals(file: pq.ParquetFile) -> pa.Schema:
+    """The schema, with Parquet's intervals as such: to Arrow they are 12 bytes that say nothing."""
+    schema = file.schema_arrow
+    if "fixed_size_binary[12]" not in str(schema):
+        return schema
+    leaves = [file.schema.column(index) for index in range(len(file.schema))]
+    paths = [leaf.path for leaf in leaves if leaf.converted_type == "INTERVAL"]
+    for index, name in enumerate(schema.names):
+        if any(path == name or path.startswith(f"{name}.") for path in paths):
+            schema = schema.set(index, pa.field(name, pa.month_day_nano_interval()))
+    return schema
 
 
 @lru_cache(maxsize=256)
