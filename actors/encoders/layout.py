@@ -161,12 +161,14 @@ def check_encoder(config: Config, family: str) -> None:
 
 
 def config_int(config: Config, key: str) -> int:
-    """A whole number from config.json.
+    """A size or a count from config.json, 1 or more.
 
     Raises:
-        ModelError: It is not there or not a whole number.
+        ModelError: It is not there or not such a number.
     """
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelError(f"config.json has {key} = {value!r} where a whole number is needed.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(
+            f"config.json has {key} = {value!r} where a whole number of 1 or more is needed. Fetch the checkpoint again."
+        )
     return value

@@ -90,6 +90,8 @@ def _modules(root: Path) -> tuple[Path, str | None]:
     folder, pooling = root, None
     listed = root / "modules.json"
     modules = read_json(listed) or ()
+    if not isinstance(modules, list | tuple) or not all(isinstance(module, dict) for module in modules):
+        raise ModelError(f"{listed} is not a list of modules. Fetch the checkpoint again.")
     for number, module in enumerate(modules):
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
         path = str(module.get("path", ""))
@@ -165,9 +167,10 @@ def _pooling(path: Path) -> str:
     on = on or [key.removeprefix("pooling_mode_") for key, value in config.items() if _is_mode(key) and value]
     if not any(key.startswith("pooling_mode") for key in config):
         on = ["mean"]  # as in sentence-transformers
-    if len(on) != 1 or on[0] not in _POOLINGS:
+    if len(on) != 1 or not isinstance(on[0], str) or on[0] not in _POOLINGS:
+        asked = ", ".join(map(str, on)) or "none that is known"
         raise ModelError(
-            f"{path} asks for pooling {on}; supported is one of mean, cls, lasttoken. Take another model: one with the right "
+            f"{path} asks for pooling {asked}; supported is one of mean, cls, lasttoken. Take another model: one with the right "
             "pooling was trained for it."
         )
     if config.get("include_prompt") is False:

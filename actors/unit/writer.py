@@ -190,14 +190,15 @@ def stored_table(table: pa.Table, schema: pa.Schema, precision: Precision) -> pa
 def _stored_vectors(column: pa.ChunkedArray, precision: Precision) -> pa.ChunkedArray:
     chunks = []
     for chunk in column.chunks:
-        width = chunk.type.list_size if pa.types.is_fixed_size_list(chunk.type) else None
         values = chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-        if width is None:
-            width = len(values) // len(chunk) if len(chunk) else 0
         if not np.isfinite(values).all():
             raise InvariantBroken("a vector that is not finite came to the writer.")
-        offsets = pa.array(np.arange(len(chunk) + 1, dtype=np.int32) * width)
-        chunks.append(pa.ListArray.from_arrays(offsets, pa.array(round_mantissa(values, precision))))
+        # Rows of another tool that stay may have no vector, or one of another width.
+        offsets = np.zeros(len(chunk) + 1, dtype=np.int32)
+        np.cumsum(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False), out=offsets[1:])
+        mask = chunk.is_null() if chunk.null_count else None
+        rounded = pa.array(round_mantissa(values, precision))
+        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), rounded, mask=mask))
     return pa.chunked_array(chunks, pa.list_(pa.float32()))
 
 

@@ -43,8 +43,10 @@ def collect_outcomes(outcomes: Iterable[UnitOutcome], ledger: Ledger, reporter: 
 def _failed(errors: list[tuple[int, VectideError]], units: int) -> VectideError:
     """The first error, with how many others there were; it keeps its class and so its exit code."""
     number, error = errors[0]
-    others = f" {len(errors) - 1} more units failed." if len(errors) > 1 else ""
-    message = f"unit {number} of {units} failed: {error}.{others} The other units are kept; nothing was published"
+    more = len(errors) - 1
+    others = f" {more} more unit{'s' * (more > 1)} failed." if more else ""
+    told = str(error).rstrip(".")
+    message = f"unit {number} of {units} failed: {told}.{others} The other units are kept; nothing was published"
     return type(error)(message)
 
 

@@ -10,14 +10,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.schema import EMBEDDING, ID
 
 
 def unit_vectors(batch: pa.RecordBatch, dim: int) -> npt.NDArray[np.float32]:
-    """float32 [rows, dim], unit length again after the rounding that they were stored with."""
+    """float32 [rows, dim], unit length again after the rounding that they were stored with.
+
+    A row without a vector of this width, as another tool may have added it, is NaN, so that it is near to nothing.
+    """
     column = batch.column(EMBEDDING)
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    fit = pc.fill_null(pc.equal(pc.list_value_length(column), dim), False).to_numpy(zero_copy_only=False)
+    found = column if fit.all() else column.filter(pa.array(fit))
+    vectors = found.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    if not fit.all():
+        whole = np.full((len(fit), dim), np.nan, dtype=np.float32)
+        whole[fit] = vectors
+        vectors = whole
     unit: npt.NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return unit
 
@@ -45,7 +55,7 @@ class TopK:
                 continue
             taken = rows.take(pa.array(wanted)).to_pylist()
             found.extend((float(scores[query, row]), values) for row, values in zip(wanted, taken, strict=True))
-            found.sort(key=lambda pair: (-pair[0], pair[1][ID]))
+            found.sort(key=lambda pair: (-pair[0], pair[1][ID] or ""))
             del found[self._k :]
 
     def rows(self) -> list[list[tuple[float, dict[str, Any]]]]:

@@ -113,6 +113,8 @@ class EncodeStage:
         if batch.table.num_rows == 0 and batch.ready is not None:
             return block
         started = time.perf_counter()
+        # A model that cannot be loaded ends the run and not this unit: all others would end the same way.
+        _ = self.encoder
         try:
             self._encode(batch)
         except VectideError as error:

@@ -15,10 +15,16 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import DataError
-from actors.schema import CHUNK, EMBEDDING, ID, SHARD, Unit
+from actors.schema import CHUNK, EMBEDDING, ID, SHARD, QuarantinedRow, Unit
 from actors.unit.unit_batch import UnitBatch
 from actors.unit.writer import WriterSpec
-from pipeline.table.kept_rows import kept_of
+from pipeline.reuse.lookup import unit_vectors_of
+from pipeline.table.kept_rows import document_keys, kept_of
+
+_UNFIT = (
+    "its vector in the table is not finite or not of unit length: another tool, or a version before this was checked, wrote "
+    "it; --retry-quarantined encodes its text again"
+)
 
 
 @lru_cache(maxsize=1)
@@ -31,10 +37,13 @@ def _replaced(plan: str) -> pa.Array:
 def carry(unit: Unit, spec: WriterSpec) -> UnitBatch:
     """The rows that stay of the unit's files, with everything that the table stores.
 
+    In a refresh a row of ours without a unit vector is quarantined: its text is not here to be encoded again, and
+    `--retry-quarantined` reads its shard.
+
     Raises:
-        DataError: a vector among them is not finite, and there is no text here to encode again.
+        DataError: a vector of another row is not finite.
     """
-    parts = [spec.schema.empty_table()]
+    parts, bad = [spec.schema.empty_table()], []
     for piece in unit.pieces:
         file = storage.open_read(storage.join(spec.table, piece.shard.path))
         rows = pq.read_table(file, partitioning=None)
@@ -47,20 +56,50 @@ def carry(unit: Unit, spec: WriterSpec) -> UnitBatch:
         replaced = _replaced(spec.ledger)
         if len(replaced):
             going = pc.is_in(rows[SHARD], value_set=replaced)
-            kept = kept_of(spec.ledger, unique_ids=True)
-            rows = rows.filter(pc.or_(pc.invert(going), kept.is_added(rows)))
+            added = kept_of(spec.ledger, unique_ids=True).is_added(rows)
+            stays = pc.or_(pc.invert(going), added)
+            rows, unfit = _split_unfit(rows.filter(stays), added.filter(stays), int(json.loads(spec.lineage)["dim"]))
+            bad += unfit
         _check_finite(rows, piece.shard.path)
         for name, value in partition.items():
             column = pa.array([value] * rows.num_rows, pa.string())
             rows = rows.append_column(name, pc.cast(column, spec.schema.field(name).type))
         parts.append(rows.select(spec.schema.names).cast(spec.schema))
     ready = pa.concat_tables(parts)
-    documents = ready.num_rows
-    if CHUNK in ready.column_names:
-        documents = int(np.count_nonzero(pc.fill_null(ready[CHUNK], 0).to_numpy() == 0))
+    documents = _documents(ready).num_rows
     return UnitBatch(
-        unit.number, table=ready.slice(0, 0), ready=ready, rows_read=documents, counts={"documents": documents}
+        unit.number,
+        table=ready.slice(0, 0),
+        ready=ready,
+        bad=bad,
+        rows_read=documents + len(bad),
+        counts={"documents": documents},
     )
+
+
+def _documents(rows: pa.Table) -> pa.Table:
+    """Of each document one row: its first chunk."""
+    return rows.filter(pc.equal(pc.fill_null(rows[CHUNK], 0), 0)) if CHUNK in rows.column_names else rows
+
+
+def _split_unfit(rows: pa.Table, added: pa.ChunkedArray, dim: int) -> tuple[pa.Table, list[QuarantinedRow]]:
+    """Rows that may be published again, and the documents that may not.
+
+    Args:
+        rows: Rows of the table that stay.
+        added: Bool [rows], those that another tool added and a person keeps: they may have no vector, or one of another model.
+        dim: Width of the vectors.
+    """
+    fit = pc.or_(pa.array(unit_vectors_of(rows[EMBEDDING], dim)), added)
+    if pc.all(fit, min_count=0).as_py():
+        return rows, []
+    # A document of which a chunk is missing would pass for a shorter one, so all of it goes.
+    keys = document_keys(rows, by_shard=True)
+    gone = pc.and_(pc.is_in(keys, value_set=keys.filter(pc.invert(fit)).combine_chunks()), pc.invert(added))
+    bad = _documents(rows.filter(gone)).select([SHARD, ID]).to_pylist()
+    return rows.filter(pc.invert(gone)), [
+        QuarantinedRow(row[SHARD] or "", -1, row[ID], "encode_failed", _UNFIT) for row in bad
+    ]
 
 
 def _check_finite(rows: pa.Table, path: str) -> None:
@@ -73,6 +112,5 @@ def _check_finite(rows: pa.Table, path: str) -> None:
     numbers = np.unique(pc.list_parent_indices(vectors).to_numpy()[~good])
     raise DataError(
         f"{path} of the table has {len(numbers)} rows whose vectors are not finite (first: id {rows[ID][int(numbers[0])].as_py()!r}). "
-        "Another tool, or a version before this was checked, wrote them. Delete those rows and refresh with "
-        "`--foreign-commits restore`, which encodes their texts again, or backfill into a new table."
+        "Delete those rows, or refresh with `--foreign-commits restore` where another tool wrote them, or backfill into a new table."
     )

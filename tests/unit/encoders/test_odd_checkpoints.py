@@ -278,11 +278,29 @@ def test_a_module_whose_folder_is_missing_is_named(folder):
         {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
         {"pooling_mode_weightedmean_tokens": True},
         {"pooling_mode": ["mean", "cls"]},
+        {"pooling_mode": 3},
+        {"pooling_mode": [["mean"]]},
+        {"pooling_mode_mean_tokens": False},
     ],
 )
 def test_poolings_that_are_not_known_are_named(folder, pooling):
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     with pytest.raises(ModelError, match="asks for pooling .*supported is one of mean, cls, lasttoken"):
+        describe(str(folder))
+
+
+@pytest.mark.parametrize("modules", [3, "x", [3], {"0": {"type": "x"}}])
+def test_modules_that_are_no_list_of_modules_are_refused(folder, modules):
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelError, match=r"modules\.json is not a list of modules"):
+        describe(str(folder))
+
+
+@pytest.mark.parametrize("key", ["num_attention_heads", "num_hidden_layers", "hidden_size", "vocab_size"])
+@pytest.mark.parametrize("size", [0, -4, 2.0, True, None])
+def test_a_size_that_is_none_is_named(folder, key, size):
+    edit(folder / "config.json", **{key: size})
+    with pytest.raises(ModelError, match=rf"config\.json has {key} = .* where a whole number of 1 or more is needed"):
         describe(str(folder))
 
 
