@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from actors.batching.budget import BudgetController
 from actors.encoders import describe, load_encoder
-from actors.encoders.chunked import sums_by_slices, sums_on_card
+from actors.encoders.chunked import sums_by_slices, sums_on_gpu
 from actors.encoders.encoder import Encoder
 from actors.encoders.packed import PackedBatch
 from actors.encoders.windows import cut_windows
@@ -264,7 +264,7 @@ def test_sums_on_a_card_are_the_sums_by_slices():
     hidden = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     for starts, stops in (([0, 5, 9], [5, 9, 20]), ([2, 4, 11], [4, 10, 17]), ([19], [20])):
         a, b = np.array(starts), np.array(stops)
-        sums = sums_on_card(hidden, a, b)
+        sums = sums_on_gpu(hidden, a, b)
         assert sums.dtype == torch.float32
         np.testing.assert_allclose(sums, sums_by_slices(hidden, a, b), atol=1e-5)
 
