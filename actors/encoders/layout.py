@@ -81,9 +81,9 @@ class FamilyFacts:
         Raises:
             ModelError: See `lora.files.read_adapter`.
         """
-        beside = [other for other in self.adapters if other != name]
+        other_names = [other for other in self.adapters if other != name]
         return (
-            read_adapter(folder / self.adapters[name], self.targets, named=name, beside=beside, whole=True)
+            read_adapter(folder / self.adapters[name], self.targets, named=name, other_names=other_names, whole=True)
             if self.shared_adapters
             else read_adapter(folder / self.adapters[name], self.targets)
         )

@@ -121,7 +121,7 @@ def test_arguments_that_cannot_be_meant_are_refused(spec):
         encoder.encode(["one text"], task="retrieval")
     with pytest.raises(ConfigError, match="device 'tpu:x'"):
         load_encoder(spec, device="tpu:x")
-    with pytest.raises(ConfigError, match=r"'cuda:99' is not there.*sees \d+ CUDA cards.*run.gpus_per_replica=0"):
+    with pytest.raises(ConfigError, match=r"'cuda:99' is not there.*sees \d+ CUDA GPUs.*run.gpus_per_replica=0"):
         load_encoder(spec, device="cuda:99")
     with pytest.raises(ConfigError, match="threads is 0"):
         load_encoder(spec, threads=0)
