@@ -161,10 +161,10 @@ def check_encoder(config: Config, family: str) -> None:
 
 
 def config_int(config: Config, key: str) -> int:
-    """Returns a whole number from config.json.
+    """A whole number from config.json.
 
     Raises:
-        ModelError: It is missing or not a whole number.
+        ModelError: It is not there or not a whole number.
     """
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
