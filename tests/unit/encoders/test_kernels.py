@@ -1,4 +1,4 @@
-"""The loops in C against torch in float64, for every instruction set that this processor has."""
+"""Tests of the C kernels against torch in float64, for every instruction set that this processor has."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def attended(kernel, query, key, value, lengths, **settings) -> torch.Tensor:
     return out
 
 
-def test_they_are_built_where_there_is_a_compiler():
+def test_kernels_are_built_if_there_is_a_compiler():
     by_hand = platform.machine() == "x86_64" and torch.cpu._is_avx2_supported() and shutil.which("cc") is not None
     assert bool(KERNELS) >= by_hand
 
@@ -62,10 +62,10 @@ def test_attention_of_rows_of_any_length_in_heads_of_any_width(kernel, heads, wi
     torch.manual_seed(0)
     for dtype in types(kernel):
         query, key, value = states(sum(LENGTHS), heads, width, dtype)
-        found = attended(kernel, query, key, value, LENGTHS, scale=width**-0.5)
-        assert found.dtype == dtype
+        actual = attended(kernel, query, key, value, LENGTHS, scale=width**-0.5)
+        assert actual.dtype == dtype
         wanted = exact(query, key, value, LENGTHS, scale=width**-0.5)
-        torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=0)
+        torch.testing.assert_close(actual.double(), wanted, atol=TOLERANCE[dtype], rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -76,50 +76,50 @@ def test_attention_with_a_bias_and_more_keys_than_a_block(kernel, length):
     bias = wider[:, 5 : 5 + 2 * length - 1]
     for dtype in types(kernel):
         query, key, value = states(2 * length, 2, 32, dtype)
-        found = attended(kernel, query, key, value, [length, length], scale=0.2, bias=bias)
+        actual = attended(kernel, query, key, value, [length, length], scale=0.2, bias=bias)
         wanted = exact(query, key, value, [length, length], scale=0.2, bias=bias)
-        torch.testing.assert_close(found.double(), wanted, atol=2 * TOLERANCE[dtype], rtol=0)
+        torch.testing.assert_close(actual.double(), wanted, atol=2 * TOLERANCE[dtype], rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_attention_of_scores_that_are_far_apart(kernel):
-    """The largest comes last, so that all sums before it fade to nothing, and none overflows."""
+def test_attention_with_scores_that_differ_widely(kernel):
+    """The largest score comes last, so that all earlier sums are scaled to zero and none overflows."""
     query = torch.ones(600, 1, 16)
     key = torch.linspace(-400, 400, 600)[:, None, None].expand(600, 1, 16).contiguous()
     value = torch.arange(600.0)[:, None, None].expand(600, 1, 16).contiguous()
-    found = attended(kernel, query, key, value, [600], scale=1.0)
-    torch.testing.assert_close(found, torch.full((600, 16), 599.0), atol=1e-3, rtol=0)
+    actual = attended(kernel, query, key, value, [600], scale=1.0)
+    torch.testing.assert_close(actual, torch.full((600, 16), 599.0), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_a_value_that_is_not_a_number_stays_in_its_row(kernel):
+def test_a_nan_stays_in_its_row(kernel):
     query, key, value = states(40, 2, 32, torch.float32)
     key[3, 1, 7] = float("nan")
-    found = attended(kernel, query, key, value, [20, 20], scale=1.0)
-    assert found[:20, 32:].isnan().all()
-    assert found[20:].isfinite().all()
-    assert found[:, :32].isfinite().all()
+    actual = attended(kernel, query, key, value, [20, 20], scale=1.0)
+    assert actual[:20, 32:].isnan().all()
+    assert actual[20:].isfinite().all()
+    assert actual[:, :32].isfinite().all()
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_states_of_different_strides_and_heads_that_are_apart(kernel):
+def test_attention_of_strided_states_and_heads(kernel):
     fused = torch.randn(30, 3, 4, 16)
     query, key, value = fused[:, 0].contiguous(), fused[:, 1], torch.randn(30, 16, 4).transpose(1, 2)
-    found = attended(kernel, query, key, value, [30], scale=0.5)
-    torch.testing.assert_close(found, exact(query, key, value, [30], scale=0.5).float(), atol=1e-5, rtol=0)
+    actual = attended(kernel, query, key, value, [30], scale=0.5)
+    torch.testing.assert_close(actual, exact(query, key, value, [30], scale=0.5).float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_float32_may_be_multiplied_as_bfloat16_only_where_that_was_said(kernel):
+def test_float32_is_multiplied_as_bfloat16_only_if_approximate(kernel):
     query, key, value = states(50, 2, 32, torch.float32)
     wanted = exact(query, key, value, [50], scale=0.2).float()
-    found = attended(kernel, query, key, value, [50], scale=0.2, approximate=True)
-    error = (found - wanted).abs().max()
+    actual = attended(kernel, query, key, value, [50], scale=0.2, approximate=True)
+    error = (actual - wanted).abs().max()
     assert error < 0.1
     assert (error > 1e-5) == (kernel.name == "avx512_bf16")
 
 
-def test_all_ways_on_a_cpu_are_one():
+def test_all_cpu_implementations_of_attention_agree():
     torch.manual_seed(0)
     lengths = np.array([9, 9, 4])
     batch = pack(np.arange(22), lengths, device=torch.device("cpu"))
@@ -128,8 +128,8 @@ def test_all_ways_on_a_cpu_are_one():
         wanted = attend_runs(query, key, value, batch, bias=bias)
         torch.testing.assert_close(attend(query, key, value, batch, bias=bias), wanted, atol=1e-5, rtol=0)
         for kernel in KERNELS:
-            found = attend_by_kernel(kernel, query, key, value, batch, bias=bias)
-            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+            actual = attend_by_kernel(kernel, query, key, value, batch, bias=bias)
+            torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -139,17 +139,17 @@ def test_layer_norm(kernel, hidden):
     weight, bias = torch.randn(2, hidden).unbind(0)
     for dtype in types(kernel):
         x = (torch.randn(5, hidden) * 3 + 10).to(dtype)
-        found = kernel.norm(x, weight, bias, 1e-6)
+        actual = kernel.norm(x, weight, bias, 1e-6)
         wanted = torch.nn.functional.layer_norm(x.double(), (hidden,), weight.double(), bias.double(), 1e-6)
-        assert found.dtype == dtype
+        assert actual.dtype == dtype
         torch.testing.assert_close(
-            found.double(), wanted, atol=TOLERANCE[dtype], rtol=1e-2 if dtype != torch.float32 else 1e-5
+            actual.double(), wanted, atol=TOLERANCE[dtype], rtol=1e-2 if dtype != torch.float32 else 1e-5
         )
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("width", [2, 10, 64, 128])
-def test_heads_are_turned_and_nothing_beside_them(kernel, width):
+def test_rotation_changes_only_its_heads(kernel, width):
     torch.manual_seed(0)
     cos, sin = torch.rand(2, 7, width // 2).unbind(0)
     for dtype in types(kernel):
@@ -165,17 +165,17 @@ def test_heads_are_turned_and_nothing_beside_them(kernel, width):
         assert torch.equal(x[:, 3:], values)
 
 
-def test_heads_are_turned_by_torch_where_there_are_no_loops(monkeypatch):
+def test_rotation_by_torch_matches_the_kernel(monkeypatch):
     angles = (torch.rand(4, 6), torch.rand(4, 6))
     x = torch.randn(4, 3, 12)
-    there = rope.apply_rotary_(x.clone(), angles)
+    by_kernel = rope.apply_rotary_(x.clone(), angles)
     monkeypatch.setattr(kernels, "kernels_for", lambda dtype, device: None)
-    torch.testing.assert_close(rope.apply_rotary_(x.clone(), angles), there)
+    torch.testing.assert_close(rope.apply_rotary_(x.clone(), angles), by_kernel)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("hidden", [7, 40, 384])
-def test_layer_norm_of_a_row_is_the_same_in_any_company(kernel, hidden):
+def test_layer_norm_of_a_row_does_not_depend_on_other_rows(kernel, hidden):
     torch.manual_seed(0)
     weight, bias = torch.randn(2, hidden).unbind(0)
     for dtype in types(kernel):
@@ -185,21 +185,21 @@ def test_layer_norm_of_a_row_is_the_same_in_any_company(kernel, hidden):
         assert torch.equal(together, torch.cat(alone))
 
 
-def test_layer_norm_of_a_model_takes_what_this_processor_has():
+def test_layer_norm_converts_to_the_compute_type():
     norm = LayerNorm(torch.ones(8), torch.zeros(8), 0.0, compute=find_compute("float32", "cpu"))
-    found = norm(torch.arange(16.0).view(2, 8).double())
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.std(1, correction=0), torch.ones(2))
+    actual = norm(torch.arange(16.0).view(2, 8).double())
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.std(1, correction=0), torch.ones(2))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from([1e-20, 1.0, 1e20]))
-def test_states_become_the_bytes_that_torch_makes_of_them(kernel, seed, width, size):
+def test_rounded_states_match_torch(kernel, seed, width, size):
     x = torch.randn(4, width, generator=torch.Generator().manual_seed(seed)) * size
-    found, scale, offset = kernel.round_states(x)
+    actual, scale, offset = kernel.round_states(x)
     wanted, wanted_scale, wanted_offset = round_states(x)
-    # One of several roundings on the way may fall to the other side.
-    assert (found.int() - wanted.int()).abs().max() <= 1
+    # One of several intermediate roundings may go the other way.
+    assert (actual.int() - wanted.int()).abs().max() <= 1
     torch.testing.assert_close(scale, wanted_scale.squeeze(1))
     torch.testing.assert_close(offset, wanted_offset.squeeze(1))
 
@@ -209,7 +209,7 @@ def test_states_become_the_bytes_that_torch_makes_of_them(kernel, seed, width, s
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_what_stands_behind_a_product(kernel, width, gelu, with_bias, with_residual):
+def test_finishing_a_product(kernel, width, gelu, with_bias, with_residual):
     torch.manual_seed(0)
     y, residual = torch.randn(2, 6, width).unbind(0)
     scale, offset = torch.randn(2, 6).unbind(0)
@@ -217,7 +217,7 @@ def test_what_stands_behind_a_product(kernel, width, gelu, with_bias, with_resid
     wanted = y.double() * scale[:, None] + offset[:, None] * sums
     wanted += bias if with_bias else 0
     wanted += residual if with_residual else 0
-    found = kernel.finish(
+    actual = kernel.finish(
         y.clone(),
         scale,
         offset,
@@ -227,32 +227,32 @@ def test_what_stands_behind_a_product(kernel, width, gelu, with_bias, with_resid
         gelu=gelu,
     )
     wanted = torch.nn.functional.gelu(wanted) if gelu else wanted
-    torch.testing.assert_close(found.double(), wanted, atol=1e-4 if gelu else 1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual.double(), wanted, atol=1e-4 if gelu else 1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_gelu_far_out_is_the_value_or_nothing(kernel):
+def test_gelu_of_large_values_and_nan(kernel):
     x = torch.tensor([[-30.0, -8.0, -4.25, 0.0, 4.25, 8.0, 30.0, float("nan")]])
     one, nothing = torch.ones(1), torch.zeros(8)
-    found = kernel.finish(x.clone(), one, one, nothing, bias=None, residual=None, gelu=True)[0]
-    torch.testing.assert_close(found[:7], torch.nn.functional.gelu(x[0, :7]), atol=5e-4, rtol=0)
-    assert found[7].isnan()
+    actual = kernel.finish(x.clone(), one, one, nothing, bias=None, residual=None, gelu=True)[0]
+    torch.testing.assert_close(actual[:7], torch.nn.functional.gelu(x[0, :7]), atol=5e-4, rtol=0)
+    assert actual[7].isnan()
 
 
-def test_products_of_integers_with_and_without_kernels_are_one():
+def test_integer_products_with_and_without_kernels_agree():
     torch.manual_seed(0)
     x, residual = torch.randn(20, 64) * 2, torch.randn(20, 48)
     product = IntegerProduct(torch.randn(48, 64), torch.randn(48))
     for gelu in (False, True):
         torch.testing.assert_close(
-            product(x, residual, gelu=gelu), product.plainly(x, residual, gelu=gelu), atol=0.1, rtol=0
+            product(x, residual, gelu=gelu), product.unfused(x, residual, gelu=gelu), atol=0.1, rtol=0
         )
-    torch.testing.assert_close(product(x.T.contiguous().T), product.plainly(x), atol=0.1, rtol=0)
+    torch.testing.assert_close(product(x.T.contiguous().T), product.unfused(x), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [1, 2, 7, 12])
-def test_pieces_are_everything_once_on_any_number_of_threads(threads, count):
+def test_pieces_cover_everything_once_for_any_number_of_threads(threads, count):
     ours = torch.get_num_threads()
     torch.set_num_threads(threads)
     done: list[int] = []
@@ -264,39 +264,39 @@ def test_pieces_are_everything_once_on_any_number_of_threads(threads, count):
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_attention_on_several_threads_is_attention(kernel):
+def test_attention_on_several_threads_matches_one_thread(kernel):
     ours = torch.get_num_threads()
     query, key, value = states(64, 5, 16, torch.float32)
     alone = attended(kernel, query, key, value, [40, 24], scale=1.0)
     torch.set_num_threads(3)
     try:
-        found = attended(kernel, query, key, value, [40, 24], scale=1.0)
+        actual = attended(kernel, query, key, value, [40, 24], scale=1.0)
     finally:
         torch.set_num_threads(ours)
-    assert torch.equal(found, alone)
+    assert torch.equal(actual, alone)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_layer_norm_of_a_sum_is_not_rounded_between(kernel):
+def test_layer_norm_does_not_round_the_sum(kernel):
     torch.manual_seed(0)
     weight, bias = torch.ones(40), torch.zeros(40)
     for dtype in types(kernel):
         x, residual = (torch.randn(2, 9, 40) * 5).to(dtype).unbind(0)
-        found = kernel.norm(x, weight, bias, 1e-6, residual)
+        actual = kernel.norm(x, weight, bias, 1e-6, residual)
         wanted = torch.nn.functional.layer_norm(x.double() + residual.double(), (40,), eps=1e-6)
-        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5)
+        torch.testing.assert_close(actual.double(), wanted, atol=1e-5, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gelu_is_the_exact_one_as_far_as_the_type_tells(dtype):
+def test_gelu_is_exact_to_the_precision_of_the_type(dtype):
     x = torch.linspace(-9, 9, 1001).to(dtype)
     wanted = torch.nn.functional.gelu(x.double())
-    found = gelu_(x.clone())
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), wanted, atol=1.2e-4, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6)
+    actual = gelu_(x.clone())
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), wanted, atol=1.2e-4, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6)
 
 
-def test_a_norm_behind_a_product_is_the_norm_of_the_sum():
+def test_layer_norm_after_a_product_normalises_the_sum():
     torch.manual_seed(0)
     weight, bias = torch.randn(24, 16), torch.randn(24)
     x, residual = torch.randn(7, 16), torch.randn(7, 24)
@@ -304,5 +304,5 @@ def test_a_norm_behind_a_product_is_the_norm_of_the_sum():
     for precision, atol in (("float32", 1e-5), ("int8", 0.1)):
         compute = find_compute(precision, "cpu")
         norm = LayerNorm(torch.ones(24), torch.zeros(24), 1e-6, compute=compute)
-        found = norm.after(Linear(weight, bias, compute=compute), x, residual)
-        torch.testing.assert_close(found, exact, atol=atol, rtol=0)
+        actual = norm.after(Linear(weight, bias, compute=compute), x, residual)
+        torch.testing.assert_close(actual, exact, atol=atol, rtol=0)
