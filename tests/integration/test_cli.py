@@ -184,7 +184,7 @@ def test_the_doctor_looks_at_everything_and_leaves_nothing(here, made, tmp_path)
     ("arguments", "code", "message"),
     [
         (["backfill", "nowhere.yaml"], 2, "cannot read the job file 'nowhere.yaml'"),
-        (["backfill", "--source", "a"], 2, "table: is needed"),
+        (["backfill", "--source", "a"], 2, "table: is required"),
         (["backfill", "{job}", "--set", "encoder.dmi=3"], 2, "did you mean 'dim'"),
         (["backfill", "{job}", "--set", "source.uri=/nowhere/*.parquet"], 2, "matches no file"),
         (["backfill", "{job}", "--set", "encoder.model=/nowhere"], 2, "/nowhere"),
