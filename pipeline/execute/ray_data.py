@@ -157,7 +157,7 @@ def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, attempt_log: A
 
 
 def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, attempt_log: AttemptLog) -> Iterator[UnitOutcome]:
-    shared = {"spec": spec, "book": attempt_log}
+    shared = {"spec": spec, "attempt_log": attempt_log}
     least, most = pool.sizes(len(wave))
     _set_stall_timeout(_PATIENCE_S[pool.grows], spec.row_timeout_s)
     dataset = (
@@ -189,7 +189,7 @@ def rewrite_units(
     units: Iterable[Unit], spec: WriterSpec, attempt_log: AttemptLog, limit_s: float | None
 ) -> Iterator[UnitOutcome]:
     """As `run_units`, for units that only carry rows: one task each, as many at once as there are CPUs."""
-    shared = {"spec": spec, "book": attempt_log, "limit_s": limit_s}
+    shared = {"spec": spec, "attempt_log": attempt_log, "limit_s": limit_s}
     _set_stall_timeout(_PATIENCE_S[False], limit_s)
     rest = iter(units)
     while wave := list(itertools.islice(rest, WAVE_UNITS)):
