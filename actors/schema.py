@@ -25,7 +25,6 @@ CHUNKS = "_chunks"
 PREFIX = "_prefix"
 SUFFIX = "_suffix"
 TASK = "_task"
-TRUNCATED = "_truncated"
 
 RESERVED = frozenset({ID, EMBEDDING, EMBEDDING_MULTI, TOKENS, CHUNK, START, END})
 

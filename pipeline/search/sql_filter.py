@@ -73,24 +73,12 @@ def parse_where(sql: str, schema: pa.Schema) -> pc.Expression:
     return _Where(sql, schema).expression()
 
 
-def columns_used(sql: str, schema: pa.Schema) -> frozenset[str]:
-    """The columns of `schema` that a condition reads.
-
-    Raises:
-        ConfigError: as `parse_where` does.
-    """
-    where = _Where(sql, schema)
-    where.expression()
-    return frozenset(where.used)
-
-
 class _Where:
     """One condition on its way from text to filter; holds what an error message needs."""
 
     def __init__(self, sql: str, schema: pa.Schema) -> None:
         self._sql = sql
         self._schema = schema
-        self.used: set[str] = set()
 
     def expression(self) -> pc.Expression:
         """The filter, tried on no rows so that a wrong one fails here and not in the middle of a scan."""
@@ -191,7 +179,6 @@ class _Where:
         if name not in self._schema.names:
             nearest = difflib.get_close_matches(name, self._schema.names, n=3, cutoff=0.5) or self._schema.names
             self._refuse(f"names the column {name!r}, which is not there; did you mean {', '.join(nearest[:12])}?")
-        self.used.add(name)
         column, kind = pc.field(name), self._schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type

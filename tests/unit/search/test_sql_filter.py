@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actors.errors import ConfigError
-from pipeline.search.sql_filter import columns_used, parse_where
+from pipeline.search.sql_filter import parse_where
 
 ROWS = pa.table(
     {
@@ -104,10 +104,6 @@ def test_a_condition_keeps_the_rows_that_it_says(sql: str, ids: str):
 )
 def test_a_null_is_neither_true_nor_false(sql: str, ids: str):
     assert kept(sql) == ids
-
-
-def test_columns_used_are_named():
-    assert columns_used("lang = 'de' AND NOT (tokens > 3 OR lang IS NULL)", ROWS.schema) == {"lang", "tokens"}
 
 
 @pytest.mark.parametrize(
