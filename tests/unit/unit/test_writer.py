@@ -102,7 +102,7 @@ def test_a_failed_put_leaves_no_file_and_no_receipt(spec, monkeypatch):
 def test_a_unit_that_does_not_add_up_is_refused(spec):
     lost = batch()
     lost.rows_read = 7
-    with pytest.raises(InvariantBroken, match="7 rows were read, but 6 embedded and 0 set aside"):
+    with pytest.raises(InvariantBroken, match="7 rows were read, but 6 embedded and 0 quarantined"):
         write_unit(lost, spec)
     assert not storage.exists(storage.join(spec.ledger, receipt_path(0)))
 
