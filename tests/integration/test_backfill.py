@@ -118,7 +118,7 @@ def test_a_small_corpus_starts_no_ray_unless_its_run_was_stopped_before_or_the_j
 
 
 def test_a_long_run_leaves_copies_of_its_receipts_and_they_count_as_well(tmp_path, tiny_model, reporter, monkeypatch):
-    monkeypatch.setattr("pipeline.execute.completion.DIGEST_UNITS", 2)
+    monkeypatch.setattr("pipeline.execute.completion.RECEIPT_BATCH_UNITS", 2)
     corpus = write_corpus(tmp_path / "corpus", [rows(80)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
 
