@@ -205,7 +205,7 @@ def test_the_doctor_runs_all_checks_and_leaves_no_files(vectide_in_process, back
         (["status", "/nowhere"], 2, "there is no table and no run"),
         (["submit", "{job}", "--address", "here"], 2, "must be the URL"),
         (["search", "{table}", "x", "-k", "0"], 2, "-k"),
-        (["search", "{table}", " \t"], 2, "is empty or nothing but white space"),
+        (["search", "{table}", " \t"], 2, "is empty or only white space"),
         (["doctor", "--set", "encoder.dmi=3"], 2, "did you mean 'dim'"),
         (["backfil"], 2, "backfil"),
     ],

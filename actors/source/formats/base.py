@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors import storage
 from actors.errors import DataError, SourceChanged, StorageError, VectideError
-from actors.schema import POSITION, Piece, QuarantinedRow, Shard
+from actors.schema import Piece, QuarantinedRow, Shard
 from actors.source.formats import looks
 from actors.storage import content_tags, identity
 
@@ -100,23 +100,6 @@ class Format(Protocol):
             DataError: the shard cannot be read as this format, or lacks a column that it must have.
             SourceChanged: it is not the one that was planned.
         """
-
-    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-        """The first good rows, at most `rows`, cheaply."""
-
-
-def sample(source: Format, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-    """`Format.sample` for every format: read from the head until there is enough."""
-    known = source.columns(shard)
-    types = {name: known[name] if name in known else pa.null() for name in columns}
-    schema = pa.schema([*types.items(), (POSITION, pa.int64())])
-    tables: list[pa.Table] = []
-    for item in source.read(source.head(shard, rows), Wanted(types)):
-        if isinstance(item, pa.Table):
-            tables.append(item.select([name for name in schema.names if name in item.column_names]))
-        if sum(table.num_rows for table in tables) >= rows:
-            break
-    return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive").slice(0, rows)
 
 
 # --------------------------------------------------------------------------------------------------- the planned shard

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from actors.errors import DataError
 from actors.schema import POSITION, Dialect, Piece, QuarantinedRow, Shard
-from actors.source.formats.base import BATCH_ROWS, LARGEST_VALUE_BYTES, Wanted, reading, refused, sample
+from actors.source.formats.base import BATCH_ROWS, LARGEST_VALUE_BYTES, Wanted, reading, refused
 from actors.source.formats.csv_shape import check_header, no_rows
 from actors.source.formats.dialects import choose
 from actors.source.formats.grammar import UNCLOSED, Grammar, grammar
@@ -98,10 +98,6 @@ class Delimited:
                     rows, at, size = [], [], 0
             if rows:
                 yield _table(header, names, rows, at)
-
-    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-        """See `Format.sample`."""
-        return sample(self, shard, columns, rows)
 
 
 def _dialect(shard: Shard) -> Dialect:

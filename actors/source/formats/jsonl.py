@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from actors.schema import POSITION, Piece, QuarantinedRow, Shard
 from actors.source.formats import json_values, looks
-from actors.source.formats.base import BATCH_ROWS, Wanted, reading, refused, sample
+from actors.source.formats.base import BATCH_ROWS, Wanted, reading, refused
 from actors.source.formats.json_shape import no_lines, no_rows, no_texts
 from actors.source.formats.json_text import exact_number, parse_line
 from actors.source.formats.lines import END, Block, blocks, compression, cut, open_lines, too_large
@@ -73,10 +73,6 @@ class JsonLines:
                     yield too_large(piece.shard, block.start, block.size_bytes)
                 else:
                     yield from _read_block(piece.shard, block, wanted)
-
-    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-        """See `Format.sample`."""
-        return sample(self, shard, columns, rows)
 
 
 def _parse(line: bytes) -> dict[str, Any] | tuple[str, str] | None:

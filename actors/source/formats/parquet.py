@@ -7,7 +7,7 @@ than to encode them, and files with row groups of about a unit's size do not pay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,7 @@ from actors.errors import DataError
 from actors.progress_counter import count_progress
 from actors.schema import POSITION, Piece, QuarantinedRow, Shard
 from actors.source.formats import int96
-from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS, Wanted, columns_of, reading, sample
+from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS, Wanted, columns_of, reading
 
 _WHAT = "Parquet"
 _BUFFER_BYTES = 1 << 20  # of each column on a local disk
@@ -95,10 +95,6 @@ class Parquet:
                     f"{shard.path!r} ends at row {position}, but its footer promises rows up to {piece.stop}: the file "
                     f"is damaged. Replace it or leave it out of the source"
                 )
-
-    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-        """See `Format.sample`."""
-        return sample(self, shard, columns, rows)
 
 
 @contextmanager

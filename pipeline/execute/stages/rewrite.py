@@ -1,6 +1,7 @@
-"""Rows of the table that stay, in files that cannot: files that also hold rows of shards that changed.
+"""Copies rows of table files, for files that must be rewritten: the rows of unchanged shards are kept.
 
-Used by the first stage for units of a refresh that `carry`. Nothing is read from the source and nothing is encoded.
+Used by the first stage of a refresh, and by compaction, for rewrite units (`Unit.carry`). It reads nothing from the
+source and encodes nothing.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _UNFIT = (
 
 
 @lru_cache(maxsize=1)
-def _replaced(plan: str) -> pa.Array:
-    """The shards whose rows go."""
-    data = storage.read(storage.join(plan, "replaced.parquet"))
+def _replaced(ledger: str) -> pa.Array:
+    """Return the shards whose rows are removed."""
+    data = storage.read(storage.join(ledger, "replaced.parquet"))
     return pq.read_table(pa.BufferReader(data))["path"].combine_chunks()
 
 
-def carry(unit: Unit, spec: WriterSpec) -> UnitBatch:
-    """The rows that stay of the unit's files, with everything that the table stores.
+def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
+    """Return the rows of the unit's files that are kept, with all columns of the table.
 
     In a refresh a row of ours without a unit vector is quarantined: its text is not here to be encoded again, and
     `--retry-quarantined` reads its shard.
@@ -49,16 +50,16 @@ def carry(unit: Unit, spec: WriterSpec) -> UnitBatch:
         rows = pq.read_table(file, partitioning=None)
         partition = json.loads(piece.shard.etag)
         rows = rows.select([name for name in rows.column_names if name in spec.schema.names and name not in partition])
-        for field in spec.schema:  # a file of another tool may lack columns
+        for field in spec.schema:  # a file written by another tool may lack columns
             if field.name not in rows.column_names and field.name not in partition:
                 rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
         rows = rows.cast(pa.schema([spec.schema.field(name) for name in rows.column_names]))
         replaced = _replaced(spec.ledger)
         if len(replaced):
-            going = pc.is_in(rows[SHARD], value_set=replaced)
+            removed = pc.is_in(rows[SHARD], value_set=replaced)
             added = kept_of(spec.ledger, unique_ids=True).is_added(rows)
-            stays = pc.or_(pc.invert(going), added)
-            rows, unfit = _split_unfit(rows.filter(stays), added.filter(stays), int(json.loads(spec.lineage)["dim"]))
+            kept = pc.or_(pc.invert(removed), added)
+            rows, unfit = _split_unfit(rows.filter(kept), added.filter(kept), int(json.loads(spec.lineage)["dim"]))
             bad += unfit
         _check_finite(rows, piece.shard.path)
         for name, value in partition.items():
@@ -103,14 +104,16 @@ def _split_unfit(rows: pa.Table, added: pa.ChunkedArray, dim: int) -> tuple[pa.T
 
 
 def _check_finite(rows: pa.Table, path: str) -> None:
-    """Raises where a vector of a file of the table is not finite: it must not be published again."""
+    """Raise DataError if a vector of a table file is not finite: it must not be published again."""
     vectors = rows[EMBEDDING].combine_chunks()
     values = vectors.flatten().to_numpy(zero_copy_only=False)
-    good = np.isfinite(values)
-    if good.all():
+    finite = np.isfinite(values)
+    if finite.all():
         return
-    numbers = np.unique(pc.list_parent_indices(vectors).to_numpy()[~good])
+    numbers = np.unique(pc.list_parent_indices(vectors).to_numpy()[~finite])
+    first_id = rows[ID][int(numbers[0])].as_py()
     raise DataError(
-        f"{path} of the table has {len(numbers)} rows whose vectors are not finite (first: id {rows[ID][int(numbers[0])].as_py()!r}). "
-        "Delete those rows, or refresh with `--foreign-commits restore` where another tool wrote them, or backfill into a new table."
+        f"{path} of the table has {len(numbers)} rows whose vectors are not finite (first: id {first_id!r}). "
+        "Delete those rows, or refresh with `--foreign-commits restore` where another tool wrote them, or backfill "
+        "into a new table."
     )

@@ -180,11 +180,6 @@ def test_a_broken_header_names_the_shard(put):
         CSV.columns(put("a.csv", b"id,\xff\n1,a\n"))
 
 
-def test_sample(put):
-    table = CSV.sample(put("a.csv", b"id,text\n1\n" + b"1,a\n" * 50), ["text"], 3)
-    assert table.column("text").to_pylist() == ["a"] * 3
-
-
 def test_pieces_hold_together(put):
     shard = put("a.csv", b"id,text\n" + b"1,a\n" * 10)
     pieces = CSV.pieces(shard, 4)

@@ -162,12 +162,6 @@ def test_planning_many_threads_at_once(put):
     assert [sum(piece.rows for piece in pieces) for pieces in found] == [*range(1, 41)] * 3
 
 
-def test_sample(put):
-    table = PARQUET.sample(put("a.parquet", parquet(numbered(500))), ["text", "absent"], 3)
-    assert table.column("text").to_pylist() == ["text 0", "text 1", "text 2"]
-    assert PARQUET.sample(put("a.parquet", parquet(numbered(0))), ["text"], 3).num_rows == 0
-
-
 @pytest.mark.parametrize("rows", [10**12, 2**62])
 def test_a_footer_that_promises_more_rows_than_the_file_can_hold(put, rows):
     """Six hundred bytes would make a plan of billions of pieces, in the driver's memory."""
