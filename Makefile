@@ -96,7 +96,7 @@ bench-scale: $(READY) ## Benchmark plan, resume and publish of a million units; 
 bench-gpu: $(READY) ## Benchmark encoders and a backfill on a CUDA GPU
 	$(BIN)/python -m benchmarks gpu
 
-format: $(READY) ## Fix lint and format the code
+format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
