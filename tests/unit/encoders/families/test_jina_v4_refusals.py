@@ -134,7 +134,7 @@ def test_missing_adapters_are_named(folders, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folders["old"], copy)
     shutil.rmtree(copy / "adapters")
-    with pytest.raises(ModelError, match=r"lacks the adapter folders adapters\. .* give config\.json `task_names`"):
+    with pytest.raises(ModelError, match=r"lacks the adapter folders adapters\. .* set `task_names` in config\.json"):
         describe(str(copy), task="code.query")
     without = edit(copy, tmp_path / "without", task_names=[])
     assert describe(str(without), task="query").tasks == ("query", "passage")
@@ -152,7 +152,7 @@ def test_missing_adapters_are_named(folders, tmp_path):
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type 'yarn'"),
         ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "RoPE of type 'linear'"),
         ({"num_attention_heads": 3}, "hidden_size 32, not a multiple of 2"),
-        ({"num_attention_heads": 0}, "hidden_size 32, not a multiple of 2"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0 where a whole number of 1 or more"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4, not a multiple of num_key_value_heads 3"),
         ({"num_key_value_heads": 4}, r"other shapes than its config\.json says"),
         ({"head_dim": 16}, "head_dim 16 where hidden_size and heads make it 8"),
