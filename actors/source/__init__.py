@@ -1,1 +1,1 @@
-"""Source files: what to read, and reading a unit of it."""
+"""Source files: the check of a source, and the reader of a unit."""

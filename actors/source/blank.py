@@ -1,9 +1,9 @@
-"""Which texts show nothing: no character, or only ones without ink and meaning.
+"""Finds blank texts: empty ones, and those of invisible characters only.
 
-Used by the reader. White space, control characters and format characters (Unicode's categories Cc, Cf and Z) show
-nothing, and neither do the other characters that Unicode tells every program to ignore where it cannot use them: fillers,
-joiners and selectors. A combining mark shows, and so does an emoji that is held together by joiners. Only texts whose first
-byte may begin such a character are looked at further, so that most cost a look at one byte.
+Used by the reader. White space, control and format characters (Unicode categories Cc, Cf and Z) are invisible. So are
+Unicode's other default ignorable characters: fillers, joiners and selectors. A combining mark is visible, and so is an
+emoji sequence with joiners. Most texts cost one byte: a text is matched only if its first byte can begin an invisible
+character.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# The last part is Unicode's Default_Ignorable_Code_Point, as far as it is in none of the categories.
+# The code points are those of Unicode's Default_Ignorable_Code_Point that are in none of the categories.
 _CLASS = (
     r"\s\p{Z}\p{Cc}\p{Cf}"
     r"\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{2065}\x{3164}\x{FE00}-\x{FE0F}\x{FFA0}"
@@ -21,14 +21,13 @@ _CLASS = (
 )
 _BLANK = rf"\A[{_CLASS}]*\z"
 
-
-# The bytes that begin the UTF-8 of such a character; a test goes through all of them.
+# First bytes of such characters in UTF-8. A test covers every character.
 _FIRST_BYTES = np.zeros(256, dtype=bool)
 _FIRST_BYTES[[*range(0x21), 0x7F, 0xC2, 0xCD, 0xD8, 0xDB, 0xDC, 0xE0, 0xE1, 0xE2, 0xE3, 0xEF, 0xF0, 0xF3]] = True
 
 
 def blank_rows(texts: pa.StringArray) -> npt.NDArray[np.int64]:
-    """Indices of the texts that show nothing.
+    """Return the indices of the blank texts.
 
     Args:
         texts: Valid UTF-8 without nulls.
@@ -38,13 +37,13 @@ def blank_rows(texts: pa.StringArray) -> npt.NDArray[np.int64]:
     _, offsets_buffer, data_buffer = texts.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
     starts, empty = offsets[:-1], offsets[1:] == offsets[:-1]
-    may = empty.copy()
+    maybe_blank = empty.copy()
     if not empty.all():
         data = np.frombuffer(data_buffer, dtype=np.uint8)
-        may |= _FIRST_BYTES[data[np.where(empty, 0, starts)]]
-    candidates = np.flatnonzero(may)
+        maybe_blank |= _FIRST_BYTES[data[np.where(empty, 0, starts)]]
+    candidates = np.flatnonzero(maybe_blank)
     if len(candidates) == 0:
         return candidates
-    found = pc.match_substring_regex(texts.take(pa.array(candidates)), _BLANK)
-    rows: npt.NDArray[np.int64] = candidates[found.to_numpy(zero_copy_only=False)]
+    is_blank = pc.match_substring_regex(texts.take(pa.array(candidates)), _BLANK)
+    rows: npt.NDArray[np.int64] = candidates[is_blank.to_numpy(zero_copy_only=False)]
     return rows

@@ -1,6 +1,6 @@
-"""Which dates and timestamps a table may have: the years 1 to 9999, which is what SQL, Python and pandas agree on.
+"""Checks that dates and timestamps are of the years 1 to 9999, which SQL, Python and pandas all support.
 
-Used where columns are cast. Whole columns are compared at once, nested ones leaf by leaf.
+Used by the cast of columns. Whole columns are compared at once, nested ones leaf by leaf.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-_DAYS = (-719_162, 2_932_896)  # 0001-01-01 and 9999-12-31, counted from 1970-01-01
+_DAYS = (-719_162, 2_932_896)  # 0001-01-01 and 9999-12-31, in days since 1970-01-01
 _DAY_US = 86_400_000_000
 
 
 @lru_cache(maxsize=1024)
 def has_times(kind: pa.DataType) -> bool:
-    """Whether there are dates or timestamps in values of this stored type, at any depth."""
+    """Return whether values of this stored type contain dates or timestamps, at any depth."""
     if types.is_date32(kind) or types.is_timestamp(kind):
         return True
     return types.is_nested(kind) and any(has_times(kind.field(index).type) for index in range(kind.num_fields))
@@ -25,7 +25,7 @@ def has_times(kind: pa.DataType) -> bool:
 
 @lru_cache(maxsize=1024)
 def has_naive_times(kind: pa.DataType) -> bool:
-    """Whether there are timestamps without a time zone in values of this type, at any depth."""
+    """Return whether values of this type contain timestamps without a time zone, at any depth."""
     if types.is_timestamp(kind):
         return kind.tz is None
     return types.is_nested(kind) and any(has_naive_times(kind.field(index).type) for index in range(kind.num_fields))
@@ -35,7 +35,7 @@ def check_years(array: pa.Array) -> None:
     """Check that all dates and timestamps of an array of a stored type are of the years 1 to 9999.
 
     Raises:
-        ArrowInvalid: one is not; the message has its value.
+        ArrowInvalid: One is not; the message has its value.
     """
     kind = array.type
     if not has_times(kind) or len(array) == array.null_count:
@@ -47,14 +47,14 @@ def check_years(array: pa.Array) -> None:
     day = 1 if types.is_date32(kind) else _DAY_US
     numbers = array.view(pa.int32() if day == 1 else pa.int64())
     least, most = _DAYS[0] * day, (_DAYS[1] + 1) * day - 1
-    wrong = pc.or_(pc.less(numbers, least), pc.greater(numbers, most))
-    if pc.any(wrong).as_py():
-        value = array.filter(wrong)[:1].cast(pa.string())[0].as_py()
+    is_outside = pc.or_(pc.less(numbers, least), pc.greater(numbers, most))
+    if pc.any(is_outside).as_py():
+        value = array.filter(is_outside)[:1].cast(pa.string())[0].as_py()
         raise pa.ArrowInvalid(f"{value} is not of the years 1 to 9999, which are what readers of the table can show")
 
 
 def _children(array: pa.Array) -> list[pa.Array]:
-    """The values inside a nested array, without those under a null or beyond a slice."""
+    """Return the child values of a nested array, without those under a null or outside the slice."""
     if types.is_map(array.type):
         pair = pa.struct([pa.field("key", array.type.key_type), pa.field("value", array.type.item_type)])
         array = array.cast(pa.list_(pair))

@@ -1,7 +1,7 @@
-"""Names of columns: which of them a table cannot have side by side.
+"""Checks the names of the columns of a table.
 
-Used where a job is read and where its source is checked. Delta Lake refuses two names in lower case that are equal, and
-readers such as Spark look columns up without regard to case.
+Used when a job is parsed and when its source is checked. Delta Lake refuses two names that are equal in lower case, and
+readers such as Spark ignore case in column names.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ _OF_CHUNKS = (CHUNK, START, END)
 
 
 def alike(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two names that are equal but for their case, or equal."""
+    """Return the first two names that are equal if case is ignored, or None."""
     seen: dict[str, str] = {}
     for name in names:
-        # Two rules: Rust compares lower case ('İ'), Java upper case too ('ſ' and 's').
+        # Two keys: Rust compares lower case ('İ'), Java also upper case ('ſ' and 's').
         keys = (f"lower {name.lower()}", f"fold {name.casefold()}")
-        if found := next((seen[key] for key in keys if key in seen), None):
-            return found, name
+        if earlier := next((seen[key] for key in keys if key in seen), None):
+            return earlier, name
         seen |= dict.fromkeys(keys, name)
     return None
 
 
 def misnamed(keep: Sequence[str], *, chunked: bool = False) -> str | None:
-    """What is wrong with the names of the kept columns, for people, or None.
+    """Return an error message for the first invalid name of a kept column, or None.
 
     Args:
         keep: The names, in order.
-        chunked: Whether the table is one of chunks, which has more columns of its own.
+        chunked: Whether the table has chunks, and so more columns of its own.
     """
     columns = _OWN + _OF_CHUNKS if chunked else _OWN
     for name in keep:
         if name in RESERVED or name.startswith("_"):
-            return f"keep names {name!r}, which the table uses itself. Rename it in the source"
+            return f"keep names {name!r}, which is reserved for the table. Rename it in the source"
         if own := next((own for own in columns if alike((own, name))), None):
             return (
-                f"keep names {name!r}, and the table has a column {own!r} of its own. Delta Lake takes names that differ "
-                f"by case only for one. Rename it in the source, or leave it out of source.keep"
+                f"keep names {name!r}, and the table has a column {own!r} of its own. To Delta Lake, names that differ "
+                f"only in case are the same. Rename it in the source, or leave it out of source.keep"
             )
         if "\0" in name:
-            return f"keep names {name!r}, and Delta Lake takes no name with a NUL character in it. Rename it"
+            return f"keep names {name!r}, and Delta Lake allows no NUL character in a name. Rename it"
     if pair := alike(dict.fromkeys(keep)):
         return (
-            f"keep names {pair[0]!r} and {pair[1]!r}. Delta Lake takes names that differ by case only for one. Rename "
+            f"keep names {pair[0]!r} and {pair[1]!r}. To Delta Lake, names that differ only in case are the same. Rename "
             f"one of them in the source, or leave it out of source.keep"
         )
     return None

@@ -1,9 +1,9 @@
-"""Columns as the job wants them: valid UTF-8, cast without a change of value, and the rows where that fails.
+"""Casts columns to the planned types without changing a value, and finds the rows where that fails.
 
-Used by the reader. Whole columns are checked and cast at once; only when that fails are the values at fault looked for,
-by halving. The trade-off: a column full of bad values is slow to take apart, and a run with so many does not pass anyway.
-What a value may become is decided by the types alone (`actors.source.formats.types.fits`): Arrow itself would cut a timestamp
-to its date, read a number from a text, round a decimal or leave out a field of a struct without an error.
+Used by the reader. Whole columns are checked and cast at once. Only if that fails, a binary search finds the invalid
+values. The trade-off: a column with many invalid values is slow, but such a run exceeds its quarantine limit anyway. The
+types alone decide which casts are allowed (`actors.source.formats.types.fits`): Arrow itself would truncate a timestamp
+to its date, parse a text as a number, round a decimal or drop a field of a struct without an error.
 """
 
 from __future__ import annotations
@@ -20,52 +20,53 @@ from actors.source.views import without_views
 
 _EXACT = float(1 << 53)
 
-# Index of a row to the reason it is set aside for, and what was wrong.
-Misfits = dict[int, tuple[str, str]]
+# Index of an invalid row to the reason and the error of its quarantine.
+Invalid = dict[int, tuple[str, str]]
 
 
-def fitted(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Misfits]:
-    """An array as `kind`, a stored type, with null where a value is not valid or does not fit.
+def cast_column(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Invalid]:
+    """Cast an array to `kind`, a stored type. Invalid values become null.
 
-    Dates and timestamps fit in the years 1 to 9999.
+    Dates and timestamps outside the years 1 to 9999 are invalid.
 
     Raises:
-        ArrowNotImplementedError: values of this array's type may not be cast to `kind`.
+        ArrowNotImplementedError: Values of this array's type may not be cast to `kind`.
     """
-    array, misfits = _valid(array)
+    array, invalid = _valid(array)
     same = array.type.equals(kind)
     if same and not has_times(kind):
-        return array, misfits
+        return array, invalid
     if not same and not fits(array.type, kind):
         raise pa.ArrowNotImplementedError(f"a value of type {array.type} may change when it is cast to {kind}")
     try:
-        return _cast(array, kind), misfits
+        return _cast(array, kind), invalid
     except pa.ArrowInvalid:
         array = _copied(array, range(len(array)))
-        wrong = {index: ("wrong_type", error) for index, error in _failing(array, lambda part: _fit_one(part, kind))}
-    return _cast(_without(array, wrong), kind), {**wrong, **misfits}
+        failed = {index: ("wrong_type", error) for index, error in _failing(array, lambda part: _cast_one(part, kind))}
+    return _cast(_without(array, failed), kind), {**failed, **invalid}
 
 
-def id_strings(array: pa.Array) -> tuple[pa.Array, Misfits]:
-    """Ids as text: whole numbers without decimals. Null where a number is not whole, or too large to be exact.
+def id_strings(array: pa.Array) -> tuple[pa.Array, Invalid]:
+    """Return ids as text, whole numbers without decimals. A number that is not whole or not exact becomes null.
 
     Raises:
-        ArrowNotImplementedError: ids cannot be made of this type.
+        ArrowNotImplementedError: This type cannot be an id.
     """
-    array, misfits = _valid(array)
+    array, invalid = _valid(array)
     if is_text(array.type) or types.is_integer(array.type) or types.is_null(array.type):
-        return array.cast(pa.string()), misfits
+        return array.cast(pa.string()), invalid
     if not types.is_floating(array.type):
         raise pa.ArrowNotImplementedError(f"ids are text or whole numbers, not {array.type}")
     array = array.cast(pa.float64())
     whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), _EXACT))
     for index in pc.indices_nonzero(pc.invert(pc.fill_null(whole, True))).to_pylist():
-        misfits[index] = ("wrong_type", f"the id {array[index].as_py()!r} is not a whole number below 2^53")
-    return _without(array, misfits).cast(pa.int64()).cast(pa.string()), misfits
+        invalid[index] = ("wrong_type", f"the id {array[index].as_py()!r} is not a whole number below 2^53")
+    return _without(array, invalid).cast(pa.int64()).cast(pa.string()), invalid
 
 
-def _valid(array: pa.Array) -> tuple[pa.Array, Misfits]:
-    """The array without views and without encodings of its outermost level, and null where it holds bytes that are not UTF-8."""
+def _valid(array: pa.Array) -> tuple[pa.Array, Invalid]:
+    """Return the array without views and without top-level encodings. Values that break a rule of their type, such as
+    UTF-8, become null."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if types.is_dictionary(array.type):
@@ -75,12 +76,12 @@ def _valid(array: pa.Array) -> tuple[pa.Array, Misfits]:
         array.validate(full=True)
         return array, {}
     except pa.ArrowInvalid:
-        wrong = {
-            # The other rules are those of a type: a decimal's digits, the whole days of a date64.
+        invalid = {
+            # Other rules are those of a type: the digits of a decimal, the whole days of a date64.
             index: ("invalid_utf8" if "UTF8" in error else "wrong_type", error)
             for index, error in _failing(array, lambda part: part.validate(full=True))
         }
-    return _without(array, wrong), wrong
+    return _without(array, invalid), invalid
 
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -89,8 +90,8 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
     return array
 
 
-def _fit_one(array: pa.Array, kind: pa.DataType) -> None:
-    """As `_cast`; the error for an array of one value says what is wrong for a person who sees the row."""
+def _cast_one(array: pa.Array, kind: pa.DataType) -> None:
+    """Cast as `_cast` does; for an array of one value, raise an error with the value, the rule and the fix."""
     try:
         _cast(array, kind)
     except pa.ArrowInvalid as error:
@@ -100,7 +101,7 @@ def _fit_one(array: pa.Array, kind: pa.DataType) -> None:
         if types.is_timestamp(array.type) and "would lose data" in reason:
             text = array.cast(pa.string())[0].as_py()
             reason = (
-                f"{text} has a part below a microsecond, which Delta Lake cannot hold. Round the column to microseconds "
+                f"{text} has a part below a microsecond, which Delta Lake cannot store. Round the column to microseconds "
                 f"in the source"
             )
         elif types.is_integer(array.type):
@@ -111,7 +112,7 @@ def _fit_one(array: pa.Array, kind: pa.DataType) -> None:
 
 
 def _failing(array: pa.Array, check: Callable[[pa.Array], object], first: int = 0) -> Iterator[tuple[int, str]]:
-    """Index of each value that fails `check` alone, with the error."""
+    """Yield the index of each value that fails `check`, with the error. Searches by halving."""
     try:
         check(array)
         return
@@ -125,12 +126,12 @@ def _failing(array: pa.Array, check: Callable[[pa.Array], object], first: int = 
 
 
 def _copied(array: pa.Array, rows: range) -> pa.Array:
-    """Some rows of an array and nothing else: Arrow checks and casts the children of a nested slice as a whole."""
+    """Copy some rows of an array, because Arrow checks and casts all children of a nested slice."""
     return array.take(pa.array(rows, pa.int64()))
 
 
-def _without(array: pa.Array, misfits: Misfits) -> pa.Array:
-    """The array with null in place of the misfits."""
-    if not misfits:
+def _without(array: pa.Array, invalid: Invalid) -> pa.Array:
+    """Return the array with null in place of invalid values."""
+    if not invalid:
         return array
-    return array.take(pa.array([None if index in misfits else index for index in range(len(array))], pa.int64()))
+    return array.take(pa.array([None if index in invalid else index for index in range(len(array))], pa.int64()))

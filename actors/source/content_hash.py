@@ -1,7 +1,7 @@
-"""The content hash: what tells whether a row's vector must be made anew.
+"""Content hash of a row: a refresh reuses the vector if the hash is unchanged.
 
-Used by the reader. blake2b of 16 bytes, as 32 hex digits, of the UTF-8 text; a task goes in as the salt, so that no
-text can be mistaken for another text with a task. Hashed from the Arrow buffer, without a Python string a row.
+Used by the reader. blake2b of 16 bytes, as 32 hex digits, of the UTF-8 text. The task is the salt, so a text with a task
+never has the hash of another text. Reads the Arrow buffer directly, without a Python string per row.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def _salt(task: str | None) -> bytes:
 
 
 def content_hashes(texts: pa.StringArray, tasks: pa.StringArray | None = None) -> pa.StringArray:
-    """The hash of each text, as hex.
+    """Return the hash of each text, in hex.
 
     Args:
         texts: `string` without nulls.
-        tasks: One a row, or None; null is the run's own task.
+        tasks: One per row, or None; null means the run's own task.
     """
     count = len(texts)
     if count == 0:

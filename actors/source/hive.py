@@ -1,15 +1,15 @@
-"""Columns made of folder names: `lang=de/year=2024/part-0.parquet` gives `lang` and `year` (`source.hive: true`).
+"""Columns from folder names: `lang=de/year=2024/part-0.parquet` has `lang` and `year` (`source.hive: true`).
 
-Used by the source check, which finds the columns and freezes their types, and by the reader, which gives every row of a
-shard the values of its path. The rules are those of Spark, DuckDB and pyarrow where the three agree:
+Used by the source check, which finds the columns and freezes their types, and by the reader, which adds the values of a
+shard's path to each of its rows. The rules are those that Spark, DuckDB and pyarrow share:
 
 - each folder `name=value` of a path counts, also those before a wildcard; the file's own name does not;
-- names and values are percent-decoded; `__HIVE_DEFAULT_PARTITION__` and an empty value are null, and so is the column of a
-  shard without such a folder;
-- where a file has a kept column of the same name, the folder's value is the one that counts.
+- names and values are percent-decoded; `__HIVE_DEFAULT_PARTITION__` and an empty value are null, and a shard without the
+  folder has null;
+- if a file has a kept column of the same name, the folder's value is used.
 
-A column is int64 where each of its values is a whole number that int64 gives back as it was written, else text: `007`
-stays `007`.
+A column is int64 if each of its values is a whole number in the form in which int64 is printed, else text: `007` stays
+`007`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyarrow as pa
 from actors.errors import ConfigError, DataError
 from actors.schema import Shard
 
-NULLS = ("__HIVE_DEFAULT_PARTITION__", "")  # Hive itself writes both as the first; Delta Lake has no empty partition
+NULLS = ("__HIVE_DEFAULT_PARTITION__", "")  # Hive writes both as the first; Delta Lake has no empty partition value
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -33,12 +33,12 @@ Columns = tuple[tuple[str, pa.DataType], ...]
 
 @dataclass(frozen=True, slots=True)
 class HiveColumn:
-    """One column that the folders of a corpus have.
+    """Column from the folder names of a corpus.
 
     Attributes:
         type: int64 or string.
-        values: How many different values there are, null not counted.
-        shards: How many shards have a folder of this name.
+        values: Number of distinct values, without null.
+        shards: Number of shards with a folder of this name.
     """
 
     name: str
@@ -48,7 +48,7 @@ class HiveColumn:
 
 
 def keys(path: str) -> dict[str, str | None]:
-    """Names and values of the `name=value` folders of a shard's path; of two of one name the inner one counts."""
+    """Return names and values of the `name=value` folders of a path; of two with one name, the inner one."""
     return dict(_pairs(path))
 
 
@@ -60,7 +60,7 @@ def _pairs(path: str) -> list[tuple[str, str | None]]:
 
 
 def _decoded(text: str) -> str:
-    """Percent-codes as their characters; text whose codes are not UTF-8 stays as it is."""
+    """Return percent-decoded text; text whose codes are not UTF-8 is returned unchanged."""
     if "%" not in text:
         return text
     try:
@@ -70,7 +70,7 @@ def _decoded(text: str) -> str:
 
 
 def columns(shards: Iterable[Shard]) -> tuple[HiveColumn, ...]:
-    """The columns that the folders of a corpus have, in the order in which they are met."""
+    """Return the columns from the folder names of a corpus, in order of first occurrence."""
     values: dict[str, set[str]] = {}
     counts: dict[str, int] = {}
     for shard in shards:
@@ -90,56 +90,56 @@ def _is_whole(value: str) -> bool:
 
 
 def check_names(wanted: Iterable[str], shards: Iterable[Shard]) -> None:
-    """Check that each wanted name means one value in each path.
+    """Check that each wanted name has one spelling, and one value in each path.
 
     Raises:
-        ConfigError: folders spell it in two cases, so that some rows would have nulls; or one path has two values.
+        ConfigError: Its case differs between folders, so that some rows would have nulls; or a path has two values.
     """
     folded = {name.lower() for name in wanted}
     spelled: dict[str, tuple[str, str]] = {}
     for shard in shards:
-        there: dict[str, str | None] = {}
+        values_by_name: dict[str, str | None] = {}
         for name, value in _pairs(shard.path):
             if name.lower() not in folded:
                 continue
-            if there.setdefault(name, value) != value:
+            if values_by_name.setdefault(name, value) != value:
                 raise ConfigError(
-                    f"source.hive: {shard.path!r} has two folders for {name!r}, with the values {there[name]!r} and "
-                    f"{value!r}. Rename one of them"
+                    f"source.hive: {shard.path!r} has two folders for {name!r}, with the values "
+                    f"{values_by_name[name]!r} and {value!r}. Rename one of them"
                 )
             first, path = spelled.setdefault(name.lower(), (name, shard.path))
             if first != name:
                 raise ConfigError(
                     f"source.hive: the folders are named {first!r} in {path!r} and {name!r} in {shard.path!r}, which "
-                    f"differ by case alone. Rename one of them"
+                    f"differ only in case. Rename one of them"
                 )
 
 
 def values(wanted: Columns, shard: Shard, rows: int) -> dict[str, pa.Array]:
-    """The columns of a shard's path, [rows] each, null where the path lacks one.
+    """Return the columns of a shard's path, [rows] each, null if the path lacks one.
 
     Raises:
-        DataError: a value is none of the planned type.
+        DataError: A value does not fit the planned type.
     """
-    there = keys(shard.path)
-    found = {}
+    path_values = keys(shard.path)
+    arrays = {}
     for name, kind in wanted:
         try:
-            found[name] = pa.repeat(_scalar(there.get(name), kind), rows)
+            arrays[name] = pa.repeat(_scalar(path_values.get(name), kind), rows)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise DataError(
-                f"{shard.path!r} gives {name!r} the value {there[name]!r}, which is not {kind} as the run was planned "
-                f"with. Rename that folder or leave it out of the source"
+                f"{shard.path!r} gives {name!r} the value {path_values[name]!r}, which is not {kind}, the type in the "
+                f"plan of the run. Rename that folder or leave it out of the source"
             ) from None
-    return found
+    return arrays
 
 
 def _scalar(value: str | None, kind: pa.DataType) -> pa.Scalar:
-    """A folder's value as a type that gives it back as it was written.
+    """Return a folder's value in a type whose text form is that value again.
 
     Raises:
-        ArrowInvalid: it is no value of that type.
-        ArrowNotImplementedError: no text is.
+        ArrowInvalid: The value is not of that type.
+        ArrowNotImplementedError: Text cannot be cast to that type.
     """
     if value is None:
         return pa.scalar(None, kind)
@@ -150,7 +150,7 @@ def _scalar(value: str | None, kind: pa.DataType) -> pa.Scalar:
 
 
 def hint(name: str, shards: Iterable[Shard]) -> str:
-    """What to add to an error about a missing column where folders have one of that name; else empty."""
+    """Return a hint for the error of a missing column that is a folder name, else an empty text."""
     for shard in shards:
         for folder in shard.path.split("/")[:-1]:
             if _decoded(folder.partition("=")[0]) == name and "=" in folder:
@@ -159,14 +159,14 @@ def hint(name: str, shards: Iterable[Shard]) -> str:
 
 
 def overlap(
-    wanted: Iterable[str], found: Mapping[Shard, Mapping[str, object]]
+    wanted: Iterable[str], columns_by_shard: Mapping[Shard, Mapping[str, object]]
 ) -> dict[str, tuple[Shard | None, Shard | None]]:
-    """Of each wanted name: a shard that has it as a column and as a folder, and one that has it as a column alone."""
+    """Return for each wanted name a shard that has both column and folder, and one that has only the column."""
     result: dict[str, tuple[Shard | None, Shard | None]] = {}
     for name in wanted:
         both, alone = None, None
-        for shard, there in found.items():
-            if name in there:
+        for shard, file_columns in columns_by_shard.items():
+            if name in file_columns:
                 if name in keys(shard.path):
                     both = both or shard
                 else:

@@ -1,9 +1,9 @@
-"""Refuses a source that is the inside of a lake table: its folder also holds files that no version has any more.
+"""Refuses a source inside a lake table, because its folder also contains files that its current version has removed.
 
-Called when a corpus is listed. Such a folder shows itself by what lies beside its data, or above it where the data are in
-subfolders: the log of Delta Lake, the metadata of Iceberg, the versions of Lance, the timeline of Hudi. The trade-off:
-a store lists each folder between a shard and the corpus's root once more, and is asked four times for each of a few above.
-Where there are many, and the whole tree was listed to find the shards, that is listed again instead.
+Called when a corpus is listed. A lake table has a metadata folder beside its data files or above them: the log of Delta
+Lake, the metadata of Iceberg, the versions of Lance, the timeline of Hudi. The trade-off: on a store, each folder between
+a shard and the corpus's root is listed once more, and each of a few folders above costs four requests. If there are many
+folders and the whole tree was listed to find the shards, the tree is listed again instead.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from actors import storage
 from actors.errors import ConfigError, StorageError
 from actors.schema import Shard
 
-_THREADS = 8  # each makes a client of its own
-_MOST_FOLDERS = 16  # of a tree in a store, listed one by one
-_PAGE = 1000  # names in one answer of a store
+_THREADS = 8  # each creates its own client
+_MOST_FOLDERS = 16  # of a tree on a store, listed one by one
+_PAGE = 1000  # names in one response of a store
 _LEVELS_ABOVE = 4  # of the root, `name=value` folders not counted
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """One kind of table.
+    """Table format.
 
     Attributes:
-        folder: What lies in its folder.
-        proof: What a file there is named: a folder may have that name by chance.
-        export: How to write one version of it out as files.
+        folder: Name of its metadata folder.
+        proof: Names of files in it: another folder may have the same name by chance.
+        export: Code that exports one version as files.
     """
 
     name: str
@@ -71,38 +71,38 @@ _KINDS = (
 
 
 def refuse_lakes(uri: str, root: str, shards: Sequence[Shard], *, own: str) -> None:
-    """Refuse shards that lie in the folder of a lake table.
+    """Refuse shards in the folder of a lake table.
 
     Args:
         uri: `source.uri` as the job gives it.
         root: The corpus's folder, as `corpus_root` gives it.
         shards: Its shards.
-        own: URL of the job's own table, whose log may lie beside the source.
+        own: URL of the job's own table, whose log may be beside the source.
 
     Raises:
-        ConfigError: they do; the message names the table and how to export a version of it.
-        StorageError: a folder of the corpus cannot be looked at.
+        ConfigError: Some are; the message names the table and explains how to export a version of it.
+        StorageError: A folder of the corpus cannot be listed.
     """
     inside, above = _inside(root, shards), _above(root)
     for folders in (inside, above):
         folders.discard(_spelled(own))
     if storage.is_local(root):
-        found = next(filter(None, map(_local_table, sorted(inside | above))), None)
+        table = next(filter(None, map(_local_table, sorted(inside | above))), None)
     else:
         tree = "**" in uri or not any(mark in uri for mark in "*?[")
         large = {folder for folder, count in Counter(map(_folder, shards)).items() if count > _PAGE}
-        found = _in_store(root, inside, above, large, tree=tree)
-    if found is not None:
-        kind, table = found
+        table = _in_store(root, inside, above, large, tree=tree)
+    if table is not None:
+        kind, folder = table
         raise ConfigError(
-            f"source.uri {uri!r} matches files in the folder of the {kind.name} table {table!r}, which also holds files "
-            f"that its current version has no more; export that version, as by {kind.export.format(table=table)}, and "
+            f"source.uri {uri!r} matches files in the folder of the {kind.name} table {folder!r}, which also holds files "
+            f"that its current version has removed; export that version, as by {kind.export.format(table=folder)}, and "
             f"name the export as source.uri"
         )
 
 
 def _spelled(url: str) -> str:
-    """A URL as listings spell it."""
+    """Return a URL in the spelling of listings."""
     if storage.is_local(url):
         return storage.absolute(url)
     fs, path = storage.filesystem(storage.absolute(url))
@@ -114,7 +114,7 @@ def _folder(shard: Shard) -> str:
 
 
 def _inside(root: str, shards: Iterable[Shard]) -> set[str]:
-    """The folders from the root, itself included, down to each shard."""
+    """Return the folders from the root, included, down to each shard."""
     folders = {root}
     for folder in set(map(_folder, shards)):
         below = folder
@@ -125,7 +125,7 @@ def _inside(root: str, shards: Iterable[Shard]) -> set[str]:
 
 
 def _above(root: str) -> set[str]:
-    """A few folders above the root, up to its bucket or the disk's root."""
+    """Return a few folders above the root, up to its bucket or the root of the disk."""
     protocol, mark, path = root.rpartition("://")
     folders: set[str] = set()
     levels = 0
@@ -141,7 +141,7 @@ def _local_table(folder: str) -> tuple[_Kind, str] | None:
     for kind in _KINDS:
         try:
             names = os.listdir(storage.local_path(f"{folder}/{kind.folder}"))
-        except OSError:  # not there, or not ours to look at
+        except OSError:  # missing, or no permission
             continue
         if any(kind.proof.fullmatch(name) for name in names):
             return kind, folder
@@ -150,39 +150,39 @@ def _local_table(folder: str) -> tuple[_Kind, str] | None:
 
 def _in_store(root: str, inside: set[str], above: set[str], large: set[str], *, tree: bool) -> tuple[_Kind, str] | None:
     if tree and len(inside) > _MOST_FOLDERS:
-        listed = _listed(shard.path for shard in storage.walk(root))
-        if listed is not None:
-            return listed
+        table = _table_among(shard.path for shard in storage.walk(root))
+        if table is not None:
+            return table
         inside = set()
 
     def suspects(folder: str) -> tuple[_Kind, ...]:
-        if folder not in inside or folder in large:  # what lies there may be more than one answer holds
+        if folder not in inside or folder in large:  # its listing may take more than one response
             return _KINDS
-        there = storage.folders(folder)
-        return tuple(kind for kind in _KINDS if kind.folder in there)
+        subfolders = storage.folders(folder)
+        return tuple(kind for kind in _KINDS if kind.folder in subfolders)
 
-    def look(question: tuple[str, _Kind]) -> bool:
-        folder, kind = question
+    def is_table(suspect: tuple[str, _Kind]) -> bool:
+        folder, kind = suspect
         try:
             names = storage.names(folder, kind.folder)
         except StorageError:
             if folder in inside:
                 raise
-            return False  # rights may end at the corpus
+            return False  # permissions may end at the corpus
         return any(kind.proof.fullmatch(name) for name in names)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         folders = sorted(above | inside)
-        asked = [
+        candidates = [
             (folder, kind) for folder, kinds in zip(folders, pool.map(suspects, folders), strict=True) for kind in kinds
         ]
-        for (folder, kind), there in zip(asked, pool.map(look, asked), strict=True):
-            if there:
+        for (folder, kind), proven in zip(candidates, pool.map(is_table, candidates), strict=True):
+            if proven:
                 return kind, folder
     return None
 
 
-def _listed(paths: Iterable[str]) -> tuple[_Kind, str] | None:
+def _table_among(paths: Iterable[str]) -> tuple[_Kind, str] | None:
     for path in paths:
         folder, _, name = path.rpartition("/")
         table, _, last = folder.rpartition("/")

@@ -1,7 +1,7 @@
-"""Reads a unit: good rows as one Arrow table with text, id and content hash, bad rows set aside, none lost.
+"""Reads a unit: valid rows as one Arrow table with id, text and content hash, and the quarantined rows.
 
-Called in a worker by the first stage of the dataflow, and by planning for a sample. `rows_read == table rows + bad rows`
-always. Work is vectorised; Python looks at single values only where a column turns out to have a bad one.
+Called in a worker by the first stage of the dataflow, and by planning for a sample. No row is lost: `rows_read == table
+rows + quarantined rows` always. Work is vectorised; only columns with invalid values are searched for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from actors.progress_counter import count_progress
 from actors.schema import ID, POSITION, SHARD, Piece, QuarantinedRow, Shard, Unit
 from actors.source import hive
 from actors.source.blank import blank_rows
-from actors.source.columns import Misfits, fitted, id_strings
+from actors.source.columns import Invalid, cast_column, id_strings
 from actors.source.content_hash import content_hashes
 from actors.source.formats import FORMATS, Format, Wanted
 from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS
@@ -36,13 +36,13 @@ _IDS = "\0ids"  # no source column has this name
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """What a unit came to.
+    """Rows of a unit.
 
     Attributes:
         table: `SourceSpec.schema()`: id, the kept columns, `_text`, `_task` if a task column is named, `_hash`,
             `_shard`, `_position`; in the order of the source.
-        bad: The rows set aside.
-        rows_read: Rows met in the source: those of the table and the bad ones.
+        bad: The quarantined rows.
+        rows_read: Rows in the source: those of the table and the quarantined ones.
     """
 
     table: pa.Table
@@ -54,49 +54,50 @@ def read_unit(unit: Unit, source: SourceSpec) -> ReadResult:
     """Read all pieces of a unit.
 
     Raises:
-        DataError: a shard cannot be read, or lacks a text, id or task column.
-        SourceChanged: a shard is not the one that was planned.
-        StorageError: the store failed.
+        DataError: A shard cannot be read, or lacks a text, id or task column.
+        SourceChanged: A shard changed since the run was planned.
+        StorageError: The store failed.
     """
     return _read(_items(unit.pieces, source), source)
 
 
 def read_sample(shard: Shard, source: SourceSpec, *, rows: int) -> ReadResult:
-    """The first rows of a shard, at least `rows` where there are as many; cheap, and not checked for a change."""
+    """Read the first `rows` rows of a shard, or all if it has fewer. Does not check whether the shard changed."""
 
-    def some() -> Iterator[tuple[Shard, pa.Table | QuarantinedRow]]:
-        each = FORMATS[source.format]
-        left = rows
-        for item in each.read(each.head(shard, rows), source.wanted()):
-            part = item.slice(0, left) if isinstance(item, pa.Table) else item
-            left -= part.num_rows if isinstance(part, pa.Table) else 1
+    def first_rows() -> Iterator[tuple[Shard, pa.Table | QuarantinedRow]]:
+        source_format = FORMATS[source.format]
+        remaining = rows
+        for item in source_format.read(source_format.head(shard, rows), source.wanted()):
+            part = item.slice(0, remaining) if isinstance(item, pa.Table) else item
+            remaining -= part.num_rows if isinstance(part, pa.Table) else 1
             yield shard, part
-            if left <= 0:
+            if remaining <= 0:
                 return
 
-    return _read(some(), source)
+    return _read(first_rows(), source)
 
 
 def _items(pieces: Iterable[Piece], source: SourceSpec) -> Iterator[tuple[Shard, pa.Table | QuarantinedRow]]:
-    """Tables and bad rows of all pieces, in order."""
-    each: Format = FORMATS[source.format]
+    """Yield the tables and quarantined rows of all pieces, in order."""
+    source_format: Format = FORMATS[source.format]
     wanted = source.wanted()
     pieces = tuple(pieces)
-    if not each.whole_file or len(pieces) < 2 or storage.is_local(pieces[0].shard.path):
+    if not source_format.whole_file or len(pieces) < 2 or storage.is_local(pieces[0].shard.path):
         for piece in pieces:
-            yield from ((piece.shard, item) for item in each.read(piece, wanted))
+            yield from ((piece.shard, item) for item in source_format.read(piece, wanted))
         return
-    # Many small objects of a store: a request takes longer than its bytes, so several are under way.
+    # Latency dominates for many small objects of a store, so several are fetched at once.
     with ThreadPoolExecutor(_FETCHES) as pool:
-        for piece, items in zip(pieces, pool.map(lambda one: list(each.read(one, wanted)), pieces), strict=True):
+        fetched = pool.map(lambda piece: list(source_format.read(piece, wanted)), pieces)
+        for piece, items in zip(pieces, fetched, strict=True):
             yield from ((piece.shard, item) for item in items)
 
 
 def _read(items: Iterable[tuple[Shard, pa.Table | QuarantinedRow]], source: SourceSpec) -> ReadResult:
     wanted = source.wanted()
-    good: list[pa.Table] = []
+    finished: list[pa.Table] = []
     bad: list[QuarantinedRow] = []
-    held: list[pa.Table] = []
+    pending: list[pa.Table] = []
     rows_read = 0
     for shard, item in items:
         count_progress()
@@ -105,20 +106,21 @@ def _read(items: Iterable[tuple[Shard, pa.Table | QuarantinedRow]], source: Sour
             bad.append(item)
             continue
         rows_read += item.num_rows
-        table = _whole(item, shard, wanted, source.folders)
-        # Small tables, as documents are, are worked on together.
-        size = sum(each.num_rows for each in held)
-        if held and (size >= BATCH_ROWS or not table.schema.equals(held[0].schema) or _bytes(held) >= BATCH_BYTES):
-            good.append(_finish(pa.concat_tables(held), source, bad))
-            held = []
-        held.append(table)
-    if held:
-        good.append(_finish(pa.concat_tables(held), source, bad))
-    table = pa.concat_tables([source.schema().empty_table(), *good])
+        table = _with_all_columns(item, shard, wanted, source.folders)
+        # Small tables, such as single documents, are joined before they are processed.
+        pending_rows = sum(each.num_rows for each in pending)
+        is_full = pending_rows >= BATCH_ROWS or _bytes(pending) >= BATCH_BYTES
+        if pending and (is_full or not table.schema.equals(pending[0].schema)):
+            finished.append(_finish(pa.concat_tables(pending), source, bad))
+            pending = []
+        pending.append(table)
+    if pending:
+        finished.append(_finish(pa.concat_tables(pending), source, bad))
+    table = pa.concat_tables([source.schema().empty_table(), *finished])
     if source.unique_ids:
         table = _without_repeats(table, bad)
     if rows_read != table.num_rows + len(bad):
-        raise InvariantBroken(f"{rows_read} rows were read, but {table.num_rows} kept and {len(bad)} set aside.")
+        raise InvariantBroken(f"{rows_read} rows were read, but {table.num_rows} kept and {len(bad)} quarantined.")
     return ReadResult(table, bad, rows_read)
 
 
@@ -126,8 +128,8 @@ def _bytes(tables: list[pa.Table]) -> int:
     return sum(table.nbytes for table in tables)
 
 
-def _whole(table: pa.Table, shard: Shard, wanted: Wanted, folders: hive.Columns) -> pa.Table:
-    """A format's table with all wanted columns, null where the shard lacks one, those of its folders, and its path."""
+def _with_all_columns(table: pa.Table, shard: Shard, wanted: Wanted, folders: hive.Columns) -> pa.Table:
+    """Add the wanted columns that the shard lacks, as nulls, the columns of its folders, and its path."""
     count = table.num_rows
     columns = {
         name: table.column(name) if name in table.column_names else pa.nulls(count, kind)
@@ -139,7 +141,7 @@ def _whole(table: pa.Table, shard: Shard, wanted: Wanted, folders: hive.Columns)
 
 
 class _Rows:
-    """A batch on its way: columns of one length, from which bad rows are taken."""
+    """Columns of one batch, from which invalid rows are removed."""
 
     def __init__(self, table: pa.Table, bad: list[QuarantinedRow]) -> None:
         self.columns: dict[str, pa.Array] = {name: _one(table.column(name)) for name in table.column_names}
@@ -148,8 +150,8 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.columns[POSITION])
 
-    def set_aside(self, rows: Misfits) -> None:
-        """Move rows, by index, to the bad ones."""
+    def quarantine(self, rows: Invalid) -> None:
+        """Move rows, by index, to the quarantined ones."""
         if not rows:
             return
         ids = self.columns.get(_IDS)
@@ -168,27 +170,27 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> pa.Table:
-    """One batch as `SourceSpec.schema()`; bad rows go to `bad`."""
+    """Convert a batch to `SourceSpec.schema()`; quarantined rows are appended to `bad`."""
     rows = _Rows(table, bad)
     kept = dict(source.keep)
-    misfits: Misfits = {}
+    invalid: Invalid = {}
     for name in dict.fromkeys([*source.text, *kept, *([source.task] if source.task else [])]):
-        with _naming(name, rows):
-            rows.columns[name], wrong = fitted(rows.columns[name], kept.get(name, pa.string()))
-        misfits = {**wrong, **misfits}
+        with _naming_column(name, rows):
+            rows.columns[name], failed = cast_column(rows.columns[name], kept.get(name, pa.string()))
+        invalid = {**failed, **invalid}
     if source.id is None:
-        rows.columns[_IDS] = _ids_of_places(rows.columns[SHARD], rows.columns[POSITION], source.root)
+        rows.columns[_IDS] = _position_ids(rows.columns[SHARD], rows.columns[POSITION], source.root)
     else:
-        with _naming(source.id, rows):
-            rows.columns[_IDS], wrong = id_strings(rows.columns[source.id])
+        with _naming_column(source.id, rows):
+            rows.columns[_IDS], failed = id_strings(rows.columns[source.id])
         if source.id not in (*source.text, *kept):
             del rows.columns[source.id]
-        misfits = {**wrong, **misfits}
-    rows.set_aside(misfits)
-    rows.set_aside(_without_id(rows.columns[_IDS]))
-    rows.set_aside(_all_null([rows.columns[name] for name in source.text]))
+        invalid = {**failed, **invalid}
+    rows.quarantine(invalid)
+    rows.quarantine(_without_id(rows.columns[_IDS]))
+    rows.quarantine(_all_null([rows.columns[name] for name in source.text]))
     rows.columns[TEXT] = _joined([rows.columns[name] for name in source.text])
-    rows.set_aside(_blank(rows.columns[TEXT]))
+    rows.quarantine(_blank(rows.columns[TEXT]))
 
     tasks = rows.columns[source.task] if source.task else None
     columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), rows.columns[TEXT]]
@@ -198,8 +200,8 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
 
 
 @contextmanager
-def _naming(column: str, rows: _Rows) -> Iterator[None]:
-    """Says which column of which shard is of a type that is never right."""
+def _naming_column(column: str, rows: _Rows) -> Iterator[None]:
+    """Add the column and the shard to the error of a type that cannot be cast."""
     try:
         yield
     except pa.ArrowNotImplementedError as error:
@@ -210,46 +212,48 @@ def _naming(column: str, rows: _Rows) -> Iterator[None]:
         ) from error
 
 
-def _ids_of_places(paths: pa.StringArray, positions: pa.Int64Array, root: str) -> pa.StringArray:
-    """`<path below the corpus's folder>:<position>`: the same wherever the corpus is mounted."""
+def _position_ids(paths: pa.StringArray, positions: pa.Int64Array, root: str) -> pa.StringArray:
+    """Return ids `<path below the corpus's folder>:<position>`, which do not depend on where the corpus is mounted."""
     prefix = root.rstrip("/") + "/"
     if not pc.all(pc.starts_with(paths, prefix)).as_py():
         raise InvariantBroken(f"a shard such as {paths[0].as_py()!r} is not below the corpus's folder {root!r}.")
     return pc.binary_join_element_wise(pc.utf8_slice_codeunits(paths, len(prefix)), positions.cast(pa.string()), ":")
 
 
-def _without_id(ids: pa.StringArray) -> Misfits:
+def _without_id(ids: pa.StringArray) -> Invalid:
     missing = pc.fill_null(pc.equal(pc.binary_length(ids), 0), True)
     return dict.fromkeys(_true(missing), ("missing_id", "the row has no id, and an id column is named"))
 
 
-def _all_null(parts: list[pa.StringArray]) -> Misfits:
+def _all_null(parts: list[pa.StringArray]) -> Invalid:
     null = reduce(pc.and_, (part.is_null() for part in parts))
     return dict.fromkeys(_true(null), ("null_text", "every text column is null"))
 
 
 def _joined(parts: list[pa.StringArray]) -> pa.StringArray:
-    """The text of each row: its parts joined by a blank line, null parts left out. A row must have a part: Arrow's
-    join leaves out rows that have none, and so moves those behind them."""
+    """Return the text of each row: its parts joined by a blank line, without null parts.
+
+    Each row must have a part. Arrow's join drops rows without one, which would shift the following rows.
+    """
     joined = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\n\n", null_handling="skip")
     if len(joined) != len(parts[0]) or joined.null_count:
         raise InvariantBroken(f"{len(parts[0])} rows have {len(joined) - joined.null_count} texts.")
     return joined
 
 
-def _blank(texts: pa.StringArray) -> Misfits:
-    error = "the text is empty or nothing but white space and characters that show nothing"
+def _blank(texts: pa.StringArray) -> Invalid:
+    error = "the text is empty, or only white space and invisible characters"
     return dict.fromkeys(blank_rows(texts).tolist(), ("empty_text", error))
 
 
 def _true(mask: pa.BooleanArray) -> list[int]:
-    """Indices of what is true."""
+    """Return the indices of true values."""
     indices: list[int] = pc.indices_nonzero(mask).to_pylist()
     return indices
 
 
 def _without_repeats(table: pa.Table, bad: list[QuarantinedRow]) -> pa.Table:
-    """The table without the rows whose id an earlier one has."""
+    """Return the table without rows that repeat the id of an earlier row."""
     if table.num_rows == 0 or pc.count_distinct(table.column(ID)).as_py() == table.num_rows:
         return table
     codes = _one(table.column(ID)).dictionary_encode().indices.to_numpy()

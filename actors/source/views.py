@@ -1,7 +1,7 @@
-"""Views as plain values, at any depth: lists, texts and bytes that are stored as references into a buffer.
+"""Converts Arrow views (lists, texts and bytes stored as references into a buffer) to plain arrays, at any depth.
 
-Used where columns are checked and cast. Arrow has few kernels for views, and its cast of a list view drops values behind
-a null (seen in pyarrow 26).
+Used by the cast of columns. Arrow has few kernels for views, and its cast of a list view drops values after a null (seen
+in pyarrow 26).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def _has_views(kind: pa.DataType) -> bool:
 
 
 def without_views(array: pa.Array) -> pa.Array:
-    """The same values without views. No byte of a text is looked at.
+    """Return the same values without views. The bytes of texts are not checked.
 
     Raises:
-        ArrowNotImplementedError: there is a view where this cannot reach, as in a union.
+        ArrowNotImplementedError: A view is in a type that is not supported here, such as a union.
     """
     kind = array.type
     if not _has_views(kind):
@@ -50,6 +50,6 @@ def without_views(array: pa.Array) -> pa.Array:
 
 
 def _offsets(lists: pa.Array) -> pa.Array:
-    """Where each list begins among the values that `flatten` gives."""
+    """Return the start of each list in the result of `flatten`."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

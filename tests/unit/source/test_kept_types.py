@@ -233,12 +233,12 @@ def test_a_column_may_have_any_name(tmp_path, name, partitioned):
         (["ID"], "'ID', and the table has a column 'id' of its own"),
         (["Embedding"], "'Embedding', and the table has a column 'embedding'"),
         (["Tokens"], "'Tokens', and the table has"),
-        (["Lang", "x", "lang"], "'Lang' and 'lang'. Delta Lake takes names that differ by case only for one"),
+        (["Lang", "x", "lang"], "'Lang' and 'lang'. To Delta Lake, names that differ only in case are"),
         (["Ä", "ä"], "'Ä' and 'ä'"),
         (["İ", "i\u0307"], "'İ' and 'i\u0307'"),
         (["ſ", "S"], "'ſ' and 'S'"),
         (["a\0"], "no name with a NUL character"),
-        (["_x"], "which the table uses itself"),
+        (["_x"], "which is reserved for the table"),
     ],
 )
 def test_names_that_are_one_to_a_reader_are_refused(tmp_path, keep, reason):

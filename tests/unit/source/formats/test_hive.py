@@ -158,7 +158,7 @@ def test_the_folder_counts_where_a_kept_column_is_in_the_file_too(corpus):
         (
             {"k=1/a.parquet": parquet(text=["a"]), "K=1/a.parquet": parquet(text=["a"])},
             {"keep": ("k",)},
-            "differ by case alone",
+            "differ only in case",
         ),
         (
             {"k=1/k=2/a.parquet": parquet(text=["a"])},

@@ -50,10 +50,10 @@ def test_a_missing_column_says_which_are_there_and_the_nearest(put, key):
         ({"id": "f"}, r"source\.id names 'f', which is bool .*must be text or whole numbers"),
         ({"task": "n"}, r"source\.task_column names 'n', which is int64"),
         ({"keep": ("d",)}, r"source\.keep names 'd', which is duration.*Delta Lake has no such type"),
-        ({"keep": ("id",)}, r"source\.keep names 'id', which the table uses itself"),
-        ({"keep": ("_x",)}, r"source\.keep names '_x', which the table uses itself"),
+        ({"keep": ("id",)}, r"source\.keep names 'id', which is reserved for the table"),
+        ({"keep": ("_x",)}, r"source\.keep names '_x', which is reserved for the table"),
         ({"text": ()}, r"source\.text names no column"),
-        ({"text": ("_position",)}, "'_position' is a name that readers use"),
+        ({"text": ("_position",)}, "'_position' is reserved for the readers"),
     ],
 )
 def test_a_column_of_a_wrong_type_or_name(put, settings, rule):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.source.columns import fitted
+from actors.source.columns import cast_column
 from actors.source.formats.types import fits, merged, refusal, stored_type
 
 LEAVES = [
@@ -138,11 +138,11 @@ def test_the_joined_type_of_two_shards(one, two, want):
 def test_a_cast_that_may_change_a_value_is_none(kind, values, target):
     array = pa.array(values, kind)
     if kind == target:
-        assert fitted(array, target) == (array, {})
+        assert cast_column(array, target) == (array, {})
         return
     assert not fits(kind, target)
     with pytest.raises(pa.ArrowNotImplementedError, match="may change when it is cast to"):
-        fitted(array, target)
+        cast_column(array, target)
 
 
 def ns(*values: int | None) -> pa.Array:
@@ -174,16 +174,16 @@ def test_a_value_that_cannot_be_kept_costs_its_row_and_says_which(array, wrong, 
     assert target is not None
     # Behind a slice there is a value that does not fit, and no row of it.
     for part, shift in ((array, 0), (pa.concat_arrays([array.take([wrong[0]]), array]).slice(1), 0)):
-        found, misfits = fitted(part, target)
+        found, misfits = cast_column(part, target)
         assert sorted(misfits) == [index + shift for index in wrong]
         assert all(reason == "wrong_type" for reason, _ in misfits.values())
         assert text in misfits[wrong[0]][1]
         assert found.type == target
         assert found.null_count == array.null_count + len(wrong)
-    sound, misfits = fitted(array.take([index for index in range(len(array)) if index not in wrong]), target)
+    sound, misfits = cast_column(array.take([index for index in range(len(array)) if index not in wrong]), target)
     assert not misfits
     outside = pa.concat_arrays([array.take([wrong[0]]), sound.cast(array.type)]).slice(1)
-    assert fitted(outside, target) == (sound, {})
+    assert cast_column(outside, target) == (sound, {})
 
 
 @pytest.mark.parametrize(
@@ -212,18 +212,18 @@ def test_a_value_that_cannot_be_kept_costs_its_row_and_says_which(array, wrong, 
 def test_a_cast_that_keeps_every_value(array, target, values):
     target = stored_type(target)
     assert target is not None
-    found, misfits = fitted(array, target)
+    found, misfits = cast_column(array, target)
     assert (found.type, found.to_pylist(), misfits) == (target, values, {})
     assert str(found.to_pylist()) == str(values)  # -0.0 is equal to 0.0
 
 
 def test_not_a_number_is_a_value():
-    found, misfits = fitted(pa.array([float("nan"), -0.0], pa.float32()), pa.float64())
+    found, misfits = cast_column(pa.array([float("nan"), -0.0], pa.float32()), pa.float64())
     assert (str(found.to_pylist()), misfits) == ("[nan, -0.0]", {})
 
 
 def test_a_whole_number_that_no_float_equals_costs_its_row():
-    found, misfits = fitted(pa.array([1, 2**53 + 1]), pa.float64())
+    found, misfits = cast_column(pa.array([1, 2**53 + 1]), pa.float64())
     assert found.to_pylist() == [1.0, None]
     assert misfits[1][1].startswith("9007199254740993 is not exact as double")
 
