@@ -1,4 +1,4 @@
-"""Kinds of source files. `open_format` finds the one for a path; `base.Format` says what each can do."""
+"""Formats of source files. `open_format` returns the one for a path; `base.Format` is their interface."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _COMPRESSIBLE = ("jsonl", "csv")
 
 
 def open_format(name: str, path: str) -> Format:
-    """The format called `name`, or with "auto" the one that the ending of `path` names.
+    """Return the format `name`; for "auto", the format of the ending of `path`.
 
     Raises:
-        ConfigError: there is no such format, or the ending does not tell.
+        ConfigError: There is no such format, or the ending is unknown.
     """
     if name == "auto":
         name = next((known for ending, known in _ENDINGS.items() if without_compression(path).endswith(ending)), "")
         if not name or (compression(path) and name not in _COMPRESSIBLE):
             raise ConfigError(
-                f"{path!r} does not tell its format by its ending; known are {', '.join(_ENDINGS)}, of which JSON Lines "
+                f"{path!r} does not have the ending of a known format; known are {', '.join(_ENDINGS)}, of which JSON Lines "
                 f"and CSV may be followed by .gz or .zst. Set source.format to one of {', '.join(FORMATS)}, or narrow "
-                f"source.uri to the files that are meant, such as {path.rsplit('/', 1)[0]}/*.parquet"
+                f"source.uri to the intended files, such as {path.rsplit('/', 1)[0]}/*.parquet"
             )
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, 1)

@@ -1,4 +1,4 @@
-"""What a file is that should hold CSV or TSV and does not, from its first bytes. Called by CSV when a run is planned."""
+"""Recognizes files that are named as CSV or TSV and are something else. Called by CSV when a run is planned."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _IN_QUOTES = re.compile(rb'"(?:[^"]|"")*"')
 
 
 def check_header(shard: Shard) -> tuple[str, str] | None:
-    """What a shard holds whose first line is no header of CSV, and the way out; None where it may be one."""
+    """Return the content of a shard whose first line is no CSV header, and the fix; None if it may be one."""
     with open_lines(shard) as file:
         head: bytes = file.read(looks.HEAD_BYTES)
-    if (found := looks.foreign(head)) is not None:
-        return found
+    if (content := looks.foreign(head)) is not None:
+        return content
     text = head.removeprefix(BOM).lstrip(b"\r\n")
     first, *rest = text.split(b"\n", 2)
-    if (found := _json(first, has_more=len(rest) > 0)) is not None:
-        return found
+    if (content := _json(first, has_more=len(rest) > 0)) is not None:
+        return content
     if _SEPARATOR_LINE.fullmatch(first):
         return "a first line `sep=` as Excel writes, which is no header", "Remove that line"
     if b"\r" in _IN_QUOTES.sub(b"", first.rstrip(b"\r")) and len(head) < looks.HEAD_BYTES and b"\n" not in text:
@@ -52,7 +52,7 @@ def _json(first: bytes, *, has_more: bool) -> tuple[str, str] | None:
 
 
 def _other_delimiter(first: bytes, second: bytes, delimiter: str) -> tuple[str, str] | None:
-    """Another delimiter, where the header has one field by ours and several by that, and so has the next line."""
+    """Return the error for another delimiter: one that splits the header and the next line, as the expected one does not."""
     bare, after = (_IN_QUOTES.sub(b"", line) for line in (first, second))
     if delimiter.encode() in bare:
         return None
@@ -67,6 +67,6 @@ def _other_delimiter(first: bytes, second: bytes, delimiter: str) -> tuple[str, 
 
 
 def no_rows(header: Sequence[str], error: str) -> tuple[str, str]:
-    """What a file holds none of whose lines is a row, and the way out."""
+    """Return the content of a file without any valid row, and the fix."""
     shown = list(header)[:20]
-    return f"no line that is a row below its header {shown}; the first: {error}", "Mend the file"
+    return f"no line that is a row below its header {shown}; the first: {error}", "Fix the file"

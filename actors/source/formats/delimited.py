@@ -1,9 +1,9 @@
 """CSV and TSV, plain or compressed: a header row, then rows in one of several dialects (`grammar`).
 
-Every value is text, and an empty field is null: a guess at numbers would cost postcodes their zeros, and differ from
-shard to shard. Only a pass over the file can tell which newlines are inside quotes, so planning reads it whole; the
-byte offsets that it finds let readers go straight to their piece. Quotes count at the start of a field only. What cannot be
-a row is a broken line: it ends with its line, and reading goes on with the next one.
+Every value is text, and an empty field is null: number detection would drop leading zeros of postcodes and differ between
+shards. Only a pass over the file can find which newlines are inside quotes, so planning reads the whole file; with the
+byte offsets from that pass, readers seek directly to their piece. Quotes count only at the start of a field. A line that
+is no valid row is a broken line, and reading continues with the next line.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ Field = str | None
 
 
 class _Record(NamedTuple):
-    """One row as bytes.
+    """Row as bytes.
 
     Attributes:
-        end: Offset of the byte after it, its newline included.
-        data: Without the last newline; empty where it is set aside, for `bad`.
+        end: Offset of the byte after its newline.
+        data: The row without its last newline; empty if the row is quarantined.
+        bad: The quarantined row, or None.
     """
 
     start: int
@@ -53,21 +54,22 @@ class Delimited:
     schemaless = False
 
     def columns(self, shard: Shard) -> dict[str, pa.DataType]:
-        """The header's names, all of them text.
+        """Return the names in the header, all with type text.
 
         Raises:
-            DataError: the file holds something else, or rows none of which has the fields of the header.
+            DataError: The file has other content, or no row with as many fields as the header.
         """
         return dict.fromkeys(_checked_header(shard), pa.string())
 
     def pieces(self, shard: Shard, rows: int) -> list[Piece]:
-        """Byte ranges of `rows` rows each, found by a pass over the file."""
-        header, begin = _header(shard)
+        """Return byte ranges of `rows` rows each, found by a pass over the file."""
+        header, start = _header(shard)
         with reading(shard, _WHAT):
-            return cut(shard, ((one.start, one.end) for one in _records(shard, begin, END, count=len(header))), rows)
+            records = _records(shard, start, END, count=len(header))
+            return cut(shard, ((record.start, record.end) for record in records), rows)
 
     def head(self, shard: Shard, rows: int) -> Piece:
-        """All behind the header: a reader stops when it has enough."""
+        """Return a piece of everything after the header: the caller stops when it has enough rows."""
         return Piece(shard, _header(shard)[1], END, rows, rows_exact=False)
 
     def read(self, piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
@@ -101,7 +103,7 @@ class Delimited:
 
 
 def _dialect(shard: Shard) -> Dialect:
-    """The dialect that was decided; one that is found out, where none was."""
+    """Return the shard's planned dialect, or detect it if there is none."""
     return shard.dialect or choose(shard).dialect
 
 
@@ -111,14 +113,14 @@ def _grammar(shard: Shard) -> Grammar:
 
 @lru_cache(maxsize=4096)
 def _header(shard: Shard) -> tuple[tuple[str, ...], int]:
-    """The column names, and the offset behind them: no names for a file without a row."""
+    """Return the column names and the offset after the header; no names for a file without a row."""
     with reading(shard, _WHAT):
         of = _grammar(shard)
         for record in _records(shard, 0, END, count=None):
             fields = record.bad or _fields(shard, record, of, None)
             if isinstance(fields, QuarantinedRow):
                 raise DataError(
-                    f"the header of {shard.path!r} cannot be read: {fields.error}. Mend or leave out the file"
+                    f"the header of {shard.path!r} cannot be read: {fields.error}. Fix or leave out the file"
                 )
             return tuple(name or "" for name in fields), record.end
         return (), 0
@@ -126,35 +128,35 @@ def _header(shard: Shard) -> tuple[tuple[str, ...], int]:
 
 @lru_cache(maxsize=4096)
 def _checked_header(shard: Shard) -> tuple[str, ...]:
-    """The column names of a file that is CSV, and has a row or only a header."""
+    """Return the column names of a file that is CSV and has a valid row or only a header."""
     with reading(shard, _WHAT):
-        if (found := check_header(shard)) is not None:
-            raise refused(shard, *found)
-        header, begin = _header(shard)
+        if (mismatch := check_header(shard)) is not None:
+            raise refused(shard, *mismatch)
+        header, start = _header(shard)
         of = _grammar(shard)
-        first: QuarantinedRow | None = None
-        for record in _records(shard, begin, END, count=len(header)):
+        first_broken: QuarantinedRow | None = None
+        for record in _records(shard, start, END, count=len(header)):
             fields = record.bad or _fields(shard, record, of, len(header))
             if not isinstance(fields, QuarantinedRow):
                 return header
-            first = first or fields
-        if first is not None:
-            raise refused(shard, *no_rows(header, first.error))
+            first_broken = first_broken or fields
+        if first_broken is not None:
+            raise refused(shard, *no_rows(header, first_broken.error))
         return header
 
 
 def _plain_fields(data: bytes, quote: str, delimiter: str) -> list[Field] | None:
-    """The fields of a row that holds nothing but text and delimiters, as most rows; None for any other."""
+    """Return the fields of a row without quotes and carriage returns, as most rows are; None for any other row."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
         return None
-    # A text is searched, for bytes take ten times as long to say that one of them is not there.
+    # Search in text: in bytes, the search for an absent character takes ten times as long.
     return None if quote in text or "\r" in text else cast(list[Field], text.split(delimiter))
 
 
 def _fields(shard: Shard, record: _Record, of: Grammar, count: int | None) -> list[Field] | QuarantinedRow:
-    """The fields of a row, or what is wrong with it."""
+    """Return the fields of a row, or the quarantined row."""
     try:
         text = record.data.decode()
     except UnicodeDecodeError as error:
@@ -178,22 +180,21 @@ def _table(header: Sequence[str], names: list[str], rows: list[list[Field]], at:
     columns = {}
     for name in names:
         index = header.index(name)
-        # Null by one comparison a column is faster than by one a value in Python.
+        # One comparison per column is faster than one per value in Python.
         values = pa.array([row[index] for row in rows], pa.string())
         empty = pc.equal(pc.binary_length(values), 0)
         columns[name] = pc.if_else(empty, None, values) if pc.any(empty).as_py() else values
     return pa.table({**columns, POSITION: pa.array(at, pa.int64())})
 
 
-# ------------------------------------------------------------------------------------------------- where the rows are
+# ---------------------------------------------------------------------------------------------------- row boundaries
 
 
 def _row_ends(data: bytes, of: Grammar, count: int | None) -> tuple[Offsets, Offsets] | None:
-    """Where rows end in text that starts with a row, and which rows over several lines may be none (their numbers), if all
-    of its quotes are where they should be; else None.
+    """Return the ends of rows in text that starts with a row, and the indices of multi-line rows that may be invalid.
 
-    If each opening quote follows a delimiter, a newline or a quote, and each closing one is followed by such, then a
-    newline ends a row where the quotes before it are even in number.
+    Returns None if a quote is in an unexpected place. If each opening quote follows a delimiter, a newline or a quote, and
+    each closing quote precedes one, then a newline ends a row exactly if the number of quotes before it is even.
     """
     if of.backslash and b"\\" in data and (of.quote is not None or b"\\\n" in data):
         return None
@@ -221,14 +222,14 @@ def _row_ends(data: bytes, of: Grammar, count: int | None) -> tuple[Offsets, Off
 
 
 def _doubtful(quotes: Offsets, newlines: Offsets, marks: Offsets, ends: Offsets, count: int) -> Offsets:
-    """The numbers of rows over several lines that have not `count` fields, or whose lines have as many delimiters each.
+    """Return indices of multi-line rows that do not have `count` fields, or whose lines each have that many delimiters.
 
-    All places are offsets in one block: of quotes, newlines and delimiters, and of the ends of its rows.
+    The arguments are offsets in one block: of quotes, newlines, delimiters, and ends of rows.
     """
     outside = marks[np.searchsorted(quotes, marks) % 2 == 0]
     fields = np.diff(np.searchsorted(outside, ends), prepend=0) + 1
     whole_lines = np.diff(np.searchsorted(marks, newlines), prepend=0) == count - 1
-    last_lines = np.searchsorted(newlines, ends)  # the number of lines up to each row's end
+    last_lines = np.searchsorted(newlines, ends)  # number of lines up to each row's end
     lines = np.diff(last_lines, prepend=0)
     like_rows = np.diff(np.concatenate([[0], np.cumsum(whole_lines)])[last_lines], prepend=0) == lines
     return np.flatnonzero((lines > 1) & ((fields != count) | like_rows))
@@ -237,53 +238,53 @@ def _doubtful(quotes: Offsets, newlines: Offsets, marks: Offsets, ends: Offsets,
 def _records(
     shard: Shard, start: int, stop: int, *, count: int | None = None, largest: int = LARGEST_VALUE_BYTES
 ) -> Iterator[_Record]:
-    """The rows whose first byte is in `start <= p < stop`, `start` being where a row starts. Blank lines are none.
+    """Yield the rows whose first byte is in `start <= p < stop`. Blank lines are no rows.
 
-    A quote that is never closed would swallow the rest of the file as one row. It is found out at the end (or when
-    the row grows beyond `largest`): then its line alone is set aside, and reading goes on behind it. So it is where
-    a row of several lines has not the fields of the header, or holds other rows.
+    A quote that is never closed would make one row of the rest of the file. This is detected at the end of the file, or
+    when the row exceeds `largest`: then only its first line is quarantined, and reading continues with the next line. The
+    same applies to a multi-line row that does not have the fields of the header, or that contains other rows.
 
     Args:
-        shard: What to read.
-        start: Offset of the first row.
-        stop: No row that starts there or behind it is read.
-        count: Fields of the header; None for the header itself.
-        largest: Bytes of the largest row that is held.
+        shard: The shard to read.
+        start: Offset of the first row, which starts there.
+        stop: Offset at which reading stops: rows that start there or later are not read.
+        count: Number of fields in the header; None for the header itself.
+        largest: Size of the largest row that is kept in memory, in bytes.
     """
     of = _grammar(shard)
-    held, origin = b"", start
+    pending, origin = b"", start
     for block in blocks(shard, start, stop, longest=largest):
         if block.data is None:
-            yield from _assemble(shard, held, origin, of, count, closed=True)[0]
+            yield from _assemble(shard, pending, origin, of, count, closed=True)[0]
             end = block.start + block.size_bytes
             yield _Record(block.start, end, b"", too_large(shard, block.start, block.size_bytes))
-            held, origin = b"", end
+            pending, origin = b"", end
             continue
         if block.start == 0:
-            # Before a quote, a byte order mark would make it one inside of a field.
-            held = block.data.removeprefix(BOM)
-            origin = len(block.data) - len(held)
+            # A byte order mark before a quote would move the quote inside the field.
+            pending = block.data.removeprefix(BOM)
+            origin = len(block.data) - len(pending)
         else:
-            origin = origin if held else block.start
-            held += block.data
+            origin = origin if pending else block.start
+            pending += block.data
         while True:
-            records, rest = _whole_rows(shard, held, origin, of, count)
+            records, used = _whole_rows(shard, pending, origin, of, count)
             yield from records
-            held, origin = held[rest:], origin + rest
-            if len(held) <= largest:
+            pending, origin = pending[used:], origin + used
+            if len(pending) <= largest:
                 break
-            first = held.index(b"\n") + 1
-            yield _broken(shard, origin, origin + first, UNCLOSED)
-            held, origin = held[first:], origin + first
-    yield from _assemble(shard, held, origin, of, count, closed=True)[0]
+            line_end = pending.index(b"\n") + 1
+            yield _broken(shard, origin, origin + line_end, UNCLOSED)
+            pending, origin = pending[line_end:], origin + line_end
+    yield from _assemble(shard, pending, origin, of, count, closed=True)[0]
 
 
 def _whole_rows(shard: Shard, data: bytes, origin: int, of: Grammar, count: int | None) -> tuple[list[_Record], int]:
-    """The rows that end in `data`, and how much of it they take."""
-    found = _row_ends(data, of, count)
-    if found is None:
+    """Return the rows that end in `data`, and the number of bytes that they take."""
+    row_ends = _row_ends(data, of, count)
+    if row_ends is None:
         return _assemble(shard, data, origin, of, count, closed=False)
-    ends, doubtful = found
+    ends, doubtful = row_ends
     if count is not None:
         for index in doubtful.tolist():
             start = int(ends[index - 1]) if index else 0
@@ -305,15 +306,15 @@ def _broken(shard: Shard, start: int, end: int, error: str) -> _Record:
 def _assemble(
     shard: Shard, data: bytes, origin: int, of: Grammar, count: int | None, *, closed: bool
 ) -> tuple[list[_Record], int]:
-    """The rows that end in `data`, one by one, and how much of it they take.
+    """Return the rows that end in `data`, parsed one by one, and the number of bytes that they take.
 
     Args:
         shard: For the errors.
         data: Whole lines, from the start of a row.
-        origin: Offset of the first one.
-        of: How rows are written.
-        count: Fields of the header; None for the header itself.
-        closed: Nothing will follow, so a row that is not whole is broken.
+        origin: Offset of the first line.
+        of: Grammar of the rows.
+        count: Number of fields in the header; None for the header itself.
+        closed: Whether `data` ends with the file, so that an incomplete row is broken.
     """
     records: list[_Record] = []
     at = 0

@@ -1,9 +1,9 @@
-"""Finds out how the fields of a delimited shard are written, from its first bytes.
+"""Detects the dialect (quotes and escapes) of a delimited shard from its first bytes.
 
-Called when a run is planned, once for each shard; what is decided goes into the plan, so that no reader decides again. Each
-dialect that a job allows reads the same first bytes, and counts the lines that it cannot read or that its writer would not have
-written. The least count wins; among equals the plain dialect does: quotes doubled in CSV, no quotes in TSV. The trade-off:
-quotes that come only behind those bytes are read as the first ones are, and rows that do not fit then are broken lines.
+Called once per shard when a run is planned; the plan stores the dialect for the readers. Each dialect that the job allows
+parses the same first bytes and counts the lines that it cannot parse or that its writer would not write. The lowest count
+wins, then the plain dialect: doubled quotes in CSV, no quotes in TSV. The trade-off: quotes that first occur after these
+bytes have no influence, and rows that do not fit the dialect become broken lines.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was decided for a shard.
+    """Dialect that was detected for a shard.
 
     Attributes:
         dialect: The dialect.
-        ambiguous: Another dialect that reads the first bytes as well but finds other rows or values; None where none does.
+        ambiguous: Another dialect that parses the first bytes equally well into other rows or values, or None.
     """
 
     dialect: Dialect
@@ -54,36 +54,36 @@ class Choice:
 
 
 def plain_dialect(path: str) -> Dialect:
-    """The dialect that a file is expected to have by its name."""
+    """Return the usual dialect of a file with this ending."""
     return _PLAIN if delimiter_of(path) == "\t" else _RFC
 
 
 def words(dialect: Dialect) -> str:
-    """A dialect for a person."""
+    """Return the description of a dialect."""
     known = _WORDS.get(dialect, "")
     return f"quote {dialect.quote}, escape {dialect.escape}" + (f": {known}" if known else "")
 
 
 def check_keys(quote: str, escape: str) -> None:
-    """Raise ConfigError where `source.quote` and `source.escape` cannot go together."""
+    """Raise ConfigError if `source.quote` and `source.escape` contradict each other."""
     if quote == "none" and escape == "double":
         raise ConfigError(
-            "source.escape double writes a quote twice inside of quotes, and source.quote is none. Set source.escape to "
+            "source.escape double means a quote written twice inside quotes, and source.quote is none. Set source.escape to "
             "backslash, none or auto, or name the quote"
         )
 
 
 @lru_cache(maxsize=4096)
 def choose(shard: Shard, quote: str = "auto", escape: str = "auto") -> Choice:
-    """The dialect of a shard.
+    """Return the dialect of a shard.
 
     Args:
         shard: A delimited file.
-        quote: What `source.quote` says.
-        escape: What `source.escape` says.
+        quote: Value of `source.quote`.
+        escape: Value of `source.escape`.
 
     Raises:
-        DataError: the shard cannot be read.
+        DataError: The shard cannot be read.
     """
     check_keys(quote, escape)
     order = _OF_TSV if delimiter_of(shard.path) == "\t" else _OF_CSV
@@ -105,16 +105,16 @@ def choose(shard: Shard, quote: str = "auto", escape: str = "auto") -> Choice:
 
 @dataclass(frozen=True, slots=True)
 class DialectUse:
-    """Shards that have one dialect.
+    """Shards with the same dialect.
 
     Attributes:
         quote: As in `source.quote`.
         escape: As in `source.escape`.
-        shards: How many.
+        shards: Number of shards.
         first: The path of the first one.
-        plain: It is the dialect that their names lead to expect.
-        ambiguous: How many of them another dialect reads as well, with other rows or values.
-        other: That other dialect of the first such shard, for a person.
+        plain: Whether it is the usual dialect for the endings of their names.
+        ambiguous: Number of shards that another dialect parses equally well into other rows or values.
+        other: Description of that other dialect, for the first such shard.
     """
 
     quote: str
@@ -127,11 +127,11 @@ class DialectUse:
 
     @property
     def worth_saying(self) -> bool:
-        """Whether a person should know."""
+        """Whether a report should include it: the dialect is unusual or ambiguous."""
         return not self.plain or self.ambiguous > 0
 
     def sentence(self) -> str:
-        """What is read how, in words."""
+        """Return a sentence with the shards and their dialect."""
         text = f"{self.first!r}" + (f" and {self.shards - 1:,} more" if self.shards > 1 else "")
         text += f": {words(Dialect(self.quote, self.escape))}"
         if self.ambiguous:
@@ -142,17 +142,17 @@ class DialectUse:
 def settle(
     shards: Sequence[Shard], source_format: str, quote: str, escape: str
 ) -> tuple[tuple[Shard, ...], tuple[DialectUse, ...]]:
-    """The shards, each with its dialect; and which dialects they have. Shards of another format stay as they are.
+    """Return the shards with their dialects, and the groups of shards by dialect. Other formats are left unchanged.
 
     Args:
-        shards: As they were listed.
+        shards: The listed shards.
         source_format: Name of their format, never "auto".
-        quote: What `source.quote` says.
-        escape: What `source.escape` says.
+        quote: Value of `source.quote`.
+        escape: Value of `source.escape`.
 
     Raises:
-        ConfigError: the keys cannot go together, or the format has no dialects.
-        DataError: a shard cannot be read.
+        ConfigError: The keys contradict each other, or the format has no dialects.
+        DataError: A shard cannot be read.
     """
     if source_format != "csv":
         if (quote, escape) != ("auto", "auto"):
@@ -163,10 +163,10 @@ def settle(
     check_keys(quote, escape)
     with ThreadPoolExecutor(_THREADS) as pool:
         choices = list(pool.map(lambda shard: choose(shard, quote, escape), shards))
-    asked = "auto" not in (quote, escape)
+    chosen_by_job = "auto" not in (quote, escape)
     groups: dict[tuple[Dialect, bool], list[tuple[Shard, Choice]]] = {}
     for shard, choice in zip(shards, choices, strict=True):
-        plain = asked or choice.dialect == plain_dialect(shard.path)
+        plain = chosen_by_job or choice.dialect == plain_dialect(shard.path)
         groups.setdefault((choice.dialect, plain), []).append((shard, choice))
     uses = []
     for (dialect, plain), members in groups.items():
@@ -180,12 +180,12 @@ def settle(
 
 @dataclass(frozen=True, slots=True)
 class _Score:
-    """How well a dialect reads the first bytes.
+    """Score of a dialect on the first bytes.
 
     Attributes:
-        cost: Lines that it cannot read, or that its writer would not have written.
-        fields: All fields of all good rows, as one hash: two dialects with the same read the same.
-        lines_inside: Lines of good rows over several lines.
+        cost: Lines that it cannot parse, or that its writer would not write.
+        fields: Hash of all fields of all valid rows: equal if two dialects parse the same values.
+        lines_inside: Number of lines of valid multi-line rows.
     """
 
     cost: int
@@ -211,14 +211,14 @@ def _choose(data: bytes, allowed: list[Dialect], delimiter: str, *, whole: bool)
         if (dialect.quote == "none" and not tsv) or dialect.quote == "'":
             score = replace(score, cost=score.cost + _quoted_lines(data, delimiter, needed=False, but=dialect.quote))
         if tsv and dialect == _COPY and not escapes:
-            score = replace(score, cost=score.cost + 1)  # some backslash is no escape of such a writer
+            score = replace(score, cost=score.cost + 1)  # some backslash is no escape of this dialect
         if escapes and dialect.escape != "backslash":
             score = replace(score, cost=score.cost + escapes)
         scores[dialect] = score
         if score.cost == 0 and not tsv:
             break
     if tsv and _PLAIN in scores and _RFC in scores:
-        # Rows over several lines and quotes that are doubled are what only a writer with quotes would have written.
+        # Only a writer with quotes writes multi-line rows and doubled quotes.
         more = _quoted_lines(data, delimiter, needed=True)
         if scores[_RFC].cost == 0 or more:
             more += scores[_RFC].lines_inside
@@ -243,7 +243,7 @@ def _score(data: bytes, of: Grammar, *, whole: bool, tsv: bool) -> _Score:
     while at < len(data):
         end = of.row_end(data, at, closed=whole)
         if end is None:
-            # A row that reaches beyond the first bytes: its lines are looked at as if each were one.
+            # The row ends after the first bytes: check its lines as if each were a row.
             lines = data[at:].split(b"\n")
             cost += sum(line.count(mark) == (count or 0) - 1 for line in lines) if len(lines) > 1 else 0
             break
@@ -274,14 +274,14 @@ def _score(data: bytes, of: Grammar, *, whole: bool, tsv: bool) -> _Score:
 
 
 def _all_rows(row: bytes, mark: bytes, count: int) -> bool:
-    """Whether each line of a row over several lines has as many fields as the header, none of them empty."""
+    """Return whether each line of a multi-line row has as many fields as the header, none of them empty."""
     return count > 1 and all(line.count(mark) == count - 1 and all(line.split(mark)) for line in row.split(b"\n"))
 
 
 def _has_escapes(data: bytes, delimiter: str) -> int:
-    """Lines with what only a writer that escapes by backslashes writes; 0 where some backslash is no escape.
+    """Count the escapes that only a writer with backslash escapes writes; 0 if some backslash is no escape.
 
-    A field of a backslash and N alone is a null. Others count where every backslash begins an escape that such writers know.
+    A field of a backslash and N alone is a null. Other escapes count only if every backslash begins a known escape.
     """
     d = re.escape(delimiter.encode())
     nulls = len(re.findall(rb"(?:(?<=[\n%s])|\A)\\N(?=[%s\r\n]|\Z)" % (d, d), data))
@@ -302,19 +302,19 @@ def _quoted(delimiter: str, quote: str) -> re.Pattern[bytes]:
 
 
 def _quotes_fields(data: bytes, delimiter: str) -> bool:
-    """Whether single quotes stand around some field."""
+    """Return whether some field is in single quotes."""
     return _quoted(delimiter, "'").search(data) is not None
 
 
 def _quoted_lines(data: bytes, delimiter: str, *, needed: bool, but: str = "") -> int:
-    """Lines with a field in well-formed quotes; all lines, where the header has one.
+    """Count the fields in well-formed quotes; all lines if the header has such a field.
 
     Args:
         data: The first bytes.
         delimiter: One character.
-        needed: Count only fields that need their quotes: with a doubled quote, a delimiter or a carriage return inside;
-            and those with nothing inside, which is how Spark and Polars write an empty text.
-        but: Quotes of this kind do not count.
+        needed: Count only fields that need their quotes (with a doubled quote, a delimiter or a carriage return inside)
+            and empty ones, as Spark and Polars write an empty text.
+        but: A quote character that does not count.
     """
     pattern = _quoted(delimiter, '"')
     if but == '"':

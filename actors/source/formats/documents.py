@@ -1,8 +1,8 @@
-"""A folder of text or Markdown files: one document a file.
+"""Text and Markdown files: one document per file.
 
 Columns: `text`, the content without a byte order mark; `path`, the file's full path or URL; `name`, its last part. The
-trade-off: each file is one request, so many small files are slower to read than one large one of the same text; the
-reader fetches several at once from a store.
+trade-off: each file is one request, so many small files are slower to read than one large file. The reader fetches
+several at once from a store.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _COLUMNS = ("text", "path", "name")
 
 
 def _no_text(head: bytes) -> str | None:
-    """What a file with these first bytes is, if it is no UTF-8 text: an HTML or XML document is one."""
-    found = None if looks.is_markup(head) else looks.foreign(head)
-    return None if found is None else f"the file holds {found[0]}. {found[1]}"
+    """Return an error for a file with these first bytes unless it is UTF-8 text. HTML and XML are text."""
+    content = None if looks.is_markup(head) else looks.foreign(head)
+    return None if content is None else f"the file holds {content[0]}. {content[1]}"
 
 
 class Documents:
@@ -33,15 +33,15 @@ class Documents:
     schemaless = False
 
     def columns(self, shard: Shard) -> dict[str, pa.DataType]:  # noqa: ARG002  (the same for every shard)
-        """Always text, path and name."""
+        """Return text, path and name, for every shard."""
         return dict.fromkeys(_COLUMNS, pa.string())
 
     def pieces(self, shard: Shard, rows: int) -> list[Piece]:  # noqa: ARG002  (a document is not cut)
-        """The file. An empty one is a document too: it is set aside as such, not left out in silence."""
+        """Return the file as one piece. An empty file is a document too: its row is quarantined."""
         return [self.head(shard, 1)]
 
     def head(self, shard: Shard, rows: int) -> Piece:  # noqa: ARG002
-        """The file."""
+        """Return the file as one piece."""
         return Piece(shard, 0, 1, 1)
 
     def read(self, piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
@@ -54,8 +54,8 @@ class Documents:
             return
         with reading(shard, "text"):
             data = storage.read(shard.path)
-            if (found := _no_text(data[: looks.HEAD_BYTES])) is not None:
-                yield QuarantinedRow(shard.path, 0, None, "invalid_utf8", found)
+            if (error_text := _no_text(data[: looks.HEAD_BYTES])) is not None:
+                yield QuarantinedRow(shard.path, 0, None, "invalid_utf8", error_text)
                 return
             try:
                 text = data.decode("utf-8-sig")

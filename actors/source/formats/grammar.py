@@ -1,8 +1,8 @@
-"""How rows of delimited text are written: where one ends, and what its fields are, for each dialect.
+"""Grammar of delimited text for each dialect: finds the end of a row and its fields.
 
 Used by CSV. Four families: quotes doubled inside quotes (RFC 4180), quotes escaped by a backslash inside quotes (Spark),
-backslash escapes without quotes (text exports of MySQL and PostgreSQL), and neither (IANA TSV). A row that cannot be is told
-from one whose end has not been seen yet. The patterns are possessive throughout, so that each byte is looked at once.
+backslash escapes without quotes (text exports of MySQL and PostgreSQL), and neither (IANA TSV). An invalid row is
+distinguished from a row whose end is not in the data yet. All patterns are possessive, so each byte is matched once.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _GARBAGE = "a quoted field that starts in this line is followed by other text"
 _SWALLOWED = "a quote is opened in this line, and the next rows would be part of its field"
 _RETURN = "a carriage return inside an unquoted field"
 
-# What text exports of MySQL and PostgreSQL write behind a backslash; any other character stands for itself.
+# Characters after a backslash in text exports of MySQL and PostgreSQL; any other character means itself.
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0", "Z": "\x1a"}
 _NUMBER = re.compile(rb"\d+")
-# So many lines that each look like a row are taken for rows even where no column counts up.
+# This many lines that each look like a row count as rows, even if no column counts up.
 _MANY_LINES = 10
 
-# The module's own limit is 128 KiB a field; ours is on the whole row. The setting is the process's.
+# The module limits a field to 128 KiB; here the whole row is limited. The setting is process-wide.
 csv.field_size_limit(LARGEST_VALUE_BYTES)
 
 
 class Grammar:
-    """One dialect with one delimiter. Made by `grammar`."""
+    """Grammar of one dialect with one delimiter. Created by `grammar`."""
 
     def __init__(self, dialect: Dialect, delimiter: str) -> None:
         self.dialect = dialect
@@ -39,7 +39,7 @@ class Grammar:
         self.quote = None if dialect.quote == "none" else dialect.quote
         self.backslash = dialect.escape == "backslash"
         d, q = re.escape(delimiter), re.escape(self.quote or "")
-        # Made once: each reader would make one of its own from arguments.
+        # Created once, because each reader would create its own from arguments.
         self._csv = csv.reader(
             (),
             delimiter=delimiter,
@@ -61,7 +61,7 @@ class Grammar:
         return rf"(?:[^{q}]++|{q}{q})*+" if self.dialect.escape == "double" else rf"[^{q}]*+"
 
     def _patterns(self, d: str, q: str) -> tuple[re.Pattern[bytes], re.Pattern[bytes] | None]:
-        """A whole row, and a row whose end has not come yet."""
+        """Return the patterns of a whole row, and of a row whose end is not in the data yet."""
         if not q:
             row = r"(?:[^\n\\]++|\\[\s\S])*+\\?(?:\n|\Z)" if self.backslash else r"[^\n]*+(?:\n|\Z)"
             return re.compile(row.encode()), None
@@ -73,24 +73,25 @@ class Grammar:
         return re.compile(row.encode()), re.compile(opened.encode())
 
     def row_end(self, data: bytes, start: int, *, closed: bool) -> int | str | None:
-        """Where the row that starts at `start` ends, its newline included; or None, where its end has not come yet; or
-        why there is no such row.
+        """Return the end of the row that starts at `start`, after its newline.
+
+        Returns None if the end is not in `data` yet, and an error message if there is no valid row.
 
         Args:
             data: Whole lines; the last one of a file may lack its newline.
-            start: Where a row starts.
-            closed: Nothing follows `data`.
+            start: Start of a row.
+            closed: Whether `data` ends with the file.
         """
         match = self._row.match(data, start)
         if match is not None:
             end = match.end()
-            # A newline behind a backslash is part of a value: the row goes on.
+            # A newline after a backslash is part of a value: the row continues.
             if (
                 self.quote is None
                 and self.backslash
                 and not closed
                 and end == len(data)
-                and self._goes_on(match.group())
+                and self._continues(match.group())
             ):
                 return None
             return end
@@ -99,14 +100,14 @@ class Grammar:
             return None
         return UNCLOSED if opened else _GARBAGE
 
-    def _goes_on(self, row: bytes) -> bool:
+    def _continues(self, row: bytes) -> bool:
         if not row.endswith(b"\n"):
             return True
         body = row[:-1]
         return (len(body) - len(body.rstrip(b"\\"))) % 2 == 1
 
     def fields(self, text: str) -> list[str | None] | str:
-        """The fields of a row without its line end, or what is wrong with it. None for a null (a backslash and N)."""
+        """Return the fields of a row without its line end, or an error message. A null (a backslash and N) is None."""
         quote, delimiter = self.quote, self.delimiter
         if self.backslash and ("\\" in text or (quote is not None and quote in text)):
             return self._escaped_fields(text)
@@ -127,7 +128,7 @@ class Grammar:
             if self._quoted_escape is None:
                 fields.append(None if match[0] == "\\N" else _unescaped(match[0]))
             elif match[1] is not None:
-                fields.append(self._quoted_escape.sub(lambda found: found[1] or found[2], match[1]))
+                fields.append(self._quoted_escape.sub(lambda escape: escape[1] or escape[2], match[1]))
             else:
                 fields.append(None if match[0] == "\\N" else self._bare_escape.sub(r"\1", match[0]))
             at = match.end()
@@ -139,35 +140,36 @@ class Grammar:
         return _GARBAGE
 
     def fields_over_lines(self, row: bytes, count: int) -> list[str | None] | str | None:
-        """The fields of a row over several lines (None where it is not UTF-8), or why it is none: its fields are not `count`, or each of its lines looks like a row itself.
+        """Return the fields of a multi-line row, None if it is not UTF-8, or an error message if it is not valid.
 
-        A quote that nobody closes may find a partner many rows later. What lies between then looks like rows: each line
-        has as many fields as the header, and one column counts up or has one form throughout.
+        It is not valid if it does not have `count` fields, or if each of its lines looks like a row. An unclosed quote
+        may be paired with one many rows later. The lines between them look like rows: each has as many fields as the
+        header, and one column counts up or has one form throughout.
         """
-        sound = True
+        is_utf8 = True
         try:
             text = row.decode()
         except UnicodeDecodeError:
-            text, sound = row.decode("utf-8", "replace"), False
+            text, is_utf8 = row.decode("utf-8", "replace"), False
         fields = self.fields(text.removesuffix("\r"))
         if isinstance(fields, str):
             return fields
         if len(fields) != count:
             return f"{len(fields)} fields where the header has {count}, over several lines"
-        known = fields if sound else None
+        result = fields if is_utf8 else None
         if count < 2:
-            return known
+            return result
         lines = row.split(b"\n")
         mark = self.delimiter.encode()
         if any(line.count(mark) != count - 1 for line in lines):
-            return known
+            return result
         parts = [line.rstrip(b"\r").split(mark) for line in lines]
         many = len(lines) >= _MANY_LINES and all(all(each) for each in parts)
-        return _SWALLOWED if many or any(_is_a_key(column) for column in zip(*parts, strict=True)) else known
+        return _SWALLOWED if many or any(_is_a_key(column) for column in zip(*parts, strict=True)) else result
 
 
 def _is_a_key(values: tuple[bytes, ...]) -> bool:
-    """Whether values look like one column of ids: numbers that count up, or texts of one form that differ."""
+    """Return whether values look like a column of ids: numbers that count up, or distinct texts of one form."""
     if len(set(values)) < len(values):
         return False
     if all(value.isdigit() for value in values):
@@ -183,10 +185,10 @@ def _is_a_key(values: tuple[bytes, ...]) -> bool:
 def _unescaped(value: str) -> str:
     if "\\" not in value:
         return value
-    return re.sub(r"\\([\s\S])", lambda found: _ESCAPED.get(found[1], found[1]), value)
+    return re.sub(r"\\([\s\S])", lambda escape: _ESCAPED.get(escape[1], escape[1]), value)
 
 
 @lru_cache(maxsize=32)
 def grammar(dialect: Dialect, delimiter: str) -> Grammar:
-    """The grammar of a dialect with a delimiter."""
+    """Return the grammar of a dialect with a delimiter."""
     return Grammar(dialect, delimiter)

@@ -1,7 +1,7 @@
-"""What a file is that should hold JSON Lines and does not, from its first lines.
+"""Recognizes files that are named as JSON Lines and are something else, from their first lines.
 
-Called by JSON Lines when a run is planned. An array or an object over several lines has lines that are rows by chance (the
-last object of an array has no comma behind it), so these are refused whatever else the file holds.
+Called by JSON Lines when a run is planned. An array or object over several lines may have lines that look like rows (the
+last object of an array has no comma after it), so such a file is refused whatever its other lines are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PYTHON = re.compile(rb"\{\s*'")
 
 
 def no_lines(lines: Sequence[bytes]) -> tuple[str, str] | None:
-    """What a file with these first lines is, if it is one JSON value over several lines: its name, and the way out.
+    """Return the content of a file that is one JSON value over several lines, and the fix; else None.
 
     Args:
         lines: The first lines that are not blank; they may be cut.
@@ -41,15 +41,15 @@ def _is_row(line: bytes) -> bool:
 
 
 def no_rows(lines: Sequence[bytes], head: bytes, error: str) -> tuple[str, str]:
-    """What a file none of whose lines is a row holds, and the way out.
+    """Return the content of a file without any valid row, and the fix.
 
     Args:
         lines: The first lines that are not blank; they may be cut.
         head: The first bytes of the text.
-        error: What is wrong with the first line.
+        error: Error of the first line.
     """
-    if (found := looks.foreign(head)) is not None:
-        return found
+    if (content := looks.foreign(head)) is not None:
+        return content
     first = (lines[0] if lines else head).removeprefix(_BOM).lstrip()
     if first.startswith(b"\x1e"):
         return "a JSON text sequence (RFC 7464), and no row", "Remove the record separators, as in `tr -d '\\036'`"
@@ -67,14 +67,14 @@ def no_rows(lines: Sequence[bytes], head: bytes, error: str) -> tuple[str, str]:
 
 
 def no_texts(names: Sequence[str], lines: Sequence[bytes], text: Sequence[str]) -> tuple[str, str]:
-    """What a file holds none of whose rows has a text column, and the way out.
+    """Return the content of a file in which no row has a text column, and the fix.
 
     Args:
         names: All names that its rows have.
         lines: The first lines that are not blank; they may be cut.
         text: The text columns.
     """
-    if len(lines) == 1 and (found := _LIST.search(lines[0])) is not None:
-        name = found[1].decode("utf-8", "replace")
+    if len(lines) == 1 and (match := _LIST.search(lines[0])) is not None:
+        name = match[1].decode("utf-8", "replace")
         return f"one JSON object around a list, {name!r}, and no row with a text", _CONVERT.format(f".{name}[]")
     return f"no row with one of the text columns {list(text)}, but with {list(names)[:20]}", "Add the column"

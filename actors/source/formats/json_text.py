@@ -1,8 +1,8 @@
-"""Lines that are not JSON by the letter: what Python and pandas write is read, anything else is refused by its name.
+"""Parses lines that are not strict JSON: accepts the extensions of Python and pandas, and names other mistakes.
 
-Called by JSON Lines for the lines alone that the fast parser refuses. Read are NaN, Infinity and -Infinity at any depth, a
-number too large for 64 bits of floating point (it is Infinity, as in Python), and half of a surrogate pair, which becomes
-U+FFFD. Not read are comments, trailing commas, single quotes and names without quotes: a guess at them could be wrong.
+Called by JSON Lines only for lines that the fast parser refuses. Accepted are NaN, Infinity and -Infinity at any depth, a
+number too large for float64 (it becomes Infinity, as in Python), and half of a surrogate pair, which becomes U+FFFD. Not
+accepted are comments, trailing commas, single quotes and names without quotes: a guess could be wrong.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 _BOM = "\ufeff"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LEAST, _MOST = -(1 << 63), (1 << 64) - 1
-_DIGITS = 20  # the longest whole number of 64 bits has so many characters
+_DIGITS = 20  # characters of the longest 64-bit whole number
 _WORD = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
 _BLANKS = " \t\r\n"
 
 
 def parse_line(line: bytes) -> Any | tuple[str, str] | None:
-    """The value of a line; or a reason (see `actors.schema.REASONS`) and an error; or None for a blank line."""
+    """Return the value of a line; a reason (see `actors.schema.REASONS`) and an error; or None for a blank line."""
     if not line.strip():
         return None
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
         return "invalid_utf8", str(error)
-    text = text.strip(_BLANKS).removeprefix(_BOM)  # files that were put together have marks inside
+    text = text.strip(_BLANKS).removeprefix(_BOM)  # concatenated files have byte order marks inside
     if not text:
         return None
     try:
@@ -39,11 +39,11 @@ def parse_line(line: bytes) -> Any | tuple[str, str] | None:
         return "broken_line", f"{name}: {error}" if name else str(error)
     except RecursionError:
         return "broken_line", "the value is nested too deeply"
-    return _mended(value) if "\\u" in text else value
+    return _without_half_pairs(value) if "\\u" in text else value
 
 
 def _whole(digits: str) -> int | float:
-    """A whole number of at most 64 bits, else the nearest float, as the fast parser gives it."""
+    """Return a whole number of at most 64 bits, else the nearest float, as the fast parser does."""
     if len(digits) > _DIGITS:
         return float(digits)
     value = int(digits)
@@ -51,40 +51,40 @@ def _whole(digits: str) -> int | float:
 
 
 def _all_digits(digits: str) -> int | float:
-    """A whole number, or Infinity where a float would be, too."""
+    """Return a whole number, or Infinity if a float would overflow to it."""
     return float(digits) if len(digits) > _DIGITS and math.isinf(float(digits)) else int(digits)
 
 
 def exact_number(line: bytes, name: str, value: Any) -> Any:
-    """The value of a name in a line, with all digits of whole numbers that the parser made floats of.
+    """Return the value of a name in a line, with all digits of whole numbers that the parser returned as floats.
 
     Args:
         line: A line that is a row.
         name: A name in it.
-        value: What the parser gave for it.
+        value: Its value from the parser.
     """
     if not (isinstance(value, (dict, list)) or (type(value) is float and -_LEAST <= abs(value) < math.inf)):
         return value
     with contextlib.suppress(ValueError, RecursionError):
-        # Beyond 309 digits a number is Infinity already.
+        # A number of more than 309 digits is Infinity already.
         row = json.loads(line.decode().strip(_BLANKS).removeprefix(_BOM), parse_int=_all_digits)
-        return _mended(row).get(name, value)
+        return _without_half_pairs(row).get(name, value)
     return value
 
 
-def _mended(value: Any) -> Any:
-    """The value with each half of a surrogate pair replaced, in names too."""
+def _without_half_pairs(value: Any) -> Any:
+    """Return the value with each half of a surrogate pair replaced, in names too."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):
-        return [_mended(each) for each in value]
+        return [_without_half_pairs(each) for each in value]
     if isinstance(value, dict):
-        return {_mended(name): _mended(each) for name, each in value.items()}
+        return {_without_half_pairs(name): _without_half_pairs(each) for name, each in value.items()}
     return value
 
 
 def mistake(text: str, at: int) -> str | None:
-    """The name of what is wrong at character `at`, where the JSON parser stopped; None if it is none that is known.
+    """Return the name of the mistake at character `at`, where the JSON parser stopped; None if it is unknown.
 
     Args:
         text: The line, stripped.

@@ -1,9 +1,9 @@
-"""JSON Lines: one JSON object a line, plain or compressed (.gz, .zst).
+"""JSON Lines: one JSON object per line, plain or compressed (.gz, .zst).
 
 Plain files are cut by bytes, without reading them; compressed ones at rows that a pass has counted. Lines are parsed
 one by one (`json_values` has the rules for values), because Arrow's own JSON reader refuses a whole block for one
-broken line and guesses types per block. The trade-off: a core parses some hundred MB/s instead of some more. A line that the
-fast parser refuses is given to `json_text`, which reads NaN and Infinity.
+broken line and infers types per block. The trade-off: about a hundred MB/s per core, slower than Arrow. A line that the
+fast parser refuses is parsed by `json_text`, which accepts NaN and Infinity.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class JsonLines:
     schemaless = True
 
     def columns(self, shard: Shard) -> dict[str, pa.DataType]:
-        """Keys of the first rows, with types that all of those rows fit. Empty where the file holds nothing.
+        """Return the keys of the first rows, with types that fit all those rows. Empty if the file has no content.
 
         Raises:
-            DataError: it holds something, and none of its lines is a row.
+            DataError: The file has content, and no line is a valid row.
         """
         return dict(_checked_columns(shard))
 
     def pieces(self, shard: Shard, rows: int) -> list[Piece]:
-        """Byte ranges of even size for a plain file, rows being an estimate from its head; else exact."""
+        """Return byte ranges: of even size for a plain file, with rows estimated from its head; else exact."""
         if compression(shard.path):
             with reading(shard, _WHAT):
                 return cut(shard, _spans(shard), rows)
@@ -62,7 +62,7 @@ class JsonLines:
         ]
 
     def head(self, shard: Shard, rows: int) -> Piece:
-        """The whole file: a reader stops when it has enough."""
+        """Return the whole file as one piece: the caller stops when it has enough rows."""
         return Piece(shard, 0, END, rows, rows_exact=False)
 
     def read(self, piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
@@ -76,7 +76,7 @@ class JsonLines:
 
 
 def _parse(line: bytes) -> dict[str, Any] | tuple[str, str] | None:
-    """A row; or a reason and an error; or None for a blank line."""
+    """Return a row; a reason and an error; or None for a blank line."""
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -126,30 +126,30 @@ def _id(row: dict[str, Any], wanted: Wanted) -> str | None:
 def _table(
     shard: Shard, rows: list[dict[str, Any]], at: list[int], line_at: Callable[[int], bytes], wanted: Wanted
 ) -> Iterator[pa.Table | QuarantinedRow]:
-    """The rows as a table, less those with a value that does not fit its column."""
+    """Yield the rows as a table, and as quarantined rows those with a value that does not fit its column."""
     columns: dict[str, pa.Array] = {}
-    wrong: dict[int, str] = {}
+    errors: dict[int, str] = {}
     for name, kind in wanted.types.items():
         rule: json_values.Rule = "text" if name in wanted.strict else "id" if name == wanted.id else "any"
         values = [row.get(name) for row in rows]
-        columns[name], misfits = json_values.column(values, kind, rule)
+        columns[name], invalid = json_values.column(values, kind, rule)
         if rule == "any" and json_values.has_rounded(columns[name], values):
             values = [exact_number(line, name, value) for line, value in zip(map(line_at, at), values, strict=True)]
-            columns[name], misfits = json_values.column(values, kind, rule)
-        for index, error in misfits.items():
-            wrong.setdefault(index, f"{name!r} {error}")
+            columns[name], invalid = json_values.column(values, kind, rule)
+        for index, error in invalid.items():
+            errors.setdefault(index, f"{name!r} {error}")
     columns[POSITION] = pa.array(at, pa.int64())
     table = pa.table(columns)
-    if wrong:
-        for index, error in sorted(wrong.items()):
+    if errors:
+        for index, error in sorted(errors.items()):
             yield QuarantinedRow(shard.path, at[index], _id(rows[index], wanted), "wrong_type", error)
-        table = table.filter(pa.array([index not in wrong for index in range(len(rows))]))
+        table = table.filter(pa.array([index not in errors for index in range(len(rows))]))
     if table.num_rows:
         yield table
 
 
 def _spans(shard: Shard) -> Iterator[tuple[int, int]]:
-    """Where each row of a file starts and ends."""
+    """Yield the start and end offsets of each row of a file."""
     for block in blocks(shard, 0, END):
         if block.data is None:
             yield block.start, block.start + block.size_bytes
@@ -161,14 +161,14 @@ def _spans(shard: Shard) -> Iterator[tuple[int, int]]:
 
 
 class _Head(NamedTuple):
-    """What the first rows tell.
+    """Facts about the first rows of a file.
 
     Attributes:
         columns: Names with types.
-        row_bytes: Mean size of a row, its newline counted.
-        lines: The first lines that are not blank, for what the file looks like.
-        has_row: Whether one of the lines is a row.
-        whole: There are no other lines.
+        row_bytes: Mean size of a row with its newline.
+        lines: The first lines that are not blank, to recognize other content.
+        has_row: Whether one of the lines is a valid row.
+        whole: Whether the file has no other lines.
     """
 
     columns: tuple[tuple[str, pa.DataType], ...]
@@ -209,8 +209,10 @@ def _head(shard: Shard) -> _Head:
 
 
 def refuse_without_text(shard: Shard, text: Sequence[str]) -> None:
-    """Raise DataError where none of the rows of a short file has a text column: one object around a list of documents is
-    a row, and would count as one row without a text."""
+    """Raise DataError if no row of a short file has a text column.
+
+    Otherwise one object around a list of documents would count as one row without a text.
+    """
     head = _head(shard)
     names = [name for name, _ in head.columns]
     if head.has_row and head.whole and not any(name in names for name in text):
@@ -219,14 +221,14 @@ def refuse_without_text(shard: Shard, text: Sequence[str]) -> None:
 
 @lru_cache(maxsize=4096)
 def _checked_columns(shard: Shard) -> tuple[tuple[str, pa.DataType], ...]:
-    """The columns of a file that holds rows or nothing.
+    """Return the columns of a file with valid rows or without content.
 
     Raises:
-        DataError: it holds something else.
+        DataError: The file has other content.
     """
     head = _head(shard)
-    if (found := no_lines(head.lines)) is not None:
-        raise refused(shard, *found)
+    if (content := no_lines(head.lines)) is not None:
+        raise refused(shard, *content)
     if not head.has_row:
         error = _first_error(shard)
         if error is not None:
@@ -235,7 +237,7 @@ def _checked_columns(shard: Shard) -> tuple[tuple[str, pa.DataType], ...]:
 
 
 def _first_error(shard: Shard) -> str | None:
-    """What is wrong with the first line, in a file none of whose lines is a row; None where one is, or all are blank."""
+    """Return the error of the first line of a file without any valid row; None if a row is valid or all are blank."""
     first: str | None = None
     with reading(shard, _WHAT):
         for block in blocks(shard, 0, END):
@@ -252,7 +254,7 @@ def _first_error(shard: Shard) -> str | None:
 
 
 def _first_bytes(shard: Shard) -> bytes:
-    """The first bytes of the text."""
+    """Return the first bytes of the text."""
     with reading(shard, _WHAT), open_lines(shard) as file:
         data: bytes = file.read(looks.HEAD_BYTES)
     return data

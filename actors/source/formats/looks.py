@@ -1,7 +1,7 @@
-"""What a file that is not of its format looks like, from its first bytes, and how to put that right.
+"""Recognizes the content of a file from its first bytes, and suggests a fix if it is not of the expected format.
 
-Used by the formats when a run is planned, and for the message when a read fails. The first bytes decide alone: no library
-is asked, and nothing is unpacked. The trade-off: a kind of file that is not listed here is refused without a name.
+Used by the formats when a run is planned, and for the message when a read fails. Only the first bytes are used: no library
+is called, and nothing is decompressed. The trade-off: content that is not listed here is refused without its name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TAR_MAGIC_AT = 257
 
 
 def foreign(head: bytes) -> tuple[str, str] | None:
-    """What data with these first bytes is, if it is no UTF-8 text of rows: its name, and the way out."""
+    """Return name and fix of data that is no UTF-8 text of rows, or None if it may be such text."""
     for magic, name, fix in _MAGIC:
         if head.startswith(magic) and _is_binary_or_long(magic, head):
             return name, fix
@@ -56,12 +56,12 @@ def foreign(head: bytes) -> tuple[str, str] | None:
 
 
 def is_markup(head: bytes) -> bool:
-    """Whether these are the first bytes of an HTML or XML document."""
+    """Return whether these are the first bytes of an HTML or XML document."""
     return _MARKUP.match(head.removeprefix(b"\xef\xbb\xbf")) is not None
 
 
 def _is_binary_or_long(magic: bytes, head: bytes) -> bool:
-    """Whether a magic is no chance beginning of text: `ORC,text` is a header of a CSV file."""
+    """Return whether a magic cannot be text by chance: `ORC,text` is a header of a CSV file."""
     if len(magic) > 4 or max(magic) > 0x7E or min(magic) < 0x20:
         return True
     rest = head[len(magic) :]
@@ -69,7 +69,7 @@ def _is_binary_or_long(magic: bytes, head: bytes) -> bool:
 
 
 def wide_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 with its byte order, if the first bytes are such text; with a byte order mark or without."""
+    """Return UTF-16 or UTF-32 with its byte order if the first bytes are such text, with or without a mark; else None."""
     for mark, name in (
         (b"\xff\xfe\0\0", "UTF-32LE"),
         (b"\0\0\xfe\xff", "UTF-32BE"),
@@ -78,7 +78,7 @@ def wide_encoding(head: bytes) -> str | None:
     ):
         if head.startswith(mark):
             return name
-    # Without a mark: the first two characters are ASCII in nearly every file of rows, and so have NUL bytes.
+    # Without a mark: the first two characters of nearly every file of rows are ASCII, and so have NUL bytes.
     zeros = tuple(byte == 0 for byte in head[:8])
     if len(zeros) < 4:
         return None
@@ -92,10 +92,10 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def packed_as(head: bytes) -> str | None:
-    """The codec that packed data with these first bytes: "gzip" or "zstd"; None for any other."""
+    """Return the codec of data with these first bytes: "gzip", "zstd" or None."""
     if head.startswith(_GZIP):
         return "gzip"
-    # A zstd file may begin with a frame that readers skip.
+    # A zstd file may begin with a skippable frame.
     return (
         "zstd"
         if head.startswith(_ZSTD) or (head[:1] and 0x50 <= head[0] < 0x60 and head[1:4] == b"\x2a\x4d\x18")
@@ -104,17 +104,17 @@ def packed_as(head: bytes) -> str | None:
 
 
 def not_as_named(path: str, head: bytes) -> tuple[str, str] | None:
-    """What a file holds that is not what its name says, if its first bytes tell; and the way out."""
+    """Return content and fix of a file whose first bytes do not match its name; None if they may."""
     codec = next((codec for ending, codec in CODECS.items() if path.lower().endswith(ending)), None)
     return foreign(head) if codec is None else not_packed(head, codec)
 
 
 def not_packed(head: bytes, codec: str) -> tuple[str, str] | None:
-    """What a file is whose name says that it is packed, if these first bytes are not of that codec; and the way out."""
+    """Return content and fix of a file with the ending of a codec and other first bytes; None if they match."""
     if not head or packed_as(head) == codec:
         return None
-    if (found := foreign(head)) is not None:
-        return found
+    if (content := foreign(head)) is not None:
+        return content
     try:
         head[:-3].decode()
     except UnicodeDecodeError:

@@ -202,7 +202,7 @@ def test_no_digit_of_a_whole_number_is_lost(put, number):
     good, bad = rows_of(put, lines, n=pa.float64())
     assert [row["text"] for row in good] == ["b"]
     assert [reason for reason, _ in bad] == ["wrong_type"]
-    assert f"cannot hold: {number}" in bad[0][1]
+    assert f"cannot represent: {number}" in bad[0][1]
     good, bad = rows_of(put, [*lines, b'{"text": "c", "n": [%d, NaN]}' % number], n=pa.string())
     assert [row["n"] for row in good] == [str(number), "1.5", f"[{number},null]"]
     assert not bad

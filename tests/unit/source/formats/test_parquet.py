@@ -236,4 +236,4 @@ def test_an_int96_timestamp_beyond_64_bits_is_told_from_what_it_wraps_to():
     us, ns = (np.array([0, seconds * scale], object) % 2**64 for scale in (10**6, 10**9))
     us, ns = (pa.array(part.astype(np.uint64).view(np.int64)) for part in (us, ns))
     arrays = [us.view(pa.timestamp("us")), ns.view(pa.timestamp("ns")), pa.array([0, seconds], pa.timestamp("s"))]
-    assert misread(*arrays) == {1: "an INT96 timestamp that is beyond what 64 bits of microseconds hold"}
+    assert misread(*arrays) == {1: "an INT96 timestamp outside the range of 64-bit microseconds"}
