@@ -1,13 +1,13 @@
-"""The one narrow place that touches a store: any fsspec URL, or a path of a local disk.
+"""Access to stores: any fsspec URL, or a path of a local disk.
 
-Called by the readers, the writer, the ledger and the table; nothing else opens a file of a corpus or a table. Every
-function takes a full URL, so no object with credentials in it is ever pickled: workers find their own, from the
+Called by the readers, the writer, the ledger and the table; no other module opens a file of a corpus or a table. Every
+function takes a full URL, so no object with credentials is ever pickled: workers find their own credentials in the
 environment or the default chain. Writes are whole objects: one atomic PUT on an object store; a temporary name, fsync
 and rename (or link, for a create) on a local disk. The trade-off: an object is built in memory first, so the writer
-keeps its files to a few hundred MB.
+limits its files to a few hundred MB.
 
-The exclusive create is the rock the ledger stands on. What each store does for it:
-    local disk   link(2) of a finished temporary file: atomic, and never a half-written winner
+The ledger depends on the exclusive create. Its implementation by store:
+    local disk   link(2) of a finished temporary file: atomic, and never a partial file
     S3           PutObject with `If-None-Match: *`
     GCS          `ifGenerationMatch=0`        Azure   `If-None-Match: *`
 """
@@ -41,16 +41,16 @@ T = TypeVar("T")
 ATTEMPTS = 8
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
-READ_BYTES = 1 << 20  # the least that a buffered reader asks a store for
+READ_BYTES = 1 << 20  # the smallest request of a buffered reader
 
 
 def is_local(url: str) -> bool:
-    """Whether `url` is a path of this machine's disk."""
+    """Return whether `url` is a path of this machine's disk."""
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
 def local_path(url: str) -> Path:
-    """The path of a local URL.
+    """Return the path of a local URL.
 
     Raises:
         ConfigError: `url` is not on a local disk.
@@ -61,10 +61,10 @@ def local_path(url: str) -> Path:
 
 
 def absolute(url: str) -> str:
-    """`url` with a local path made absolute and a trailing slash taken off, so that it means one place everywhere.
+    """Return `url` as an absolute path or URL without a trailing slash, so that it means the same everywhere.
 
     Raises:
-        ConfigError: it has credentials in it.
+        ConfigError: It has credentials in it.
     """
     errors.check_url(url)
     if is_local(url):
@@ -73,12 +73,12 @@ def absolute(url: str) -> str:
 
 
 def join(url: str, *parts: str) -> str:
-    """`url` with `parts` below it."""
+    """Return `url` with `parts` appended."""
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of `url` and the path in it.
+    """Return the fsspec file system of `url` and the path in it.
 
     Raises:
         ConfigError: the URL's protocol is unknown, its driver package is not installed, or it has credentials in it.
@@ -89,7 +89,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     # Listings are never cached: another process writes too.
     options = {} if is_local(url) else {"use_listings_cache": False}
     try:
-        # Not `url_to_fs`: that takes a `::` in an object's name for a chain of file systems.
+        # Not `url_to_fs`: that parses `::` in an object's name as a chain of file systems.
         fs = fsspec.filesystem(
             "file" if is_local(url) else url.partition("://")[0], **options, **(store.driver_options() if store else {})
         )
@@ -104,13 +104,13 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def retried(url: str, what: str, call: Callable[[], T]) -> T:
-    """`call()`, again with back-off while the store is busy or away.
+    """Return the result of `call`, retried with back-off while the store is busy or unreachable.
 
-    `FileNotFoundError` and `FileExistsError` pass through: they are answers, not failures.
+    `FileNotFoundError` and `FileExistsError` are raised at once: they are results, not failures.
 
     Raises:
-        StorageError: the store refused, or was still busy after the last try.
-        ConfigError: there is no such bucket.
+        StorageError: The store refused, or was still busy after the last try.
+        ConfigError: There is no such bucket.
     """
     wait_s = FIRST_WAIT_S
     store = providers.of(url)
@@ -126,11 +126,11 @@ def retried(url: str, what: str, call: Callable[[], T]) -> T:
             raise
         except Exception as error:  # noqa: BLE001  (drivers agree on no error tree)
             if store and errors.is_expired(error):
-                store.forget_clients()  # the next call looks for new ones: a watch runs for months
+                store.forget_clients()  # the next call finds new credentials: `watch` runs for months
             if not errors.is_transient(error) or attempt == attempts:
                 raise errors.to_vectide_error(url, what, error, attempt) from None
         finally:
-            count_progress()  # an answer of any kind
+            count_progress()  # any response counts
         time.sleep(wait_s * (0.5 + random.random()))
         wait_s = min(wait_s * 2, LONGEST_WAIT_S)
     raise StorageError(f"{what} {url!r}: no attempt was made")
@@ -150,12 +150,12 @@ def _shard(fs: fsspec.AbstractFileSystem, url: str, path: str, info: dict[str, A
 
 
 def _is_folder(name: str, info: dict[str, Any]) -> bool:
-    """Consoles of object stores mark a folder by an empty object whose name ends with a slash."""
+    """Return whether an entry is a folder, or an empty object whose name ends with a slash, as consoles create them."""
     return info.get("type") == "directory" or name.endswith("/")
 
 
 def stat(url: str) -> Shard:
-    """Path, size and etag of one object.
+    """Return path, size and etag of one object.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -170,7 +170,7 @@ def stat(url: str) -> Shard:
         except Exception as error:
             if errors.is_wordless(error):
                 with contextlib.suppress(FileNotFoundError):
-                    fs.cat_file(path, start=0, end=1)  # this answer has room for the reason
+                    fs.cat_file(path, start=0, end=1)  # this response can have a reason in its body
             raise
 
     info = retried(url, "look at", look)
@@ -182,7 +182,7 @@ def stat(url: str) -> Shard:
 
 
 def exists(url: str) -> bool:
-    """Whether there is an object at `url`."""
+    """Return whether there is an object at `url`."""
     try:
         stat(url)
     except (FileNotFoundError, NotADirectoryError):
@@ -191,14 +191,14 @@ def exists(url: str) -> bool:
 
 
 def glob(url: str, is_text: Callable[[str], bool] = lambda _: False) -> Listing:
-    """The objects that `url` names: a glob, one object, or every object below a folder, and what is left out of them.
+    """List the objects that `url` names (a glob, one object, or all objects below a folder), and those left out.
 
     Args:
-        url: What is named. With a slash at its end a glob names folders only.
-        is_text: Whether a path is that of a text document; where all are, names may begin with `_`.
+        url: A glob, object or folder. A glob that ends with a slash matches only folders.
+        is_text: Returns whether a path is a text document; if all are, names may begin with `_`.
 
     Raises:
-        StorageError: something could not be listed, or a link not be followed; it is named.
+        StorageError: A folder cannot be listed, or a link not be followed; the message names it.
         ConfigError: `**` is a part of a name, or there is no such bucket.
     """
     fs, path = filesystem(url)
@@ -213,14 +213,14 @@ def glob(url: str, is_text: Callable[[str], bool] = lambda _: False) -> Listing:
 
 
 def walk(url: str) -> Iterator[Shard]:
-    """Every object below a folder, hidden ones too; nothing where there is no folder."""
+    """Yield every object below a folder, also hidden ones; nothing if there is no folder."""
     fs, path = filesystem(url)
     identity.forget_listings(fs)
     try:
-        found = retried(url, "list", lambda: below(fs, path))
+        infos = retried(url, "list", lambda: below(fs, path))
     except (FileNotFoundError, NotADirectoryError):
         return
-    for name, info in found.items():
+    for name, info in infos.items():
         if not _is_folder(name, info):
             try:
                 yield _shard(fs, url, name, info)
@@ -229,32 +229,32 @@ def walk(url: str) -> Iterator[Shard]:
 
 
 def folders(url: str) -> list[str]:
-    """Names of the folders right below a folder; none where there is no such folder."""
+    """Return the names of the folders directly below a folder; none if there is no such folder."""
     fs, path = filesystem(url)
     try:
-        found = retried(url, "list", lambda: fs.ls(path, detail=True))
+        infos = retried(url, "list", lambda: fs.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(info["name"].rstrip("/").rsplit("/", 1)[1] for info in found if info.get("type") == "directory")
+    return sorted(info["name"].rstrip("/").rsplit("/", 1)[1] for info in infos if info.get("type") == "directory")
 
 
 def names(folder: str, name: str) -> list[str]:
-    """Names of what lies right in the folder `name` of `folder`; none where there is no such folder."""
+    """Return the names directly in the folder `name` of `folder`; none if there is no such folder."""
     fs, path = filesystem(folder)
-    place = f"{path.rstrip('/')}/{name}"
+    subfolder = f"{path.rstrip('/')}/{name}"
 
     def look() -> list[str]:
-        # S3's driver asks for an object first, which without rights to the whole bucket is refused, and then lists the
-        # folder above one that is not there. This is one request.
+        # S3's driver looks for an object first, which is refused without permission for the whole bucket, and then lists
+        # the parent of a missing folder. This is one request.
         if folder.partition("://")[0] in s3.PROTOCOLS:
             return cast(list[str], fs.find(path, maxdepth=1, prefix=f"{name}/"))
-        return cast(list[str], fs.ls(place, detail=False)) if fs.exists(place) else []
+        return cast(list[str], fs.ls(subfolder, detail=False)) if fs.exists(subfolder) else []
 
-    return [found.rstrip("/").rpartition("/")[2] for found in retried(folder, "list", look)]
+    return [entry.rstrip("/").rpartition("/")[2] for entry in retried(folder, "list", look)]
 
 
 def open_read(url: str) -> BinaryIO:
-    """A seekable binary reader of one object. Each read of a store is tried again like any other call.
+    """Open a seekable binary reader of one object. Each read of a store is retried like any other call.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -265,7 +265,7 @@ def open_read(url: str) -> BinaryIO:
 
 
 def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """The bytes of one object, or of a range of it.
+    """Return the bytes of one object, or of a range of it.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -275,8 +275,9 @@ def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
 
 
 def open_arrow(url: str) -> pa.NativeFile:
-    """A random-access Arrow file of one object. Local files are read rather than mapped: a mapped file that another
-    process cuts short ends this one with SIGBUS.
+    """Open a random-access Arrow file of one object.
+
+    Local files are not memory-mapped: if another process truncates a mapped file, this process dies of SIGBUS.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -290,7 +291,7 @@ def open_arrow(url: str) -> pa.NativeFile:
 
 
 def put(url: str, data: bytes) -> None:
-    """Write a whole object, over what was there. Readers see the old one or the new one, never a part."""
+    """Write a whole object, and replace an existing one. Readers see the old or the new object, never a part."""
     if is_local(url):
         retried(url, "write", lambda: _put_local(local_path(url), data, exclusive=False))
         return
@@ -299,15 +300,15 @@ def put(url: str, data: bytes) -> None:
 
 
 def create(url: str, data: bytes) -> bool:
-    """Write a whole object if nothing is there. Exactly one of any number of callers wins.
+    """Write a whole object unless one exists. Of any number of callers, exactly one succeeds.
 
     Returns:
-        True if this call's object is the one that is there now, False if another one was there first. `data` must
-        differ between callers that must be told apart: a retry inside a client can meet its own success, so after a
-        refusal or a time-out the object is read back and compared.
+        True if this call created the object, False if another caller did. `data` must differ between callers: a retry
+        inside a client can be refused because of its own success, so after a refusal or a time-out the object is read
+        and compared.
 
     Raises:
-        StorageError: the store failed and it could not be found out who won.
+        StorageError: The store failed, and it is unknown whether this call succeeded.
     """
     if is_local(url):
         try:
@@ -321,7 +322,7 @@ def create(url: str, data: bytes) -> bool:
         try:
             fs.pipe_file(path, data, mode="create")
         except Exception as error:
-            # Anything but a refusal is tried again: if it landed after all, the next try is refused and finds itself.
+            # Any other error is retried: if the write succeeded, the next try is refused and finds its own object.
             if not errors.is_refused_create(error):
                 raise
             return is_ours(error)
@@ -337,7 +338,7 @@ def create(url: str, data: bytes) -> bool:
 
 
 def delete(url: str) -> None:
-    """Remove one object; nothing happens where there is none."""
+    """Remove one object, if it exists."""
     fs, path = filesystem(url)
     try:
         retried(url, "delete", lambda: fs.rm_file(path))
@@ -346,11 +347,11 @@ def delete(url: str) -> None:
 
 
 def prune(url: str) -> None:
-    """Remove empty folders at and below `url`. Only a disk has such; on a store nothing happens."""
+    """Remove empty folders at and below `url` on a local disk; a store has none."""
     if not is_local(url):
         return
     for folder, _, _ in os.walk(local_path(url), topdown=False):
-        with contextlib.suppress(OSError):  # not empty, or another process was faster
+        with contextlib.suppress(OSError):  # not empty, or removed by another process
             os.rmdir(folder)
 
 
@@ -375,14 +376,14 @@ def _put_local(path: Path, data: bytes, *, exclusive: bool) -> None:
         else:
             os.replace(temporary, path)
     except FileNotFoundError as error:
-        # A vacuum removes folders that are empty for a moment and, where it is to keep nothing, temporary files.
+        # A vacuum removes empty folders and, with a retention of zero, temporary files.
         raise TransientError(f"something removed {str(temporary)!r} while it was written") from error
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temporary.unlink()
     try:
         folder = os.open(path.parent, os.O_RDONLY)
-    except FileNotFoundError:  # the object was removed again at once, and the folder with it
+    except FileNotFoundError:  # the object and its folder were already removed
         return
     try:
         os.fsync(folder)

@@ -2,7 +2,7 @@
 
 Plain files are cut by bytes, without reading them; compressed ones at rows that a pass has counted. Lines are parsed
 one by one (`json_values` has the rules for values), because Arrow's own JSON reader refuses a whole block for one
-broken line and infers types per block. The trade-off: about a hundred MB/s per core, slower than Arrow. A line that the
+broken line and infers types per block. The trade-off: a core parses some hundred MB/s, fewer than with Arrow. A line that the
 fast parser refuses is parsed by `json_text`, which accepts NaN and Infinity.
 """
 

@@ -1,8 +1,8 @@
-"""Parquet: cut by row groups, only the needed columns, a few MB at a time.
+"""Parquet: cut by row groups; reads only the needed columns, a few MB at a time.
 
-Planning reads footers alone. A row group larger than a unit is cut by row range. The trade-off: Arrow cannot enter a
-row group in its middle, so such a piece decodes the needed columns from the group's first row on; that is far cheaper
-than to encode them, and files with row groups of about a unit's size do not pay it.
+Planning reads only footers. A row group larger than a unit is cut by row range. The trade-off: Arrow cannot seek inside a
+row group, so such a piece decodes the needed columns from the group's first row on. That is far cheaper than encoding
+them, and files with row groups of about a unit's size do not pay it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS, Wanted, columns_
 _WHAT = "Parquet"
 _BUFFER_BYTES = 1 << 20  # of each column on a local disk
 _BELIEVED_ROWS = 10_000_000
-_MOST_ROWS_PER_BYTE = 1_000  # a column that says the same in every row is next to nothing
-_REMOTE_BUFFER_BYTES = 4 << 20  # each is a request of its own
+_MOST_ROWS_PER_BYTE = 1_000  # a column with one value in all rows takes almost no bytes
+_REMOTE_BUFFER_BYTES = 4 << 20  # each buffer is one request
 
 
 @dataclass(frozen=True, slots=True)
 class _Footer:
-    """What planning needs of a footer; small, so that those of a whole corpus can be kept."""
+    """Facts of a footer that planning needs; small, so that those of a whole corpus fit in memory."""
 
     schema: pa.Schema
     group_rows: tuple[int, ...]
@@ -48,12 +48,12 @@ class Parquet:
     schemaless = False
 
     def columns(self, shard: Shard) -> dict[str, pa.DataType]:
-        """The top-level columns."""
+        """Return the top-level columns."""
         schema = _footer(shard).schema
         return columns_of(schema.names, schema.types)
 
     def pieces(self, shard: Shard, rows: int) -> list[Piece]:
-        """Whole row groups, as many as make up to `rows` rows; a larger one is cut into even row ranges."""
+        """Return pieces of whole row groups, up to `rows` rows each; a larger group is cut into even row ranges."""
         bounds, at = [0], 0
         for count in _footer(shard).group_rows:
             if at > bounds[-1] and at - bounds[-1] + count > rows:
@@ -67,7 +67,7 @@ class Parquet:
         return [Piece(shard, start, stop, stop - start) for start, stop in pairwise(bounds)]
 
     def head(self, shard: Shard, rows: int) -> Piece:
-        """The first rows."""
+        """Return the first rows as one piece."""
         count = min(rows, sum(_footer(shard).group_rows))
         return Piece(shard, 0, count, count)
 
@@ -77,7 +77,7 @@ class Parquet:
         with reading(shard, _WHAT), _opened(shard) as file:
             names = wanted.present(shard, file.schema_arrow.names)
             position = piece.start
-            lost = _lost_times(file, piece, names)
+            lost_times = _lost_times(file, piece, names)
             for start, batch in _batches(file, piece, names):
                 first, last = max(piece.start, start), min(piece.stop, start + batch.num_rows)
                 if first >= last:
@@ -86,9 +86,10 @@ class Parquet:
                 columns = {name: part.column(name) for name in names}
                 table = pa.table({**columns, POSITION: pa.array(np.arange(first, last, dtype=np.int64))})
                 position = last
-                if lost:
-                    yield from _bad_rows(table, shard, wanted, lost)
-                    table = table.filter(pc.invert(pc.is_in(table[POSITION], value_set=pa.array(lost, pa.int64()))))
+                if lost_times:
+                    yield from _quarantined_rows(table, shard, wanted, lost_times)
+                    lost_positions = pa.array(lost_times, pa.int64())
+                    table = table.filter(pc.invert(pc.is_in(table[POSITION], value_set=lost_positions)))
                 yield table
             if position != piece.stop:
                 raise DataError(
@@ -99,9 +100,9 @@ class Parquet:
 
 @contextmanager
 def _opened(shard: Shard, unit: int96.Unit = "us") -> Iterator[pq.ParquetFile]:
-    """The file, with INT96 timestamps in this unit."""
+    """Open the file, with INT96 timestamps in this unit."""
     local = storage.is_local(shard.path)
-    # Buffered column by column: memory does not grow with the row group, and a store sees few, large requests.
+    # Buffered by column: memory does not grow with the row group, and a store gets few, large requests.
     buffer_bytes = _BUFFER_BYTES if local else _REMOTE_BUFFER_BYTES
     with storage.open_arrow(shard.path) as source:
         yield pq.ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=False, coerce_int96_timestamp_unit=unit)
@@ -111,7 +112,7 @@ def _opened(shard: Shard, unit: int96.Unit = "us") -> Iterator[pq.ParquetFile]:
 def _footer(shard: Shard) -> _Footer:
     with reading(shard, _WHAT), _opened(shard) as file:
         groups = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
-        # Nobody has read these rows yet. A plan is made of them all the same, and would fill the driver's memory.
+        # A plan with the row count of a damaged footer would fill the driver's memory.
         if min(groups, default=0) < 0 or sum(groups) > max(_BELIEVED_ROWS, _MOST_ROWS_PER_BYTE * shard.size_bytes):
             raise DataError(
                 f"{shard.path!r} has {shard.size_bytes} bytes and a footer that promises {sum(groups)} rows, which "
@@ -121,7 +122,7 @@ def _footer(shard: Shard) -> _Footer:
 
 
 def _with_intervals(file: pq.ParquetFile) -> pa.Schema:
-    """The schema, with Parquet's intervals as such: to Arrow they are 12 bytes that say nothing."""
+    """Return the schema with Parquet's intervals as intervals: Arrow returns them as 12 bytes without a meaning."""
     schema = file.schema_arrow
     if "fixed_size_binary[12]" not in str(schema):
         return schema
@@ -135,12 +136,12 @@ def _with_intervals(file: pq.ParquetFile) -> pa.Schema:
 
 @lru_cache(maxsize=256)
 def _shared(schema: pa.Schema) -> pa.Schema:
-    """One object for all the shards that have the same schema."""
+    """Return one object for all shards with the same schema."""
     return schema
 
 
 def _batches(file: pq.ParquetFile, piece: Piece, names: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches of the row groups that a piece touches, each with its first row's number in the file."""
+    """Yield the batches of the row groups that overlap a piece, each with the number of its first row in the file."""
     metadata = file.metadata
     counts = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     starts = [*accumulate(counts, initial=0)]
@@ -154,7 +155,7 @@ def _batches(file: pq.ParquetFile, piece: Piece, names: list[str]) -> Iterator[t
     rows = _batch_rows(metadata, touched, set(names))
     start = starts[touched[0]]
     for batch in file.iter_batches(batch_size=rows, row_groups=touched, columns=names, use_threads=False):
-        count_progress()  # the piece may begin far behind the group's first row
+        count_progress()  # the piece may begin far after the first row of the group
         yield start, batch
         start += batch.num_rows
         if start >= piece.stop:
@@ -162,7 +163,7 @@ def _batches(file: pq.ParquetFile, piece: Piece, names: list[str]) -> Iterator[t
 
 
 def _lost_times(file: pq.ParquetFile, piece: Piece, names: list[str]) -> dict[int, str]:
-    """Positions of a piece's rows with an INT96 timestamp that microseconds cannot hold, and what is wrong with each."""
+    """Return the positions of rows with an INT96 timestamp that is not exact in microseconds, with error messages."""
     names = int96.columns(file, names)
     if not names:
         return {}
@@ -177,7 +178,7 @@ def _lost_times(file: pq.ParquetFile, piece: Piece, names: list[str]) -> dict[in
     return lost
 
 
-def _bad_rows(table: pa.Table, shard: Shard, wanted: Wanted, lost: dict[int, str]) -> Iterator[QuarantinedRow]:
+def _quarantined_rows(table: pa.Table, shard: Shard, wanted: Wanted, lost: dict[int, str]) -> Iterator[QuarantinedRow]:
     ids = table[wanted.id] if wanted.id else None
     for row, position in enumerate(table[POSITION].to_pylist()):
         if position in lost:
@@ -186,7 +187,7 @@ def _bad_rows(table: pa.Table, shard: Shard, wanted: Wanted, lost: dict[int, str
 
 
 def _batch_rows(metadata: pq.FileMetaData, groups: list[int], names: set[str]) -> int:
-    """Rows of a batch of about `BATCH_BYTES`, from the sizes in the footer."""
+    """Return the number of rows in about `BATCH_BYTES`, from the sizes in the footer."""
     row_bytes = 1.0
     for index in groups:
         group = metadata.row_group(index)

@@ -1,7 +1,7 @@
-"""Arrow types: which of them are text, as which type a kept column is stored, and the one type of several shards.
+"""Rules for Arrow types: text types, stored types of kept columns, and the common type of several shards.
 
-Used by the formats and by the source check. The rule: a kept column has a type that both Parquet and Delta Lake can
-hold, reached without changing a value; where there is none, the job is refused rather than the value bent.
+Used by the formats and by the source check. A kept column is stored in a type that Parquet and Delta Lake both have, and
+no value changes by the cast. If there is no such type, the job is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WIDER = {8: pa.int16(), 16: pa.int32(), 32: pa.int64(), 64: pa.int64()}
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds text (a dictionary of text does, and JSON is text)."""
+    """Return whether a column of this type has text. A dictionary of text is text, and so is JSON."""
     if isinstance(kind, pa.BaseExtensionType):
         return bool(kind.extension_name == "arrow.json")
     if types.is_dictionary(kind):
@@ -30,25 +30,25 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_id(kind: pa.DataType) -> bool:
-    """Whether ids can be made of this type: text, whole numbers, and floats, which are what pandas makes of those."""
+    """Return whether this type can be an id: text, whole numbers, and floats, to which pandas converts those."""
     return is_text(kind) or bool(types.is_integer(kind) or types.is_floating(kind))
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type as which a kept column of `kind` is stored, or None if Delta Lake has none for it.
+    """Return the stored type of a kept column of `kind`, or None if Delta Lake has none for it.
 
-    Encodings are taken off (dictionary, large, view), unsigned numbers get the next wider signed type, timestamps get
+    Encodings are removed (dictionary, large, view), unsigned numbers get the next wider signed type, timestamps get
     microseconds, a decimal gets 128 bits, and nulls are text. A value that does not fit (a uint64 from 2^63 on, a part
     below a microsecond) is quarantined by the reader.
     """
-    found = _plain(kind)
-    return None if found is None else _filled(found)
+    plain = _plain(kind)
+    return None if plain is None else _without_nulls(plain)
 
 
 def merged(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
-    """The one type that values of all `kinds` fit, or None. The order of `kinds` makes no difference.
+    """Return the type that fits values of all `kinds`, or None. The order of `kinds` does not matter.
 
-    Nulls fit any type, at any depth. Numbers widen, as long as no value is rounded: whole numbers to wider ones, to
+    Nulls fit any type, at any depth. Numbers are widened if no value is rounded: whole numbers to wider ones, to
     decimals, and to floats (an int64 that no float64 equals is quarantined by the reader); float32 to float64; decimals
     to more digits, up to 38 in all. A date is a timestamp without a zone, text is binary. Structs get the fields of
     both, by name where their orders differ. Types that never mix: text and numbers, decimals and floats, timestamps
@@ -60,21 +60,21 @@ def merged(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
 
 @lru_cache(maxsize=1024)
 def fits(kind: pa.DataType, target: pa.DataType) -> bool:
-    """Whether a column of `kind` may be cast to the stored type `target`: each value is kept or an error."""
+    """Return whether a column of `kind` may be cast to the stored type `target` without changing a value."""
     both = merged([kind, target])
-    return both is not None and _in_order(_filled(both)) == _in_order(target)
+    return both is not None and _in_order(_without_nulls(both)) == _in_order(target)
 
 
 def refusal(kind: pa.DataType) -> str | None:
-    """Why a table cannot have a column of `kind`, or None where it can. Names what is wrong inside a nested type."""
+    """Return the reason why a table cannot have a column of `kind`, with the path inside a nested type; else None."""
     for path, part in _parts(kind, ""):
         inside = f" ({part} in {path})" if path else ""
         if isinstance(part, list):
             if pair := alike(part):
                 where = f"{path or 'the type'} has the fields {pair[0]!r} and {pair[1]!r}"
-                return f"{where}, which are one name to Delta Lake and its readers: case makes no difference to them"
-            if bad := [name for name in part if "\0" in name]:
-                return f"{path or 'the type'} has the field {bad[0]!r}, and no name may have a NUL character in it"
+                return f"{where}, which are the same name to Delta Lake and its readers, because they ignore case"
+            if with_nul := [name for name in part if "\0" in name]:
+                return f"{path or 'the type'} has the field {with_nul[0]!r}, and no name may have a NUL character in it"
         elif types.is_struct(part) and not part.num_fields:
             return f"Parquet has no struct without fields{inside}"
         elif not (_is_list(part) or types.is_map(part) or types.is_struct(part)) and _plain(part) is None:
@@ -83,21 +83,21 @@ def refusal(kind: pa.DataType) -> str | None:
 
 
 def _parts(kind: pa.DataType, path: str) -> list[tuple[str, pa.DataType | list[str]]]:
-    """A type and all that are in it, with the place of each; and the names of each struct's fields."""
+    """Return a type and all types inside it with their paths, and the field names of each struct."""
     if types.is_dictionary(kind):
         return _parts(kind.value_type, path)
     inner: list[tuple[str, pa.DataType]] = []
-    found: list[tuple[str, pa.DataType | list[str]]] = [(path, kind)]
+    parts: list[tuple[str, pa.DataType | list[str]]] = [(path, kind)]
     if _is_list(kind):
         inner = [(f"{path}[]", kind.value_type)]
     elif types.is_map(kind):
         inner = [(f"{path}[key]", kind.key_type), (f"{path}[value]", kind.item_type)]
     elif types.is_struct(kind):
-        found.append((path, [child.name for child in kind]))
+        parts.append((path, [child.name for child in kind]))
         inner = [(f"{path}.{child.name}".lstrip("."), child.type) for child in kind]
-    for place, part in inner:
-        found += _parts(part, place)
-    return found
+    for inner_path, part in inner:
+        parts += _parts(part, inner_path)
+    return parts
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -112,7 +112,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 @lru_cache(maxsize=1024)
 def _plain(kind: pa.DataType) -> pa.DataType | None:
-    """The stored type, where nulls are still nulls."""
+    """Return the stored type, but with null types unchanged."""
     if isinstance(kind, pa.BaseExtensionType):
         return pa.string() if is_text(kind) else None
     if types.is_dictionary(kind):
@@ -153,21 +153,21 @@ def _plain_nested(kind: pa.DataType) -> pa.DataType | None:
     return None
 
 
-def _filled(kind: pa.DataType) -> pa.DataType:
-    """A plain type with text in place of null."""
+def _without_nulls(kind: pa.DataType) -> pa.DataType:
+    """Return a plain type with text in place of null."""
     if types.is_null(kind):
         return pa.string()
     if types.is_list(kind):
-        return pa.list_(_filled(kind.value_type))
+        return pa.list_(_without_nulls(kind.value_type))
     if types.is_map(kind):
-        return pa.map_(_filled(kind.key_type), _filled(kind.item_type))
+        return pa.map_(_without_nulls(kind.key_type), _without_nulls(kind.item_type))
     if types.is_struct(kind):
-        return pa.struct([pa.field(child.name, _filled(child.type)) for child in kind])
+        return pa.struct([pa.field(child.name, _without_nulls(child.type)) for child in kind])
     return kind
 
 
 def _in_order(kind: pa.DataType) -> pa.DataType:
-    """A type with the fields of its structs in the order of their names."""
+    """Return a type with the fields of its structs sorted by name."""
     if types.is_list(kind):
         return pa.list_(_in_order(kind.value_type))
     if types.is_map(kind):
@@ -179,7 +179,7 @@ def _in_order(kind: pa.DataType) -> pa.DataType:
 
 
 def _join(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
-    """The type of the values of two plain types."""
+    """Return the common type of two plain types, or None."""
     if one is None or other is None or one == other or types.is_null(other):
         return one if other is not None else None
     if types.is_null(one):
@@ -203,8 +203,8 @@ def _join(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | N
 def _join_structs(one: pa.StructType, other: pa.StructType) -> pa.DataType | None:
     first, second = ({child.name: child.type for child in kind} for kind in (one, other))
     if len(first) < one.num_fields or len(second) < other.num_fields:
-        return None  # a name twice: no value of it could be told from another
-    # Sorted where the orders differ, so that it makes no difference which shard comes first.
+        return None  # a repeated name: its values cannot be assigned
+    # Sorted if the orders differ, so that the order of the shards does not matter.
     names = list(first) if list(first) == list(second) else sorted({*first, *second})
     joined = [_join(first.get(name, pa.null()), second.get(name, pa.null())) for name in names]
     if any(kind is None for kind in joined):
@@ -219,7 +219,7 @@ def _join_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if types.is_integer(first) and types.is_integer(second):
         return max(first, second, key=lambda kind: kind.bit_width)
     if types.is_integer(first) and types.is_floating(second):
-        # A float32 holds every whole number of 24 bits.
+        # A float32 represents every whole number of 24 bits.
         return second if first.bit_width <= 16 else pa.float64()
     if types.is_floating(first) and types.is_floating(second):
         return pa.float64()
@@ -231,12 +231,12 @@ def _join_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _rank(kind: pa.DataType) -> int:
-    """Whole numbers, floats, decimals; -1 for what is no number."""
+    """Return 0 for whole numbers, 1 for floats, 2 for decimals, -1 for other types."""
     tests = (types.is_integer, types.is_floating, types.is_decimal)
     return next((rank for rank, test in enumerate(tests) if test(kind)), -1)
 
 
 def _decimal(digits: int, scale: int) -> pa.DataType | None:
-    """The decimal of so many digits before and after the point, or None where there is none in Delta Lake."""
+    """Return the decimal with these digits before and after the point, or None if Delta Lake has none."""
     digits, scale = max(digits, 0), max(scale, 0)
     return pa.decimal128(max(digits + scale, 1), scale) if digits + scale <= _WIDEST else None

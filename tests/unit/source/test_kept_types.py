@@ -237,7 +237,7 @@ def test_a_column_may_have_any_name(tmp_path, name, partitioned):
         (["Ä", "ä"], "'Ä' and 'ä'"),
         (["İ", "i\u0307"], "'İ' and 'i\u0307'"),
         (["ſ", "S"], "'ſ' and 'S'"),
-        (["a\0"], "no name with a NUL character"),
+        (["a\0"], "no NUL character in a name"),
         (["_x"], "which is reserved for the table"),
     ],
 )
