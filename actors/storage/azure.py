@@ -1,8 +1,8 @@
 """Settings of an Azure Blob store for its two clients: adlfs, which is fsspec's driver, and the one inside `deltalake`.
 
-Used by storage and by the table. Both get the same account and credentials, from the variables that adlfs reads, or from
-where Azure's own library finds them: `deltalake` alone knows neither a connection string nor every kind of identity. The
-trade-off: two habits of the driver can only be changed on the finished object.
+Used by storage and by the table. Both get the same account and credentials, from the variables that adlfs reads or from
+Azure's own library: `deltalake` alone supports neither connection strings nor every kind of identity. The trade-off: two
+settings of the driver can only be changed on the driver object.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def _given(name: str) -> str:
 
 
 def _connection() -> dict[str, str]:
-    """The parts of the connection string, if the environment has one, by their names in small letters."""
+    """Return the parts of the connection string in the environment by their names in lower case; empty without one."""
     parts = (part.partition("=") for part in _given("connection_string").split(";"))
     return {name.strip().lower(): value for name, _, value in parts if value}
 
 
 def endpoint() -> str | None:
-    """Where the store answers, if the environment names another place than the public cloud's."""
+    """Return the endpoint of the store if the environment names another one than the public cloud's."""
     parts = _connection()
     if place := parts.get("blobendpoint"):
         return place.rstrip("/")
@@ -51,35 +51,38 @@ def endpoint() -> str | None:
 
 
 def _account() -> str:
-    """The account's name.
+    """Return the account's name.
 
     Raises:
-        ConfigError: the environment names none.
+        ConfigError: The environment names none.
     """
     parts = _connection()
     if name := parts.get("accountname") or ("" if parts else _given("account_name")):
         return name
-    if parts.get("blobendpoint"):  # with a signature instead of a key, the name may stand in the place only
+    if parts.get("blobendpoint"):  # with a signature instead of a key, the name may be only in the endpoint
         return parts["blobendpoint"].partition("://")[2].partition(".")[0]
-    raise ConfigError(f"nothing says which account of Azure is meant. {CREDENTIALS}")
+    raise ConfigError(f"no account of Azure is named in the environment. {CREDENTIALS}")
 
 
 def driver_options() -> dict[str, Any]:
-    """What fsspec's driver is made with. Credentials are not among it: it finds them itself.
+    """Return the options of fsspec's driver, without credentials, which it finds itself.
 
     Raises:
-        ConfigError: the environment names no account.
+        ConfigError: The environment names no account.
     """
     _account()
     return {"connection_timeout": 10, "read_timeout": round(s3.ANSWER_S)}
 
 
 def adapt(fs: Any) -> None:
-    """Change two habits of the driver: tries of its own, with waits of a quarter of a minute, on top of storage's; and
-    names that it takes for URLs, so that a `#` in one of them cuts it short and two objects become one."""
-    logging.getLogger("azure").setLevel(logging.CRITICAL)  # what fails is raised too, and told by us
+    """Change two settings of the driver.
+
+    It has its own retries, with waits of 15 seconds, in addition to storage's. And it parses names as URLs, so that a `#`
+    truncates a name and two objects become one.
+    """
+    logging.getLogger("azure").setLevel(logging.CRITICAL)  # errors are raised too, and reported by this package
     fs.service_client._config.retry_policy.total_retries = 0  # noqa: SLF001  (no argument of the driver reaches it)
-    fs._strip_protocol = _path_of  # noqa: SLF001  (fsspec's own name for what every driver has)
+    fs._strip_protocol = _path_of  # noqa: SLF001  (fsspec's own name in every driver)
 
 
 def _path_of(url: Any) -> Any:
@@ -90,7 +93,7 @@ def _path_of(url: Any) -> Any:
 
 
 def has_bucket(fs: Any, bucket: str) -> bool:
-    """Whether there is a container of this name; the driver does not say so when it misses an object in it."""
+    """Return whether there is a container of this name: the driver reports a missing container as a missing object."""
     try:
         fs.info(bucket)
     except FileNotFoundError:
@@ -99,18 +102,18 @@ def has_bucket(fs: Any, bucket: str) -> bool:
 
 
 def forget_clients() -> None:
-    """Let fsspec's driver find its credentials anew at its next call."""
+    """Make fsspec's driver find its credentials again at its next call."""
     import adlfs
 
     adlfs.AzureBlobFileSystem.clear_instance_cache()
 
 
 def table_options(url: str) -> dict[str, str]:
-    """What `deltalake` is told. Never kept and never pickled: it holds the credentials.
+    """Return the options for `deltalake`. They contain credentials, so they are never stored or pickled.
 
     Raises:
-        ConfigError: the environment names no account.
-        StorageError: there are no credentials.
+        ConfigError: The environment names no account.
+        StorageError: There are no credentials.
     """
     parts = _connection()
     options = {**s3.retry_options(), "azure_storage_account_name": _account()}
@@ -138,13 +141,13 @@ def _token(url: str) -> str:
 
     try:
         return str(_identity().get_token(_SCOPE).token)
-    except AzureError:  # its message lists everything that it tried, over a page
+    except AzureError:  # its message lists every attempt, over a page
         raise StorageError(f"cannot open {url!r}: no credentials were found. {CREDENTIALS}") from None
 
 
 @functools.cache
 def _identity() -> Any:
-    """The identity of the machine or the person: a role, a workload's, a login. It keeps its tokens and renews them."""
+    """Return the identity of the machine or the user: a role, a workload identity or a login. It renews its tokens."""
     from azure.identity import DefaultAzureCredential
 
     return DefaultAzureCredential()

@@ -1,8 +1,8 @@
-"""Lists a folder of a local disk: files, folders, links, and what is none of them. Used by `actors.storage` alone.
+"""Lists a folder of a local disk: files, folders, links and other entries. Used only by `actors.storage`.
 
-A link is followed under its own name, each once; one that leads back to a folder above it is a loop. A file that is read
-under its own name is not read a second time behind a link. The trade-off: folders whose names begin with a dot are looked
-into although nothing in them is read, so that it can be said how much was left out.
+A link is followed under its own name, once; a link to a folder above it is a loop. A file that is read under its own
+name is not read again through a link. The trade-off: folders whose names begin with a dot are listed although nothing in
+them is read, so that the number of omitted files is known.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 class _Folder(NamedTuple):
-    """A folder to look into.
+    """Folder to list.
 
     Attributes:
         below: Its path below the root; empty for the root.
         real: Its path without links.
-        depth: How far below the root it lies.
-        kind: How hidden it is: PLAIN, UNDERSCORE or DOT.
-        chain: Real paths of the folders that links led away from, on the way to it.
-        box: The folder that the pattern names and that it lies in.
+        depth: Its number of levels below the root.
+        kind: The visibility of its name: PLAIN, UNDERSCORE or DOT.
+        chain: Real paths of the folders with the links that were followed to reach it.
+        box: The folder around it that the pattern names, or None.
     """
 
     below: str
@@ -42,11 +42,11 @@ class _Folder(NamedTuple):
 
 
 def walk_disk(found: Found, again: Again) -> None:
-    """List what a pattern names on this machine's disk. Nothing is opened: to open a pipe would hang.
+    """List the matches of a pattern on this machine's disk. No file is opened: opening a pipe would block.
 
     Raises:
-        FileNotFoundError: there is nothing at the pattern's root.
-        StorageError: a folder could not be listed, or a link not be looked at; it is named.
+        FileNotFoundError: There is nothing at the pattern's root.
+        StorageError: A folder or link cannot be read; the message names it.
     """
     _DiskWalk(found, again).run()
 
@@ -58,11 +58,11 @@ class _DiskWalk:
         self._pattern = found.pattern
         self._root = found.pattern.root
         self._own: list[_Folder] = []
-        self._linked: list[_Folder] = []  # after all others, so that files have their own names before
+        self._linked: list[_Folder] = []  # after all others, so that files are found under their own names first
         self._followed: set[str] = set()
 
     def run(self) -> None:
-        """From the root down, without recursion: a tree may be deeper than Python's stack."""
+        """Walk from the root down, without recursion: a tree may be deeper than Python's stack."""
         root = self._root or "/"
         kind = self._again(root, "look at", partial(_target, root))
         if kind == _DANGLING and not os.path.lexists(root):
@@ -80,7 +80,7 @@ class _DiskWalk:
             folder = self._own.pop() if self._own else self._linked.pop()
             if folder.box is not None and folder.box.path == self._path(folder.below):
                 boxes.append(folder.box)
-            self._look_into(folder)
+            self._list_folder(folder)
         for box in boxes:
             if not box.full:
                 self._found.tally.add("empty_folder", box.path)
@@ -89,13 +89,13 @@ class _DiskWalk:
         return f"{self._root}/{below}" if below else self._root or "/"
 
     def _single(self, path: str, kind: int) -> None:
-        """The URL is that of one file, or of what is none."""
+        """Add the file that the URL names, or report that it is no file."""
         if kind == _FILE:
             self._found.plain[path] = {}
         else:
             self._found.tally.add(_REASON[kind], path)
 
-    def _look_into(self, folder: _Folder) -> None:
+    def _list_folder(self, folder: _Folder) -> None:
         path = self._path(folder.below)
         try:
             entries = self._again(path, "list", partial(_entries, path))
@@ -130,7 +130,7 @@ class _DiskWalk:
         self._found.tally.add(reason, self._path(below))
 
     def _entered(self, folder: _Folder, name: str, below: str) -> _Folder | None:
-        """A folder in a folder, None where nothing in it can match."""
+        """Return a folder inside a folder, or None if nothing in it can match."""
         own = self._pattern.enters(folder.depth + 1, name)
         if own is None:
             return None
@@ -160,11 +160,11 @@ class _DiskWalk:
             self._leave_out(_REASON[kind], below, folder.box)
 
     def _follow(self, folder: _Folder, name: str, inner: _Folder) -> None:
-        """Look into the folder that a link leads to, later, unless the link leads back or was followed before."""
+        """Schedule the target folder of a link, unless the link is a loop or was followed before."""
         real = os.path.realpath(self._path(inner.below))
         chain = (*folder.chain, folder.real)
         link = _joined(folder.real, name)
-        if any(_holds(real, above) for above in chain):
+        if any(_contains(real, above) for above in chain):
             self._leave_out("link_loop", inner.below, folder.box)
         elif link in self._followed:
             self._leave_out("repeated", inner.below, folder.box)
@@ -180,13 +180,13 @@ def _joined(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
-def _holds(folder: str, path: str) -> bool:
-    """Whether `path` is `folder` or lies in it."""
+def _contains(folder: str, path: str) -> bool:
+    """Return whether `path` is `folder` or inside it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _entries(path: str) -> list[tuple[str, int]]:
-    """Names in a folder and what each of them is."""
+    """Return the names in a folder with the kind of each."""
     with os.scandir(path) as entries:
         return [(entry.name, _kind(entry)) for entry in entries]
 
@@ -200,7 +200,7 @@ def _kind(entry: os.DirEntry[str]) -> int:
 
 
 def _target(path: str) -> int:
-    """What a path leads to."""
+    """Return the kind of the target of a path."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

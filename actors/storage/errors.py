@@ -1,8 +1,8 @@
-"""What a store's refusal means: worth another try, a mistake of a person's, or the end.
+"""Classifies errors of stores (transient, a user's mistake, or final) and translates them to this package's errors.
 
-Used by storage and by the table for everything that an fsspec driver or `deltalake` raises. A sentence made here never
-holds a secret, whatever the store put into its answer. The trade-off: drivers agree on no error tree, so this looks for
-HTTP statuses and error codes wherever each of them keeps them.
+Used by storage and by the table for everything that an fsspec driver or `deltalake` raises. Messages from here never
+contain a secret, whatever the response of the store. The trade-off: drivers share no error hierarchy, so this module
+looks for HTTP statuses and error codes in each place where a driver keeps them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from actors.errors import ConfigError, StorageError, TransientError, VectideError
 from actors.storage import azure, providers
 
-# What a store says when it is busy or away, as errno or HTTP status. Anything else is not worth another try.
+# errno and HTTP status of a store that is busy or unreachable. No other error is retried.
 _BUSY_ERRNO = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.EIO}
 _BUSY_STATUS = {408, 409, 429, 500, 502, 503, 504}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
@@ -25,13 +25,13 @@ _NO_CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
     "CredentialRetrievalError",
-    "ClientAuthenticationError",  # of Azure's library, where no store was asked: that answer has a status
+    "ClientAuthenticationError",  # of Azure's library without a request; a response of the store would have a status
     "DefaultCredentialsError",
     "RefreshError",
 }
-_CUT = {"ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError"}
+_CUT_OFF = {"ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError"}
 _UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ServiceRequestError"}
-_AWAY = _UNREACHABLE | {
+_CONNECTION_FAILED = _UNREACHABLE | {
     "ConnectionError",
     "HTTPClientError",
     "ClientError",
@@ -40,7 +40,7 @@ _AWAY = _UNREACHABLE | {
     "TransportError",
 }
 
-# Variables whose values must not be seen, whoever puts them into a message.
+# Environment variables whose values are removed from every message.
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|ACCOUNT_KEY|SAS|CREDENTIALS|CONNECTION_STRING", re.IGNORECASE)
 _PART = re.compile(r"(?:AccountKey|SharedAccessSignature)=([^;]+)", re.IGNORECASE)
 _SHORTEST_SECRET = 8
@@ -48,17 +48,17 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]*:[^@\s]*@")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST_MESSAGE = 400
 
-# A bucket's name holds neither of `:` and `@`, so what looks like a password there is one, even with a slash in it.
+# A bucket's name contains neither `:` nor `@`, so a match there is a password, even with a slash in it.
 _PASSWORD_IN_BUCKET = re.compile(r"(?:s3a?|gs|gcs)://(?!arn:)[^/@]*:[^@]*@")
 _PASSWORD_IN_HOST = re.compile(r"[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
 _SIGNED = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
 
 
 def check_url(url: str) -> str:
-    """`url`, if no credentials are written in it: they would stand in every ledger, log and plan.
+    """Return `url` if it contains no credentials: every ledger, log and plan would repeat them.
 
     Raises:
-        ConfigError: there are some; the message does not repeat them.
+        ConfigError: It contains some; the message does not repeat them.
     """
     protocol = url.partition("://")[0]
     if _PASSWORD_IN_BUCKET.match(url) or _PASSWORD_IN_HOST.match(url) or ("://" in url and _SIGNED.search(url)):
@@ -71,48 +71,48 @@ def check_url(url: str) -> str:
 
 
 def check_account(url: str) -> None:
-    """Raise ConfigError for a URL that names its account: both clients take that from the environment."""
+    """Raise ConfigError for a URL with an account: both clients read the account from the environment."""
     protocol = url.partition("://")[0]
     if protocol in azure.PROTOCOLS and "@" in providers.bucket_of(url):
         raise ConfigError(
-            f"{url!r} names an account, which the environment does here, for every client alike: write "
+            f"{url!r} names an account, which here comes from the environment, for every client: write "
             f"{protocol}://CONTAINER/PATH and set AZURE_STORAGE_ACCOUNT_NAME"
         )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind an error, wherever its library keeps it."""
-    for seen in _chain(error):
+    """Return the HTTP status of an error or its causes, or None."""
+    for cause in _chain(error):
         for name in ("status", "code", "status_code"):
-            value = getattr(seen, name, None)
+            value = getattr(cause, name, None)
             if isinstance(value, int) and 100 <= value < 600:
                 return value
-        value = _response(seen).get("ResponseMetadata", {}).get("HTTPStatusCode")
+        value = _response(cause).get("ResponseMetadata", {}).get("HTTPStatusCode")
         if isinstance(value, int):
             return value
     return None
 
 
 def code_of(error: BaseException) -> str:
-    """The store's own word for an error, such as `NoSuchBucket`; empty where it gave none."""
-    for seen in _chain(error):
-        code = str(_response(seen).get("Error", {}).get("Code", "") or _word(seen))
+    """Return the store's own code of an error, such as `NoSuchBucket`; empty if it has none."""
+    for cause in _chain(error):
+        code = str(_response(cause).get("Error", {}).get("Code", "") or _azure_code(cause))
         if code and not code.isdigit():
             return code
     return ""
 
 
-def _word(error: BaseException) -> str:
-    """Azure's library keeps the store's word here, as a member of an enumeration where it knows the word."""
-    found = getattr(error, "error_code", None)
-    return str(getattr(found, "value", found) or "")
+def _azure_code(error: BaseException) -> str:
+    """Return the code of an error of Azure's library, which is an enumeration member if the library knows it."""
+    code = getattr(error, "error_code", None)
+    return str(getattr(code, "value", code) or "")
 
 
 def _response(error: BaseException) -> dict[str, Any]:
@@ -121,35 +121,35 @@ def _response(error: BaseException) -> dict[str, Any]:
 
 
 def is_refused_create(error: BaseException) -> bool:
-    """Whether a store declined an exclusive create because something is there.
+    """Return whether a store refused an exclusive create because the object exists.
 
-    Drivers raise FileExistsError, or EINVAL with 412 behind it where the store's answer lacks a detail.
+    Drivers raise FileExistsError, or EINVAL caused by a 412 if the response of the store lacks a detail.
     """
     return isinstance(error, FileExistsError) or status_of(error) == 412
 
 
 def is_missing_bucket(error: BaseException) -> bool:
-    """Whether not only the object is missing but the whole bucket."""
+    """Return whether the whole bucket is missing, and not only the object."""
     return code_of(error) in _MISSING_BUCKET
 
 
 def is_expired(error: BaseException) -> bool:
-    """Whether a store declined credentials that it took before."""
+    """Return whether a store refused credentials because they have expired."""
     return code_of(error) in _EXPIRED
 
 
 def is_wordless(error: BaseException) -> bool:
-    """Whether a store declined without its reason, as it must where only the head of an object was asked for."""
+    """Return whether a store refused without a reason: the response to a HEAD request has no body for one."""
     return status_of(error) in (400, 401, 403) and not code_of(error)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another try may go better."""
+    """Return whether a retry may succeed."""
     if isinstance(error, (TransientError, TimeoutError, ConnectionError)):
         return True
     if isinstance(error, VectideError):
         return False
-    if _names(error) & _CUT:  # before the status: the driver's library puts a 400 of its own into it
+    if _names(error) & _CUT_OFF:  # before the status: the driver's library sets a status 400 of its own
         return True
     status = status_of(error)
     if status is not None:
@@ -157,7 +157,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _BUSY_ERRNO
     names = _names(error)
-    return bool(names & _AWAY) and not names & _NO_CREDENTIALS
+    return bool(names & _CONNECTION_FAILED) and not names & _NO_CREDENTIALS
 
 
 def _names(error: BaseException) -> set[str]:
@@ -165,11 +165,11 @@ def _names(error: BaseException) -> set[str]:
 
 
 def redact(text: object) -> str:
-    """A message of somebody else's as one line, short, without colours and without a secret of the environment."""
+    """Return a message of a library as one short line, without colours and without secrets of the environment."""
     line = " ".join(_COLOUR.sub("", str(text)).split())
     for name, value in os.environ.items():
         if _SECRET.search(name):
-            for secret in (value, *_PART.findall(value)):  # a part of a connection string is one by itself
+            for secret in (value, *_PART.findall(value)):  # parts of a connection string are secrets too
                 if len(secret) >= _SHORTEST_SECRET:
                     line = line.replace(secret, "***")
     line = _USERINFO.sub("***@", line)
@@ -183,17 +183,17 @@ def _place(url: str) -> str:
 
 
 def missing_bucket(url: str, what: str) -> ConfigError:
-    """What to raise where not only an object is missing but its bucket."""
+    """Return the error for a missing bucket."""
     store = providers.of(url)
     kind, variable = (store.BUCKET, f" and {store.PLACE}") if store else ("bucket", "")
     return ConfigError(
-        f"cannot {what} {url!r}: there is no {kind} {providers.bucket_of(url)!r}{_place(url)}. Make it, or check its "
+        f"cannot {what} {url!r}: there is no {kind} {providers.bucket_of(url)!r}{_place(url)}. Create it, or check its "
         f"name{variable}"
     )
 
 
 def no_driver(url: str, error: ImportError) -> ConfigError:
-    """What to raise where fsspec finds no driver."""
+    """Return the error for a driver that is not installed."""
     if store := providers.of(url):
         return ConfigError(
             f"{url!r} needs a driver that is not installed: pip install {store.PACKAGE}, on every machine that works on it"
@@ -202,13 +202,13 @@ def no_driver(url: str, error: ImportError) -> ConfigError:
 
 
 def to_vectide_error(url: str, what: str, error: Exception, attempts: int) -> VectideError:
-    """One sentence for a person: what failed, why, and the way out.
+    """Return the error with the failed action, the reason and the fix.
 
     Args:
-        url: What was touched.
+        url: URL of the action.
         what: A verb, such as "read".
-        error: What the driver raised.
-        attempts: How often it was tried.
+        error: Error of the driver.
+        attempts: Number of attempts.
     """
     if isinstance(error, VectideError) and not isinstance(error, TransientError):
         return error
@@ -229,7 +229,9 @@ def to_vectide_error(url: str, what: str, error: Exception, attempts: int) -> Ve
             f"again: finished work is kept"
         )
     refused = isinstance(error, PermissionError) or number in (errno.EACCES, errno.EPERM, errno.EROFS)
-    refused = refused or (isinstance(error, OSError) and str(error).startswith("Forbidden: "))  # all that gcsfs says
+    refused = refused or (
+        isinstance(error, OSError) and str(error).startswith("Forbidden: ")
+    )  # the only detail from gcsfs
     if refused or status_of(error) in (401, 403):
         reason = f" ({code})" if code else ""
         return StorageError(
@@ -238,8 +240,8 @@ def to_vectide_error(url: str, what: str, error: Exception, attempts: int) -> Ve
         )
     names = _names(error)
     if names & _NO_CREDENTIALS:
-        way_out = store.CREDENTIALS if store else "Give them in the environment"
-        return StorageError(f"cannot {what} {url!r}: no credentials were found. {way_out}")
+        fix = store.CREDENTIALS if store else "Give them in the environment"
+        return StorageError(f"cannot {what} {url!r}: no credentials were found. {fix}")
     tries = f" after {attempts} tries" if attempts > 1 else ""
     if names & _UNREACHABLE:
         variable = f" and {store.PLACE}" if store else ""

@@ -2,7 +2,7 @@
 
 Used by storage and by the table. Both find the same application default credentials: a file that
 GOOGLE_APPLICATION_CREDENTIALS names, the login of `gcloud`, or the machine's service account. The trade-off: `deltalake`
-reads files of service accounts and of users, and not those of workload identity federation.
+reads files of service accounts and of users, but not those of workload identity federation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TRIES = 3  # on top of the driver's own six, which take half a minute together
 
 
 def endpoint() -> str | None:
-    """Where the store answers, if the environment names another place than Google's."""
+    """Return the endpoint of the store if the environment names another one than Google's."""
     place = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
     if place in ("", "default"):
         return None
@@ -32,7 +32,7 @@ def endpoint() -> str | None:
 
 
 def driver_options() -> dict[str, Any]:
-    """What fsspec's driver is made with. Credentials are not among it: it finds them itself."""
+    """Return the options of fsspec's driver, without credentials, which it finds itself."""
     from aiohttp import ClientTimeout
 
     _before_import()
@@ -41,20 +41,20 @@ def driver_options() -> dict[str, Any]:
 
 
 def _before_import() -> None:
-    # Read when the driver is imported. With it, each bucket is first asked over gRPC whether it is of a kind that wants
-    # another protocol: a right that not everybody has, a minute where nothing answers, and another kind of create.
+    # Read when the driver is imported. If on, the driver first requests the kind of each bucket over gRPC. That needs a
+    # permission that many users lack, takes a minute if the endpoint does not respond, and changes the create.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def adapt(fs: Any) -> None:  # noqa: ARG001  (each store has a function of this name)
-    """Let the driver be quiet: it logs a traceback of each error that it raises, and we say what it means."""
+    """Turn off the driver's log: it has a traceback of each raised error, which this package reports."""
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)
 
 
 def has_bucket(fs: Any, bucket: str) -> bool:
-    """Whether there is a bucket of this name; the driver does not say so when it misses an object in it.
+    """Return whether there is a bucket of this name: the driver reports a missing bucket as a missing object.
 
-    By a listing, which everybody who works on a table may ask for; the bucket itself is for its administrators.
+    Uses a listing, which all users of a table may do; only administrators may read the bucket's own data.
     """
     try:
         fs.call("GET", "b/{}/o", bucket, maxResults=1)
@@ -64,7 +64,7 @@ def has_bucket(fs: Any, bucket: str) -> bool:
 
 
 def forget_clients() -> None:
-    """Let fsspec's driver find its credentials anew at its next call."""
+    """Make fsspec's driver find its credentials again at its next call."""
     _before_import()
     import gcsfs
 
@@ -72,12 +72,12 @@ def forget_clients() -> None:
 
 
 def table_options(url: str) -> dict[str, str]:  # noqa: ARG001  (each store has a function of this name)
-    """What `deltalake` is told. It finds the credentials themselves where gcsfs does."""
+    """Return the options for `deltalake`. It finds the credentials itself, in the same places as gcsfs."""
     options = s3.retry_options()
     if place := endpoint():
-        # Nobody's key: the one way to tell it where else to go, and not to ask Google for a token first.
-        nobody = {"gcs_base_url": place, "disable_oauth": True, **dict.fromkeys(_KEY, "")}
-        options["google_service_account_key"] = json.dumps(nobody)
+        # An empty key is the only way to set another endpoint without a token request to Google.
+        empty_key = {"gcs_base_url": place, "disable_oauth": True, **dict.fromkeys(_KEY, "")}
+        options["google_service_account_key"] = json.dumps(empty_key)
         if place.startswith("http://"):
             options["allow_http"] = "true"
     elif file := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):

@@ -1,10 +1,10 @@
-"""What tells one state of a source object from another: the tag that its store gives, or a hash of its bytes.
+"""Identity of the state of a source object: the tag from its store, and a hash of its bytes if the job requests it.
 
 Used by `actors.storage` for every object that it lists, by the check of a shard after it was read, and by planning. An
-object's identity is one text: its tag, and behind it the hash of its bytes where a job asks for that
-(`source.verify: content`). It stands in every frozen plan and listing, so both travel together.
+object's identity is one text: its tag, followed by the hash of its bytes if the job sets `source.verify: content`. Every
+frozen plan and listing contains it, so both parts stay together.
 
-The trade-off: a local file's tag holds more than its content needs. A `chmod` or a new hard link changes the ctime, and
+The trade-off: a local file's tag depends on more than its content. A `chmod` or a new hard link changes the ctime, and
 the shard is read again; its texts have known hashes, so nothing is encoded.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-# Names that drivers give to what changes with an object's bytes, the surest first. A dotted name is inside another value.
+# Names in drivers of values that change with an object's bytes, the most reliable first. A dotted name is nested.
 _TAGS = (
     "ETag",
     "etag",
@@ -34,7 +34,7 @@ _TAGS = (
     "checksum",
     "content_hash",
 )
-# Times, where a store gives nothing better: two writes within its resolution look the same.
+# Times, if a store has no better value: two writes within the resolution look the same.
 _TIMES = (
     "mtime",
     "LastModified",
@@ -51,7 +51,7 @@ _LOCAL = re.compile(r"([0-9]+-[0-9]+)-[0-9]+")
 
 
 def tag_of(info: Mapping[str, Any]) -> str:
-    """The tag in what a driver says of an object; empty where it says nothing that changes with the bytes."""
+    """Return the tag in a driver's info of an object; empty if no value in it changes with the bytes."""
     for name in (*_TAGS, *_TIMES):
         value: Any = info
         for part in name.split("."):
@@ -62,31 +62,31 @@ def tag_of(info: Mapping[str, Any]) -> str:
 
 
 def local_tag(stat: os.stat_result) -> str:
-    """The tag of a local file: `<mtime>-<ctime>-<inode>`, times in ns.
+    """Return the tag of a local file: `<mtime>-<ctime>-<inode>`, times in ns.
 
-    The mtime alone is what `rsync -t`, `cp -p` and `touch -d` set at will; nobody sets a ctime.
+    The mtime alone is not enough, because `rsync -t`, `cp -p` and `touch -d` set it; no tool can set a ctime.
     """
     return f"{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
 
 
 def with_hash(etag: str, sha256: str) -> str:
-    """An identity of this tag and of bytes that have this hash, in hex."""
+    """Return the identity with the tag of `etag` and this hash, in hex."""
     return f"{_split(etag)[0]}{_HASH}{sha256}"
 
 
 def hash_of(etag: str) -> str:
-    """The hash in an identity, in hex; empty where it has none."""
+    """Return the hash in an identity, in hex; empty if it has none."""
     return _split(etag)[1]
 
 
 def content_part(etag: str) -> str:
-    """What names the bytes: the hash where there is one, else the tag."""
+    """Return the part that identifies the bytes: the hash if there is one, else the tag."""
     tag, sha256 = _split(etag)
     return _HASH.strip() + sha256 if sha256 else tag
 
 
 def unchanged(before: str, now: str) -> bool:
-    """Whether two listings of an object of one size name the same bytes. Without a tag it counts as changed."""
+    """Return whether two listings of an object of one size have the same bytes. Without a tag it counts as changed."""
     (old_tag, old_hash), (new_tag, new_hash) = _split(before), _split(now)
     if new_hash:
         return new_hash == old_hash
@@ -94,10 +94,10 @@ def unchanged(before: str, now: str) -> bool:
 
 
 def still_fits(planned: str, now: str) -> bool:
-    """Whether an object that was just read is the one that was planned, by their tags.
+    """Return whether an object that was just read has the planned tag.
 
-    Where either has no tag, only a hash can tell: False where one was planned, else True. The inode is not compared:
-    FUSE mounts of one store number a file differently on each machine, and a file put in its place has another ctime.
+    If either has no tag, only the hash can show it: False if a hash was planned, else True. The inode is not compared:
+    FUSE mounts of one store give a file another inode on each machine, and a replaced file has another ctime.
     """
     (tag, sha256), new_tag = _split(planned), _split(now)[0]
     if not tag or not new_tag:
@@ -107,7 +107,7 @@ def still_fits(planned: str, now: str) -> bool:
 
 
 def written_s(info: Mapping[str, Any]) -> float:
-    """When an object was written, by the store's clock; 0 where the driver does not say."""
+    """Return when an object was written, in seconds by the store's clock; 0 if unknown."""
     for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
         value = info.get(name)
         if isinstance(value, str):
@@ -121,7 +121,7 @@ def written_s(info: Mapping[str, Any]) -> float:
 
 
 def forget_listings(fs: Any) -> None:
-    """Let a driver ask its store again. Some keep listings whatever `use_listings_cache` says (hf://)."""
+    """Clear a driver's cached listings. Some drivers ignore `use_listings_cache` (hf://)."""
     if isinstance(getattr(fs, "dircache", None), dict):
         fs.dircache.clear()
 

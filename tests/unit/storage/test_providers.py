@@ -97,7 +97,7 @@ def test_another_cloud_and_an_emulator_are_found(monkeypatch):
 
 def test_no_account_is_said_so():
     for call in (delta_table.storage_options, storage.read):
-        with pytest.raises(ConfigError, match="nothing says which account of Azure is meant. Set AZURE_STORAGE_ACCO"):
+        with pytest.raises(ConfigError, match="no account of Azure is named in the environment. Set AZURE_STORAGE_ACCO"):
             call("az://lake/x")
 
 
