@@ -143,20 +143,20 @@ def _prompts(asked: Mapping[str, Any], root: Path) -> dict[str, str]:
     prompts = asked.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
         raise ModelError(
-            f"{root}/config_sentence_transformers.json has prompts {str(prompts)[:_SHOWN]!r} where texts by their names are needed. "
-            "Fetch it again."
+            f"{root}/config_sentence_transformers.json has prompts {str(prompts)[:_SHOWN]!r} where texts by their "
+            "names are needed. Fetch it again."
         )
     return {name: text or "" for name, text in prompts.items()}
 
 
 def _max_seq_length(sentence: Mapping[str, Any], folder: Path) -> int | str | None:
     """Returns `max_seq_length` or, if missing, the tokenizer's `model_max_length`, as in sentence-transformers."""
-    said = sentence.get("max_seq_length")
-    if said is None:
+    max_tokens = sentence.get("max_seq_length")
+    if max_tokens is None:
         limit = _document(folder / "tokenizer_config.json").get("model_max_length")
         # Files without a limit have 10^30 here, as a float.
         return limit if type(limit) is int and limit >= SHORTEST_TEXT else None
-    return said if type(said) is int else repr(said)
+    return max_tokens if type(max_tokens) is int else repr(max_tokens)
 
 
 def _pooling(path: Path) -> str:

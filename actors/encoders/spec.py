@@ -271,13 +271,13 @@ def _dim(dim: int | None, facts: FamilyFacts, *, model: str, allow_untrained: bo
 
 def _max_tokens(asked: int | None, facts: FamilyFacts, repository: Repository, *, model: str) -> int:
     if asked is None:
-        said = repository.max_tokens if facts.trust_repo_max_tokens else None
-        if isinstance(said, str) or (said is not None and said < SHORTEST_TEXT):
+        configured = repository.max_tokens if facts.trust_repo_max_tokens else None
+        if isinstance(configured, str) or (configured is not None and configured < SHORTEST_TEXT):
             raise ModelError(
-                f"{repository.folder} has max_seq_length {said}, which must be a whole number of {SHORTEST_TEXT} or more, or null "
-                f"for what the model takes ({facts.max_tokens}). Set max_tokens, or fix the file."
+                f"{repository.folder} has max_seq_length {configured}, which must be a whole number of "
+                f"{SHORTEST_TEXT} or more, or null for what the model takes ({facts.max_tokens}). Set max_tokens, or fix the file."
             )
-        return min(said or facts.default_max_tokens or facts.max_tokens, facts.max_tokens)
+        return min(configured or facts.default_max_tokens or facts.max_tokens, facts.max_tokens)
     if not SHORTEST_TEXT <= asked <= facts.max_tokens:
         raise ConfigError(f"max_tokens {asked} is outside {SHORTEST_TEXT}..{facts.max_tokens}, what {model} can take.")
     return asked

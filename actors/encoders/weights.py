@@ -87,10 +87,10 @@ def check_finite(tensor: torch.Tensor, dtype: torch.dtype, *, name: str, where: 
         return
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
-        said = f"has values in {name!r} that are not finite: {bad} of {tensor.numel()} are NaN or infinite"
+        fault = f"has values in {name!r} that are not finite: {bad} of {tensor.numel()} are NaN or infinite"
     else:
         most, kind = float(tensor.abs().max()), str(dtype).removeprefix("torch.")
-        said = f"has values in {name!r} up to {most:.3g}, which are not finite in {kind}"
+        fault = f"has values in {name!r} up to {most:.3g}, which are not finite in {kind}"
     raise ModelError(
-        f"{where} {said}. Every vector would be spoilt. Fetch it again, or take one from another step of its training."
+        f"{where} {fault}. Every vector would be spoilt. Fetch it again, or take one from another step of its training."
     )

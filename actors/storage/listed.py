@@ -1,7 +1,7 @@
-"""What a walk over a source has met: what is read, what is left out, and why. Used by the listings and by reports.
+"""Result of listing a source: the files to read, and those left out with the reason. Used by listings and reports.
 
-A name is judged when it is met, except for two questions that need all names: whether the source is text, so that names
-may begin with `_`, and whether a file behind a link is read under its own name.
+A name is classified when it is listed, except for two checks that need all names: whether the source is text, so that
+names may begin with `_`, and whether the target of a link is read under its own name.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class LeftOut:
 
     Attributes:
         reason: A key of `REASONS`.
-        count: How many there are: files, links, or folders that could not be looked into.
-        first: The first of them by name, as text that can be printed.
+        count: Number of files, links, and folders that could not be listed.
+        first: The first of them by name, as printable text.
     """
 
     reason: str
@@ -45,17 +45,17 @@ class LeftOut:
     first: str
 
     def sentence(self) -> str:
-        """How many, why, and the first, for a person."""
+        """Return the count, the reason and the first name as text."""
         return f"{self.count:,} ({REASONS[self.reason]}), first {self.first!r}"
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a source URL names.
+    """Files that a source URL names.
 
     Attributes:
-        shards: What is read, by path.
-        left_out: What is not, one entry a reason.
+        shards: The files to read, sorted by path.
+        left_out: The files left out, one entry per reason.
     """
 
     shards: tuple[Shard, ...]
@@ -66,23 +66,23 @@ class Again(Protocol):
     """`actors.storage.retried`, for a path of one file system."""
 
     def __call__(self, place: str, what: str, call: Callable[[], T], /) -> T:
-        """`call()`, tried again while the store is busy; errors name `place`."""
+        """Return the result of `call`, retried while the store is busy; errors name `place`."""
 
 
 class Tally:
-    """Counts what is left out."""
+    """Counts of the names left out, by reason."""
 
     def __init__(self) -> None:
         self._count: dict[str, int] = {}
         self._first: dict[str, str] = {}
 
     def add(self, reason: str, path: str) -> None:
-        """One more."""
+        """Count one more name."""
         self._count[reason] = self._count.get(reason, 0) + 1
         self._first[reason] = min(self._first.get(reason, path), path)
 
     def left_out(self, spelled: Callable[[str], str]) -> tuple[LeftOut, ...]:
-        """What was counted, in the order of `REASONS`; `spelled` makes a path a URL."""
+        """Return the counts in the order of `REASONS`; `spelled` converts a path to a URL."""
         return tuple(
             LeftOut(reason, self._count[reason], _printable(spelled(self._first[reason])))
             for reason in REASONS
@@ -96,14 +96,14 @@ def _printable(path: str) -> str:
 
 @dataclass(slots=True)
 class Box:
-    """A folder that a pattern names, until it is known whether there is anything in it."""
+    """Folder that a pattern names; `full` shows whether a file was found in it."""
 
     path: str
     above: Box | None
     full: bool = False
 
     def fill(self) -> None:
-        """Note that there is something."""
+        """Mark this folder and those around it as not empty."""
         box: Box | None = self
         while box is not None and not box.full:
             box.full, box = True, box.above
@@ -111,12 +111,12 @@ class Box:
 
 @dataclass(slots=True)
 class Found:
-    """What a walk has met, by full path. Filled by `walk_store` and `actors.storage.disk.walk_disk`.
+    """Names found by a walk, by full path. Filled by `walk_store` and `actors.storage.disk.walk_disk`.
 
     Attributes:
-        plain: What is read.
-        underscored: What is read where the source is text.
-        behind: The real path of each file that a link led to.
+        plain: Files to read.
+        underscored: Files to read if the source is text.
+        behind: The real path of each file that was found through a link.
         unread: Folders whose name begins with `_` and that could not be listed, with the error.
         real_root: The pattern's root without links, on a local disk.
     """
@@ -130,7 +130,7 @@ class Found:
     real_root: str = ""
 
     def add(self, path: str, below: str, info: Info, box: Box | None = None) -> bool:
-        """Judge a file by its name; whether it may be read."""
+        """Classify a file by its name, and return whether it may be read."""
         kind = self.pattern.kind(below)
         if kind is None or self.pattern.is_bookkeeping(below):
             return False
@@ -152,7 +152,7 @@ class Found:
             self.unread.append((path, error))
 
     def settled(self, is_text: Callable[[str], bool]) -> dict[str, Info]:
-        """What is read, after names that begin with `_` and second names of a file were judged."""
+        """Return the files to read, after the checks of names that begin with `_` and of second names of a file."""
         chosen = dict(self.plain)
         if self.underscored or self.unread:
             text = all(map(is_text, self.plain))

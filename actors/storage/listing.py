@@ -1,8 +1,8 @@
-"""Listings of a file system that hide no error and leave nothing out without a word. Used by `actors.storage` alone.
+"""Lists a file system without hiding errors, and reports all names left out. Used only by `actors.storage`.
 
-By hand, because fsspec's own walk takes a folder that it cannot list for an empty one, and loses what it is told about
-errors on the way down: a store that was busy for a moment would have rows left out of a plan, and a refresh would take them
-out of the table.
+fsspec's own walk is not used: it treats a folder that it cannot list as empty, and does not pass its `on_error` argument
+to deeper levels. After a short failure of a store, rows would be missing in the plan, and a refresh would delete them from
+the table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from actors.storage.disk import walk_disk
 from actors.storage.listed import Again, Box, Found, Info, Listing
 from actors.storage.patterns import PLAIN, Pattern, is_pattern, literal_depth
 
-# From so many folders of one place on, a store is asked for everything below that place at once.
+# From this number of folders in one folder on, a store lists everything below that folder at once.
 _MANY_FOLDERS = 16
 
 
@@ -35,19 +35,19 @@ def search(
     local: bool,
     folders_only: bool,
 ) -> Listing:
-    """What a path names on a file system: see `actors.storage.glob`.
+    """List the files that a path names on a file system: see `actors.storage.glob`.
 
     Args:
         fs: The file system.
         path: A glob, the name of one object, or a folder.
-        again: Calls the file system.
-        is_text: Whether a path is that of a text document.
-        shard: Makes a shard of a path and of what the file system says about it.
+        again: Retries calls of the file system.
+        is_text: Returns whether a path is a text document.
+        shard: Returns the shard of a path and its info from the file system.
         local: Whether this is the disk of this machine.
-        folders_only: Whether a glob names folders only.
+        folders_only: Whether a glob matches only folders.
 
     Raises:
-        StorageError: something could not be listed, or a link not be followed.
+        StorageError: A folder cannot be listed, or a link not be followed.
         ConfigError: `**` is a part of a name.
     """
 
@@ -56,7 +56,11 @@ def search(
             return os.path.lexists(place)
         try:
             again(place, "look at", partial(fs.info, place))
-        except (FileNotFoundError, NotADirectoryError, StorageError):  # who may list need not be allowed to look
+        except (
+            FileNotFoundError,
+            NotADirectoryError,
+            StorageError,
+        ):  # the permission to list does not include this request
             return False
         return True
 
@@ -84,13 +88,13 @@ def search(
 
 
 def _parse(path: str, exists: Callable[[str], bool], *, folders_only: bool) -> tuple[Pattern, Pattern | None]:
-    """The pattern of a path, and another one that it would be if nothing had the name of one of its parts."""
+    """Return the pattern of a path, and the pattern if no part were read as an existing name, where it differs."""
     parts = path.split("/")
     first = next((number for number, part in enumerate(parts) if is_pattern(part)), len(parts))
     depth = literal_depth(parts, exists)
     other = None
     if depth > first:
-        with contextlib.suppress(ConfigError):  # a name that is no pattern at all
+        with contextlib.suppress(ConfigError):  # a name that is no valid pattern
             other = Pattern("/".join(parts[:first]), tuple(parts[first:]), folders_only=folders_only)
     if depth == len(parts):
         return Pattern(path, ("**",)), other
@@ -98,43 +102,45 @@ def _parse(path: str, exists: Callable[[str], bool], *, folders_only: bool) -> t
 
 
 def is_folder(name: str, info: Info) -> bool:
-    """Whether an entry is a folder. Consoles of object stores mark one by an empty object whose name ends with a slash,
-    Hadoop by one that ends with `_$folder$`."""
+    """Return whether an entry is a folder.
+
+    Consoles of object stores create an empty object whose name ends with a slash, Hadoop one that ends with `_$folder$`.
+    """
     if info.get("type") == "directory" or name.endswith("/"):
         return True
     return name.endswith("_$folder$") and not info.get("size")
 
 
 def below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Info]:
-    """Every object below a folder, at all levels.
+    """Return every object below a folder, at all levels.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: There is no object.
     """
-    if fs.async_impl:  # a store lists all that is below a place at once, and raises
+    if fs.async_impl:  # a store lists everything below a folder at once, and raises errors
         listed = fs.find(path, detail=True)
         if isinstance(listed, list):  # adlfs, for the name of one object
             return {name: fs.info(name) for name in listed}
-        if not listed:  # as `ls` does; the caller finds out whether the bucket is missing too
+        if not listed:  # as `ls` does; the caller checks whether the bucket is missing
             raise FileNotFoundError(path)
         return cast(dict[str, Info], listed)
-    found = {}
+    infos = {}
     for info in fs.ls(path, detail=True):
         name = info["name"].rstrip("/")
         if info["type"] != "directory" or name == path.rstrip("/"):
-            found[info["name"]] = info
+            infos[info["name"]] = info
         else:
-            with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
-                found.update(below(fs, name))
-    return found
+            with contextlib.suppress(FileNotFoundError):  # it was just removed
+                infos.update(below(fs, name))
+    return infos
 
 
 def walk_store(fs: fsspec.AbstractFileSystem, found: Found, again: Again) -> None:
-    """List what a pattern names on a store.
+    """List the matches of a pattern on a store.
 
     Raises:
-        FileNotFoundError: there is nothing at the pattern's root.
-        StorageError: a place could not be listed; it is named.
+        FileNotFoundError: There is nothing at the pattern's root.
+        StorageError: A folder cannot be listed; the message names it.
     """
     _StoreWalk(fs, found, again).run()
 
@@ -148,7 +154,7 @@ class _StoreWalk:
         self._root = found.pattern.root or fs.root_marker
 
     def run(self) -> None:
-        """Everything at once where a store can do that and `**` asks for it; else level by level."""
+        """List everything at once if the store can and the pattern has `**`; else level by level."""
         if self._pattern.recursive and self._fs.async_impl:
             for name, info in self._again(self._root, "list", lambda: below(self._fs, self._root)).items():
                 self._file(name, info)
@@ -174,13 +180,13 @@ class _StoreWalk:
             self._found.add(name, self._below_root(name), info, box)
 
     def _level(self, path: str, depth: int, kind: int) -> list[tuple[str, int, int]]:
-        """Files and folders right below a folder; the folders to look into next."""
+        """Add the files directly below a folder, and return the folders to list next."""
         try:
             infos = self._again(path, "list", lambda: self._fs.ls(path, detail=True))
         except FileNotFoundError:
             if depth == 0:
                 raise
-            return []  # it went away meanwhile
+            return []  # it was just removed
         except StorageError as error:
             self._found.refused(path, kind, error)
             return []
@@ -198,7 +204,7 @@ class _StoreWalk:
         return deeper
 
     def _named(self, path: str, folders: list[tuple[str, int]]) -> None:
-        """Everything below folders that the pattern names, all of which lie in `path`."""
+        """Add everything below folders in `path` that the pattern names."""
         boxes = {name: Box(name, None) for name, _ in folders}
         if len(folders) > _MANY_FOLDERS and self._fs.async_impl:
             start = len(path.rstrip("/")) + 1

@@ -1,8 +1,7 @@
-"""What a source URL names: one object, a folder, or a glob. Used by the listings and for the root of ids.
+"""Patterns in source URLs: one object, a folder, or a glob. Used by the listings and for the root of ids.
 
-`*`, `?` and `[...]` stand for characters of one name, `**` for any number of folders. A part of a path that exists is
-that part, even if it looks like a pattern. The trade-off: `{a,b}` and lists with commas are not patterns, because both
-may stand in a name.
+`*`, `?` and `[...]` match characters of one name, `**` any number of folders. A part of a path that exists is a name, even
+if it looks like a pattern. The trade-off: `{a,b}` and lists with commas are not patterns, because names may contain both.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ from actors.errors import ConfigError
 
 MARKS = "*?["
 PLAIN, UNDERSCORE, DOT = 0, 1, 2
-_FORBIDDEN = ("._", ".", "")  # at the head of a name, for a match that is PLAIN, at most UNDERSCORE, at most DOT
+_FORBIDDEN = ("._", ".", "")  # first characters that a match of kind PLAIN, UNDERSCORE, DOT may not have
 _BOOKKEEPING = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
 _BOOKKEEPING_HEADS = ("_committed_", "_started_")
 _BOOKKEEPING_ENDING = ".crc"
-_TEMPORARY = "_temporary"  # where Spark keeps what is not committed
+_TEMPORARY = "_temporary"  # folder of Spark for uncommitted files
 
 
 def is_pattern(text: str) -> bool:
-    """Whether `text` has a character that a glob gives a meaning to."""
+    """Return whether `text` has a special character of globs."""
     return any(mark in text for mark in MARKS)
 
 
 def literal_depth(parts: list[str], exists: Callable[[str], bool]) -> int:
-    """How many leading parts of a path are names and no patterns.
+    """Return the number of leading parts of a path that are names and no patterns.
 
     Args:
-        parts: The path, cut at its slashes.
-        exists: Whether there is something at a path; asked only about paths whose last part looks like a pattern.
+        parts: The path, split at its slashes.
+        exists: Returns whether a path exists; called only for paths whose last part looks like a pattern.
     """
     for depth, part in enumerate(parts, 1):
         if is_pattern(part) and not exists("/".join(parts[:depth])):
@@ -42,12 +41,12 @@ def literal_depth(parts: list[str], exists: Callable[[str], bool]) -> int:
 
 
 class Pattern:
-    """A glob below a folder.
+    """Glob below a folder.
 
     Args:
         root: The folder, without a slash at its end.
-        parts: The names below it, each of which may be a pattern; `("**",)` for all that is below.
-        folders_only: Whether a file of that name is not meant: the URL ends with a slash.
+        parts: The names below it, each of which may be a pattern; `("**",)` for everything below.
+        folders_only: Whether only folders match, because the URL ends with a slash.
 
     Raises:
         ConfigError: `**` is a part of a name.
@@ -69,8 +68,10 @@ class Pattern:
         self._later = set("".join(heads[level:]))
 
     def kind(self, below: str) -> int | None:
-        """How a path below the root matches: PLAIN; UNDERSCORE or DOT where a name begins so that the pattern does not
-        spell; None where it does not match. Everything below a folder that matches, matches."""
+        """Return how a path below the root matches, or None. Everything below a matching folder matches.
+
+        PLAIN, or UNDERSCORE or DOT if a name begins with that character and the pattern does not spell it.
+        """
         plain, undotted, anything = self._kinds
         if plain.match(below):
             return PLAIN
@@ -79,10 +80,10 @@ class Pattern:
         return UNDERSCORE if undotted.match(below) else DOT
 
     def enters(self, depth: int, name: str) -> int | None:
-        """Whether a folder may hold what matches, and how hidden its name is; None where it may not.
+        """Return the kind of a folder's name if the folder may contain matches, else None.
 
         Args:
-            depth: How far below the root it lies; 1 for a folder right below.
+            depth: Its number of levels below the root; 1 for a folder directly below.
             name: The last part of its path.
         """
         if depth <= len(self._levels):
@@ -94,11 +95,11 @@ class Pattern:
         return DOT if head == "." else UNDERSCORE
 
     def names_folder(self, below: str) -> bool:
-        """Whether a folder at this path below the root is itself what the pattern names."""
+        """Return whether the pattern names a folder at this path below the root."""
         return self._body is not None and self._body.match(below) is not None
 
     def is_bookkeeping(self, below: str) -> bool:
-        """Whether the path is that of a file in which another tool keeps notes about the documents beside it."""
+        """Return whether the path is a metadata file of another tool about the documents beside it."""
         name = below.rpartition("/")[2]
         if name.endswith(_BOOKKEEPING_ENDING):
             return not self.parts[-1].endswith(_BOOKKEEPING_ENDING)
@@ -106,7 +107,7 @@ class Pattern:
 
 
 def is_temporary(below: str) -> bool:
-    """Whether a path lies in a folder of an unfinished write."""
+    """Return whether a path is in a folder of an unfinished write."""
     return _TEMPORARY in below.split("/")[:-1]
 
 
@@ -120,30 +121,30 @@ def _translated(part: str) -> str:
 
 
 def _spelled(part: str) -> str:
-    """Which of `.` and `_` a part spells as what its matches may begin with."""
+    """Return which of `.` and `_` a part spells as its first character."""
     listed = re.match(r"\[([^]!][^]]*)\]", part)
     return "".join(head for head in "._" if head in (listed[1] if listed else part[:1]))
 
 
 def _one(translated: str, head: str, forbidden: str) -> str:
-    """A regular expression of one name that begins with none of `forbidden`, but for what its part spells."""
-    left = "".join(each for each in forbidden if each not in head)
-    guard = f"(?![{re.escape(left)}])" if left else ""
+    """Return a regular expression of one name without a first character in `forbidden` that its part does not spell."""
+    excluded = "".join(each for each in forbidden if each not in head)
+    guard = f"(?![{re.escape(excluded)}])" if excluded else ""
     return rf"(?s:{guard}{translated})\Z"
 
 
 def _joined(
     translated: list[str], heads: list[str], forbidden: str, *, folders_only: bool = False, tail: bool = True
 ) -> str:
-    """A regular expression of paths: all parts, and whatever lies below a folder that they name."""
+    """Return a regular expression of paths: all parts, and everything below a folder that they name."""
     name = f"(?![{re.escape(forbidden)}])[^/]*" if forbidden else "[^/]*"
-    found = []
+    expressions = []
     for part, head in zip(translated, heads, strict=True):
         if part == "**":
-            found.append(f"(?:{name}/)*")
+            expressions.append(f"(?:{name}/)*")
         else:
-            found.append(_one(part, head, forbidden)[: -len(r"\Z")] + "/")
-    path = "".join(found)
+            expressions.append(_one(part, head, forbidden)[: -len(r"\Z")] + "/")
+    path = "".join(expressions)
     if translated[-1] == "**":
         path += name
     else:

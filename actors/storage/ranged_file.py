@@ -1,7 +1,7 @@
-"""One object of a store as a file whose every read is a ranged read of its own.
+"""Object of a store as a file in which every read is one range request.
 
-Used by storage, below Arrow's readers. Each range is asked for with storage's own retries, and nothing is read ahead:
-who reads in small steps puts a buffer on top.
+Used by storage, below Arrow's readers. Each request has storage's own retries. Nothing is read ahead: a caller with small
+reads adds a buffer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RangedFile(io.RawIOBase):
-    """A file of `size_bytes` bytes, of which `read_range(start, stop)` gives any part."""
+    """File of `size_bytes` bytes; `read_range(start, stop)` returns any part of it."""
 
     def __init__(self, read_range: Callable[[int, int], bytes], size_bytes: int) -> None:
         super().__init__()
@@ -25,15 +25,15 @@ class RangedFile(io.RawIOBase):
         self.position = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Offset of the next byte."""
+        """Return the offset of the next byte."""
         return self.position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -43,9 +43,9 @@ class RangedFile(io.RawIOBase):
         return self.position
 
     def read(self, size: int | None = -1) -> bytes:
-        """Up to `size` bytes: fewer at the end of the object only."""
-        left = max(0, self.size_bytes - self.position)
-        wanted = left if size is None or size < 0 else min(size, left)
+        """Return up to `size` bytes: fewer only at the end of the object."""
+        rest = max(0, self.size_bytes - self.position)
+        wanted = rest if size is None or size < 0 else min(size, rest)
         if wanted == 0:
             return b""
         data = self.read_range(self.position, self.position + wanted)
@@ -53,12 +53,12 @@ class RangedFile(io.RawIOBase):
         return data
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Up to as many bytes as `buffer` holds, into it; how many. What Python's own buffered reader calls."""
+        """Fill `buffer` and return the number of bytes read. Called by Python's own buffered reader."""
         view = memoryview(buffer).cast("B")
         data = self.read(len(view))
         view[: len(data)] = data
         return len(data)
 
     def readall(self) -> bytes:
-        """The rest of the object."""
+        """Return the rest of the object."""
         return self.read()

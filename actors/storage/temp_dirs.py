@@ -1,9 +1,9 @@
-"""Rooms on this machine's disk: files that are worth nothing once those who use them are gone.
+"""Shared temporary directories, removed when the last process that uses them exits.
 
-Used by a refresh whose hashes do not fit in memory, and by its readers, who share one copy a machine. A room is a folder
-below the folder for temporary files (`TMPDIR`). Who is in it holds a shared lock, which ends with the process however that
-ends, so a room without a holder is rubbish: the last one out removes it, or the next one who enters any room does. The
-trade-off: a process that is killed leaves its files until then.
+Used by a refresh whose hashes do not fit in memory, and by its readers, which share one copy per machine. The directories
+are below the folder for temporary files (`TMPDIR`). Each user has a shared file lock, which the system releases when its
+process ends in any way. A directory without a lock owner is removed by its last user, or else by the next process that
+opens any shared directory. The trade-off: a killed process leaves its files until then.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from actors.storage import errors
 
 
 class SharedTempDir:
-    """A folder that is empty when the first one enters, and goes when the last one leaves.
+    """Temporary directory that is created empty for its first user and removed by its last.
 
     Args:
-        name: Those who use one name share one room.
+        name: Users of one name share one directory.
 
     Attributes:
-        path: The folder.
-        leave: Give it up; done at the end of the process, or of this object, if not before.
+        path: The directory.
+        leave: Releases it; called at the end of the process or of this object, if not before.
     """
 
     def __init__(self, name: str) -> None:
@@ -39,15 +39,15 @@ class SharedTempDir:
             for lock in home.glob("*.lock"):
                 _clear(lock)
             lock = home / f"{name}.lock"
-            held = _enter(lock)
+            lock_fd = _acquire(lock)
         self.path = lock.with_suffix("")
-        self.leave = weakref.finalize(self, _leave, lock, held)
+        self.leave = weakref.finalize(self, _leave, lock, lock_fd)
         with shared_temp_dir(self.path):
             self.path.mkdir(mode=0o700, exist_ok=True)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """One at a time of all who are in the room; the others wait."""
+        """Give one user of the directory at a time exclusive access; the others wait."""
         with open(self.path / "alone", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -55,10 +55,10 @@ class SharedTempDir:
 
 @contextlib.contextmanager
 def shared_temp_dir(path: Path) -> Iterator[None]:
-    """What the disk refuses, in one sentence.
+    """Convert errors of the disk to StorageError.
 
     Raises:
-        StorageError: such as that it is full.
+        StorageError: The disk failed, for example because it is full.
     """
     try:
         yield
@@ -67,51 +67,51 @@ def shared_temp_dir(path: Path) -> Iterator[None]:
 
 
 def _home() -> Path:
-    """The folder of all rooms of this user; nobody else can put anything there."""
+    """Return the folder of all shared directories of this user, in which no other user can write."""
     with shared_temp_dir(Path("TMPDIR")):
         home = Path(tempfile.gettempdir()) / f"vectide-{os.getuid()}"
     with shared_temp_dir(home):
         home.mkdir(mode=0o700, exist_ok=True)
-        found = home.lstat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        status = home.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
         raise StorageError(f"{str(home)!r} is another user's; set TMPDIR to a folder of this user and run again")
     return home
 
 
-def _enter(lock: Path) -> int:
+def _acquire(lock: Path) -> int:
     while True:
-        held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(held, fcntl.LOCK_SH)
-        if _is_at(held, lock):
-            return held
-        os.close(held)  # somebody cleared the room between the two calls
+        lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock_fd, fcntl.LOCK_SH)
+        if _is_at(lock_fd, lock):
+            return lock_fd
+        os.close(lock_fd)  # another process removed the directory between the two calls
 
 
-def _leave(lock: Path, held: int) -> None:
-    os.close(held)
-    with contextlib.suppress(OSError):  # whoever enters next tries again
+def _leave(lock: Path, lock_fd: int) -> None:
+    os.close(lock_fd)
+    with contextlib.suppress(OSError):  # the next process that opens a directory tries again
         _clear(lock)
 
 
 def _clear(lock: Path) -> None:
-    """Remove a room if nobody is in it: the lock last, so that no folder is left without one."""
+    """Remove a directory without users: its lock file last, so that no directory is left without one."""
     try:
-        held = os.open(lock, os.O_RDWR)
+        lock_fd = os.open(lock, os.O_RDWR)
     except FileNotFoundError:
         return
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(held, lock):
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(lock_fd, lock):
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink()
     except BlockingIOError:
         return
     finally:
-        os.close(held)
+        os.close(lock_fd)
 
 
-def _is_at(held: int, path: Path) -> bool:
+def _is_at(lock_fd: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(held), path.stat())
+        return os.path.samestat(os.fstat(lock_fd), path.stat())
     except FileNotFoundError:
         return False
