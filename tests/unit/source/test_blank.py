@@ -1,4 +1,4 @@
-"""A text that shows nothing is blank, whatever it is made of."""
+"""Blank texts: empty ones and those of invisible characters."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ SOMETHING = [
 
 
 @pytest.mark.parametrize("text", NOTHING)
-def test_a_text_that_shows_nothing(text):
+def test_an_invisible_text_is_blank(text):
     assert blank_rows(pa.array([text])).tolist() == [0]
 
 
 @pytest.mark.parametrize("text", SOMETHING)
-def test_a_text_that_shows_something(text):
+def test_a_text_with_a_visible_character_is_not_blank(text):
     assert blank_rows(pa.array([text])).tolist() == []
 
 
-def test_every_character_that_shows_nothing_is_looked_at():
-    """The first bytes that the check goes by leave none out."""
+def test_every_invisible_character_passes_the_first_byte_check():
+    """The set of first bytes is complete."""
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     blank = set(blank_rows(pa.array(characters)).tolist())
     shown = ("L", "M", "N", "P", "S", "Co")

@@ -41,7 +41,7 @@ MAKING = delta_table.EmbeddingSpec("f", {"model": "m"}, {"model": "m"})
 
 @pytest.fixture(scope="module")
 def new(tmp_path_factory):
-    """A new folder, again and again. For hypothesis, which shares a test's own."""
+    """Return a function that creates new folders, because hypothesis examples share the folder of a test."""
     root = tmp_path_factory.mktemp("kept")
     numbers = itertools.count()
 
@@ -187,7 +187,7 @@ def test_nested_types_come_back_equal(new, pair):
         (pa.array([Decimal(1)], pa.decimal256(39, 0)), "Delta Lake has no such type"),
         (pa.ExtensionArray.from_storage(pa.uuid(), pa.array([uuid.UUID(int=5).bytes], pa.binary(16))), "no such type"),
         (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1], pa.int8())), "Delta Lake has no such type"),
-        (pa.array([{"A": 1, "a": 2}]), "the fields 'A' and 'a', which are one name"),
+        (pa.array([{"A": 1, "a": 2}]), "the fields 'A' and 'a', which are the same name"),
         (pa.array([[{"x": {"ẞ": 1, "ß": 2}}]]), r"\[\].x has the fields 'ẞ' and 'ß'"),
         (pa.array([{"a\0b": 1}]), "no name may have a NUL"),
         (pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), "the fields 'a' and 'a'"),
@@ -241,7 +241,7 @@ def test_a_column_may_have_any_name(tmp_path, name, partitioned):
         (["_x"], "which is reserved for the table"),
     ],
 )
-def test_names_that_are_one_to_a_reader_are_refused(tmp_path, keep, reason):
+def test_names_that_differ_only_in_case_are_refused(tmp_path, keep, reason):
     put(tmp_path, {name: pa.array(["a"]) for name in keep})
     with pytest.raises(ConfigError, match=f"keep names .*{reason}"):
         published(tmp_path, keep)
@@ -249,14 +249,14 @@ def test_names_that_are_one_to_a_reader_are_refused(tmp_path, keep, reason):
         check_source(storage.glob(str(tmp_path / "source")).shards, root=str(tmp_path), keep=keep)
 
 
-def test_columns_of_chunks_are_of_tables_of_chunks_only():
+def test_names_of_chunk_columns_are_reserved_only_with_chunking():
     document = {"source": {"uri": "a", "keep": ["Start"]}, "table": {"uri": "t"}, "encoder": {"model": "m"}}
     parse_job(document)
     with pytest.raises(ConfigError, match=r"source\.keep names 'Start', and the table has a column 'start' of its own"):
         parse_job({**document, "chunking": {"mode": "split"}})
 
 
-def test_fields_of_two_shards_that_differ_by_case_are_refused(tmp_path):
+def test_fields_of_two_shards_that_differ_only_in_case_are_refused(tmp_path):
     put(tmp_path, {"m": pa.array([{"ID": 1}])})
     put(tmp_path, {"m": pa.array([{"id": 1}])}, "b.parquet")
     with pytest.raises(ConfigError, match="over all 2 files: the type has the fields 'ID' and 'id'"):
@@ -264,7 +264,7 @@ def test_fields_of_two_shards_that_differ_by_case_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "name"), [("text", "text"), ("id", "doc"), ("keep", "k"), ("task", "t")])
-def test_a_name_that_a_shard_has_twice_is_refused_where_it_is_wanted(tmp_path, key, name):
+def test_a_repeated_column_is_refused_if_the_job_needs_it(tmp_path, key, name):
     names = ["text", "doc", "k", "t", "other", name, "other"]
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * len(names), names), tmp_path / "a.parquet")
     shards = storage.glob(str(tmp_path)).shards

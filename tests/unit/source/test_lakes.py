@@ -67,7 +67,7 @@ def test_the_inside_of_a_table_is_refused_with_the_way_to_export_it(lake, names,
         ([LOG, "tt/a.parquet"], "tt"),
     ],
 )
-def test_what_is_no_table_or_lies_elsewhere_is_read(lake, names, source):
+def test_a_folder_that_is_no_table_is_read(lake, names, source):
     refuse(lake, names, source)
 
 

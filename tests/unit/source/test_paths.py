@@ -1,4 +1,4 @@
-"""No value of a corpus can name a place: ids, partition columns and partition values stay below the table's folder."""
+"""Path traversal: files for any id, partition column and partition value stay below the table's folder."""
 
 from __future__ import annotations
 
@@ -82,18 +82,18 @@ def check(folder: Path, values: list[str | None], receipt: Receipt) -> None:
     assert found == {row: value or None for row, value in enumerate(values)}
 
 
-def test_every_trick_at_once(tmp_path):
+def test_path_tricks_in_ids_and_partition_values_stay_in_the_table(tmp_path):
     values = [*TRICKS, None]
     check(tmp_path, values, written(tmp_path, "lang", values))
 
 
 @settings(max_examples=25)  # each writes files
 @given(values=st.lists(VALUES, min_size=1, max_size=6))
-def test_any_values(tmp_path_factory, values):
+def test_any_ids_and_partition_values_stay_in_the_table(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("paths")
     check(folder, values, written(folder, "lang", values))
 
 
 @pytest.mark.parametrize("column", [name for name in TRICKS if name])
-def test_a_column_with_such_a_name(tmp_path, column):
+def test_a_partition_column_with_a_path_in_its_name_stays_in_the_table(tmp_path, column):
     check(tmp_path, ["de", None], written(tmp_path, column, ["de", None]))

@@ -1,4 +1,4 @@
-"""What a store's refusal becomes: one sentence with the way out, and never a secret in it."""
+"""Errors of stores as messages with a fix and without secrets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def from_s3(code: str, status: int, message: str = "") -> Exception:
         ("TooManyRequests", 429),
     ],
 )
-def test_a_busy_store_is_worth_another_try(code, status):
+def test_a_busy_store_is_transient(code, status):
     assert errors.is_transient(from_s3(code, status))
 
 
@@ -51,11 +51,11 @@ def test_a_busy_store_is_worth_another_try(code, status):
         ("NotImplemented", 501),
     ],
 )
-def test_an_answer_is_not(code, status):
+def test_a_refusal_is_not_transient(code, status):
     assert not errors.is_transient(from_s3(code, status))
 
 
-def test_an_answer_that_ends_too_early_is_worth_another_try():
+def test_a_truncated_response_is_transient():
     """The driver's library hides a 400 of its own in it, which is not the store's."""
     error = ClientPayloadError("Response payload is not completed")
     error.__cause__ = ContentLengthError("Not enough data to satisfy content length header")
@@ -63,7 +63,7 @@ def test_an_answer_that_ends_too_early_is_worth_another_try():
     assert errors.is_transient(error)
 
 
-def test_an_answer_without_a_reason_is_known():
+def test_a_response_without_a_reason_is_detected():
     for status in (400, 401, 403):
         assert errors.is_wordless(from_s3(str(status), status))
         assert not errors.is_wordless(from_s3("ExpiredToken", status))
@@ -72,7 +72,7 @@ def test_an_answer_without_a_reason_is_known():
     assert not errors.is_expired(from_s3("AccessDenied", 403))
 
 
-def test_a_refused_create_is_known_in_both_of_its_forms():
+def test_a_refused_create_is_detected_in_both_forms():
     told = {"Error": {"Code": "PreconditionFailed", "Condition": "If-None-Match"}}
     assert errors.is_refused_create(translate_boto_error(ClientError(told, "PutObject")))
     assert errors.is_refused_create(from_s3("PreconditionFailed", 412))
@@ -86,7 +86,7 @@ def test_a_refused_create_is_known_in_both_of_its_forms():
         (from_s3("SignatureDoesNotMatch", 403), StorageError, "access denied (SignatureDoesNotMatch). Check the cred"),
         (from_s3("403", 403), StorageError, "access denied. Check the credentials in the environment and the rights"),
         (from_s3("ExpiredToken", 400), StorageError, "the credentials have expired (ExpiredToken). Renew them and run"),
-        (from_s3("NoSuchBucket", 404), ConfigError, "there is no bucket 'lake' at http://127.0.0.1:9. Make it, or"),
+        (from_s3("NoSuchBucket", 404), ConfigError, "there is no bucket 'lake' at http://127.0.0.1:9. Create it, or"),
         (from_s3("SlowDown", 503), StorageError, "cannot read 's3://lake/x' after 8 tries: OSError"),
         (NoCredentialsError(), StorageError, "no credentials were found. Set AWS_ACCESS_KEY_ID"),
         (
@@ -96,7 +96,7 @@ def test_a_refused_create_is_known_in_both_of_its_forms():
         ),
     ],
 )
-def test_each_says_what_to_do(monkeypatch, error, kind, message):
+def test_each_error_names_the_fix(monkeypatch, error, kind, message):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     told = errors.to_vectide_error("s3://lake/x", "read", error, 8)
     assert type(told) is kind
@@ -104,7 +104,7 @@ def test_each_says_what_to_do(monkeypatch, error, kind, message):
     assert "\n" not in str(told)
 
 
-def test_our_own_errors_pass_but_one_that_was_worth_another_try_is_told():
+def test_own_errors_pass_except_transient_ones():
     ours = ConfigError("as it was")
     assert errors.to_vectide_error("s3://lake/x", "read", ours, 1) is ours
     told = errors.to_vectide_error("s3://lake/x", "create", TransientError("was refused, yet nothing is there"), 8)
@@ -163,7 +163,7 @@ def test_a_url_with_credentials_in_it_is_refused_without_repeating_them(url, mon
         "s3://lake/what?sign=1",
     ],
 )
-def test_a_url_that_only_looks_a_little_like_it_is_not(url):
+def test_a_url_with_similar_characters_is_not_refused(url):
     assert errors.check_url(url) == url
 
 
@@ -207,7 +207,12 @@ def no_place(monkeypatch):
     ("url", "error", "kind", "message"),
     [
         ("az://lake/x", HttpResponseError(403, "AuthenticationFailed"), StorageError, "access denied (Authenticat"),
-        ("az://lake/x", HttpResponseError(404, Word.MISSING), ConfigError, "there is no container 'lake'. Make it, or"),
+        (
+            "az://lake/x",
+            HttpResponseError(404, Word.MISSING),
+            ConfigError,
+            "there is no container 'lake'. Create it, or",
+        ),
         (
             "az://lake/x",
             ServiceRequestError("no such host"),
@@ -220,14 +225,14 @@ def no_place(monkeypatch):
         ("ftp://lake/x", NoCredentialsError(), StorageError, "found. Give them in the environment"),
     ],
 )
-def test_azure_and_google_say_what_to_do_in_their_own_words(url, error, kind, message):
+def test_errors_of_azure_and_google_name_the_fix(url, error, kind, message):
     told = errors.to_vectide_error(url, "read", error, 1)
     assert type(told) is kind
     assert message in str(told)
     assert "AWS" not in str(told)
 
 
-def test_what_azure_and_google_answer_when_busy_is_worth_another_try():
+def test_busy_responses_of_azure_and_google_are_transient():
     assert errors.is_transient(HttpResponseError(503, "ServerBusy"))
     assert errors.is_transient(HttpError(503))
     assert errors.is_transient(ServiceRequestError("no such host"))
@@ -235,7 +240,7 @@ def test_what_azure_and_google_answer_when_busy_is_worth_another_try():
     assert not errors.is_transient(ClientAuthenticationError("tried"))
 
 
-def test_a_refused_create_of_google_is_known():
+def test_a_refused_create_of_google_is_detected():
     assert errors.is_refused_create(FileExistsError("https://storage.googleapis.com/x"))  # gcsfs, for a 412
     assert errors.is_refused_create(HttpError(412))
     assert not errors.is_refused_create(HttpError(409))

@@ -1,4 +1,4 @@
-"""What makes an object count as another one: tags of stores, stamps of files, hashes of bytes."""
+"""Identity of source objects: tags of stores, times of files, hashes of bytes."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_the_tag_of_each_store(info, tag):
     assert identity.tag_of(info) == tag
 
 
-def test_the_hub_gives_what_we_look_for():
+def test_the_hub_returns_a_known_tag():
     """By the driver's own conversion of the hub's answer."""
     driver = pytest.importorskip("huggingface_hub.hf_file_system")
     assert identity.tag_of(driver._cache_info_from_path_info(HUB, "a")) == "7e"
 
 
-def test_a_driver_that_keeps_listings_for_ever_is_made_to_forget_them():
+def test_cached_listings_of_a_driver_are_cleared():
     hub = SimpleNamespace(dircache={"a": []})
     identity.forget_listings(hub)
     assert hub.dircache == {}
@@ -132,7 +132,7 @@ def test_with_a_hash_a_touched_shard_is_the_same_and_another_is_not(tmp_path):
         verify(shard)
 
 
-def test_a_planned_hash_tells_what_a_store_without_tags_cannot(tmp_path, monkeypatch):
+def test_a_planned_hash_detects_a_change_without_tags(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"one")
     monkeypatch.setattr(identity, "local_tag", lambda _: "")
@@ -156,7 +156,7 @@ def test_a_shard_that_changes_while_it_is_hashed(tmp_path):
         content_tags.content_hash(shard)
 
 
-def test_a_store_that_tells_tags_of_single_objects_alone_is_asked(monkeypatch):
+def test_tags_are_requested_one_by_one_if_the_listing_has_none(monkeypatch):
     storage.put("memory://identity/b", b"four")
     asked = storage.stat("memory://identity/b")
     listed = replace(asked, etag="", size_bytes=0)
@@ -177,7 +177,7 @@ def test_objects_without_a_tag_are_counted():
     assert untagged([Shard("a", 1, "t"), Shard("b", 1, "")]).startswith("1 of 2 objects have no tag, such as 'b'")
 
 
-def test_a_frozen_plan_goes_on_with_the_tags_of_shards_that_were_touched():
+def test_a_frozen_plan_resumes_with_new_tags_of_touched_shards():
     def unit(etag: str, **more: bool) -> Unit:
         return Unit(0, (Piece(Shard("a", 1, etag), 0, 1, 1),), **more)
 

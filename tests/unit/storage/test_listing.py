@@ -1,4 +1,4 @@
-"""Whatever a source URL names is read, or left out with a reason and a count."""
+"""Listings: every name that a source URL matches is read, or left out with a reason and a count."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_folders_above_the_pattern_hide_nothing(tmp_path):
         assert listed(tmp_path, above)[0] == [f"{above}/sub/x2.csv", f"{above}/x1.csv"]
 
 
-def test_what_other_tools_note_beside_documents_is_none(tmp_path):
+def test_metadata_files_of_other_tools_are_no_documents(tmp_path):
     notes = ("_SUCCESS", "_metadata", "_common_metadata", ".a.parquet.crc", "a.crc", "_committed_1", "_started_1")
     make(tmp_path, "d/a.parquet", *(f"d/{name}" for name in notes))
     for pattern in ("d", "d/*", "d/**"):
@@ -161,7 +161,7 @@ def test_a_tree_may_be_deeper_than_the_stack(tmp_path):
 # --------------------------------------------------------------------------------------------------------------- links
 
 
-def test_a_link_is_followed_and_one_that_leads_nowhere_counted(tmp_path):
+def test_a_link_is_followed_and_a_dangling_one_counted(tmp_path):
     make(tmp_path, "far/x.txt", "far/sub/y.txt", "d/a.txt")
     for name, target in {
         "out.txt": "../far/x.txt",
@@ -203,7 +203,7 @@ def test_links_between_folders_end(tmp_path):
     assert set(left) == {"link_loop", "repeated"}
 
 
-def test_a_link_to_a_mount_that_is_gone_is_counted_where_a_folder_is_meant(tmp_path):
+def test_a_link_to_a_missing_mount_is_counted_as_dangling(tmp_path):
     make(tmp_path, "d/2023/a.csv")
     os.symlink("/no/such/mount", tmp_path / "d" / "2024")
     for pattern in ("d/*/*.csv", "d/**/*.csv", "d"):
@@ -224,7 +224,7 @@ def test_pipes_and_sockets_are_never_opened(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_what_may_not_be_looked_at_fails_by_its_name(tmp_path, monkeypatch):
+def test_a_path_without_permission_is_an_error_that_names_it(tmp_path, monkeypatch):
     make(tmp_path, "d/a/x.txt", "d/.b/y.txt")
     os.symlink("/far/z.txt", tmp_path / "d/a/z.txt")
     real_stat, real_scan = os.stat, os.scandir
@@ -248,7 +248,7 @@ def test_what_may_not_be_looked_at_fails_by_its_name(tmp_path, monkeypatch):
     assert listed(tmp_path, "d") == (["d/a/x.txt"], {"dot_name": (1, "d/.b")})  # nothing of it would be read
 
 
-def test_a_file_that_goes_away_meanwhile_is_counted(tmp_path, monkeypatch):
+def test_a_file_removed_during_listing_is_counted(tmp_path, monkeypatch):
     make(tmp_path, "d/a.txt", "d/b.txt")
     real = disk._entries
 
@@ -318,7 +318,7 @@ def test_a_store_is_listed_by_the_same_rules(memory):
     assert listed(place, "_v/a[1].csv") == (["_v/a[1].csv"], {"literal_path": (1, "_v/a1.csv")})
 
 
-def test_a_place_of_a_store_that_may_not_be_listed_fails_by_its_name(memory, monkeypatch):
+def test_a_store_folder_without_permission_is_an_error_that_names_it(memory, monkeypatch):
     place = memory("a/x.csv", "b/x.csv")
     kind = type(fsspec.filesystem("memory"))
     real = kind.ls
@@ -344,7 +344,7 @@ NAMES = st.lists(st.text(alphabet="ab_.-!", min_size=1, max_size=4), min_size=1,
 
 @settings(max_examples=100)
 @given(parts=st.lists(PARTS, min_size=1, max_size=3), names=NAMES)
-def test_what_matches_is_what_fsspec_says_or_lies_below_it(parts, names):
+def test_matches_are_those_of_fsspec_and_everything_below(parts, names):
     try:
         known = re.compile(glob_translate("/".join(parts)))
     except re.error:
@@ -355,7 +355,7 @@ def test_what_matches_is_what_fsspec_says_or_lies_below_it(parts, names):
 
 @settings(max_examples=100)
 @given(parts=st.lists(PARTS, min_size=1, max_size=3), names=NAMES)
-def test_a_folder_that_may_hold_a_match_is_looked_into(parts, names):
+def test_a_folder_that_may_contain_a_match_is_listed(parts, names):
     try:
         pattern = Pattern("/r", tuple(parts))
     except re.error:

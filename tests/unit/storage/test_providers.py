@@ -1,4 +1,4 @@
-"""Azure and Google: what their two clients are told, with neither of their drivers installed."""
+"""Options of the clients of Azure and Google, without their drivers installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.table import delta_table
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
-    """An environment that says nothing of any store."""
+    """Remove all variables of stores from the environment."""
     for name in [name for name in os.environ if name.startswith(("AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST"))]:
         monkeypatch.delenv(name)
 
@@ -34,12 +34,12 @@ def test_a_url_finds_its_store():
     assert delta_table.storage_options("/data/table") is None
 
 
-def test_a_place_has_one_name():
+def test_gcs_and_gs_urls_are_spelled_alike():
     assert storage.absolute("gcs://lake/gcs://x/") == storage.absolute("gs://lake/gcs://x") == "gs://lake/gcs://x"
     assert storage.absolute("az://lake/x") == "az://lake/x"
 
 
-def test_a_driver_that_is_not_there_is_named():
+def test_a_missing_driver_is_named():
     for url, package in (("az://lake/x", "adlfs"), ("gs://lake/x", "gcsfs")):
         told = errors.no_driver(url, ImportError("fsspec's own words"))
         assert type(told) is ConfigError
@@ -95,9 +95,11 @@ def test_another_cloud_and_an_emulator_are_found(monkeypatch):
     assert given("az://lake/x")["allow_http"] == "true"
 
 
-def test_no_account_is_said_so():
+def test_a_missing_account_is_an_error():
     for call in (delta_table.storage_options, storage.read):
-        with pytest.raises(ConfigError, match="no account of Azure is named in the environment. Set AZURE_STORAGE_ACCO"):
+        with pytest.raises(
+            ConfigError, match="no account of Azure is named in the environment. Set AZURE_STORAGE_ACCO"
+        ):
             call("az://lake/x")
 
 
@@ -133,7 +135,7 @@ class Buckets:
         return bucket in self.there
 
 
-def test_a_bucket_is_asked_for_until_it_is_there(monkeypatch):
+def test_a_bucket_is_checked_until_it_exists(monkeypatch):
     store = Buckets("lake")
     monkeypatch.setattr(providers, "of", lambda _: store)
     monkeypatch.setattr(providers, "_SEEN", set())

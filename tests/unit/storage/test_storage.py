@@ -1,4 +1,4 @@
-"""The store: whole objects, an exclusive create with one winner, and errors for a person."""
+"""Storage: whole objects, an exclusive create with one winner, and error messages."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
 
 
 def test_create_recognises_its_own_object(tmp_path):
-    """A client that retried its own success is told that it won."""
+    """A client that is refused by its own earlier success is the winner."""
     url = str(tmp_path / "x")
     assert storage.create(url, b"mine")
     assert storage.create(url, b"mine")
@@ -61,7 +61,7 @@ def test_an_unknown_protocol_is_a_mistake_of_the_user(url):
         storage.read(url)
 
 
-def test_a_busy_store_is_tried_again(no_waiting):
+def test_calls_are_retried_while_the_store_is_busy(no_waiting):
     calls = []
 
     def call():
@@ -74,7 +74,7 @@ def test_a_busy_store_is_tried_again(no_waiting):
     assert len(calls) == 3
 
 
-def test_a_store_that_stays_busy_ends_in_one_sentence(no_waiting):
+def test_a_store_that_stays_busy_is_an_error(no_waiting):
     def call():
         raise OSError(errno.EBUSY, "slow down")
 
@@ -91,7 +91,7 @@ def test_a_store_that_stays_busy_ends_in_one_sentence(no_waiting):
         (errno.EROFS, "access denied"),
     ],
 )
-def test_refusals_are_not_tried_again(number, message):
+def test_refusals_are_not_retried(number, message):
     calls = []
 
     def call():
@@ -103,7 +103,7 @@ def test_refusals_are_not_tried_again(number, message):
     assert len(calls) == 1
 
 
-def test_a_full_disk_is_said_so():
+def test_a_full_disk_is_reported():
     """/dev/full is a disk that is full."""
     with pytest.raises(StorageError, match="the disk is full"):
         storage.retried("/dev/full", "write", lambda: _write_through("/dev/full"))
@@ -137,7 +137,7 @@ def test_an_edit_of_the_same_size_changes_the_etag(tmp_path):
     assert before.etag != after.etag
 
 
-def test_folders_are_those_right_below(tmp_path):
+def test_folders_are_those_directly_below(tmp_path):
     storage.put(str(tmp_path / "runs" / "a" / "deep" / "x"), b"")
     storage.put(str(tmp_path / "runs" / "b" / "x"), b"")
     assert storage.folders(str(tmp_path / "runs")) == ["a", "b"]
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatc
                 list(storage.walk(str(tmp_path)))
 
 
-def test_a_write_whose_temporary_file_or_folder_is_removed_is_made_again(tmp_path, monkeypatch):
+def test_a_write_is_retried_if_its_temporary_file_is_removed(tmp_path, monkeypatch):
     """By a vacuum that keeps nothing for its age."""
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
@@ -207,7 +207,7 @@ def test_a_write_whose_temporary_file_or_folder_is_removed_is_made_again(tmp_pat
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["x"]
 
 
-def test_an_object_that_is_removed_as_soon_as_it_is_there_was_written(tmp_path, monkeypatch):
+def test_an_object_removed_right_after_its_write_was_written(tmp_path, monkeypatch):
     real = os.replace
 
     def replace(source: str, target: str) -> None:

@@ -1,4 +1,4 @@
-"""Shards made of bytes, on this disk or in fsspec's memory, which is a store with ranged reads and no disk."""
+"""Fixtures for shards from bytes, on this disk or in fsspec's memory, which is a store with range requests."""
 
 from __future__ import annotations
 

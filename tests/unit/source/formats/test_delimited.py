@@ -57,9 +57,7 @@ FIELD = st.text(st.sampled_from('ab", \n\t'), max_size=6)
     end=st.sampled_from(["\n", "\r\n"]),
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz", "a.csv.zst"])
-def test_what_a_csv_writer_wrote_comes_back_for_any_piece_and_read_size(
-    put_in_memory, read_pieces, *, name, rows, size, chunk, end
-):
+def test_csv_round_trips_for_any_piece_and_read_size(put_in_memory, read_pieces, *, name, rows, size, chunk, end):
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t" if "tsv" in name else ",", lineterminator=end)
     writer.writerows([["id", "text"], *rows])
@@ -74,7 +72,7 @@ def test_what_a_csv_writer_wrote_comes_back_for_any_piece_and_read_size(
 
 
 @given(data=st.text(st.sampled_from('ab",\n'), max_size=60))
-def test_any_text_that_is_right_is_read_as_the_csv_module_reads_it(put_in_memory, data):
+def test_valid_csv_is_read_as_by_the_csv_module(put_in_memory, data):
     try:
         rows = [row for row in csv.reader(io.StringIO(data, newline=""), strict=True) if row]
     except csv.Error:
@@ -85,7 +83,7 @@ def test_any_text_that_is_right_is_read_as_the_csv_module_reads_it(put_in_memory
     assert [delimited._fields(shard, record, grammar(RFC, ","), None) for record in records] == rows
 
 
-def test_a_ragged_row_is_set_aside_and_reading_goes_on(put, read_pieces):
+def test_a_ragged_row_is_quarantined_and_reading_continues(put, read_pieces):
     shard = put("a.csv", b"id,text\n1,a\n2\n3,c,d\n4,e\n")
     good, bad = read_pieces("csv", CSV.pieces(shard, 2), WANTED)
     assert columns(good) == [("1", "a"), ("4", "e")]
@@ -95,14 +93,14 @@ def test_a_ragged_row_is_set_aside_and_reading_goes_on(put, read_pieces):
     ]
 
 
-def test_invalid_utf8_and_a_stray_carriage_return_cost_one_row_each(put, read_pieces):
+def test_invalid_utf8_and_a_stray_carriage_return_quarantine_one_row_each(put, read_pieces):
     shard = put("a.csv", b"id,text\n1,a\n2,\xff\n3,a\rb\n4,d\n")
     good, bad = read_pieces("csv", CSV.pieces(shard, 9), WANTED)
     assert columns(good) == [("1", "a"), ("4", "d")]
     assert [row.reason for row in bad] == ["invalid_utf8", "broken_line"]
 
 
-def test_a_quote_that_is_never_closed_costs_its_line_not_the_rest(put, read_pieces):
+def test_an_unclosed_quote_quarantines_only_its_line(put, read_pieces):
     shard = with_dialect(put("a.csv", b'id,text\n1,a\n2,"open\n3,c\n4,"d\ne"\n5,"f\n6,g\n'), RFC)
     good, bad = read_pieces("csv", CSV.pieces(shard, 2), WANTED)
     # The next quote after that of row 2 closes no field, so row 2 ends with its line.
@@ -112,7 +110,7 @@ def test_a_quote_that_is_never_closed_costs_its_line_not_the_rest(put, read_piec
 
 
 @pytest.mark.parametrize("chunk", [5, 1000])
-def test_a_row_beyond_the_limit_is_given_up_at_its_first_line(put, monkeypatch, chunk):
+def test_an_oversized_row_is_quarantined_at_its_first_line(put, monkeypatch, chunk):
     monkeypatch.setattr(lines, "CHUNK_BYTES", chunk)
     monkeypatch.setattr(lines, "TAIL_BYTES", 1)
     shard = with_dialect(put("a.csv", b'1,"open\n' + b"2,b\n" * 40 + b'3,"x"\n' + b"4" * 90 + b"\n5,e\n"), RFC)
@@ -155,7 +153,7 @@ def test_a_file_without_rows_has_no_pieces(put, data):
     assert CSV.pieces(put("a.csv", data), 5) == []
 
 
-def test_a_piece_is_entered_by_its_offset(put_in_memory, tables, asked):
+def test_a_reader_seeks_to_its_piece(put_in_memory, tables, asked):
     shard = put_in_memory("a.csv", b"id,text\n" + b"1,aaaa\n" * 500_000)
     last = CSV.pieces(shard, 100_000)[-1]
     asked.clear()
@@ -169,7 +167,7 @@ def test_a_missing_column_names_the_shard(put):
         list(CSV.read(CSV.pieces(shard, 1)[0], WANTED))
 
 
-def test_a_column_that_is_there_twice_is_refused_if_asked_for(put):
+def test_a_repeated_column_is_refused_if_requested(put):
     shard = put("a.csv", b"id,text,text\n1,a,b\n")
     with pytest.raises(DataError, match="two columns named 'text'"):
         list(CSV.read(CSV.pieces(shard, 1)[0], WANTED))
@@ -180,7 +178,7 @@ def test_a_broken_header_names_the_shard(put):
         CSV.columns(put("a.csv", b"id,\xff\n1,a\n"))
 
 
-def test_pieces_hold_together(put):
+def test_csv_pieces_are_contiguous(put):
     shard = put("a.csv", b"id,text\n" + b"1,a\n" * 10)
     pieces = CSV.pieces(shard, 4)
     assert pieces == [Piece(shard, 8, 24, 4), Piece(shard, 24, 40, 4), Piece(shard, 40, 48, 2)]

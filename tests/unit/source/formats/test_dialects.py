@@ -33,7 +33,7 @@ def rows_of(shard, read_pieces, size=100, **keys):
 
 
 def mysql(rows, delimiter, end):
-    """As SELECT ... INTO OUTFILE and COPY TO write text."""
+    """Return rows as written by SELECT ... INTO OUTFILE and COPY TO."""
     table = {"\\": "\\\\", delimiter: "\\" + delimiter, "\n": "\\n", "\r": "\\r"}
     return "".join(
         delimiter.join("\\N" if value is None else "".join(table.get(c, c) for c in value) for value in row) + end
@@ -68,7 +68,7 @@ FIELD = st.text(st.sampled_from("ab\"'\\, \n\r\té\N{CJK UNIFIED IDEOGRAPH-4E2D}
     name=st.sampled_from(["a.csv", "a.tsv"]),
 )
 @pytest.mark.parametrize("writer", WRITERS)
-def test_what_each_writer_wrote_comes_back(put_in_memory, read_pieces, *, writer, rows, size, chunk, end, name):
+def test_the_output_of_each_writer_round_trips(put_in_memory, read_pieces, *, writer, rows, size, chunk, end, name):
     dialect, write = WRITERS[writer]
     delimiter = "\t" if name == "a.tsv" else ","
     if dialect == PLAIN:
@@ -167,7 +167,7 @@ ID_TEXT = "id,text\n"
         ("a.csv", ID_TEXT + '1,5" pipe\n2,"a, b"\n', RFC, ['5" pipe', "a, b"]),
     ],
 )
-def test_the_dialect_is_found_out(put, read_pieces, *, name, data, dialect, rows):
+def test_the_dialect_is_detected(put, read_pieces, *, name, data, dialect, rows):
     shard = put(name, data.encode())
     assert choose(shard).dialect == dialect
     good, bad = rows_of(shard, read_pieces, 1)
@@ -175,21 +175,21 @@ def test_the_dialect_is_found_out(put, read_pieces, *, name, data, dialect, rows
     assert not bad
 
 
-def test_rows_of_one_bad_quote_in_a_file_that_quotes(put, read_pieces):
+def test_one_stray_quote_in_a_quoted_file_quarantines_its_row(put, read_pieces):
     shard = put("a.csv", b'"id","text"\n"1","a"\n"2","say "hi" x"\n"3","c"\n"4","open\n"5","e"\n')
     good, bad = rows_of(shard, read_pieces)
     assert good == [("1", "a"), ("3", "c"), ("5", "e")]
     assert [position for position, _ in bad] == [20, 45]
 
 
-def test_a_key_of_the_job_is_obeyed(put, read_pieces):
+def test_quote_and_escape_of_the_job_override_detection(put, read_pieces):
     shard = put("a.tsv", b'id\ttext\n1\t"a"\n2\tb\\tc\n')
     assert rows_of(shard, read_pieces)[0] == [("1", '"a"'), ("2", "b\tc")]
     assert rows_of(shard, read_pieces, quote='"', escape="double")[0] == [("1", "a"), ("2", "b\\tc")]
     assert rows_of(shard, read_pieces, quote="none", escape="none")[0] == [("1", '"a"'), ("2", "b\\tc")]
 
 
-def test_what_is_said_of_dialects(put):
+def test_the_report_of_dialects(put):
     shards = [put("a.tsv", b'id\ttext\n1\t"two\nlines"\n'), put("b.tsv", b"id\ttext\n1\ta\n")]
     settled, uses = settle(shards, "csv", "auto", "auto")
     assert [shard.dialect for shard in settled] == [RFC, PLAIN]
@@ -205,7 +205,7 @@ def test_what_is_said_of_dialects(put):
         ("csv", "none", "double", "source.quote is none"),
     ],
 )
-def test_keys_that_do_not_fit_are_refused(put, source_format, quote, escape, error):
+def test_contradicting_keys_are_refused(put, source_format, quote, escape, error):
     with pytest.raises(ConfigError, match=error):
         settle([put("a.csv", b"id,text\n1,a\n")], source_format, quote, escape)
 
@@ -233,7 +233,7 @@ def test_keys_that_do_not_fit_are_refused(put, source_format, quote, escape, err
         ("a.csv", b"id,text\n1\n2\n", "no line that is a row below its header"),
     ],
 )
-def test_a_file_that_is_no_csv_is_refused_by_what_it_holds(put, name, data, holds):
+def test_a_file_that_is_no_csv_is_refused_with_its_content(put, name, data, holds):
     shard = put(name, data)
     with pytest.raises(DataError) as error:
         CSV.columns(shard)
@@ -242,5 +242,5 @@ def test_a_file_that_is_no_csv_is_refused_by_what_it_holds(put, name, data, hold
 
 
 @pytest.mark.parametrize("data", [b"PAR1,text\na,b\n", b"ORC,text\na,b\n", b"BZh,text\na,b\n", b"a;b,c\n1,2\n"])
-def test_a_header_that_begins_like_another_file_is_a_header(put, data):
+def test_a_header_that_begins_like_a_magic_number_is_a_header(put, data):
     assert len(CSV.columns(put("a.csv", data))) == 2

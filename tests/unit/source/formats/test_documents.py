@@ -20,7 +20,7 @@ def test_a_file_is_one_document(put, read_pieces):
     assert not bad
 
 
-def test_invalid_utf8_sets_the_document_aside(put, read_pieces):
+def test_a_document_with_invalid_utf8_is_quarantined(put, read_pieces):
     good, bad = read_pieces("text", TEXT.pieces(put("a.txt", b"caf\xe9 au lait"), 1), ALL)
     assert not good
     assert [(row.reason, row.position) for row in bad] == [("invalid_utf8", 0)]
@@ -33,14 +33,14 @@ def test_an_empty_file_is_an_empty_document_not_a_missing_one(put, read_pieces):
     assert not bad
 
 
-def test_a_document_beyond_the_limit_is_set_aside_unread(put, read_pieces, monkeypatch):
+def test_an_oversized_document_is_quarantined_unread(put, read_pieces, monkeypatch):
     monkeypatch.setattr(documents, "LARGEST_VALUE_BYTES", 10)
     good, bad = read_pieces("text", TEXT.pieces(put("a.txt", b"x" * 11), 1), ALL)
     assert not good
     assert [row.reason for row in bad] == ["too_large"]
 
 
-def test_a_document_that_changed(put):
+def test_a_changed_document_is_an_error(put):
     shard = put("a.txt", b"one")
     with pytest.raises(SourceChanged, match="had 3 bytes and etag 'another'"):
         list(TEXT.read(Piece(Shard(shard.path, 3, "another"), 0, 1, 1), ALL))
@@ -54,7 +54,7 @@ def test_a_document_that_changed(put):
         (b"%PDF-1.7\n", "a PDF document"),
     ],
 )
-def test_a_file_that_is_no_text_is_quarantined_by_what_it_holds(put, read_pieces, data, holds):
+def test_a_file_that_is_no_text_is_quarantined_with_its_content(put, read_pieces, data, holds):
     shard = put("a.txt", data)
     good, bad = read_pieces("text", TEXT.pieces(shard, 1), Wanted({"text": pa.string()}, ("text",)))
     assert not good

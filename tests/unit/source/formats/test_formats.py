@@ -24,13 +24,13 @@ from actors.source.formats.types import is_id, is_text, merged, stored_type
         ("a.txt", "text"),
     ],
 )
-def test_the_ending_tells_the_format(path, name):
+def test_the_ending_determines_the_format(path, name):
     assert open_format("auto", path).name == name
     assert open_format(name, "/data/no-ending").name == name
 
 
 @pytest.mark.parametrize("path", ["/data/a.json", "/data/README", "/data/a.parquet.gz", "/data/a.txt.gz"])
-def test_an_ending_that_does_not_tell(path):
+def test_an_unknown_ending_is_refused(path):
     with pytest.raises(ConfigError, match=rf"{path}.*source\.format to one of parquet, jsonl, csv, text"):
         open_format("auto", path)
 
@@ -74,7 +74,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest():
     ],
     ids=str,
 )
-def test_a_kept_column_has_a_type_that_delta_lake_holds(kind, want):
+def test_a_kept_column_has_a_type_of_delta_lake(kind, want):
     assert stored_type(kind) == want
     if want is not None:
         assert stored_type(want) == want

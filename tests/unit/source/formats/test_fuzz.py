@@ -1,4 +1,4 @@
-"""Arbitrary bytes under any name: rows, bad rows, or an error of our tree; never anything else, and no row is lost."""
+"""Arbitrary bytes under any name: rows, quarantined rows, or an error of this package; no row is lost."""
 
 from __future__ import annotations
 

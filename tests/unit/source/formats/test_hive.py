@@ -1,4 +1,4 @@
-"""Columns made of folder names."""
+"""Columns from folder names."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def rows(shards: list[Shard], source: SourceSpec) -> list[dict[str, object]]:
         ("/c/k=100%/l=%zz/m=%FF/a.txt", {"k": "100%", "l": "%zz", "m": "%FF"}),
     ],
 )
-def test_what_folders_say(path, expected):
+def test_columns_from_folder_names(path, expected):
     assert hive.keys(path) == expected
 
 
@@ -90,13 +90,13 @@ def test_what_folders_say(path, expected):
         (["__HIVE_DEFAULT_PARTITION__"], pa.string()),
     ],
 )
-def test_a_column_is_whole_numbers_only_where_each_value_comes_back(values, kind):
+def test_a_folder_column_is_int64_only_if_each_value_round_trips(values, kind):
     (column,) = hive.columns(shards_of(*values))
     assert column.type == kind
 
 
 @given(st.lists(st.one_of(st.integers().map(str), st.text(st.characters(exclude_categories=["Cs"]))), min_size=1))
-def test_any_value_comes_back_as_it_was(values):
+def test_any_folder_value_round_trips(values):
     shards = shards_of(*(quote(value, safe="") for value in values))
     (column,) = hive.columns(shards)
     for shard, value in zip(shards, values, strict=True):
@@ -121,7 +121,7 @@ def test_every_format_gets_the_columns(corpus, name, data):
     assert [(row["lang"], row["year"]) for row in found] == [("de", 2024), ("fr", None)]
 
 
-def test_folders_are_text_where_they_are_embedded_an_id_or_a_task(corpus):
+def test_folder_columns_for_text_id_or_task_are_text(corpus):
     data = parquet(text=["one"])
     shards = corpus(**{f"k={value}/id={value}/a.parquet": data for value in ("1", "2")})
     source = check(shards, text=("k", "text"), id="id", task="k", keep=("k",))
@@ -132,7 +132,7 @@ def test_folders_are_text_where_they_are_embedded_an_id_or_a_task(corpus):
     ]
 
 
-def test_the_folder_counts_where_a_kept_column_is_in_the_file_too(corpus):
+def test_the_folder_value_overrides_a_kept_column_of_the_file(corpus):
     shards = corpus(**{"lang=de/a.parquet": parquet(text=["one"], lang=["fr"])})
     assert rows(shards, check(shards, keep=("lang",)))[0]["lang"] == "de"
 
@@ -173,17 +173,17 @@ def test_the_folder_counts_where_a_kept_column_is_in_the_file_too(corpus):
         ({"lang=1/a.parquet": parquet(text=["a"])}, {"keep": ("Lang",)}, "did you mean 'lang'"),
     ],
 )
-def test_what_cannot_be_right_is_refused(corpus, files, settings, message):
+def test_contradicting_folders_are_refused(corpus, files, settings, message):
     with pytest.raises(ConfigError, match=message):
         check(corpus(**files), **settings)
 
 
-def test_names_that_the_job_does_not_use_are_nobodys_business(corpus):
+def test_folder_names_that_the_job_does_not_use_are_not_checked(corpus):
     shards = corpus(**{"k=1/k=2/text=x/a.parquet": parquet(body=["a"], text=["b"])})
     assert rows(shards, check(shards, text=("body",)))[0]["_text"] == "a"
 
 
-def test_a_missing_column_that_folders_have_says_how_to_get_it(corpus):
+def test_a_missing_column_that_is_a_folder_name_has_a_hint(corpus):
     shards = corpus(**{"lang=de/a.parquet": parquet(text=["a"])})
     with pytest.raises(ConfigError, match=r"the folder 'lang=de' has it: set source\.hive: true"):
         check_source(shards, root="/", keep=("lang",))

@@ -1,4 +1,4 @@
-"""JSON as Python and pandas write it; and files that hold something else, named."""
+"""JSON as written by Python and pandas, and the errors of files with other content."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ def test_half_of_a_surrogate_pair_is_replaced_in_values_and_names(put):
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_what_is_no_json_is_named(put, line, error):
+def test_the_error_names_the_json_mistake(put, line, error):
     good, bad = rows_of(put, [b'{"text": "good"}', line, b'{"text": "good"}'])
     assert [row["text"] for row in good] == ["good"] * 2
     assert [reason for reason, _ in bad] == ["broken_line"]
     assert error in bad[0][1]
 
 
-def test_odd_but_right_lines_are_read(put):
+def test_unusual_valid_lines_are_read(put):
     lines = [
         b'{"text": "a", "text": "b"}',
         b'\xef\xbb\xbf{"text": "c"}',
@@ -162,7 +162,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_a_file_without_a_row_is_refused_by_what_it_holds(put, name, data, holds):
+def test_a_file_without_a_row_is_refused_with_its_content(put, name, data, holds):
     shard = put(name, data)
     with pytest.raises(DataError) as error:
         JSONL.columns(shard)
@@ -186,7 +186,7 @@ def test_a_file_of_blank_lines_is_fine(put, data):
     assert JSONL.columns(put("a.jsonl", data)) == {}
 
 
-def test_one_row_behind_a_thousand_broken_lines_is_enough(put):
+def test_one_row_after_a_thousand_broken_lines_is_enough(put):
     shard = put("a.jsonl", b"junk\n" * 5000 + b'{"text": "a"}\n')
     assert JSONL.columns(shard) == {}
     _, bad = rows_of(put, [b"junk"] * 3 + [b'{"text": "a"}'])
@@ -209,7 +209,7 @@ def test_no_digit_of_a_whole_number_is_lost(put, number):
 
 
 @pytest.mark.parametrize("number", ["1152921504606847000", "36893488147419103232", "1e25", "-9223372036854775808"])
-def test_a_number_that_a_float_stands_for_is_one(put, number):
+def test_a_number_that_a_float_represents_is_a_float(put, number):
     good, bad = rows_of(put, [b'{"text": "a", "n": %s}' % number.encode()], n=pa.float64())
     assert [row["n"] for row in good] == [float(number)]
     assert not bad

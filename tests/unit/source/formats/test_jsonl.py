@@ -71,7 +71,7 @@ def test_the_pieces_together_are_the_file_for_any_size(put_in_memory, read_piece
     assert len(good) + len(bad) == sum(bool(line.strip()) for line in raw)
 
 
-def test_each_bad_line_is_set_aside_with_its_place_and_reading_goes_on(put, read_pieces):
+def test_each_broken_line_is_quarantined_and_reading_continues(put, read_pieces):
     bad_lines = [
         (b'{"text": "a"', "broken_line"),
         (b'["text"]', "broken_line"),
@@ -172,7 +172,7 @@ def test_columns_come_from_the_head(put):
         (False, pa.bool_(), False),
     ],
 )
-def test_a_value_becomes_what_the_rule_says(value, kind, want):
+def test_json_values_are_converted_by_the_rule(value, kind, want):
     array, wrong = json_values.column([value, None], kind, "any")
     assert array.to_pylist() == [want, None]
     assert array.type == kind
@@ -196,7 +196,7 @@ def test_a_value_becomes_what_the_rule_says(value, kind, want):
         ("y" * 200, pa.int64(), "any", "y\\.\\.\\.'$"),
     ],
 )
-def test_a_value_that_does_not_fit_is_told_apart(value, kind, rule, error):
+def test_a_json_value_that_does_not_fit_has_an_error(value, kind, rule, error):
     import re
 
     array, wrong = json_values.column([None, value], kind, rule)

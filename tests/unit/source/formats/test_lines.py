@@ -74,7 +74,7 @@ def test_a_line_of_tens_of_megabytes_belongs_to_the_piece_it_starts_in(put):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_a_line_beyond_the_limit_is_not_held_and_reading_goes_on(put, monkeypatch, chunk):
+def test_an_oversized_line_is_skipped_and_reading_continues(put, monkeypatch, chunk):
     monkeypatch.setattr(lines, "CHUNK_BYTES", chunk)
     monkeypatch.setattr(lines, "TAIL_BYTES", 1)
     shard = put("a.jsonl", b"ab\n" + b"z" * 100 + b"\ncd\n" + b"z" * 99)
@@ -84,7 +84,7 @@ def test_a_line_beyond_the_limit_is_not_held_and_reading_goes_on(put, monkeypatc
     assert kept == [b"ab", b"cd"]
 
 
-def test_a_head_asks_a_store_for_little(put_in_memory, asked):
+def test_a_head_reads_few_bytes_of_a_store(put_in_memory, asked):
     shard = put_in_memory("a.jsonl", b"line\n" * 1_000_000)
     next(iter(blocks(shard, 0, END)))
     assert asked == [(0, lines.TAIL_BYTES)]

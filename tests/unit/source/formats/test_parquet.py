@@ -46,7 +46,7 @@ def test_pieces_cover_the_rows_once_for_any_groups(put_in_memory, read_pieces, c
     assert not bad
 
 
-def test_row_groups_are_kept_whole_up_to_the_size_asked_for(put):
+def test_row_groups_are_kept_whole_up_to_the_requested_rows(put):
     shard = put("a.parquet", parquet(numbered(1000), group=100))
     assert [piece.rows for piece in PARQUET.pieces(shard, 250)] == [200] * 5
     assert [piece.rows for piece in PARQUET.pieces(shard, 40)] == [33, 33, 34] * 10
@@ -90,7 +90,7 @@ def test_a_file_cut_short_is_an_error_that_names_it(put, keep):
 
 
 @pytest.mark.parametrize("left", [8, 300, -1])
-def test_a_parquet_file_that_was_cut_off_is_not_to_be_renamed(put, left):
+def test_the_error_of_a_truncated_parquet_file_suggests_no_new_name(put, left):
     with pytest.raises(DataError, match=r"cannot be read as Parquet: (?!it holds).*\. Replace the file") as found:
         PARQUET.columns(put("a.parquet", parquet(numbered(10))[:left]))
     assert ".." not in str(found.value)
@@ -113,7 +113,7 @@ def test_a_damaged_page_is_an_error_that_names_the_file(put):
         list(PARQUET.read(Piece(shard, 0, 1000, 1000), TEXT))
 
 
-def test_rows_that_the_footer_promised_and_are_not_there(put):
+def test_fewer_rows_than_in_the_footer_are_an_error(put):
     shard = put("a.parquet", parquet(numbered(10)))
     with pytest.raises(DataError, match="ends at row 10, but its footer promises rows up to 12"):
         list(PARQUET.read(Piece(shard, 0, 12, 12), TEXT))
@@ -137,7 +137,7 @@ def test_a_change_since_the_plan_names_both(put):
 
 
 @pytest.mark.parametrize("replaced", [b"", b"junk that is not Parquet"])
-def test_a_change_that_breaks_the_file_is_told_as_a_change(put, replaced):
+def test_a_change_that_breaks_the_file_is_reported_as_a_change(put, replaced):
     shard = put("a.parquet", parquet(numbered(10)))
     (piece,) = PARQUET.pieces(shard, 10)
     Path(shard.path).write_bytes(replaced)
@@ -145,7 +145,7 @@ def test_a_change_that_breaks_the_file_is_told_as_a_change(put, replaced):
         list(PARQUET.read(piece, TEXT))
 
 
-def test_a_file_that_is_gone_is_told_as_a_change(put):
+def test_a_removed_file_is_reported_as_a_change(put):
     shard = put("a.parquet", parquet(numbered(10)))
     (piece,) = PARQUET.pieces(shard, 10)
     Path(shard.path).unlink()
@@ -163,7 +163,7 @@ def test_planning_many_threads_at_once(put):
 
 
 @pytest.mark.parametrize("rows", [10**12, 2**62])
-def test_a_footer_that_promises_more_rows_than_the_file_can_hold(put, rows):
+def test_a_footer_with_an_impossible_row_count_is_refused(put, rows):
     """Six hundred bytes would make a plan of billions of pieces, in the driver's memory."""
     out = io.BytesIO()
     pq.write_table(pa.table({"text": ["a"] * 40}), out, compression="none")
@@ -194,7 +194,7 @@ def int96(**columns: pa.Array) -> bytes:
     return out.getvalue()
 
 
-def test_int96_timestamps_of_any_year_are_as_they_are(put, tables):
+def test_int96_timestamps_of_any_year_are_exact(put, tables):
     when = [date and dt.datetime.fromisoformat(date) for date in DATES]
     kind = pa.timestamp("us")
     columns = {
@@ -211,7 +211,7 @@ def test_int96_timestamps_of_any_year_are_as_they_are(put, tables):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_an_int96_timestamp_between_two_microseconds_costs_its_row(put, nested):
+def test_an_int96_timestamp_below_a_microsecond_is_quarantined(put, nested):
     when: list[int | None] = [1_700_000_000_123_456_000, 1_700_000_000_123_456_789, -1, None, -1000]
     kind, wanted = pa.timestamp("ns"), Wanted({"id": pa.int64(), "t": pa.null()}, id="id")
     array = pa.array(
@@ -231,7 +231,7 @@ def test_an_int96_timestamp_between_two_microseconds_costs_its_row(put, nested):
     assert "'t': the INT96 timestamp 2023-11-14 22:13:20.123456 and 789 ns has a part below" in bad[0].error
 
 
-def test_an_int96_timestamp_beyond_64_bits_is_told_from_what_it_wraps_to():
+def test_an_int96_timestamp_beyond_64_bits_is_detected():
     seconds = 2**62 // 1_000_000 * 3
     us, ns = (np.array([0, seconds * scale], object) % 2**64 for scale in (10**6, 10**9))
     us, ns = (pa.array(part.astype(np.uint64).view(np.int64)) for part in (us, ns))

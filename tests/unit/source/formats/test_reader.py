@@ -48,7 +48,7 @@ def expected_hash(text: bytes, task: str | None = None) -> str:
     return blake2b(text, digest_size=16, salt=salt).hexdigest()
 
 
-def test_a_row_comes_with_its_text_hash_place_and_kept_columns(put):
+def test_a_row_has_its_text_hash_position_and_kept_columns(put):
     shard = put("a.parquet", parquet({"n": [7, 8], "title": ["T", None], "text": ["a", "b"], "lang": ["de", None]}))
     result = read([shard], id="n", text=("title", "text"), keep=("lang",))
     place = {"_shard": shard.path}
@@ -75,7 +75,7 @@ def test_hashes_of_an_array_are_those_of_its_values(texts, start):
     assert content_hashes(array).to_pylist() == [expected_hash(text.encode()) for text in texts[start:]]
 
 
-def test_bad_texts_and_ids_are_set_aside_with_a_reason(put):
+def test_invalid_texts_and_ids_are_quarantined_with_a_reason(put):
     rows = [
         ("1", "good", None),
         ("2", None, "null_text"),
@@ -108,7 +108,7 @@ def test_repeats_are_kept_where_ids_need_not_be_unique(put):
     assert result.table.column("id").to_pylist() == ["1", "1"]
 
 
-def test_a_bad_first_does_not_make_a_good_second_a_repeat(put):
+def test_a_quarantined_row_does_not_make_a_later_id_a_duplicate(put):
     result = read([put("a.parquet", parquet({"id": [1, 1, 1], "text": [None, "a", "b"]}))], id="id")
     assert result.table.column("_position").to_pylist() == [1]
     assert [row.reason for row in result.bad] == ["null_text", "duplicate_id"]
@@ -118,7 +118,7 @@ def test_a_bad_first_does_not_make_a_good_second_a_repeat(put):
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
 @pytest.mark.parametrize("column", ["text", "keep", "id"])
-def test_invalid_utf8_in_any_string_column_costs_its_row_alone(put, kind, column):
+def test_invalid_utf8_in_any_string_column_quarantines_only_its_row(put, kind, column):
     values = [b"ok", b"\xff", None, b"fine", b"caf\xe9"] * 30
     columns = {name: [f"{name} {i}" for i in range(len(values))] for name in ("text", "keep", "id")}
     array = invalid_strings(values)
@@ -157,14 +157,14 @@ def test_ids_become_text(put, ids, want):
     assert result.table.column("id").to_pylist() == want
 
 
-def test_float_ids_that_could_be_mistaken_are_set_aside(put):
+def test_inexact_float_ids_are_quarantined(put):
     ids = [1.0, 1.5, float("nan"), float("inf"), 1e17, None]
     result = read([put("a.parquet", parquet({"id": ids, "text": ["a"] * 6}))], id="id")
     assert result.table.column("id").to_pylist() == ["1"]
     assert [row.reason for row in result.bad] == ["wrong_type"] * 4 + ["missing_id"]
 
 
-def test_ids_of_places_do_not_depend_on_the_mount(tmp_path):
+def test_position_ids_do_not_depend_on_the_mount(tmp_path):
     found = []
     for mount in ("here", "there/deeper"):
         folder = tmp_path / mount / "wiki"
@@ -176,7 +176,7 @@ def test_ids_of_places_do_not_depend_on_the_mount(tmp_path):
     assert found == [["sub/é.jsonl:0", "sub/é.jsonl:14"]] * 2
 
 
-def test_a_shard_outside_the_root_is_our_bug(put):
+def test_a_shard_outside_the_root_is_a_bug(put):
     with pytest.raises(InvariantBroken, match="not below the corpus's folder '/elsewhere'"):
         read([put("a.jsonl", b'{"text": "a"}')], root="/elsewhere")
 
@@ -215,7 +215,7 @@ def test_kept_types_survive(put):
     assert all(nulls[name] is None for name in data.column_names if name != "text")
 
 
-def test_a_kept_value_that_does_not_fit_costs_its_row(put):
+def test_a_kept_value_that_does_not_fit_is_quarantined(put):
     shard = put("a.parquet", parquet({"text": list("abcd"), "n": pa.array([1, 2**64 - 1, None, 2], pa.uint64())}))
     result = read([shard], keep=("n",))
     assert result.table.column("n").to_pylist() == [1, None, 2]

@@ -24,7 +24,7 @@ def check(shards, **settings) -> SourceSpec:
     return check_source(shards, root="/corpus", **settings)
 
 
-def test_a_source_that_is_right(put):
+def test_a_valid_source(put):
     shard = put("a.parquet", parquet(doc=[1], text=["a"], lang=pa.array(["de"]).dictionary_encode(), extra=[1.5]))
     spec = check([shard], id="doc", text=("text",), keep=("lang", "extra"))
     assert spec == SourceSpec(
@@ -88,7 +88,7 @@ def test_a_kept_column_of_two_kinds_is_refused_by_name(put):
         check(shards, keep=("n",))
 
 
-def test_json_lines_are_judged_row_by_row(put):
+def test_json_lines_are_checked_row_by_row(put):
     shards = [
         put("a.jsonl", json.dumps({"id": 1, "text": 5, "n": 1}).encode()),
         put("b.jsonl", b"\n"),
@@ -100,12 +100,12 @@ def test_json_lines_are_judged_row_by_row(put):
 
 
 @pytest.mark.parametrize(("name", "data"), [("a.jsonl", b""), ("a.jsonl", b"\n \n"), ("a.csv", b""), ("a.csv.gz", b"")])
-def test_nothing_that_can_be_read(put, name, data):
+def test_files_without_a_readable_row_are_refused(put, name, data):
     with pytest.raises(ConfigError, match="none of the 1 files at '/corpus' has a row that can be read as"):
         check([put(name, data)])
 
 
-def test_shards_without_rows_say_nothing(put):
+def test_shards_without_rows_are_ignored(put):
     check([put("a.csv", b""), put("b.csv", b"text\na\n")])
 
 

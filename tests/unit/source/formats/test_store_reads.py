@@ -50,7 +50,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "file", "data"), CASES)
-def test_a_store_that_is_away_for_a_moment_is_asked_again(put_in_memory, monkeypatch, read_pieces, *, name, file, data):
+def test_reads_are_retried_while_a_store_is_unreachable(put_in_memory, monkeypatch, read_pieces, *, name, file, data):
     shard = put_in_memory(file, data)
     pieces = FORMATS[name].pieces(shard, 10)
     left = failing_reads(monkeypatch, [ConnectionResetError("gone"), TimeoutError("late")])
@@ -92,7 +92,7 @@ def test_the_ranged_file_reads_like_a_file(put_in_memory):
     assert ranges.seek(-1, io.SEEK_CUR) == 99
 
 
-def test_opening_nothing(put):
+def test_opening_a_missing_object_is_an_error(put):
     with pytest.raises(FileNotFoundError):
         storage.open_arrow("/nowhere/at/all")
     with pytest.raises(FileNotFoundError):

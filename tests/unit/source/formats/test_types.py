@@ -135,7 +135,7 @@ def test_the_joined_type_of_two_shards(one, two, want):
     [pa.date32(), pa.int64(), pa.float32(), pa.bool_(), pa.struct([("a", pa.int64())]), pa.timestamp("us", "UTC")],
     ids=str,
 )
-def test_a_cast_that_may_change_a_value_is_none(kind, values, target):
+def test_a_cast_that_may_change_a_value_is_refused(kind, values, target):
     array = pa.array(values, kind)
     if kind == target:
         assert cast_column(array, target) == (array, {})
@@ -169,7 +169,7 @@ def ns(*values: int | None) -> pa.Array:
         (pa.array([{"a": 0}, {"a": -(2**62)}], pa.struct([("a", pa.timestamp("us"))])), [1], "is not of the years"),
     ],
 )
-def test_a_value_that_cannot_be_kept_costs_its_row_and_says_which(array, wrong, text):
+def test_a_value_that_cannot_be_cast_is_quarantined_with_its_value(array, wrong, text):
     target = stored_type(array.type)
     assert target is not None
     # Behind a slice there is a value that does not fit, and no row of it.
@@ -222,7 +222,7 @@ def test_not_a_number_is_a_value():
     assert (str(found.to_pylist()), misfits) == ("[nan, -0.0]", {})
 
 
-def test_a_whole_number_that_no_float_equals_costs_its_row():
+def test_a_whole_number_that_no_float_equals_is_quarantined():
     found, misfits = cast_column(pa.array([1, 2**53 + 1]), pa.float64())
     assert found.to_pylist() == [1.0, None]
     assert misfits[1][1].startswith("9007199254740993 is not exact as double")
@@ -233,7 +233,7 @@ def test_a_whole_number_that_no_float_equals_costs_its_row():
     [
         (
             pa.struct([("ID", pa.int8()), ("id", pa.int8())]),
-            "the type has the fields 'ID' and 'id', which are one name",
+            "the type has the fields 'ID' and 'id', which are the same name",
         ),
         (pa.struct([("a", pa.int8()), ("a", pa.int8())]), "the fields 'a' and 'a'"),
         (
