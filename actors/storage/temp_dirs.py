@@ -35,14 +35,14 @@ class SharedTempDir:
 
     def __init__(self, name: str) -> None:
         home = _home()
-        with shared_temp_dir(home):
+        with disk_errors(home):
             for lock in home.glob("*.lock"):
                 _clear(lock)
             lock = home / f"{name}.lock"
             lock_fd = _acquire(lock)
         self.path = lock.with_suffix("")
         self.leave = weakref.finalize(self, _leave, lock, lock_fd)
-        with shared_temp_dir(self.path):
+        with disk_errors(self.path):
             self.path.mkdir(mode=0o700, exist_ok=True)
 
     @contextlib.contextmanager
@@ -54,7 +54,7 @@ class SharedTempDir:
 
 
 @contextlib.contextmanager
-def shared_temp_dir(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Convert errors of the disk to StorageError.
 
     Raises:
@@ -68,9 +68,9 @@ def shared_temp_dir(path: Path) -> Iterator[None]:
 
 def _home() -> Path:
     """Return the folder of all shared directories of this user, in which no other user can write."""
-    with shared_temp_dir(Path("TMPDIR")):
+    with disk_errors(Path("TMPDIR")):
         home = Path(tempfile.gettempdir()) / f"vectide-{os.getuid()}"
-    with shared_temp_dir(home):
+    with disk_errors(home):
         home.mkdir(mode=0o700, exist_ok=True)
         status = home.lstat()
     if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from actors.storage.temp_dirs import SharedTempDir, shared_temp_dir
+from actors.storage.temp_dirs import SharedTempDir, disk_errors
 
 BUCKETS = 256
 _SHIFT = np.uint64(56)
@@ -73,7 +73,7 @@ class Repeats:
         for number in range(BUCKETS):
             path = self._temp_dir.path / f"{number:02x}"
             if path.exists():
-                with shared_temp_dir(path):
+                with disk_errors(path):
                     part = np.fromfile(path, dtype=np.uint64)
                 part.sort()
                 yield part
@@ -90,7 +90,7 @@ class Repeats:
         for number, part in enumerate(np.split(ordered, np.searchsorted(ordered, _EDGES))):
             if len(part):
                 path = temp_dir.path / f"{number:02x}"
-                with shared_temp_dir(path), open(path, "ab") as file:
+                with disk_errors(path), open(path, "ab") as file:
                     file.write(part.data)
 
 

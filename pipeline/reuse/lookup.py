@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.errors import StorageError
 from actors.schema import CHUNK, EMBEDDING, END, HASH, START, TOKENS
-from actors.storage.temp_dirs import SharedTempDir, shared_temp_dir
+from actors.storage.temp_dirs import SharedTempDir, disk_errors
 from actors.unit.table_files import read_stored
 from pipeline.reuse.spill import Rows, contains, hash_bytes
 
@@ -163,10 +163,10 @@ def reuse_of(table: str, plan: str, parts: int) -> Reuse:
     # The name of a plan's folder is unique, so files below a name made from it belong to this plan.
     temp_dir = SharedTempDir(f"known-{hashlib.blake2b(plan.encode(), digest_size=16).hexdigest()}")
     folder = temp_dir.path / "index"
-    with shared_temp_dir(folder), temp_dir.alone():
+    with disk_errors(folder), temp_dir.alone():
         if not folder.exists():
             _unfold(plan, parts, temp_dir)
-    with shared_temp_dir(folder):
+    with disk_errors(folder):
         hashes = np.memmap(folder / _HASHES, dtype="S32", mode="r").view(np.ndarray)
         rows = np.memmap(folder / _PLACES, dtype=PLACED, mode="r").view(np.ndarray)
         return Reuse(table, Places(hashes, rows, json.loads((folder / _FILES).read_text()), temp_dir))

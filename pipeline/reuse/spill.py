@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.storage.temp_dirs import SharedTempDir, shared_temp_dir
+from actors.storage.temp_dirs import SharedTempDir, disk_errors
 
 LIMIT_ROWS = 4_000_000  # of 48 bytes, in three copies while they are sorted: 0.9 GB with the memory that Arrow keeps
 BUCKETS = 256
@@ -126,7 +126,7 @@ class Buckets:
         path = temp_dir.path / f"{number:02x}"
         if not path.exists():
             return np.zeros(0, dtype=self._dtype)
-        with shared_temp_dir(path):
+        with disk_errors(path):
             rows = np.fromfile(path, dtype=self._dtype)
             path.unlink()  # makes space for the index, which is built from these rows
         return firsts(rows)
@@ -138,6 +138,6 @@ class Buckets:
         for number, part in enumerate(np.split(rows, np.searchsorted(rows["hash"], _EDGES))):
             if len(part):
                 path = temp_dir.path / f"{number:02x}"
-                with shared_temp_dir(path), open(path, "ab") as file:
+                with disk_errors(path), open(path, "ab") as file:
                     file.write(part.view(np.uint8).data)
         return temp_dir

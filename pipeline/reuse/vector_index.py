@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.schema import CHUNK, EMBEDDING, HASH, ID, SHARD
-from actors.storage.temp_dirs import SharedTempDir, shared_temp_dir
+from actors.storage.temp_dirs import SharedTempDir, disk_errors
 from actors.unit.table_files import read_stored
 from pipeline.reuse import spill
 from pipeline.reuse.spill import BUCKETS, PLACE, Buckets, Rows, contains, hash_bytes
@@ -84,7 +84,7 @@ class Index:
         if self._buffered_rows and self._buffered_rows + len(rows) > spill.LIMIT_ROWS:
             self._temp_dir = self._temp_dir or SharedTempDir(f"index-{secrets.token_hex(8)}")
             path = self._temp_dir.path / str(self._written)
-            with shared_temp_dir(path), open(path, "wb") as file:
+            with disk_errors(path), open(path, "wb") as file:
                 file.write(self._whole().view(np.uint8).data)
             self._buffered, self._buffered_rows, self._written = [], 0, self._written + 1
         self._buffered.append(rows)
@@ -98,7 +98,7 @@ class Index:
         if self._temp_dir is None or number == self._written:
             return self._whole()
         path = self._temp_dir.path / str(number)
-        with shared_temp_dir(path):
+        with disk_errors(path):
             return np.fromfile(path, dtype=PLACE)
 
     def _table(self, rows: Rows) -> pa.Table:
