@@ -1,1 +1,1 @@
-"""What runs inside the workers: read, tokenize, encode, write. Plain classes and functions, no ray."""
+"""Stages inside the workers: read, tokenize, encode, write. Plain classes and functions, no ray."""

@@ -127,7 +127,7 @@ class DialectUse:
 
     @property
     def worth_saying(self) -> bool:
-        """Whether a report should include it: the dialect is unusual or ambiguous."""
+        """True for an unusual or ambiguous dialect, which a report should include."""
         return not self.plain or self.ambiguous > 0
 
     def sentence(self) -> str:
