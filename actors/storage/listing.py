@@ -65,7 +65,7 @@ def search(
             walk_disk(found, again) if local else walk_store(fs, found, again)
         return found.settled(is_text)
 
-    pattern, other = _parse(path, exists, folders_only=folders_only)
+    pattern, other = parse_pattern(path, exists, folders_only=folders_only)
     found = Found(pattern)
     chosen = walk(found)
     if other is not None:
@@ -83,7 +83,7 @@ def search(
     return Listing(tuple(shards), found.tally.left_out(str if local else fs.unstrip_protocol))
 
 
-def _parse(path: str, exists: Callable[[str], bool], *, folders_only: bool) -> tuple[Pattern, Pattern | None]:
+def parse_pattern(path: str, exists: Callable[[str], bool], *, folders_only: bool) -> tuple[Pattern, Pattern | None]:
     """The pattern of a path, and another one that it would be if nothing had the name of one of its parts."""
     parts = path.split("/")
     first = next((number for number, part in enumerate(parts) if is_pattern(part)), len(parts))

@@ -18,7 +18,7 @@ MARKS = "*?["
 PLAIN, UNDERSCORE, DOT = 0, 1, 2
 _FORBIDDEN = ("._", ".", "")  # at the head of a name, for a match that is PLAIN, at most UNDERSCORE, at most DOT
 _BOOKKEEPING = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
-_BOOKKEEPING_HEADS = ("_committed_", "_started_")
+_BOOKKEEPING_NUMBERED = re.compile(r"_(committed|started)_(vacuum)?[0-9]+")  # Databricks
 _BOOKKEEPING_ENDING = ".crc"
 _TEMPORARY = "_temporary"  # where Spark keeps what is not committed
 
@@ -102,7 +102,7 @@ class Pattern:
         name = below.rpartition("/")[2]
         if name.endswith(_BOOKKEEPING_ENDING):
             return not self.parts[-1].endswith(_BOOKKEEPING_ENDING)
-        return (name in _BOOKKEEPING or name.startswith(_BOOKKEEPING_HEADS)) and name != self.parts[-1]
+        return (name in _BOOKKEEPING or _BOOKKEEPING_NUMBERED.fullmatch(name) is not None) and name != self.parts[-1]
 
 
 def is_temporary(below: str) -> bool:
