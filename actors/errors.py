@@ -1,28 +1,27 @@
-"""Every error that this tool raises on purpose, in one tree.
+"""Tree of all errors that this package raises on purpose.
 
-    VectideError                      anything below; `exit_code` is what the command line ends with
+    VectideError                      base of all; `exit_code` is the exit code of the command line
     ├── ConfigError                   a job file, an argument or a setting is wrong            (exit 2)
-    │   └── ModelError                a checkpoint is missing, incomplete or not understood    (exit 2)
-    ├── DataError                     a source object cannot be read as what it claims to be
-    │   ├── SourceChanged             a source object is not the one that was planned
-    │   └── UnfitVectors              rows have no vector: not finite, or all zeros (in encoders/finite.py)
+    │   └── ModelError                a checkpoint is missing, incomplete or not supported     (exit 2)
+    ├── DataError                     a source object cannot be read in its declared format
+    │   ├── SourceChanged             a source object has changed since the plan
+    │   └── UnfitVectors              rows have invalid vectors: not finite, or all zeros (in encoders/finite.py)
     ├── StorageError                  a store refused or failed, after retries
-    │   ├── TransientError            worth another try (used inside the retry loop)
-    │   └── UnsafeStore               a store without an atomic create-if-absent
-    ├── TooManyQuarantined            more rows were set aside than `run.max_quarantined` allows
-    ├── GateClosed                    a second generation is not as good as the job asks of it
+    │   ├── TransientError            may succeed on a retry (used inside the retry loop)
+    │   └── UnsafeStore               a store has no atomic create-if-absent
+    ├── TooManyQuarantined            more rows were quarantined than `run.max_quarantined` allows
+    ├── GateClosed                    a re-embedding does not meet the quality that the job requires
     ├── PoisonUnit                    a unit keeps killing its process
-    ├── ClusterError                  Ray, or a machine of it, could not go on: disk, memory, nodes
-    │   └── ClusterStalled            nothing moved on the cluster for too long: no machine came
-    ├── TableConflict                 the table holds something that this job must not touch
-    │   ├── NoSuchVersion             a version that the table does not have                   (exit 2)
+    ├── ClusterError                  Ray or a node failed: disk, memory, lost nodes
+    │   └── ClusterStalled            no progress on the cluster for too long, such as no machine for the encoders
+    ├── TableConflict                 the table has content that this job must not change
+    │   ├── NoSuchVersion             the table does not have the requested version            (exit 2)
     │   ├── CommitConflict            another writer committed first; run again
-    │   ├── ForeignCommits            another tool changed the table, and the job does not say what becomes of that
-    │   └── CommitUnknown             the store did not say whether a commit landed
-    └── InvariantBroken               a promise of this tool does not hold: a bug of ours
+    │   ├── ForeignCommits            another tool changed the table, and the job has no policy for it
+    │   └── CommitUnknown             the store did not report whether a commit succeeded
+    └── InvariantBroken               an invariant of this package is violated: a bug in it
 
-A message has the value, the rule and the way out. All of them survive `pickle`, because they cross from
-workers to the driver.
+A message has the value, the rule and the fix. All errors can be pickled, because workers send them to the driver.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class VectideError(Exception):
     """Base of all errors raised on purpose.
 
     Args:
-        message: The value, the rule and the way out, in one or two sentences.
+        message: The value, the rule and the fix, in one or two sentences.
     """
 
     exit_code = 1
@@ -52,15 +51,15 @@ class ConfigError(VectideError):
 
 
 class ModelError(ConfigError):
-    """A checkpoint is missing, incomplete, or not of a family that is understood."""
+    """A checkpoint is missing, incomplete, or of a family that is not supported."""
 
 
 class DataError(VectideError):
-    """A source object cannot be read as what it claims to be."""
+    """A source object cannot be read in its declared format."""
 
 
 class SourceChanged(DataError):
-    """A source object is not the one that was planned (another size or etag)."""
+    """A source object has changed since the plan (another size or etag)."""
 
 
 class StorageError(VectideError):
@@ -68,19 +67,19 @@ class StorageError(VectideError):
 
 
 class TransientError(StorageError):
-    """A store failed in a way that is worth another try."""
+    """A store failed in a way that may succeed on a retry."""
 
 
 class UnsafeStore(StorageError):
-    """A store does not honour an atomic create-if-absent, so two drivers could both win."""
+    """A store has no atomic create-if-absent, so two drivers could both create the same object."""
 
 
 class TooManyQuarantined(VectideError):
-    """More rows were set aside than `run.max_quarantined` allows; nothing was published."""
+    """More rows were quarantined than `run.max_quarantined` allows; nothing was published."""
 
 
 class GateClosed(VectideError):
-    """A second generation is not as good as the job asks of it; it was built and is kept, and nothing was published."""
+    """A re-embedding does not meet the quality that the job requires; its files are kept, and nothing was published."""
 
 
 class PoisonUnit(VectideError):
@@ -88,19 +87,19 @@ class PoisonUnit(VectideError):
 
 
 class ClusterError(VectideError):
-    """Ray, or a machine of it, could not go on; finished units are kept."""
+    """Ray or a node failed; finished units are kept."""
 
 
 class ClusterStalled(ClusterError):
-    """Nothing moved on the cluster for too long; what was done is kept."""
+    """The cluster made no progress for too long; finished units are kept."""
 
 
 class TableConflict(VectideError):
-    """The table holds something that this job must not touch."""
+    """The table has content that this job must not change."""
 
 
 class NoSuchVersion(TableConflict):
-    """A version is asked for that the table does not have, or no longer has."""
+    """The table does not have the requested version, or no longer has it."""
 
     exit_code = 2
 
@@ -110,15 +109,15 @@ class CommitConflict(TableConflict):
 
 
 class ForeignCommits(TableConflict):
-    """Another tool changed rows or columns of the table, and the job does not say what is to become of that."""
+    """Another tool changed rows or columns of the table, and the job has no policy for such changes."""
 
 
 class CommitUnknown(TableConflict):
-    """The store did not say whether a commit landed; running the same command again finds out."""
+    """The store did not report whether a commit succeeded; running the same command again checks it."""
 
 
 class InvariantBroken(VectideError):
-    """A promise of this tool does not hold. This is a bug of ours: please report it."""
+    """An invariant of this package is violated. This is a bug in vectide."""
 
     def __init__(self, message: str) -> None:
         suffix = " This is a bug in vectide: please report it."

@@ -1,15 +1,16 @@
-"""Signs that this process goes forward: a count that changes with each of them.
+"""Progress counter of this process; the watchdog checks that it keeps changing.
 
-Readers, the tokenizer and every call to a store give signs; the watchdog around a stage (`pipeline/execute/watchdog.py`) looks at
-the count. One for the process, for what hangs may be any call below a stage, in any thread. The trade-off: a call to a
-store gives its sign at its end, so an object that is read or written in one call has to be done within the limit.
+Readers, the tokenizer and every call to a store increment it. The watchdog around a stage
+(`pipeline/execute/watchdog.py`) reads it. One counter for the process, because any call below a stage may hang, in any
+thread. The trade-off: a call to a store counts when it ends, so each read or write of an object must finish within the
+limit.
 """
 
 from __future__ import annotations
 
 
 class _Count:
-    """Two threads may make one sign of two: it is a change all the same."""
+    """Counter without a lock: an increment may be lost between two threads, but the count still changes."""
 
     progress_count = 0
 
@@ -18,10 +19,10 @@ _COUNT = _Count()
 
 
 def count_progress() -> None:
-    """Give a sign."""
+    """Increment the counter."""
     _COUNT.progress_count += 1
 
 
 def progress_count() -> int:
-    """How many there were so far."""
+    """Return the current count."""
     return _COUNT.progress_count

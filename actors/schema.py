@@ -1,6 +1,6 @@
-"""What the rooms hand to each other: shards, pieces, units, and the columns of a block.
+"""Data types that all packages share: shards, pieces, units, quarantined rows, and the column names of a block.
 
-Imported by everything, imports nothing of ours: no torch, no ray, no I/O.
+Every module may import it. It imports nothing of this project, no torch and no ray, and does no I/O.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-# Columns that a block carries from stage to stage. Names with an underscore are ours; `source.keep` may not use them.
+# Columns of a block between stages. Names with an underscore are internal; `source.keep` may not use them.
 ID = "id"
 EMBEDDING = "embedding"
 EMBEDDING_MULTI = "embedding_multi"
@@ -25,19 +25,18 @@ CHUNKS = "_chunks"
 PREFIX = "_prefix"
 SUFFIX = "_suffix"
 TASK = "_task"
-TRUNCATED = "_truncated"
 
 RESERVED = frozenset({ID, EMBEDDING, EMBEDDING_MULTI, TOKENS, CHUNK, START, END})
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How the fields of a delimited shard are written.
+    """Quoting and escaping of the fields of a delimited shard.
 
     Attributes:
         quote: The character around quoted fields, or "none".
-        escape: How a quote is written inside of quotes: "double" twice, "backslash" behind a backslash (which without
-            quotes stands before delimiters and line ends), "none" not at all.
+        escape: How a quote is written inside quotes: "double" (twice), "backslash" (after a backslash, which in files
+            without quotes escapes delimiters and line ends), or "none" (not possible).
     """
 
     quote: str
@@ -46,15 +45,15 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One source object as it was listed.
+    """One source object from a listing.
 
     Attributes:
         path: Full URL or absolute local path.
         size_bytes: Its size.
-        etag: What changes when its content does (`actors.storage.identity`): the store's tag, or the times and the inode of a
-            local file; behind it the hash of its bytes where the job asks for that. Empty where the store gives none.
-        written_s: When it was written, in seconds since the epoch by the store's clock; 0 where that is not known.
-        dialect: How its fields are written, once that is decided; None before, and where the format has no dialects.
+        etag: A text that changes with the content (`actors.storage.identity`): the store's tag, or times and inode of a
+            local file, followed by the hash of its bytes if the job asks for it. Empty if the store gives no tag.
+        written_s: Time of the last write, in seconds since the epoch by the store's clock; 0 if unknown.
+        dialect: Quoting and escaping of its fields; None before it is detected, and for formats without dialects.
     """
 
     path: str
@@ -66,16 +65,16 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A deterministic slice of one shard: positions `start <= p < stop`.
+    """Deterministic slice of one shard: positions `start <= p < stop`.
 
-    What a position counts is the format's own: rows for Parquet; for JSON Lines and CSV the byte offset of the row's
-    first byte, in the uncompressed text where the file is compressed, so that a reader goes straight to its piece (a
-    compressed one must be unpacked up to there, but is not parsed); 0 for a file that is one document. Plain JSON
-    Lines may be cut anywhere: a line belongs to the piece that its first byte is in. CSV and compressed files are cut
-    at rows that a pass over the file has found.
+    The unit of a position depends on the format. Parquet: rows. JSON Lines and CSV: the byte offset of the first byte
+    of the row, in the uncompressed text if the file is compressed, so that a reader can seek to its piece (a compressed
+    file must be decompressed up to there, but is not parsed). A file that is one document: 0. Uncompressed JSON Lines
+    may be cut at any byte: a line belongs to the piece that contains its first byte. CSV and compressed files are cut
+    at row starts, which a pass over the file finds.
 
     Attributes:
-        rows: Exact where the format knows without reading, else an estimate, and `rows_exact` is False.
+        rows: Exact if the format knows it without reading; otherwise an estimate, and `rows_exact` is False.
     """
 
     shard: Shard
@@ -87,13 +86,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The atom of work, retry, checkpoint and output: one Ray Data block.
+    """Smallest unit of work, retry, checkpoint and output: one Ray Data block.
 
     Attributes:
-        number: Its place in the plan, from 0.
-        pieces: One for most formats; many small ones where a shard is a single document.
-        carry: The pieces are not of the source but files of the table, whose rows move as they are: `shard.path` is
-            relative to the table and `shard.etag` holds the partition values as JSON.
+        number: Its index in the plan, from 0.
+        pieces: One for most formats; many if each shard is a single document.
+        carry: True for a rewrite: the pieces are files of the table and not of the source, and their rows are copied
+            unchanged. `shard.path` is relative to the table, and `shard.etag` has the partition values as JSON.
     """
 
     number: int
@@ -102,19 +101,19 @@ class Unit:
 
     @property
     def rows(self) -> int:
-        """Planned rows (an estimate where a piece's is)."""
+        """Planned rows: an estimate if that of a piece is one."""
         return sum(piece.rows for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedRow:
-    """A source row that was set aside.
+    """A source row that was quarantined.
 
     Attributes:
-        position: Its position in the shard, in the format's own count.
-        id: Its id where one could be read.
+        position: Its position in the shard, in the unit of the format (see `Piece`).
+        id: Its id, if one could be read.
         reason: One of `REASONS`.
-        error: What was wrong, for a person.
+        error: Description of the problem.
     """
 
     shard: str
@@ -128,20 +127,21 @@ REASONS = (
     "broken_line",  # a line that is not valid JSON or CSV
     "invalid_utf8",  # bytes that are not UTF-8
     "null_text",  # every text column is null
-    "empty_text",  # nothing but white space and characters that show nothing
+    "empty_text",  # only white space and invisible characters
     "missing_text",  # no text column in a row of a schemaless format
-    "too_large",  # one value or line is larger than any text can usefully be (256 MiB)
-    "wrong_type",  # a value that is not text where text is needed, or that the column's type cannot hold
-    "missing_id",  # an id column is named and this row has none
-    "duplicate_id",  # the id was seen before in this corpus
+    "too_large",  # a value or line is larger than the limit (256 MiB)
+    "wrong_type",  # a value that is not text in a text column, or that does not fit the column's type
+    "missing_id",  # the job names an id column and this row has no id
+    "duplicate_id",  # another row of the corpus has the same id
     "unknown_task",  # `task_column` names a task that the model does not have
     "encode_failed",  # the model raised on this row alone
-    "killed_process",  # the row ends its process
-    "changed_by_other_tool",  # another tool removed or replaced the row in the table, and a refresh was told to keep that
+    "killed_process",  # the process died while encoding the row
+    "changed_by_other_tool",  # another tool removed or replaced the row in the table, and the refresh keeps that
     "timed_out",  # the row took longer than `run.row_timeout_s`
 )
 
-# The row itself is sound: it may go well with another library, machine or memory. All others change with the source.
+# Reasons that are not in the row: it may succeed with another library, machine or memory. For all other reasons the
+# source has to change first.
 RETRIED = ("encode_failed", "killed_process", "timed_out")
 
 QUARANTINE_SCHEMA = pa.schema(

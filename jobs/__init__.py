@@ -1,1 +1,1 @@
-"""The commands: read arguments and a job file, call one pipeline, print the outcome."""
+"""Command line: reads arguments and a job file, calls one pipeline, prints the outcome."""

@@ -1,4 +1,4 @@
-"""`python -m jobs` and the console script `vectide`."""
+"""Entry point of `python -m jobs` and of the console script `vectide`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Shows how a run goes: a live bar on a terminal, a line now and then in a log.
+"""Progress of a run on stderr: a live bar on a terminal, a line every few seconds in a log.
 
-Used by `jobs backfill`. The library is rich: it knows terminals, and Ray already brings it along.
+Used by the commands that write a table. The bar is drawn by rich, which Ray already depends on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOG_EVERY_S = 10.0
 
 @contextlib.contextmanager
 def reporter() -> Iterator[Reporter]:
-    """A reporter that fits where the output goes."""
+    """Yield a reporter for a terminal, or for a log if stderr is not one."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Log()
@@ -47,94 +47,96 @@ def reporter() -> Iterator[Reporter]:
         yield _Bar(progress)
 
 
-class _Meter:
-    """Rows and tokens since the run began."""
+class _Throughput:
+    """Counts of rows and tokens since the run began."""
 
     def __init__(self) -> None:
         self._started_s = time.monotonic()
         self.rows = 0
         self.tokens = 0
-        self.bad = 0
+        self.rows_quarantined = 0
 
     def add(self, receipt: Receipt) -> None:
         self.rows += receipt.documents
         self.tokens += receipt.tokens
-        self.bad += receipt.rows_quarantined
+        self.rows_quarantined += receipt.rows_quarantined
 
     def text(self) -> str:
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)
-        aside = f", {self.bad:,} set aside" if self.bad else ""
-        return f"{self.rows:,} rows, {self.tokens / elapsed_s:,.0f} tokens/s{aside}"
+        quarantined = f", {self.rows_quarantined:,} quarantined" if self.rows_quarantined else ""
+        return f"{self.rows:,} rows, {self.tokens / elapsed_s:,.0f} tokens/s{quarantined}"
 
 
 class _Bar:
+    """Live progress bar."""
+
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: TaskID = progress.add_task("starting", total=None, rate="")
-        self._where = ""
-        self._meter = _Meter()
+        self._placement = ""
+        self._throughput = _Throughput()
 
     def step(self, text: str) -> None:
         self._progress.update(self._task, description=text)
 
     def started(self, started: Started) -> None:
-        self._meter = _Meter()
-        self._where = f"on {started.replicas} x {started.device}"
-        for left in started.left_out:
-            self._progress.console.print(f"left out: {left.sentence()}", markup=False, highlight=False)
+        self._throughput = _Throughput()
+        self._placement = f"on {started.replicas} x {started.device}"
+        for left_out in started.left_out:
+            self._progress.console.print(f"left out: {left_out.sentence()}", markup=False, highlight=False)
         for sentence in started.dialects:
             self._progress.console.print(f"read {sentence}", markup=False, highlight=False)
         self._progress.update(
             self._task,
-            description=self._where,
+            description=self._placement,
             total=started.units,
             completed=started.units_done,
         )
 
     def finished_unit(self, receipt: Receipt) -> None:
-        self._meter.add(receipt)
-        self._progress.update(self._task, advance=1, rate=self._meter.text())
+        self._throughput.add(receipt)
+        self._progress.update(self._task, advance=1, rate=self._throughput.text())
 
     def busy(self, encoders: int) -> None:
-        self._progress.update(self._task, description=f"{self._where}, {encoders} busy")
+        self._progress.update(self._task, description=f"{self._placement}, {encoders} busy")
 
     def failed_unit(self, unit: int, error: VectideError) -> None:
         self._progress.console.print(f"unit {unit}: {error}", markup=False, highlight=False)
 
 
 class _Log:
-    """Lines on stderr; at most one progress line in `LOG_EVERY_S`."""
+    """Lines on stderr, with at most one progress line every `LOG_EVERY_S` seconds."""
 
     def __init__(self) -> None:
         self._units = 0
         self._done = 0
-        self._said_s = 0.0
+        self._logged_s = 0.0
         self._busy = ""
-        self._meter = _Meter()
+        self._throughput = _Throughput()
 
     def step(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def started(self, started: Started) -> None:
         self._units, self._done = started.units, started.units_done
-        self._meter = _Meter()
+        self._throughput = _Throughput()
         for sentence in started.dialects:
             self.step(f"read {sentence}")
         about = "" if started.rows_exact else "about "
-        for left in started.left_out:
-            self.step(f"left out: {left.sentence()}")
+        for left_out in started.left_out:
+            self.step(f"left out: {left_out.sentence()}")
         self.step(
             f"run {started.run}: {started.units} units, {about}{started.rows:,} rows; {started.units_done} units "
-            f"were done before; on {started.replicas} x {started.device}"
+            f"are already done; on {started.replicas} x {started.device}"
         )
 
     def finished_unit(self, receipt: Receipt) -> None:
-        self._meter.add(receipt)
+        self._throughput.add(receipt)
         self._done += 1
         now_s = time.monotonic()
-        if self._done == self._units or now_s - self._said_s >= LOG_EVERY_S:
-            self._said_s = now_s
-            self.step(f"{self._done}/{self._units} units, {self._meter.text()}{self._busy}")
+        if self._done == self._units or now_s - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now_s
+            self.step(f"{self._done}/{self._units} units, {self._throughput.text()}{self._busy}")
 
     def busy(self, encoders: int) -> None:
         self._busy = f", {encoders} encoders busy"

@@ -1,1 +1,1 @@
-"""Micro-batches: which rows go through a model together (`planner`, pure) and how many tokens at once (`budget`)."""
+"""Micro-batches: the rows of each (`planner`, pure) and its number of tokens (`budget`)."""

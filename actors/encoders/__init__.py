@@ -1,17 +1,18 @@
-"""The encoders: texts or token ids in, unit vectors out, one interface for every model family.
+"""Encoders: turn texts or token ids into unit vectors, with one interface for every model family.
 
-Used by the encode actors, the search command and people in a notebook. Importing this package, `describe` and
-`ModelSpec` must stay free of torch, because readers, writers and the driver import them; `load_encoder` imports it
-when called.
+Used by the encode actors, the search command and notebooks. Importing this package, `describe` and `ModelSpec` must
+not import torch, because readers, writers and the driver import them. `load_encoder` imports torch when it is called.
 
-How a family is made of parts (to add one, touch these three places and no other):
+To add a model family, change these three places and no other:
 
-1. `layout_<family>.py`, torch-free: recognises a checkpoint by config and tensor names and returns a `FamilyFacts`
-   (what tensors must be there, tasks, prompts, limits). Entered in `families.LAYOUTS`.
-2. `<family>.py`, torch: a builder `build(checkpoint, compute) -> Family`. Entered by its path in `build.BUILDERS`.
-   A `Family` only has to turn a `PackedBatch` into hidden states `[tokens, hidden]`; per-row tasks come in
-   `batch.tasks`. Pooling, slicing and normalising belong to the encoder, so token states are there for late chunking.
-3. `tests/checkpoints/`: a writer of a tiny random checkpoint in the exact published layout.
+1. `families/`, two modules:
+   - `<family>_layout.py`, torch-free: `layout(config, tensors)` recognises a checkpoint by its config and tensor names
+     and returns a `FamilyFacts` (required tensors, tasks, prompts, limits), or None for another family's checkpoint.
+   - `<family>.py`, which imports torch: `build(checkpoint, compute) -> Family`. A `Family` turns a `PackedBatch` into
+     hidden states `[tokens, hidden]`; the tasks of the rows are in `batch.tasks`. The encoder does the pooling, slicing
+     and normalising, because late chunking needs the token states.
+2. `families/detect.py`: one line in `FAMILIES` that names both.
+3. `tests/checkpoints/`: a function that writes a tiny random checkpoint in the exact published layout.
 """
 
 from __future__ import annotations
@@ -42,21 +43,22 @@ def load_encoder(
     """Loads a model for encoding.
 
     Args:
-        model: A hub id, a local directory, or a spec made by `describe` (then the settings below must be left alone).
-        device: "auto" takes a GPU where there is one; else "cpu", "cuda", "cuda:1".
-        threads: Torch threads on a CPU; None leaves the process as it is. One thread per process is fastest when
+        model: A hub id, a local directory, or a spec made by `describe`. With a spec, `revision` and the arguments
+            after it are ignored.
+        device: "auto" uses a GPU if there is one; or "cpu", "cuda", "cuda:1".
+        threads: Torch threads on a CPU; None keeps the process's setting. One thread per process is fastest when
             there is one process per core.
-        revision: Branch, tag or commit of a hub id; this and all below as for `describe`.
-        task: One of the model's tasks; None takes its default.
-        dim: Shorter vectors; None takes the full width.
-        max_tokens: Limit per text; None takes the repository's.
-        dtype: "auto", "bfloat16" or "float32".
-        prompt: Text to put before each text instead of the published one.
-        allow_untrained_dim: Shorten a model that was not trained for it.
+        revision: Branch, tag or commit of a hub id. This and all arguments below are as for `describe`.
+        task: One of the model's tasks; None selects its default.
+        dim: Width of shortened vectors; None keeps the full width.
+        max_tokens: Limit per text; None uses the repository's.
+        dtype: "auto", "bfloat16", "float32" or "int8".
+        prompt: Text put before each text instead of the published one.
+        allow_untrained_dim: Shorten vectors of a model that was not trained for it.
 
     Raises:
-        ConfigError: A setting is wrong.
-        ModelError: The checkpoint is missing, incomplete or not understood.
+        ConfigError: A setting is invalid.
+        ModelError: The checkpoint is missing, incomplete or not supported.
     """
     from actors.encoders.encoder import Encoder
 

@@ -1,7 +1,7 @@
-"""ALiBi: a bias on attention that falls with distance, `-slope[head] * |i - j|`, instead of positions.
+"""ALiBi: a bias on attention scores, `-slope[head] * |i - j|`, used instead of positions.
 
-Built in float32: bfloat16 keeps only 897 different distances of 8,192. Given as one number per head and distance,
-so that it costs 2 * length numbers a head and not length ** 2 (see `attention`).
+Built in float32: of 8,192 distances bfloat16 represents only 897. Stored as one number per head and distance, which
+takes 2 * length numbers per head instead of length ** 2 (see `compute.attention`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from actors.encoders.compute.attention import RelativeBias
 
 
 def slopes(heads: int) -> list[float]:
-    """Slope of each head, in the order the models were trained with.
+    """Returns the slope of each head, in the order that the models were trained with.
 
-    For a power of two: 2^-(8/heads), 2^-(2*8/heads), ... Else those of the power of two below, followed by every
-    other slope of the power of two above, from its first. So 12 heads have 2^-1 ... 2^-8, then 2^-0.5, 2^-1.5,
-    2^-2.5, 2^-3.5.
+    For a power of two: 2^-(8/heads), 2^-(2*8/heads), ... For other numbers: the slopes of the power of two below,
+    followed by every other slope of the power of two above, starting with its first. So 12 heads have 2^-1 ... 2^-8,
+    then 2^-0.5, 2^-1.5, 2^-2.5, 2^-3.5.
     """
     below = 2 ** math.floor(math.log2(heads))
     first = [2.0 ** (-8 * (i + 1) / below) for i in range(below)]
@@ -28,12 +28,12 @@ def slopes(heads: int) -> list[float]:
 
 
 def alibi(heads: int, device: torch.device) -> RelativeBias:
-    """The bias as `attention.attend` takes it; the last few lengths are kept, as all layers of a batch ask for one."""
-    steepness = torch.tensor(slopes(heads), dtype=torch.float32, device=device)[:, None]
+    """Returns the bias as `attention.attend` takes it, with a cache of 64 lengths: all layers of a batch use the same."""
+    slope = torch.tensor(slopes(heads), dtype=torch.float32, device=device)[:, None]
 
     @lru_cache(maxsize=64)
     def bias(length: int) -> torch.Tensor:
         distance = torch.arange(1 - length, length, dtype=torch.float32, device=device).abs()
-        return -steepness * distance
+        return -slope * distance
 
     return bias

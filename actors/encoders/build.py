@@ -1,6 +1,6 @@
-"""From a spec to a family that computes: opens the checkpoint, checks it again, calls the family's builder.
+"""Builds the model of a spec: opens the checkpoint, checks it again and calls the family's builder.
 
-A builder is named by its module's path and imported when needed, so a family costs nothing until it is used.
+`families.detect.FAMILIES` names each builder as "module:function". The module is imported only when its family is used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from actors.encoders import checkpoint
 from actors.encoders.compute.device import Compute
-from actors.encoders.families.detect import detect
+from actors.encoders.families.detect import FAMILIES, detect
 from actors.encoders.layout import Config, FamilyFacts, check_tensors
 from actors.encoders.lora.registry import add_adapters
 from actors.encoders.packed import PackedBatch
@@ -23,33 +23,24 @@ from actors.encoders.weight_files import read_tensors
 from actors.encoders.weights import Weights
 from actors.errors import ModelError
 
-# family -> module with `build(checkpoint, compute) -> Family`.
-BUILDERS: dict[str, str] = {
-    "bert": "actors.encoders.families.bert",
-    "jina_v1": "actors.encoders.families.jina_v1",
-    "jina_v2": "actors.encoders.families.jina_v2",
-    "jina_v3": "actors.encoders.families.jina_v3",
-    "jina_v4": "actors.encoders.families.jina_v4",
-}
-
 
 class Family(Protocol):
-    """A model of some architecture, loaded."""
+    """A loaded model of one architecture."""
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Hidden states [tokens, hidden] in the compute type; row r uses the task `batch.tasks[r]`."""
+        """Returns hidden states [tokens, hidden] in the compute type; row r uses the task `batch.tasks[r]`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a builder builds from.
+    """The input of a builder.
 
     Attributes:
-        spec: The spec asked for.
+        spec: The requested spec.
         folder: The checkpoint's folder on this machine.
         config: config.json.
-        facts: What the family's layout found; `facts.variant` tells its published layouts apart.
+        facts: Result of the family's layout; `facts.variant` distinguishes its published layouts.
         weights: Reader of the tensors.
     """
 
@@ -61,7 +52,7 @@ class Checkpoint:
 
 
 class Builder(Protocol):
-    """What a family's module offers as `build`."""
+    """Signature of `build` in a family's module."""
 
     def __call__(self, checkpoint: Checkpoint, compute: Compute) -> Family:
         """Loads the family."""
@@ -72,7 +63,7 @@ def build_family(spec: ModelSpec, compute: Compute) -> Family:
     """Loads the model of a spec.
 
     Raises:
-        ModelError: The checkpoint on this machine is incomplete, or not the one the spec was made of.
+        ModelError: The checkpoint on this machine is incomplete, or is not the one that the spec describes.
     """
     folder = folder_of(spec)
     with checkpoint.understanding(folder):
@@ -85,7 +76,8 @@ def build_family(spec: ModelSpec, compute: Compute) -> Family:
                 f"{spec.family!r} of width {spec.hidden}. Put the same checkpoint on every machine."
             )
         check_tensors(facts, named, where=str(folder))
-        build = cast("Builder", import_module(BUILDERS[facts.family]).build)
+        module, function = FAMILIES[facts.family][1].split(":")
+        build = cast("Builder", getattr(import_module(module), function))
         with torch.inference_mode(), Weights(folder, named, facts, compute.dtype) as weights:
             family = build(Checkpoint(spec, folder, config, facts, weights), compute)
     add_adapters(family, spec)

@@ -1,8 +1,8 @@
-"""A checkpoint on disk, read without torch: where it is, its JSON files, its tensor names, its hashes.
+"""Reads a checkpoint on disk without torch: its location, JSON files, tensor names and hashes.
 
-Called by `spec.describe` on the driver and by the loader on workers. Only safetensors are read: a pickled weights
-file can run code, so it is refused. Hashes are kept per (path, size, mtime) for the life of the process; another
-process pays again (about a second per GB), which is the price of never trusting a stale note on disk.
+Called by `spec.describe` on the driver and by the loader on workers. Only safetensors are read: a pickled weight file can
+run code, so it is refused. Hashes are cached per (path, size, mtime) within the process and not on disk, where they could
+become stale; each process computes them again (about a second per GB).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a checkpoint, as its file's header says.
+    """Header entry of one tensor of a checkpoint.
 
     Attributes:
         file: Path relative to the checkpoint's folder.
-        dtype: The header's name, such as "F32" or "BF16".
-        name: What the file calls the tensor, where that is not the name that it is known by.
+        dtype: The header's name of the type, such as "F32" or "BF16".
+        name: The tensor's name in the file, if it is not its key in our index.
     """
 
     file: str
@@ -46,11 +46,12 @@ class TensorInfo:
 
 @contextmanager
 def understanding(folder: Path) -> Iterator[None]:
-    """Around whatever makes sense of a checkpoint's files, which anybody may have made: what they hold in the wrong
-    place, or of the wrong type, becomes an error of ours.
+    """Converts errors raised while interpreting a checkpoint's files into ModelError.
+
+    Files come from anyone, so their content may be missing, misplaced or of the wrong type.
 
     Raises:
-        ModelError: They do not hold what a checkpoint holds.
+        ModelError: The files do not have the content of a checkpoint.
     """
     try:
         yield
@@ -70,7 +71,7 @@ def understanding(folder: Path) -> Iterator[None]:
 
 
 def within(folder: Path, name: str) -> Path:
-    """A file or folder of a checkpoint that another of its files names.
+    """Returns the path of a file or folder that another file of the checkpoint names.
 
     Raises:
         ModelError: It is not inside the checkpoint.
@@ -81,7 +82,7 @@ def within(folder: Path, name: str) -> Path:
 
 
 def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
-    """Turns a hub id or a local directory into a local directory.
+    """Returns the local directory of a hub id or of a local directory; downloads the hub id's files if needed.
 
     Returns:
         The directory, and the commit it was downloaded at (None for a local directory).
@@ -113,7 +114,7 @@ def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file, or None where there is no such file.
+    """Returns the content of a JSON file, or None if there is no such file.
 
     Raises:
         ModelError: The file is not JSON.
@@ -127,7 +128,7 @@ def read_json(path: Path) -> Any:
 
 
 def tensor_index(folder: Path, files: Iterable[str]) -> dict[str, TensorInfo]:
-    """Names, shapes and types of all tensors in `files`, from their headers alone.
+    """Returns names, shapes and types of all tensors in `files`; reads only headers.
 
     Raises:
         ModelError: A file is cut short or is not safetensors.
@@ -164,7 +165,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _what_it_is(path: Path) -> str | None:
-    """What often lies where a file of weights should be, or None."""
+    """Describes common wrong content of a weight file: a Git LFS pointer or nothing. None for other content."""
     try:
         with path.open("rb") as file:
             first = file.read(len(_LFS_POINTER))
@@ -176,7 +177,7 @@ def _what_it_is(path: Path) -> str | None:
 
 
 def sha256_files(folder: Path, files: Iterable[str]) -> str:
-    """One hash over the content of several files, in the order of their names; names themselves do not count."""
+    """Returns one hash over the content of several files, in the order of their names; the names are not hashed."""
     digest = hashlib.sha256()
     for name in sorted(files):
         path = (folder / name).resolve()
@@ -191,7 +192,7 @@ def _sha256(path: str, _size_bytes: int, _mtime_ns: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-# Keys that say where a config came from or how it was trained, and change no vector.
+# Keys about the origin or the training of a model, which change no vector.
 _IDLE_CONFIG = frozenset(
     {
         "_name_or_path",
@@ -215,6 +216,6 @@ _IDLE_CONFIG = frozenset(
 
 
 def sha256_config(config: Mapping[str, Any]) -> str:
-    """Hash of a model's config without the keys that change no vector."""
+    """Returns a hash of a model's config without the keys that change no vector."""
     kept = {key: value for key, value in config.items() if key not in _IDLE_CONFIG}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Vectors of chunks: each encoded alone, or late, from the token states of the whole text. Called by `Encoder`.
+"""Encodes chunks: each alone ("split"), or from the token states of the whole text ("late"). Called by `Encoder`.
 
-Late: sums of token states are made on the device, micro-batch by micro-batch, so what is kept of a text is one row
-a chunk and never its tokens. Mean, then slice, then normalise: as for a whole text, whose vector is that of its one
-chunk.
+In late mode the token states of each chunk are summed on the device, micro-batch by micro-batch, so only one row per chunk
+is kept in memory and not the token states. The mean is sliced, then normalised, as for a whole text: a text with one
+chunk has the same vector either way.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class ChunkVector:
 
     Attributes:
         start, end: `text[start:end]` is the chunk.
-        tokens: Tokens behind the vector. Special ones and the prompt count: in split mode in every chunk, in late
-            mode in the first chunk and the last.
+        tokens: Number of tokens in the vector. Special tokens and the prompt count in every chunk in split mode, and
+            in the first and the last chunk in late mode.
         vector: float32 [dim], of unit length.
     """
 
@@ -72,7 +72,7 @@ class ChunkVector:
 def encode_documents(
     encoder: TokenEncoder, documents: pa.Table, chunking: Chunking, tasks: Sequence[str | None] | None
 ) -> Floats:
-    """Vectors of all chunks, text by text: float32 [chunks, dim]. As `Encoder.encode_documents`."""
+    """Encodes all chunks, text by text, as float32 [chunks, dim]. See `Encoder.encode_documents`."""
     chunks = pc.list_value_length(documents.column(CHUNKS)).to_numpy()
     if chunking.mode == "split":
         each = (
@@ -90,14 +90,19 @@ def encode_documents(
 
 
 def _chunk_name(chunks: Ints, number: int) -> str:
-    """A chunk in words, from how many each text has and its number among all."""
+    """Returns the name of a chunk for messages.
+
+    Args:
+        chunks: Number of chunks of each text.
+        number: The chunk's number among all texts.
+    """
     ends = np.cumsum(chunks)
     text = int(np.searchsorted(ends, number, side="right"))
     return f"chunk {number - int(ends[text] - chunks[text])} of text {text}"
 
 
 def chunk_vectors(documents: pa.Table, vectors: Floats) -> list[list[ChunkVector]]:
-    """Chunks as objects, one list a text, from `encode_documents`' vectors."""
+    """Returns the chunks as objects, one list per text, with the vectors of `encode_documents`."""
     places = chunk_places(documents)
     columns = (places[name].tolist() for name in ("start", "end", "tokens"))
     flat = [ChunkVector(*each) for each in zip(*columns, vectors, strict=True)]
@@ -106,7 +111,7 @@ def chunk_vectors(documents: pa.Table, vectors: Floats) -> list[list[ChunkVector
 
 
 def chunk_places(documents: pa.Table) -> dict[str, Ints]:
-    """Start, end and number of tokens of each chunk, and how many chunks each text has."""
+    """Returns start, end and number of tokens of each chunk, and the number of chunks of each text."""
     counts = pc.list_value_length(documents.column(CHUNKS)).to_numpy().astype(np.int64)
     flat = documents.column(CHUNKS).combine_chunks().flatten()
     start, end, stop = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "end", "stop"))
@@ -116,26 +121,26 @@ def chunk_places(documents: pa.Table) -> dict[str, Ints]:
 
 
 def _chunk_ids(documents: pa.Table) -> pa.ListArray:
-    """One row a chunk."""
+    """Returns the token ids of each chunk, one row per chunk."""
     values = documents.column(INPUT_IDS).combine_chunks().flatten()
     ends = np.cumsum(chunk_places(documents)["tokens"])
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), values)
 
 
 def _late(encoder: TokenEncoder, windows: Windows, chunks: int, tasks: Sequence[str | None] | None) -> Floats:
-    """Means over the states of each chunk's tokens, which may come from several windows."""
+    """Returns the mean over the states of each chunk's tokens, which may come from several windows, as unit vectors."""
     sums = torch.zeros(chunks, encoder.spec.hidden)
 
     def reduce(hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         return _sums(hidden, batch, windows)
 
     order: list[Ints] = []
-    found: list[torch.Tensor] = []
+    summed: list[torch.Tensor] = []
     for micro in encoder.micro_batches(windows.ids, tasks, reduce=reduce, side_by_side=True):
         order += [windows.chunk[windows.stretches(int(row))] for row in micro.rows]
-        found.append(micro.value)
-    if found:
-        sums.index_add_(0, torch.from_numpy(np.concatenate(order)), torch.cat(found).cpu())
+        summed.append(micro.value)
+    if summed:
+        sums.index_add_(0, torch.from_numpy(np.concatenate(order)), torch.cat(summed).cpu())
     counts = np.bincount(windows.chunk, weights=windows.stops - windows.starts, minlength=chunks)
     means = sums / torch.from_numpy(counts).to(torch.float32)[:, None]
     vectors: Floats = finish(means, encoder.spec.dim).numpy()
@@ -143,27 +148,27 @@ def _late(encoder: TokenEncoder, windows: Windows, chunks: int, tasks: Sequence[
 
 
 def _sums(hidden: torch.Tensor, batch: PackedBatch, windows: Windows) -> torch.Tensor:
-    """float32 [stretches, hidden]: sums over the stretches of a micro-batch's windows, in their order."""
+    """Returns the sums over the stretches of a micro-batch's windows, in their order, float32 [stretches, hidden]."""
     places = [windows.stretches(int(row)) for row in batch.numbers]
     base = np.repeat(np.cumsum(batch.lengths) - batch.lengths, [place.stop - place.start for place in places])
     starts = base + np.concatenate([windows.starts[place] for place in places])
     stops = base + np.concatenate([windows.stops[place] for place in places])
-    return sums_by_slices(hidden, starts, stops) if hidden.device.type == "cpu" else sums_on_card(hidden, starts, stops)
+    return sums_by_slices(hidden, starts, stops) if hidden.device.type == "cpu" else sums_on_gpu(hidden, starts, stops)
 
 
 def sums_by_slices(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
-    """float32 [stretches, hidden]: sums over `hidden[start:stop]`."""
+    """Returns the sums over `hidden[start:stop]`, float32 [stretches, hidden]."""
     return torch.stack(
         [hidden[start:stop].sum(0, dtype=torch.float32) for start, stop in zip(starts, stops, strict=True)]
     )
 
 
-def sums_on_card(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
-    """The same in one call, and the same in every run: no stretch is added up by racing threads.
+def sums_on_gpu(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
+    """Returns the same as `sums_by_slices` in one call on a GPU.
 
-    Stretches must rise and not overlap.
+    Deterministic: no stretch is summed by competing threads. Stretches must be in increasing order and not overlap.
     """
-    # Segments cover everything, so what is dropped between two stretches is a segment too, perhaps an empty one.
+    # `segment_reduce` needs segments that cover all tokens, so the gap before each stretch is a segment too, even if empty.
     before = starts - np.concatenate([[0], stops[:-1]])
     lengths = np.append(np.stack([before, stops - starts], axis=1).reshape(-1), len(hidden) - stops[-1])
     segments = torch.from_numpy(lengths).to(hidden.device)

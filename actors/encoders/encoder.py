@@ -1,8 +1,8 @@
-"""One loaded model: texts or token ids in, float32 unit vectors out. Glue only.
+"""A loaded model that encodes texts or token ids as float32 unit vectors.
 
-The encode actors call `encode_tokens`, or `encode_documents` where texts are cut into chunks; people and the search
-command call `encode` and `encode_chunks`. What a model is comes from `spec`, how it computes from its family, which rows go
-together and how many is `running`'s.
+The encode actors call `encode_tokens`, or `encode_documents` if texts are cut into chunks. Notebooks and the search
+command call `encode` and `encode_chunks`. This module only connects parts: `spec` describes the model, the family computes,
+and `running` forms the micro-batches.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ Floats = npt.NDArray[np.float32]
 
 
 class Encoder:
-    """A model ready to encode. Not thread-safe: one per process or per thread.
+    """A loaded model. Not thread-safe: use one per process or per thread.
 
     Args:
-        spec: What to load.
+        spec: The model to load.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: Torch threads of this process on a CPU; None leaves them.
+        threads: Torch threads of this process on a CPU; None keeps the process's setting.
         family: A family already built (tests, and code that shares weights); None loads the spec's.
-        compute: Where and in what type; None finds it out from the spec's precision and this machine.
-        budget: The controller of the token budget; None makes one for the device.
+        compute: Device and type; None chooses them from the spec's precision and this machine.
+        budget: The controller of the token budget; None creates one for the device.
 
     Raises:
-        ConfigError: The device is not there.
+        ConfigError: The device is not available.
         ModelError: The checkpoint is incomplete.
     """
 
@@ -71,7 +71,7 @@ class Encoder:
         self.compute = compute or find_compute(spec.precision, device)
         if self.compute.device.type == "cpu":
             tune_malloc()
-        # A family that was built elsewhere may have another word table than the checkpoint.
+        # A family that was passed in may have another word table than the checkpoint.
         self._vocab_size = spec.vocab_size if family is None else 0
         self.family = family or build_family(spec, self.compute)
         self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
@@ -84,22 +84,22 @@ class Encoder:
 
     @property
     def stats(self) -> Stats:
-        """What was done so far."""
+        """Counts and times since the model was loaded."""
         return self._runner.stats
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer, loaded when first asked for."""
+        """The model's tokenizer, loaded on first use."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self.spec)
         return self._tokenizer
 
     @property
     def adapters(self) -> AdapterRegistry:
-        """The adapters beside the model, to be added, replaced and removed while it is loaded.
+        """Registry to add, replace and remove LoRA adapters of the loaded model.
 
         Raises:
-            ConfigError: The model takes none.
+            ConfigError: The family supports no adapters.
         """
         store = getattr(self.family, "adapters", None)
         if not isinstance(store, AdapterStore):
@@ -107,25 +107,25 @@ class Encoder:
         return AdapterRegistry(self, store)
 
     def use_spec(self, spec: ModelSpec) -> None:
-        """Takes another spec of the same loaded model: tasks, prompts and adapters may differ, nothing else."""
+        """Switches to another spec of the same loaded model: tasks, prompts and adapters may differ, nothing else."""
         self.spec = spec
         if self._tokenizer is not None:
             self._tokenizer.spec = spec
 
     def encode(self, texts: Sequence[str], task: str | Sequence[str | None] | None = None) -> Floats:
-        """Vectors of texts.
+        """Encodes texts.
 
         Args:
             texts: Any strings.
-            task: One of the model's tasks for all, or one per text (None among them: the model without a task); None
-                takes the spec's.
+            task: One of the model's tasks for all, or one per text (None in the list: the model without a task); None
+                uses the spec's.
 
         Returns:
             float32 [n, dim], each of unit length, in the order of `texts`.
 
         Raises:
-            ConfigError: A task that the model does not have, or another number of tasks than texts.
-            UnfitVectors: A `DataError`: texts whose vectors are not finite or all zeros, by their index.
+            ConfigError: The model does not have the task, or the number of tasks is not the number of texts.
+            UnfitVectors: A `DataError` that lists, by index, the texts whose vectors are not finite or all zeros.
         """
         if isinstance(texts, str):
             raise ConfigError("encode takes a list of texts; put a single text into a list.")
@@ -134,20 +134,21 @@ class Encoder:
         return self.encode_tokens(self.tokenizer.tokenize(texts, tasks).ids, tasks)
 
     def encode_tokens(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> Floats:
-        """Vectors of rows of token ids: the pipeline's hot path.
+        """Encodes rows of token ids. This is the pipeline's hot path.
 
         Args:
-            ids: `list<int32>` [n], as `Tokenizer.tokenize` makes them; no row null or empty.
-            tasks: One per row (None among them: the model without a task); None takes the spec's.
+            ids: `list<int32>` [n], as `Tokenizer.tokenize` returns them; no row null or empty.
+            tasks: One per row (None in the list: the model without a task); None uses the spec's.
 
         Returns:
             float32 [n, dim], each of unit length, in the order of `ids`.
 
         Raises:
             ConfigError: As for `encode`.
-            DataError: A row without tokens, with a token that the model does not have, or that does not fit the device's
+            DataError: A row has no tokens, has a token that the model does not have, or does not fit the device's
                 memory even alone.
-            UnfitVectors: A `DataError`: rows whose vectors are not finite or all zeros, by number, with the others' vectors.
+            UnfitVectors: A `DataError` that lists, by number, the rows whose vectors are not finite or all zeros, and
+                carries the vectors of the other rows.
         """
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
         done: list[tuple[Ints, torch.Tensor]] = []
@@ -157,11 +158,11 @@ class Encoder:
             else:
                 done.append((micro.rows, micro.value))
         if done:
-            # One copy for the whole block: a copy per micro-batch would make the card wait for the host.
+            # One copy for the whole block: a copy per micro-batch would make the GPU wait for the host.
             started = time.perf_counter()
             vectors[np.concatenate([rows for rows, _ in done])] = torch.cat([unit for _, unit in done]).cpu().numpy()
-            # The card works behind the host's back: most of its time is spent in this wait.
-            self._runner.waited(time.perf_counter() - started)
+            # CUDA calls return before the GPU has finished: most of the GPU's time passes in this copy.
+            self._runner.add_wait(time.perf_counter() - started)
         return refuse_unfit(vectors, "row {}".format)
 
     def encode_chunks(
@@ -174,23 +175,24 @@ class Encoder:
         by: By = "sentence",
         overlap_tokens: int | None = None,
     ) -> list[list[ChunkVector]]:
-        """Cuts texts into chunks, and gives each a vector. Nothing is truncated.
+        """Cuts texts into chunks and encodes each chunk. Nothing is truncated.
 
         Args:
             texts: Any strings, of any length.
             task: As for `encode`.
-            mode: "late" runs the whole text through the model, in windows where it is too long for one, and averages
-                the token states of each chunk; "split" encodes each chunk alone.
-            max_tokens: Tokens of text in a chunk; None takes 512, or what the model takes where split leaves less.
-            by: What a chunk ends with where it can: "sentence", "paragraph" or "tokens".
-            overlap_tokens: Late only, what two windows share; None takes 512, or a quarter of a window if less.
+            mode: "late" runs the whole text through the model, in windows if it is longer than the model's limit, and
+                averages the token states of each chunk. "split" encodes each chunk alone.
+            max_tokens: Tokens of text in a chunk; None means 512, or in split mode the model's limit if that is less.
+            by: Preferred end of a chunk: "sentence", "paragraph" or "tokens".
+            overlap_tokens: Late mode only: tokens that two windows share. None means 512, or a quarter of a window if
+                that is less.
 
         Returns:
-            One list of chunks per text, in its order; `text[chunk.start:chunk.end]` is the chunk, and all of them are
-            the text. An empty text has one empty chunk.
+            One list of chunks per text, in the order of `texts`. `text[chunk.start:chunk.end]` is the chunk, and the
+            chunks joined are the text. An empty text has one empty chunk.
 
         Raises:
-            ConfigError: A setting that is wrong or does not fit the model, or as for `encode`.
+            ConfigError: A setting is invalid or does not fit the model, or as for `encode`.
             UnfitVectors: As for `encode_documents`.
         """
         if isinstance(texts, str):
@@ -213,24 +215,24 @@ class Encoder:
     def encode_documents(
         self, documents: pa.Table, chunking: Chunking, tasks: Sequence[str | None] | None = None
     ) -> Floats:
-        """Vectors of all chunks of texts: the pipeline's hot path with chunking.
+        """Encodes all chunks of texts. This is the pipeline's hot path with chunking.
 
         Args:
-            documents: One row a text, as `Chunker.chunk` makes them.
-            chunking: What they were made with.
-            tasks: One per row; None takes the spec's.
+            documents: One row per text, as `Chunker.chunk` returns them.
+            chunking: The rules that cut them.
+            tasks: One per row; None uses the spec's.
 
         Returns:
             float32 [chunks of all texts, dim], each of unit length, text by text.
 
         Raises:
-            ConfigError, DataError: As for `encode_tokens`; the numbers of `UnfitVectors` are those of chunks.
+            ConfigError, DataError: As for `encode_tokens`; the numbers in `UnfitVectors` are those of chunks.
         """
         self._check_tasks(tasks, documents.num_rows)
         return encode_documents(self, documents, chunking, tasks)
 
     def encode_token_states(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> list[Floats]:
-        """Hidden states of every token, float32 [tokens of the row, hidden] per row, in the order of `ids`.
+        """Returns the hidden states of every token, float32 [tokens of the row, hidden] per row, in the order of `ids`.
 
         Late chunking over many rows should use `micro_batches` and pool on the device instead.
         """
@@ -252,15 +254,15 @@ class Encoder:
         reduce: Reduce | None = None,
         side_by_side: bool = False,
     ) -> Iterator[MicroBatch]:
-        """Runs all rows through the model and hands out token states, longest rows first.
+        """Runs all rows through the model and yields token states, longest rows first.
 
-        Out of memory halves the budget and tries the same rows again, down to one row.
+        After an out-of-memory error the budget is halved and the same rows are tried again, down to one row.
 
         Args:
             ids: As for `encode_tokens`.
             tasks: As for `encode_tokens`.
-            reduce: What to make of the token states on the device, under the same protection against out of memory.
-            side_by_side: On a CPU, micro-batches may run on all torch threads at once, ahead of what was asked for.
+            reduce: Function of the token states, called on the device; its out-of-memory errors are handled too.
+            side_by_side: On a CPU, run micro-batches on all torch threads at once, before the caller asks for them.
 
         Raises:
             ConfigError, DataError: As for `encode_tokens`.

@@ -1,8 +1,8 @@
-"""Rows that have no vector: their numbers are not finite, or are all zero and so have no direction.
+"""Refuses rows without a unit vector: their values are not finite, or all zero, which has no direction.
 
-Checked once, where vectors leave the model, for every family, device and type: `pooling.finish` marks such rows on the
-device, and `refuse_unfit` reads the marks from one column. No vector is made up for them. The others of a call keep theirs,
-bit for bit, so the pipeline sets the bad rows aside and encodes nothing again.
+Checked once, at the output of the model, for every family, device and type: `pooling.finish` marks such rows on the device,
+and `refuse_unfit` reads the marks from one column. No substitute vector is made. The vectors of the other rows are returned
+unchanged, so the pipeline quarantines the invalid rows and encodes nothing again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ NO_DIRECTION = "its vector is all zeros, which have no direction"
 
 
 class UnfitVectors(DataError):
-    """Rows of a call have no unit vector.
+    """Raised when rows of a call have no unit vector.
 
     Args:
         message: As for every error.
-        reasons: Why, by the row's number.
-        vectors: float32 [rows, dim], those of the other rows in their places.
+        reasons: Reason by the row's number.
+        vectors: float32 [rows, dim]; valid for the other rows, in the order of the call.
     """
 
     def __init__(self, message: str, reasons: Mapping[int, str] | None = None, vectors: Floats | None = None) -> None:
@@ -38,19 +38,19 @@ class UnfitVectors(DataError):
         self.vectors = np.empty((0, 0), np.float32) if vectors is None else vectors
 
     def __reduce__(self) -> tuple[type[UnfitVectors], tuple[str, dict[int, str], Floats]]:
-        """As every error of ours, it survives `pickle`."""
+        """Supports `pickle`, as every error of ours does."""
         return type(self), (self.message, self.reasons, self.vectors)
 
 
 def refuse_unfit(vectors: Floats, name: Callable[[int], str]) -> Floats:
-    """The vectors, where each row has one.
+    """Returns the vectors if each row has one.
 
     Args:
-        vectors: float32 [rows, dim] as `pooling.finish` makes them.
-        name: What a row is called in the message, such as "row 3".
+        vectors: float32 [rows, dim] as `pooling.finish` returns them.
+        name: Returns a row's name for the message, such as "row 3".
 
     Raises:
-        UnfitVectors: A row has none; the first is named.
+        UnfitVectors: A row has no vector; the first is named.
     """
     marks = vectors[:, 0]
     good = np.isfinite(marks)

@@ -1,7 +1,7 @@
-"""What a family's layout says about a checkpoint, and the check that every tensor it needs is there.
+"""The result of a family's layout for a checkpoint, and the check that every tensor it needs is present.
 
-Torch-free: `describe` runs the check on the driver, so that an incomplete checkpoint fails at plan time and not on
-a thousand workers. The loader runs it again, because a worker may see another disk.
+Torch-free. `describe` runs the check on the driver, so that an incomplete checkpoint fails at plan time and not on
+the workers. The loader runs it again, because a worker may read another copy.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ class FamilyFacts:
     """A recognised checkpoint.
 
     Attributes:
-        family: Key into `build.BUILDERS`.
-        variant: Which of a family's published layouts this is ("" where there is one).
+        family: Key of `families.detect.FAMILIES`.
+        variant: Name of the published layout within the family ("" if there is one only).
         hidden: Width of the token states.
-        max_tokens: The most tokens (special ones included) that the model can take.
+        max_tokens: Largest number of tokens (special ones included) that the model accepts.
         needed: Every tensor the model needs, by its full name in the file, with its shape.
-        ignorable: Regular expressions (whole names) of tensors that may be there and are not used.
-        prefix: What stands before each name in this file, such as "bert.".
-        vocab_size: Rows of the word table: token ids are 0 to one less.
-        pooling: "mean", "cls" or "last" where the repository does not say.
-        tasks: Names that `task` may have. Empty: the model knows no tasks.
-        default_task: The task taken when none is named; None means none.
+        ignorable: Regular expressions (whole names) of tensors that may be present and are not used.
+        prefix: Prefix of every name in this file, such as "bert.".
+        vocab_size: Rows of the word table: token ids are 0 to `vocab_size - 1`.
+        pooling: "mean", "cls" or "last"; used if the repository does not specify it.
+        tasks: Allowed values of `task`. Empty: the model has no tasks.
+        default_task: The task used when none is named; None means none.
         needs_task: A task must be named, because the model's vectors are of no use without one.
         prompts: Text put before each text, by task.
-        query_of: The query side of a task, where it is another one. Key None is "no task".
-        dims: Trained shorter dimensions, smallest first; None where the model was trained for its full width only.
-        default_max_tokens: Used when neither the user nor the repository says; None means `max_tokens`.
-        trust_repo_max_tokens: False where published revisions disagree about `max_seq_length`.
-        extra_files: Weight files beside the root's (adapters), relative to the folder.
-        adapters: PEFT folders that the checkpoint brings, relative to the folder, by the adapters' names.
-        shared_adapters: The adapters are all in one file, told apart by their names in it, and each changes every linear
+        query_of: Task for queries against vectors of a task, if it is another one. Key None is "no task".
+        dims: Trained shorter dimensions, smallest first; None if the model was trained for its full width only.
+        default_max_tokens: Used when neither the user nor the repository gives one; None means `max_tokens`.
+        trust_repo_max_tokens: False if published revisions disagree about `max_seq_length`.
+        extra_files: Weight files outside the root (adapters), relative to the folder.
+        adapters: PEFT folders of the checkpoint's own adapters, relative to the folder, by the adapters' names.
+        shared_adapters: All adapters are in one file, distinguished by their names in it, and each changes every linear
             layer that is used.
         adapters_key: The setting of config.json that lists them.
-        targets: Layers that a LoRA adapter may change, by their names in PEFT's files; empty where none can.
+        targets: Layers that a LoRA adapter may change, by their names in PEFT's files; empty if the family has none.
     """
 
     family: str
@@ -76,24 +76,24 @@ class FamilyFacts:
     targets: Mapping[str, Target] = field(default_factory=dict)
 
     def adapter(self, folder: Path, name: str) -> AdapterFiles:
-        """One of `adapters` in the checkpoint at `folder`, checked.
+        """Reads and checks one of `adapters` in the checkpoint at `folder`.
 
         Raises:
-            ModelError: See `adapter_files.read_adapter`.
+            ModelError: See `lora.files.read_adapter`.
         """
-        beside = [other for other in self.adapters if other != name]
+        other_names = [other for other in self.adapters if other != name]
         return (
-            read_adapter(folder / self.adapters[name], self.targets, named=name, beside=beside, whole=True)
+            read_adapter(folder / self.adapters[name], self.targets, named=name, other_names=other_names, whole=True)
             if self.shared_adapters
             else read_adapter(folder / self.adapters[name], self.targets)
         )
 
 
 def check_tensors(facts: FamilyFacts, tensors: Tensors, *, where: str) -> None:
-    """Raises unless the checkpoint has exactly what the family needs, plus what is known to be idle.
+    """Raises unless the checkpoint has exactly the tensors that the family needs, plus tensors known to be unused.
 
     Raises:
-        ModelError: Names tensors that are missing, of another shape, or unknown.
+        ModelError: Tensors are missing, of another shape or type, or unknown; names them.
     """
     missing = [name for name in facts.needed if name not in tensors]
     if missing:
@@ -108,10 +108,10 @@ def check_tensors(facts: FamilyFacts, tensors: Tensors, *, where: str) -> None:
     ]
     if wrong:
         raise ModelError(f"{where} has tensors of other shapes than its config.json says: {_some(wrong)}.")
-    numbers = [f"{name} ({tensors[name].dtype})" for name in facts.needed if tensors[name].dtype not in _FLOATS]
-    if numbers:
+    not_floats = [f"{name} ({tensors[name].dtype})" for name in facts.needed if tensors[name].dtype not in _FLOATS]
+    if not_floats:
         raise ModelError(
-            f"{where} has {len(numbers)} tensors of types that are no weights: {_some(numbers)}. Known types are "
+            f"{where} has {len(not_floats)} tensors of types that are no weights: {_some(not_floats)}. Known types are "
             f"{', '.join(_FLOATS)}. Take a checkpoint that is not quantized."
         )
     idle = [re.compile(pattern) for pattern in facts.ignorable]
@@ -126,16 +126,16 @@ def check_tensors(facts: FamilyFacts, tensors: Tensors, *, where: str) -> None:
 
 
 def check_adapters(facts: FamilyFacts, folder: Path) -> None:
-    """Raises unless every adapter that the checkpoint must bring is there and fits.
+    """Raises unless every adapter that the checkpoint must contain is present and fits.
 
     Raises:
-        ModelError: Names the folder that is missing, or says what does not fit.
+        ModelError: Names the folder that is missing, or the mismatch.
     """
     absent = [sub for sub in dict.fromkeys(facts.adapters.values()) if not (folder / sub).is_dir()]
     if absent:
         raise ModelError(
             f"{folder} lacks the adapter folders {_some(absent)}. Fetch the checkpoint again with its subfolders, or "
-            f"give config.json `{facts.adapters_key}`: a list of those that there are."
+            f"set `{facts.adapters_key}` in config.json to the list of those that are there."
         )
     for name in facts.adapters:
         facts.adapter(folder, name)
@@ -147,10 +147,10 @@ def _some(names: list[str]) -> str:
 
 
 def check_encoder(config: Config, family: str) -> None:
-    """Raises where a config asks for a decoder, whose tokens see only those before them.
+    """Raises if a config asks for a decoder, whose tokens attend only to those before them.
 
     Raises:
-        ModelError: Names the setting and the way out.
+        ModelError: Names the setting and the fix.
     """
     for key in ("is_decoder", "add_cross_attention"):
         if config.get(key):
@@ -161,12 +161,14 @@ def check_encoder(config: Config, family: str) -> None:
 
 
 def config_int(config: Config, key: str) -> int:
-    """A whole number from config.json.
+    """A size or a count from config.json, 1 or more.
 
     Raises:
-        ModelError: It is not there or not a whole number.
+        ModelError: It is not there or not such a number.
     """
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelError(f"config.json has {key} = {value!r} where a whole number is needed.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(
+            f"config.json has {key} = {value!r} where a whole number of 1 or more is needed. Fetch the checkpoint again."
+        )
     return value

@@ -1,7 +1,7 @@
-"""A micro-batch without padding: all tokens of all rows one after another in `[tokens, hidden]`.
+"""A micro-batch without padding: the tokens of all rows are concatenated, `[tokens, hidden]`.
 
-Every family computes on a `PackedBatch`. Linear layers and norms do not care where a text ends; only attention does
-(`attention.py`), and positions, and tasks.
+Every family computes on a `PackedBatch`. Linear layers and norms do not depend on the ends of rows; attention
+(`compute/attention.py`), positions and tasks do.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Run:
 
     Attributes:
         row: First row.
-        rows: How many.
-        length: Tokens of each.
+        rows: Number of rows.
+        length: Tokens of each row.
         token: First token.
     """
 
@@ -32,20 +32,20 @@ class Run:
 
     @property
     def tokens(self) -> slice:
-        """Their tokens in the flat axis."""
+        """Slice of the flat token axis that holds the rows' tokens."""
         return slice(self.token, self.token + self.rows * self.length)
 
 
 @dataclass(slots=True)
 class PackedBatch:
-    """Token ids of some rows and where each row lies.
+    """Token ids of some rows and the position of each row.
 
     Attributes:
         ids: int64 [tokens] on the device.
         lengths: Tokens of each row, each 1 or more.
         runs: Neighbouring rows of equal length, covering all rows in order.
-        tasks: One per row (None: no task), or None where no row has one.
-        numbers: int64 [rows], what the caller counts them as; by default from 0.
+        tasks: One per row (None: no task), or None if no row has one.
+        numbers: int64 [rows], the caller's numbers of the rows; by default from 0.
     """
 
     ids: torch.Tensor
@@ -69,32 +69,32 @@ class PackedBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.ids.device
 
     def row_lengths(self) -> torch.Tensor:
-        """int64 [rows] on the device."""
+        """Returns the tokens of each row, int64 [rows] on the device."""
         if self._lengths is None:
             self._lengths = torch.from_numpy(self.lengths).to(self.device)
         return self._lengths
 
     def positions(self) -> torch.Tensor:
-        """int64 [tokens]: each token's place in its row, from 0."""
+        """Returns each token's position in its row, from 0, int64 [tokens]."""
         if self._positions is None:
             ends = np.cumsum(self.lengths)
-            places = np.arange(int(ends[-1])) - np.repeat(ends - self.lengths, self.lengths)
-            self._positions = torch.from_numpy(places).to(self.device)
+            positions = np.arange(int(ends[-1])) - np.repeat(ends - self.lengths, self.lengths)
+            self._positions = torch.from_numpy(positions).to(self.device)
         return self._positions
 
     def offsets(self) -> torch.Tensor:
-        """int32 [rows + 1]: where each row starts, and the end."""
+        """Returns the start of each row and the end of the last, int32 [rows + 1]."""
         if self._offsets is None:
             ends = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)
             self._offsets = torch.from_numpy(ends).to(self.device)
         return self._offsets
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """One value per row ([rows, ...]) to one per token ([tokens, ...])."""
+        """Repeats one value per row ([rows, ...]) for each of its tokens ([tokens, ...])."""
         return values.repeat_interleave(self.row_lengths(), dim=0, output_size=len(self.ids))
 
 
@@ -106,14 +106,14 @@ def pack(
     tasks: Sequence[str | None] | None = None,
     numbers: npt.NDArray[np.int64] | None = None,
 ) -> PackedBatch:
-    """Makes a batch of rows that lie one after another.
+    """Builds a batch from concatenated rows.
 
     Args:
         ids: [tokens], row after row.
-        lengths: [rows], each 1 or more. Best sorted: neighbours of equal length make one attention call on a CPU.
-        device: Where to compute.
+        lengths: [rows], each 1 or more. Best sorted: neighbours of equal length share one attention call on a CPU.
+        device: Device to compute on.
         tasks: One per row.
-        numbers: What the caller counts the rows as.
+        numbers: The caller's numbers of the rows.
     """
     lengths = np.ascontiguousarray(lengths, np.int64)
     cuts = np.flatnonzero(np.diff(lengths)) + 1

@@ -1,4 +1,4 @@
-"""Token states to one unit vector per row, in float32 whatever the model computed in."""
+"""Pools token states into one unit vector per row, in float32 whatever the model's compute type."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 
 from actors.encoders.packed import PackedBatch
 
-# A shorter vector counts as zeros.
+# A vector shorter than this is treated as all zeros.
 SHORTEST = 1e-12
 
 
 def pool(hidden: torch.Tensor, batch: PackedBatch, how: str) -> torch.Tensor:
-    """One vector per row.
+    """Pools the token states of each row into one vector.
 
     Args:
         hidden: [tokens, hidden] in any float type.
-        batch: Where the rows lie.
-        how: "mean" over all tokens with special ones, "cls" (the first) or "last".
+        batch: Position of the rows.
+        how: "mean" over all tokens, special ones included, "cls" (the first token) or "last".
 
     Returns:
         float32 [rows, hidden], not normalised.
@@ -26,7 +26,7 @@ def pool(hidden: torch.Tensor, batch: PackedBatch, how: str) -> torch.Tensor:
     if how == "last":
         return hidden[batch.offsets()[1:].long() - 1].float()
     if hidden.device.type == "cpu":
-        # Rows of equal length are a plain mean over an axis, which is faster than a segmented one.
+        # For rows of equal length a plain mean over an axis is faster than a segmented one.
         return torch.cat(
             [hidden[run.tokens].view(run.rows, run.length, -1).mean(1, dtype=torch.float32) for run in batch.runs]
         )
@@ -34,20 +34,20 @@ def pool(hidden: torch.Tensor, batch: PackedBatch, how: str) -> torch.Tensor:
 
 
 def finish(pooled: torch.Tensor, dim: int) -> torch.Tensor:
-    """Slices to `dim`, then normalises: in this order, or shortened vectors would not have unit length.
+    """Slices to `dim`, then normalises. In the other order shortened vectors would not have unit length.
 
     Args:
         pooled: float32 [rows, hidden].
         dim: Width of the vectors.
 
     Returns:
-        float32 [rows, dim]. What has no unit vector is marked (`finite.refuse_unfit` reads the marks): a row is NaN where any
-        of its `hidden` numbers is not finite or their length is not, and infinite where the first `dim` are zeros, which
-        have no direction.
+        float32 [rows, dim]. A row without a unit vector is marked (`finite.refuse_unfit` reads the marks): it is NaN if any
+        of its `hidden` values or their norm is not finite, and infinite if its first `dim` values are zeros, which have
+        no direction.
     """
     vectors = pooled[:, :dim]
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    # What the slice leaves out counts too: a model that computes a NaN is not to be trusted with the rest.
+    # The values that the slice drops are checked too: if one of them is NaN, the others are not reliable.
     whole = lengths if dim == pooled.shape[1] else torch.linalg.vector_norm(pooled, dim=1, keepdim=True)
     marks = torch.where(torch.isfinite(whole), torch.inf, torch.nan)
     return torch.where((lengths > SHORTEST) & torch.isfinite(whole), vectors / lengths, marks)

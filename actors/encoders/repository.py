@@ -1,7 +1,6 @@
-"""What a repository says about itself beside config.json: pooling, prompts, token limit, in sentence-transformers' files.
+"""Reads sentence-transformers' files of a repository: pooling, prompts and token limit.
 
-Torch-free; called by `spec.describe`. A module that would change vectors and is not known here is refused rather
-than skipped.
+Torch-free; called by `spec.describe`. An unknown module that would change vectors is refused, not skipped.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 from actors.encoders.checkpoint import read_json, within
 from actors.errors import ModelError
 
-# What divides by another number than the mean has its direction, and every vector is brought to unit length.
+# mean_sqrt_len_tokens divides the sum by another number, which is the same as the mean after normalising to unit length.
 _POOLINGS = {
     "mean": "mean",
     "mean_tokens": "mean",
@@ -23,7 +22,7 @@ _POOLINGS = {
     "cls_token": "cls",
     "lasttoken": "last",
 }
-# Newest first, as sentence-transformers looks for them.
+# In the order in which sentence-transformers looks for them.
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -35,15 +34,15 @@ _SHOWN = 100
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Settings found beside a model's config.
+    """Settings of a repository outside config.json.
 
     Attributes:
-        folder: Where config.json, weights and tokenizer.json are (the root, or the first module's folder).
-        pooling: "mean", "cls", "last", or None where it is not said.
-        max_tokens: `max_seq_length`, or None where it is left open; what is no number stands here as text.
+        folder: The folder of config.json, weights and tokenizer.json (the root, or the first module's folder).
+        pooling: "mean", "cls", "last", or None if not specified.
+        max_tokens: `max_seq_length`, or None if not specified; a value that is not a whole number is kept as text.
         lowercase: The tokenizer lower-cases texts before its other steps.
-        prompts: Named texts to put in front.
-        default_prompt: Name of the one used when none is asked for.
+        prompts: Named texts to put before texts.
+        default_prompt: Name of the prompt used when none is named.
     """
 
     folder: Path
@@ -55,7 +54,7 @@ class Repository:
 
 
 def read_repository(root: Path) -> Repository:
-    """Reads modules.json and the files it leads to; without them, everything is left open.
+    """Reads modules.json and the files it refers to; without them, no setting is specified.
 
     Raises:
         ModelError: A module or a pooling that is not supported or whose folder is missing, or a default prompt without text.
@@ -68,7 +67,7 @@ def read_repository(root: Path) -> Repository:
     asked = _document(root / "config_sentence_transformers.json")
     prompts = _prompts(asked, root)
     default = asked.get("default_prompt_name")
-    # sentence-transformers knows these two by itself, without a text.
+    # sentence-transformers has these two built in, without a text.
     if default is not None and default not in (*prompts, "query", "document"):
         known = f"its prompts are {', '.join(map(repr, prompts))}" if prompts else "it has no prompts"
         raise ModelError(
@@ -86,10 +85,12 @@ def read_repository(root: Path) -> Repository:
 
 
 def _modules(root: Path) -> tuple[Path, str | None]:
-    """The transformer's folder, and the pooling, of the modules that are listed."""
+    """Returns the transformer's folder and the pooling of the modules in modules.json."""
     folder, pooling = root, None
     listed = root / "modules.json"
     modules = read_json(listed) or ()
+    if not isinstance(modules, list | tuple) or not all(isinstance(module, dict) for module in modules):
+        raise ModelError(f"{listed} is not a list of modules. Fetch the checkpoint again.")
     for number, module in enumerate(modules):
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
         path = str(module.get("path", ""))
@@ -102,7 +103,7 @@ def _modules(root: Path) -> tuple[Path, str | None]:
                 )
             pooling = _pooling(at / "config.json")
         elif kind in ("Normalize", "Dropout") and number:
-            continue  # vectors have unit length anyway, and nothing is dropped outside of training
+            continue  # vectors are normalised anyway, and dropout is inactive outside of training
         elif kind == "Transformer" and not number:
             if not at.is_dir():
                 raise ModelError(
@@ -124,7 +125,7 @@ def _modules(root: Path) -> tuple[Path, str | None]:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is no file.
+    """Returns a JSON file's object; empty if there is no file.
 
     Raises:
         ModelError: It is not an object.
@@ -138,7 +139,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _prompts(asked: Mapping[str, Any], root: Path) -> dict[str, str]:
-    """The named prompts; null is no text, as in sentence-transformers."""
+    """Returns the named prompts; null means no text, as in sentence-transformers."""
     prompts = asked.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
         raise ModelError(
@@ -149,11 +150,11 @@ def _prompts(asked: Mapping[str, Any], root: Path) -> dict[str, str]:
 
 
 def _max_seq_length(sentence: Mapping[str, Any], folder: Path) -> int | str | None:
-    """`max_seq_length`, or where it is not given the tokenizer's `model_max_length`, as in sentence-transformers."""
+    """Returns `max_seq_length` or, if missing, the tokenizer's `model_max_length`, as in sentence-transformers."""
     said = sentence.get("max_seq_length")
     if said is None:
         limit = _document(folder / "tokenizer_config.json").get("model_max_length")
-        # Files that know no limit have 10^30 there, as a float.
+        # Files without a limit have 10^30 here, as a float.
         return limit if type(limit) is int and limit >= SHORTEST_TEXT else None
     return said if type(said) is int else repr(said)
 
@@ -165,9 +166,10 @@ def _pooling(path: Path) -> str:
     on = on or [key.removeprefix("pooling_mode_") for key, value in config.items() if _is_mode(key) and value]
     if not any(key.startswith("pooling_mode") for key in config):
         on = ["mean"]  # as in sentence-transformers
-    if len(on) != 1 or on[0] not in _POOLINGS:
+    if len(on) != 1 or not isinstance(on[0], str) or on[0] not in _POOLINGS:
+        asked = ", ".join(map(str, on)) or "none that is known"
         raise ModelError(
-            f"{path} asks for pooling {on}; supported is one of mean, cls, lasttoken. Take another model: one with the right "
+            f"{path} asks for pooling {asked}; supported is one of mean, cls, lasttoken. Take another model: one with the right "
             "pooling was trained for it."
         )
     if config.get("include_prompt") is False:

@@ -1,7 +1,7 @@
-"""Rows through a model, a micro-batch at a time: the loop between an encoder and its family.
+"""Runs rows through a model one micro-batch at a time: the loop between an encoder and its family.
 
-Rows are taken longest first under the budget of the moment. Out of memory halves the budget and the same rows go again, down to
-one row. On a CPU with several threads, micro-batches can run side by side.
+Rows are taken longest first, as many as the current token budget allows. After an out-of-memory error the budget is halved and
+the same rows are tried again, down to one row. On a CPU with several threads, micro-batches can run side by side.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from actors.encoders.compute.threads import Threads
 from actors.encoders.packed import PackedBatch, pack
 from actors.errors import DataError
 
-# Products of fewer rows than this cost more a row.
+# Matrix products with fewer rows than this cost more per row.
 _LEAST_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What an encoder has done since it was loaded.
+    """Counts and times of an encoder since it was loaded.
 
     Attributes:
         rows, tokens, micro_batches: Counts.
-        padding_tokens: Places computed for nothing (none on the packed path).
-        seconds: Time inside the model and pooling, of all threads that ran side by side.
-        budget_tokens: The token budget now.
-        out_of_memory: How many micro-batches did not fit and were tried again smaller.
+        padding_tokens: Padding positions that were computed (none on the packed path).
+        seconds: Time inside the model and pooling, summed over the threads that ran side by side.
+        budget_tokens: The current token budget.
+        out_of_memory: Number of micro-batches that did not fit and were tried again smaller.
     """
 
     rows: int = 0
@@ -55,10 +55,9 @@ class MicroBatch:
     """Rows that went through the model together.
 
     Attributes:
-        rows: int64, their numbers in the caller's order.
-        batch: Where each lies in the flat token axis, in the order of `rows`.
-        value: What was asked for, on the device: token states [tokens, hidden] in the compute type, or what the
-            caller's `reduce` made of them.
+        rows: int64, the rows' numbers in the caller's order.
+        batch: Position of each row in the flat token axis, in the order of `rows`.
+        value: On the device: token states [tokens, hidden] in the compute type, or the result of the caller's `reduce`.
     """
 
     rows: Ints
@@ -66,14 +65,14 @@ class MicroBatch:
     value: torch.Tensor
 
 
-# (token states [tokens, hidden], their batch) -> anything on the device; pooling is the usual one.
+# (token states [tokens, hidden], their batch) -> a tensor on the device. Pooling is the usual one.
 Reduce = Callable[[torch.Tensor, PackedBatch], torch.Tensor]
-# Rows of the caller -> the task of each.
+# Numbers of rows -> the task of each.
 TasksOf = Callable[[Ints], list[str | None] | None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Finished:
     micro: MicroBatch
     seconds: float
     budget_tokens: int
@@ -87,11 +86,11 @@ class _TooLarge:
 
 
 class Runner:
-    """The loop of one encoder.
+    """Forms micro-batches and runs them, for one encoder.
 
     Args:
-        compute: Where the family computes.
-        budget: How many tokens go together.
+        compute: Device and type of the family.
+        budget: Controls the number of tokens in a micro-batch.
     """
 
     def __init__(self, compute: Compute, budget: BudgetController) -> None:
@@ -102,11 +101,11 @@ class Runner:
 
     @property
     def stats(self) -> Stats:
-        """What was done so far."""
+        """Counts and times so far."""
         return replace(self._stats, budget_tokens=self._budget.budget_tokens)
 
-    def waited(self, seconds: float) -> None:
-        """Counts time that the caller waited for the device."""
+    def add_wait(self, seconds: float) -> None:
+        """Adds time that the caller waited for the device to the stats."""
         self._stats = replace(self._stats, seconds=self._stats.seconds + seconds)
 
     def run(
@@ -118,52 +117,52 @@ class Runner:
         reduce: Reduce | None = None,
         side_by_side: bool = False,
     ) -> Iterator[MicroBatch]:
-        """All rows, longest first but for those that did not fit at once.
+        """Yields all rows as micro-batches, longest rows first, except for rows that did not fit at the first attempt.
 
         Args:
             family: The model.
             ids: `list<int32>` [n], no row null or empty.
-            tasks_of: The task of each row.
-            reduce: What to make of the token states, under the same protection against out of memory.
-            side_by_side: Micro-batches may be begun before those ahead of them are asked for, on all torch threads.
+            tasks_of: Returns the task of each row.
+            reduce: Function of the token states; its out-of-memory errors are handled too.
+            side_by_side: Start micro-batches on all torch threads before the caller asks for them.
 
         Raises:
-            DataError: A row without tokens, or one that does not fit the device's memory even alone.
+            DataError: A row has no tokens, or does not fit the device's memory even alone.
         """
         flat, starts, lengths = _split(ids)
         order = order_rows(lengths)
         ordered = lengths[order]
         ends = np.concatenate([[0], np.cumsum(ordered)])
         spans: deque[tuple[int, int]] = deque([(0, len(order))] if len(order) else [])
-        # What fits one micro-batch is best shared by all threads.
+        # If all rows fit in one micro-batch, it is faster to let all threads share it.
         threads = self._side_by_side(int(ends[-1])) if side_by_side else None
 
-        def one(start: int, stop: int, budget_tokens: int) -> _Made | _TooLarge:
+        def run_rows(start: int, stop: int, budget_tokens: int) -> _Finished | _TooLarge:
             rows = order[start:stop]
-            began = time.perf_counter()
+            started = time.perf_counter()
             try:
                 batch = self._pack(flat, starts, rows, ordered[start:stop], tasks_of)
                 value = self._forward(family, batch, reduce)
             except torch.OutOfMemoryError as error:
                 return _TooLarge(start, stop, error)
-            return _Made(MicroBatch(rows, batch, value), time.perf_counter() - began, budget_tokens)
+            return _Finished(MicroBatch(rows, batch, value), time.perf_counter() - started, budget_tokens)
 
-        def following() -> Callable[[], _Made | _TooLarge] | None:
+        def next_one() -> Callable[[], _Finished | _TooLarge] | None:
             if not spans:
                 return None
             start, end = spans.popleft()
             budget_tokens = self._budget.budget_tokens
-            # Smaller ones towards the end, so that no thread has long to wait for the last.
-            fair = budget_tokens if threads is None else int(ends[end] - ends[start]) // (2 * threads.count)
-            stop = take(ordered[:end], start, min(budget_tokens, max(fair, _LEAST_TOKENS)))
+            # Smaller micro-batches towards the end, so that the threads finish at about the same time.
+            share = budget_tokens if threads is None else int(ends[end] - ends[start]) // (2 * threads.count)
+            stop = take(ordered[:end], start, min(budget_tokens, max(share, _LEAST_TOKENS)))
             if stop < end:
                 spans.appendleft((stop, end))
-            return partial(one, start, stop, budget_tokens)
+            return partial(run_rows, start, stop, budget_tokens)
 
-        calls = threads.in_order(following) if threads is not None else _one_by_one(following)
+        calls = threads.in_order(next_one) if threads is not None else _in_sequence(next_one)
         for done in calls:
             if isinstance(done, _TooLarge):
-                self._on_out_of_memory(order[done.start : done.stop], ordered[done.start : done.stop], done.error)
+                self._handle_out_of_memory(order[done.start : done.stop], ordered[done.start : done.stop], done.error)
                 spans.appendleft((done.start, done.stop))
                 continue
             self._count(done)
@@ -181,8 +180,8 @@ class Runner:
         self, flat: npt.NDArray[np.int32], starts: Ints, rows: Ints, lengths: Ints, tasks_of: TasksOf
     ) -> PackedBatch:
         ends = np.cumsum(lengths)
-        places = np.arange(int(ends[-1])) + np.repeat(starts[rows] - (ends - lengths), lengths)
-        return pack(flat[places], lengths, device=self._compute.device, tasks=tasks_of(rows), numbers=rows)
+        positions = np.arange(int(ends[-1])) + np.repeat(starts[rows] - (ends - lengths), lengths)
+        return pack(flat[positions], lengths, device=self._compute.device, tasks=tasks_of(rows), numbers=rows)
 
     def _forward(self, family: Family, batch: PackedBatch, reduce: Reduce | None) -> torch.Tensor:
         with torch.inference_mode():
@@ -193,19 +192,19 @@ class Runner:
                 torch.cuda.synchronize(self._compute.device)
         return value
 
-    def _count(self, made: _Made) -> None:
-        tokens = len(made.micro.batch.ids)
-        self._budget.observe(tokens, made.seconds, budget_tokens=made.budget_tokens)
-        seen = self._stats
+    def _count(self, finished: _Finished) -> None:
+        tokens = len(finished.micro.batch.ids)
+        self._budget.observe(tokens, finished.seconds, budget_tokens=finished.budget_tokens)
+        stats = self._stats
         self._stats = replace(
-            seen,
-            rows=seen.rows + made.micro.batch.rows,
-            tokens=seen.tokens + tokens,
-            micro_batches=seen.micro_batches + 1,
-            seconds=seen.seconds + made.seconds,
+            stats,
+            rows=stats.rows + finished.micro.batch.rows,
+            tokens=stats.tokens + tokens,
+            micro_batches=stats.micro_batches + 1,
+            seconds=stats.seconds + finished.seconds,
         )
 
-    def _on_out_of_memory(self, rows: Ints, lengths: Ints, error: torch.OutOfMemoryError) -> None:
+    def _handle_out_of_memory(self, rows: Ints, lengths: Ints, error: torch.OutOfMemoryError) -> None:
         tokens = int(lengths.sum())
         self._stats = replace(self._stats, out_of_memory=self._stats.out_of_memory + 1)
         if len(rows) == 1:
@@ -218,32 +217,34 @@ class Runner:
             torch.cuda.empty_cache()
 
 
-def _one_by_one(following: Callable[[], Callable[[], _Made | _TooLarge] | None]) -> Iterator[_Made | _TooLarge]:
-    while (call := following()) is not None:
+def _in_sequence(next_one: Callable[[], Callable[[], _Finished | _TooLarge] | None]) -> Iterator[_Finished | _TooLarge]:
+    while (call := next_one()) is not None:
         yield call()
 
 
 def _split(ids: pa.ListArray) -> tuple[npt.NDArray[np.int32], Ints, Ints]:
-    """A list array as flat values, and the start and length of each row in them."""
+    """Returns the flat values of a list array, and the start and length of each row in them."""
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
     offsets = ids.offsets.to_numpy().astype(np.int64)
     lengths = np.diff(offsets)
     if ids.null_count or (lengths == 0).any():
         row = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False) | (lengths == 0))[0])
-        raise DataError(f"row {row} has no token ids. Set rows without text aside before encoding.")
+        raise DataError(f"row {row} has no token ids. Quarantine rows without text before encoding.")
     return ids.values.to_numpy(), offsets[:-1], lengths
 
 
 def check_token_ids(ids: pa.ListArray, vocab_size: int) -> None:
-    """Raises unless the model has a row for every token: a card would end the whole process at one that is not there.
+    """Raises unless the model's word table has a row for every token.
+
+    Without this check, an invalid token on a GPU ends the whole process.
 
     Args:
         ids: `list<int32>`.
-        vocab_size: Rows of the model's word table; 0 where it is not known.
+        vocab_size: Rows of the model's word table; 0 if it is not known.
 
     Raises:
-        DataError: Names the row, the token and the table.
+        DataError: A token has no row; names the row, the token and the size of the table.
     """
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()

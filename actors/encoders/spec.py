@@ -1,7 +1,7 @@
-"""What a model is and how it is used, as plain data: made once on the driver, pickled to every worker.
+"""Describes a model and its settings as plain data, created once on the driver and pickled to every worker.
 
 Torch-free and cheap to import, because the driver, the readers and the command line need it. `describe` reads only
-JSON files and safetensors headers (and hashes the weights); nothing is loaded.
+JSON files and safetensors headers and hashes the weights; it loads no tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PRECISIONS = {
     "fp32": "float32",
     "int8": "int8",
 }
-# Files of tokenizers that need code of transformers to be read.
+# Tokenizer files that only code of transformers can read.
 _OLD_TOKENIZERS = (
     "vocab.txt",
     "vocab.json",
@@ -38,10 +38,10 @@ _OLD_TOKENIZERS = (
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """An adapter that was put beside a model, by where it is and what it holds.
+    """Reference to an adapter that was added to a model.
 
     Attributes:
-        name: The task it is used under.
+        name: The task that uses it.
         path: Its PEFT folder.
         sha256: Hash of its content.
     """
@@ -53,30 +53,30 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model and every setting of it that changes vectors, plus where it lies on this machine.
+    """A model, every setting of it that changes vectors, and its location on this machine.
 
     Attributes:
         model: Hub id or directory, as the user wrote it.
         revision: Commit of the hub snapshot, None for a directory.
         path: The directory with config.json, weights and tokenizer.json on this machine.
-        family: Key of the family ("bert", "jina_v2", ...); `variant` tells published layouts of one family apart.
+        family: Key of the family ("bert", "jina_v2", ...); `variant` distinguishes its published layouts.
         hidden: Width of token states.
         dim: Width of vectors.
-        max_tokens: Texts are cut to this many tokens, special tokens and prompt included.
-        task: The task in use, None where none is.
+        max_tokens: Texts are truncated to this many tokens, special tokens and prompt included.
+        task: The task in use, or None.
         tasks: All tasks of this model.
         prompt: Text put before each text (for `task`).
         prompts: Text by task.
-        query_of: The query side of a task, where it is another one.
+        query_of: Task for queries against vectors of a task, if it is another one.
         pooling: "mean", "cls" or "last".
-        normalize: Vectors have unit length (always so).
-        precision: Class of arithmetic. "bfloat16" allows 16-bit arithmetic where the hardware has it; the worst
-            cosine to float32 is 0.999 or better either way, so that machines may differ within one table. "int8"
-            is a class of its own: products of 8-bit integers, for CPUs.
-        lowercase: The tokenizer lower-cases texts before its other steps; special tokens in them stay.
+        normalize: Vectors have unit length (always True).
+        precision: Class of arithmetic. "bfloat16" allows 16-bit arithmetic where the hardware supports it; the lowest
+            cosine to float32 is 0.999 or more either way, so machines may differ within one table. "int8" is a class
+            of its own: products of 8-bit integers, for CPUs.
+        lowercase: The tokenizer lower-cases texts before its other steps; special tokens in them keep their case.
         weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
-        adapters: Adapters put beside or in the place of the published ones.
-        vocab_size: Rows of the word table, 0 where it is not known. A token id beyond is refused.
+        adapters: Adapters added to the published ones or replacing them.
+        vocab_size: Rows of the word table, 0 if not known. A token id beyond it is refused.
     """
 
     model: str
@@ -103,11 +103,10 @@ class ModelSpec:
     vocab_size: int = 0
 
     def lineage(self) -> dict[str, str | int | float | bool | None]:
-        """All that changes vectors, JSON-able.
+        """Returns every property that changes vectors, as JSON values.
 
-        The name, revision and path are left out on purpose: the hashes say what the model is, and a copy of it in
-        another place, or a revision that changed only a README, must not force a corpus to be embedded again. Of the
-        adapters that were added, only the one in use counts.
+        Name, revision and path are omitted: the hashes identify the model, and a copy in another place, or a revision that
+        changed only a README, must not cause a re-embedding. Of the added adapters, only the one in use is included.
         """
         own = {ref.name: ref.sha256 for ref in self.adapters}
         added = {"adapter_sha256": own[self.task]} if self.task in own else {}
@@ -125,12 +124,12 @@ class ModelSpec:
             "dim": self.dim,
             "max_tokens": self.max_tokens,
             "precision": self.precision,
-            # Earlier versions wrote true, lower-cased before the tokenizer, and so spoilt special tokens in a text.
+            # Earlier versions wrote true. They lower-cased before the tokenizer, which broke special tokens in a text.
             "lowercase": "in the tokenizer" if self.lowercase else False,
         }
 
     def with_task(self, task: str | None) -> ModelSpec:
-        """The same model used for another task, with that task's prompt.
+        """Returns the spec of the same model for another task, with that task's prompt.
 
         Raises:
             ConfigError: The model has no such task.
@@ -142,7 +141,7 @@ class ModelSpec:
         return replace(self, task=task, prompt=self.prompts.get(task, "") if task is not None else "")
 
     def query_side(self) -> ModelSpec:
-        """The same model as it encodes queries against vectors of this spec (itself where there is no difference)."""
+        """Returns the spec that encodes queries against vectors of this spec (itself if there is no difference)."""
         task = self.query_of.get(self.task)
         return self if task is None else self.with_task(task)
 
@@ -165,22 +164,22 @@ def describe(
     prompt: str | None = None,
     allow_untrained_dim: bool = False,
 ) -> ModelSpec:
-    """Finds out what a checkpoint is and checks the settings against it.
+    """Detects the model of a checkpoint and checks the settings against it.
 
     Args:
         model: Hub id or local directory.
         revision: Branch, tag or commit of a hub id.
-        task: One of the model's tasks; None takes its default.
-        dim: Shorter vectors (pool, slice, normalise); None takes the full width.
-        max_tokens: Limit per text, special tokens included; None takes the repository's.
-        dtype: "auto" (16-bit arithmetic where the hardware has it), "bfloat16" (the same class), "float32", or "int8"
-            (products of 8-bit integers, CPUs only: faster, and an approximation whose quality is to be measured).
-        prompt: Text to put before each text instead of the published one.
-        allow_untrained_dim: Shorten a model that was not trained for it.
+        task: One of the model's tasks; None selects its default.
+        dim: Width of shortened vectors (pool, slice, normalise); None keeps the full width.
+        max_tokens: Limit per text, special tokens included; None uses the repository's.
+        dtype: "auto" (16-bit arithmetic where the hardware supports it), "bfloat16" (the same class), "float32", or "int8"
+            (products of 8-bit integers, CPUs only: faster, but an approximation whose quality must be measured).
+        prompt: Text put before each text instead of the published one.
+        allow_untrained_dim: Shorten vectors of a model that was not trained for it.
 
     Raises:
         ConfigError: A setting does not fit the model.
-        ModelError: The checkpoint is missing, incomplete or not understood.
+        ModelError: The checkpoint is missing, incomplete or not supported.
     """
     if dtype not in _PRECISIONS:
         raise ConfigError(f"dtype {dtype!r} is not known; use one of {', '.join(_PRECISIONS)}.")
@@ -245,7 +244,7 @@ def _no_tokenizer(folder: Path) -> str:
 def _tasks(
     facts: FamilyFacts, repository: Repository
 ) -> tuple[tuple[str, ...], dict[str, str], str | None, dict[str | None, str]]:
-    """A family's own tasks, else the repository's named prompts as tasks."""
+    """Returns tasks, prompts, default task and query tasks: the family's own, else the repository's named prompts."""
     if facts.tasks or not repository.prompts:
         return facts.tasks, dict(facts.prompts), facts.default_task, dict(facts.query_of)
     names = tuple(repository.prompts)
@@ -276,7 +275,7 @@ def _max_tokens(asked: int | None, facts: FamilyFacts, repository: Repository, *
         if isinstance(said, str) or (said is not None and said < SHORTEST_TEXT):
             raise ModelError(
                 f"{repository.folder} has max_seq_length {said}, which must be a whole number of {SHORTEST_TEXT} or more, or null "
-                f"for what the model takes ({facts.max_tokens}). Set max_tokens, or mend the file."
+                f"for what the model takes ({facts.max_tokens}). Set max_tokens, or fix the file."
             )
         return min(said or facts.default_max_tokens or facts.max_tokens, facts.max_tokens)
     if not SHORTEST_TEXT <= asked <= facts.max_tokens:
@@ -285,12 +284,12 @@ def _max_tokens(asked: int | None, facts: FamilyFacts, repository: Repository, *
 
 
 def folder_of(spec: ModelSpec) -> Path:
-    """The spec's directory on this machine, fetched if this machine does not have it yet.
+    """Returns the spec's directory on this machine, downloaded if necessary.
 
-    A spec is made on the driver and used on workers; a hub snapshot may not be at the driver's path there.
+    A spec is created on the driver and used on workers, where a hub snapshot may not be at the driver's path.
 
     Raises:
-        ModelError: It is not here and cannot be fetched.
+        ModelError: It is not on this machine and cannot be downloaded.
     """
     folder = Path(spec.path)
     if folder.is_dir():

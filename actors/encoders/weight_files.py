@@ -1,8 +1,8 @@
-"""Which files of a checkpoint are its weights, and which tensors are in them. Torch-free.
+"""Finds the weight files of a checkpoint and the tensors in them. Torch-free.
 
 Called by `spec.describe` on the driver and by the loader on workers. Files are chosen by the index, then by name, and never
-by their order: a second training state, an EMA copy or an adapter beside `model.safetensors` must not change a vector.
-What stays ambiguous is refused with the names of all files.
+by their order: a second training state, an EMA copy or an adapter besides `model.safetensors` must not change a vector.
+Ambiguous folders are refused with the names of all files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from actors.errors import ModelError
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 _ADAPTER = "adapter_config.json"
-# Formats that other tools write, by the patterns of their names: those that can run code when opened, and others.
+# Name patterns of other tools' formats: first those that can run code when opened, then the others.
 _PICKLED = (
     "pytorch_model*.bin",
     "pytorch_model.bin.index.json",
@@ -47,14 +47,14 @@ _NAMED = 8
 
 
 def read_tensors(folder: Path) -> tuple[tuple[str, ...], dict[str, TensorInfo]]:
-    """The files with the weights in `folder`, and every tensor in them, from their headers alone.
+    """Finds the weight files in `folder` and every tensor in them; reads only headers.
 
     Returns:
-        Names of the files, sorted, and the tensors by their names of today: `LayerNorm.gamma` and `LayerNorm.beta`, as
-        files from before 2019 have them, are `LayerNorm.weight` and `LayerNorm.bias`.
+        Names of the files, sorted, and the tensors by their current names: `LayerNorm.gamma` and `LayerNorm.beta` of files
+        from before 2019 become `LayerNorm.weight` and `LayerNorm.bias`.
 
     Raises:
-        ModelError: There is no file, more than one that could be meant, one that is broken, or an index that does not fit.
+        ModelError: There is no file, more than one candidate, a broken file, or an index that does not match the files.
     """
     if (folder / _ADAPTER).is_file():
         raise ModelError(
@@ -89,10 +89,10 @@ def _found(folder: Path) -> tuple[str, ...]:
 
 
 def _choose(folder: Path) -> tuple[str, ...]:
-    """The one file with the weights, where there is no index.
+    """Returns the name of the only weight file of a folder without an index, as a tuple.
 
     Raises:
-        ModelError: There is none, more than one that could be meant, or only files of other formats.
+        ModelError: There is none, more than one candidate, or only files of other formats.
     """
     found = _found(folder)
     if WEIGHTS in found:
@@ -123,7 +123,7 @@ def _choose(folder: Path) -> tuple[str, ...]:
 
 
 def _index(folder: Path) -> dict[str, str] | None:
-    """The index's map from tensors to files, checked against the folder; None where there is no index."""
+    """Returns the index's map from tensors to files, checked against the folder; None if there is no index."""
     _check_link(folder / INDEX)
     document: Any = read_json(folder / INDEX)
     if document is None:
@@ -146,16 +146,16 @@ def _index(folder: Path) -> dict[str, str] | None:
 
 
 def _check_link(path: Path) -> None:
-    """Raises where there is something of this name that is no file, such as a link to nothing.
+    """Raises `ModelError` if the path exists but is not a file, such as a broken link.
 
-    It must not count as absent: another file would be taken in its place.
+    If it counted as absent, another file would be read instead.
     """
     if os.path.lexists(path) and not path.is_file():
         raise ModelError(f"{path} is not a file, or is a link to nothing. Fetch the checkpoint again.")
 
 
 def _of_today(tensors: dict[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
-    """Tensors by the names that they have today; each keeps the name that its file has for it."""
+    """Returns the tensors by their current names; `TensorInfo.name` keeps the name in the file."""
     renamed: dict[str, TensorInfo] = {}
     for name, info in tensors.items():
         today = name

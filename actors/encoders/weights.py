@@ -1,10 +1,10 @@
-"""Weights of a checkpoint as float32 tensors, read one by one from safetensors.
+"""Reads the weights of a checkpoint from safetensors, one by one, as float32 tensors.
 
-Used by the families' builders. Files in float16 or bfloat16 are widened here, so that what a family does with a
-weight (fusing, packing, merging an adapter) never starts from a narrowed value.
+Used by the families' builders. Weights in float16 or bfloat16 are converted to float32 here, so that fusing, packing and
+merging never start from values rounded to the compute type.
 
-Each tensor is checked as it is read: one with a NaN or an infinity, or that has one in the type that is computed in, would
-make every vector NaN. The check is one pass for the least and the greatest value (docs/models.md has what it costs).
+Each tensor is checked as it is read: one with a NaN or an infinity, or with a value that overflows the compute type, would
+make every vector NaN. The check is one pass for the smallest and the largest value (its cost is in docs/models.md).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from actors.errors import ModelError
 
 
 class Weights:
-    """Reader of one checkpoint's tensors; a context manager, because it holds files open.
+    """Reader of one checkpoint's tensors. A context manager, because it keeps files open.
 
     Args:
-        folder: Where the files are.
-        tensors: The index made from their headers.
+        folder: Folder of the files.
+        tensors: The index of their headers.
         facts: The family's facts; `facts.prefix` is put before each name.
-        dtype: What the family computes in.
+        dtype: The family's compute type.
     """
 
     def __init__(self, folder: Path, tensors: Tensors, facts: FamilyFacts, dtype: torch.dtype) -> None:
@@ -49,10 +49,10 @@ class Weights:
         return self._prefix + name in self._tensors
 
     def get(self, name: str) -> torch.Tensor:
-        """The tensor called `name` (without the prefix), float32 on the CPU.
+        """Returns the tensor `name` (without the prefix), float32 on the CPU.
 
         Raises:
-            ModelError: It has a value that is not finite, or is not in the type that is computed in.
+            ModelError: A value is not finite, as stored or in the compute type.
         """
         info = self._tensors[self._prefix + name]
         if info.file not in self._open:
@@ -63,25 +63,25 @@ class Weights:
         return tensor
 
     def stack(self, *names: str) -> torch.Tensor:
-        """Several tensors joined along their first axis (such as query, key and value into one matrix)."""
+        """Returns tensors concatenated along their first axis (such as query, key and value as one matrix)."""
         return torch.cat([self.get(name) for name in names])
 
 
 def check_finite(tensor: torch.Tensor, dtype: torch.dtype, *, name: str, where: Path) -> None:
-    """Raises unless every value of a weight is finite, and stays so in the type that is computed in.
+    """Raises unless every value of a weight is finite, also in the compute type.
 
     Args:
         tensor: float32 of any shape.
-        dtype: The type that it is brought to.
-        name: Of the tensor, for messages.
-        where: The file that has it.
+        dtype: The compute type.
+        name: Name of the tensor in messages.
+        where: The file that contains it.
 
     Raises:
-        ModelError: Names the tensor, the file and how many values.
+        ModelError: Names the tensor, the file and the number of values.
     """
     if not tensor.numel():
         return
-    # Rounding keeps the order of values, so the ends tell of all; a NaN makes both of them NaN.
+    # Rounding keeps the order of values, so checking the extremes is enough; a NaN makes both of them NaN.
     ends = torch.stack(torch.aminmax(tensor))
     if bool(torch.isfinite(ends).all()) and bool(torch.isfinite(ends.to(dtype)).all()):
         return

@@ -1,11 +1,11 @@
-"""A text longer than a model takes at once, cut into windows that overlap. Pure: no model, no torch.
+"""Cuts texts longer than a model's limit into overlapping windows. Uses no model and no torch.
 
-Called by late chunking. Window i has the text's own tokens from i * (E - O) on, E of them at most, where O is the
-overlap. Its first O states are dropped except in the first window, so a token counts once, and each has O tokens of
-the text or more before it; a window that would bring nothing new is not made. Around every window stand the special
-tokens and the prompt, as around a whole text: a model has never seen text without them, and with a prompt they say what
-the vectors are for. Their states count where they stand in the text: the front ones in the first window, the end one
-in the last. A text that fits is one window, untouched.
+Called by late chunking. Window i has at most E of the text's own tokens, from token i * (E - O) on, where O is the
+overlap. The first O states of every window but the first are dropped, so each token counts once and has at least O tokens
+of context before it. No window is made that would add no new token. Every window has the special tokens and the prompt
+around it, as a whole text has: models are not trained on text without them. Their states count where they belong in the
+text: those at the front in the first window, the one at the end in the last. A text within the limit is one unchanged
+window.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """The windows of some texts, and which stretches of them belong to which chunk.
+    """The windows of some texts. Each window is divided into stretches, and each stretch belongs to one chunk.
 
     Attributes:
         ids: `list<int32>` [windows].
-        text: int64 [windows], the row of the text that each is of.
-        first: int64 [windows + 1], where the stretches of each window begin.
-        starts, stops: int64 [stretches], tokens within the window; what lies between stretches is dropped.
-        chunk: int64 [stretches], counted over all texts.
+        text: int64 [windows], the row of each window's text.
+        first: int64 [windows + 1], number of the first stretch of each window.
+        starts, stops: int64 [stretches], token range within the window; tokens between stretches are dropped.
+        chunk: int64 [stretches], the chunk's number among all texts.
     """
 
     ids: pa.ListArray
@@ -42,17 +42,17 @@ class Windows:
     chunk: Ints
 
     def stretches(self, window: int) -> slice:
-        """Those of a window."""
+        """Returns the slice of a window's stretches."""
         return slice(int(self.first[window]), int(self.first[window + 1]))
 
 
 def cut_windows(documents: pa.Table, *, max_tokens: int, overlap_tokens: int) -> Windows:
-    """The windows of chunked texts.
+    """Cuts chunked texts into windows.
 
     Args:
         documents: `actors.text.chunks.SCHEMA`, made for late chunking.
-        max_tokens: Of a window, special tokens and prompt included.
-        overlap_tokens: Of the text's own tokens, that a window shares with the one before.
+        max_tokens: Limit of a window, special tokens and prompt included.
+        overlap_tokens: Number of the text's own tokens that a window shares with the one before.
     """
     lengths = pc.list_value_length(documents.column(INPUT_IDS)).to_numpy()
     chunks = pc.list_value_length(documents.column(CHUNKS)).to_numpy()
@@ -70,7 +70,7 @@ def cut_windows(documents: pa.Table, *, max_tokens: int, overlap_tokens: int) ->
         chunk = int(chunk_ends[row] - chunks[row])
         ends = stops[chunk : chunk_ends[row]]
         prefix, suffix = int(prefixes[row]), int(suffixes[row])
-        for low, high, shift in _places(len(own), prefix, suffix, max_tokens, overlap_tokens):
+        for low, high, shift in _window_ranges(len(own), prefix, suffix, max_tokens, overlap_tokens):
             if shift == 0 and high == len(own):
                 window_ids.append(own)
             else:
@@ -83,7 +83,7 @@ def cut_windows(documents: pa.Table, *, max_tokens: int, overlap_tokens: int) ->
             texts.append(row)
             counts.append(len(edges) - 1)
     empty = np.zeros(0, np.int64)
-    starts, ends_, chunk_of = (
+    starts, stops_in_window, chunk_of = (
         (np.concatenate([empty, *each]) for each in zip(*parts, strict=True)) if parts else (empty,) * 3
     )
     offsets = np.concatenate([[0], np.cumsum([len(each) for each in window_ids])]).astype(np.int32)
@@ -93,32 +93,32 @@ def cut_windows(documents: pa.Table, *, max_tokens: int, overlap_tokens: int) ->
         text=np.array(texts, np.int64),
         first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         starts=starts,
-        stops=ends_,
+        stops=stops_in_window,
         chunk=chunk_of,
     )
 
 
-def _places(length: int, prefix: int, suffix: int, limit: int, overlap: int) -> list[tuple[int, int, int]]:
-    """The windows of one text of `length` tokens.
+def _window_ranges(length: int, prefix: int, suffix: int, limit: int, overlap: int) -> list[tuple[int, int, int]]:
+    """Cuts one text of `length` tokens into windows.
 
     Returns:
-        For each, the tokens of the text whose states it gives (low, high), and how much further in the text than in
-        the window they stand.
+        For each window (low, high, shift): its states are used for tokens low to high of the text, and token t of the
+        text is token t - shift of the window.
     """
     if length <= limit:
         return [(0, length, 0)]
     own = length - prefix - suffix
-    reach = limit - prefix - suffix
-    places = []
+    window_tokens = limit - prefix - suffix
+    ranges = []
     start = 0
     while True:
-        stop = min(start + reach, own)
+        stop = min(start + window_tokens, own)
         low = prefix + start + overlap if start else 0
         high = prefix + stop if stop < own else length
-        places.append((low, high, start))
+        ranges.append((low, high, start))
         if stop == own:
-            return places
-        start += reach - overlap
+            return ranges
+        start += window_tokens - overlap
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:

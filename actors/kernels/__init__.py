@@ -1,9 +1,9 @@
-"""Loops for CPUs in C: attention over packed rows, norms, rotary positions, and what stands around products of 8-bit integers.
+"""CPU kernels in C: attention over packed rows, layer norm, GELU, rotary positions, and the steps around 8-bit products.
 
-Called by `attention`, `linear`, `rope` and `integers` of the encoders. The C files beside this one become the module `vectide_kernels` at
-install, where there is a compiler; it has no Python in it, and is called through ctypes, which lets other threads of Python go
-on. Where it was not built, or on a processor without AVX2, `find` gives None and torch's own operations do the same, slower
-(docs/log.md).
+Called by `attention`, `linear`, `int8` and `rope` of the encoders. If a compiler is available at install, the C files of
+this folder are built into the module `vectide_kernels`. It does not use Python's C API and is called through ctypes,
+which releases the interpreter lock. If it was not built, or the processor has no AVX2, `find` returns None, and torch's
+operations compute the same more slowly (docs/log.md).
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from actors.kernels.parallel import parallel_for
 InstructionSet = Literal["avx2", "avx512", "avx512_bf16"]
 
 _MODULE = "vectide_kernels"
-_INTERFACE_VERSION = 2  # processor.c says what it was built with
+_INTERFACE_VERSION = 2  # of the argument lists below; processor.c returns the version that it was built with
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 _ATTEND = (_P, _P, _P, _P, ctypes.c_int, _P, _N, _N, _N, ctypes.c_float, _P, _N, _P, _N, _N)
 _ROUND = (_P, _N, _N, _P, _P, _P)
 _NORM = (_P, _P, _N, _N, _P, _P, ctypes.c_float, _P)
 _GELU = (_P, _N)
-_TURN = (_P, _N, _N, _N, _N, _P, _P)
+_ROTARY = (_P, _N, _N, _N, _N, _P, _P)
 _FINISH = (_P, _N, _N, _P, _P, _P, _P, _P, ctypes.c_int)
 
 
 class Kernels:
-    """The loops of one instruction set.
+    """Kernels of one instruction set.
 
     Args:
-        library: The module, opened.
-        name: The instruction set; each has what those before it have.
+        library: The loaded module.
+        name: The instruction set. Each includes the ones before it.
     """
 
     def __init__(self, library: ctypes.CDLL, name: InstructionSet) -> None:
         self.name = name
         wide: InstructionSet = "avx2" if name == "avx2" else "avx512"
-        # None where the processor has no products of bfloat16.
+        # None if the processor has no bfloat16 instructions.
         self._attend_bfloat16: Any = None
         self._norm_bfloat16: Any = None
         self._gelu_bfloat16: Any = None
-        self._turn_bfloat16: Any = None
+        self._rotary_bfloat16: Any = None
         if name == "avx512_bf16":
             self._attend_bfloat16 = _function(library, f"attend_{name}", _ATTEND)
             self._norm_bfloat16 = _function(library, f"norm_{name}", _NORM)
             self._gelu_bfloat16 = _function(library, f"gelu_{name}", _GELU)
-            self._turn_bfloat16 = _function(library, f"turn_{name}", _TURN)
+            self._rotary_bfloat16 = _function(library, f"turn_{name}", _ROTARY)
         self._attend_float32 = _function(library, f"attend_{wide}", _ATTEND)
         self._norm_float32 = _function(library, f"norm_{wide}", _NORM)
-        self._turn_float32 = _function(library, f"turn_{wide}", _TURN)
+        self._rotary_float32 = _function(library, f"turn_{wide}", _ROTARY)
         self._round = _function(library, f"round_{wide}", _ROUND)
         self._finish = _function(library, f"finish_{wide}", _FINISH)
 
     def takes(self, dtype: torch.dtype) -> bool:
-        """True where `attend` and `norm` take states of this type."""
+        """Return True if `attend` and `norm` accept states of this type."""
         return dtype == torch.float32 or (dtype == torch.bfloat16 and self._attend_bfloat16 is not None)
 
     def attend(
@@ -74,20 +74,24 @@ class Kernels:
         bias: torch.Tensor | None = None,
         approximate: bool = False,
     ) -> None:
-        """Attention of rows that lie one after the other, each over itself.
+        """Compute self-attention of packed rows.
 
         Args:
-            query: [tokens, heads, width] float32 or bfloat16; heads of a token side by side, tokens at any stride.
-            key: As `query`.
-            value: As `query`.
-            lengths: int64 [rows], tokens of each.
-            scale: Factor on the scores, above 0.
-            out: [tokens, heads * width] in the type of `query`, contiguous; filled.
-            bias: float32 [heads, 2 * length - 1], for key minus query, where all rows have one length.
-            approximate: Multiply float32 as bfloat16 where the processor can.
+            query: [tokens, heads, width] float32 or bfloat16; the heads of a token contiguous, tokens at any stride.
+            key: Same form as `query`.
+            value: Same form as `query`.
+            lengths: int64 [rows], tokens of each row.
+            scale: Factor of the scores, above 0.
+            out: [tokens, heads * width] in the type of `query`, contiguous; receives the result.
+            bias: float32 [heads, 2 * length - 1], indexed by key position minus query position; requires rows of equal
+                length.
+            approximate: Multiply float32 as bfloat16 if the processor can.
+
+        Raises:
+            OutOfMemoryError: the kernel cannot allocate its buffers.
         """
         heads, width = query.shape[1:]
-        query, key, value = (_with_heads_together(x) for x in (query, key, value))
+        query, key, value = (_with_contiguous_heads(x) for x in (query, key, value))
         wide = query.dtype == torch.float32
         kernel = self._attend_float32
         if self._attend_bfloat16 is not None and (approximate or not wide):
@@ -95,7 +99,7 @@ class Kernels:
         steps = np.array([x.stride(0) * x.element_size() for x in (query, key, value)], np.int64)
         lengths = np.ascontiguousarray(lengths, np.int64)
 
-        def some(first: int, last: int) -> None:
+        def attend_heads(first: int, last: int) -> None:
             failed = kernel(
                 query.data_ptr(),
                 key.data_ptr(),
@@ -116,7 +120,7 @@ class Kernels:
             if failed:
                 raise torch.OutOfMemoryError(f"no memory for attention over rows of {int(lengths.max())} tokens")
 
-        parallel_for(some, heads)
+        parallel_for(attend_heads, heads)
 
     def norm(
         self,
@@ -126,14 +130,17 @@ class Kernels:
         eps: float,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Layer normalisation of `x + residual` over the last axis, with float32 sums and statistics.
+        """Return the layer norm of `x + residual` over the last axis, with float32 sums and statistics.
 
         Args:
             x: [n, hidden] float32 or bfloat16.
             weight: float32 [hidden].
             bias: float32 [hidden].
             eps: Added to the variance.
-            residual: As `x`.
+            residual: Same form as `x`.
+
+        Raises:
+            OutOfMemoryError: the kernel cannot allocate its buffers.
         """
         x = x.contiguous()
         residual = None if residual is None else residual.contiguous()
@@ -152,24 +159,24 @@ class Kernels:
         return out
 
     def gelu_(self, x: torch.Tensor) -> torch.Tensor:
-        """GELU in place, to 5e-5, which only bfloat16 is too coarse to tell from the exact one; `x` is contiguous."""
+        """Apply GELU in place with an error up to 5e-5, which is below the precision of bfloat16; `x` is contiguous."""
         self._gelu_bfloat16(x.data_ptr(), x.numel())
         return x
 
     def apply_rotary_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Rotary positions in place.
+        """Apply rotary positions in place.
 
         Args:
-            x: [tokens, heads, width] float32 or bfloat16; heads of a token side by side, tokens at any stride.
+            x: [tokens, heads, width] float32 or bfloat16; the heads of a token contiguous, tokens at any stride.
             cos: float32 [tokens, width / 2], contiguous.
-            sin: As `cos`.
+            sin: Same form as `cos`.
         """
-        kernel = self._turn_bfloat16 if x.dtype == torch.bfloat16 else self._turn_float32
+        kernel = self._rotary_bfloat16 if x.dtype == torch.bfloat16 else self._rotary_float32
         kernel(x.data_ptr(), x.stride(0), *x.shape, cos.data_ptr(), sin.data_ptr())
         return x
 
     def round_states(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What `encoders.integers.round_states` does, with scale and offset as float32 [n]."""
+        """Round states to uint8 as `encoders.compute.int8.round_states` does; scale and offset are float32 [n]."""
         rows, width = x.shape
         out = torch.empty(rows, width, dtype=torch.uint8)
         scale, offset = torch.empty(2, rows).unbind(0)
@@ -187,7 +194,7 @@ class Kernels:
         residual: torch.Tensor | None,
         gelu: bool,
     ) -> torch.Tensor:
-        """`y * scale + offset * sums + bias + residual`, then GELU, in place; all float32 and contiguous.
+        """Compute `y * scale + offset * sums + bias + residual`, then GELU, in place; all float32 and contiguous.
 
         Args:
             y: [n, out].
@@ -196,7 +203,7 @@ class Kernels:
             sums: [out].
             bias: [out].
             residual: [n, out].
-            gelu: Whether GELU follows; to 5e-5.
+            gelu: Apply GELU, with an error up to 5e-5.
         """
         self._finish(
             y.data_ptr(),
@@ -214,44 +221,44 @@ class Kernels:
 
 @cache
 def find() -> Kernels | None:
-    """The fastest loops for this processor, or None."""
-    every = available()
-    return every[-1] if every else None
+    """Return the fastest kernels for this processor, or None."""
+    kernels = available()
+    return kernels[-1] if kernels else None
 
 
 def kernels_for(dtype: torch.dtype, device: torch.device) -> Kernels | None:
-    """The fastest loops, where they take states of this type on this device."""
-    found = find() if device.type == "cpu" else None
-    return found if found is not None and found.takes(dtype) else None
+    """Return the fastest kernels, or None if they do not accept states of this type on this device."""
+    kernels = find() if device.type == "cpu" else None
+    return kernels if kernels is not None and kernels.takes(dtype) else None
 
 
 @cache
 def available() -> tuple[Kernels, ...]:
-    """The loops of every instruction set that this processor has, the fastest last; none where they were not built."""
+    """Return the kernels of each instruction set of this processor, the fastest last; empty if they were not built."""
     library = _library()
     names: tuple[InstructionSet, ...] = get_args(InstructionSet)
     return () if library is None else tuple(Kernels(library, name) for name in names[: library.instruction_set()])
 
 
 def _library() -> ctypes.CDLL | None:
-    found = find_spec(_MODULE)
-    if found is None or found.origin is None:
+    module = find_spec(_MODULE)
+    if module is None or module.origin is None:
         return None
     try:
-        library = ctypes.CDLL(found.origin)
+        library = ctypes.CDLL(module.origin)
         version = library.interface_version()
-    except (OSError, AttributeError):  # built for another system, or something else of this name
+    except (OSError, AttributeError):  # built for another system, or another module of this name
         return None
-    # Other sources: packages that a job ships meet what is installed on the cluster.
+    # The versions differ if a job ships its own packages to a cluster that has another installed version.
     return library if version == _INTERFACE_VERSION else None
 
 
-def _function(library: ctypes.CDLL, name: str, takes: tuple[Any, ...]) -> Any:
+def _function(library: ctypes.CDLL, name: str, argument_types: tuple[Any, ...]) -> Any:
     function = getattr(library, name)
-    function.argtypes = takes
-    function.restype = ctypes.c_int if takes in {_ATTEND, _NORM} else None
+    function.argtypes = argument_types
+    function.restype = ctypes.c_int if argument_types in {_ATTEND, _NORM} else None
     return function
 
 
-def _with_heads_together(x: torch.Tensor) -> torch.Tensor:
+def _with_contiguous_heads(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

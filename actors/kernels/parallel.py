@@ -1,6 +1,7 @@
-"""One loop on as many threads as torch would take: pieces of it, in a pool of Python's threads.
+"""Runs a loop on as many threads as torch uses, in a pool of Python threads.
 
-The kernels have no threads of their own. Where torch was told of one thread, as in an encoder's workers, nothing is spread.
+The kernels start no threads themselves. If torch is set to one thread, as in the workers of an encoder, the loop runs
+in the calling thread.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from itertools import pairwise
 import torch
 
 
-def parallel_for(some: Callable[[int, int], None], count: int) -> None:
-    """Calls `some(first, last)` so that all of `range(count)` is done once.
+def parallel_for(body: Callable[[int, int], None], count: int) -> None:
+    """Call `body(first, last)` on ranges that together cover `range(count)` exactly once.
 
     Args:
-        some: Must let Python go on while it works.
+        body: Must release the interpreter lock while it works.
         count: 1 or more.
     """
     pieces = min(torch.get_num_threads(), count)
     if pieces == 1:
-        some(0, count)
+        body(0, count)
         return
     edges = [count * piece // pieces for piece in range(pieces + 1)]
-    tasks = [_pool().submit(some, first, last) for first, last in pairwise(edges[1:])]
-    some(edges[0], edges[1])
+    tasks = [_pool().submit(body, first, last) for first, last in pairwise(edges[1:])]
+    body(edges[0], edges[1])
     for task in tasks:
         task.result()
 

@@ -15,11 +15,6 @@ import pyarrow as pa
 _DIGEST_BYTES = 16
 
 
-def content_hash(text: bytes | memoryview, task: str | None = None) -> bytes:
-    """16 bytes."""
-    return blake2b(text, digest_size=_DIGEST_BYTES, salt=_salt(task)).digest()
-
-
 def _salt(task: str | None) -> bytes:
     return b"" if task is None else blake2b(task.encode(), digest_size=_DIGEST_BYTES).digest()
 

@@ -1,1 +1,1 @@
-"""Text before the model: tokens, sentences, chunks."""
+"""Preparation of texts for the model: tokens, sentences, chunks."""

@@ -1,9 +1,8 @@
-"""Where a text is cut into chunks: token offsets in, chunks out. Pure: no tokenizer, no model, no I/O.
+"""Cuts a text into chunks by its token offsets. Pure: no tokenizer, no model, no I/O.
 
-Called by the chunker. A chunk takes in as much as its limit allows and ends at the coarsest boundary that lies in
-reach: a paragraph, else a sentence, else a line, else a token. So it is one pass from the front, and the last chunk of
-a text may be short. Chunks tile the text: put together they are the text, character by character, white space and
-characters that no token stands for included.
+Called by the chunker. A chunk ends at the last boundary of the coarsest kind within its limit: a paragraph, else a
+sentence, else a line, else a token. This is one pass from the front, so the last chunk of a text may be short. The
+concatenated chunks are exactly the text, including white space and characters without a token.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ BYS: tuple[str, ...] = get_args(By)
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """How texts are cut and their chunks encoded: what a job asks for, made to fit its model by `chunker.resolve`.
+    """Settings for cutting texts and encoding chunks: those of a job, completed for its model by `chunks.resolve`.
 
     Attributes:
         mode: "split" encodes each chunk alone; "late" runs the whole text through the model and averages the token
             states of each chunk.
-        max_tokens: Tokens of text in a chunk, special tokens and prompt not counted.
-        by: What a chunk ends with, where it can: a sentence, a paragraph, or any token.
-        overlap_tokens: Late only: tokens of text that a window shares with the one before it, where a text is longer
-            than the model takes at once.
+        max_tokens: Largest number of text tokens in a chunk, without special tokens and prompt.
+        by: Preferred end of a chunk: a sentence, a paragraph, or any token.
+        overlap_tokens: Mode late only: text tokens that two consecutive windows share, if a text is longer than the
+            model's limit.
     """
 
     mode: Literal["split", "late"]
@@ -43,7 +42,7 @@ class Chunking:
     overlap_tokens: int = 0
 
     def lineage(self) -> dict[str, str | int | float | bool | None]:
-        """All of it that changes vectors, JSON-able."""
+        """Return all settings that change vectors, as JSON types."""
         late = {"chunk_overlap_tokens": self.overlap_tokens} if self.mode == "late" else {}
         rules = {} if self.by == "tokens" else {"chunk_rules": sentences.RULES}
         return {
@@ -57,11 +56,11 @@ class Chunking:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """The chunks of one text; chunk i has the tokens `stops[i - 1]:stops[i]` and the characters alike.
+    """Chunks of one text: chunk i has the tokens `stops[i - 1]:stops[i]` and the characters `ends[i - 1]:ends[i]`.
 
     Attributes:
-        stops: int64 [chunks], where each ends among the tokens, the last at their number.
-        ends: int64 [chunks], where each ends among the characters, the last at the end of the text.
+        stops: int64 [chunks], end of each chunk in tokens; the last is the number of tokens.
+        ends: int64 [chunks], end of each chunk in characters; the last is the length of the text.
     """
 
     stops: Ints
@@ -69,18 +68,18 @@ class Cuts:
 
 
 def cut(text: str, starts: Ints, ends: Ints, *, max_tokens: int, by: By) -> Cuts:
-    """Cuts a text.
+    """Cut a text into chunks.
 
     Args:
         text: The text, without lone surrogates.
-        starts: int64 [tokens], first character of each token. A token may have no characters (end <= start), several
-            may share one, and they may stand out of order: no cut is made inside a character or between such tokens.
-        ends: int64 [tokens], one past its last character.
-        max_tokens: Tokens of a chunk. More only where one character alone is made into more.
-        by: What a chunk ends with, where it can.
+        starts: int64 [tokens], first character of each token. A token may have no characters (end <= start), tokens may
+            share a character, and they may be out of order: there is no cut inside a character or between such tokens.
+        ends: int64 [tokens], one past the last character of each token.
+        max_tokens: Largest number of tokens of a chunk. Only a single character of more tokens exceeds it.
+        by: Preferred end of a chunk.
 
     Returns:
-        At least one chunk, also of a text without tokens.
+        At least one chunk, also for a text without tokens.
     """
     count = len(starts)
     if count <= max_tokens:
@@ -88,32 +87,32 @@ def cut(text: str, starts: Ints, ends: Ints, *, max_tokens: int, by: By) -> Cuts
     levels = _levels(text, starts, ends, by)
     tokens, _ = levels[-1]
     stops: list[int] = []
-    places: list[int] = []
-    here = 0
-    while count - here > max_tokens:
-        found = _furthest(levels, here, here + max_tokens)
-        if found is None:
-            # One character of more tokens than a chunk may have.
-            next_ = int(np.searchsorted(tokens, here, side="right"))
+    chunk_ends: list[int] = []
+    token = 0
+    while count - token > max_tokens:
+        boundary = _last_boundary(levels, token, token + max_tokens)
+        if boundary is None:
+            # One character has more tokens than a chunk may have: end the chunk after it.
+            next_ = int(np.searchsorted(tokens, token, side="right"))
             if next_ == len(tokens):
                 break
-            found = int(tokens[next_]), int(levels[-1][1][next_])
-        here, place = found
-        stops.append(here)
-        places.append(place)
-    return Cuts(np.array([*stops, count]), np.array([*places, len(text)]))
+            boundary = int(tokens[next_]), int(levels[-1][1][next_])
+        token, character = boundary
+        stops.append(token)
+        chunk_ends.append(character)
+    return Cuts(np.array([*stops, count]), np.array([*chunk_ends, len(text)]))
 
 
-# Tokens that a chunk may begin with, rising, and the character where it then begins.
+# First tokens of possible chunks, rising, and the first character of each such chunk.
 _Level = tuple[Ints, Ints]
 
 
 def _levels(text: str, starts: Ints, ends: Ints, by: By) -> list[_Level]:
-    """From the coarsest kind of boundary to single tokens."""
+    """Return the boundaries of each kind, from the coarsest kind to single tokens."""
     empty = ends <= starts
-    reached = np.maximum.accumulate(np.where(empty, 0, ends))  # how far tokens up to this one have come
+    reached = np.maximum.accumulate(np.where(empty, 0, ends))  # largest end of the tokens up to this one
     before = np.concatenate([[0], reached[:-1]])
-    first = np.minimum.accumulate(np.where(empty, before, starts)[::-1])[::-1]  # where those from this one on begin
+    first = np.minimum.accumulate(np.where(empty, before, starts)[::-1])[::-1]  # least start from this token on
     clean = before <= first
     clean[0] = False
 
@@ -125,18 +124,18 @@ def _levels(text: str, starts: Ints, ends: Ints, by: By) -> list[_Level]:
     levels = []
     for boundaries in kinds:
         tokens = np.searchsorted(first, boundaries, side="left")
-        tokens, at = tokens[tokens < len(first)], boundaries[tokens < len(first)]
-        # A token that stands across a boundary stays with the chunk that it begins in.
+        tokens, characters = tokens[tokens < len(first)], boundaries[tokens < len(first)]
+        # A token across a boundary belongs to the chunk in which it begins.
         usable = clean[tokens]
-        levels.append((tokens[usable], np.maximum(at, before[tokens])[usable]))
-    places = np.flatnonzero(clean)
-    return [*levels, (places, first[places])]
+        levels.append((tokens[usable], np.maximum(characters, before[tokens])[usable]))
+    any_token = np.flatnonzero(clean)
+    return [*levels, (any_token, first[any_token])]
 
 
-def _furthest(levels: Sequence[_Level], here: int, limit: int) -> tuple[int, int] | None:
-    """The last boundary in (here, limit] of the coarsest level that has one."""
-    for tokens, places in levels:
+def _last_boundary(levels: Sequence[_Level], start: int, limit: int) -> tuple[int, int] | None:
+    """Return the last boundary in (start, limit] of the coarsest level that has one."""
+    for tokens, characters in levels:
         last = int(np.searchsorted(tokens, limit, side="right")) - 1
-        if last >= 0 and tokens[last] > here:
-            return int(tokens[last]), int(places[last])
+        if last >= 0 and tokens[last] > start:
+            return int(tokens[last]), int(characters[last])
     return None

@@ -1,8 +1,8 @@
-"""Texts to token ids with their chunks, as plain Arrow columns. Torch-free.
+"""Turns texts into token ids and chunks, as plain Arrow columns. Does not import torch.
 
-Called by the read stage, and by `Encoder.encode_chunks` in a notebook. What is cut where is decided in `chunking`; here
-are the tokenizer, the settings' fit to the model, and the shape in which chunked texts travel: one row a text, so that a
-text that cannot be encoded can be told from its neighbours, however many chunks it has.
+Called by the read stage and by `Encoder.encode_chunks`. `chunk_rules` decides where texts are cut. This module applies
+the tokenizer, checks the settings against the model, and defines the table of chunked texts. The table has one row per
+text, so that a text that cannot be encoded is quarantined with all of its chunks and without its neighbours.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from actors.text.tokenizer import Tokenizer, Whole, without_surrogates
 
 DEFAULT_TOKENS = 512
 _DEFAULT_OVERLAP_TOKENS = 512
-# Where a tokenizer is asked for everything. A model's own limit is far below.
+# Token limit of a tokenizer that returns all tokens; no model's limit comes near it.
 _NO_LIMIT = 1 << 40
 
 SCHEMA = pa.schema(
     [
-        # Split: the ids of all chunks, each with its special tokens and prompt. Late: those of the whole text.
+        # Split: the ids of all chunks, each with special tokens and prompt. Late: the ids of the whole text.
         (INPUT_IDS, pa.list_(pa.int32())),
-        # `stop`: where the chunk ends in the ids; `start` and `end`: its characters in the text.
+        # `stop`: end of the chunk in the ids; `start` and `end`: its characters in the text.
         (CHUNKS, pa.list_(pa.struct([("stop", pa.int32()), ("start", pa.int32()), ("end", pa.int32())]))),
-        # Tokens before and behind the text's own; what each window of a long text begins and ends with.
+        # Number of ids before and after those of the text; each window of a long text begins and ends with them.
         (PREFIX, pa.int32()),
         (SUFFIX, pa.int32()),
     ]
@@ -48,22 +48,21 @@ def resolve(
     overlap_tokens: int | None = None,
     every_task: bool = False,
 ) -> Chunking | None:
-    """Settings made whole, and checked against the model.
+    """Fill in the defaults of the settings and check them against the model.
 
     Args:
         spec: The model.
         mode: "none", "split" or "late".
-        max_tokens: Tokens of text in a chunk; None takes 512, or what the model takes at once where that is less and
-            chunks are encoded alone.
+        max_tokens: Largest number of text tokens in a chunk; None: 512, in mode split at most the model's limit.
         by: "sentence", "paragraph" or "tokens".
-        overlap_tokens: Late only; None takes 512, or a quarter of a window where that is less.
-        every_task: Rows may have any of the model's tasks, and so any of its prompts.
+        overlap_tokens: Mode late only; None: 512, at most a quarter of a window.
+        every_task: True if rows may have any task of the model, and so any of its prompts.
 
     Returns:
-        None for mode "none".
+        The settings, or None for mode "none".
 
     Raises:
-        ConfigError: A setting is wrong, or is nothing that this model can do.
+        ConfigError: a setting is wrong, or the model does not support it.
     """
     for name, value, known in (("mode", mode, MODES), ("by", by, BYS)):
         if value not in known:
@@ -72,59 +71,61 @@ def resolve(
         raise ConfigError(f"chunking.max_tokens is {max_tokens}, must be 1 or more.")
     if mode != "late" and overlap_tokens is not None:
         raise ConfigError(
-            f"chunking.overlap_tokens {overlap_tokens} is for mode late alone (what two windows of a long text share), "
-            f"and the mode is {mode}. Leave it out; chunks themselves never overlap."
+            f"chunking.overlap_tokens {overlap_tokens} is only for mode late (tokens that two windows of a long text "
+            f"share), and the mode is {mode}. Leave it out; chunks never overlap."
         )
     if mode == "none":
         return None
     prompts = {spec.prompt, *spec.prompts.values()} if every_task else {spec.prompt}
-    own = spec.max_tokens - _overhead(spec, tuple(sorted(prompts)))
-    if own < 1:
+    text_tokens = spec.max_tokens - _overhead(spec, tuple(sorted(prompts)))
+    if text_tokens < 1:
         raise ConfigError(
             f"max_tokens {spec.max_tokens} of {spec.model} is used up by its special tokens and prompt. Raise it."
         )
     if mode == "split":
-        return Chunking("split", _split_tokens(spec, max_tokens, own), by)
+        return Chunking("split", _split_tokens(spec, max_tokens, text_tokens), by)
     if spec.pooling != "mean":
         raise ConfigError(
-            f"chunking.mode late averages the token states of each chunk, which makes sense only for a model whose "
+            f"chunking.mode late averages the token states of each chunk, which is only correct for a model whose "
             f"vectors are such averages; {spec.model} takes its vector from one token (pooling {spec.pooling!r}). Use "
             f"mode split."
         )
-    return Chunking("late", max_tokens or DEFAULT_TOKENS, by, _overlap(spec, overlap_tokens, own))
+    return Chunking("late", max_tokens or DEFAULT_TOKENS, by, _overlap(spec, overlap_tokens, text_tokens))
 
 
-def _split_tokens(spec: ModelSpec, asked: int | None, own: int) -> int:
-    if asked is None:
-        return min(DEFAULT_TOKENS, own)
-    if asked > own:
+def _split_tokens(spec: ModelSpec, max_tokens: int | None, text_tokens: int) -> int:
+    if max_tokens is None:
+        return min(DEFAULT_TOKENS, text_tokens)
+    if max_tokens > text_tokens:
         raise ConfigError(
-            f"chunking.max_tokens {asked} does not fit: {spec.model} takes {spec.max_tokens} tokens at once, special "
-            f"tokens and prompt included, which leaves {own} to a chunk. Lower it, or raise encoder.max_tokens."
+            f"chunking.max_tokens {max_tokens} does not fit: {spec.model} takes {spec.max_tokens} tokens at once, "
+            f"special tokens and prompt included, which leaves {text_tokens} to a chunk. Lower it, or raise "
+            f"encoder.max_tokens."
         )
-    return asked
+    return max_tokens
 
 
-def _overlap(spec: ModelSpec, asked: int | None, own: int) -> int:
-    if asked is None:
-        return min(_DEFAULT_OVERLAP_TOKENS, own // 4)
-    if not 0 <= asked <= own // 2:
+def _overlap(spec: ModelSpec, overlap_tokens: int | None, text_tokens: int) -> int:
+    if overlap_tokens is None:
+        return min(_DEFAULT_OVERLAP_TOKENS, text_tokens // 4)
+    if not 0 <= overlap_tokens <= text_tokens // 2:
         raise ConfigError(
-            f"chunking.overlap_tokens {asked} is outside 0..{own // 2}, half of the text that {spec.model} takes at "
-            f"once: with more, most of it would be computed twice. Lower it, or raise encoder.max_tokens."
+            f"chunking.overlap_tokens {overlap_tokens} is outside 0..{text_tokens // 2}, half of the text tokens that "
+            f"{spec.model} takes at once: with more, most tokens would be computed twice. Lower it, or raise "
+            f"encoder.max_tokens."
         )
-    return asked
+    return overlap_tokens
 
 
 @lru_cache(maxsize=8)
 def _overhead(spec: ModelSpec, prompts: tuple[str, ...]) -> int:
-    """Special tokens, and those of the longest prompt."""
+    """Return the number of special tokens plus the tokens of the longest prompt."""
     plain = Tokenizer(replace(spec, prompt="", max_tokens=_NO_LIMIT))
     return max(len(whole.ids) for whole in plain.tokenize_whole(prompts))
 
 
 class Chunker:
-    """The tokenizer of a model, and how its texts are cut."""
+    """Tokenizes texts for a model and cuts them into chunks."""
 
     def __init__(self, spec: ModelSpec, chunking: Chunking) -> None:
         self.spec = spec
@@ -132,17 +133,17 @@ class Chunker:
         self._tokenizer = Tokenizer(replace(spec, max_tokens=_NO_LIMIT))
 
     def chunk(self, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> pa.Table:
-        """Texts with their chunks, one row a text (`SCHEMA`).
+        """Return texts with their chunks, one row per text (`SCHEMA`).
 
-        Every chunk's characters are `text[start:end]`; one after another they are the text.
+        The characters of a chunk are `text[start:end]`; the concatenated chunks are the text.
 
         Args:
-            texts: Any strings. Lone surrogates are encoded as U+FFFD, and keep their places.
-            tasks: One per text (None among them: no task, no prompt); None for all takes the spec's own task.
+            texts: Any strings. A lone surrogate is encoded as U+FFFD, and character offsets do not change.
+            tasks: One per text, where None means no task and no prompt; `tasks=None`: all texts have the spec's task.
 
         Raises:
-            ConfigError: A task that the model does not have.
-            ValueError: `tasks` has another length than `texts`.
+            ConfigError: the model does not have a task.
+            ValueError: `tasks` and `texts` have different lengths.
         """
         texts = [without_surrogates(text) for text in texts]
         wholes = self._tokenizer.tokenize_whole(texts, tasks)
@@ -150,18 +151,21 @@ class Chunker:
         ids = [row[0] for row in rows]
         cuts = [row[1] for row in rows]
         if self.chunking.mode == "split":
-            ids, cuts = self._alone(texts, tasks, ids, cuts, [row[2:] for row in rows])
+            ids, cuts = self._encode_alone(texts, tasks, ids, cuts, [row[2:] for row in rows])
         return _table(ids, cuts, [row[2] for row in rows], [row[3] for row in rows])
 
     def _row(self, text: str, whole: Whole) -> tuple[npt.NDArray[np.int32], Cuts, int, int]:
-        """Ids, chunks with their stops among them, and how many ids are not the text's own. The rest of what the
-        tokenizer said is large, and not kept."""
+        """Return the ids, the chunks with stops in these ids, and the numbers of ids before and after the text's.
+
+        The token offsets are large and are not kept.
+        """
         cuts = cut(text, whole.starts, whole.ends, max_tokens=self.chunking.max_tokens, by=self.chunking.by)
         stops = cuts.stops + whole.prefix
-        stops[-1] = len(whole.ids)  # the last takes the special tokens behind the text, the first those before it
+        # The first chunk includes the ids before the text, and the last those after it.
+        stops[-1] = len(whole.ids)
         return whole.ids, Cuts(stops, cuts.ends), whole.prefix, whole.suffix
 
-    def _alone(
+    def _encode_alone(
         self,
         texts: Sequence[str],
         tasks: Sequence[str | None] | None,
@@ -169,7 +173,7 @@ class Chunker:
         cuts: list[Cuts],
         around: list[tuple[int, int]],
     ) -> tuple[list[npt.NDArray[np.int32]], list[Cuts]]:
-        """Each chunk with ids of its own, as if it were a text: what stands around it changes nothing in it."""
+        """Return the ids of each chunk tokenized as a text of its own, independent of its neighbours."""
         several = [i for i, each in enumerate(cuts) if len(each.stops) > 1]
         parts = [part for i in several for part in _parts(texts[i], cuts[i])]
         part_tasks = None if tasks is None else [tasks[i] for i in several for _ in cuts[i].stops]
@@ -182,7 +186,7 @@ class Chunker:
             ):
                 alone = next(encoded).ids
                 if len(alone) > self.spec.max_tokens:
-                    # Cut out of a word or a character it may become more tokens than it was: then it stays as it was.
+                    # A chunk that begins inside a word may have more tokens alone: then its ids in the text are kept.
                     alone = np.concatenate([ids[i][:prefix], ids[i][low:high], ids[i][len(ids[i]) - suffix :]])
                 own.append(alone)
             ids[i] = np.concatenate(own)

@@ -1,14 +1,14 @@
-"""Texts to token ids, with the `tokenizers` package alone: no torch, no transformers.
+"""Turns texts into token ids with the `tokenizers` package. Imports neither torch nor transformers.
 
-Called by the read stage, and by `Encoder.encode` in a notebook. Ids go out as one Arrow list array, cut to the
+Called by the read stage and by `Encoder.encode`. `tokenize` returns the ids as one Arrow list array, truncated to the
 model's limit with special tokens kept.
 
-A text far over the limit is cut before it is tokenized, because tokenizing a whole book to keep 256 tokens is
-waste. The cut is at white space, and made again further on if what was kept did not reach the limit, so it
-changes no token that is kept. (A text with no white space for thousands of characters is cut in the middle of
-that run; only tokens beside the cut, past the limit, can differ.)
+A text far longer than the limit is shortened before it is tokenized, because most of its tokens would be dropped. It is
+cut at white space. If the kept part does not reach the token limit, it is cut again further on, so the kept tokens are
+the same as without the cut. (A text without white space for thousands of characters is cut inside that run. Only tokens
+next to the cut, beyond the limit, may differ.)
 
-For chunks, `tokenize_whole` cuts nothing and says which characters each token stands for.
+For chunks, `tokenize_whole` truncates nothing and returns the characters of each token.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from actors.errors import ModelError
 from actors.progress_counter import count_progress
 from actors.storage.errors import redact
 
-# Characters kept per token of the limit at the first cut. English has about 4, so one cut nearly always does.
+# Characters kept per token of the limit at the first cut. English has about 4, so one cut is nearly always enough.
 _CHARS_PER_TOKEN = 12
-# Characters that are tokenized at once, in about a second: with their places, which take some 100 bytes a token until they
-# are copied, or without.
+# Characters of one call to the tokenizer, which then takes about a second. Offsets take about 100 bytes per token until
+# they are copied.
 _CHARS_AT_ONCE = 4_000_000
-# Without places fewer are enough, as long as each thread has two texts. A token takes some 150 bytes until its id is copied,
-# and a text as much as so many characters.
+# Characters of one call without offsets: fewer are enough, as long as each thread has two texts. A token takes about 150
+# bytes until its id is copied, and each text as much as `_TEXT_CHARS` characters.
 _CHARS_A_BATCH = 500_000
 _TEXT_CHARS = 16
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -48,11 +48,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of some texts.
+    """Token ids of several texts.
 
     Attributes:
         ids: `list<int32>`, one list per text, special tokens and prompt included.
-        truncated: bool [n]; the text had more tokens than the limit.
+        truncated: bool [n], True if the text had more tokens than the limit.
     """
 
     ids: pa.ListArray
@@ -65,10 +65,10 @@ class Whole:
 
     Attributes:
         ids: int32 [tokens], special tokens and prompt included.
-        prefix: How many stand before the text's own: special ones and the prompt's.
-        suffix: How many special ones stand behind.
-        starts, ends: int64 [tokens - prefix - suffix], characters of the text (indices of the str) that each of its
-            own tokens stands for. As the tokenizer says it: several may share a character, some may have none.
+        prefix: Number of ids before those of the text: special tokens and prompt.
+        suffix: Number of special tokens after them.
+        starts, ends: int64 [tokens - prefix - suffix], characters (indices of the str) of each token of the text, as
+            the tokenizer reports them: tokens may share a character, and a token may have none.
     """
 
     ids: npt.NDArray[np.int32]
@@ -81,32 +81,32 @@ class Whole:
 def _load(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package has no class of its own for this
+    except Exception as error:  # the package raises plain Exception
         raise ModelError(f"{path} is not a tokenizer ({redact(error)}). Fetch the checkpoint again.") from error
 
 
 class Tokenizer:
-    """The tokenizer of one model."""
+    """Tokenizer of one model."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self._tokenizer = _load(folder_of(spec) / "tokenizer.json")
-        # A published file may carry padding and truncation of its own; ours are the only ones that count.
+        # A published file may configure padding and truncation: replace both.
         self._tokenizer.no_padding()
         if spec.lowercase:
             self._tokenizer.normalizer = _lowering(self._tokenizer.normalizer)
         self._tokenizer.enable_truncation(spec.max_tokens)
 
     def tokenize(self, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> Tokens:
-        """Token ids of `texts`, each with the prompt of its task in front.
+        """Return the token ids of `texts`, each with the prompt of its task in front.
 
         Args:
-            texts: Any strings, empty ones included. Lone surrogates become U+FFFD.
-            tasks: One per text (None among them: no task, no prompt); None for all takes the spec's own task.
+            texts: Any strings, also empty ones. Lone surrogates become U+FFFD.
+            tasks: One per text, where None means no task and no prompt; `tasks=None`: all texts have the spec's task.
 
         Raises:
-            ConfigError: A task that the model does not have.
-            ValueError: `tasks` has another length than `texts`.
+            ConfigError: the model does not have a task.
+            ValueError: `tasks` and `texts` have different lengths.
         """
         prompts = self._prompts(texts, tasks)
         if len(prompts) != len(texts):
@@ -115,14 +115,14 @@ class Tokenizer:
         limit = _CHARS_PER_TOKEN * self.spec.max_tokens
         lengths = [min(len(text), limit) + _TEXT_CHARS for text in texts]
         chars = min(_CHARS_AT_ONCE, max(_CHARS_A_BATCH, 2 * (os.cpu_count() or 1) * limit))
-        for start, stop in _at_once(lengths, chars):
+        for start, stop in _batches(lengths, chars):
             prepared = [self._prepare(texts[i], prompts[i]) for i in range(start, stop)]
             parts.append(_tokens(self._encode_cut(prepared)))
         ids: pa.ListArray = pa.concat_arrays([part.ids for part in parts])
         return Tokens(ids, np.concatenate([part.truncated for part in parts]))
 
     def _encode_cut(self, prepared: list[str]) -> list[tokenizers.Encoding]:
-        """Encodings of texts that are cut well behind the model's limit."""
+        """Return encodings of texts that are shortened to well above the model's limit."""
         limits = [_CHARS_PER_TOKEN * self.spec.max_tokens] * len(prepared)
         encodings = self._encode([_cut(text, limit) for text, limit in zip(prepared, limits, strict=True)])
         again = self._too_short(prepared, limits, encodings)
@@ -136,27 +136,26 @@ class Tokenizer:
         return encodings
 
     def tokenize_whole(self, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> Iterator[Whole]:
-        """All tokens of each text, however long, and where they are in it.
+        """Yield all tokens of each text with their offsets, without truncation.
 
         Args:
-            texts: As for `tokenize`, but with each lone surrogate already a U+FFFD, so that characters keep their
-                places.
-            tasks: As for `tokenize`.
+            texts: Strings in which each lone surrogate is already replaced by U+FFFD, so that offsets stay valid.
+            tasks: See `tokenize`.
 
         Raises:
-            ConfigError: A task that the model does not have.
-            ValueError: `tasks` has another length than `texts`.
+            ConfigError: the model does not have a task.
+            ValueError: `tasks` and `texts` have different lengths.
         """
         prompts = self._prompts(texts, tasks)
         if len(prompts) != len(texts):
             raise ValueError(f"{len(prompts)} tasks for {len(texts)} texts.")
-        for start, stop in _at_once([len(text) for text in texts], _CHARS_AT_ONCE):
+        for start, stop in _batches([len(text) for text in texts], _CHARS_AT_ONCE):
             prepared = [self._prepare(texts[i], prompts[i]) for i in range(start, stop)]
             self._tokenizer.no_truncation()
             try:
                 encodings = self._tokenizer.encode_batch(prepared)
             except Exception as error:
-                raise self._broken(error) from error
+                raise self._tokenizer_error(error) from error
             finally:
                 self._tokenizer.enable_truncation(self.spec.max_tokens)
             for i in range(start, stop):
@@ -164,22 +163,22 @@ class Tokenizer:
                 yield self._whole(encodings[i - start], prompts[i])
 
     def _whole(self, encoding: tokenizers.Encoding, prompt: str) -> Whole:
-        """Ids and places of one text, the places counted from behind the prompt."""
-        places = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
+        """Return ids and offsets of one text; the offsets do not count the prompt."""
+        offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
         special = np.array(encoding.special_tokens_mask, bool)
-        own = np.flatnonzero(~special)
-        first, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(special), len(special))
+        ordinary = np.flatnonzero(~special)
+        first, stop = (int(ordinary[0]), int(ordinary[-1]) + 1) if len(ordinary) else (len(special), len(special))
         if prompt:
-            # A token that takes in the end of the prompt and the beginning of the text is the text's.
-            while first < stop and places[first, 1] <= len(prompt):
+            # A token with the end of the prompt and the beginning of the text belongs to the text.
+            while first < stop and offsets[first, 1] <= len(prompt):
                 first += 1
-            places = np.maximum(places - len(prompt), 0)
+            offsets = np.maximum(offsets - len(prompt), 0)
         return Whole(
             ids=np.array(encoding.ids, np.int32),
             prefix=first,
             suffix=len(special) - stop,
-            starts=places[first:stop, 0],
-            ends=places[first:stop, 1],
+            starts=offsets[first:stop, 0],
+            ends=offsets[first:stop, 1],
         )
 
     def _prompts(self, texts: Sequence[str], tasks: Sequence[str | None] | None) -> Sequence[str]:
@@ -187,7 +186,7 @@ class Tokenizer:
             return [self.spec.prompt] * len(texts)
         for task in {task for task in tasks if task is not None}:
             check_task(task, self.spec.tasks, where=self.spec.model)
-        # The spec's own task may carry a prompt that the user gave.
+        # The prompt of the spec's task may be one that the user set.
         return [self.spec.prompt if task == self.spec.task else self.spec.prompts.get(task or "", "") for task in tasks]
 
     def _prepare(self, text: str, prompt: str) -> str:
@@ -195,7 +194,7 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
         encodings: list[tokenizers.Encoding] = []
-        for start, stop in _at_once([len(text) for text in texts], _CHARS_AT_ONCE):
+        for start, stop in _batches([len(text) for text in texts], _CHARS_AT_ONCE):
             encodings += self._encode_some(texts[start:stop])
             count_progress()
         return encodings
@@ -205,12 +204,12 @@ class Tokenizer:
             encodings: list[tokenizers.Encoding] = self._tokenizer.encode_batch_fast(texts)
         except TypeError:  # a lone surrogate, which has no UTF-8 form
             encodings = self._tokenizer.encode_batch_fast([without_surrogates(text) for text in texts])
-        except Exception as error:  # see `_broken`
-            raise self._broken(error) from error
+        except Exception as error:  # see `_tokenizer_error`
+            raise self._tokenizer_error(error) from error
         return encodings
 
-    def _broken(self, error: Exception) -> Exception:
-        """What to raise where a tokenizer loads and then cannot do it: the package has no class of its own for that."""
+    def _tokenizer_error(self, error: Exception) -> Exception:
+        """Return a ModelError for a plain Exception, which the package raises if a loaded tokenizer does not work."""
         if type(error) is not Exception:
             return error
         return ModelError(
@@ -219,7 +218,7 @@ class Tokenizer:
 
     @staticmethod
     def _too_short(texts: list[str], limits: list[int], encodings: list[tokenizers.Encoding]) -> list[int]:
-        """Texts that were cut and yet did not reach the token limit."""
+        """Return the texts that were cut although their kept part does not reach the token limit."""
         return [
             i
             for i, (text, limit, encoding) in enumerate(zip(texts, limits, encodings, strict=True))
@@ -227,8 +226,8 @@ class Tokenizer:
         ]
 
 
-def _at_once(lengths: Sequence[int], chars: int) -> Iterator[tuple[int, int]]:
-    """Ranges of texts of these lengths that have at most `chars` characters together, or are one."""
+def _batches(lengths: Sequence[int], chars: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of texts with at most `chars` characters together; a longer text is a range of its own."""
     start = 0
     while start < len(lengths):
         stop, size = start + 1, lengths[start]
@@ -240,26 +239,26 @@ def _at_once(lengths: Sequence[int], chars: int) -> Iterator[tuple[int, int]]:
 
 
 def _cut(text: str, limit: int) -> str:
-    """The first `limit` characters at most, ending before white space where there is some in the last half."""
+    """Return at most `limit` characters, ending before the last white space if its second half has any."""
     if len(text) <= limit:
         return text
-    # Only a plain space or line end: what else is white space differs from tokenizer to tokenizer.
-    place = max(text.rfind(mark, limit // 2, limit) for mark in " \n")
-    return text[: place if place > 0 else limit]
+    # Only space and newline: tokenizers differ in what else is white space.
+    end = max(text.rfind(mark, limit // 2, limit) for mark in " \n")
+    return text[: end if end > 0 else limit]
 
 
 def without_surrogates(text: str) -> str:
-    """Surrogates, which have no UTF-8 form, become U+FFFD one by one, so that no other character moves."""
+    """Replace each lone surrogate, which has no UTF-8 form, by U+FFFD; offsets do not change."""
     return _SURROGATE.sub("\ufffd", text)
 
 
 def _lowering(normalizer: Any) -> Any:
-    """The normalizer with lower-casing first, where it has none of its own.
+    """Return the normalizer with lower-casing as its first step, if it has no such step.
 
-    It is a step of the tokenizer, as in sentence-transformers 6, and not of the text before it: what the tokenizer takes for
-    a special token, such as `[SEP]`, is found before any step, and stays one.
+    Lower-casing is a step of the tokenizer, as in sentence-transformers 6, and is not done on the text before: the
+    tokenizer recognises special tokens in the text, such as `[SEP]`, before any step, and they stay as they are.
     """
-    # The library's stubs do not say that a sequence is iterable.
+    # The library's stubs do not declare that a sequence is iterable.
     steps: list[Any] = [*cast(Any, normalizer)] if isinstance(normalizer, normalizers.Sequence) else [normalizer]
     if any(isinstance(step, normalizers.Lowercase) for step in steps):
         return normalizer

@@ -1,1 +1,1 @@
-"""A unit after reading: its batch, its receipt, its table files."""
+"""Data of one unit: its batch, its receipt and its table files."""

@@ -1,7 +1,7 @@
-"""The receipt: the small JSON record that a unit leaves when its files are safely written.
+"""Receipt of a unit: a small JSON record, created after all files of the unit are written.
 
-Written by the writer, created if absent, so the first attempt to finish wins; read by the ledger at resume and publish. A publish
-may read a million of them, hence orjson.
+The writer creates it only if absent, so the first attempt to finish wins. The ledger reads it on resume and on publish.
+A publish may read a million receipts, therefore orjson.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class DataFile:
     Attributes:
         path: Relative to the table's folder.
         partition: Partition column to value; None is null.
-        stats: Delta Lake's statistics of the file (`numRecords`, `minValues`, `maxValues`, `nullCount`), as JSON.
+        stats: Delta Lake statistics of the file (`numRecords`, `minValues`, `maxValues`, `nullCount`), as JSON.
     """
 
     path: str
@@ -32,18 +32,18 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What one unit came to.
+    """Result of one unit.
 
-    `rows_read == rows + rows_bad` for tables of documents; with chunking `rows` counts chunks and `documents` the
-    source rows behind them, so `rows_read == documents + rows_bad` always.
+    `rows_read == documents + rows_quarantined`. With chunking `rows` counts chunks and `documents` the source rows;
+    without chunking both are equal.
 
     Attributes:
-        attempt: Random name of the attempt that won.
-        encoded: Texts that went through the model: equal ones of a unit once, those with a vector in the table never.
-        replaces: File of the table that this receipt's files stand in for; only in amendments.
-        quarantine: Path of the file of bad rows relative to the run's folder, or None.
+        attempt: Random name of the attempt that finished first.
+        encoded: Texts that went through the model: equal texts of a unit once, texts with a vector in the table never.
+        replaces: Table file that the files of this receipt replace; only in receipt overrides.
+        quarantine: Path of the file of quarantined rows relative to the run's folder, or None.
         truncated: Documents that were cut at the model's token limit.
-        padding: Places that the model computed for nothing.
+        padding: Padding tokens that the model computed.
         seconds: Wall time by stage: read, tokenize, encode, write.
     """
 
@@ -63,22 +63,22 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise InvariantBroken unless the receipt adds up."""
+        """Raise InvariantBroken if the counts of the receipt are inconsistent."""
         if self.rows_read != self.documents + self.rows_quarantined:
             raise InvariantBroken(
                 f"unit {self.unit}: {self.rows_read} rows were read, but {self.documents} embedded and "
-                f"{self.rows_quarantined} set aside do not add up to them."
+                f"{self.rows_quarantined} quarantined do not sum to that."
             )
         if self.rows != sum(file.rows for file in self.files):
-            raise InvariantBroken(f"unit {self.unit}: its files do not hold the {self.rows} rows of its receipt.")
+            raise InvariantBroken(f"unit {self.unit}: its files do not have the {self.rows} rows of its receipt.")
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the receipt as one line of JSON."""
         return orjson.dumps(self, option=orjson.OPT_SORT_KEYS).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
-        """The receipt that `to_json` wrote."""
+        """Return the receipt that `to_json` wrote."""
         document = orjson.loads(text)
         document["files"] = tuple(DataFile(**file) for file in document["files"])
         return cls(**document)

@@ -1,8 +1,8 @@
-"""Rounding of vectors before they are stored, so that they compress.
+"""Rounding of vectors before they are stored, so that they compress well.
 
-Used by the writer. Values stay float32 for every reader; only low mantissa bits are cleared, which zstd with
-BYTE_STREAM_SPLIT then stores in almost nothing: about 1.8 bytes a value at float16's 10 bits, 1.4 at bfloat16's 7.
-Rounding the mantissa alone keeps float32's exponent, so small values do not fall into half precision's subnormals.
+Used by the writer. Stored values remain float32; only low mantissa bits are cleared. zstd with BYTE_STREAM_SPLIT then
+takes about 1.8 bytes per value at the 10 bits of float16, and 1.4 at the 7 bits of bfloat16. The float32 exponent is
+kept, so small values do not become subnormals of half precision.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _DROPPED_BITS = {"float32": 0, "float16": 13, "bfloat16": 16}
 
 
 def round_mantissa(vectors: npt.NDArray[np.float32], precision: Precision) -> npt.NDArray[np.float32]:
-    """Round float32 values, to nearest and ties to even, to the mantissa bits of `precision`.
+    """Round float32 values to the mantissa bits of `precision`, to nearest and ties to even.
 
     Args:
         vectors: float32 of any shape, finite.
-        precision: Whose mantissa bits to keep: 23, 10 or 7.
+        precision: Type whose number of mantissa bits (23, 10 or 7) is kept.
 
     Returns:
-        float32 of the same shape; the same array when `precision` is float32.
+        float32 of the same shape; the same array if `precision` is float32.
     """
     dropped = _DROPPED_BITS[precision]
     if dropped == 0:

@@ -1,9 +1,9 @@
-"""How a unit travels between stages: one Ray Data block with one row, which holds an Arrow stream.
+"""Transport of a unit between stages: one Ray Data block with one row that contains an Arrow stream.
 
-Packed and unpacked by every stage. A block of plain rows would be split above 128 MiB, merged with its neighbours, and
-dropped when empty; a single row is none of these, so a unit whose rows are all bad still reaches the writer and leaves
-its receipt. Unpacking is zero-copy: the Arrow buffers point into the object store. The price is one memory copy when
-packing.
+Every stage unpacks its input and packs its output. Ray Data splits a block of plain rows above 128 MiB, merges it with
+others, and drops it when it is empty. It does none of this with a single row, so a unit without valid rows still
+reaches the writer and gets its receipt. Unpacking is zero-copy: the Arrow buffers point into the object store. Packing
+costs one memory copy.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SCHEMA = pa.schema(
 
 @dataclass(slots=True)
 class UnitBatch:
-    """A unit on its way.
+    """Data of a unit between two stages.
 
     Attributes:
-        table: The rows that need the encoder, or None once the unit failed.
-        ready: Rows that have everything that the table stores already, or None.
-        bad: Rows set aside so far.
-        rows_read: Source rows that the unit turned out to have.
-        error: Why the unit failed; later stages pass it on to the driver.
+        table: Rows for the encoder, or None after the unit failed.
+        ready: Rows that already have all columns of the table, or None.
+        bad: Rows quarantined so far.
+        rows_read: Source rows read.
+        error: Error of a failed unit; later stages pass it on to the driver.
         seconds: Wall time by stage.
         counts: Totals by name (tokens, truncated, ...).
     """
@@ -46,14 +46,14 @@ class UnitBatch:
 
 
 def pack(batch: UnitBatch) -> pa.Table:
-    """A table of one row (`SCHEMA`)."""
+    """Return the batch as a table of one row (`SCHEMA`)."""
     header = pickle.dumps((batch.bad, batch.rows_read, batch.error, batch.seconds, batch.counts))
     arrays = [pa.array([batch.unit], pa.int64()), pa.array([header], pa.binary())]
     return pa.Table.from_arrays([*arrays, _stream(batch.table), _stream(batch.ready)], schema=SCHEMA)
 
 
 def _stream(table: pa.Table | None) -> pa.Array:
-    """A table as a large_binary array of one value, copied once."""
+    """Return a table as a large_binary array of one value; copies it once."""
     if table is None:
         return pa.array([None], pa.large_binary())
     sink = pa.BufferOutputStream()
@@ -65,9 +65,9 @@ def _stream(table: pa.Table | None) -> pa.Array:
 
 
 def unpack(block: pa.Table) -> UnitBatch:
-    """The parcel in a block.
+    """Return the unit batch of a block.
 
-    Header bytes are unpickled: they come from our own stages through Ray's object store, never from a file.
+    The header is unpickled: it comes from a stage of this package through Ray's object store, never from a file.
     """
     unit = block.column("unit")[0].as_py()
     bad, rows_read, error, seconds, counts = pickle.loads(block.column("header")[0].as_py())  # noqa: S301

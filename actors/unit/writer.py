@@ -1,9 +1,8 @@
-"""Writes one unit: a Parquet file per partition value, the quarantine, and last of all the receipt.
+"""Writes one unit: a Parquet file per partition value, the file of quarantined rows, and finally the receipt.
 
-Called by the write stage. Every file is built in memory and put whole under a name made of unit and attempt, so no
-attempt can overwrite another's; the receipt is created only if absent, so the first attempt to finish wins and the
-others' files are never named by anything. The trade-off: a unit of very many partition values makes very many small
-files.
+Called by the write stage. Every file is built in memory and uploaded whole. Its name contains the unit and the attempt,
+so no attempt overwrites the files of another. The receipt is created only if absent: the first attempt to finish wins,
+and nothing refers to the files of the others. The trade-off: a unit with many partition values writes many small files.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ from actors.unit.receipt import DataFile, Receipt
 from actors.unit.rounding import Precision, round_mantissa
 from actors.unit.unit_batch import UnitBatch
 
-# Delta Lake and Hive readers take this directory name for a null partition value.
+# Directory name of a null partition value, for Delta Lake and Hive readers.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-UNITS_A_FOLDER = 1000  # of receipts: what a store lists in one answer
+UNITS_A_FOLDER = 1000  # receipts per folder: a store lists this many objects in one response
 _LONGEST_STATISTIC = 64
 _LONGEST_PATH = 1024
-_LONGEST_NAME = 100  # of a part of a directory name: disks take 255 bytes, and keys of stores 1,024 in all
+_LONGEST_NAME = 100  # characters of a part of a directory name: disks allow 255 bytes, object keys 1,024 in all
 
 
 @dataclass(frozen=True, slots=True)
 class WriterSpec:
-    """What the writer needs to know, small enough to travel with every task.
+    """Settings of the writer, small enough to be sent with every task.
 
     Attributes:
         table: URL of the table's folder.
-        ledger: URL of the folder of the run's plan.
+        ledger: URL of the run's folder.
         run: Name of the run, part of every data path.
         schema: Columns of the table in order, partition columns included.
-        lineage: JSON that goes into each file's footer under the key `vectide`.
+        lineage: JSON for the footer of each file, under the key `vectide`.
     """
 
     table: str
@@ -60,27 +59,27 @@ class WriterSpec:
 
 
 def receipt_path(unit: int) -> str:
-    """Where a unit's receipt lies, relative to the folder of the plan: a folder for each thousand units."""
+    """Return the path of a unit's receipt relative to the run's folder; there is one folder per 1,000 units."""
     return f"receipts/{unit // UNITS_A_FOLDER:06d}/{unit:09d}.json"
 
 
 def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
-    """Put the unit's files and then its receipt.
+    """Write the unit's files and then its receipt.
 
     Args:
         batch: A unit with vectors: `batch.table` has every column of `spec.schema`, `embedding` as a
             FixedSizeList<float32> or List<float32>.
-        spec: Where and how to write it.
+        spec: Location and format of the files.
 
     Returns:
-        The receipt that stands: this attempt's, or that of the attempt that finished first.
+        The valid receipt: the one of this attempt, or of the attempt that finished first.
 
     Raises:
-        StorageError: a put failed. What was written is unreferenced; another attempt is safe.
-        InvariantBroken: the unit does not add up.
+        StorageError: a write failed. Nothing refers to the files written so far; another attempt is safe.
+        InvariantBroken: the counts of the unit are inconsistent, or a vector is not finite.
     """
     if batch.table is None:
-        raise InvariantBroken(f"unit {batch.unit} came to the writer without rows.")
+        raise InvariantBroken(f"unit {batch.unit} reached the writer without rows.")
     started = time.perf_counter()
     attempt = secrets.token_hex(6)
     written: list[str] = []
@@ -93,7 +92,7 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
             storage.put(url, quarantine_bytes(batch.bad, batch.unit))
             written.append(url)
     except StorageError:
-        _discard(written)  # no receipt names them, and none ever will: the attempt's name is ours alone
+        _discard(written)  # no other attempt has this attempt's name, so no receipt can refer to these files
         raise
     seconds = {**batch.seconds, "write": time.perf_counter() - started}
     receipt = Receipt(
@@ -115,7 +114,7 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
     url = storage.join(spec.ledger, receipt_path(batch.unit))
     if storage.create(url, receipt.to_json().encode()):
         return receipt
-    # Another attempt finished first. It is known, not guessed, that ours lost, so its files may go.
+    # Another attempt has created the receipt. No receipt will refer to the files of this attempt.
     _discard(written)
     return Receipt.from_json(storage.read(url))
 
@@ -125,11 +124,11 @@ def _discard(urls: list[str]) -> None:
         try:
             storage.delete(url)
         except StorageError:
-            continue  # an orphan costs space, not truth; vacuum finds it
+            continue  # the file is harmless: nothing refers to it, and vacuum deletes it
 
 
 def quarantine_bytes(bad: list[QuarantinedRow], unit: int) -> bytes:
-    """The Parquet file of a unit's bad rows (`QUARANTINE_SCHEMA`)."""
+    """Return the Parquet file of a unit's quarantined rows (`QUARANTINE_SCHEMA`)."""
     rows = [
         {
             "shard": row.shard,
@@ -163,7 +162,7 @@ def _write_partitions(batch: UnitBatch, spec: WriterSpec, attempt: str, written:
 
 
 def _all_rows(batch: UnitBatch, spec: WriterSpec) -> pa.Table:
-    """What was encoded now and what had its vectors before."""
+    """Return the rows that had their vectors before, then the newly encoded rows."""
     parts = [
         stored_table(part, spec.schema, spec.precision)
         for part in (batch.ready, batch.table)
@@ -173,9 +172,9 @@ def _all_rows(batch: UnitBatch, spec: WriterSpec) -> pa.Table:
 
 
 def stored_table(table: pa.Table, schema: pa.Schema, precision: Precision) -> pa.Table:
-    """The unit's rows with the table's columns and types, vectors rounded and as plain lists.
+    """Return rows with the table's columns and types, vectors rounded and as plain lists.
 
-    Lists rather than fixed-size lists: with the fixed-size type in the footer, readers refuse the Delta table.
+    The vectors are not fixed-size lists: readers refuse a Delta table with that type in a file footer.
     """
     columns = []
     for field in schema:
@@ -190,22 +189,23 @@ def stored_table(table: pa.Table, schema: pa.Schema, precision: Precision) -> pa
 def _stored_vectors(column: pa.ChunkedArray, precision: Precision) -> pa.ChunkedArray:
     chunks = []
     for chunk in column.chunks:
-        width = chunk.type.list_size if pa.types.is_fixed_size_list(chunk.type) else None
         values = chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-        if width is None:
-            width = len(values) // len(chunk) if len(chunk) else 0
         if not np.isfinite(values).all():
-            raise InvariantBroken("a vector that is not finite came to the writer.")
-        offsets = pa.array(np.arange(len(chunk) + 1, dtype=np.int32) * width)
-        chunks.append(pa.ListArray.from_arrays(offsets, pa.array(round_mantissa(values, precision))))
+            raise InvariantBroken("a vector that is not finite reached the writer.")
+        # Rows of another tool that are kept may have no vector, or one of another width.
+        offsets = np.zeros(len(chunk) + 1, dtype=np.int32)
+        np.cumsum(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False), out=offsets[1:])
+        mask = chunk.is_null() if chunk.null_count else None
+        rounded = pa.array(round_mantissa(values, precision))
+        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), rounded, mask=mask))
     return pa.chunked_array(chunks, pa.list_(pa.float32()))
 
 
 def parquet_bytes(table: pa.Table, lineage: str) -> tuple[bytes, str]:
-    """One Parquet file and its Delta statistics.
+    """Return one Parquet file and its Delta statistics.
 
-    Vectors go in byte-stream-split, which with zstd stores cleared mantissa bits in next to nothing; the Arrow schema
-    stays out of the footer (see `stored_table`).
+    Vectors are byte-stream-split encoded, so that zstd compresses cleared mantissa bits well. The footer has no Arrow
+    schema (see `stored_table`).
     """
     plain = [field.name for field in table.schema if field.name != EMBEDDING]
     dictionary = [
@@ -229,7 +229,7 @@ def parquet_bytes(table: pa.Table, lineage: str) -> tuple[bytes, str]:
 
 
 def delta_statistics(table: pa.Table) -> str:
-    """`numRecords`, and the range and null count of columns that a reader may prune by, as Delta Lake's JSON."""
+    """Return `numRecords`, and range and null count of the columns useful for pruning, as Delta Lake's JSON."""
     least: dict[str, Any] = {}
     most: dict[str, Any] = {}
     nulls: dict[str, int] = {}
@@ -241,8 +241,8 @@ def delta_statistics(table: pa.Table) -> str:
         if not (pa.types.is_string(field.type) or pa.types.is_integer(field.type)) or column.null_count == len(column):
             continue
         ends = pc.min_max(column).as_py()
-        # A long text says nothing worth its bytes in the log, and a cut maximum would be a lie.
-        # The shard is worth its bytes: a refresh need not open a file that is of one.
+        # Long texts have no range: it would make the log large, and a shortened maximum would be wrong.
+        # Shard paths may be longer: by their range a refresh knows files of a single shard without opening them.
         longest = _LONGEST_PATH if field.name == SHARD else _LONGEST_STATISTIC
         if all(not isinstance(end, str) or len(end) <= longest for end in ends.values()):
             least[field.name], most[field.name] = ends["min"], ends["max"]
@@ -251,9 +251,9 @@ def delta_statistics(table: pa.Table) -> str:
 
 
 def split_by(table: pa.Table, columns: tuple[str, ...]) -> list[tuple[tuple[str | None, ...], pa.Table]]:
-    """The rows of each combination of partition values, in the order of first sight, without those columns.
+    """Return the rows of each combination of partition values, in order of first occurrence, without these columns.
 
-    Values are Delta Lake's text forms. An empty text is null there, by the protocol.
+    Values are in Delta Lake's text form. The protocol defines an empty text as null.
     """
     if table.num_rows == 0:
         return []
@@ -276,7 +276,7 @@ def split_by(table: pa.Table, columns: tuple[str, ...]) -> list[tuple[tuple[str 
 
 
 def as_text(value: object) -> str | None:
-    """A partition value as Delta Lake writes it."""
+    """Return a partition value in Delta Lake's text form."""
     if value is None or value == "":
         return None
     if isinstance(value, bool):
@@ -287,17 +287,17 @@ def as_text(value: object) -> str | None:
 
 
 def _hive(value: str | None) -> str:
-    """A partition value as a directory name. The log has the value itself, so this one need only be its own."""
+    """Return a partition value as a directory name. The log has the exact value, so the name only has to be unique."""
     if value is None:
         return NULL_PARTITION
     return "%5F" + value[1:] if value == NULL_PARTITION else _quoted(value)
 
 
 def _quoted(text: str) -> str:
-    """A text as part of a directory name: nothing in it can be a path, and no disk finds it too long.
+    """Return a text as part of a directory name: URL-escaped, without path separators, and not too long for any disk.
 
-    Escapes are those of a URL, because Polars takes values from the path and not from the log; one that was too long it
-    shows as it stands here.
+    URL escapes, because Polars reads values from the path and not from the log. Of a value that was too long, Polars
+    shows the shortened form.
     """
     quoted = urllib.parse.quote(text, safe="")
     if len(quoted) <= _LONGEST_NAME:
@@ -307,7 +307,7 @@ def _quoted(text: str) -> str:
 
 
 def table_schema(keep: pa.Schema, *, chunked: bool = False) -> pa.Schema:
-    """The columns of a table of documents, or of chunks, in order."""
+    """Return the columns of a table of documents, or of chunks, in order."""
     return pa.schema(
         [
             pa.field(ID, pa.string()),

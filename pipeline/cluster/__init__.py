@@ -1,1 +1,1 @@
-"""Running elsewhere: submit, watch, doctor, schedules."""
+"""Runs jobs on clusters and on schedules: submit, watch, schedule, doctor."""

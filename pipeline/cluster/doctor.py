@@ -1,6 +1,6 @@
-"""Checks a machine or a cluster before it is trusted with a run: one finding a line, with the way out.
+"""Checks a machine or a cluster before a run: one finding a check, with the fix.
 
-Called by `jobs doctor`. With a job file it checks what that job needs; without one, what any job would.
+Called by `vectide doctor`. With a job file it checks what that job needs; without one, what every job needs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal
 
 from actors import storage
 from actors.errors import VectideError
+from actors.quantities import format_bytes
 from pipeline.job.config import Job
 from pipeline.ledger.ledger import FOLDER
 from pipeline.plan.resources import size_pool
@@ -24,13 +25,19 @@ from pipeline.plan.throughput import has_bfloat16, processor_flags
 from pipeline.table import delta_table
 
 _LIBRARIES = ("ray", "torch", "transformers", "pyarrow", "deltalake", "fsspec", "s3fs")
-_SHARED = Path("/dev/shm")  # noqa: S108  (where Ray keeps its object store)
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Ray keeps its object store)
+_VECTOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check.
+
+    Attributes:
+        what: Name of the check.
+        level: "bad" if a run would fail, "note" if it would be slow or limited, else "ok".
+        text: What was found, and the fix where there is one.
+    """
 
     what: str
     level: Literal["ok", "note", "bad"]
@@ -38,10 +45,10 @@ class Finding:
 
 
 def examine(job: Job | None) -> list[Finding]:
-    """Everything, in an order that tells what to mend first."""
+    """Run all checks. The findings are in the order in which to fix them."""
     findings: list[Finding] = [_python(), _libraries(), _processor(), _kernels(), _memory(), _gpus()]
     if job is None:
-        findings.append(_guarded("storage", _local_storage))
+        findings.append(_run_check("storage", _local_storage))
         return findings
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("model", lambda: _model(job)),
@@ -50,11 +57,11 @@ def examine(job: Job | None) -> list[Finding]:
         ("storage", lambda: _storage(job)),
         ("ray", lambda: _ray(job)),
     ]
-    findings += [_guarded(what, check) for what, check in checks]
+    findings += [_run_check(what, check) for what, check in checks]
     return findings
 
 
-def _guarded(what: str, check: Callable[[], Finding]) -> Finding:
+def _run_check(what: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except VectideError as error:
@@ -67,23 +74,23 @@ def _python() -> Finding:
 
 
 def _libraries() -> Finding:
-    found, missing = [], []
+    installed, missing = [], []
     for name in _LIBRARIES:
         try:
-            found.append(f"{name} {metadata.version(name)}")
+            installed.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
         return Finding(
             "libraries", "bad", f"{', '.join(missing)} not installed; run `pip install -e . -c constraints.txt`"
         )
-    return Finding("libraries", "ok", ", ".join(found))
+    return Finding("libraries", "ok", ", ".join(installed))
 
 
 def _processor() -> Finding:
     flags = processor_flags()
-    there = [flag for flag in _FLAGS if flag in flags]
-    text = f"{os.cpu_count()} cores, {platform.machine()}, {', '.join(there) or 'no vector extensions seen'}"
+    supported = [flag for flag in _VECTOR_FLAGS if flag in flags]
+    text = f"{os.cpu_count()} cores, {platform.machine()}, {', '.join(supported) or 'no vector extensions'}"
     if not has_bfloat16():
         return Finding("processor", "note", f"{text}: without native bfloat16, dtype auto is float32 on CPUs")
     return Finding("processor", "ok", f"{text}: dtype auto is bfloat16 on CPUs")
@@ -92,9 +99,9 @@ def _processor() -> Finding:
 def _kernels() -> Finding:
     from actors import kernels
 
-    found = kernels.find()
-    if found is not None:
-        return Finding("kernels", "ok", f"vectide's own loops for CPUs, of {found.name}")
+    library = kernels.find()
+    if library is not None:
+        return Finding("kernels", "ok", f"vectide's CPU kernels, from {library.name}")
     if not processor_flags() >= {"avx2", "fma"}:
         return Finding(
             "kernels", "note", "none for this processor: encoders on CPUs use torch's operations, which are slower"
@@ -102,25 +109,25 @@ def _kernels() -> Finding:
     return Finding(
         "kernels",
         "note",
-        "not built, or built of other sources: encoders on CPUs use torch's operations, up to twice as slow. Install a C "
-        "compiler, then vectide again",
+        "not built, or built from other sources: encoders on CPUs use torch's operations, up to twice as slow. Install a C "
+        "compiler, then reinstall vectide",
     )
 
 
 def _memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    shared = shutil.disk_usage(_SHARED).free / 2**30 if _SHARED.is_dir() else 0.0
-    text = f"{total:.1f} GiB, {shared:.1f} GiB free in /dev/shm for Ray's object store"
-    if shared < 1:
-        return Finding("memory", "note", f"{text}: under 1 GiB makes Ray spill to disk; mount a larger /dev/shm")
-    return Finding("memory", "ok" if total >= 4 else "note", text)
+    total_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    shared_gib = shutil.disk_usage(_SHARED_MEMORY).free / 2**30 if _SHARED_MEMORY.is_dir() else 0.0
+    text = f"{total_gib:.1f} GiB, {shared_gib:.1f} GiB free in /dev/shm for Ray's object store"
+    if shared_gib < 1:
+        return Finding("memory", "note", f"{text}: with under 1 GiB, Ray spills to disk; mount a larger /dev/shm")
+    return Finding("memory", "ok" if total_gib >= 4 else "note", text)
 
 
 def _gpus() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("gpus", "note", "none that torch sees; encoders run on CPUs")
+        return Finding("gpus", "note", "torch sees none; encoders run on CPUs")
     names = [
         f"{torch.cuda.get_device_name(index)} ({torch.cuda.mem_get_info(index)[1] / 2**30:.0f} GiB)"
         for index in range(torch.cuda.device_count())
@@ -139,13 +146,12 @@ def _source(job: Job) -> Finding:
     from pipeline.plan.corpus import list_corpus, survey
 
     listing = list_corpus(job)
-    found = survey(job, listing.shards)
-    count, size_mib = len(found.shards), sum(shard.size_bytes for shard in found.shards) / 2**20
-    size = f"{size_mib / 1024:,.1f} GiB" if size_mib >= 1024 else f"{size_mib:,.1f} MiB"
+    shards = survey(job, listing.shards).shards
+    count, size = len(shards), format_bytes(sum(shard.size_bytes for shard in shards))
     text = f"{count:,} shard{'s' * (count != 1)}, {size}, has every column that the job names"
     if listing.left_out:
-        left = "; ".join(each.sentence() for each in listing.left_out)
-        return Finding("source", "note", f"{text}. Left out: {left}")
+        left_out = "; ".join(each.sentence() for each in listing.left_out)
+        return Finding("source", "note", f"{text}. Left out: {left_out}")
     return Finding("source", "ok", text)
 
 
@@ -156,7 +162,7 @@ def _table(job: Job) -> Finding:
         return Finding("table", "ok", f"nothing at {url} yet")
     if delta_table.embedding_spec_of(table) is None:
         return Finding(
-            "table", "bad", f"{url} is a Delta table that vectide did not make; give table.uri another place"
+            "table", "bad", f"{url} is a Delta table that vectide did not make; set table.uri to another place"
         )
     return Finding("table", "ok", f"{url} is at version {table.version()}")
 
@@ -172,32 +178,32 @@ def _local_storage() -> Finding:
 def _probe(folder: str) -> Finding:
     from pipeline.ledger.create_probe import RACERS, probe_create
 
-    existed = storage.is_local(folder) and _existing(Path(folder))
+    parent = _nearest_existing(Path(folder)) if storage.is_local(folder) else None
     try:
         probe_create(folder)
     finally:
-        if existed is not False:
-            _remove_empty(Path(folder), existed)
-    return Finding("storage", "ok", f"an exclusive create has one winner of {RACERS} ({folder})")
+        if parent is not None:
+            _remove_empty(Path(folder), parent)
+    return Finding("storage", "ok", f"of {RACERS} concurrent exclusive creates, one succeeds ({folder})")
 
 
-def _existing(folder: Path) -> Path:
-    """The nearest folder above that was there before the probe."""
+def _nearest_existing(folder: Path) -> Path:
+    """Return the nearest parent folder that exists."""
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
 def _remove_empty(folder: Path, keep: Path) -> None:
-    """Take away the empty folders that the probe made: a check leaves nothing behind."""
-    for here in _upwards(folder, keep):
+    """Remove the empty folders that the probe created below `keep`."""
+    for empty in _parents_below(folder, keep):
         try:
-            here.rmdir()
+            empty.rmdir()
         except OSError:
             return
 
 
-def _upwards(folder: Path, keep: Path) -> Iterator[Path]:
+def _parents_below(folder: Path, keep: Path) -> Iterator[Path]:
     while folder != keep:
         yield folder
         folder = folder.parent
@@ -210,17 +216,17 @@ def _ray(job: Job) -> Finding:
 
     from pipeline.execute import ray_data
 
-    joined = ray.is_initialized()
+    was_connected = ray.is_initialized()
     ray_data.connect(job.run.address)
     try:
         machines = ray_data.machines()
         pool = size_pool(job.run, machines)
     finally:
-        if not joined:
+        if not was_connected:
             ray.shutdown()
     return Finding(
         "ray",
         "ok",
-        f"{len(machines)} nodes, {sum(one.cpus for one in machines):g} CPUs, {sum(one.gpus for one in machines):g} GPUs: "
+        f"{len(machines)} nodes, {sum(node.cpus for node in machines):g} CPUs, {sum(node.gpus for node in machines):g} GPUs: "
         f"{pool.count()} replica{'s' * (pool.count() != '1')} on {pool.device}",
     )

@@ -1,8 +1,8 @@
-"""The same run, as a Ray job on a cluster.
+"""Submits a run as a Ray job to a cluster, and follows it.
 
-Called by `jobs submit`. What is uploaded is a folder with the three packages and the job file, nothing else of the
-checkout: no .git, no virtual environment, no data. The cluster's own environment brings the libraries. A job is named by
-what it would do, so that a second submit finds the first one while it runs, and follows it.
+Called by `vectide submit`. It uploads the three packages and the job file, and nothing else of the checkout: no .git, no
+virtual environment, no data. The libraries are those of the cluster's environment. The name of the Ray job is a hash of the
+job file and the command, so a second submit finds the first one while it runs, and follows it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pipeline.job.config import Job
 
 PACKAGES = ("jobs", "pipeline", "actors")
 POLL_S = 1.0
-_SILENT_POLLS = 60  # how long a dashboard may be away before we stop following
-_TRIES = 5
-_PASSED_ON = (
+_MAX_FAILED_POLLS = 60  # in a row, before `follow` gives up on the dashboard
+_SUBMIT_TRIES = 5
+_PASSED_VARIABLES = (
     "HF_HUB_OFFLINE",
     "HF_HOME",
     "AWS_ENDPOINT_URL",
@@ -44,29 +44,29 @@ _PASSED_ON = (
 
 
 def submit(job: Job, address: str, out: IO[str], *, command: str = "backfill", detach: bool = False) -> int:
-    """Submit a job, or find it where it runs already; follow its log, and wait for its end.
+    """Submit a job, or find it if it runs already; follow its log, and wait for its end.
 
     Args:
-        job: The job. Local paths in it are made absolute: they must mean the same place on the cluster's nodes.
+        job: The job. Local paths in it are made absolute; the cluster's nodes must have the same paths.
         address: URL of the cluster's dashboard.
-        out: Where the job's log goes.
+        out: Receives the job's log.
         command: `backfill` or `refresh`.
-        detach: Leave as soon as it is submitted.
+        detach: Return once the job is submitted.
 
     Returns:
-        The exit code of the job; 0 when detached.
+        The exit code of the job; 0 if detached.
 
     Raises:
-        ConfigError: no dashboard answers at `address`, or it wants a token that is not here.
-        VectideError: the cluster refused the job, or was out of sight for too long.
+        ConfigError: no dashboard answers at `address`, or its token is not on this machine.
+        VectideError: the cluster refused the job, or its dashboard did not answer for `_MAX_FAILED_POLLS` polls.
     """
     client = _client(address)
     try:
         submission, is_new = _submit(client, job, command)
     except (RuntimeError, OSError) as error:
-        raise VectideError(f"{address} did not take the job: {error}") from error
-    said = f"submitted {submission} to {address}" if is_new else f"{submission} runs already at {address}"
-    print(said, file=out, flush=True)
+        raise VectideError(f"{address} refused the job: {error}") from error
+    message = f"submitted {submission} to {address}" if is_new else f"{submission} already runs at {address}"
+    print(message, file=out, flush=True)
     if detach:
         print(f"the same command without --detach follows it; ray job stop {submission} ends it", file=out, flush=True)
         return 0
@@ -81,15 +81,14 @@ def _client(address: str) -> JobSubmissionClient:
         try:
             return JobSubmissionClient(address)
         except AuthenticationError:
-            # Without RAY_AUTH_MODE=token Ray's client keeps a token that it has to itself, though a cluster that
-            # finds one asks for it.
+            # Without RAY_AUTH_MODE=token, Ray's client does not send its token, even to a cluster that requires one.
             if token is None or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
                 raise
             return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
     except AuthenticationError:
-        found = "the one that was found here is not it" if token else "none was found here"
+        reason = "the token on this machine is wrong" if token else "there is none on this machine"
         raise ConfigError(
-            f"--address {address!r} asks for the cluster's token, and {found}. Put it into RAY_AUTH_TOKEN, into a file "
+            f"--address {address!r} requires the cluster's token, and {reason}. Put it into RAY_AUTH_TOKEN, into a file "
             f"named by RAY_AUTH_TOKEN_PATH, or into ~/.ray/auth_token; on the head, `ray get-auth-token` prints it"
         ) from None
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -97,30 +96,34 @@ def _client(address: str) -> JobSubmissionClient:
 
 
 def _token() -> str | None:
-    """The cluster's token, from where Ray looks for it, in Ray's order. It goes into a header and nowhere else.
+    """Return the cluster's token from the places where Ray looks, in Ray's order. It is only sent in a header.
 
     Raises:
-        ConfigError: RAY_AUTH_TOKEN_PATH names a file that cannot be read; Ray itself would abort the process.
+        ConfigError: the file at RAY_AUTH_TOKEN_PATH cannot be read. Ray would abort the process.
     """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    token_path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     try:
-        token = (Path(named) if named else Path.home() / ".ray" / "auth_token").read_text(encoding="utf-8").strip()
+        token = (
+            (Path(token_path) if token_path else Path.home() / ".ray" / "auth_token")
+            .read_text(encoding="utf-8")
+            .strip()
+        )
     except OSError as error:
-        if named:
+        if token_path:
             raise ConfigError(
-                f"RAY_AUTH_TOKEN_PATH {named!r} cannot be read: {error.strerror}; name the file"
+                f"RAY_AUTH_TOKEN_PATH {token_path!r} cannot be read: {error.strerror}; set it to a readable file"
             ) from None
         return None
     return token or None
 
 
 def _submit(client: JobSubmissionClient, job: Job, command: str) -> tuple[str, bool]:
-    """The job's id, and whether it was submitted just now."""
+    """Return the submission's id, and True if this call submitted it."""
     with tempfile.TemporaryDirectory(prefix="vectide-") as folder:
         name = job_name(stage(job, Path(folder)), command)
-        for left in reversed(range(_TRIES)):
+        for tries_left in reversed(range(_SUBMIT_TRIES)):
             number, running = _last(client, name)
             if running:
                 return f"{name}-{number}", False
@@ -132,8 +135,8 @@ def _submit(client: JobSubmissionClient, job: Job, command: str) -> tuple[str, b
                     runtime_env={"working_dir": folder, "env_vars": _environment()},
                 )
             except RuntimeError:
-                # Somebody else was faster, or a cluster that has just started is not ready yet: look again.
-                if not left:
+                # Another process took the id first, or a new cluster is not ready yet.
+                if not tries_left:
                     raise
                 time.sleep(POLL_S)
             else:
@@ -142,70 +145,72 @@ def _submit(client: JobSubmissionClient, job: Job, command: str) -> tuple[str, b
 
 
 def job_name(document: dict[str, Any], command: str) -> str:
-    """What a job is called on a cluster: the same for the same job and command, whatever the source holds today, for the
-    run that is under way is the one that a second call wants."""
-    made_of = json.dumps([command, document], sort_keys=True).encode()
-    return f"vectide-{command}-{hashlib.sha256(made_of).hexdigest()[:12]}"
+    """Return the name of a job on a cluster: a hash of the job and the command.
+
+    The source's content is not part of it: a second call finds the first run although the source changed meanwhile.
+    """
+    identity = json.dumps([command, document], sort_keys=True).encode()
+    return f"vectide-{command}-{hashlib.sha256(identity).hexdigest()[:12]}"
 
 
 def _last(client: JobSubmissionClient, name: str) -> tuple[int, bool]:
-    """The highest number that a job of this name has had, 0 for none, and whether that one has not ended."""
-    numbered = {}
+    """Return the highest number of the jobs with this name, 0 if there is none, and True if that job still runs."""
+    status_by_number = {}
     for details in client.list_jobs():
         if match := re.fullmatch(rf"{re.escape(name)}-(\d+)", details.submission_id or ""):
-            numbered[int(match.group(1))] = JobStatus(details.status)
-    if not numbered:
+            status_by_number[int(match.group(1))] = JobStatus(details.status)
+    if not status_by_number:
         return 0, False
-    number = max(numbered)
-    return number, not numbered[number].is_terminal()
+    number = max(status_by_number)
+    return number, not status_by_number[number].is_terminal()
 
 
 def stage(job: Job, folder: Path) -> dict[str, Any]:
-    """Put what the job needs into a folder: the packages, and the job file with absolute places, which is returned."""
+    """Copy the packages into a folder, write the job file with absolute paths there, and return the job file's document."""
     root = Path(actors.__file__).parent.parent
     for package in PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    document = job.model_dump(mode="json", exclude_none=True)
+    document: dict[str, Any] = job.model_dump(mode="json", exclude_none=True)
     for section in ("source", "table"):
         document[section]["uri"] = storage.absolute(document[section]["uri"])
     if Path(job.encoder.model).is_dir():
         document["encoder"]["model"] = str(Path(job.encoder.model).absolute())
     document["run"]["address"] = "auto"
     (folder / "job.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    found: dict[str, Any] = document
-    return found
+    return document
 
 
 def _environment() -> dict[str, str]:
-    """Settings that name places. Credentials are not passed on: they would stand in the dashboard's metadata."""
-    found = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {name: value for name, value in found.items() if not urlsplit(value).password}
+    """Return the environment variables for the job. Credentials are left out: the dashboard shows these variables."""
+    variables = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
+    return {name: value for name, value in variables.items() if not urlsplit(value).password}
 
 
 def follow(client: JobSubmissionClient, submission: str, out: IO[str]) -> int:
-    """Copy a job's log to `out` until it ends; its exit code.
+    """Copy a job's log to `out` until the job ends, and return its exit code.
 
     Raises:
-        VectideError: the dashboard was out of sight for too long.
+        VectideError: the dashboard did not answer for `_MAX_FAILED_POLLS` polls.
     """
-    shown = silent = 0
+    shown_characters = failed_polls = 0
     while True:
         try:
             status = client.get_job_status(submission)
             logs = client.get_job_logs(submission)
-            silent = 0
+            failed_polls = 0
         except (RuntimeError, OSError) as error:
-            silent += 1
-            if silent >= _SILENT_POLLS:
+            failed_polls += 1
+            if failed_polls >= _MAX_FAILED_POLLS:
                 raise VectideError(
-                    f"{submission} is out of sight ({error}). It goes on there; the same command follows it again"
+                    f"the dashboard no longer answers for {submission} ({error}). The job itself may still run; the same command "
+                    f"follows it again"
                 ) from error
             time.sleep(POLL_S)
             continue
-        if len(logs) > shown:
-            out.write(logs[shown:])
+        if len(logs) > shown_characters:
+            out.write(logs[shown_characters:])
             out.flush()
-            shown = len(logs)
+            shown_characters = len(logs)
         if status.is_terminal():
             break
         time.sleep(POLL_S)

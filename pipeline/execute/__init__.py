@@ -1,1 +1,1 @@
-"""Execution of units: inline or on Ray Data, through the same three stages."""
+"""Execution of units, inline or on Ray Data, with the same three stages."""

@@ -1,10 +1,10 @@
-"""Who died on what: attempts at a unit, counted outside the process that makes them.
+"""Counts crashed attempts per unit and row range, outside the worker process.
 
-A row can kill its process (a crash in native code, the out-of-memory killer), and Ray starts the process again for
-ever. So every stage says here what it is about to do and when it is done. What was begun by an attempt and never done
-is a death; after a few the encode stage narrows the rows until the one that kills is found. A node that goes
-away looks the same, so it takes two deaths to suspect a range, and two more of a single row to condemn it.
-The book is one small actor a run; asking it costs about a millisecond a unit.
+A row can kill its process (a crash in native code, the out-of-memory killer), and Ray restarts the process without
+limit. So every stage records the begin and the end of each attempt here. An attempt that began and did not end has died.
+After a few deaths the encode stage narrows the row range until it finds the row. A lost node looks the same, so a range
+is suspect after two deaths, and a single row is given up after two more. The attempt log is one small actor per run; a
+call to it costs about a millisecond per unit.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from actors.errors import PoisonUnit
 
 SUSPECT_AFTER = 2
 UNIT_DEATHS = 4
-# One that hung has said so: nothing else looks like it, and each time costs `run.row_timeout_s`.
+# Hangs are reported explicitly, so two are enough to give up. Each costs `run.row_timeout_s`.
 UNIT_HANGS = 2
-# The encode stage narrows, at up to three deaths a bad row; more than some twenty of them in a unit is not the rows.
+# Narrowing costs up to three deaths per invalid row. More than about twenty such rows in a unit have another cause.
 ENCODE_DEATHS = 64
-Span = tuple[int, int]
-WHOLE: Span = (-1, -1)
-_LAST_WORDS_S = 20.0
-HUNG = 70  # exit code of a process that ended itself
-STDERR = 2  # the descriptor: `sys.stderr` may be anything in a worker
+Span = tuple[int, int]  # row range [low, high) of a unit
+WHOLE_UNIT: Span = (-1, -1)  # the whole unit
+_REPORT_TIMEOUT_S = 20.0
+HANG_EXIT_CODE = 70  # exit code of a process that the watchdog ended
+STDERR = 2  # the file descriptor: a worker may replace `sys.stderr`
 
 
 class _AttemptCounts:
-    """The pages: deaths by (stage, unit, span), and what is being tried now."""
+    """Deaths by stage, unit and row range, and the range that each running attempt is at."""
 
     def __init__(self) -> None:
         self._trying: dict[tuple[str, int], Span | None] = {}
@@ -41,31 +41,34 @@ class _AttemptCounts:
         self.total_deaths = 0
 
     def begin(self, stage: str, unit: int) -> tuple[dict[Span, int], frozenset[Span]]:
-        """A new attempt at a unit; an older one that never ended has died. What is known: deaths, and time-outs."""
+        """Begin an attempt at a unit; an earlier attempt that did not end counts as dead.
+
+        Returns:
+            Deaths by row range, and the row ranges that timed out.
+        """
         key = (stage, unit)
         if key in self._trying:
-            self._deaths.setdefault(key, Counter())[self._trying[key] or WHOLE] += 1
+            self._deaths.setdefault(key, Counter())[self._trying[key] or WHOLE_UNIT] += 1
             self.total_deaths += 1
         self._trying[key] = None
         return dict(self._deaths.get(key, {})), frozenset(self._timed_out.get(key, ()))
 
     def trying(self, stage: str, unit: int, span: Span | None) -> None:
-        """The rows that the attempt is at."""
+        """Record the row range that the attempt is at."""
         self._trying[(stage, unit)] = span
 
     def timed_out(self, stage: str, unit: int, span: Span) -> None:
-        """The last words of a process that ends itself, because nothing went forward at these rows. The next attempt
-        finds it dead like any other."""
+        """Record that the watchdog is ending the process at this row range. The next attempt counts the death."""
         self._timed_out.setdefault((stage, unit), set()).add(span)
 
     def done(self, stage: str, unit: int) -> None:
-        """The attempt ended by itself, well or not."""
+        """Record that the attempt ended, with or without an error."""
         self._trying.pop((stage, unit), None)
         self._deaths.pop((stage, unit), None)
         self._timed_out.pop((stage, unit), None)
 
     def stats(self) -> tuple[int, int]:
-        """How many attempts have died in this run, and how many encoders are at work."""
+        """Return the number of deaths in this run, and the number of encoders at work."""
         return self.total_deaths, sum(stage == "encode" for stage, _ in self._trying)
 
 
@@ -75,90 +78,93 @@ class Attempt(Protocol):
     watched: bool
 
     def check(self) -> None:
-        """Raise PoisonUnit where this unit has killed its process too often."""
+        """Raise PoisonUnit if this unit has killed its process too often."""
 
     def suspect(self, span: Span) -> bool:
-        """Whether these rows together are not to be tried again: they must be narrowed."""
+        """Return True if these rows must not be encoded together again, but in smaller ranges."""
 
     def verdict(self, span: Span) -> tuple[str, str] | None:
-        """Reason and error of a row that is not to be tried again."""
+        """Return reason and error of a row that must not be encoded again; None for all other ranges."""
 
     def trying(self, span: Span) -> contextlib.AbstractContextManager[None]:
-        """Say which rows are at work."""
+        """Record the row range during the `with` block."""
 
     def timed_out(self, span: Span) -> None:
-        """Say that this process ends itself now, because nothing goes forward at these rows."""
+        """Record that the watchdog is ending this process at this row range."""
 
     def done(self) -> None:
-        """The attempt ended by itself."""
+        """Record that the attempt ended."""
 
 
 class AttemptLog(Protocol):
-    """Where attempts are written down."""
+    """Record of the attempts of a run."""
 
     def attempt(self, stage: str, unit: int) -> Attempt:
         """Begin an attempt."""
 
     def stats(self) -> tuple[int, int]:
-        """How many attempts have died in this run so far, and how many encoders are at work."""
+        """Return the number of deaths in this run, and the number of encoders at work."""
 
 
 class NoAttemptLog:
-    """For a run inside one process: if that dies, nobody is left to ask, and the same command goes on with workers."""
+    """Attempt log of an inline run, which records nothing.
+
+    If the process dies, no other process can read a log. The same command then resumes the run with workers.
+    """
 
     def attempt(self, stage: str, unit: int) -> Attempt:
-        """An attempt that nothing is known of."""
+        """Begin an attempt without prior attempts."""
         return _InlineAttempt(stage, unit)
 
     def stats(self) -> tuple[int, int]:
-        """No death that can be told; the one that asks is at work."""
+        """Return no deaths and one encoder: this process."""
         return 0, 1
 
 
 @dataclass(slots=True)
 class _InlineAttempt:
-    """An attempt that nobody else knows of."""
+    """An attempt in an inline run, which records nothing."""
 
     stage: str
     unit: int
     watched: bool = True
 
     def check(self) -> None:
-        """Never refused."""
+        """Do nothing."""
 
     def suspect(self, span: Span) -> bool:  # noqa: ARG002
-        """Never."""
+        """Return False."""
         return False
 
     def verdict(self, span: Span) -> tuple[str, str] | None:  # noqa: ARG002
-        """None."""
+        """Return None."""
         return None
 
     def trying(self, span: Span) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
-        """Not written down."""
+        """Do nothing."""
         return contextlib.nullcontext()
 
     def timed_out(self, span: Span) -> None:  # noqa: ARG002
-        """End the run: it is this process that hangs. With a sentence, for a person waits for it."""
-        said = (
-            f"\nerror: nothing went forward in the {self.stage} stage of unit {self.unit} for too long (run.row_timeout_s), so "
-            f"this process ended itself. What was finished is kept. Run the same command again: it goes on with workers, "
-            f"which find a row that hangs and set it aside (with run.address: inline there are none, so name local)\n"
+        """Print an error for the user and end the process, and so the run."""
+        message = (
+            f"\nerror: no progress in the {self.stage} stage of unit {self.unit} for longer than run.row_timeout_s, so "
+            f"this process ended itself. Finished units are kept. Run the same command again: it resumes with workers, "
+            f"which find a row that hangs and quarantine it (run.address: inline has no workers, so use local)\n"
         )
-        os.write(STDERR, said.encode())  # not `sys.stderr`: a thread that hangs may hold its lock
-        os._exit(HUNG)
+        os.write(STDERR, message.encode())  # not `sys.stderr`: the hanging thread may hold its lock
+        os._exit(HANG_EXIT_CODE)
 
     def done(self) -> None:
-        """Not written down."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class PriorAttempts:
-    """What was known of a unit when an attempt at it began, and what follows from it.
+    """The earlier attempts at a unit when a new attempt begins, and the decisions that follow from them.
 
     Attributes:
-        deaths: How many attempts died while they were at exactly these rows.
-        timed_out: Rows at which one ended itself.
+        deaths: Number of attempts that died at exactly this row range.
+        timed_out: Row ranges at which the watchdog ended the process.
     """
 
     stage: str
@@ -167,39 +173,39 @@ class PriorAttempts:
     timed_out: frozenset[Span]
 
     def check(self) -> None:
-        """Raise PoisonUnit where this unit has killed its process too often."""
-        hung = WHOLE in self.timed_out
+        """Raise PoisonUnit if this unit has killed its process too often."""
+        hung = WHOLE_UNIT in self.timed_out
         allowed = ENCODE_DEATHS if self.stage == "encode" else UNIT_HANGS if hung else UNIT_DEATHS
         if (deaths := sum(self.deaths.values())) >= allowed:
             limit = "ten minutes" if self.stage == "rewrite" else "run.row_timeout_s"  # a compaction has no job file
-            why = f" because nothing went forward for longer than {limit}" if hung else ""
-            reason = "a store that never answers, a file that hangs its reader" if hung else "memory, a broken file"
+            why = f" because there was no progress for longer than {limit}" if hung else ""
+            causes = "a store that does not answer, a file that hangs its reader" if hung else "memory, a broken file"
             raise PoisonUnit(
-                f"unit {self.unit} has ended its process {deaths} times in the {self.stage} stage{why}; it was given up. "
-                f"Look for the reason ({reason}) in the workers' logs, then run the same command again"
+                f"unit {self.unit} has ended its process {deaths} times in the {self.stage} stage{why}; it is not tried "
+                f"again. Look for the cause ({causes}) in the workers' logs, then run the same command again"
             )
 
     def suspect(self, span: Span) -> bool:
-        """Whether these rows together are not to be tried again: they must be narrowed."""
+        """Return True if these rows must not be encoded together again, but in smaller ranges."""
         low, high = span
         deaths = SUSPECT_AFTER if span in self.timed_out else self.deaths.get(span, 0)
-        # Inside rows that are suspect already, one more death says enough.
+        # Inside a range that is suspect already, one death is enough.
         within = any(seen[0] <= low and high <= seen[1] and seen != span for seen in self.deaths)
         return high - low > 1 and (deaths >= SUSPECT_AFTER or (deaths >= 1 and within))
 
     def verdict(self, span: Span) -> tuple[str, str] | None:
-        """Reason and error of a row that is not to be tried again."""
+        """Return reason and error of a row that must not be encoded again; None for all other ranges."""
         if span[1] - span[0] != 1:
             return None
         if span in self.timed_out:
-            return "timed_out", "the encoder did not go forward on this row for longer than run.row_timeout_s"
+            return "timed_out", "the encoder made no progress on this row for longer than run.row_timeout_s"
         if (deaths := self.deaths.get(span, 0)) >= SUSPECT_AFTER:
             return "killed_process", f"the process died {deaths} times on this row"
         return None
 
 
 class _RayAttempt:
-    """An attempt that the book's actor knows of."""
+    """An attempt that the actor of the attempt log records."""
 
     watched = True
 
@@ -208,12 +214,15 @@ class _RayAttempt:
 
         self._actor = actor
         self._key = (stage, unit)
-        known = PriorAttempts(stage, unit, *ray.get(actor.begin.remote(stage, unit)))
-        self.check, self.suspect, self.verdict = known.check, known.suspect, known.verdict
+        prior = PriorAttempts(stage, unit, *ray.get(actor.begin.remote(stage, unit)))
+        self.check, self.suspect, self.verdict = prior.check, prior.suspect, prior.verdict
 
     @contextlib.contextmanager
     def trying(self, span: Span) -> Iterator[None]:
-        """Say which rows are at work. Waits for the book to know, or a crash right after would be nobody's."""
+        """Record the row range during the `with` block.
+
+        Waits until the actor has recorded it; otherwise a crash right after the call would not count for the range.
+        """
         import ray
 
         ray.get(self._actor.trying.remote(*self._key, span))
@@ -221,34 +230,34 @@ class _RayAttempt:
         self._actor.trying.remote(*self._key, None)
 
     def timed_out(self, span: Span) -> None:
-        """Say that this process ends itself now, because nothing goes forward at these rows."""
+        """Record that the watchdog is ending this process at this row range."""
         import ray
 
-        with contextlib.suppress(ray.exceptions.RayError):  # then it is one more death without last words
-            ray.get(self._actor.timed_out.remote(*self._key, span), timeout=_LAST_WORDS_S)
+        with contextlib.suppress(ray.exceptions.RayError):  # without the record it counts as an ordinary death
+            ray.get(self._actor.timed_out.remote(*self._key, span), timeout=_REPORT_TIMEOUT_S)
 
     def done(self) -> None:
-        """The attempt ended by itself."""
+        """Record that the attempt ended."""
         self._actor.done.remote(*self._key)
 
 
 class RayAttemptLog:
-    """The handle that stages hold. Picklable; made once by the driver."""
+    """Handle of the attempt log for the stages. Picklable; the driver creates it."""
 
     def __init__(self) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_AttemptCounts)
-        self._actor: Any = remote.options(scheduling_strategy=here).remote()
+        self._actor: Any = remote.options(scheduling_strategy=this_node).remote()
 
     def attempt(self, stage: str, unit: int) -> Attempt:
         """Begin an attempt."""
         return _RayAttempt(self._actor, stage, unit)
 
     def stats(self) -> tuple[int, int]:
-        """How many attempts have died in this run so far, and how many encoders are at work."""
+        """Return the number of deaths in this run, and the number of encoders at work."""
         import ray
 
         deaths, busy = ray.get(self._actor.stats.remote())

@@ -1,4 +1,4 @@
-"""Choice of the executor: this process for a small job, Ray otherwise."""
+"""Chooses the executor: this process for a small job, otherwise Ray."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pipeline.job.config import Run
 
 
 def executor_for(run: Run) -> Executor:
-    """What a job asks for.
+    """Return the executor for `run.address`.
 
     Raises:
-        ConfigError: there is no such cluster, or it is too small.
+        ConfigError: the cluster does not exist or is too small.
     """
     if run.address == "inline":
         return InlineExecutor()
-    from pipeline.execute.ray_data import RayExecutor  # ray takes seconds to import: only where it is used
+    from pipeline.execute.ray_data import RayExecutor  # importing ray takes seconds
 
     return RayExecutor(run)
 
 
 def inline_if_small(address: str, *, fits_in_process: bool) -> Executor | None:
-    """This process, where there is little to do and the choice is ours; None otherwise."""
-    here = address == "inline" or (fits_in_process and address == "auto" and "RAY_ADDRESS" not in os.environ)
-    return InlineExecutor() if here else None
+    """Return an inline executor if the job is small and the user named no cluster, or for "inline"; else None."""
+    inline = address == "inline" or (fits_in_process and address == "auto" and "RAY_ADDRESS" not in os.environ)
+    return InlineExecutor() if inline else None

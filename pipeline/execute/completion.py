@@ -1,6 +1,6 @@
-"""Follows the units of a run, and checks at its end that nothing is missing.
+"""Collects the outcomes of a run's units, and checks at its end that none is missing.
 
-Shared by every run that has a ledger: backfill, refresh, compaction.
+Used by all runs with a ledger: backfill, refresh, compaction.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from pipeline.ledger.ledger import RECEIPT_BATCH_UNITS, Ledger
 
 
 def collect_outcomes(outcomes: Iterable[UnitOutcome], ledger: Ledger, reporter: Reporter) -> None:
-    """Tell the reporter how each unit ends, and leave copies of receipts. All units are let end, whatever becomes of the
-    others.
+    """Pass each outcome to the reporter, and write receipt batches. Waits for all units, even if some fail.
 
     Raises:
-        VectideError: some failed; of the class of the first.
+        VectideError: a unit failed; has the class of the first error.
     """
     errors: list[tuple[int, VectideError]] = []
     finished: list[Receipt] = []
@@ -37,41 +36,43 @@ def collect_outcomes(outcomes: Iterable[UnitOutcome], ledger: Ledger, reporter: 
             errors.append((outcome.unit, outcome.error))
             reporter.failed_unit(outcome.unit, outcome.error)
     if errors:
-        raise _failed(errors, int((ledger.description() or {}).get("units", 0)))
+        raise _first_error(errors, int((ledger.description() or {}).get("units", 0)))
 
 
-def _failed(errors: list[tuple[int, VectideError]], units: int) -> VectideError:
-    """The first error, with how many others there were; it keeps its class and so its exit code."""
+def _first_error(errors: list[tuple[int, VectideError]], units: int) -> VectideError:
+    """Return the first error with the number of further ones; it keeps its class and so its exit code."""
     number, error = errors[0]
-    others = f" {len(errors) - 1} more units failed." if len(errors) > 1 else ""
-    message = f"unit {number} of {units} failed: {error}.{others} The other units are kept; nothing was published"
+    more = len(errors) - 1
+    others = f" {more} more unit{'s' * (more > 1)} failed." if more else ""
+    told = str(error).rstrip(".")
+    message = f"unit {number} of {units} failed: {told}.{others} The other units are kept; nothing was published"
     return type(error)(message)
 
 
 def count_units(receipts: dict[int, Receipt]) -> int:
-    """How many units these receipts are of: those of an amendment may stand in for files of the table instead."""
+    """Return the number of units with a receipt, without receipt overrides that replace files of the table."""
     return len([receipt for receipt in receipts.values() if receipt.replaces is None])
 
 
 def load_complete_receipts(ledger: Ledger, description: dict[str, Any]) -> dict[int, Receipt]:
-    """The receipts of a run that is done, by unit; each adds up, and none is missing.
+    """Return the receipts of a finished run by unit, after checking them.
 
     Raises:
-        InvariantBroken: otherwise.
+        InvariantBroken: a receipt is missing, or its counts are inconsistent.
     """
     receipts = ledger.receipts()
     if count_units(receipts) != description["units"]:
-        raise InvariantBroken(f"{len(receipts)} receipts are there for a plan of {description['units']} units.")
+        raise InvariantBroken(f"there are {len(receipts)} receipts for a plan of {description['units']} units.")
     for receipt in receipts.values():
         receipt.check()
     return receipts
 
 
 def check_files(ledger: Ledger, table: str, missing: list[str], files: int) -> None:
-    """Raise StorageError where files that receipts name are not there."""
+    """Raise StorageError if files of receipts are missing."""
     if missing:
         raise StorageError(
-            f"{len(missing)} of {files} files that receipts name are not in {table!r} as they were written "
-            f"({missing[0]!r} first); nothing was published. Something else removed them: remove {ledger.url!r} and "
-            f"run the same command again to make them anew"
+            f"{len(missing)} of {files} files of the receipts are missing or changed in {table!r} "
+            f"(first: {missing[0]!r}); nothing was published. Another program removed or changed them: remove "
+            f"{ledger.url!r} and run the same command again to write them again"
         )

@@ -1,7 +1,7 @@
-"""Execution of units inside this process.
+"""Executor that runs units inside this process.
 
-Both executors put a unit through the same three stages. Inside the process nothing has to be started, which is right for
-a few units and in tests. The trade-off: a row that kills the process then kills the run.
+Both executors run a unit through the same three stages. This one starts no processes, which is best for a few units and
+for tests. The trade-off: a row that kills the process ends the run.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.plan.resources import Pool
 
 
 class InlineExecutor:
-    """Units inside this process, one after the other; the model is loaded when the first text needs it."""
+    """Runs units inside this process, one after the other; loads the model at the first text."""
 
     def __init__(self) -> None:
         threads = os.cpu_count() or 1
         self.pool = Pool(replicas=1, gpus=0.0, cpus=threads, threads=threads, io_cpus=1.0, device="cpu")
         self.attempt_log: AttemptLog = NoAttemptLog()
         for name, value in ENCODER_ENV.items():
-            os.environ.setdefault(name, value)  # oneDNN asks at the first product
+            os.environ.setdefault(name, value)  # oneDNN reads them at the first matrix product
 
     def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
         """See `Executor`."""

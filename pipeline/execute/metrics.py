@@ -1,10 +1,9 @@
-"""What a run says of itself while it goes on: counters and gauges in the format of Prometheus, exported by Ray.
+"""Metrics of a run on Ray: counters, gauges and histograms in Prometheus format, exported by Ray.
 
-`dataflow` counts finished units on the driver, from their receipts: a unit that was done twice, because a worker died,
-counts once, and the numbers are those of the outcome. The encode actors add what only they know: their token budget,
-their card's memory. Runs without Ray have no metrics and do not come here. Names, tags and meanings are in
-docs/metrics.md; `METRICS` is the same list. The trade-off: the numbers of the driver end with it, so a run that is
-repeated counts from where it goes on.
+The driver (`ray_data`) counts finished units from their receipts. A unit that ran twice because a worker died counts
+once, so the totals equal those of the outcome. The encode actors add their own numbers: token budget and GPU memory.
+Inline runs have no metrics. Names, tags and meanings are in docs/metrics.md; `METRICS` is the same list. The trade-off:
+the driver's counters end with its process, so a resumed run counts only the units that it runs itself.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from actors.encoders.compute.device import Memory
     from actors.encoders.running import Stats
 
-# Every series has these: the table's URL and the run's name.
+# Tags of every series: the table's URL and the run's name.
 COMMON = ("table", "run")
 
 
@@ -29,7 +28,7 @@ class Metric:
     """One metric.
 
     Attributes:
-        tags: Beside `COMMON`.
+        tags: Tags besides `COMMON`.
     """
 
     kind: Literal["counter", "gauge", "histogram"]
@@ -39,27 +38,29 @@ class Metric:
 
 
 _ALL = (
-    Metric("counter", "vectide_rows_read_total", "Rows of the source that finished units had"),
+    Metric("counter", "vectide_rows_read_total", "Source rows of finished units"),
     Metric("counter", "vectide_documents_total", "Documents that were embedded"),
-    Metric("counter", "vectide_rows_written_total", "Rows of the table: documents, or with chunking chunks"),
+    Metric("counter", "vectide_rows_written_total", "Rows of the table: documents, or chunks with chunking"),
     Metric("counter", "vectide_tokens_total", "Tokens of the documents"),
     Metric("counter", "vectide_encoded_texts_total", "Texts that went through the model"),
-    Metric("counter", "vectide_truncated_documents_total", "Documents cut at the model's limit"),
-    Metric("counter", "vectide_quarantined_rows_total", "Rows that were set aside", ("reason",)),
-    Metric("counter", "vectide_written_bytes_total", "Size of the data files that were written"),
+    Metric("counter", "vectide_truncated_documents_total", "Documents truncated at the model's limit"),
+    Metric("counter", "vectide_quarantined_rows_total", "Rows that were quarantined", ("reason",)),
+    Metric("counter", "vectide_written_bytes_total", "Size of the written data files"),
     Metric("counter", "vectide_units_total", "Units that ended", ("state",)),
-    Metric("counter", "vectide_process_deaths_total", "Attempts at a unit that ended with their process"),
+    Metric("counter", "vectide_process_deaths_total", "Attempts at a unit that died with their process"),
     Metric("counter", "vectide_stage_seconds_total", "Time of finished units in a stage", ("stage",)),
     Metric("histogram", "vectide_unit_stage_seconds", "Time of one unit in a stage", ("stage",)),
     Metric("counter", "vectide_micro_batches_total", "Micro-batches that went through the model"),
-    Metric("counter", "vectide_out_of_memory_total", "Micro-batches that did not fit, and were halved"),
-    Metric("gauge", "vectide_budget_tokens", "Token budget of a micro-batch, now"),
-    Metric("gauge", "vectide_micro_batch_fill_ratio", "Tokens against tokens and padding, in the last unit"),
-    Metric("gauge", "vectide_micro_batch_budget_ratio", "Tokens of a micro-batch against its budget, in the last unit"),
-    Metric("gauge", "vectide_gpu_memory_allocated_bytes", "Memory of the card in tensors of this encoder"),
-    Metric("gauge", "vectide_gpu_memory_reserved_bytes", "Memory of the card that this encoder holds"),
-    Metric("gauge", "vectide_gpu_memory_used_bytes", "Memory of the card in use, by all of its processes"),
-    Metric("gauge", "vectide_gpu_memory_total_bytes", "Memory of the card"),
+    Metric("counter", "vectide_out_of_memory_total", "Micro-batches that did not fit into memory and were halved"),
+    Metric("gauge", "vectide_budget_tokens", "Current token budget of a micro-batch"),
+    Metric("gauge", "vectide_micro_batch_fill_ratio", "Tokens divided by tokens and padding, in the last unit"),
+    Metric(
+        "gauge", "vectide_micro_batch_budget_ratio", "Tokens of a micro-batch divided by its budget, in the last unit"
+    ),
+    Metric("gauge", "vectide_gpu_memory_allocated_bytes", "GPU memory in tensors of this encoder"),
+    Metric("gauge", "vectide_gpu_memory_reserved_bytes", "GPU memory reserved by this encoder"),
+    Metric("gauge", "vectide_gpu_memory_used_bytes", "GPU memory used by all processes"),
+    Metric("gauge", "vectide_gpu_memory_total_bytes", "Total GPU memory"),
 )
 METRICS = {metric.name: metric for metric in _ALL}
 STAGES = ("read", "tokenize", "encode", "write")
@@ -68,7 +69,7 @@ _SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 
 @cache
 def _exported(name: str) -> Any:
-    """Ray's object for a metric, one a process."""
+    """Return Ray's object of a metric; one per process."""
     from ray.util import metrics
 
     metric = METRICS[name]
@@ -80,7 +81,7 @@ def _exported(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """Where one run's numbers go. Picklable."""
+    """Records numbers of one run. Picklable."""
 
     table: str
     run: str
@@ -89,7 +90,7 @@ class Meter:
         return {"table": self.table, "run": self.run, **tags}
 
     def add(self, name: str, value: float, **tags: str) -> None:
-        """Add to a counter. Ray takes no zero, and a series that was never counted is not there."""
+        """Add to a counter. Does nothing for 0, which Ray refuses: a series begins with its first count."""
         if value > 0:
             _exported(name).inc(float(value), tags=self._tags(tags))
 
@@ -103,14 +104,14 @@ class Meter:
 
 
 class RunMeter:
-    """The driver's numbers: what the finished units came to."""
+    """Metrics of the driver: totals of the finished units."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._deaths = 0
 
     def finished(self, receipt: Receipt, reasons: Mapping[str, int]) -> None:
-        """A unit has its receipt; `reasons` are those of its rows that were set aside."""
+        """Count a unit that has its receipt; `reasons` are the numbers of quarantined rows by reason."""
         add = self._meter.add
         add("vectide_rows_read_total", receipt.rows_read)
         add("vectide_documents_total", receipt.documents)
@@ -127,24 +128,24 @@ class RunMeter:
         add("vectide_units_total", 1, state="done")
 
     def failed(self) -> None:
-        """A unit ended with an error."""
+        """Count a unit that ended with an error."""
         self._meter.add("vectide_units_total", 1, state="failed")
 
     def deaths(self, total: int) -> None:
-        """How many attempts have died so far."""
+        """Set the number of attempts that have died so far."""
         self._meter.add("vectide_process_deaths_total", total - self._deaths)
         self._deaths = total
 
 
 class EncoderMeter:
-    """An encoder's own numbers. Made by the driver, used in an encode actor."""
+    """Metrics of one encoder. The driver creates it, an encode actor uses it."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._tokens = self._micro_batches = self._padding = self._out_of_memory = 0
 
     def record(self, stats: Stats, memory: Memory | None) -> None:
-        """After a unit: what changed since the one before, and the card's memory where there is a card."""
+        """Record the changes since the previous unit, and the GPU memory if there is a GPU."""
         tokens, padding = stats.tokens - self._tokens, stats.padding_tokens - self._padding
         micro_batches = stats.micro_batches - self._micro_batches
         self._meter.add("vectide_micro_batches_total", micro_batches)

@@ -1,4 +1,4 @@
-"""Outcome of a unit, and the protocol of what runs units. Used by the inline and the Ray executor."""
+"""Outcome of a unit, and the protocol of an executor. Used by the inline and the Ray executor."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pipeline.plan.resources import Pool
 
 @dataclass(frozen=True, slots=True)
 class UnitOutcome:
-    """How one unit ended: a receipt, or the error that stopped it.
+    """Result of one unit: a receipt, or the error that stopped it.
 
     Attributes:
-        reasons: Why rows were set aside, and how many for each reason.
-        busy: Encoders that were at work when it ended, where that can be told.
+        reasons: Number of quarantined rows by reason.
+        busy: Number of encoders at work when the unit ended; None if unknown.
     """
 
     unit: int
@@ -35,9 +35,9 @@ class UnitOutcome:
 
 
 def decode_outcome(block: pa.Table) -> UnitOutcome:
-    """What the write stage handed on."""
+    """Return the outcome in a block of the write stage."""
     unit = block.column("unit")[0].as_py()
-    outcome = pickle.loads(block.column("outcome")[0].as_py())  # noqa: S301  (made by our own write stage)
+    outcome = pickle.loads(block.column("outcome")[0].as_py())  # noqa: S301  (pickled by the write stage)
     if isinstance(outcome, Receipt):
         reasons = pickle.loads(block.column("reasons")[0].as_py())  # noqa: S301  (as above)
         return UnitOutcome(unit, outcome, None, reasons)
@@ -45,16 +45,16 @@ def decode_outcome(block: pa.Table) -> UnitOutcome:
 
 
 class Executor(Protocol):
-    """Something that runs units."""
+    """Runs units through the stages."""
 
     pool: Pool
     attempt_log: AttemptLog
 
     def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
-        """Run units and yield how each ended, as they end."""
+        """Run units and yield the outcome of each when it ends."""
 
     def rewrite(self, units: Iterable[Unit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
-        """As `run`, for units that only carry rows of the table into new files: no model is asked for.
+        """Run units that only rewrite files of the table, without a model; yield outcomes as `run` does.
 
-        `limit_s` is how long nothing may go forward.
+        `limit_s` is the longest time without progress.
         """

@@ -1,6 +1,7 @@
-"""What a run says while it goes on, and what it came to.
+"""Progress reports and the outcome of a run.
 
-Made by the pipelines, shown by `jobs`. Plain data and one protocol, so that whoever listens needs nothing of a pipeline.
+The pipelines create them, `jobs` shows them. Plain data and one protocol, so that a reporter does not depend on a
+pipeline.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from actors.unit.receipt import Receipt
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a run is about to do.
+    """Work of a run, reported when its units begin.
 
     Attributes:
-        rows: Rows of the source by the plan; an estimate unless `rows_exact`.
-        left_out: What source.uri matches and the run does not read.
-        dialects: How delimited shards are written, where a person should know, a sentence each.
+        rows: Source rows by the plan; an estimate unless `rows_exact`.
+        left_out: Objects that source.uri matches and the run does not read.
+        dialects: Unusual dialects of delimited shards, one sentence each.
     """
 
     run: str
@@ -37,18 +38,18 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run came to.
+    """Result of a run.
 
-    `rows_read == documents + quarantined`. `encoded` texts went through the model. `published` is False where the version
-    was there before, and where a re-embedding was built and not published (`staged`).
+    `rows_read == documents + quarantined`. `encoded` counts the texts that went through the model. `published` is False
+    if the version existed before, or if a re-embedding was built and not published (`staged`).
 
     Attributes:
-        padding: Places that the model computed for nothing.
-        files: Data files that were written.
-        size_bytes: Of those files.
-        seconds: By stage, of all processes together.
-        checks: What a second generation was measured by before it took over, in words.
-        left_out: What source.uri matches and the run did not read.
+        padding: Padding tokens that the model computed.
+        files: Number of written data files.
+        size_bytes: Total size of these files.
+        seconds: Time by stage, summed over all processes.
+        checks: Results of the quality checks of a re-embedding, one sentence each.
+        left_out: Objects that source.uri matches and the run did not read.
     """
 
     table: str
@@ -73,7 +74,7 @@ class Outcome:
     left_out: tuple[LeftOut, ...] = ()
 
     def plus(self, receipts: Iterable[Receipt]) -> Outcome:
-        """With what these units came to."""
+        """Return the outcome with the totals of these receipts added."""
         total: dict[str, Any] = {name: getattr(self, name) for name in _SUMS}
         seconds = dict(self.seconds)
         for receipt in receipts:
@@ -95,22 +96,22 @@ _SUMS = (*_COUNTED, "quarantined", "units", "files", "size_bytes")
 
 
 class Reporter(Protocol):
-    """Who is told how a run goes."""
+    """Receives the progress of a run."""
 
     def step(self, text: str) -> None:
-        """A step begins: planning, starting Ray, publishing."""
+        """Report that a step begins: planning, starting Ray, publishing."""
 
     def started(self, started: Started) -> None:
-        """Units begin to run."""
+        """Report that the units begin to run."""
 
     def finished_unit(self, receipt: Receipt) -> None:
-        """A unit has its receipt."""
+        """Report a unit that has its receipt."""
 
     def busy(self, encoders: int) -> None:
-        """So many encoders are at work on a unit."""
+        """Report the number of encoders at work."""
 
     def failed_unit(self, unit: int, error: VectideError) -> None:
-        """A unit ended with an error; the others go on."""
+        """Report a unit that ended with an error; the other units continue."""
 
 
 class NullReporter:

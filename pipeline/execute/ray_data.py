@@ -1,8 +1,8 @@
-"""The Ray Data graph: units -> read and tokenize -> encode -> write -> receipts.
+"""Executor on Ray Data: units -> read and tokenize -> encode -> write -> receipts.
 
-Called by `run`. One unit is one block of one row through all three stages (see actors/unit/unit_batch.py), so every stage takes
-`batch_size=1` and Ray never splits, merges or drops a unit. Units go in by waves: the driver holds the blocks of one
-wave, not of a plan of a million. The trade-off: encoders are started anew for each wave, so a wave is hours of work.
+A unit is a block of one row in all three stages (see actors/unit/unit_batch.py), so every stage has `batch_size=1`, and
+Ray never splits, merges or drops a unit. Units run in waves, so that the driver has the blocks of one wave in memory and
+not of a plan of a million units. The trade-off: each wave starts its encoders again, so a wave has hours of work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from actors.unit.writer import WriterSpec
 from pipeline.execute.attempts import AttemptLog, RayAttemptLog
 from pipeline.execute.metrics import EncoderMeter, Meter, RunMeter
 from pipeline.execute.outcome import UnitOutcome, decode_outcome
-from pipeline.execute.ray_errors import root
+from pipeline.execute.ray_errors import root_error
 from pipeline.execute.stages.encode import EncodeStage
 from pipeline.execute.stages.read import read_and_tokenize
 from pipeline.execute.stages.spec import StageSpec, to_block
@@ -38,26 +38,26 @@ from pipeline.plan.resources import Machine, Pool, size_pool
 
 WAVE_UNITS = 20_000
 
-# How long nothing may move before the run gives up: where a pool grows, for machines to come; where it is of a fixed size,
-# whose machines were there when it began, for them to come back.
-_PATIENCE_S = {True: 12 * 3600.0, False: 1800.0}
-# A unit that hangs ends its process a few times before it moves, and each time takes as long as `run.row_timeout_s`.
-_HANGS = 10
-_RAYS_OWN = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
+# Longest time without progress before the run fails, by `Pool.grows`: a growing pool waits for new machines, a pool of
+# fixed size waits for lost machines to return.
+_STALL_TIMEOUT_S = {True: 12 * 3600.0, False: 1800.0}
+# A unit that hangs may end several processes before there is progress, each after `run.row_timeout_s`.
+_MAX_HANGS = 10
+_RAY_STALL_VARIABLE = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
-# Ray ends an idle worker after a second where there are more than the machine has CPUs, which encoders and Ray's own actors
-# are already: each unit's write then began with a new process and two seconds of imports, on all cores.
+# By default Ray ends a worker after one idle second if there are more workers than CPUs. Encoders and Ray's own actors
+# already exceed that number, so each write of a unit would start a new process and import for two seconds on all cores.
 _KEEP_IDLE_MS = 600_000
-# How often the book is asked how many encoders are at work: at a hundred units a second, not at each.
-_PULSE_S = 1.0
-_KNOCK_S = 10.0
+# Interval of queries to the attempt log: a query per unit would be too many at a hundred units per second.
+_STATS_INTERVAL_S = 1.0
+_CONNECT_TIMEOUT_S = 10.0
 
 
 def connect(address: str) -> None:
     """Join the cluster at `address`, or start Ray on this machine.
 
     Args:
-        address: "auto" (the cluster that RAY_ADDRESS names, else this machine), "local", or a cluster's address.
+        address: "auto" (the cluster in RAY_ADDRESS, else this machine), "local", or the address of a cluster.
 
     Raises:
         ConfigError: there is no cluster at that address.
@@ -67,13 +67,15 @@ def connect(address: str) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised to us, without a traceback first
+    logging.getLogger("ray.data").setLevel(
+        logging.CRITICAL
+    )  # errors are raised; without this Ray logs a traceback first
 
 
 def _init(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own chatter; what fails is raised to us
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised and need no log
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     target = os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
     _check_reachable(target, address)
@@ -96,12 +98,12 @@ def _init(address: str) -> None:
 
 
 def _check_reachable(target: str, address: str) -> None:
-    """Raise ConfigError where nothing listens at `host:port`: Ray itself would wait there for minutes, deaf to Ctrl-C."""
+    """Raise ConfigError if nothing listens at `host:port`: Ray would wait for minutes and ignore Ctrl-C."""
     host, _, port = target.rpartition(":")
     if "/" in target or not host or not port.isdecimal():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"run.address {address!r}: nothing answers at {target} ({error}); start a Ray cluster there, or use "
@@ -111,21 +113,21 @@ def _check_reachable(target: str, address: str) -> None:
 
 @contextlib.contextmanager
 def _native_stderr_silenced() -> Iterator[None]:
-    """Keep what Ray's native code says of its own log level off the terminal; what fails is raised, not printed."""
+    """Redirect file descriptor 2 to /dev/null: Ray's native code prints about its log level. Errors are raised."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    saved = os.dup(2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(devnull)
 
 
 def machines() -> list[Machine]:
-    """The nodes of the cluster that this process is connected to."""
+    """Return the living nodes of the connected cluster."""
     return [
         Machine(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), node["Labels"])
         for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -134,32 +136,32 @@ def machines() -> list[Machine]:
 
 
 def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, attempt_log: AttemptLog) -> Iterator[UnitOutcome]:
-    """Run units through the graph and yield how each ended, as they end.
+    """Run units through the graph and yield the outcome of each when it ends.
 
     Raises:
-        VectideError: what a worker raised outside of any unit, such as a model that does not load.
+        VectideError: a worker failed outside a unit, for example because a model does not load.
     """
-    rest = iter(units)
+    remaining = iter(units)
     meter = RunMeter(Meter(spec.writer.table, spec.writer.run))
-    busy, asked_s = None, float("-inf")
-    while wave := list(itertools.islice(rest, WAVE_UNITS)):
+    busy, last_query_s = None, float("-inf")
+    while wave := list(itertools.islice(remaining, WAVE_UNITS)):
         for outcome in _run_wave(wave, spec, pool, attempt_log):
             if outcome.receipt is not None:
                 meter.finished(outcome.receipt, outcome.reasons)
             else:
                 meter.failed()
-            if time.monotonic() - asked_s >= _PULSE_S:
+            if time.monotonic() - last_query_s >= _STATS_INTERVAL_S:
                 deaths, busy = attempt_log.stats()
                 meter.deaths(deaths)
-                asked_s = time.monotonic()
+                last_query_s = time.monotonic()
             yield replace(outcome, busy=busy)
     meter.deaths(attempt_log.stats()[0])
 
 
 def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, attempt_log: AttemptLog) -> Iterator[UnitOutcome]:
-    shared = {"spec": spec, "book": attempt_log}
+    shared = {"spec": spec, "attempt_log": attempt_log}
     least, most = pool.sizes(len(wave))
-    _set_stall_timeout(_PATIENCE_S[pool.grows], spec.row_timeout_s)
+    _set_stall_timeout(_STALL_TIMEOUT_S[pool.grows], spec.row_timeout_s)
     dataset = (
         ray.data.from_blocks([to_block(unit) for unit in wave])
         .map_batches(read_and_tokenize, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
@@ -167,7 +169,7 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, attempt_log: Attemp
             EncodeStage,
             batch_size=1,
             batch_format="pyarrow",
-            # With fewer in flight than Ray's threshold of 1.75 a pool never grows.
+            # A pool grows only if more tasks per actor are in flight than Ray's threshold of 1.75.
             compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
@@ -188,46 +190,46 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, attempt_log: Attemp
 def rewrite_units(
     units: Iterable[Unit], spec: WriterSpec, attempt_log: AttemptLog, limit_s: float | None
 ) -> Iterator[UnitOutcome]:
-    """As `run_units`, for units that only carry rows: one task each, as many at once as there are CPUs."""
-    shared = {"spec": spec, "book": attempt_log, "limit_s": limit_s}
-    _set_stall_timeout(_PATIENCE_S[False], limit_s)
-    rest = iter(units)
-    while wave := list(itertools.islice(rest, WAVE_UNITS)):
+    """Run units that rewrite table files, one task each on one CPU, and yield the outcome of each when it ends."""
+    shared = {"spec": spec, "attempt_log": attempt_log, "limit_s": limit_s}
+    _set_stall_timeout(_STALL_TIMEOUT_S[False], limit_s)
+    remaining = iter(units)
+    while wave := list(itertools.islice(remaining, WAVE_UNITS)):
         blocks = ray.data.from_blocks([to_block(unit) for unit in wave])
         yield from _outcomes(
             blocks.map_batches(rewrite, batch_size=1, batch_format="pyarrow", num_cpus=1, fn_kwargs=shared),
-            "a CPU for each file that is written",
+            "each file needs a CPU",
         )
 
 
-def _outcomes(dataset: ray.data.Dataset, wanted: str) -> Iterator[UnitOutcome]:
-    """How each unit ends, as they end. `wanted` says what resources the graph asks for."""
+def _outcomes(dataset: ray.data.Dataset, needs: str) -> Iterator[UnitOutcome]:
+    """Yield the outcome of each unit when it ends. `needs` describes the resources of the graph, for messages."""
     try:
-        # Not `iter_batches`: every five seconds it sends its statistics away, which hold the metadata of the whole wave.
+        # Not `iter_batches`: every five seconds it sends statistics that contain the metadata of the whole wave.
         for bundle in dataset.iter_internal_ref_bundles():
             for entry in bundle.blocks:
                 block = ray.get(entry.ref)
                 for row in range(block.num_rows):
                     yield decode_outcome(block.slice(row, 1))
     except ray.exceptions.RayError as error:
-        raise root(error) from error
+        raise root_error(error) from error
     except ExecutionTimeoutError as error:
         raise ClusterStalled(
-            f"nothing moved for {_time(_stall_timeout_s())}: {wanted}, and the cluster did not have them, or something in them "
-            f"hangs. Look at its workers (`ray status`), then run the same command again: it goes on from here"
+            f"no progress for {_duration(_stall_timeout_s())}: {needs}, and the cluster did not have them, or a worker "
+            f"hangs. Check the workers (`ray status`), then run the same command again: it resumes the run"
         ) from error
 
 
 def _set_stall_timeout(wait_s: float, row_timeout_s: float | None = None) -> None:
-    """Say how long Ray Data waits for anything to move, unless its own variable says so."""
-    if _RAYS_OWN not in os.environ:
+    """Set how long Ray Data waits for progress, unless Ray's environment variable sets it."""
+    if _RAY_STALL_VARIABLE not in os.environ:
         ray.data.DataContext.get_current().execution_no_progress_timeout_s = max(
-            wait_s, _HANGS * (row_timeout_s or 0.0)
+            wait_s, _MAX_HANGS * (row_timeout_s or 0.0)
         )
 
 
-def _time(seconds: float) -> str:
-    """A time, for a person."""
+def _duration(seconds: float) -> str:
+    """Return a duration in the unit that fits it."""
     for name, unit_s in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.3g} {name}"
@@ -235,12 +237,12 @@ def _time(seconds: float) -> str:
 
 
 def _stall_timeout_s() -> float:
-    """How long Ray Data waits for anything to move."""
+    """Return how long Ray Data waits for progress."""
     return float(ray.data.DataContext.get_current().execution_no_progress_timeout_s)
 
 
 class RayExecutor:
-    """Units on the Ray cluster that a job names."""
+    """Runs units on the Ray cluster of a job."""
 
     def __init__(self, run: Run) -> None:
         connect(run.address)

@@ -1,7 +1,7 @@
-"""What Ray says when a machine runs out of something or is gone for good, in one sentence with the way out.
+"""Translates Ray system errors (disk, memory, lost node) into ClusterError with advice.
 
-Used by `dataflow` for everything that ends a run from outside of its units. The trade-off: only what a person can do
-something about is put into words; anything else stays as Ray raised it, for it is a mistake of ours.
+Used by `ray_data` for errors that end a run from outside its units. The trade-off: only errors that the user can fix are
+translated. Any other error is raised unchanged, because it is a bug in this package.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from actors.errors import ClusterError, VectideError
 from actors.storage.errors import redact
 
 _DISK = (
-    "the local disk of a node is full: what does not fit Ray's object store goes there (/tmp/ray, unless Ray was started "
-    "with another --temp-dir). Free some space or lower run.unit_rows"
+    "the local disk of a node is full: Ray writes there what does not fit into its object store (/tmp/ray, unless Ray was "
+    "started with another --temp-dir). Free some space or lower run.unit_rows"
 )
 _STORE = "the object store of a node is full. Lower run.unit_rows or start Ray with more --object-store-memory"
-_MEMORY = "the memory of a node is full. Lower run.replicas or run.unit_rows, or take larger machines"
-_SETUP = "a worker could not be set up. Look at what its node has"
-_LOST = "Ray lost more than it can make again. Look at its nodes"
-# The first kind that is met says most.
+_MEMORY = "the memory of a node is full. Lower run.replicas or run.unit_rows, or use larger machines"
+_SETUP = "a worker could not be set up. Check the software on its node"
+_LOST = "Ray lost data that it cannot recompute. Check the nodes"
+# Ordered from most to least specific.
 _MEANINGS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.OutOfDiskError, _DISK),
     (exceptions.ObjectStoreFullError, _STORE),
@@ -36,24 +36,24 @@ _MEANINGS: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def root(error: BaseException) -> BaseException:
-    """Our own error inside Ray's wrapping; one of ours for what a machine lacks; or the error as it is."""
-    chain = list(_chain(error))
-    for seen in chain:
-        if isinstance(seen, VectideError):
-            return seen
+def root_error(error: BaseException) -> BaseException:
+    """Return the VectideError that Ray wrapped, or a ClusterError for a Ray system error, or the error unchanged."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, VectideError):
+            return cause
     for kind, meaning in _MEANINGS:
-        for seen in reversed(chain):  # the innermost has the least of Ray's own wrapping around it
-            if isinstance(seen, kind):
+        for cause in reversed(causes):  # the innermost has the shortest message
+            if isinstance(cause, kind):
                 return ClusterError(
-                    f"{meaning}, then run the same command again: finished work is kept ({redact(seen)})"
+                    f"{meaning}, then run the same command again: finished work is kept ({redact(cause)})"
                 )
     return error
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        cause = getattr(current, "cause", None)
+        current = cause if isinstance(cause, BaseException) and cause is not current else current.__cause__

@@ -1,7 +1,7 @@
-"""One task a row: what `source.task_column` says, checked against the model.
+"""Checks the tasks of `source.task_column` against the model.
 
-Used by the first stage. A row without a task takes the job's; a row that names one which the model does not have is set
-aside, since encoding it with another would put a vector of another kind in the table.
+Used by the first stage. A row without a task gets the job's task. A row with a task that the model does not have is
+quarantined, because a vector for another task would not be comparable with the others.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ from actors.schema import ID, POSITION, SHARD, TASK, QuarantinedRow
 
 
 def check_task_column(column: str | None, model: ModelSpec) -> None:
-    """Raise ConfigError where a job names a task column and the model has no tasks."""
+    """Raise ConfigError if a job names a task column and the model has no tasks."""
     if column is not None and not model.tasks:
         raise ConfigError(
             f"source.task_column is {column!r}, but {model.model} has no tasks; leave task_column out of the job"
         )
 
 
-def settle_tasks(table: pa.Table, model: ModelSpec) -> tuple[pa.Table, list[QuarantinedRow]]:
-    """The rows with a task each, and those whose task the model does not have.
+def resolve_tasks(table: pa.Table, model: ModelSpec) -> tuple[pa.Table, list[QuarantinedRow]]:
+    """Return the rows with their tasks filled in, and the quarantined rows with a task that the model does not have.
 
     Args:
-        table: A unit as read; unchanged where it has no task column.
-        model: Whose tasks count; its own task is the default.
+        table: Rows of a unit; returned unchanged if it has no task column.
+        model: The model; its own task is the default.
     """
     if TASK not in table.column_names:
         return table, []
     names = [model.task if name is None else name for name in table.column(TASK).to_pylist()]
     known = np.array([name is None or name in model.tasks for name in names], dtype=bool)
-    place = table.column_names.index(TASK)
-    table = table.set_column(place, TASK, pa.array(names, pa.string()))
+    table = table.set_column(table.column_names.index(TASK), TASK, pa.array(names, pa.string()))
     if known.all():
         return table, []
-    bad = [
+    quarantined = [
         QuarantinedRow(
             row[SHARD],
             row[POSITION],
@@ -47,4 +46,4 @@ def settle_tasks(table: pa.Table, model: ModelSpec) -> tuple[pa.Table, list[Quar
         )
         for row in table.filter(pa.array(~known)).select([SHARD, POSITION, ID, TASK]).to_pylist()
     ]
-    return table.filter(pa.array(known)), bad
+    return table.filter(pa.array(known)), quarantined

@@ -1,8 +1,9 @@
-"""Ends this process when its encoder does not go forward: a hung native call cannot be interrupted otherwise.
+"""Ends this process if a stage makes no progress: a native call that hangs cannot be interrupted in another way.
 
-Used by the encode stage around the rows that it is at, and by the others around a unit. What counts is progress and not
-time: a unit of many rows may take as long as it needs, as long as micro-batches get done, or batches read. The clock is made of ticks, so that a machine that slept
-has not been slow. The trade-off: a process ends for one row, and the next one loads the model again.
+The encode stage uses it around each row range, the other stages around a unit. It measures progress, not duration: a
+unit of many rows may take any time, as long as micro-batches finish or batches are read. Time is counted in ticks of a
+thread, so that a suspended machine does not count as a hang. The trade-off: one row ends a process, and the next
+process has to load the model again.
 """
 
 from __future__ import annotations
@@ -14,53 +15,53 @@ import threading
 from collections.abc import Callable, Iterator
 
 from actors.progress_counter import progress_count
-from pipeline.execute.attempts import HUNG, STDERR, WHOLE, Attempt
+from pipeline.execute.attempts import HANG_EXIT_CODE, STDERR, WHOLE_UNIT, Attempt
 
 _TICKS = 20
 _LONGEST_TICK_S = 1.0
 
 
 @contextlib.contextmanager
-def watchdog(limit_s: float, progress: Callable[[], object], *, last_words: Callable[[], None]) -> Iterator[None]:
-    """Watch what is done inside the `with`.
+def watchdog(limit_s: float, progress: Callable[[], object], *, on_timeout: Callable[[], None]) -> Iterator[None]:
+    """End the process if the `with` block makes no progress for `limit_s`.
 
     Args:
-        limit_s: How long `progress` may stay what it is.
-        progress: Something that changes whenever the work goes forward. Called from a thread.
-        last_words: Called from that thread before the process ends.
+        limit_s: Longest time without a change of `progress`.
+        progress: Returns a value that changes with every progress. Called from a thread.
+        on_timeout: Called from that thread before the process ends.
     """
-    over = threading.Event()
+    finished = threading.Event()
     tick_s = min(_LONGEST_TICK_S, limit_s / _TICKS)
 
-    def put_off() -> None:
-        # A call that never gives the interpreter's lock back stops the thread below too. Then a thread of faulthandler's,
-        # which needs no lock, ends the process, without last words: one more death of these rows.
+    def postpone_forced_exit() -> None:
+        # A call that never releases the interpreter lock also stops the thread below. Then a thread of faulthandler,
+        # which needs no lock, ends the process without `on_timeout`: this counts as an ordinary death.
         faulthandler.dump_traceback_later(2 * limit_s, exit=True, file=STDERR)
 
     def watch() -> None:
-        still_s, seen = 0.0, progress()
-        while not over.wait(tick_s):
-            put_off()
-            now = progress()
-            still_s, seen = (still_s + tick_s, seen) if now == seen else (0.0, now)
-            if still_s >= limit_s:
-                last_words()
+        unchanged_s, last = 0.0, progress()
+        while not finished.wait(tick_s):
+            postpone_forced_exit()
+            current = progress()
+            unchanged_s, last = (unchanged_s + tick_s, last) if current == last else (0.0, current)
+            if unchanged_s >= limit_s:
+                on_timeout()
                 faulthandler.dump_traceback(file=STDERR)
-                os._exit(HUNG)
+                os._exit(HANG_EXIT_CODE)
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
-    put_off()  # here, for the thread may never get the lock
+    postpone_forced_exit()  # also in this thread: the other one may never get the interpreter lock
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
         faulthandler.cancel_dump_traceback_later()
 
 
-def guarded(attempt: Attempt, limit_s: float | None) -> contextlib.AbstractContextManager[None]:
-    """Watch what is done to a unit by a stage that reads or writes, whose signs of going forward `actors/progress_counter.py` counts."""
+def watch_unit(attempt: Attempt, limit_s: float | None) -> contextlib.AbstractContextManager[None]:
+    """Watch a stage that reads or writes a unit, by the counter of `actors/progress_counter.py`."""
     if limit_s is None or not attempt.watched:
         return contextlib.nullcontext()
-    return watchdog(limit_s, progress_count, last_words=lambda: attempt.timed_out(WHOLE))
+    return watchdog(limit_s, progress_count, on_timeout=lambda: attempt.timed_out(WHOLE_UNIT))

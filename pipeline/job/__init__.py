@@ -1,1 +1,1 @@
-"""The job file: its keys, its validation, and the fingerprint that a job has."""
+"""The job file: its keys, their validation and reference, and the fingerprint of a job."""

@@ -1,13 +1,12 @@
-"""A job: what a person may say about a run, and nothing else.
+"""Sections and keys of the job file, as frozen pydantic models.
 
-Used by every command (`job_file` reads the file). Frozen pydantic models, unknown keys refused with the nearest right name. No I/O,
-no torch, no ray. Environment variables are expanded in URIs only, so that a secret can never slip into a
-setting that is written to a ledger.
+Used by every command; `pipeline.job.load` reads the file and `pipeline.job.reference` renders docs/jobs.md from the
+descriptions. Unknown keys are refused with the most similar key. No I/O, no torch, no ray. Environment variables are
+expanded in URIs only, so that no secret gets into a setting that is written to a ledger.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -26,40 +25,12 @@ from pydantic import (
 
 from actors.errors import ConfigError
 from actors.source.column_names import misnamed
-from actors.storage.errors import check_url
 from actors.text.chunk_rules import By, Mode
 from pipeline.job.validation import explain
+from pipeline.job.values import Columns, Uri, check_labels
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-# What Ray takes as a label and as the value that one must have.
-_WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
-_LABEL = re.compile(rf"(?:[A-Za-z0-9.-]{{1,253}}/)?{_WORD}")
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
-_LABEL_VALUE = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))")
-
-
-def _expand(value: object) -> object:
-    """`${NAME}` replaced from the environment; a URL with credentials in it is refused."""
-    if not isinstance(value, str):
-        return value
-
-    def one(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise ValueError(f"${{{name}}} is not set in the environment")
-        return os.environ[name]
-
-    expanded = _VARIABLE.sub(one, value)
-    if "\0" in expanded:
-        raise ValueError("it has a NUL character in it, which no path has")
-    try:
-        return check_url(expanded)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+Auto = Literal["auto"]
 
 
 def _count_or_range(value: object) -> object:
@@ -68,26 +39,8 @@ def _count_or_range(value: object) -> object:
     raise ValueError(f"must be a number of encoders, auto, or {{min: 0, max: 8}} for a pool that grows, not {value!r}")
 
 
-def _as_labels(value: object) -> object:
-    if not isinstance(value, dict) or not value:
-        raise ValueError(f"must be labels and their values, as in {{ray.io/accelerator-type: H100}}, not {value!r}")
-    for key, wanted in value.items():
-        if not isinstance(key, str) or not _LABEL.fullmatch(key):
-            raise ValueError(f"{key!r} is no name of a label: letters, digits, dots, dashes and one slash")
-        if not isinstance(wanted, str) or not _LABEL_VALUE.fullmatch(wanted):
-            raise ValueError(
-                f"{key} must be a text like 'H100', '!T4', 'in(A100, H100)' or '!in(T4, P4)', not {wanted!r}"
-            )
-    return value
-
-
 def _zero_for_auto(value: object) -> object:
     return 0 if value == "auto" else value
-
-
-Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
-Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Auto = Literal["auto"]
 
 
 class _Section(BaseModel):
@@ -95,27 +48,62 @@ class _Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        """Python counts True as 1: `max_quarantined: yes` would let every row be set aside."""
+    def _refuse_booleans(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false where no boolean is expected.
+
+        Python counts True as 1, so `max_quarantined: yes` would allow every row to be quarantined.
+        """
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError(f"must not be {str(value).lower()}; YAML reads yes, no, on and off as true and false")
         return value
 
 
 class Source(_Section):
-    """Where the rows come from and which of their columns matter."""
+    """Files to read and the columns to take from them."""
 
-    uri: Uri
-    format: Literal["auto", "parquet", "jsonl", "csv", "text"] = "auto"
-    quote: Literal["auto", '"', "'", "none"] = "auto"
-    escape: Literal["auto", "double", "backslash", "none"] = "auto"
-    id: str | None = None
-    text: Columns = ("text",)
-    keep: Columns = ()
-    task_column: str | None = None
-    unique_ids: bool = True
-    hive: bool = False
-    verify: Literal["tag", "content"] = "tag"
+    uri: Uri = Field(
+        description="Path or URL of the files: one file, a folder or a glob; `${NAME}` is replaced from the environment."
+    )
+    format: Literal["auto", "parquet", "jsonl", "csv", "text"] = Field(
+        default="auto",
+        description="File format; `auto` takes the format that the file ending names, and all files have the same one.",
+    )
+    quote: Literal["auto", '"', "'", "none"] = Field(
+        default="auto",
+        description="Quote character of CSV and TSV fields; `auto` detects it from the first 2 MiB of each file.",
+    )
+    escape: Literal["auto", "double", "backslash", "none"] = Field(
+        default="auto",
+        description="How CSV and TSV files write a quote inside a quoted field; `auto` detects it as for `quote`.",
+    )
+    id: str | None = Field(
+        default=None,
+        description="Column that holds the id of a row; by default ids are made from the file path and the row position.",
+    )
+    text: Columns = Field(
+        default=("text",),
+        description="Columns to embed; several columns are joined by a blank line into one text.",
+    )
+    keep: Columns = Field(default=(), description="Columns that are copied into the table unchanged; by default none.")
+    task_column: str | None = Field(
+        default=None,
+        description="Column that holds the model's task for each row; by default every row has `encoder.task`.",
+    )
+    unique_ids: bool = Field(
+        default=True,
+        description="Whether ids are unique: `true` quarantines every later row with the same id, `false` keeps them all.",
+    )
+    hive: bool = Field(
+        default=False,
+        description="Whether folders such as `lang=de/` in the paths are read as columns; by default not.",
+    )
+    verify: Literal["tag", "content"] = Field(
+        default="tag",
+        description=(
+            "How a changed file is recognized: `tag` compares the store's tag, `content` the SHA-256 of the bytes, which "
+            "reads the whole source in each run."
+        ),
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Source:
@@ -125,7 +113,7 @@ class Source(_Section):
             raise ValueError(wrong)
         if self.quote == "none" and self.escape == "double":
             raise ValueError(
-                "escape double writes a quote twice inside of quotes, and quote is none; say escape: backslash, none or "
+                "escape double writes a quote twice inside of quotes, and quote is none; use escape: backslash, none or "
                 "auto, or name the quote"
             )
         for names in (self.text, self.keep):
@@ -135,57 +123,110 @@ class Source(_Section):
 
 
 class Table(_Section):
-    """Where the embeddings go and how they are stored."""
+    """Delta Lake table that the embeddings are written to."""
 
-    uri: Uri
-    partition_by: Columns = ()
-    precision: Literal["float32", "float16", "bfloat16"] = "float16"
-    # What becomes of rows that other tools removed from the table, or added to it.
-    foreign_commits: Literal["refuse", "keep", "restore"] = "refuse"
+    uri: Uri = Field(
+        description="Path or URL of the table's folder; `${NAME}` is replaced from the environment, and a missing folder is created."
+    )
+    partition_by: Columns = Field(
+        default=(),
+        description="Columns of `source.keep` that the table is partitioned by; by default none; they cannot change once the table exists.",
+    )
+    precision: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float16",
+        description="Precision to which the numbers of a vector are rounded in storage; readers always get float32.",
+    )
+    foreign_commits: Literal["refuse", "keep", "restore"] = Field(
+        default="refuse",
+        description=(
+            "What a refresh does with rows that other tools added or removed: `refuse` stops, `keep` leaves those changes "
+            "in place, `restore` undoes them."
+        ),
+    )
 
     @field_validator("uri", mode="after")
     @classmethod
     def _no_escapes(cls, uri: str) -> str:
-        """Deltalake reads `%20` in a path as a space, so the log would lie beside the files."""
-        if "://" not in uri and (found := _ESCAPE.search(uri)):
+        """Refuse `%20` in a path: deltalake reads it as a space and would write the log to another folder."""
+        if "://" not in uri and (escape := _ESCAPE.search(uri)):
             raise ValueError(
-                f"has {found.group()!r}, which table readers take for a character's code; name another folder"
+                f"has {escape.group()!r}, which table readers decode to another character; name another folder"
             )
         return uri
 
 
 class Encoder(_Section):
-    """The model and every setting of it that changes vectors."""
+    """Model and the settings that change its vectors."""
 
-    model: Annotated[str, Field(min_length=1)]
-    revision: str | None = None
-    task: str | None = None
-    dim: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    allow_untrained_dim: bool = False
+    model: Annotated[str, Field(min_length=1)] = Field(
+        description="Id of a model on the Hugging Face Hub, or path of a folder that holds one."
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a model on the Hub; by default its main branch."
+    )
+    task: str | None = Field(
+        default=None,
+        description="Task of the model, such as `retrieval.passage`; by default the model's own default, or no task.",
+    )
+    dim: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Number of dimensions to keep of each vector, as many as the model was trained for; by default all.",
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Tokens after which a text is cut, special tokens and prompt included; by default the model's limit.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        default="auto",
+        description=(
+            "Number format to compute in: `auto` is bfloat16 where the hardware supports it, else float32; `int8` is for "
+            "CPUs, faster and approximate."
+        ),
+    )
+    allow_untrained_dim: bool = Field(
+        default=False,
+        description="Whether `dim` may be one that the model was not trained for, at a loss of accuracy; by default not.",
+    )
 
 
 class Chunking(_Section):
-    """Whether and how texts are cut, and how their chunks are encoded."""
+    """Cutting of texts into chunks, each with a vector of its own."""
 
-    mode: Mode = "none"
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    by: By = "sentence"
-    overlap_tokens: Annotated[int, Field(ge=0)] | None = None
+    mode: Mode = Field(
+        default="none",
+        description=(
+            "How texts are chunked: `none` embeds whole texts, `split` encodes each chunk alone, `late` encodes the whole "
+            "text and averages the token states of each chunk."
+        ),
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Most tokens of text in a chunk; by default 512, or in mode `split` the model's limit if that is less.",
+    )
+    by: By = Field(default="sentence", description="Boundary that a chunk ends at where `max_tokens` allows it.")
+    overlap_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description=(
+            "Tokens that two windows of a text longer than the model's limit share, in mode `late` only; by default 512, "
+            "or a quarter of a window if that is less."
+        ),
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Chunking:
         if self.mode == "none" and (self.max_tokens, self.overlap_tokens) != (None, None):
-            raise ValueError("mode is none, which makes no chunks: say mode: late or split, or leave the rest out")
+            raise ValueError("mode is none, which makes no chunks: set mode: late or split, or remove the other keys")
         return self
 
 
 class Replicas(_Section):
-    """A pool of encoders that grows with the cluster: this many must fit at the start, and this many may come."""
+    """Pool of encoders that grows with the cluster, from `min` to `max`."""
 
-    min: Annotated[int, Field(ge=0)] = 1
-    max: Annotated[int, Field(ge=1)]
+    min: Annotated[int, Field(ge=0)] = Field(
+        default=1,
+        description="Number of encoders that must fit on the cluster when the run starts; 0 waits for machines.",
+    )
+    max: Annotated[int, Field(ge=1)] = Field(description="Largest number of encoders that the run may start.")
 
     @model_validator(mode="after")
     def _check(self) -> Replicas:
@@ -195,47 +236,96 @@ class Replicas(_Section):
 
 
 def _kind(value: object) -> str:
-    """Which of the forms of `replicas` a value has, so that a mistake is told for that form alone."""
+    """Return the form that a value of `replicas` has, so that only the errors of that form are reported."""
     return "auto" if value == "auto" else "int" if isinstance(value, int) else "range"
 
 
 class Run(_Section):
-    """How the work is spread. Nothing here changes a vector."""
+    """Distribution of the work; none of these keys changes a vector."""
 
-    address: str = "auto"
+    address: str = Field(
+        default="auto",
+        description=(
+            "Where to run: `inline` (this process), `local` (Ray on this machine) or the address of a Ray cluster; `auto` "
+            "takes the cluster that `RAY_ADDRESS` names, else `inline` for a small job, else `local`."
+        ),
+    )
     replicas: Annotated[
         Annotated[int, Field(ge=1), Tag("int")] | Annotated[Replicas, Tag("range")] | Annotated[Auto, Tag("auto")],
         Discriminator(_kind),
         BeforeValidator(_count_or_range),
-    ] = "auto"
-    gpus_per_replica: Annotated[float, Field(ge=0)] | Auto = "auto"
-    labels: Annotated[dict[str, str], BeforeValidator(_as_labels)] | None = None
-    unit_rows: Annotated[int, Field(ge=1)] | Auto = "auto"
-    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
-    # Far more than any micro-batch needs, on any machine: a sound row must not be set aside because a machine is slow.
-    row_timeout_s: Annotated[float, Field(gt=0, le=1e9)] = 600.0
+    ] = Field(
+        default="auto",
+        description=(
+            "Number of encoder processes, or a range for a pool that grows with the cluster; `auto` is as many as the "
+            "GPUs or CPU cores of the cluster allow."
+        ),
+    )
+    gpus_per_replica: Annotated[float, Field(ge=0)] | Auto = Field(
+        default="auto",
+        description=(
+            "GPUs of one encoder: a whole number, or a fraction to share a GPU; `auto` is 1 where the cluster has GPUs and "
+            "`encoder.dtype` is not `int8`, else 0."
+        ),
+    )
+    labels: Annotated[dict[str, str], BeforeValidator(check_labels)] | None = Field(
+        default=None,
+        description=(
+            "Ray node labels that a machine must have to run encoders, as in `{ray.io/accelerator-type: H100}`; values "
+            "may be `!T4`, `in(A100, H100)` or `!in(T4, P4)`; by default any machine will do."
+        ),
+    )
+    unit_rows: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto",
+        description="Rows of one unit of work; `auto` is about 10 seconds of work of one encoder, less for a small corpus.",
+    )
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01,
+        description="Largest share of quarantined rows, 0 to 1; a run with more fails and publishes nothing.",
+    )
+    # The default is far more than any micro-batch needs, so that no valid row is quarantined on a slow machine.
+    row_timeout_s: Annotated[float, Field(gt=0, le=1e9)] = Field(
+        default=600.0,
+        description="Seconds without progress after which a micro-batch counts as hung and is retried in smaller parts.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Run:
         share = self.gpus_per_replica
         if share != "auto" and share > 1 and share != int(share):
-            raise ValueError(f"gpus_per_replica is {share:g}; an encoder takes whole GPUs, or a part of one")
+            raise ValueError(f"gpus_per_replica is {share:g}; an encoder takes whole GPUs, or a fraction of one")
         if isinstance(self.replicas, Replicas) and self.replicas.min == 0 and share in ("auto", 0):
             raise ValueError(
-                "replicas.min is 0, so the run may have to wait for its GPUs; say how many an encoder takes, as in "
+                "replicas.min is 0, so the run may have to wait for its GPUs; set how many an encoder takes, as in "
                 "gpus_per_replica: 1"
             )
         return self
 
 
 class Generation(_Section):
-    """What a second generation must be like before it takes over: see `pipeline.run.quality_gate`."""
+    """Conditions for publishing a re-embedding, checked when a refresh changes the model or the chunking."""
 
-    publish: bool = True
-    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    queries: Uri | None = None
-    judgements: Uri | None = None
-    max_ndcg_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
+    publish: bool = Field(
+        default=True, description="Whether the re-embedding is published when it is finished; `false` only builds it."
+    )
+    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description=(
+            "Smallest share, 0 to 1, of the 10 nearest neighbours of sampled documents that must be the same with the old "
+            "and the new vectors; by default not measured."
+        ),
+    )
+    queries: Uri | None = Field(
+        default=None,
+        description="Parquet file of queries (`id`, `text`) to compare nDCG@10 with; by default nDCG is not measured.",
+    )
+    judgements: Uri | None = Field(
+        default=None,
+        description="Parquet file of judgements (`query`, `doc`, optionally `relevance`), required with `queries`.",
+    )
+    max_ndcg_drop: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="Largest drop of nDCG@10, 0 to 1, with which the re-embedding is still published."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Generation:
@@ -256,8 +346,8 @@ class Job(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _integers_need_no_card(cls, document: Any) -> Any:
-        """`gpus_per_replica: auto` is 0 for an encoder that computes in integers, GPUs or not."""
+    def _int8_needs_no_gpu(cls, document: Any) -> Any:
+        """Read `gpus_per_replica: auto` as 0 for an int8 encoder, which runs on CPUs even where there are GPUs."""
         encoder, run = (document.get(name, {}) for name in ("encoder", "run"))
         if not isinstance(encoder, dict) or encoder.get("dtype") != "int8" or not isinstance(run, dict):
             return document
@@ -279,11 +369,15 @@ class Job(_Section):
 
 
 def parse_job(document: object, *, origin: str = "the job file") -> Job:
-    """A job from plain data.
+    """Return the job that plain data describes.
+
+    Args:
+        document: Sections, as YAML gives them.
+        origin: Name of the source of the data, for messages.
 
     Raises:
-        ConfigError: something in it is wrong; the message names each field, its value, the rule, and for an unknown
-            key the nearest right one.
+        ConfigError: a key or value is wrong; the message names each key, its value, the rule, and for an unknown
+            key the most similar one.
     """
     if not isinstance(document, dict):
         raise ConfigError(

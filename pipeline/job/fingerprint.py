@@ -1,7 +1,7 @@
-"""Names for what must not be mixed: the fingerprint of a making of vectors, the name of a run.
+"""Fingerprint of an embedding spec, and names of runs and of their content.
 
 Used by the backfill, publish and search. A fingerprint covers everything that changes vectors and nothing else: not the
-batch size, not the hardware, and not the place that the weights were read from, since the hash of the weights says more.
+batch size, not the hardware, and not the place of the weights, because it contains their hash.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from actors.text.chunk_rules import Chunking
 from actors.text.chunks import resolve
 from pipeline.job.config import Job
 
-# Where a model was found, which does not change what it computes: its hashes are in the fingerprint instead.
+# Keys that name the place of a model. They do not change its vectors; the fingerprint contains its hashes instead.
 _NAMES = ("model", "revision")
 
 
 def digest(value: object, length: int = 16) -> str:
-    """A hash of plain data, as hex."""
+    """Return a hash of plain data, as hex of `length` bytes."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=length).hexdigest()
 
 
 def chunking_of(model: ModelSpec, job: Job) -> Chunking | None:
-    """How a job cuts texts, with nothing left open; None where it does not.
+    """Return the chunking of a job with all defaults filled in; None for mode "none".
 
     Raises:
-        ConfigError: the model cannot do that.
+        ConfigError: the model does not support it.
     """
-    asked = job.chunking
+    settings = job.chunking
     return resolve(
         model,
-        mode=asked.mode,
-        max_tokens=asked.max_tokens,
-        by=asked.by,
-        overlap_tokens=asked.overlap_tokens,
+        mode=settings.mode,
+        max_tokens=settings.max_tokens,
+        by=settings.by,
+        overlap_tokens=settings.overlap_tokens,
         every_task=job.source.task_column is not None,
     )
 
 
 def lineage(model: ModelSpec, job: Job) -> dict[str, Any]:
-    """All that vectors are made of, as plain data: recorded in the table and in every file's footer."""
+    """Return the embedding spec as plain data; it is recorded in the table and in the footer of each file."""
     chunking = chunking_of(model, job)
     return {
         "model": model.model,
@@ -58,23 +58,23 @@ def lineage(model: ModelSpec, job: Job) -> dict[str, Any]:
 
 
 def fingerprint(made_of: dict[str, Any]) -> str:
-    """A hash of what changes vectors."""
+    """Return a hash of the settings of an embedding spec that change vectors."""
     return digest({key: value for key, value in made_of.items() if key not in _NAMES})
 
 
 def run_name(content: str, base: str | None) -> str:
-    """The name of the run that puts `content` in the place of `base`.
+    """Return the name of the run that replaces `base` with `content`.
 
     The same command on the same source and table has the same name, and so finds its own ledger. The base is part of
-    it: a source that returns to what it was makes a new run, for the version that it would have made was replaced.
+    the name: if a source returns to an earlier state, the version of that state was replaced, so a new run is needed.
     """
     return digest([content, base], length=8)
 
 
 def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:
-    """A name for what the table would hold: these shards, these columns, this making of vectors.
+    """Return a name for the content of the table: its shards, columns and embedding spec.
 
-    How the work is cut and spread is not part of it.
+    The units and the distribution of the work are not part of it.
     """
     listing = hashlib.blake2b(digest_size=16)
     for shard in shards:

@@ -1,4 +1,4 @@
-"""The job file: a job from YAML, from settings on the command line, or from both. Used by the commands."""
+"""Reads a job from a YAML file, from settings on the command line, or from both. Used by the commands."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pipeline.job.validation import shortened, shown
 
 
 def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Job:
-    """A job from a YAML file, from `key=value` settings that win over it, or from both.
+    """Return the job of a YAML file and of `key=value` settings, which override the file.
 
     Args:
-        path: The job file, or None for a job made of settings alone.
+        path: The job file, or None for a job that settings alone describe.
         settings: `section.key=value`, the value in YAML.
-        defaults: `section.key` to value, winning over the file but not over `settings`.
+        defaults: `section.key` to value; these override the file, and `settings` override them.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or something in it is wrong.
+        ConfigError: the file cannot be read, is not YAML, or a key or value of it is wrong.
     """
     document: Any = {}
     if path is not None:
         try:
             data = Path(path).read_bytes()
-        except (OSError, ValueError) as error:  # a ValueError where the name cannot be one
+        except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"cannot read the job file {shown(path)}: {reason}") from None
         try:
@@ -45,12 +45,16 @@ def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[s
             try:
                 _set(document, key.strip(), _from_yaml(text))
             except yaml.YAMLError:
-                raise ConfigError(f"--set {shown(setting)}: that is not a YAML value") from None
+                raise ConfigError(f"--set {shown(setting)}: the part after = is not a YAML value") from None
     return parse_job(document, origin=path or "the job")
 
 
 def _from_yaml(text: str) -> Any:
-    """Plain data. The library's own constructors raise whatever comes, for a date such as 2026-13-45 or a deep nest."""
+    """Parse YAML to plain data.
+
+    The library's constructors raise errors of many types, for a date such as 2026-13-45 or for deep nesting; all of
+    them become YAMLError.
+    """
     try:
         return yaml.safe_load(text)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -59,9 +63,9 @@ def _from_yaml(text: str) -> Any:
 
 def _set(document: dict[str, Any], key: str, value: object) -> None:
     *sections, name = key.split(".")
-    here: Any = document
+    target: Any = document
     for section in sections:
-        here = here.setdefault(section, {}) if isinstance(here, dict) else None
-    if not isinstance(here, dict):
+        target = target.setdefault(section, {}) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
         raise ConfigError(f"--set {shown(key)}: {shown('.'.join(sections))} is not a section of the job file")
-    here[name] = value
+    target[name] = value

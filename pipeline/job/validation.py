@@ -1,4 +1,7 @@
-"""What is wrong with a job, in words: pydantic's findings as sentences that a person can act on. Used by `config` and `job_file`."""
+"""Error messages for a wrong job: pydantic's errors as sentences with the value, the rule and the fix.
+
+Used by `pipeline.job.config` and `pipeline.job.load`.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,23 @@ from pydantic import BaseModel, ValidationError
 
 _MOST_MISTAKES = 20
 _LONGEST_LINE = 500
-# What pydantic puts into a place to say which of several forms a value has: no key of ours.
+# Parts of pydantic's error locations that name the form of a value and are no keys of the job file.
 _FORMS = {"int", "float", "constrained-float", "range", "auto", "literal['auto']"}
-# pydantic's words that say more of Python than of a job file.
+# Replacements for pydantic messages that speak of Python types.
 _RULES = {"tuple_type": "must be a name or a list of names"}
 
-# Keys of before the first release, and what to write today.
-_RENAMED = {"generation.hold": "it is generation.publish: false today"}
+# Former keys, with the key that replaced them.
+_RENAMED = {"generation.hold": "use generation.publish: false"}
 
 
 def explain(error: ValidationError, origin: str, model: type[BaseModel], forms: Mapping[str, type[BaseModel]]) -> str:
-    """All of them, a line each: the place, the value, the rule, and for an unknown key the nearest right one.
+    """Return all errors, one a line: the key, the value, the rule, and for an unknown key the most similar one.
 
     Args:
-        error: What pydantic found.
-        origin: Where the data came from.
-        model: Of the whole.
-        forms: Those parts of a place that are no key but say which of several sections a value is.
+        error: Error that pydantic raised.
+        origin: Name of the source of the data.
+        model: Class of the whole document.
+        forms: Section class of each form that a location may name instead of a key.
     """
     lines = []
     for item in error.errors():
@@ -40,7 +43,7 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel], forms: 
             hint = _RENAMED.get(place, hint)
             lines.append(f"{place}: no such key; {hint}")
         elif item["type"] == "missing":
-            lines.append(f"{place}: is needed")
+            lines.append(f"{place}: is required")
         elif item["type"] == "value_error":
             lines.append(f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"]))
         else:
@@ -49,32 +52,35 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel], forms: 
     lines = [shortened(line) for line in dict.fromkeys(lines)]
     if len(lines) > _MOST_MISTAKES:
         lines[_MOST_MISTAKES:] = [f"and {len(lines) - _MOST_MISTAKES} more"]
-    return f"{origin} is not right:\n  " + "\n  ".join(lines)
+    return f"{origin} is invalid:\n  " + "\n  ".join(lines)
 
 
 def shown(value: object) -> str:
-    """A value for a message. A few lines of YAML can unfold to billions of values: only the first ones are looked at."""
+    """Return a value as text for a message.
+
+    Only its first parts are read, because a few lines of YAML can unfold to billions of values.
+    """
     try:
         return reprlib.repr(value)
-    except ValueError:  # Python's own limit
+    except ValueError:  # Python refuses to print an integer of thousands of digits
         return "a number of thousands of digits"
 
 
 def shortened(line: str) -> str:
-    """A line, cut where it would fill the screen."""
+    """Return a line, cut to at most 500 characters."""
     return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."
 
 
 def _known(location: tuple[int | str, ...], model: type[BaseModel], forms: Mapping[str, type[BaseModel]]) -> list[str]:
-    """The keys that a section has."""
-    here: Any = model
+    """Return the keys of the section at a location."""
+    section: Any = model
     for part in location:
         if part in forms:
-            here = forms[str(part)]
+            section = forms[str(part)]
             continue
-        field = here.model_fields.get(str(part))
+        field = section.model_fields.get(str(part))
         if field is None:
             return []
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            here = field.annotation  # else it may be several things, and the part that follows says which
-    return sorted(here.model_fields)
+            section = field.annotation  # otherwise the next part names the form of the value
+    return sorted(section.model_fields)

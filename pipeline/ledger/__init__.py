@@ -1,1 +1,1 @@
-"""The folder of a run: plan, receipts, the table lock, duplicate ids."""
+"""The folder of a run with its plan and receipts, the table lock, and the check for duplicate ids."""

@@ -1,7 +1,7 @@
-"""Finds out whether a store keeps the promise that the ledger stands on: an exclusive create has one winner.
+"""Checks that an exclusive create of a store has one winner, which the ledger relies on.
 
-Called at the start of each run and by the doctor. Documentation does not say: some stores answer right when asked twice
-in sequence and still let several racing callers win, so the probe is a race. It costs one object and `RACERS` requests.
+Called at the start of each run and by the doctor. Some stores answer correctly when two creates come in sequence and
+still let several concurrent callers win, so the probe is a race. A round costs one object and `RACERS` requests.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ ROUNDS = 4
 
 
 def probe_create(folder: str, *, racers: int = RACERS, rounds: int = ROUNDS) -> None:
-    """Let `racers` callers create one object at once, `rounds` times over.
+    """Let `racers` concurrent callers create one object, `rounds` times.
 
     Args:
-        folder: URL of a folder that may be written; the probe's objects are removed again.
-        racers: Callers of a round.
-        rounds: How often to race.
+        folder: URL of a writable folder; the objects of the probe are removed again.
+        racers: Number of callers in a round.
+        rounds: Number of rounds.
 
     Raises:
-        UnsafeStore: a round had not exactly one winner, or the object is not the winner's.
+        UnsafeStore: a round did not have exactly one winner, or the object is not the winner's.
         StorageError: the store refused or failed.
     """
     for _ in range(rounds):
@@ -40,12 +40,12 @@ def probe_create(folder: str, *, racers: int = RACERS, rounds: int = ROUNDS) -> 
         with ThreadPoolExecutor(racers) as pool:
             won = list(pool.map(race, range(racers)))
         try:
-            there = storage.read(url).decode()
+            content = storage.read(url).decode()
         finally:
             storage.delete(url)
-        if sum(won) != 1 or there != f"racer {won.index(True)}":
+        if sum(won) != 1 or content != f"racer {won.index(True)}":
             raise UnsafeStore(
                 f"{folder!r} does not honour an exclusive create: {sum(won)} of {racers} racing callers were told that "
-                f"they had won. Two drivers could both publish there. Use a store that does (a local disk, AWS S3, "
+                f"they had created the object. Two drivers could both publish there. Use a store that does (a local disk, AWS S3, "
                 f"Ceph >= 16, MinIO, GCS, Azure Blob)"
             )

@@ -1,9 +1,9 @@
-"""Finds ids that more than one unit holds, and sets all but the first aside.
+"""Finds ids that more than one unit has, and quarantines all rows of such an id but the first.
 
-Called by publish when ids are declared unique; readers have done the same within each unit. Ids are compared as 64-bit
-hashes, 8 bytes a row, in memory up to `LIMIT_BYTES` and beyond on a local disk; only rows whose hashes collide are compared
-as texts. The first in the order of the plan stays. Losing rows leave by new files for their units and one amendment of
-the ledger, created if absent, so that two drivers cannot decide differently.
+Called by publish when ids are declared unique; readers do the same within each unit. Ids are compared as 64-bit hashes,
+8 bytes a row, in memory up to `LIMIT_BYTES` and above that on a local disk; only rows with equal hashes are compared as
+texts. The first row in the order of the plan stays. The other rows are removed by new files for their units and one
+receipt override in the ledger, created if absent, so that two drivers cannot decide differently.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from actors.unit.table_files import read_stored
 from actors.unit.writer import parquet_bytes, quarantine_bytes
 from pipeline.ledger.repeated_hashes import Repeats
 
-LIMIT_BYTES = 16 << 20  # of hashes: two million rows; twice as much while they are sorted
+LIMIT_BYTES = 16 << 20  # hashes of two million rows; sorting them takes twice as much
 _LIMIT_ID_BYTES = 4 << 30
 _THREADS = 16
-# Hashing takes some 40 bytes for each byte of text that it is at: so much text at once, in each thread.
+# Text that a thread hashes at once. Hashing takes some 40 bytes of memory for each byte of text.
 _TEXT_BYTES = 128 << 10
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _Loaded = TypeVar("_Loaded")
 
 
 def hash_strings(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of each text, without a Python object a row.
+    """Return a 64-bit hash of each text, uint64 [rows], without a Python object a row.
 
-    A polynomial in the bytes of each text (mod 2**64, an odd base), mixed at the end. Not safe against an adversary:
-    equal hashes only nominate, texts decide.
+    A hash is a polynomial in the bytes of the text (mod 2**64, with an odd base), mixed at the end. It does not resist an
+    adversary, so texts with equal hashes must be compared.
     """
     hashes = [_hash_chunk(chunk.cast(pa.large_string())) for chunk in column.chunks if len(chunk)]
     return np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64)
@@ -82,69 +82,70 @@ def _hash_texts(raw: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> n
 def find_duplicates(
     table: str, receipts: Iterable[Receipt], *, but: Collection[str] = (), limit_bytes: int = LIMIT_BYTES
 ) -> dict[int, set[str]]:
-    """The ids that each unit must give up: those that an earlier row of the corpus has too.
+    """Return the ids of each unit that an earlier row of the corpus has too.
 
-    Earlier is: in a shard whose path sorts before, or in the same shard in a unit before.
+    A row is earlier if the path of its shard sorts first, or if it is in the same shard and in a unit with a lower number.
 
     Args:
         table: URL of the table's folder.
-        receipts: Of every unit; files of the table that stay may be passed as receipts too.
-        but: Ids that may repeat: another tool added rows of them.
-        limit_bytes: How many bytes of hashes memory holds; more rows than fit go to a local disk.
+        receipts: Receipts of all units; files of the table that stay may be passed as receipts too.
+        but: Ids that may repeat, because another tool added rows with them.
+        limit_bytes: Bytes of hashes to keep in memory; further hashes go to a local disk.
 
     Returns:
-        Unit number to the ids that it must lose.
+        Unit number to the ids whose rows the unit must quarantine.
 
     Raises:
-        StorageError: the local disk refused the hashes that memory does not hold.
+        StorageError: the local disk is full or failed.
     """
     ordered = sorted(receipts, key=lambda receipt: receipt.unit)
     with Repeats(limit_bytes) as repeats:
         for hashes in _read_ahead(table, lambda receipt: _hashes_of(table, receipt), ordered):
             repeats.add(hashes)
-        twice = repeats.find()
-    if len(twice) == 0:
+        repeated = repeats.find()
+    if len(repeated) == 0:
         return {}
-    holders: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    found = _read_ahead(table, lambda receipt: _documents(table, receipt, twice), ordered)
-    for receipt, documents in zip(ordered, found, strict=True):
+    places: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    candidates = _read_ahead(table, lambda receipt: _documents(table, receipt, repeated), ordered)
+    for receipt, documents in zip(ordered, candidates, strict=True):
         for row in documents.to_pylist():
-            holders[row[ID]].append((row[SHARD], receipt.unit))
-    losers: dict[int, set[str]] = defaultdict(set)
-    for name, places in holders.items():
+            places[row[ID]].append((row[SHARD], receipt.unit))
+    duplicates: dict[int, set[str]] = defaultdict(set)
+    for name, places_of_id in places.items():
         if name in but:
             continue
-        winner = min(places)
-        for place in places:
-            if place != winner:
-                losers[place[1]].add(name)
-    return dict(losers)
+        first = min(places_of_id)
+        for place in places_of_id:
+            if place != first:
+                duplicates[place[1]].add(name)
+    return dict(duplicates)
 
 
 def brings_ids(table: str, new: Iterable[str], gone: Iterable[str], *, limit_bytes: int = _LIMIT_ID_BYTES) -> bool:
-    """Whether files hold an id that is in none of the files whose place they take.
+    """Return whether new files contain an id that none of the files that they replace has.
 
-    Where they do not, no file that stays can hold one of theirs, for the ids of a version are unique: it need not be read.
+    If they do not, no file that stays can contain one of their ids, because the ids of a version are unique; those files
+    need not be read then.
 
     Args:
         table: URL of the table's folder.
-        new: Paths of the files that come.
-        gone: Paths of the files that go.
-        limit_bytes: Ids of more bytes than this are not compared; then the answer is yes.
+        new: Paths of the files to add.
+        gone: Paths of the files to remove.
+        limit_bytes: Ids of more bytes than this are not compared; the result is True then.
     """
-    there = _ids(table, gone, limit_bytes)
-    found = None if there is None else _ids(table, new, limit_bytes)
-    if there is None or found is None:
+    removed_ids = _ids(table, gone, limit_bytes)
+    added_ids = None if removed_ids is None else _ids(table, new, limit_bytes)
+    if removed_ids is None or added_ids is None:
         return True
-    return not pc.all(pc.is_in(found, value_set=there), min_count=0).as_py()
+    return not pc.all(pc.is_in(added_ids, value_set=removed_ids), min_count=0).as_py()
 
 
 def _ids(table: str, paths: Iterable[str], limit_bytes: int) -> pa.Array | None:
-    """The ids in files; None where they are too many."""
-    rest, parts, size_bytes = list(paths), [pa.chunked_array([], pa.string())], 0
+    """Return the ids in files, each once; None if they have more than `limit_bytes`."""
+    files, parts, size_bytes = list(paths), [pa.chunked_array([], pa.string())], 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(rest), 4 * _THREADS):
-            parts += pool.map(lambda path: read_stored(table, path, [ID])[ID], rest[start : start + 4 * _THREADS])
+        for start in range(0, len(files), 4 * _THREADS):
+            parts += pool.map(lambda path: read_stored(table, path, [ID])[ID], files[start : start + 4 * _THREADS])
             size_bytes += sum(part.nbytes for part in parts[-4 * _THREADS :])
             if size_bytes > limit_bytes:
                 return None
@@ -152,29 +153,31 @@ def _ids(table: str, paths: Iterable[str], limit_bytes: int) -> pa.Array | None:
 
 
 def _read_ahead(table: str, load: Callable[[Receipt], _Loaded], receipts: list[Receipt]) -> Iterator[_Loaded]:
-    """What `load` makes of each receipt, in order. As many are held as there are threads: more of them where most of the
-    time is a wait for a store."""
+    """Yield `load(receipt)` for each receipt, in order, with as many results in memory as there are threads.
+
+    A remote store gets more threads, because they mostly wait.
+    """
     threads = min(_THREADS, os.cpu_count() or 1) if storage.is_local(table) else _THREADS
     with ThreadPoolExecutor(threads) as pool:
-        begun: deque[Future[_Loaded]] = deque()
+        pending: deque[Future[_Loaded]] = deque()
         for receipt in receipts:
-            begun.append(pool.submit(load, receipt))
-            if len(begun) > threads:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            pending.append(pool.submit(load, receipt))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _hashes_of(table: str, receipt: Receipt) -> npt.NDArray[np.uint64]:
-    """The hashes of a unit's ids. With chunking an id stands once a chunk; a unit's own repeats are its reader's business,
-    so each hash counts once here."""
-    # An id is null where another tool wrote the row.
+    """Return the hashes of a unit's ids, each once: with chunking an id is there once a chunk, and readers have already
+    quarantined duplicates within the unit."""
+    # Rows that another tool wrote may have no id.
     parts = [hash_strings(read_stored(table, file.path, [ID])[ID].drop_null()) for file in receipt.files]
     return np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *parts]))
 
 
 def _documents(table: str, receipt: Receipt, hashes: npt.NDArray[np.uint64]) -> pa.Table:
-    """The documents of a unit (id and shard) whose hash is one of `hashes`, each once."""
+    """Return the documents (id and shard) of a unit whose hash is one of `hashes`, each once."""
     parts = [pa.table({ID: pa.array([], pa.string()), SHARD: pa.array([], pa.string())})]
     for file in receipt.files:
         rows = read_stored(table, file.path, [ID, SHARD])
@@ -185,51 +188,51 @@ def _documents(table: str, receipt: Receipt, hashes: npt.NDArray[np.uint64]) -> 
 
 
 def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str) -> Receipt:
-    """The unit without the rows of `ids`: new files, those rows in a quarantine file, and the receipt that says so.
+    """Write new files for a unit without the rows of `ids` and a quarantine file with them; return the new receipt.
 
-    The old files stay until vacuum: another driver may be publishing them this moment.
+    The old files stay until vacuum, because another driver may be publishing them at the same time.
 
     Args:
         table: URL of the table's folder.
-        ledger: URL of the run's folder.
-        receipt: Of the unit; its files may be another run's.
-        ids: The ids that it loses.
-        run: In whose data folder the new files go.
+        ledger: URL of the folder of the run's plan.
+        receipt: Receipt of the unit; its files may be another run's.
+        ids: Ids whose rows are quarantined.
+        run: Name of the run whose data folder gets the new files.
     """
     attempt = secrets.token_hex(6)
     files: list[DataFile] = []
-    lost: dict[str, QuarantinedRow] = {}  # one a document, however many chunks it has
-    unwanted = pa.array(sorted(ids))
+    quarantined: dict[str, QuarantinedRow] = {}  # one a document, for any number of chunks
+    duplicate_ids = pa.array(sorted(ids))
     for number, file in enumerate(receipt.files):
         data = storage.read(storage.join(table, file.path))
         rows = pq.read_table(pa.BufferReader(data))
-        mask = pc.is_in(rows[ID].cast(pa.string()), value_set=unwanted)
+        mask = pc.is_in(rows[ID].cast(pa.string()), value_set=duplicate_ids)
         for row in rows.filter(mask).select([ID, SHARD]).to_pylist():
-            error = "this id stands in an earlier row of the corpus; set source.unique_ids: false to keep both"
-            lost[row[ID]] = QuarantinedRow(row[SHARD], -1, row[ID], "duplicate_id", error)
-        kept = rows.filter(pc.invert(mask))
-        if kept.num_rows == 0:
+            error = "an earlier row of the corpus has this id; set source.unique_ids: false to keep both"
+            quarantined[row[ID]] = QuarantinedRow(row[SHARD], -1, row[ID], "duplicate_id", error)
+        unique = rows.filter(pc.invert(mask))
+        if unique.num_rows == 0:
             continue
         lineage = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"vectide", b"{}").decode()
-        payload, stats = parquet_bytes(kept, lineage)
-        folders = file.path.split("/")[:-1]  # data/<run>/<partitions>; another tool's file has partitions alone
+        payload, stats = parquet_bytes(unique, lineage)
+        folders = file.path.split("/")[:-1]  # data/<run>/<partitions>; files of other tools have partitions only
         partitions = folders[2:] if folders[:1] == ["data"] else folders
         folder = "/".join(["data", run, *partitions])
         path = f"{folder}/{receipt.unit:09d}-{attempt}-{number}.parquet"
         storage.put(storage.join(table, path), payload)
-        files.append(DataFile(path, len(payload), kept.num_rows, file.partition, stats))
-    bad = list(lost.values())
-    quarantine = f"quarantine/{receipt.unit:09d}-{attempt}.parquet"
-    storage.put(storage.join(ledger, quarantine), quarantine_bytes(bad, receipt.unit))
-    both = ",".join(filter(None, [receipt.quarantine, quarantine]))
+        files.append(DataFile(path, len(payload), unique.num_rows, file.partition, stats))
+    bad_rows = list(quarantined.values())
+    quarantine_path = f"quarantine/{receipt.unit:09d}-{attempt}.parquet"
+    storage.put(storage.join(ledger, quarantine_path), quarantine_bytes(bad_rows, receipt.unit))
+    quarantine_paths = ",".join(filter(None, [receipt.quarantine, quarantine_path]))
     overridden = replace(
         receipt,
         attempt=attempt,
         files=tuple(files),
         rows=sum(file.rows for file in files),
-        documents=receipt.documents - len(bad),
-        rows_quarantined=receipt.rows_quarantined + len(bad),
-        quarantine=both,
+        documents=receipt.documents - len(bad_rows),
+        rows_quarantined=receipt.rows_quarantined + len(bad_rows),
+        quarantine=quarantine_paths,
     )
     overridden.check()
     return overridden

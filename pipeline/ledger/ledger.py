@@ -1,24 +1,24 @@
-"""The run's folder: the frozen plan, the receipts, the quarantine.
+"""Folder of one run: the frozen plan, the receipts and the quarantine.
 
-    <table>/_vectide/runs/<run>/run.json          what the run is, created if absent: job, lineage, totals, which plan
-                                plans/<token>/    the plan of one driver; run.json names the one that counts
+    <table>/_vectide/runs/<run>/run.json          description of the run, created if absent: job, lineage, totals, plan
+                                plans/<token>/    the plan of one driver; run.json names the plan in use
                                     plan.parquet      one line a piece
-                                    listing.parquet   the shards that it was made from
-                                    reuse.parquet     where the vector of a text is that has one already; where
-                                                      that is more than memory takes, reuse/000.parquet and so on
-                                    replaced.parquet  for a refresh: the shards whose old rows go
+                                    listing.parquet   the shards that were listed for the plan
+                                    reuse.parquet     places of the stored vectors of known texts; if they are too
+                                                      many for memory, reuse/000.parquet and so on
+                                    replaced.parquet  for a refresh: the shards whose old rows are removed
                                     receipts/         one JSON a unit, in folders of a thousand
                                     receipt_batches/  copies of receipts, a thousand in a file
-                                    quarantine/       one Parquet a unit that set rows aside
-                                    receipt_override.json    what the check for duplicate ids changed, if it had to
+                                    quarantine/       one Parquet a unit with quarantined rows
+                                    receipt_override.json    receipts that the check for duplicate ids replaced, if any
 
-Receipts lie below the plan that they are of: a worker that outlives its run, and a vacuum that gives the run up, can leave
-none that a later plan, cut differently, would take for its own.
+Receipts are stored below their plan. A worker may outlive its run after a vacuum has removed that run; its receipt is then
+not below the plan of a later run, which cuts the corpus differently.
 
-Used by the backfill, `status` and publish. A run is named by what it would produce, so the same command finds its own
-ledger and goes on. The trade-off: a receipt is an object of its own, so that the first wins; a million of them would take
-a store minutes to list and read one by one. So the driver leaves copies of those that it saw, many in a file. A
-receipt never changes, so a copy is as good; a receipt without one is read itself.
+Used by the backfill, `status` and publish. A run is named by the content that it would produce, so the same command finds
+its own ledger and resumes. Each receipt is an object of its own, so that the first attempt wins. A store takes minutes
+to list and read a million objects, so the driver also writes copies of the receipts that it saw, many in a file. A
+receipt never changes, so a copy is equal to it; a receipt without a copy is read itself.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PLAN_SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("rows_exact", pa.bool_()),
         ("carry", pa.bool_()),
-        # How a delimited shard is written: decided once, so that no worker and no later run decides otherwise.
+        # Dialect of a delimited shard, detected once, so that no worker and no later run detects another one.
         ("quote", pa.string()),
         ("escape", pa.string()),
     ]
@@ -64,23 +64,23 @@ _THREADS = 32
 
 
 def runs_folder(table: str) -> str:
-    """Where the ledgers of a table are."""
+    """Return the URL of the folder of a table's ledgers."""
     return storage.join(table, FOLDER, "runs")
 
 
 def run_names(table: str) -> list[str]:
-    """The runs that a table has ledgers of."""
+    """Return the names of the runs of which a table has ledgers."""
     return storage.folders(runs_folder(table))
 
 
 def listing_table(shards: Iterable[Shard]) -> pa.Table:
-    """A listing as `Ledger.listing` reads it."""
+    """Return a listing as the table that `Ledger.listing` reads."""
     rows = [{"path": shard.path, "size_bytes": shard.size_bytes, "etag": shard.etag} for shard in shards]
     return pa.Table.from_pylist(rows, schema=pa.schema([PLAN_SCHEMA.field(n) for n in ("path", "size_bytes", "etag")]))
 
 
 def units_to_table(units: Iterable[Unit]) -> pa.Table:
-    """A plan as a table (`PLAN_SCHEMA`), one line a piece."""
+    """Return a plan as a table (`PLAN_SCHEMA`), one line a piece."""
     columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
     for unit in units:
         for piece in unit.pieces:
@@ -103,10 +103,10 @@ def units_to_table(units: Iterable[Unit]) -> pa.Table:
 
 
 def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset()) -> Iterator[Unit]:
-    """The units of a plan, in order, one at a time; those in `skip` are left out."""
-    if skip:  # here, where it costs nothing: most of a large plan may be done
-        unwanted = pa.array(sorted(skip), pa.int64())
-        table = table.filter(pc.invert(pc.is_in(table["unit"], value_set=unwanted)))
+    """Yield the units of a plan in order, without those whose number is in `skip`."""
+    if skip:  # filtered as columns, because most units of a large plan may be finished
+        skipped = pa.array(sorted(skip), pa.int64())
+        table = table.filter(pc.invert(pc.is_in(table["unit"], value_set=skipped)))
     number: int | None = None
     carry = False
     pieces: list[Piece] = []
@@ -124,7 +124,7 @@ def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset(
 
 
 class Ledger:
-    """One run's folder.
+    """Folder of one run.
 
     Args:
         table: URL of the table's folder.
@@ -139,17 +139,17 @@ class Ledger:
     def freeze(
         self, description: dict[str, Any], plan: pa.Table, **tables: pa.Table | Iterable[pa.Table]
     ) -> dict[str, Any]:
-        """Write the plan and what belongs to it, unless another driver of the same run was first.
+        """Write the plan and its tables, unless a concurrent driver of the same run was first.
 
-        Each driver writes its tables to a place of its own; `run.json`, created last and if absent, names the place, so
-        that the tables that count are always all of one driver. One that comes in parts is a folder, and of its
-        parts one is in memory at a time.
+        Each driver writes its tables to a folder of its own. `run.json`, created last and if absent, names that folder,
+        so all tables in use are of one driver. A table that is given in parts becomes a folder; one part at a time is in
+        memory.
 
         Returns:
-            The description that counts: this driver's, or that of the one who was first.
+            The description in use: this driver's, or that of the driver that was first.
 
         Raises:
-            StorageError: it was written and cannot be read back.
+            StorageError: `run.json` was written and cannot be read back.
         """
         place = f"plans/{secrets.token_hex(6)}"
         for name, table in {"plan": plan, **tables}.items():
@@ -160,10 +160,10 @@ class Ledger:
                 self._put(f"{place}/{name}/{number:03d}.parquet", part)
         text = json.dumps({**description, "plan": place}, indent=1, sort_keys=True)
         storage.create(storage.join(self.url, "run.json"), text.encode())
-        found = self.description()
-        if found is None:
+        stored = self.description()
+        if stored is None:
             raise StorageError(f"{self.url!r} was written but cannot be read back; check the store and run again")
-        return found
+        return stored
 
     def _put(self, path: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
@@ -171,7 +171,7 @@ class Ledger:
         storage.put(storage.join(self.url, path), bytes(sink.getvalue()))
 
     def description(self) -> dict[str, Any] | None:
-        """What `freeze` was told, or None where no plan is frozen yet."""
+        """Return the description that `freeze` stored, or None if no plan is frozen yet."""
         if self._description is None:
             try:
                 self._description = dict(json.loads(storage.read(storage.join(self.url, "run.json"))))
@@ -180,11 +180,11 @@ class Ledger:
         return self._description
 
     def holds(self, content: str) -> bool:
-        """Whether this run's table, once it is published, has what `fingerprint.content_name` calls so."""
+        """Return whether `content` (see `fingerprint.content_name`) is what this run publishes."""
         return (self.description() or {}).get("content") == content
 
     def home(self) -> str:
-        """The folder of the plan that counts, and of all that belongs to it.
+        """Return the URL of the folder of the plan in use, with its tables and receipts.
 
         Raises:
             FileNotFoundError: no plan is frozen.
@@ -195,29 +195,29 @@ class Ledger:
         return storage.join(self.url, description["plan"])
 
     def plan(self) -> pa.Table:
-        """The frozen plan (`PLAN_SCHEMA`).
+        """Return the frozen plan (`PLAN_SCHEMA`).
 
         Raises:
-            StorageError: something removed it.
+            StorageError: the plan was removed.
         """
         try:
             return self.table("plan")
         except FileNotFoundError:
             raise StorageError(
-                f"the plan that {self.url!r} names is gone: something removed it. Remove that folder and run the same "
-                f"command again"
+                f"the plan that {self.url!r} names does not exist any more: another program removed it. Remove that folder "
+                f"and run the same command again"
             ) from None
 
     def table(self, name: str) -> pa.Table:
-        """A table that `freeze` was given.
+        """Return a table that was passed to `freeze`.
 
         Raises:
-            FileNotFoundError: it was given none of that name.
+            FileNotFoundError: there is none of that name.
         """
         return pq.read_table(pa.BufferReader(storage.read(storage.join(self.home(), f"{name}.parquet"))))
 
     def listing(self) -> dict[str, tuple[int, str]] | None:
-        """The shards that the run was made from, path to size and etag; None where it was not written down."""
+        """Return the shards that the run reads, path to size and etag; None if no listing was stored."""
         try:
             rows = self.table("listing").to_pydict()
         except FileNotFoundError:
@@ -225,7 +225,7 @@ class Ledger:
         return dict(zip(rows["path"], zip(rows["size_bytes"], rows["etag"], strict=True), strict=True))
 
     def done(self) -> set[int]:
-        """Numbers of the units that have a receipt."""
+        """Return the numbers of the units that have a receipt."""
         done: set[int] = set()
         if self.description() is None:
             return done
@@ -235,7 +235,7 @@ class Ledger:
         return done
 
     def write_receipt_batch(self, receipts: Collection[Receipt]) -> None:
-        """Leave copies of receipts that are written, under a name that nobody else takes."""
+        """Write copies of existing receipts to one file with a unique name."""
         units = [receipt.unit for receipt in receipts]
         rows = [units, [receipt.to_json() for receipt in receipts]]
         sink = pa.BufferOutputStream()
@@ -249,48 +249,50 @@ class Ledger:
 
         files = list(storage.walk(storage.join(self.home(), "receipt_batches")))
         with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(files), _THREADS):  # a few at a time: all of them together may be a gigabyte
+            for start in range(0, len(files), _THREADS):  # a few at a time, because all of them may be a gigabyte
                 yield from pool.map(load, files[start : start + _THREADS])
 
     def _receipts(self, known: Collection[int]) -> Iterator[tuple[int, str]]:
-        """Units that have a receipt and are not `known`, and where it is. A folder whose units are all known is not
-        listed."""
+        """Yield the unit and the path of each receipt whose unit is not `known`.
+
+        A folder is not listed if all of its units are known.
+        """
         root = storage.join(self.home(), "receipts")
         counts = Counter(unit // UNITS_A_FOLDER for unit in known)
         folders = [name for name in storage.folders(root) if counts[int(name)] < UNITS_A_FOLDER]
 
-        def look(folder: str) -> list[str]:
+        def list_receipts(folder: str) -> list[str]:
             paths = (shard.path for shard in storage.walk(storage.join(root, folder)))
             return [path for path in paths if path.endswith(".json")]
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            for path in itertools.chain.from_iterable(pool.map(look, folders)):
+            for path in itertools.chain.from_iterable(pool.map(list_receipts, folders)):
                 unit = int(path.rsplit("/", 1)[1][:-5])
                 if unit not in known:
                     yield unit, path
 
     def receipts(self) -> dict[int, Receipt]:
-        """Every receipt by unit, amended where the check for duplicate ids replaced it."""
-        found: dict[int, Receipt] = {}
+        """Return every receipt by unit, with those that the receipt override replaces."""
+        receipts: dict[int, Receipt] = {}
         if self.description() is None:
-            return found
+            return receipts
         for table in self._receipt_batches(["receipt"]):
             for text in table["receipt"].to_pylist():
                 receipt = Receipt.from_json(text)
-                found[receipt.unit] = receipt
-        paths = [path for _, path in self._receipts(found.keys())]
+                receipts[receipt.unit] = receipt
+        paths = [path for _, path in self._receipts(receipts.keys())]
         with ThreadPoolExecutor(_THREADS) as pool:
             for receipt in map(Receipt.from_json, pool.map(storage.read, paths)):
-                found[receipt.unit] = receipt
-        found = dict(sorted(found.items()))
+                receipts[receipt.unit] = receipt
+        receipts = dict(sorted(receipts.items()))
         for receipt in self.receipt_override() or []:
-            if receipt.unit not in found and receipt.replaces is None:
-                raise InvariantBroken(f"run {self.run}: unit {receipt.unit} was amended but has no receipt.")
-            found[receipt.unit] = receipt
-        return found
+            if receipt.unit not in receipts and receipt.replaces is None:
+                raise InvariantBroken(f"run {self.run}: unit {receipt.unit} has a receipt override but no receipt.")
+            receipts[receipt.unit] = receipt
+        return receipts
 
     def receipt_override(self) -> list[Receipt] | None:
-        """The receipts that replace others, or None where nothing was amended."""
+        """Return the receipts that replace others, or None if there is no receipt override."""
         try:
             lines = storage.read(storage.join(self.home(), "receipt_override.json")).splitlines()
         except FileNotFoundError:
@@ -298,12 +300,12 @@ class Ledger:
         return [Receipt.from_json(line) for line in lines]
 
     def override_receipts(self, receipts: Iterable[Receipt]) -> bool:
-        """Replace receipts, once and for all; False if another driver did so first."""
+        """Write the receipt override, which never changes; return False if another driver wrote it first."""
         lines = "\n".join(receipt.to_json() for receipt in receipts)
         return storage.create(storage.join(self.home(), "receipt_override.json"), lines.encode())
 
     def quarantine(self, receipts: Iterable[Receipt]) -> pa.Table:
-        """Every bad row of the run (`QUARANTINE_SCHEMA`)."""
+        """Return the quarantined rows of the run (`QUARANTINE_SCHEMA`)."""
         paths = [path for receipt in receipts for path in (receipt.quarantine or "").split(",") if path]
         with ThreadPoolExecutor(_THREADS) as pool:
             files = pool.map(lambda path: storage.read(storage.join(self.home(), path)), paths)
@@ -311,7 +313,7 @@ class Ledger:
             return pa.concat_tables([self.carried_quarantine(), *tables])
 
     def carried_quarantine(self) -> pa.Table:
-        """Bad rows of shards that this run left as they were, from the run before it."""
+        """Return the quarantined rows of the shards that this run does not read, from the run before it."""
         try:
             return self.table("carried_quarantine")
         except FileNotFoundError:

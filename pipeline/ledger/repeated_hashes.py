@@ -1,7 +1,8 @@
-"""Finds the 64-bit hashes that came more than once: in memory while they are few, else on a local disk by leading bits.
+"""Finds the 64-bit hashes that occur more than once, in memory or, above a limit, in buckets on a local disk.
 
-Used by the check for duplicate ids (`uniqueness`), which has one hash a row of the corpus. Beyond the limit, memory holds
-as many hashes as the limit allows and one bucket at a time. The trade-off: 8 bytes a row in the folder for temporary files.
+Used by the check for duplicate ids (`pipeline.ledger.duplicates`), which has one hash a row of the corpus. Buckets are
+divided by leading bits; memory holds hashes up to the limit and one bucket at a time. The trade-off: 8 bytes a row of
+local disk.
 """
 
 from __future__ import annotations
@@ -23,52 +24,54 @@ Hashes = npt.NDArray[np.uint64]
 
 
 class Repeats:
-    """Hashes, of which those are wanted that came twice. Used in a `with`, whose end removes what is on the disk.
+    """Collection of hashes that finds those added more than once.
+
+    It is a context manager; its exit removes the files on the disk.
 
     Args:
-        limit_bytes: How many bytes of hashes memory holds before they go to the disk.
+        limit_bytes: Bytes of hashes to keep in memory before they are written to the disk.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._held: list[Hashes] = []
-        self._held_bytes = 0
-        self._room: SharedTempDir | None = None
+        self._buffered: list[Hashes] = []
+        self._buffered_bytes = 0
+        self._temp_dir: SharedTempDir | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._room is not None:
-            self._room.leave()
+        if self._temp_dir is not None:
+            self._temp_dir.leave()
 
     def add(self, hashes: Hashes) -> None:
-        """Takes more hashes, uint64 [n], in any order.
+        """Add hashes, uint64 [n], in any order.
 
         Raises:
-            StorageError: the disk refused them.
+            StorageError: the disk is full or failed.
         """
-        self._held.append(hashes)
-        self._held_bytes += hashes.nbytes
-        if self._held_bytes > self._limit_bytes:
+        self._buffered.append(hashes)
+        self._buffered_bytes += hashes.nbytes
+        if self._buffered_bytes > self._limit_bytes:
             self._spill()
 
     def find(self) -> Hashes:
-        """Returns the hashes that came more than once, each once, ascending.
+        """Return the hashes that were added more than once, each once, ascending.
 
         Raises:
-            StorageError: the disk refused them.
+            StorageError: the disk is full or failed.
         """
-        if self._room is not None:
+        if self._temp_dir is not None:
             self._spill()
-        return np.concatenate([_twice(part) for part in self._parts()])
+        return np.concatenate([_repeated(part) for part in self._parts()])
 
     def _parts(self) -> Iterator[Hashes]:
-        if self._room is None:
+        if self._temp_dir is None:
             yield self._sorted()
             return
         for number in range(BUCKETS):
-            path = self._room.path / f"{number:02x}"
+            path = self._temp_dir.path / f"{number:02x}"
             if path.exists():
                 with shared_temp_dir(path):
                     part = np.fromfile(path, dtype=np.uint64)
@@ -76,13 +79,13 @@ class Repeats:
                 yield part
 
     def _sorted(self) -> Hashes:
-        everything = np.concatenate([np.zeros(0, dtype=np.uint64), *self._held])
-        self._held, self._held_bytes = [], 0
-        everything.sort()
-        return everything
+        hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *self._buffered])
+        self._buffered, self._buffered_bytes = [], 0
+        hashes.sort()
+        return hashes
 
     def _spill(self) -> None:
-        self._room = temp_dir = self._room or SharedTempDir(f"repeats-{secrets.token_hex(8)}")
+        self._temp_dir = temp_dir = self._temp_dir or SharedTempDir(f"repeats-{secrets.token_hex(8)}")
         ordered = self._sorted()
         for number, part in enumerate(np.split(ordered, np.searchsorted(ordered, _EDGES))):
             if len(part):
@@ -91,5 +94,5 @@ class Repeats:
                     file.write(part.data)
 
 
-def _twice(ordered: Hashes) -> Hashes:
+def _repeated(ordered: Hashes) -> Hashes:
     return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])

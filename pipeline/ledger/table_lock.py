@@ -1,17 +1,18 @@
-"""One run at a time on a table: a hold that names its holder.
+"""Lock of a table: one run at a time writes it, and the lock file names the owner.
 
-Called around a whole run by everything that writes a table. Two different runs of one table at once would each publish
-what it listed, and the slower one would undo the faster; so the second is refused with the name of the first.
+Everything that writes a table holds the lock for the whole run. Two different runs of one table at once would each publish
+the state that they listed, and the slower run would undo the faster one. So the second run is refused with the name of
+the first.
 
-    <table>/_vectide/lock/00000007.json    who holds the table, or held it last; the highest number is the one that counts
+    <table>/_vectide/lock/00000007.json    owner of the lock, or its last owner; the highest number is valid
 
-A number is taken by an exclusive create of the next one, and only where the highest is free: given back, silent for
-longer than its `ttl_s`, or left by a process of this machine that is gone. The highest is never deleted, so whoever comes
-late, with an old listing, finds that a higher one is there and steps back. Its file is rewritten by its holder alone.
-The same run may always come in: two drivers of one run share its ledger and do no harm.
+A run takes the lock by an exclusive create of the next number. It may do so only if the highest number is free: it was
+released, it was not renewed for longer than its `ttl_s`, or its process on this machine has ended. The highest number is
+never deleted, so a run with an old listing finds the higher number and gives up its own. Only the owner rewrites its file.
+Concurrent drivers of one run may all take the lock: they share its ledger and do no harm.
 
-The trade-off: a holder that stalls for longer than `ttl_s` may wake up beside another. A hold spares people that surprise;
-it is not what keeps a table whole. The checks of publish are.
+The trade-off: an owner that stalls for longer than `ttl_s` may continue beside a new owner. The lock avoids wasted runs; it
+does not guarantee the content of the table. The checks of publish do.
 """
 
 from __future__ import annotations
@@ -32,28 +33,28 @@ from actors import storage
 from actors.errors import StorageError, TableConflict
 from pipeline.ledger.ledger import FOLDER
 
-TTL_S = 600.0  # far more than clocks of machines differ, and than a store is away
-RENEWALS = 10  # signs of life in that time
+TTL_S = 600.0  # far more than the difference between clocks, and than an outage of a store
+RENEWALS = 10  # renewals in that time
 _NAME = re.compile(r"(\d{8})\.json$")
 _TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class LockOwner:
-    """Who holds a table.
+    """Owner of a table lock, as its file has it.
 
     Attributes:
         run: Name of the run.
-        what: The command, for people.
-        host: Name of its machine, for people.
-        pid: Its process, for people, and for who looks from the same place.
-        place: The boot of its machine and its process namespace: where `pid` means something.
-        process: When the process was started, so that another one with the same number is not taken for it.
-        since: Seconds since the epoch.
-        beat: The last sign of life, in the same.
-        ttl_s: After how many seconds without one the hold is void.
-        released: Whether it was given back.
-        token: Random: no two holders are the same.
+        what: The command, for messages.
+        host: Name of its machine, for messages.
+        pid: Number of its process, for messages and for checks from the same `place`.
+        place: Boot id and process namespace of the machine, within which `pid` is unique.
+        process: Start of the process in ticks since the boot, which tells it from a later one with the same number.
+        since: Time when the lock was first taken, in seconds since the epoch.
+        renewed: Time of the last renewal, in seconds since the epoch.
+        ttl_s: Seconds without a renewal after which the lock has expired.
+        released: Whether the lock was released.
+        token: Random text, different for each owner.
     """
 
     run: str
@@ -63,34 +64,34 @@ class LockOwner:
     place: str
     process: str
     since: float
-    renew: float
+    renewed: float
     ttl_s: float
     released: bool
     token: str
 
     def is_alive(self, now: float) -> bool:
-        """Whether somebody is behind it."""
-        gone = bool(self.place) and self.place == _place() and _start_of(self.pid) != self.process
-        return not self.released and not gone and now - self.renew <= self.ttl_s
+        """Return whether the owner still holds the lock at `now`, in seconds since the epoch."""
+        ended = bool(self.place) and self.place == _place() and _start_of(self.pid) != self.process
+        return not self.released and not ended and now - self.renewed <= self.ttl_s
 
     def describe(self, now: float) -> str:
-        """In words."""
+        """Return the owner in words, for messages."""
         since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         return (
-            f"{self.what} (run {self.run}, host {self.host}, process {self.pid}, since {since}, last sign of life "
-            f"{max(0.0, now - self.renew):.0f} s ago)"
+            f"{self.what} (run {self.run}, host {self.host}, process {self.pid}, since {since}, last renewed "
+            f"{max(0.0, now - self.renewed):.0f} s ago)"
         )
 
 
 class TableLock:
-    """One process's hold of a table: see the module, and `lock_table` for what most callers want.
+    """Table lock of one process. Most callers use `lock_table`, which also renews it.
 
     Args:
         table: URL of the table.
         run: Name of the run.
-        what: The command, for people.
-        ttl_s: After how many seconds without a sign of life others may take the table.
-        clock: Seconds since the epoch.
+        what: The command, for messages.
+        ttl_s: Seconds without a renewal after which other runs may take the lock.
+        clock: Returns seconds since the epoch.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class TableLock:
         self.table = table
         self.clock = clock
         self.number = 0
-        self._first = 0  # the number that it was taken with, before anybody could come between
+        self._first = 0  # the number of the first `take`; another one means that the lock was lost in between
         self.lost: LockOwner | None = None
         self._folder = storage.join(table, FOLDER, "lock")
         now = clock()
@@ -110,22 +111,22 @@ class TableLock:
         )
 
     def take(self) -> None:
-        """Take the table.
+        """Take the lock.
 
         Raises:
-            TableConflict: another run holds it; the message says who.
+            TableConflict: another run holds it; the message names that run.
         """
         for _ in range(_TRIES):
-            newest, holder = self._newest()
-            if holder is not None and holder.run != self.me.run and holder.is_alive(self.clock()):
-                raise TableConflict(self._refusal(holder))
-            # The token makes the two bodies differ: `create` tells our own lost answer from somebody else's file.
-            self.me = replace(self.me, renew=self.clock(), token=secrets.token_hex(8))
+            newest, owner = self._newest()
+            if owner is not None and owner.run != self.me.run and owner.is_alive(self.clock()):
+                raise TableConflict(self._refusal(owner))
+            # With the token no two files are equal, so a retry in `create` can tell our own file from another's.
+            self.me = replace(self.me, renewed=self.clock(), token=secrets.token_hex(8))
             if not storage.create(self._url(newest + 1), _json(self.me)):
                 continue
             numbers = self._numbers()
-            # Our listing was old and that number had come and gone; or a sister came after us and cleared ours away,
-            # between the listing of a local folder and the look at what it named.
+            # Either our listing was old and that number had been used and deleted, or a concurrent driver of this run
+            # took the next number and deleted ours while a local folder was listed.
             if not numbers or numbers[-1] != newest + 1:
                 storage.delete(self._url(newest + 1))
                 continue
@@ -135,53 +136,56 @@ class TableLock:
                 storage.delete(self._url(number))
             return
         raise TableConflict(
-            f"{self.table!r} changes hands faster than this run can take it; run the same command again"
+            f"the lock of {self.table!r} changes owners faster than this run can take it; run the same command again"
         )
 
     def renew(self) -> None:
-        """Give a sign of life; take the table again where a sister of this run gave it back; see whether it was lost."""
-        newest, holder = self._newest()
+        """Renew the lock.
+
+        Take it again if a concurrent driver of this run released it; set `lost` if another run holds it.
+        """
+        newest, owner = self._newest()
         if newest == self.number:
-            self.me = replace(self.me, renew=self.clock())
+            self.me = replace(self.me, renewed=self.clock())
             storage.put(self._url(self.number), _json(self.me))
-        elif holder is None or not holder.is_alive(self.clock()):
-            with contextlib.suppress(TableConflict):  # somebody was faster: the next look finds who
+        elif owner is None or not owner.is_alive(self.clock()):
+            with contextlib.suppress(TableConflict):  # another run was faster; the next renewal finds it
                 self.take()
-        elif holder.run != self.me.run:
-            self.lost = holder
+        elif owner.run != self.me.run:
+            self.lost = owner
 
     def check(self) -> None:
-        """Make sure, right before publishing, that no other run holds the table now.
+        """Check that no other run holds the lock now. Called right before publishing.
 
         Raises:
-            TableConflict: one does, because this process gave no sign of life for too long.
+            TableConflict: another run does, because this process did not renew the lock in time.
         """
         self.renew()
         if self.lost is not None:
             raise TableConflict(
-                f"this run gave no sign of life for more than {self.me.ttl_s:.0f} s, and {self.table!r} was taken by "
-                f"{self.lost.describe(self.clock())}. Nothing was published; what is finished is kept: run the same "
-                f"command again when that one has ended"
+                f"this run did not renew its lock for more than {self.me.ttl_s:.0f} s, and {self.table!r} was taken by "
+                f"{self.lost.describe(self.clock())}. Nothing was published, and finished units are kept: run the same "
+                f"command again when that run has ended"
             )
 
     def check_unbroken(self) -> None:
-        """Make sure that no other run held the table since it was taken, for who has looked and is about to remove.
+        """Check that no other run held the lock since it was first taken. Called before files are removed.
 
         Raises:
-            TableConflict: one did.
+            TableConflict: another run did.
         """
         self.check()
         if self.number != self._first:
             raise TableConflict(
-                f"{self.table!r} was held by another run meanwhile, because this one gave no sign of life for more than "
+                f"{self.table!r} was held by another run meanwhile, because this one did not renew its lock for more than "
                 f"{self.me.ttl_s:.0f} s. Nothing was removed; run the same command again"
             )
 
     def release(self) -> None:
-        """Give the table back; a hold that is not the current one any more is left alone."""
+        """Release the lock; do nothing if it has another owner by now."""
         newest, _ = self._newest()
         if self.number and newest == self.number:
-            self.me = replace(self.me, renew=self.clock(), released=True)
+            self.me = replace(self.me, renewed=self.clock(), released=True)
             storage.put(self._url(self.number), _json(self.me))
         self.number = 0
 
@@ -193,7 +197,7 @@ class TableLock:
         return sorted(int(name.group(1)) for name in names if name)
 
     def _newest(self) -> tuple[int, LockOwner | None]:
-        """The number that counts, and who is behind it; 0 and None where there never was one."""
+        """Return the highest number and its owner; 0 and None if the table was never locked."""
         for _ in range(_TRIES):
             numbers = self._numbers()
             if not numbers:
@@ -201,66 +205,67 @@ class TableLock:
             url = self._url(numbers[-1])
             try:
                 return numbers[-1], LockOwner(**json.loads(storage.read(url)))
-            except FileNotFoundError:  # a higher one came meanwhile, and this one was cleared away
+            except FileNotFoundError:  # another run took a higher number and deleted this one
                 continue
             except (ValueError, TypeError):
                 raise TableConflict(
-                    f"{url!r} does not say who holds the table. If nothing runs on it, remove that file"
+                    f"{url!r} does not name an owner of the table lock. If nothing runs on the table, remove that file"
                 ) from None
-        raise TableConflict(f"{self.table!r} changes hands all the time; run the same command again")
+        raise TableConflict(f"the lock of {self.table!r} changes owners all the time; run the same command again")
 
-    def _refusal(self, holder: LockOwner) -> str:
+    def _refusal(self, owner: LockOwner) -> str:
         return (
-            f"{self.table!r} is held by {holder.describe(self.clock())}. Two runs of one table at once would undo each "
-            f"other: wait for that one, or end it. Where it died without a word, its hold ends {holder.ttl_s:.0f} s after "
-            f"its last sign of life"
+            f"{self.table!r} is held by {owner.describe(self.clock())}. Two runs of one table at once would undo each "
+            f"other: wait for that run, or end it. If it crashed, its lock expires {owner.ttl_s:.0f} s after the last "
+            f"renewal"
         )
 
 
 @contextlib.contextmanager
 def lock_table(table: str, run: str, *, what: str, ttl_s: float = TTL_S) -> Iterator[TableLock]:
-    """Hold a table while a run goes on, with signs of life from a thread.
+    """Hold the lock of a table during a run, and renew it from a thread.
 
     Args:
         table: URL of the table.
-        run: Name of the run. The same run is never refused.
-        what: The command, for people.
-        ttl_s: After how many seconds without a sign of life others may take the table.
+        run: Name of the run. A concurrent driver of the same run is never refused.
+        what: The command, for messages.
+        ttl_s: Seconds without a renewal after which other runs may take the lock.
 
     Yields:
-        The hold, whose `check` belongs right before publishing.
+        The lock; call its `check` right before publishing.
 
     Raises:
-        TableConflict: another run holds the table.
+        TableConflict: another run holds the lock.
     """
     lock = TableLock(table, run, what=what, ttl_s=ttl_s)
     lock.take()
-    over = threading.Event()
+    stopped = threading.Event()
 
-    def live() -> None:
-        while not over.wait(ttl_s / RENEWALS):
-            with contextlib.suppress(StorageError, TableConflict):  # a store that is away ends the run by itself
+    def renew_until_stopped() -> None:
+        while not stopped.wait(ttl_s / RENEWALS):
+            with contextlib.suppress(
+                StorageError, TableConflict
+            ):  # a store that stays unreachable fails the run anyway
                 lock.renew()
 
-    thread = threading.Thread(target=live, name="vectide-lock", daemon=True)
+    thread = threading.Thread(target=renew_until_stopped, name="vectide-lock", daemon=True)
     thread.start()
     try:
         yield lock
     finally:
-        over.set()
+        stopped.set()
         thread.join()
-        with contextlib.suppress(
-            StorageError, TableConflict
-        ):  # else it ends by its time; the run's own error matters more
+        # A lock that is not released expires; an error here must not replace the run's own.
+        with contextlib.suppress(StorageError, TableConflict):
             lock.release()
 
 
-def _json(holder: LockOwner) -> bytes:
-    return json.dumps(asdict(holder), indent=1).encode()
+def _json(owner: LockOwner) -> bytes:
+    return json.dumps(asdict(owner), indent=1).encode()
 
 
 def _place() -> str:
-    """Where a process number means something: this boot and this process namespace; empty where nobody says."""
+    """Return the boot id and the process namespace, within which a process number is unique; empty if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -269,10 +274,10 @@ def _place() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """When a process was started, in ticks since the boot; empty where there is none."""
+    """Return the start of a process in ticks since the boot; empty if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            # The name, in brackets, may hold anything; the start is the 20th field behind it.
+            # The name, in brackets, may contain any character; the start is the 20th field after it.
             return file.read().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""

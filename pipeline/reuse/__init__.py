@@ -1,1 +1,1 @@
-"""Stored vectors of known texts, found by content hash."""
+"""Reuse of stored vectors for known texts, found by content hash."""

@@ -1,6 +1,6 @@
-"""Which shards the rows of each file of a table come from.
+"""Finds the shards that the rows of each table file come from.
 
-Asked by a refresh, which replaces the rows of shards that changed and must leave those of others in the same file.
+Used by a refresh, which replaces the rows of changed shards and must keep the rows of other shards in the same file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ _THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """One file of the table, as far as a refresh needs to know it.
+    """One file of the table, with the counts that a refresh needs.
 
     Attributes:
-        shards: Paths of the source objects that its rows come from, to how many rows each.
-        others: How many more rows it has that another tool added and that are kept.
+        path: Path relative to the table's folder.
+        rows: Number of rows.
+        shards: Path of each source object that rows come from, to the number of its rows.
+        others: Number of further rows that another tool added and that are kept.
     """
 
     path: str
@@ -38,12 +40,12 @@ class TableFile:
 
 
 def scan_files(table: str, version: DeltaTable, kept: Kept | None = None) -> list[TableFile]:
-    """Which shards each file of a version has rows of: from the log where it is one, else from that column alone.
+    """Return the shards of each file of a version, from the log if it has a single one, else from the shard column.
 
     Args:
         table: URL of the table's folder.
-        version: The table, open.
-        kept: Rows that another tool added, which are of no shard; then every file is asked.
+        version: The table, opened at that version.
+        kept: Rows that another tool added, which belong to no shard. If given, every file is read.
     """
 
     def scan(path: str, rows: int | None, least: str | None, most: str | None, nulls: int | None) -> TableFile:
@@ -61,13 +63,13 @@ def scan_files(table: str, version: DeltaTable, kept: Kept | None = None) -> lis
 
 
 def scan_paths(table: str, paths: Iterable[str]) -> list[TableFile]:
-    """As `scan_files`, for files of which the log says nothing any more."""
+    """Return the shards of files that the log does not list any more."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(lambda path: scan_file(table, path, None), paths))
 
 
 def scan_file(table: str, path: str, kept: Kept | None) -> TableFile:
-    """Which shards one file has rows of. A row without a shard, which only another tool writes, counts under an empty one."""
+    """Return the shards of one file. Rows without a shard, which only other tools write, count under an empty path."""
     if kept is None:
         rows = read_stored(table, path, [SHARD])
         ours = rows

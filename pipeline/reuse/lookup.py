@@ -1,9 +1,9 @@
-"""The stored vectors of known texts: asked by the readers of a run, by the index that its driver froze (`pipeline.reuse.vector_index`).
+"""Looks up stored vectors of known texts in the index that the driver built (`pipeline.reuse.vector_index`).
 
-The index is frozen in the ledger, so every worker and every later attempt sees the same one. A small one, a single table,
-each process keeps in memory. The tables of a large one become files on the local disk, once for all processes of a
-machine, which map them: 48 bytes of disk a row, and the memory is the system's to take back. Vectors come back bit for
-bit as they were stored.
+Used by the readers of a run. The index is frozen in the ledger, so every worker and every later attempt uses the same one.
+A small index is a single table, which each process keeps in memory. The tables of a large index become files on the local
+disk, once for all processes of a machine, which map them into memory: 48 bytes of disk a row, and the system may reclaim
+the memory. Vectors are returned bit for bit as they were stored.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from actors.storage.temp_dirs import SharedTempDir, shared_temp_dir
 from actors.unit.table_files import read_stored
 from pipeline.reuse.spill import Rows, contains, hash_bytes
 
-# What a vector brings along from the table; everything else of a row comes from the source as it is now.
+# Columns that are read from the table; the other columns of a row come from the current source.
 STORED = (EMBEDDING, TOKENS, CHUNK, START, END)
 CACHE_BYTES = 1 << 30
-# The square of a stored vector's length may be this far from 1; rounding to bfloat16 moves it by 0.008 at most.
+# Largest difference of a stored vector's squared length from 1; rounding to bfloat16 changes it by at most 0.008.
 _SQUARE_SLACK = 0.02
 PLACED = np.dtype([("row", "<i8"), ("file", "<i4"), ("count", "<i4")])
 _HASHES, _PLACES, _FILES = "hashes", "places", "files.json"
@@ -39,13 +39,13 @@ _HASHES, _PLACES, _FILES = "hashes", "places", "files.json"
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """An index as a process holds it: in memory, or mapped.
+    """Index of a process, in memory or mapped from files.
 
     Attributes:
-        hashes: In order, each once.
-        rows: Of `PLACED`, in the order of `hashes`.
-        files: What `file` counts.
-        room: Where the mapped files are, which go when nobody is there any more.
+        hashes: Content hashes in order, each once, `S32` [texts].
+        rows: Places of dtype `PLACED`, in the order of `hashes`.
+        files: Paths that the field `file` of `rows` numbers.
+        temp_dir: Shared temporary directory of the mapped files, removed when the last process exits; None in memory.
     """
 
     hashes: npt.NDArray[np.bytes_]
@@ -55,7 +55,7 @@ class Places:
 
 
 class Reuse:
-    """The index of one run, in one process."""
+    """Index of one run in one process, and a cache of the table files that it points to."""
 
     def __init__(self, table: str, places: Places) -> None:
         self._table = table
@@ -66,13 +66,13 @@ class Reuse:
     def split(
         self, rows: pa.Table, names: Iterable[str], *, dim: int | None = None
     ) -> tuple[pa.Table, pa.Table | None]:
-        """The rows that need the encoder, and the others with what the table has of them.
+        """Return the rows that need the encoder, and the other rows with their stored columns (None if there are none).
 
         Args:
-            rows: A unit as read, with `_hash`.
-            names: Columns of the table; those in `STORED` are taken from it.
-            dim: Width of the vectors. Texts of which a stored vector is not a unit vector of this width need the encoder:
-                another tool, or a version before this check, may have written it. None takes stored vectors as they are.
+            rows: Rows of a unit as read, with `_hash`.
+            names: Columns of the table; those in `STORED` are read from it.
+            dim: Width of the vectors. A text with a stored vector that is not a unit vector of this width needs the
+                encoder, because another tool or an older version may have written it. None takes all stored vectors.
         """
         hashes = hash_bytes(rows[HASH])
         known = contains(self._places.hashes, hashes)
@@ -82,12 +82,12 @@ class Reuse:
         stored = [name for name in STORED if name in set(names)]
         old = self._fetch(places, stored)
         if dim is not None and EMBEDDING in stored:
-            fit = unit_vectors_of(old[EMBEDDING], dim)
-            if not fit.all():
-                owner = np.repeat(np.arange(len(places)), places["count"])
-                whole = np.bincount(owner, weights=~fit, minlength=len(places)) == 0
-                known[np.flatnonzero(known)[~whole]] = False
-                places, old = places[whole], old.filter(pa.array(whole[owner]))
+            usable = unit_vectors_of(old[EMBEDDING], dim)
+            if not usable.all():
+                text_of = np.repeat(np.arange(len(places)), places["count"])
+                complete = np.bincount(text_of, weights=~usable, minlength=len(places)) == 0
+                known[np.flatnonzero(known)[~complete]] = False
+                places, old = places[complete], old.filter(pa.array(complete[text_of]))
                 if not known.any():
                     return rows, None
         repeats = np.repeat(np.flatnonzero(known), places["count"])
@@ -97,7 +97,7 @@ class Reuse:
         return rows.filter(pa.array(~known)), ready
 
     def _fetch(self, places: Rows, stored: list[str]) -> pa.Table:
-        """The stored rows of places, in their order."""
+        """Return the stored rows of places, in the order of the places."""
         order: dict[str, list[int]] = {}
         for number, file in enumerate(places["file"]):
             order.setdefault(self._places.files[file], []).append(number)
@@ -105,10 +105,10 @@ class Reuse:
         target = np.empty(int(ends[-1]), dtype=np.int64)
         filled = 0
         for path, numbers in order.items():
-            here = places[numbers]
-            counts = here["count"]
+            places_in_file = places[numbers]
+            counts = places_in_file["count"]
             within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-            parts.append(self._file(path, stored).take(pa.array(np.repeat(here["row"], counts) + within)))
+            parts.append(self._file(path, stored).take(pa.array(np.repeat(places_in_file["row"], counts) + within)))
             begins = np.repeat(ends[numbers] - counts, counts) + within
             target[begins] = np.arange(filled, filled + len(within))
             filled += len(within)
@@ -122,42 +122,45 @@ class Reuse:
         self._cache[path] = table
         self._cached_bytes += table.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
-            _, gone = self._cache.popitem(last=False)
-            self._cached_bytes -= gone.nbytes
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= oldest.nbytes
         return table
 
 
 def unit_vectors_of(column: pa.ChunkedArray, dim: int) -> npt.NDArray[np.bool_]:
-    """Which stored vectors can be reused, bool [rows]: finite, `dim` wide and of unit length, as far as storage rounds.
+    """Return which stored vectors can be reused, bool [rows]: finite, `dim` wide and of unit length within rounding.
 
-    The first unit vector itself is none of ours: earlier versions wrote it for a text without a vector.
+    The first unit vector (1, 0, ...) is not reused, because older versions wrote it for texts without a vector.
     """
     vectors = column.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(vectors), -1).to_numpy(zero_copy_only=False)
-    fit: npt.NDArray[np.bool_] = lengths == dim
-    values = (vectors if fit.all() else vectors.filter(pa.array(fit))).flatten()
+    usable: npt.NDArray[np.bool_] = lengths == dim
+    values = (vectors if usable.all() else vectors.filter(pa.array(usable))).flatten()
     flat = values.to_numpy(zero_copy_only=False).reshape(-1, dim)  # a null becomes NaN
     squares = np.einsum("ij,ij->i", flat, flat)
-    made_up = (flat[:, 0] == 1.0) & (squares == 1.0) if dim > 1 else False
-    # A NaN compares as false.
-    fit[fit] = (np.abs(squares - 1.0) < _SQUARE_SLACK) & ~made_up
-    return fit
+    placeholder = (flat[:, 0] == 1.0) & (squares == 1.0) if dim > 1 else False
+    # A comparison with NaN is false.
+    usable[usable] = (np.abs(squares - 1.0) < _SQUARE_SLACK) & ~placeholder
+    return usable
 
 
 @lru_cache(maxsize=1)
 def reuse_of(table: str, plan: str, parts: int) -> Reuse:
-    """The index among a run's frozen tables; loaded once a process.
+    """Return the index among the frozen tables of a run; it is loaded once a process.
 
     Args:
         table: URL of the table's folder.
         plan: URL of the plan's folder.
-        parts: How many tables the index is.
+        parts: Number of tables of the index.
+
+    Raises:
+        StorageError: a table of the index was removed, or the disk is full or failed.
     """
     if parts == 1:
         files: dict[str, int] = {}
         hashes, rows = _read(storage.join(plan, "reuse.parquet"), files)
         return Reuse(table, Places(hashes, rows, list(files)))
-    # The plan's folder has a name that no other has, so what is there under it is of this plan.
+    # The name of a plan's folder is unique, so files below a name made from it belong to this plan.
     temp_dir = SharedTempDir(f"known-{hashlib.blake2b(plan.encode(), digest_size=16).hexdigest()}")
     folder = temp_dir.path / "index"
     with shared_temp_dir(folder), temp_dir.alone():
@@ -170,9 +173,9 @@ def reuse_of(table: str, plan: str, parts: int) -> Reuse:
 
 
 def _unfold(plan: str, parts: int, temp_dir: SharedTempDir) -> None:
-    """Put the tables of an index into files that can be mapped: whole, or not at all."""
+    """Write the tables of an index to files that can be mapped, and rename their folder once all are complete."""
     unfinished = temp_dir.path / "unfinished"
-    unfinished.mkdir(exist_ok=True)  # that of a process that was killed is written over
+    unfinished.mkdir(exist_ok=True)  # overwrites that of a process that was killed
     files: dict[str, int] = {}
     with open(unfinished / _HASHES, "wb") as all_hashes, open(unfinished / _PLACES, "wb") as all_rows:
         for part in range(parts):
@@ -184,13 +187,13 @@ def _unfold(plan: str, parts: int, temp_dir: SharedTempDir) -> None:
 
 
 def _read(url: str, files: dict[str, int]) -> tuple[npt.NDArray[np.bytes_], Rows]:
-    """One table of an index; `files` gets what it names."""
+    """Read one table of an index; paths that are not in `files` yet are added to it."""
     try:
         table = pq.read_table(pa.BufferReader(storage.read(url)), read_dictionary=["file"]).unify_dictionaries()
     except FileNotFoundError:
         raise StorageError(
-            f"{url!r} is gone: something removed a part of the plan. Remove that run's folder and run "
-            f"the same command again"
+            f"{url!r} does not exist any more: another program removed a part of the plan. Remove that run's folder "
+            f"and run the same command again"
         ) from None
     rows = np.empty(table.num_rows, dtype=PLACED)
     column = table["file"]

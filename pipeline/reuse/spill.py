@@ -1,9 +1,9 @@
-"""Rows by content hash, the first of each hash: in memory while they are few, else on a local disk by leading hex digits.
+"""Collects rows by content hash, the first of each hash, in memory or, above a limit, in buckets on a local disk.
 
-Used to index known texts (`pipeline.reuse.vector_index`): how many there will be is not known before they were read, so this begins in
-memory and moves to the disk once it holds `LIMIT_ROWS`. From then on memory holds as many again before they go to their
-buckets, and one bucket at a time comes back. The trade-off: a fixed number of buckets, so beyond a billion hashes (256 times
-the limit) a bucket grows with them.
+Used to index known texts (`pipeline.reuse.vector_index`), whose number is not known before they are read. Rows stay in
+memory up to `LIMIT_ROWS`; then they are written to buckets by their leading hex digits, and memory is filled again. Buckets
+are read back one at a time. The trade-off: the number of buckets is fixed, so beyond a billion hashes (256 times the limit)
+each bucket has more than `LIMIT_ROWS`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from actors.storage.temp_dirs import SharedTempDir, shared_temp_dir
 
-LIMIT_ROWS = 4_000_000  # of 48 bytes, three times over while they are sorted: 0.9 GB with what Arrow keeps
+LIMIT_ROWS = 4_000_000  # of 48 bytes, in three copies while they are sorted: 0.9 GB with the memory that Arrow keeps
 BUCKETS = 256
-# Where the buckets meet. Hashes are hex; others, which only another tool could have written, fall between these too.
+# Boundaries of the buckets. Our hashes are hex; any other bytes, which only other tools write, also have a bucket.
 _EDGES = np.array([f"{number:02x}" for number in range(1, BUCKETS)], dtype="S32")
 
 Rows = npt.NDArray[Any]  # structured, with a field `hash`
@@ -28,10 +28,10 @@ PLACE = np.dtype([("hash", "S32"), ("row", "<i8"), ("file", "<i4"), ("count", "<
 
 
 def hash_bytes(column: pa.ChunkedArray) -> npt.NDArray[np.bytes_]:
-    """Hashes as fixed-width bytes, which sort and compare without Python."""
+    """Return hashes as fixed-width bytes, `S32` [rows], which numpy sorts and compares."""
     try:
         parts = [_fixed(chunk) for chunk in column.chunks]
-    except pa.ArrowInvalid:  # not our hashes: another tool's rows
+    except pa.ArrowInvalid:  # hashes of another tool, null or of another length
         texts = [(text or "").encode() for text in column.to_pylist()]
         return np.array(texts, dtype="S32")
     return np.concatenate([np.zeros(0, dtype="S32"), *parts])
@@ -45,7 +45,7 @@ def _fixed(chunk: pa.Array) -> npt.NDArray[np.bytes_]:
 
 
 def contains(ordered: npt.NDArray[np.bytes_], values: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
-    """Which of `values` are in `ordered`."""
+    """Return which of `values` are in `ordered`, bool [values]; `ordered` is sorted."""
     if len(ordered) == 0:
         return np.zeros(len(values), dtype=bool)
     places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
@@ -53,83 +53,88 @@ def contains(ordered: npt.NDArray[np.bytes_], values: npt.NDArray[np.bytes_]) ->
 
 
 def as_texts(hashes: npt.NDArray[np.bytes_]) -> Rows:
-    """Hashes as rows of `TEXT`."""
+    """Return hashes as rows of dtype `TEXT`."""
     return np.ascontiguousarray(hashes).view(TEXT)
 
 
 def firsts(rows: Rows) -> Rows:
-    """The first row of each hash, by hash."""
+    """Return the first row of each hash, sorted by hash."""
     ordered = rows[np.argsort(rows["hash"], kind="stable")]
     hashes = ordered["hash"]
     first = np.ones(len(rows), dtype=bool)
     first[1:] = hashes[1:] != hashes[:-1]
-    kept: Rows = ordered[first]
-    return kept
+    result: Rows = ordered[first]
+    return result
 
 
 class Buckets:
-    """Rows, of which the first of each hash counts. Used in a `with`, whose end removes what is on the disk.
+    """Collection of rows that keeps the first row of each hash.
+
+    It is a context manager; its exit removes the files on the disk.
 
     Args:
-        dtype: Of the rows; the field `hash` is `S32`.
+        dtype: Dtype of the rows; the field `hash` is `S32`.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        self._held: list[Rows] = []
-        self._held_rows = 0
-        self._ordered = True  # what is held is one array, by hash, each hash once
-        self._room: SharedTempDir | None = None
+        self._buffered: list[Rows] = []
+        self._buffered_rows = 0
+        self._ordered = True  # the rows in memory are one array, sorted by hash, each hash once
+        self._temp_dir: SharedTempDir | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._room is not None:
-            self._room.leave()
+        if self._temp_dir is not None:
+            self._temp_dir.leave()
 
     @property
     def spilled(self) -> bool:
-        """Whether they were too many for memory."""
-        return self._room is not None
+        """Whether rows were written to the disk."""
+        return self._temp_dir is not None
 
     def add(self, rows: Rows) -> None:
-        """More rows; those that came before go first.
+        """Add rows; of equal hashes the row that was added first stays.
 
         Raises:
-            StorageError: the disk refused them.
+            StorageError: the disk is full or failed.
         """
-        self._held.append(rows)
-        self._held_rows += len(rows)
+        self._buffered.append(rows)
+        self._buffered_rows += len(rows)
         self._ordered = False
-        # Half full of different ones, it would soon be here again.
-        if self._held_rows > LIMIT_ROWS and 2 * len(self.whole()) > LIMIT_ROWS:
+        # If over half of the rows have different hashes, the limit would soon be reached again.
+        if self._buffered_rows > LIMIT_ROWS and 2 * len(self.whole()) > LIMIT_ROWS:
             self._spill()
 
     def whole(self) -> Rows:
-        """What memory holds: where nothing was spilled, everything. By hash."""
-        if not self._ordered or not self._held:
-            everything = np.concatenate([np.zeros(0, dtype=self._dtype), *self._held])
-            self._held = []  # before the sort makes another copy
-            self._held = [firsts(everything)]
-            self._held_rows, self._ordered = len(self._held[0]), True
-        return self._held[0]
+        """Return the rows in memory, sorted by hash; if nothing was spilled, these are all rows."""
+        if not self._ordered or not self._buffered:
+            rows = np.concatenate([np.zeros(0, dtype=self._dtype), *self._buffered])
+            self._buffered = []  # frees memory before the sort makes another copy
+            self._buffered = [firsts(rows)]
+            self._buffered_rows, self._ordered = len(self._buffered[0]), True
+        return self._buffered[0]
 
     def take(self, number: int) -> Rows:
-        """The rows of one of the `BUCKETS`, by hash, once; every hash of it is greater than all of those before."""
-        temp_dir = self._spill() if self._held_rows or self._room is None else self._room
+        """Return the rows of one of the `BUCKETS`, sorted by hash, and remove them from the disk.
+
+        Hashes of a bucket are greater than those of all buckets before it.
+        """
+        temp_dir = self._spill() if self._buffered_rows or self._temp_dir is None else self._temp_dir
         path = temp_dir.path / f"{number:02x}"
         if not path.exists():
             return np.zeros(0, dtype=self._dtype)
         with shared_temp_dir(path):
             rows = np.fromfile(path, dtype=self._dtype)
-            path.unlink()  # what becomes of it takes its place
+            path.unlink()  # makes space for the index, which is built from these rows
         return firsts(rows)
 
     def _spill(self) -> SharedTempDir:
         rows = self.whole()
-        self._held, self._held_rows = [], 0
-        self._room = temp_dir = self._room or SharedTempDir(f"spill-{secrets.token_hex(8)}")
+        self._buffered, self._buffered_rows = [], 0
+        self._temp_dir = temp_dir = self._temp_dir or SharedTempDir(f"spill-{secrets.token_hex(8)}")
         for number, part in enumerate(np.split(rows, np.searchsorted(rows["hash"], _EDGES))):
             if len(part):
                 path = temp_dir.path / f"{number:02x}"

@@ -1,7 +1,8 @@
-"""What earlier runs of the same making have left in a table's folder: vectors that need not be paid for again.
+"""Finds unpublished files of earlier runs with the same embedding spec, whose vectors can be reused.
 
-Asked when a run is planned. A backfill whose source changed while it was stopped, a generation that was built and held, a
-version that was rolled back: their files are still there, and `reuse` finds the vector of a text in them by its hash.
+Used when a run is planned. Such files are left by a backfill that was stopped before its source changed, by a re-embedding
+that was built and not published, and by a version that was rolled back. `pipeline.reuse` finds the vector of a text in them
+by its hash.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ _THREADS = 16
 def find_unpublished_files(
     table: str, fingerprint: str, opened: DeltaTable | None, *, but: str, published: bool = False
 ) -> list[str]:
-    """Files with vectors of one making that runs have left in the table's folder without publishing them.
+    """Return the unpublished files of all runs whose vectors have one embedding spec.
 
     Args:
         table: URL of the table's folder.
-        fingerprint: Of the making.
-        opened: The table, where there is one.
-        but: A run that does not count.
-        published: Take files of published runs too: they may have gone out of the current version.
+        fingerprint: Fingerprint of the embedding spec.
+        opened: The table, or None if it does not exist yet.
+        but: Name of a run to leave out.
+        published: Whether to include files of published runs, which the current version may not have any more.
 
     Returns:
-        Paths relative to the table, of files that are there.
+        Paths of existing files, relative to the table's folder.
     """
 
-    def look(name: str) -> Ledger | None:
+    def open_ledger(name: str) -> Ledger | None:
         ledger = Ledger(table, name)
         description = ledger.description()
         if description is None or description.get("fingerprint") != fingerprint:
             return None
         return None if not published and delta_table.is_published(opened, name) else ledger
 
-    found: list[DataFile] = []
+    existing: list[DataFile] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        ledgers = [ledger for ledger in pool.map(look, [n for n in run_names(table) if n != but]) if ledger]
+        ledgers = [ledger for ledger in pool.map(open_ledger, [n for n in run_names(table) if n != but]) if ledger]
     for ledger in ledgers:
         files = [file for receipt in ledger.receipts().values() for file in receipt.files]
-        gone = set(missing_files(table, files))
-        found += [file for file in files if file.path not in gone]
-    return [file.path for file in found]
+        missing = set(missing_files(table, files))
+        existing += [file for file in files if file.path not in missing]
+    return [file.path for file in existing]

@@ -1,9 +1,9 @@
-"""Makes the index of known texts: where, among files with vectors, the vector of each wanted text is.
+"""Builds the index of known texts: the place, among files with vectors, of the vector of each wanted text.
 
-Called by the driver of a run before it freezes its plan; `reuse` reads the index. One pass over the hashes of the files,
-then bucket by bucket: match, keep the best place, hand on. Up to `buckets.LIMIT_ROWS` places and texts all of it is in
-memory and one table; beyond, memory is bounded by the largest bucket, the rest is on a local disk (48 bytes a row of the
-files, 32 a wanted text), and the index is several tables, one after the other by hash.
+Called by the driver of a run before it freezes its plan; `pipeline.reuse.lookup` reads the index. It takes one pass over
+the hashes of the files. Up to `spill.LIMIT_ROWS` places and texts, all is in memory and the index is one table. Above that,
+places and texts are matched bucket by bucket: memory is bounded by the largest bucket, the rest is on a local disk (48
+bytes a row of the files, 32 bytes a wanted text), and the index is several tables that follow each other by hash.
 """
 
 from __future__ import annotations
@@ -40,62 +40,64 @@ _THREADS = 16
 
 
 class Index:
-    """The first place of each wanted text. Used in a `with`, whose end removes what is on the disk.
+    """First place of each wanted text.
+
+    It is a context manager; its exit removes the files on the disk.
 
     Args:
-        paths: The files, as places name them.
+        paths: Paths of the files, which places name by number.
 
     Attributes:
-        rows: How many places there are.
-        unknown: How many wanted texts have none.
+        rows: Number of places.
+        unknown: Number of wanted texts without a place.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.rows = 0
         self.unknown = 0
         self._paths = pa.array(paths, pa.string())
-        self._held: list[Rows] = []
-        self._held_rows = 0
-        self._room: SharedTempDir | None = None
+        self._buffered: list[Rows] = []
+        self._buffered_rows = 0
+        self._temp_dir: SharedTempDir | None = None
         self._written = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._room is not None:
-            self._room.leave()
+        if self._temp_dir is not None:
+            self._temp_dir.leave()
 
     @property
     def parts(self) -> int:
-        """How many tables it is, none where there is no place."""
-        return self._written + (1 if self._held_rows else 0)
+        """Number of tables; 0 if there is no place."""
+        return self._written + (1 if self._buffered_rows else 0)
 
     def tables(self) -> pa.Table | Iterator[pa.Table]:
-        """The index (`SCHEMA`), by hash: a table, or several that follow each other."""
+        """Return the index (`SCHEMA`) sorted by hash, as one table or as several that follow each other."""
         if self._written == 0:
             return self._table(self._whole())
         return (self._table(self._part(number)) for number in range(self.parts))
 
     def add(self, rows: Rows) -> None:
-        """More places, whose hashes are greater than all before."""
-        if self._held_rows and self._held_rows + len(rows) > spill.LIMIT_ROWS:
-            self._room = self._room or SharedTempDir(f"index-{secrets.token_hex(8)}")
-            path = self._room.path / str(self._written)
+        """Add places, whose hashes are greater than those of all places before."""
+        if self._buffered_rows and self._buffered_rows + len(rows) > spill.LIMIT_ROWS:
+            self._temp_dir = self._temp_dir or SharedTempDir(f"index-{secrets.token_hex(8)}")
+            path = self._temp_dir.path / str(self._written)
             with shared_temp_dir(path), open(path, "wb") as file:
                 file.write(self._whole().view(np.uint8).data)
-            self._held, self._held_rows, self._written = [], 0, self._written + 1
-        self._held.append(rows)
-        self._held_rows += len(rows)
+            self._buffered, self._buffered_rows, self._written = [], 0, self._written + 1
+        self._buffered.append(rows)
+        self._buffered_rows += len(rows)
         self.rows += len(rows)
 
     def _whole(self) -> Rows:
-        return np.concatenate([np.zeros(0, dtype=PLACE), *self._held])
+        return np.concatenate([np.zeros(0, dtype=PLACE), *self._buffered])
 
     def _part(self, number: int) -> Rows:
-        if self._room is None or number == self._written:
+        if self._temp_dir is None or number == self._written:
             return self._whole()
-        path = self._room.path / str(number)
+        path = self._temp_dir.path / str(number)
         with shared_temp_dir(path):
             return np.fromfile(path, dtype=PLACE)
 
@@ -109,11 +111,12 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Which vectors of a table that other tools write to are not taken.
+    """Rules for the vectors of a table that other tools write to.
 
     Attributes:
-        paths: Files of another tool: a vector of theirs must have `dim` numbers, all finite.
-        but: Rows that another tool added or changed; None where there are none.
+        paths: Files of other tools; a vector of theirs must have `dim` numbers, all finite.
+        dim: Width of the vectors.
+        but: Rows that another tool added or changed, whose vectors are not used; None if there are none.
     """
 
     paths: frozenset[str]
@@ -121,7 +124,7 @@ class Doubt:
     but: Kept | None
 
     def sound(self, table: str, path: str) -> npt.NDArray[np.bool_]:
-        """Bool [rows]: whether the vector of a row may be taken."""
+        """Return whether the vector of each row of a file may be used, bool [rows]."""
         names = pq.ParquetFile(storage.open_read(storage.join(table, path))).schema_arrow.names
         keys = [ID, SHARD, HASH, *([CHUNK] if CHUNK in names else [])]
         rows = read_stored(table, path, [*keys, EMBEDDING] if path in self.paths else keys)
@@ -143,33 +146,33 @@ def build_index(table: str, paths: Sequence[str], wanted: Buckets | None, doubt:
 
     Args:
         table: URL of the table's folder.
-        paths: Files with vectors of the right making, the best ones first.
-        wanted: Rows of `buckets.TEXT`; None for every text that there is.
-        doubt: Files of another tool among them.
+        paths: Files with vectors of the run's embedding spec, the preferred files first.
+        wanted: Rows of dtype `spill.TEXT`; None for every text of the files.
+        doubt: Rules for files of other tools among them.
 
     Raises:
-        StorageError: the disk refused what memory does not hold.
+        StorageError: the local disk is full or failed.
     """
     index = Index(paths)
     try:
-        with Buckets(PLACE) as found:
+        with Buckets(PLACE) as stored:
             for places in _places(table, paths, None if wanted is None or wanted.spilled else wanted, doubt):
-                found.add(places)
-            _match(wanted, found, index)
+                stored.add(places)
+            _match(wanted, stored, index)
     except BaseException:
         index.__exit__()
         raise
     return index
 
 
-def _match(wanted: Buckets | None, found: Buckets, index: Index) -> None:
+def _match(wanted: Buckets | None, stored: Buckets, index: Index) -> None:
     if wanted is not None and not wanted.spilled:
         index.unknown = len(wanted.whole())
-    if not found.spilled and (wanted is None or not wanted.spilled):
-        index.add(found.whole())
+    if not stored.spilled and (wanted is None or not wanted.spilled):
+        index.add(stored.whole())
     else:
         for number in range(BUCKETS):
-            places = found.take(number)
+            places = stored.take(number)
             if wanted is not None and wanted.spilled:
                 texts = wanted.take(number)["hash"]
                 index.unknown += len(texts)
@@ -180,12 +183,12 @@ def _match(wanted: Buckets | None, found: Buckets, index: Index) -> None:
 
 
 def _places(table: str, paths: Sequence[str], wanted: Buckets | None, doubt: Doubt | None = None) -> Iterator[Rows]:
-    """The documents of each file (`buckets.PLACE`), in order; of those that are not wanted none."""
+    """Yield the documents of each file (dtype `spill.PLACE`) in order; if `wanted` is given, only those in it."""
 
     def find(number: int) -> Rows:
         rows = read_stored(table, paths[number], [ID, HASH])
         hashes = hash_bytes(rows[HASH])
-        # Chunks of one document stand together; a document begins where the id or the hash changes.
+        # Chunks of a document are neighbours; a document begins where the id or the hash changes.
         ids = pc.fill_null(rows[ID].combine_chunks(), "")
         first = np.ones(len(hashes), dtype=bool)
         if len(hashes) > 1:
@@ -204,7 +207,7 @@ def _places(table: str, paths: Sequence[str], wanted: Buckets | None, doubt: Dou
         return places
 
     if wanted is not None:
-        wanted.whole()  # sorted here, and not by every thread
+        wanted.whole()  # sorts once, before the threads begin
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(paths), _THREADS):  # no more of them in memory than threads
+        for start in range(0, len(paths), _THREADS):  # as many files in memory as threads
             yield from pool.map(find, range(start, min(start + _THREADS, len(paths))))

@@ -166,8 +166,10 @@ class Gate:
             wanted = np.isin(hashes, pool)
             if wanted.any():
                 taken = rows.filter(pa.array(wanted)).combine_chunks().to_batches()[0]
-                names.append(hashes[wanted])
-                vectors.append(unit_vectors(taken, len(taken.column(EMBEDDING)[0])))
+                found = unit_vectors(taken, int(side.embedding_spec.lineage["dim"]))
+                fit = np.isfinite(found).all(axis=1)  # rows of another tool may have no vector
+                names.append(hashes[wanted][fit])
+                vectors.append(found[fit])
         return np.concatenate(names), np.concatenate(vectors) if vectors else np.zeros((0, 1), dtype=np.float32)
 
     def _documents(self, side: _Side, names: list[str]) -> Iterator[pa.Table]:

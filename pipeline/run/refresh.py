@@ -147,6 +147,8 @@ class _Refresh(Runner):
         again = set(bad.filter(pc.equal(bad["reason"], "duplicate_id"))["shard"].to_pylist())
         if self.retries is not None:
             again.update(worth_retrying(bad)["shard"].to_pylist())
+            tried = Ledger(self.url, self.retries)  # one that was not published may have quarantined rows of the table
+            again.update(worth_retrying(tried.quarantine(tried.receipts().values()))["shard"].to_pylist())
         same = set()
         for shard in self.shards:
             size_bytes, etag = listing.get(shard.path, (-1, ""))

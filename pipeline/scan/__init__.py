@@ -1,1 +1,1 @@
-"""Exact products of queries with a table's vectors."""
+"""Exact nearest rows of a table by scanning all of its vectors."""

@@ -1,6 +1,6 @@
-"""The nearest rows to some vectors, exactly, batch by batch: memory for one batch and the best so far.
+"""Exact nearest rows to query vectors, batch by batch, with memory for one batch and the best rows so far.
 
-Used by search, and by the gate of a second generation.
+Used by search, and by the quality gate of a re-embedding.
 """
 
 from __future__ import annotations
@@ -10,44 +10,54 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.schema import EMBEDDING, ID
 
 
 def unit_vectors(batch: pa.RecordBatch, dim: int) -> npt.NDArray[np.float32]:
-    """float32 [rows, dim], unit length again after the rounding that they were stored with."""
+    """Return the vectors as float32 [rows, dim], normalized again because they were rounded before they were stored.
+
+    A row without a vector of this width, as another tool may have added it, is NaN, so that it is near to nothing.
+    """
     column = batch.column(EMBEDDING)
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    fit = pc.fill_null(pc.equal(pc.list_value_length(column), dim), False).to_numpy(zero_copy_only=False)
+    found = column if fit.all() else column.filter(pa.array(fit))
+    vectors = found.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    if not fit.all():
+        whole = np.full((len(fit), dim), np.nan, dtype=np.float32)
+        whole[fit] = vectors
+        vectors = whole
     unit: npt.NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return unit
 
 
 class TopK:
-    """The best rows of each query so far.
+    """Collects the best rows of each query.
 
     Args:
-        queries: How many there are.
-        k: Rows for each.
+        queries: Number of queries.
+        k: Rows per query.
     """
 
     def __init__(self, queries: int, k: int) -> None:
         self._k = k
-        self._found: list[list[tuple[float, dict[str, Any]]]] = [[] for _ in range(queries)]
+        self._best: list[list[tuple[float, dict[str, Any]]]] = [[] for _ in range(queries)]
 
     def add(self, scores: npt.NDArray[np.float32], rows: pa.RecordBatch) -> None:
-        """Take in a batch: scores float32 [queries, rows], and the columns that are to be kept of the rows."""
+        """Add a batch: scores float32 [queries, rows], and the columns of the rows to return."""
         count = min(self._k, scores.shape[1])
         top = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-        for query, found in enumerate(self._found):
-            floor = found[-1][0] if len(found) == self._k else -np.inf
-            wanted = [int(row) for row in top[query] if scores[query, row] > floor]
-            if not wanted:
+        for query, best in enumerate(self._best):
+            floor = best[-1][0] if len(best) == self._k else -np.inf
+            better = [int(row) for row in top[query] if scores[query, row] > floor]
+            if not better:
                 continue
-            taken = rows.take(pa.array(wanted)).to_pylist()
-            found.extend((float(scores[query, row]), values) for row, values in zip(wanted, taken, strict=True))
-            found.sort(key=lambda pair: (-pair[0], pair[1][ID]))
-            del found[self._k :]
+            values_of_rows = rows.take(pa.array(better)).to_pylist()
+            best.extend((float(scores[query, row]), values) for row, values in zip(better, values_of_rows, strict=True))
+            best.sort(key=lambda pair: (-pair[0], pair[1][ID] or ""))
+            del best[self._k :]
 
     def rows(self) -> list[list[tuple[float, dict[str, Any]]]]:
-        """For each query its rows with their scores, best first."""
-        return self._found
+        """Return for each query its rows with their scores, best first."""
+        return self._best

@@ -1,1 +1,1 @@
-"""Search over a table: the SQL filter and the question's path."""
+"""Search in a table: the searcher and its SQL filter."""

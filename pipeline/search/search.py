@@ -1,7 +1,7 @@
-"""Exact top-k over the current version of a table, with the model that its own lineage names.
+"""Exact top-k search over a version of a table, with the model of the table's embedding spec.
 
-Called by `jobs search` and by people in a notebook. Every vector is compared: no index, nothing approximate, one pass
-over the files with memory for one batch. For tables that are asked many times a second, feed a vector index instead.
+Called by `jobs search` and by users of the library. It compares every vector, without an index or approximation, in one
+pass over the files with memory for one batch. For many queries per second, load the table into a vector index instead.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH_ROWS = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One row that was found.
+    """One row of a search result.
 
     Attributes:
         score: Cosine of query and row, -1 to 1.
@@ -42,12 +42,12 @@ class Hit:
 
 
 def query_model(embedding_spec: delta_table.EmbeddingSpec, url: str, *, model: str | None = None) -> ModelSpec:
-    """The query side of the model that a version was made with.
+    """Return the query side of the model that encoded a version.
 
     Args:
-        embedding_spec: Of the version.
-        url: Of the table, for messages.
-        model: Where the weights are now, if not where the job said; they must be the same weights.
+        embedding_spec: Embedding spec of the version.
+        url: URL of the table, for messages.
+        model: Location of the weights, if they have moved since the job; they must be the same weights.
 
     Raises:
         ModelError: the model cannot be found, or is another one.
@@ -62,30 +62,32 @@ def query_model(embedding_spec: delta_table.EmbeddingSpec, url: str, *, model: s
         dtype=section.dtype,
         allow_untrained_dim=section.allow_untrained_dim,
     )
-    here = spec.lineage()
-    there = {key: value for key, value in embedding_spec.lineage.items() if key in here}
-    if fingerprint.fingerprint(here) != fingerprint.fingerprint(there):
-        different = [key for key in here if here[key] != there.get(key) and key not in ("model", "revision")]
+    lineage = spec.lineage()
+    table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
+    if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
+        different = [
+            key for key in lineage if lineage[key] != table_lineage.get(key) and key not in ("model", "revision")
+        ]
         raise ModelError(
-            f"{spec.model!r} is not the model that {url!r} was made with ({', '.join(different)} differ); name the "
-            f"right one with --model"
+            f"{spec.model!r} is not the model that encoded {url!r} ({', '.join(different)} differ); give the right one "
+            f"with --model"
         )
     return spec.query_side()
 
 
 class Searcher:
-    """A table and the model that made it.
+    """Searches a table with the model that encoded it.
 
     Args:
         table: URL of the table's folder.
-        version: Which version to read; the current one when None.
-        model: Where the weights are now, if not where the job said; they must be the same weights.
+        version: Version to search; None: the current one.
+        model: Location of the weights, if they have moved since the job; they must be the same weights.
         device: "cpu", "cuda" or "auto".
 
     Raises:
         ConfigError: there is no table.
-        TableConflict: the table was not made by vectide.
-        ModelError: the model cannot be found, or is not the one that the table was made with.
+        TableConflict: vectide did not create the table.
+        ModelError: the model cannot be found, or is not the one that encoded the table.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Searcher:
         self.version = int(self._table.version())
         embedding_spec = delta_table.embedding_spec_of(self._table)
         if embedding_spec is None:
-            raise TableConflict(f"{self.url!r} is a Delta table that vectide did not make: it names no model")
+            raise TableConflict(f"{self.url!r} is a Delta table that vectide did not make: it has no embedding spec")
         self.lineage = embedding_spec.lineage
         self.spec = query_model(embedding_spec, self.url, model=model)
         self._device = device
@@ -104,7 +106,7 @@ class Searcher:
 
     @property
     def encoder(self) -> Encoder:
-        """The model, on the query side of the table's task; loaded at first use."""
+        """The model for queries of the table's task, loaded at first use."""
         if self._encoder is None:
             from actors.encoders import load_encoder
 
@@ -112,23 +114,23 @@ class Searcher:
         return self._encoder
 
     def search(self, questions: Sequence[str], *, k: int = 10, where: str | None = None) -> list[list[Hit]]:
-        """The `k` rows nearest to each question, best first.
+        """Return the `k` rows nearest to each question, best first.
 
         Args:
             questions: Texts, any number.
-            k: Hits for each, at least 1.
-            where: An SQL condition over the stored columns, such as `lang = 'de' AND tokens > 10`.
+            k: Hits per question, at least 1.
+            where: An SQL condition on the stored columns, such as `lang = 'de' AND tokens > 10`.
 
         Raises:
-            ConfigError: a question, `k` or `where` is wrong.
-            DataError: a question's vector is not finite.
+            ConfigError: a question, `k` or `where` is invalid.
+            DataError: the vector of a question is not finite or all zeros.
             StorageError: the store refused or failed.
         """
         if k < 1:
             raise ConfigError(f"k is {k}; it must be 1 or more")
         for question in questions:
             if not question.strip():
-                raise ConfigError(f"the question {question!r} is empty or nothing but white space; ask for something")
+                raise ConfigError(f"the question {question!r} is empty or only white space; give it some text")
         dataset = self._table.to_pyarrow_dataset()
         names = [name for name in dataset.schema.names if name not in (EMBEDDING, HASH)]
         condition = None if where is None else parse_where(where, dataset.schema)
@@ -136,7 +138,7 @@ class Searcher:
             queries = self.encoder.encode(list(questions))
         except UnfitVectors as error:
             number, reason = next(iter(error.reasons.items()))
-            raise DataError(f"the question {questions[number]!r} cannot be searched for: {reason}") from None
+            raise DataError(f"the question {questions[number]!r} cannot be encoded: {reason}") from None
         best = TopK(len(questions), k)
         batches = dataset.to_batches(columns=[*names, EMBEDDING], filter=condition, batch_size=BATCH_ROWS)
         with delta_table.asking(self._table):

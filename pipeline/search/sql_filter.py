@@ -1,17 +1,17 @@
-r"""An SQL condition, as a person types it, made into a filter that Arrow runs.
+r"""Turns an SQL condition into an Arrow filter.
 
-Called by the search, and by everything that narrows a table by its columns. The text goes through a parser and each
-node that comes out is either on the short list below or refused, so there is no text that could reach a database: the
-trade-off is that a function, a sum or a second column in a comparison is refused too.
+Called by the search. A parser reads the text, and each node of the result must be on the short list below, else the
+condition is refused. So no text can execute anything. The trade-off: functions, arithmetic and comparisons of two
+columns are refused too.
 
-    comparison   column = | <> | < | <= | > | >= value, either way round; a boolean column may stand alone
+    comparison   column = | <> | < | <= | > | >= value, in either order; a boolean column may be alone
     set, range   column [NOT] IN (values), column [NOT] BETWEEN value AND value
-    pattern      column [NOT] LIKE 'a%', ILIKE for either case; % is any text, _ any character, \% a percent sign
+    pattern      column [NOT] LIKE 'a%', ILIKE ignores case; % is any text, _ any character, \% a percent sign
     null         column IS [NOT] NULL
     joined by    AND, OR, NOT and brackets
 
-Values are typed by their column: numbers bare, text in single quotes, days and times in single quotes as ISO 8601.
-A null is neither true nor false, as in SQL, so that `NOT lang = 'de'` leaves out the rows without a language.
+A value has the type of its column: numbers without quotes, text in single quotes, dates and times in single quotes as
+ISO 8601. Null is neither true nor false, as in SQL, so `NOT lang = 'de'` excludes rows without a language.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from sqlglot.errors import ParseError, SqlglotError
 
 from actors.errors import ConfigError
 
-DEEPEST = 50  # levels of brackets and NOT; every level is a level of recursion here, in the parser and in Arrow
+DEEPEST = 50  # levels of brackets and NOT; each is a level of recursion in this module, the parser and Arrow
 
-_WHEN = ("date", "time", "datetime", "timestamp", "timestamptz")
+_DATE_TYPES = ("date", "time", "datetime", "timestamp", "timestamptz")
 _COMPARE: dict[type[exp.Expr], Callable[[pc.Expression, pa.Scalar], pc.Expression]] = {
     exp.EQ: lambda column, value: column == value,
     exp.NEQ: lambda column, value: column != value,
@@ -49,7 +49,7 @@ _MIRROR: dict[type[exp.Expr], type[exp.Expr]] = {
     exp.GTE: exp.LTE,
 }
 
-# The parts of a node that are read; of all others `this` and `expression`.
+# Arguments of a node that this module reads; for all other nodes `this` and `expression`.
 _PARTS: dict[type[exp.Expr], set[str]] = {
     exp.In: {"this", "expressions"},
     exp.Between: {"this", "low", "high"},
@@ -61,39 +61,27 @@ _PARTS: dict[type[exp.Expr], set[str]] = {
 
 
 def parse_where(sql: str, schema: pa.Schema) -> pc.Expression:
-    """`sql` as a filter for a dataset or a table of `schema`.
+    """Return `sql` as a filter for a dataset or a table of `schema`.
 
     Args:
         sql: A condition such as `lang IN ('de', 'fr') AND tokens > 10`, without the word WHERE.
-        schema: The columns that there are.
+        schema: Columns of the table.
 
     Raises:
-        ConfigError: it is no such condition, names no such column, or a value does not fit its column.
+        ConfigError: the condition is not supported, a column does not exist, or a value does not fit its column.
     """
     return _Where(sql, schema).expression()
 
 
-def columns_used(sql: str, schema: pa.Schema) -> frozenset[str]:
-    """The columns of `schema` that a condition reads.
-
-    Raises:
-        ConfigError: as `parse_where` does.
-    """
-    where = _Where(sql, schema)
-    where.expression()
-    return frozenset(where.used)
-
-
 class _Where:
-    """One condition on its way from text to filter; holds what an error message needs."""
+    """Translates one condition; keeps its text and the schema for error messages."""
 
     def __init__(self, sql: str, schema: pa.Schema) -> None:
         self._sql = sql
         self._schema = schema
-        self.used: set[str] = set()
 
     def expression(self) -> pc.Expression:
-        """The filter, tried on no rows so that a wrong one fails here and not in the middle of a scan."""
+        """Return the filter. It is run on an empty table first, so that an invalid one does not fail during a scan."""
         try:
             condition = self._condition(self._parse(), 0)
             self._schema.empty_table().filter(condition)
@@ -117,9 +105,9 @@ class _Where:
         node = node.unnest()
         self._check_parts(node)
         if isinstance(node, exp.And | exp.Or):
-            # A chain of a thousand ORs comes as a tree of a thousand levels: make it flat, then as shallow as can be.
+            # The parser makes a chain of n ORs a tree of n levels: flatten it, then build a balanced tree.
             parts = [self._condition(part, depth + 1) for part in node.flatten()]
-            return _joined(parts, (lambda a, b: a & b) if isinstance(node, exp.And) else (lambda a, b: a | b))
+            return _balanced(parts, (lambda a, b: a & b) if isinstance(node, exp.And) else (lambda a, b: a | b))
         if isinstance(node, exp.Not):
             return ~self._condition(node.this, depth + 1)
         if isinstance(node, exp.Is):
@@ -135,13 +123,13 @@ class _Where:
             column, kind = self._column(node)
             if not pa.types.is_boolean(kind):
                 self._refuse(
-                    f"has {node.sql()} standing alone, which is {kind} and not boolean: compare it with a value"
+                    f"has {node.sql()} without a comparison, which is {kind} and not boolean: compare it with a value"
                 )
             return column
         return self._comparison(node)
 
     def _check_parts(self, node: exp.Expr) -> None:
-        """Refuse a node with a part that is not read here: a modifier that is passed over would turn the answer round."""
+        """Refuse a node with an argument that is not read here: an ignored modifier could invert the result."""
         read = _PARTS.get(type(node), {"this", "expression"})
         if any(value for name, value in node.args.items() if name not in read):
             self._refuse_node(node)
@@ -167,22 +155,22 @@ class _Where:
     def _in(self, node: exp.In) -> pc.Expression:
         column, kind = self._column(node.this)
         values = pa.array([self._value(value, kind).as_py() for value in node.expressions], kind)
-        found = column.isin(values)
+        is_in = column.isin(values)
         if node.find_ancestor(exp.Not) is None:
-            return found
-        # Arrow calls a null "not in the set", and SQL "unknown": below a NOT that is the difference between in and out.
-        return pc.if_else(column.is_valid(), found, pa.scalar(None, pa.bool_()))
+            return is_in
+        # For a null, Arrow's result is false and SQL's is unknown. Below a NOT they select different rows.
+        return pc.if_else(column.is_valid(), is_in, pa.scalar(None, pa.bool_()))
 
     def _like(self, node: exp.Like | exp.ILike) -> pc.Expression:
         column, kind = self._column(node.this)
         pattern = self._value(node.expression, kind)
         if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
             self._refuse(f"matches {node.this.sql()} with a pattern, but that column is {kind} and not text")
-        found = pc.match_like(column, pattern.as_py(), ignore_case=isinstance(node, exp.ILike))
-        return ~found if node.args.get("negate") else found  # NOT LIKE; the others come inside a Not
+        matches = pc.match_like(column, pattern.as_py(), ignore_case=isinstance(node, exp.ILike))
+        return ~matches if node.args.get("negate") else matches  # NOT LIKE; other negations are inside a Not
 
     def _column(self, node: exp.Expr, *, any_type: bool = False) -> tuple[pc.Expression, pa.DataType]:
-        """A column as a field, and the type that its values have."""
+        """Return a column as a field expression, and the type of its values."""
         if not isinstance(node, exp.Column) or len(node.parts) != 1 or not isinstance(node.this, exp.Identifier):
             self._refuse_node(node)
         self._check_parts(node)
@@ -190,8 +178,7 @@ class _Where:
         name = node.name
         if name not in self._schema.names:
             nearest = difflib.get_close_matches(name, self._schema.names, n=3, cutoff=0.5) or self._schema.names
-            self._refuse(f"names the column {name!r}, which is not there; did you mean {', '.join(nearest[:12])}?")
-        self.used.add(name)
+            self._refuse(f"names the column {name!r}, which does not exist; did you mean {', '.join(nearest[:12])}?")
         column, kind = pc.field(name), self._schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
@@ -201,7 +188,7 @@ class _Where:
         return column, kind
 
     def _value(self, node: exp.Expr, kind: pa.DataType) -> pa.Scalar:
-        """A literal as a scalar of its column's type."""
+        """Return a literal as a scalar of its column's type."""
         node = node.unnest()
         if isinstance(node, exp.Null):
             self._refuse("compares with NULL, which is never true: use IS NULL or IS NOT NULL")
@@ -210,8 +197,8 @@ class _Where:
         sign = ""
         if isinstance(node, exp.Neg):
             sign, node = "-", node.this
-        if isinstance(node, exp.Cast) and node.is_type(*_WHEN) and pa.types.is_temporal(kind):
-            # DATE '2026-01-31' comes as a cast of the text.
+        if isinstance(node, exp.Cast) and node.is_type(*_DATE_TYPES) and pa.types.is_temporal(kind):
+            # The parser turns DATE '2026-01-31' into a cast of the text.
             node = node.this
         if isinstance(node, exp.Boolean) and pa.types.is_boolean(kind) and not sign:
             return pa.scalar(bool(node.this))
@@ -234,27 +221,29 @@ class _Where:
         except (SqlglotError, RecursionError, ValueError):
             text = type(node).__name__
         self._refuse(
-            f"uses {text[:60]!r}; a condition has comparisons of a column with a value, IN, BETWEEN, LIKE and "
+            f"uses {text[:60]!r}; a condition may have comparisons of a column with a value, IN, BETWEEN, LIKE and "
             f"IS NULL, joined by AND, OR and NOT"
         )
 
     def _too_deep(self) -> NoReturn:
-        self._refuse(f"is nested more than {DEEPEST} levels deep: take out brackets")
+        self._refuse(f"is nested more than {DEEPEST} levels deep: remove brackets")
 
-    def _refuse(self, what: str) -> NoReturn:
+    def _refuse(self, problem: str) -> NoReturn:
         shown = self._sql if len(self._sql) <= 200 else self._sql[:200] + "..."
-        raise ConfigError(f"where {shown!r} {what}") from None
+        raise ConfigError(f"where {shown!r} {problem}") from None
 
 
-def _joined(parts: list[pc.Expression], join: Callable[[pc.Expression, pc.Expression], pc.Expression]) -> pc.Expression:
+def _balanced(
+    parts: list[pc.Expression], join: Callable[[pc.Expression, pc.Expression], pc.Expression]
+) -> pc.Expression:
     while len(parts) > 1:
-        pairs = [join(*parts[at : at + 2]) for at in range(0, len(parts) - 1, 2)]
+        pairs = [join(*parts[i : i + 2]) for i in range(0, len(parts) - 1, 2)]
         parts = pairs + parts[len(pairs) * 2 :]
     return parts[0]
 
 
 def _number(text: str, kind: pa.DataType) -> pa.Scalar:
-    """Exactly, where the type can hold it: `1e3` is an integer, `0.5` is not."""
+    """Return the exact number as a scalar of `kind`: `1e3` fits an integer type, `0.5` does not."""
     try:
         number = Decimal(text)
     except InvalidOperation:

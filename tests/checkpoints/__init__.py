@@ -1,7 +1,6 @@
-"""Tiny random checkpoints in the layouts that are published: the same names, shapes and files, but small.
+"""Writers of tiny random checkpoints in the published layouts: same names, axes and files, smaller sizes.
 
-One module per family. They are written to a folder and loaded by the same code as the real ones, so that a test
-needs no download.
+One module per family. The checkpoints are loaded by the same code as real ones, so tests need no download.
 """
 
 from tests.checkpoints.bert import write_bert

@@ -1,6 +1,6 @@
-"""A tiny BERT or RoBERTa checkpoint, fast enough to run whole jobs with.
+"""Writes tiny BERT or RoBERTa checkpoints, fast enough for whole jobs.
 
-By default texts are spelled letter by letter, so that different texts have different vectors.
+By default every letter is a token, so that different texts have different vectors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_bert(
     pooling: dict[str, Any] | None = None,
     max_tokens: int | None = None,
 ) -> Path:
-    """Writes one, with a pooler and position ids beside the encoder as old files have them.
+    """Writes a checkpoint with a pooler and position ids besides the encoder, as old files have them.
 
     Args:
         kind: "bert", or "xlm-roberta", whose positions begin after the padding id.

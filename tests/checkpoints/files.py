@@ -1,4 +1,4 @@
-"""What every tiny checkpoint is made of: random tensors, small tokenizers, and the files they go to."""
+"""Parts shared by all tiny checkpoints: random tensors, small tokenizers, and functions that write the files."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ SENTENCES = [
 
 
 class Random:
-    """Random tensors that come out the same for the same seed. Spread so that no layer dies or explodes."""
+    """Random tensors, the same for the same seed, scaled so that states neither vanish nor grow from layer to layer."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
     def matrix(self, *shape: int, scale: float | None = None) -> torch.Tensor:
-        """Normal values; by default of a size that keeps the variance through a linear layer."""
+        """Returns normal values; the default scale keeps the variance through a linear layer."""
         scale = shape[-1] ** -0.5 if scale is None else scale
         return torch.randn(*shape, generator=self._generator) * scale
 
     def bias(self, size: int) -> torch.Tensor:
-        """Small values around 0."""
+        """Returns small values around 0."""
         return torch.randn(size, generator=self._generator) * 0.1
 
     def gain(self, size: int) -> torch.Tensor:
-        """Values around 1, for norms."""
+        """Returns values around 1, for norms."""
         return 1 + torch.randn(size, generator=self._generator) * 0.1
 
 
@@ -52,14 +52,14 @@ def write_checkpoint(
     pooling: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes config.json, model.safetensors, tokenizer.json, and sentence-transformers' files where asked for.
+    """Writes config.json, model.safetensors, tokenizer.json and, if requested, sentence-transformers' files.
 
     Returns:
         The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: t.to(dtype).contiguous() if t.is_floating_point() else t for name, t in tensors.items()}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    converted = {name: t.to(dtype).contiguous() if t.is_floating_point() else t for name, t in tensors.items()}
+    save_file(converted, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", config)
     tokenizer.save(str(folder / "tokenizer.json"))
     if max_tokens is not None:
@@ -70,7 +70,7 @@ def write_checkpoint(
 
 
 def write_modules(folder: Path, pooling: Mapping[str, Any], *, normalize: bool = True) -> None:
-    """Writes what makes sentence-transformers pool, and normalise where it should."""
+    """Writes modules.json and the pooling config, with a module that normalises unless `normalize` is False."""
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -87,18 +87,18 @@ def write_json(path: Path, content: object) -> None:
 
 
 def letters() -> Tokenizer:
-    """A WordPiece that knows single letters and digits only: a word is as many tokens as it has letters."""
+    """Returns a WordPiece tokenizer with single letters and digits only: every letter of a word is a token."""
     alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *alphabet, *(f"##{letter}" for letter in alphabet)]
     ids = {token: number for number, token in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=10_000))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return _between(tokenizer, "[CLS]", "[SEP]")
+    return _add_special(tokenizer, "[CLS]", "[SEP]")
 
 
 def word_piece(vocab_size: int = 400) -> Tokenizer:
-    """BERT's uncased WordPiece: [CLS] ... [SEP], padding id 0."""
+    """Returns a tokenizer like BERT's uncased WordPiece: [CLS] ... [SEP], padding id 0."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -106,23 +106,23 @@ def word_piece(vocab_size: int = 400) -> Tokenizer:
     tokenizer.train_from_iterator(
         SENTENCES, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     )
-    return _between(tokenizer, "[CLS]", "[SEP]")
+    return _add_special(tokenizer, "[CLS]", "[SEP]")
 
 
 def byte_level(vocab_size: int = 600) -> Tokenizer:
-    """RoBERTa's byte-level BPE: <s> ... </s>, padding id 1."""
+    """Returns a tokenizer like RoBERTa's byte-level BPE: <s> ... </s>, padding id 1."""
     tokenizer = _bpe(pre_tokenizers.ByteLevel(add_prefix_space=False), vocab_size)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
 def white_space(vocab_size: int = 600) -> Tokenizer:
-    """The Chinese v2 model's: a BPE behind a pre-tokenizer of type "Whitespace"."""
+    """Returns a tokenizer like the Chinese v2 model's: BPE with a pre-tokenizer of type "Whitespace"."""
     return _bpe(pre_tokenizers.Whitespace(), vocab_size)
 
 
 def qwen2(vocab_size: int = 600) -> Tokenizer:
-    """Qwen's byte-level BPE: nothing stands around a text, and one token may take in a space and the word behind it."""
+    """Returns a tokenizer like Qwen's byte-level BPE: no special tokens are added; a token may begin with a space."""
     words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -137,7 +137,7 @@ def qwen2(vocab_size: int = 600) -> Tokenizer:
         [f"{prompt}: {text}" for prompt in ("Query", "Passage") for text in SENTENCES],
         trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False),
     )
-    # Real ones follow the words in the vocabulary, too.
+    # As in the published vocabulary, special tokens follow the words.
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     tokenizer.decoder = decoders.ByteLevel()
@@ -154,10 +154,10 @@ def _bpe(pre_tokenizer: Any, vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    return _between(tokenizer, "<s>", "</s>")
+    return _add_special(tokenizer, "<s>", "</s>")
 
 
-def _between(tokenizer: Tokenizer, first: str, last: str) -> Tokenizer:
+def _add_special(tokenizer: Tokenizer, first: str, last: str) -> Tokenizer:
     ids = [(token, tokenizer.token_to_id(token)) for token in (first, last)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ids)
     return tokenizer

@@ -1,4 +1,4 @@
-"""A tiny v1 checkpoint: the encoder of T5 v1.0, alone or with its decoder."""
+"""Writes tiny v1 checkpoints: the encoder of T5 v1.0, alone or with its decoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ def write_jina_v1(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes one. `width` (of a head) is free of `hidden`; `words` are the names that the word table is stored under."""
+    """Writes a checkpoint.
+
+    Args:
+        width: Width of a head; independent of `hidden`.
+        words: The names that the word table is stored under.
+    """
     tokenizer = t5()
     # Published vocabularies are rounded up: the table has more rows than the tokenizer has tokens.
     vocab = -(-tokenizer.get_vocab_size() // 128) * 128
@@ -58,7 +63,7 @@ def write_jina_v1(
             for attention in attentions:
                 for name in "qkv":
                     tensors[f"{attention}.{name}.weight"] = random.matrix(heads * width, hidden)
-                # Scores are not scaled, so these stand for what training makes small.
+                # Scores are not scaled in T5, so the query weights are small, as in a trained model.
                 tensors[f"{attention}.q.weight"] *= width**-0.5
                 tensors[f"{attention}.o.weight"] = random.matrix(hidden, heads * width)
             last = len(attentions)

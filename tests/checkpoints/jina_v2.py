@@ -1,4 +1,4 @@
-"""Tiny v2 checkpoints, variants A and B, as the hub has them: `model_type` is plain "bert" in both."""
+"""Writes tiny v2 checkpoints of variants A and B, as on the hub: `model_type` is "bert" in both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_jina_v2(
     pooling: dict[str, Any] | None = None,
     max_tokens: int | None = None,
 ) -> Path:
-    """Writes one. small-en has 8 heads, all others 12; base-de, -es and -zh are stored as float16."""
+    """Writes a checkpoint. Of the published ones, small-en has 8 heads and the others 12; base-de, -es and -zh are float16."""
     words: Tokenizer = TOKENIZERS[tokenizer]()
     # Published vocabularies are rounded up: the table has more rows than the tokenizer has tokens.
     vocab = vocab_rows or -(-words.get_vocab_size() // 64) * 64
@@ -92,7 +92,7 @@ def write_jina_v2(
             linear(f"{layer}.mlp.down_layer", hidden, inner)
             norm(f"{layer}.layer_norm_2")
     named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
-    if prefix:  # a file of the masked language model carries its head beside the encoder
+    if prefix:  # a file of the masked language model contains its head too
         named["cls.predictions.bias"] = random.bias(vocab)
         named["cls.predictions.transform.dense.weight"] = random.matrix(hidden, hidden)
     return write_checkpoint(

@@ -1,4 +1,4 @@
-"""Tiny v3 checkpoints in their three layouts; one seed gives the same model in each.
+"""Writes tiny v3 checkpoints in their three layouts; one seed gives the same model in each.
 
 - "hub": fused query, key and value, `parametrizations` with a leading axis of five adapters.
 - "native": the names of transformers' class, a PEFT folder per task.
@@ -42,7 +42,7 @@ def write_jina_v3(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes one. The published file is 16 bits wide."""
+    """Writes a checkpoint. The published file has a 16-bit type."""
     tokenizer = xlm_roberta()
     vocab = tokenizer.get_vocab_size()
     random = Random(seed)
@@ -99,10 +99,15 @@ def write_jina_v3(
 def write_peft(
     folder: Path, factors: Mapping[str, torch.Tensor], *, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> Path:
-    """Writes a PEFT folder by hand; `factors` by their whole names in the file."""
+    """Writes a PEFT folder without PEFT.
+
+    Args:
+        factors: The tensors by their whole names in the file.
+        settings: Keys of adapter_config.json to add or change.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor.to(dtype).contiguous() for name, tensor in factors.items()}
-    save_file(kept, folder / "adapter_model.safetensors")
+    converted = {name: tensor.to(dtype).contiguous() for name, tensor in factors.items()}
+    save_file(converted, folder / "adapter_model.safetensors")
     modules = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in factors})
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 1, "bias": "none", "target_modules": modules}
     write_json(folder / "adapter_config.json", config | settings)
@@ -152,7 +157,7 @@ def _native(base: Tensors) -> Tensors:
 
 
 def _peft(down: Tensors, up: Tensors, k: int, *, native: bool) -> Tensors:
-    """Adapter k. The hub's own pooler has one too; it is left in the "fused" folders, to be ignored."""
+    """Returns the factors of adapter k. The "fused" folders keep those of the pooler, which loading ignores."""
     factors = {}
     for module in down:
         if module in EMBEDDINGS:

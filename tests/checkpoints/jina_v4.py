@@ -1,7 +1,7 @@
-"""Tiny v4 checkpoints in their layouts; one seed gives the same model in each.
+"""Writes tiny v4 checkpoints in their layouts; one seed gives the same model in each.
 
-- The main repository: Qwen2.5-VL with its vision tower, the projector of the many-vector output, and one PEFT folder with
-  the adapters of all tasks in one file. Its tensors are named as before transformers 4.52 ("old") or after ("new").
+- The main repository: Qwen2.5-VL with its vision tower, the projector of the multi-vector output, and one PEFT folder with
+  the adapters of all tasks in one file. Tensors have the names from before transformers 4.52 ("old") or since ("new").
 - One task's adapter merged into a plain Qwen2.5-VL, without projector and adapters.
 """
 
@@ -44,21 +44,21 @@ def write_jina_v4(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes one. The published files are bfloat16; each tensor is narrowed as soon as it is made.
+    """Writes a checkpoint. The published files are bfloat16; each tensor is converted as soon as it is made.
 
     Args:
-        folder: Where to.
-        keys: "old" or "new", how tensors are named.
+        folder: Target folder.
+        keys: "old" or "new" tensor names.
         merged: The adapter to merge; None writes the main repository.
-        nested: The sizes stand in `text_config`, or, as in old files, beside everything else.
-        vision: With a vision tower.
-        hidden, layers, heads, groups, inner: Sizes; `groups` are the heads of key and value.
+        nested: Put the sizes into `text_config`; if False, at the top level as in old files.
+        vision: Include a vision tower.
+        hidden, layers, heads, groups, inner: Sizes; `groups` is the number of key and value heads.
         positions: `max_position_embeddings`.
         theta: Base of the rotary frequencies.
-        rank, alpha: Of the adapters; the published ones have 32 and 32.
+        rank, alpha: Rank and alpha of the adapters; the published ones have 32 and 32.
         dims: `matryoshka_dims`.
-        seed: Of everything random.
-        dtype: Of the files.
+        seed: Seed of all random numbers.
+        dtype: Type of the tensors in the files.
     """
     tokenizer = qwen2()
     # The published table has more rows than the tokenizer has tokens.
@@ -121,27 +121,27 @@ def write_jina_v4(
         **ids,
     }
     if merged is None:
-        many = 8
+        projector_dim = 8
         config |= {
             "architectures": ["JinaEmbeddingsV4Model"],
             "matryoshka_dims": list(dims),
-            "multi_vector_projector_dim": many,
+            "multi_vector_projector_dim": projector_dim,
             "single_vector_pool_strategy": "mean",
             "task_names": list(ADAPTERS),
             "truncate_dim": None,
         }
-        tensors["multi_vector_projector.weight"] = random.matrix(many, hidden).to(dtype)
-        tensors["multi_vector_projector.bias"] = random.bias(many).to(dtype)
+        tensors["multi_vector_projector.weight"] = random.matrix(projector_dim, hidden).to(dtype)
+        tensors["multi_vector_projector.bias"] = random.bias(projector_dim).to(dtype)
         for adapter in ADAPTERS:
             stem = f"base_model.model.multi_vector_projector.lora_{{}}.{adapter}.weight"
             factors[stem.format("A")] = random.matrix(rank, hidden).to(dtype)
-            factors[stem.format("B")] = random.matrix(many, rank).to(dtype)
+            factors[stem.format("B")] = random.matrix(projector_dim, rank).to(dtype)
         write_shared_peft(folder / "adapters", factors, rank=rank, alpha=alpha)
     return write_checkpoint(folder, config=config, tensors=tensors, tokenizer=tokenizer, dtype=dtype)
 
 
 def write_shared_peft(folder: Path, factors: Tensors, *, rank: int, alpha: int) -> Path:
-    """Writes the folder of all adapters as the publisher's training does; `factors` by their whole names."""
+    """Writes the folder of all adapters as the publisher's training does; `factors` has their full names as keys."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(factors, folder / "adapter_model.safetensors")
     config = {
@@ -167,7 +167,7 @@ def write_shared_peft(folder: Path, factors: Tensors, *, rank: int, alpha: int) 
 
 
 def edit(folder: Path, copy: Path, *, text: dict[str, Any] | None = None, **settings: Any) -> Path:
-    """A copy of a checkpoint with another config, `text` of it in the language model's part; None takes a key out."""
+    """Copies a checkpoint and changes its config, with `text` for `text_config`; None removes a key."""
     shutil.copytree(folder, copy)
     config = json.loads((copy / "config.json").read_text()) | settings
     config["text_config"] |= text or {}
@@ -177,7 +177,7 @@ def edit(folder: Path, copy: Path, *, text: dict[str, Any] | None = None, **sett
 
 
 def _sections(width: int) -> list[int]:
-    """How the frequencies are dealt out to the three axes of a place; as published, a quarter and twice three eighths."""
+    """Returns the frequencies per axis of a position (three axes); as published, one quarter and twice three eighths."""
     half = width // 2
     first = half // 4
     second = (half - first) // 2
@@ -185,7 +185,7 @@ def _sections(width: int) -> list[int]:
 
 
 def _vision(random: Random, hidden: int, *, width: int = 16, inner: int = 24) -> Tensors:
-    """A tower of one block."""
+    """Returns the tensors of a vision tower with one block."""
     tensors: Tensors = {"patch_embed.proj.weight": random.matrix(width, 3, 2, 14, 14, scale=0.02)}
 
     def linear(name: str, rows: int, columns: int) -> None:

@@ -1,4 +1,4 @@
-"""Small SentencePiece Unigram tokenizers, as XLM-RoBERTa's and T5's tokenizer.json have them."""
+"""Small SentencePiece Unigram tokenizers, like those in XLM-RoBERTa's and T5's tokenizer.json."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ T5 = ("<pad>", "</s>", "<unk>")
 
 
 def xlm_roberta(vocab_size: int = 300) -> Tokenizer:
-    """`<s> ... </s>`; Metaspace alone splits, after runs of spaces were made one."""
+    """Returns a tokenizer with `<s> ... </s>`, split by Metaspace after runs of spaces are replaced by one."""
     tokenizer = _unigram(XLM_ROBERTA, pre_tokenizers.Metaspace(), vocab_size)
-    return _close(tokenizer, "<s> $A </s>", ("<s>", "</s>"))
+    return _add_special(tokenizer, "<s> $A </s>", ("<s>", "</s>"))
 
 
 def t5(vocab_size: int = 300) -> Tokenizer:
-    """`... </s>`; white space of any kind splits before Metaspace."""
+    """Returns a tokenizer with `... </s>`, split at white space of any kind before Metaspace."""
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    return _close(_unigram(T5, split, vocab_size), "$A </s>", ("</s>",))
+    return _add_special(_unigram(T5, split, vocab_size), "$A </s>", ("</s>",))
 
 
 def _unigram(special: tuple[str, ...], split: Any, vocab_size: int) -> Tokenizer:
-    """Made by counting, because the library's trainer gives another vocabulary in each run."""
+    """Builds a vocabulary by counting, because the library's trainer returns another vocabulary in each run."""
     counts: Counter[str] = Counter()
     for word in " ".join(SENTENCES).split():
         marked = f"▁{word}"
@@ -44,7 +44,7 @@ def _unigram(special: tuple[str, ...], split: Any, vocab_size: int) -> Tokenizer
     return tokenizer
 
 
-def _close(tokenizer: Tokenizer, template: str, tokens: tuple[str, ...]) -> Tokenizer:
+def _add_special(tokenizer: Tokenizer, template: str, tokens: tuple[str, ...]) -> Tokenizer:
     special = [(token, tokenizer.token_to_id(token)) for token in tokens]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
     return tokenizer

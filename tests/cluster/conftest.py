@@ -1,5 +1,8 @@
-"""Fixtures of the tests whose clusters lose machines. They take minutes, and a busy machine may be too slow for Ray's own
-limits, so `make test` leaves them out: `make test-cluster`."""
+"""Fixtures of the tests whose clusters lose nodes.
+
+`make test` skips these tests, because they take minutes, and a busy machine may be too slow for Ray's timeouts. Run them
+with `make test-cluster`.
+"""
 
 from __future__ import annotations
 

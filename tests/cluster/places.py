@@ -1,7 +1,7 @@
-"""Where the nodes of a test stand: each in a network namespace of its own, or all on this machine's loopback.
+"""Networks for the nodes of a test: a network namespace for each, or the loopback of this machine for all.
 
-Namespaces need root and iproute2. They hang on a bridge, and a link that is taken down cuts off a node that lives on. Where
-there are none a node that is to be out of reach stands still instead (SIGSTOP), which its cluster cannot tell from a cut.
+Namespaces need root and iproute2. A bridge connects them, and taking a link down disconnects a running node. Without
+namespaces the processes of the node are stopped instead (SIGSTOP), which looks the same to the cluster.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tests.integration.test_kill import descendants
 
 @dataclass(frozen=True)
 class Place:
-    """Where one node stands.
+    """Network of one node.
 
     Attributes:
-        address: Of the node.
-        inside: What stands before a command to run it there.
-        link: The bridge's end of its wire, if it has one.
+        address: IP address of the node.
+        inside: Prefix of a command to run it in the namespace.
+        link: Name of the bridge's end of the node's link, or None.
     """
 
     address: str
@@ -33,20 +33,20 @@ class Place:
     link: str | None = None
 
     def cut(self, node: subprocess.Popen[bytes]) -> None:
-        """Nothing reaches the node any more, and it reaches nobody."""
+        """Disconnect the node."""
         self._set(node, "down", signal.SIGSTOP)
 
     def heal(self, node: subprocess.Popen[bytes]) -> None:
-        """It is back."""
+        """Connect the node again."""
         self._set(node, "up", signal.SIGCONT)
 
-    def _set(self, node: subprocess.Popen[bytes], state: str, stand_in: signal.Signals) -> None:
+    def _set(self, node: subprocess.Popen[bytes], state: str, fallback: signal.Signals) -> None:
         if self.link is not None:
             ip("link", "set", self.link, state)
             return
         for pid in descendants(node.pid):
             with suppress(ProcessLookupError):
-                os.kill(pid, stand_in)
+                os.kill(pid, fallback)
 
 
 def ip(*words: str) -> None:
@@ -54,7 +54,7 @@ def ip(*words: str) -> None:
 
 
 def namespaces() -> bool:
-    """Whether this process may make network namespaces with wires into them."""
+    """Return True if this process can create network namespaces and links to them."""
     if shutil.which("ip") is None:
         return False
     try:
@@ -66,7 +66,7 @@ def namespaces() -> bool:
 
 @contextmanager
 def wired(count: int) -> Iterator[list[Place]]:
-    """The head's place, which is this machine's own network, and so many others."""
+    """Create `count` namespaces; yield the place of the head, which is this machine's network, and theirs."""
     tag, net = f"vt{secrets.token_hex(3)}", f"198.18.{secrets.randbelow(256)}"  # a range that no network uses
     bridge = f"{tag}br"
     places = [Place(f"{net}.1")]
@@ -85,16 +85,16 @@ def wired(count: int) -> Iterator[list[Place]]:
             places.append(Place(f"{net}.{number + 2}", ("ip", "netns", "exec", name), link))
         yield places
     finally:
-        gone = [("link", "del", f"{tag}w{number}") for number in range(count)]
-        gone += [("netns", "del", f"{tag}n{number}") for number in range(count)]
-        for words in (*gone, ("link", "del", bridge)):
+        cleanup = [("link", "del", f"{tag}w{number}") for number in range(count)]
+        cleanup += [("netns", "del", f"{tag}n{number}") for number in range(count)]
+        for words in (*cleanup, ("link", "del", bridge)):
             with suppress(subprocess.CalledProcessError):
                 ip(*words)
 
 
 @contextmanager
 def stand(count: int) -> Iterator[list[Place]]:
-    """The head's place and `count` others, of the better kind that this machine allows."""
+    """Yield the place of the head and `count` others: namespaces if this machine allows them, else loopback."""
     if not namespaces():
         yield [Place("127.0.0.1") for _ in range(count + 1)]
         return

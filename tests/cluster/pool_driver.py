@@ -1,6 +1,6 @@
-"""A backfill on a cluster whose GPU machines come, go and come back. Run as a script by test_pools.py.
+"""A backfill on a cluster whose GPU nodes join, fail and are replaced. Run as a script by test_pools.py.
 
-The cards are not there: Ray is told of them, and the encoders run on the CPU. Every encoder writes down where it worked.
+The GPUs are only declared to Ray, and the encoders run on the CPU. Each encoder notes its process and node.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ FREE_UNITS = 4
 
 
 class NotingStage(EncodeStage):
-    """The real stage, which notes its process and node before each unit, and after a few waits for a word to go on."""
+    """The real stage; it notes process and node before each unit, and after a few units waits for a file."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
         line = json.dumps({"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()})
-        with Path(os.environ["POOL_NOTES"]).open("a") as told:
-            told.write(line + "\n")
+        with Path(os.environ["POOL_NOTES"]).open("a") as notes_file:
+            notes_file.write(line + "\n")
         while len(notes()) > FREE_UNITS and not Path(os.environ["POOL_NOTES"] + ".go").exists():
             time.sleep(0.05)
         return super().__call__(block)
 
 
-class FakeCards(Runner):
-    """A run that asks Ray for cards and computes on the CPU."""
+class FakeGpus(Runner):
+    """A run that requests GPUs from Ray and computes on the CPU."""
 
     def executor(self):
         executor = super().executor()
@@ -60,24 +60,24 @@ def notes() -> list[dict[str, object]]:
 
 
 def busy_nodes() -> list[object]:
-    """The nodes on which two encoders have worked."""
-    seen = {(note["node"], note["pid"]) for note in notes()}
-    found = [node for node, _ in seen]
-    return sorted({node for node in found if found.count(node) == 2}, key=str)
+    """Return the nodes on which two encoders have worked."""
+    encoders = {(note["node"], note["pid"]) for note in notes()}
+    nodes = [node for node, _ in encoders]
+    return sorted({node for node in nodes if nodes.count(node) == 2}, key=str)
 
 
-def wait_for(there: Callable[[], object], errors: list[BaseException]) -> None:
+def wait_for(condition: Callable[[], object], errors: list[BaseException]) -> None:
     deadline = time.monotonic() + 120
-    while not there():
+    while not condition():
         if errors or time.monotonic() > deadline:
             raise TimeoutError(repr(errors))
         time.sleep(0.05)
 
 
 def exported(outcome: Outcome) -> str:
-    """What the nodes export of ours, once it has all of the run, or after `METRICS_WAIT_S`.
+    """Return this package's metrics of all nodes once they are complete, or after `METRICS_WAIT_S`.
 
-    An export may be made while the run ends: it has the rows of the last unit, and not yet what is counted after them.
+    An export during the end of the run may have the rows of the last unit and not yet the later counts.
     """
     lines: list[str] = []
     for _ in range(METRICS_WAIT_S * 2):
@@ -87,7 +87,7 @@ def exported(outcome: Outcome) -> str:
                 url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
                 with urllib.request.urlopen(url, timeout=20) as answer:
                     text += answer.read().decode()
-        # By the name of the series: Ray's own have paths and names of ours in their labels.
+        # Select by the name of the series: labels of Ray's own series also contain names of this package.
         lines = [line for line in text.splitlines() if line.startswith("ray_vectide_")]
         if (
             total(lines, "rows_read_total") == outcome.rows_read
@@ -101,7 +101,7 @@ def exported(outcome: Outcome) -> str:
 
 
 def total(lines: list[str], name: str) -> float:
-    """The sum of a metric's series."""
+    """Return the sum of a metric's series."""
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"ray_vectide_{name}{{"))
 
 
@@ -114,23 +114,23 @@ def main() -> None:
         "object_store_memory": 100_000_000,
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    ended: list[Outcome] = []
+    outcomes: list[Outcome] = []
     errors: list[BaseException] = []
 
     def drive() -> None:
         try:
-            with reporter() as told:
+            with reporter() as report:
                 job = load_job(sys.argv[1], settings=[f"run.address={cluster.address}"])
-                ended.append(FakeCards(resolve_context(job, told), told).run())
+                outcomes.append(FakeGpus(resolve_context(job, report), report).run())
         except BaseException as error:
             errors.append(error)
             raise
 
-    setattr(ray_data, "EncodeStage", NotingStage)  # noqa: B010  (a plain assignment is what mypy refuses)
+    setattr(ray_data, "EncodeStage", NotingStage)  # noqa: B010  (mypy refuses an assignment)
     run = threading.Thread(target=drive, daemon=True)
     run.start()
     table = Path(sys.argv[2])
-    # The plan is there before the first unit runs, and no machine of the right kind yet.
+    # The plan exists before the first unit runs, and there is no node with the right label yet.
     wait_for(lambda: list(table.glob("_vectide/runs/*/plan*")), errors)
     before = len(notes())
     first = cluster.add_node(**worker)
@@ -140,10 +140,12 @@ def main() -> None:
     wait_for(lambda: len(busy_nodes()) == 2, errors)
     Path(os.environ["POOL_NOTES"] + ".go").touch()
     run.join()
-    text = exported(ended[0]) if ended else ""
-    told = {"before": before, "notes": notes(), "metrics": text}
-    outcome = dataclasses.asdict(ended[0]) if ended else None
-    Path(os.environ["POOL_NOTES"] + ".told").write_text(json.dumps({**told, "outcome": outcome, "error": repr(errors)}))
+    text = exported(outcomes[0]) if outcomes else ""
+    result = {"before": before, "notes": notes(), "metrics": text}
+    outcome = dataclasses.asdict(outcomes[0]) if outcomes else None
+    Path(os.environ["POOL_NOTES"] + ".result").write_text(
+        json.dumps({**result, "outcome": outcome, "error": repr(errors)})
+    )
     ray.shutdown()
     cluster.shutdown()
 

@@ -1,5 +1,8 @@
-"""Two more nodes join a head. In one run a node loses its raylet, the driver is killed and submitted again, and the other node
-goes whole; in another a node is cut off, lives on, and comes back when its work is long done by others."""
+"""Runs on a head and two more nodes that fail.
+
+In one run a raylet is killed, then the driver is killed and submitted again, then all of the other node is killed. In
+another a running node is disconnected, and connected again after others have done its work.
+"""
 
 from __future__ import annotations
 
@@ -26,23 +29,23 @@ from tests.integration.test_submit import RAY, Head, free_port, started_head, to
 __all__ = ["token"]  # a fixture
 
 
-def wait_until(found: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     for _ in range(12000):
-        if found():
+        if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("it did not come to that")
+    raise AssertionError("the condition was not met in time")
 
 
 def commands(pid: int) -> dict[int, str]:
-    """What a process and those below it are called."""
-    found = {}
+    """Return the command lines of a process and its descendants by pid."""
+    lines = {}
     for number in descendants(pid):
         try:
-            found[number] = Path(f"/proc/{number}/cmdline").read_text().replace("\0", " ")
+            lines[number] = Path(f"/proc/{number}/cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
-    return found
+    return lines
 
 
 def raylets(node: subprocess.Popen[bytes]) -> list[int]:
@@ -59,14 +62,14 @@ def joined(log: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def places():
-    """Where the head stands, and two more."""
-    with stand(2) as found:
-        yield found
+    """Places of the head and of two more nodes."""
+    with stand(2) as all_places:
+        yield all_places
 
 
 @pytest.fixture(scope="module")
 def head(places, tmp_path_factory):
-    # What was asked of a node that is cut off is waited for until its connection is given up, by default seven minutes.
+    # A request to a disconnected node waits until the connection times out, which takes seven minutes by default.
     settings = {"grpc_client_keepalive_time_ms": "20000", "grpc_client_keepalive_timeout_ms": "10000"}
     with started_head(tmp_path_factory.mktemp("ray"), places[0].address, **settings) as started:
         yield started
@@ -74,11 +77,11 @@ def head(places, tmp_path_factory):
 
 @contextmanager
 def node_at(place: Place, head: Head, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """One more node."""
+    """Start one more node."""
     options = [f"--address={head.gcs}", "--block", "--num-cpus=1", "--object-store-memory=100000000"]
     options += [f"--node-ip-address={place.address}", "--disable-usage-stats"]
     log = folder / f"{secrets.token_hex(4)}.log"
-    for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may not keep
+    for _ in range(3):  # a busy machine may exceed the 30 s that Ray allows a node to start
         with open(log, "wb") as out:
             command = [*place.inside, RAY, "start", *options, f"--dashboard-agent-listen-port={free_port()}"]
             node = subprocess.Popen(command, env=head.env, stdout=out, stderr=out)
@@ -89,7 +92,7 @@ def node_at(place: Place, head: Head, folder: Path) -> Iterator[subprocess.Popen
                 return
         finally:
             kill_tree(node)
-    raise AssertionError(f"one more node does not start: {log.read_text()}")
+    raise AssertionError(f"the node does not start: {log.read_text()}")
 
 
 @pytest.fixture
@@ -99,19 +102,19 @@ def nodes(places, head, tmp_path):
         yield [one, other]
 
 
-def test_nodes_and_the_driver_are_killed_and_every_row_is_there_once(head, nodes, token, tmp_path, tiny_model):
+def test_every_row_is_stored_once_after_nodes_and_the_driver_are_killed(head, nodes, token, tmp_path, tiny_model):
     count, table = 720, tmp_path / "table"
     corpus = write_corpus(tmp_path / "corpus", [rows(count)])
     job = make_job(corpus, table, tiny_model, run__unit_rows=8, run__replicas=3)
     with ThreadPoolExecutor(1) as pool:
-        # A raylet first: its workers end by themselves. The run goes on; then its driver goes.
+        # Kill a raylet: its workers end by themselves and the run continues. Then kill the driver.
         first = pool.submit(submit, job, head.url, io.StringIO())
         wait_until(lambda: first.done() or (receipts(table) >= 4 and any(map(encodes, nodes))))
-        lost, left = sorted(nodes, key=encodes, reverse=True)
+        lost, remaining = sorted(nodes, key=encodes, reverse=True)
         (raylet,) = raylets(lost)
         os.kill(raylet, signal.SIGKILL)
-        at_the_loss = receipts(table)
-        wait_until(lambda: first.done() or (receipts(table) >= at_the_loss + 12 and not encodes(lost)))
+        receipts_at_loss = receipts(table)
+        wait_until(lambda: first.done() or (receipts(table) >= receipts_at_loss + 12 and not encodes(lost)))
         (driver,) = [
             pid
             for pid, command in commands(head.process.pid).items()
@@ -119,14 +122,14 @@ def test_nodes_and_the_driver_are_killed_and_every_row_is_there_once(head, nodes
         ]
         os.kill(driver, signal.SIGKILL)
         assert first.result() != 0
-        between = receipts(table)
-        assert at_the_loss + 12 <= between < count // 8
+        receipts_after_first = receipts(table)
+        assert receipts_at_loss + 12 <= receipts_after_first < count // 8
         assert not DeltaTable.is_deltatable(str(table))
-        # The same again; now the other node goes as a whole, as a machine does.
+        # Submit it again, and kill all processes of the other node.
         out = io.StringIO()
         second = pool.submit(submit, job, head.url, out)
-        wait_until(lambda: second.done() or (receipts(table) > between and encodes(left)))
-        kill_tree(left)
+        wait_until(lambda: second.done() or (receipts(table) > receipts_after_first and encodes(remaining)))
+        kill_tree(remaining)
         assert receipts(table) < count // 8
         assert second.result() == 0, out.getvalue()
     assert f"{count} rows from {count} source rows (0 set aside)" in out.getvalue()
@@ -136,7 +139,7 @@ def test_nodes_and_the_driver_are_killed_and_every_row_is_there_once(head, nodes
 
 @pytest.mark.usefixtures("token")
 @pytest.mark.parametrize("comes_back", [True, False])
-def test_a_node_that_is_cut_off_and_lives_on_doubles_and_loses_nothing(
+def test_a_disconnected_node_neither_duplicates_nor_loses_rows(
     head, places, nodes, tmp_path, tiny_model, *, comes_back
 ):
     count, table = 720, tmp_path / "table"
@@ -149,10 +152,10 @@ def test_a_node_that_is_cut_off_and_lives_on_doubles_and_loses_nothing(
         place, cut = max(zip(places[1:], nodes, strict=True), key=lambda pair: encodes(pair[1]))
         place.cut(cut)
         try:
-            at_the_cut = receipts(table)
-            assert at_the_cut < count // 8
-            assert encodes(cut)  # it lives
-            if comes_back:  # with what it did meanwhile, and the cluster has done without it
+            receipts_at_cut = receipts(table)
+            assert receipts_at_cut < count // 8
+            assert encodes(cut)  # its processes still run
+            if comes_back:  # after the cluster has marked it dead
                 wait_until(lambda: run.done() or "marked dead" in out.getvalue())
                 place.heal(cut)
             assert run.result() == 0, out.getvalue()

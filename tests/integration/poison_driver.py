@@ -1,9 +1,9 @@
-"""A backfill whose workers die, raise or hang where they are told to. Run as a script by the tests.
+"""A backfill whose workers die, raise or hang on request. Run as a script by the tests.
 
-The real stages with one instruction more: Ray's own hook puts it into every worker process before any task runs. What
-to do is JSON in POISON: `ray` are options of `ray.init`, `kills`, `raises` and `hangs` name tokens, `reader` a text that
-kills its reader, `stuck` for reading and writing the units that hang, and `units` for each stage the units whose first
-attempt is SIGKILLed in the middle, as `folder` remembers.
+It uses the real stages; Ray's setup hook patches every worker process before its first task. POISON has the
+instructions as JSON. `ray`: options of `ray.init`. `kills`, `raises`, `hangs`: token ids. `reader`: a text that kills
+the process that reads it. `stuck`: units that hang in the read or write stage. `units`: for each stage, units whose first
+attempt is SIGKILLed; `folder` has a file for each attempt that was killed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.run.backfill import backfill
 
 
 def poison() -> None:
-    """Make this worker process do what POISON says. Nothing here loads torch: readers and writers do not either."""
+    """Patch the stages of this worker process as POISON requests. Does not import torch: readers and writers do not."""
     from actors.schema import INPUT_IDS
     from actors.source import read_unit
     from actors.text.tokenizer import Tokenizer
@@ -33,35 +33,35 @@ def poison() -> None:
     from pipeline.execute.stages import read as read_stage
     from pipeline.execute.stages.encode import EncodeStage
 
-    told = json.loads(os.environ["POISON"])
+    request = json.loads(os.environ["POISON"])
     tokenize, vectors = Tokenizer.tokenize, EncodeStage._vectors
     read, encode, write = read_unit.read_unit, EncodeStage._encode_range, writer._write_partitions
 
     def poisoned_vectors(self, rows):
-        seen = set(rows.column(INPUT_IDS).combine_chunks().flatten().to_pylist())
-        if seen & set(told.get("kills", ())):
+        ids = set(rows.column(INPUT_IDS).combine_chunks().flatten().to_pylist())
+        if ids & set(request.get("kills", ())):
             os._exit(9)
-        if seen & set(told.get("raises", ())):
+        if ids & set(request.get("raises", ())):
             raise RuntimeError("this text cannot be encoded")
-        while seen & set(told.get("hangs", ())):
+        while ids & set(request.get("hangs", ())):
             time.sleep(1)
         return vectors(self, rows)
 
     def poisoned_tokenize(self, texts, tasks=None):
-        if "reader" in told and any(told["reader"] in text for text in texts):
+        if "reader" in request and any(request["reader"] in text for text in texts):
             os._exit(9)
         return tokenize(self, texts, tasks)
 
     def hang(stage: str, unit: int) -> None:
-        while unit in told.get("stuck", {}).get(stage, ()):
+        while unit in request.get("stuck", {}).get(stage, ()):
             time.sleep(1)
 
     def die_once(stage: str, unit: int) -> None:
-        """SIGKILL at the first attempt; a file remembers that it was made."""
-        if unit not in told.get("units", {}).get(stage, ()):
+        """SIGKILL this process at the first attempt, which a file records."""
+        if unit not in request.get("units", {}).get(stage, ()):
             return
         try:
-            Path(told["folder"], f"{stage}-{unit}").touch(exist_ok=False)
+            Path(request["folder"], f"{stage}-{unit}").touch(exist_ok=False)
         except FileExistsError:
             return
         os.kill(os.getpid(), signal.SIGKILL)
@@ -75,10 +75,10 @@ def poison() -> None:
         encode(self, work, low, high, attempt)
         die_once("encode", attempt._key[1])
 
-    def dying_write(parcel, spec, attempt, written):
-        files = write(parcel, spec, attempt, written)
-        die_once("write", parcel.unit)  # its files are there, and no receipt names them
-        hang("write", parcel.unit)
+    def dying_write(batch, spec, attempt, written):
+        files = write(batch, spec, attempt, written)
+        die_once("write", batch.unit)  # its files exist, and no receipt refers to them
+        hang("write", batch.unit)
         return files
 
     for owner, name, replacement in (

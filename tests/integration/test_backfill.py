@@ -111,14 +111,14 @@ def test_a_small_corpus_starts_no_ray_unless_its_run_was_stopped_before_or_the_j
         job = make_job(corpus, tmp_path / f"other-{number}", tiny_model, run=wish)
         backfill(job, reporter)
         assert asked.pop() == job.run
-    monkeypatch.setattr("pipeline.plan.units.INLINE_S", 1e-6)
+    monkeypatch.setattr("pipeline.plan.sample.INLINE_S", 1e-6)
     big = make_job(corpus, tmp_path / "big", tiny_model, run={})
     backfill(big, reporter)
     assert asked.pop() == big.run
 
 
 def test_a_long_run_leaves_copies_of_its_receipts_and_they_count_as_well(tmp_path, tiny_model, reporter, monkeypatch):
-    monkeypatch.setattr("pipeline.execute.completion.DIGEST_UNITS", 2)
+    monkeypatch.setattr("pipeline.execute.completion.RECEIPT_BATCH_UNITS", 2)
     corpus = write_corpus(tmp_path / "corpus", [rows(80)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
 

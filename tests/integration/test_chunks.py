@@ -1,4 +1,4 @@
-"""Backfills that cut documents into chunks: a real Ray, a real model, a real Delta table."""
+"""Backfills with chunking, with real Ray, a real model and a real Delta table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.integration.conftest import Stopping, Stops, make_job, write_corpus
 
 
 def documents(count: int, *, start: int = 0) -> list[dict[str, object]]:
-    """Of one sentence, and of many; the model takes 64 tokens, letters each."""
+    """Documents of one to five sentences; the model's limit is 64 tokens, and each letter is a token."""
     texts = []
     for number in range(start, start + count):
         sentence = f"Line {number} of a text, it has no end 😀 yet. "
@@ -41,14 +41,14 @@ def job_for(corpus, table, model, **changes):
 
 
 def stored(table):
-    """Id to its rows, in order of their chunks."""
-    found = DeltaTable(str(table)).to_pyarrow_table().to_pylist()
-    found.sort(key=lambda row: (row["id"], row["chunk"]))
-    return {key: list(group) for key, group in groupby(found, key=lambda row: row["id"])}
+    """Return the rows of each id, in order of their chunks."""
+    table_rows = DeltaTable(str(table)).to_pyarrow_table().to_pylist()
+    table_rows.sort(key=lambda row: (row["id"], row["chunk"]))
+    return {key: list(group) for key, group in groupby(table_rows, key=lambda row: row["id"])}
 
 
 @pytest.mark.parametrize("mode", [pytest.param("late", marks=pytest.mark.ray), "split"])
-def test_every_document_is_there_in_chunks_that_slice_its_text(tmp_path, tiny_model, reporter, mode):
+def test_every_document_is_stored_in_chunks_that_slice_its_text(tmp_path, tiny_model, reporter, mode):
     source = documents(30)
     corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
     job = job_for(
@@ -61,20 +61,20 @@ def test_every_document_is_there_in_chunks_that_slice_its_text(tmp_path, tiny_mo
         run__address="local" if mode == "late" else "inline",
     )
     outcome = backfill(job, reporter)
-    found = stored(tmp_path / "table")
+    chunks_of = stored(tmp_path / "table")
     assert (outcome.rows_read, outcome.documents, outcome.quarantined, outcome.truncated) == (30, 30, 0, 0)
-    assert outcome.rows == sum(len(chunks) for chunks in found.values()) > 60
+    assert outcome.rows == sum(len(chunks) for chunks in chunks_of.values()) > 60
     assert outcome.units > 1
-    assert outcome.tokens == sum(chunk["tokens"] for chunks in found.values() for chunk in chunks)
+    assert outcome.tokens == sum(chunk["tokens"] for chunks in chunks_of.values() for chunk in chunks)
     encoder = load_encoder(str(tiny_model), dtype="float32")
     expected = encoder.encode_chunks([str(row["text"]) for row in source], mode=mode, max_tokens=40)
     for row, chunks in zip(source, expected, strict=True):
-        there = found[str(row["id"])]
-        assert [chunk["chunk"] for chunk in there] == list(range(len(chunks)))
+        table_chunks = chunks_of[str(row["id"])]
+        assert [chunk["chunk"] for chunk in table_chunks] == list(range(len(chunks)))
         text = str(row["text"])
-        assert "".join(text[chunk["start"] : chunk["end"]] for chunk in there) == text
-        assert {chunk["lang"] for chunk in there} == {row["lang"]}
-        for stored_chunk, chunk in zip(there, chunks, strict=True):
+        assert "".join(text[chunk["start"] : chunk["end"]] for chunk in table_chunks) == text
+        assert {chunk["lang"] for chunk in table_chunks} == {row["lang"]}
+        for stored_chunk, chunk in zip(table_chunks, chunks, strict=True):
             assert (stored_chunk["start"], stored_chunk["end"]) == (chunk.start, chunk.end)
             assert stored_chunk["tokens"] == chunk.tokens
             np.testing.assert_allclose(stored_chunk["embedding"], chunk.vector, atol=1e-5)
@@ -83,7 +83,7 @@ def test_every_document_is_there_in_chunks_that_slice_its_text(tmp_path, tiny_mo
     ] * 3
 
 
-def test_without_chunking_what_is_cut_is_counted(tmp_path, tiny_model, reporter):
+def test_without_chunking_truncated_documents_are_counted(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [documents(10)])
     outcome = backfill(job_for(corpus, tmp_path / "table", tiny_model, chunking__mode="none"), reporter)
     assert (outcome.rows, outcome.documents, outcome.truncated) == (10, 10, 6)
@@ -92,7 +92,7 @@ def test_without_chunking_what_is_cut_is_counted(tmp_path, tiny_model, reporter)
     assert max(table["tokens"].to_pylist()) == 64
 
 
-def test_a_stopped_run_goes_on_and_cuts_nothing_twice(tmp_path, tiny_model, reporter):
+def test_a_stopped_run_resumes_and_chunks_nothing_twice(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [documents(32)])
     job = job_for(corpus, tmp_path / "table", tiny_model, chunking__mode="late", chunking__max_tokens=30)
 
@@ -102,13 +102,13 @@ def test_a_stopped_run_goes_on_and_cuts_nothing_twice(tmp_path, tiny_model, repo
     before = Ledger(str(tmp_path / "table"), run.run).receipts()
     outcome = backfill(job, reporter)
     assert {receipt.unit for receipt in reporter.receipts} == set(range(outcome.units)) - set(before)
-    found = stored(tmp_path / "table")
-    assert found.keys() == {f"d{n}" for n in range(32)}
-    assert all([chunk["chunk"] for chunk in chunks] == list(range(len(chunks))) for chunks in found.values())
+    chunks_of = stored(tmp_path / "table")
+    assert chunks_of.keys() == {f"d{n}" for n in range(32)}
+    assert all([chunk["chunk"] for chunk in chunks] == list(range(len(chunks))) for chunks in chunks_of.values())
     assert not backfill(job, reporter).published
 
 
-def test_several_text_columns_are_cut_as_the_joined_text(tmp_path, tiny_model, reporter):
+def test_several_text_columns_are_chunked_as_the_joined_text(tmp_path, tiny_model, reporter):
     row: dict[str, object] = {"id": "a", "title": "A title", "text": "First one is here. Second is there.", "lang": "x"}
     corpus = write_corpus(tmp_path / "corpus", [[row]])
     job = make_job(corpus, tmp_path / "table", tiny_model, chunking__mode="late", chunking__max_tokens=20)
@@ -118,41 +118,41 @@ def test_several_text_columns_are_cut_as_the_joined_text(tmp_path, tiny_model, r
     assert chunks == ["A title\n\n", "First one is here. ", "Second is there."]
 
 
-def test_an_id_in_two_units_loses_all_its_later_chunks(tmp_path, tiny_model, reporter):
+def test_all_chunks_of_a_duplicate_id_in_another_unit_are_removed(tmp_path, tiny_model, reporter):
     source = documents(16)
     source[12] = {**source[12], "id": "d4"}
     corpus = write_corpus(tmp_path / "corpus", [source])
     changes = {"chunking__mode": "late", "chunking__max_tokens": 30, "run__max_quarantined": 0.2}
     outcome = backfill(job_for(corpus, tmp_path / "table", tiny_model, **changes), reporter)
     assert (outcome.rows_read, outcome.documents, outcome.quarantined) == (16, 15, 1)
-    found = stored(tmp_path / "table")
-    assert found.keys() == {f"d{n}" for n in range(16)} - {"d12"}
+    chunks_of = stored(tmp_path / "table")
+    assert chunks_of.keys() == {f"d{n}" for n in range(16)} - {"d12"}
     text = str(source[4]["text"])
-    assert "".join(text[chunk["start"] : chunk["end"]] for chunk in found["d4"]) == text
+    assert "".join(text[chunk["start"] : chunk["end"]] for chunk in chunks_of["d4"]) == text
     ledger = Ledger(str(tmp_path / "table"), outcome.run)
-    bad = ledger.quarantine(ledger.receipts().values())
-    assert bad is not None
-    assert [(row["id"], row["reason"]) for row in bad.to_pylist()] == [("d4", "duplicate_id")]
+    quarantined = ledger.quarantine(ledger.receipts().values())
+    assert quarantined is not None
+    assert [(row["id"], row["reason"]) for row in quarantined.to_pylist()] == [("d4", "duplicate_id")]
 
 
-def test_search_says_which_part_of_a_document_it_found(tmp_path, tiny_model, reporter):
+def test_a_search_hit_has_the_chunk_and_its_offsets(tmp_path, tiny_model, reporter):
     source = documents(12)
     corpus = write_corpus(tmp_path / "corpus", [source])
     job = job_for(corpus, tmp_path / "table", tiny_model, chunking__mode="split", chunking__max_tokens=40)
     backfill(job, reporter)
-    wanted = stored(tmp_path / "table")["d7"][1]
-    question = str(source[7]["text"])[wanted["start"] : wanted["end"]]
+    expected = stored(tmp_path / "table")["d7"][1]
+    question = str(source[7]["text"])[expected["start"] : expected["end"]]
     ((hit, *_),) = Searcher(str(tmp_path / "table")).search([question], k=3, where="chunk > 0")
     assert hit.score == pytest.approx(1.0, abs=1e-3)
     assert (hit.id, hit.columns["chunk"], hit.columns["start"], hit.columns["end"]) == (
         "d7",
         1,
-        wanted["start"],
-        wanted["end"],
+        expected["start"],
+        expected["end"],
     )
 
 
-def test_the_cut_is_part_of_what_vectors_are_made_of(tmp_path, tiny_model, reporter):
+def test_chunking_settings_are_part_of_the_embedding_spec(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [documents(4)])
     late = {"chunking__mode": "late", "chunking__max_tokens": 30}
     backfill(job_for(corpus, tmp_path / "table", tiny_model, **late), reporter)
@@ -170,7 +170,7 @@ def test_the_cut_is_part_of_what_vectors_are_made_of(tmp_path, tiny_model, repor
         backfill(job_for(corpus, tmp_path / "table", tiny_model), reporter)
 
 
-def test_a_setting_that_the_model_cannot_follow_ends_before_the_first_unit(tmp_path, tiny_model, reporter):
+def test_chunking_that_the_model_does_not_support_fails_before_the_run(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [documents(4)])
     job = job_for(corpus, tmp_path / "table", tiny_model, chunking__mode="split", chunking__max_tokens=63)
     with pytest.raises(ConfigError, match=r"max_tokens 63 does not fit: .* leaves 62 to a chunk"):
@@ -178,7 +178,7 @@ def test_a_setting_that_the_model_cannot_follow_ends_before_the_first_unit(tmp_p
     assert not (tmp_path / "table").exists()
 
 
-def test_a_dry_run_counts_chunks_and_cuts_nothing_off(tmp_path, tiny_model):
+def test_a_dry_run_with_chunking_truncates_nothing(tmp_path, tiny_model):
     corpus = write_corpus(tmp_path / "corpus", [documents(20)])
     plain = estimate(job_for(corpus, tmp_path / "a", tiny_model), tokens_per_s=1e3)
     late = estimate(
@@ -190,8 +190,8 @@ def test_a_dry_run_counts_chunks_and_cuts_nothing_off(tmp_path, tiny_model):
     assert late.output_bytes > 2 * plain.output_bytes
 
 
-class NobodyDied:
-    """A book of attempts, and the lease that it gives."""
+class NoDeaths:
+    """An attempt log without deaths, which is also its own attempt."""
 
     watched = False
 
@@ -214,8 +214,8 @@ class NobodyDied:
         pass
 
 
-class Refusing:
-    """A family that raises on every micro-batch with a certain token in it."""
+class RaisingFamily:
+    """A model family that raises on every micro-batch with a certain token."""
 
     def __init__(self, family, token):
         self.family = family
@@ -223,28 +223,28 @@ class Refusing:
 
     def forward(self, batch):
         if (batch.ids == self.token).any():
-            raise RuntimeError("this is more than the model can take")
+            raise RuntimeError("the model cannot encode this token")
         return self.family.forward(batch)
 
 
 @pytest.mark.parametrize("mode", ["late", "split"])
-def test_a_document_that_cannot_be_encoded_is_set_aside_alone(tiny_model, mode):
+def test_only_the_document_that_cannot_be_encoded_is_quarantined(tiny_model, mode):
     spec = describe(str(tiny_model), dtype="float32")
     chunking = resolve(spec, mode=mode, max_tokens=30)
     assert chunking is not None
     texts = [str(row["text"]) for row in documents(9)]
     texts[4] = texts[4][:100] + "q" + texts[4][100:]
-    texts[7] = texts[4]  # a text that occurs twice is tried once, and set aside twice
+    texts[7] = texts[4]  # an equal text is encoded once, and both rows are quarantined
     texts[8] = texts[3]
     names = [f"d{number}" for number in range(9)]
     table = Chunker(spec, chunking).chunk(texts)
     table = table.append_column(ID, [names]).append_column(HASH, [texts])
     table = table.append_column(SHARD, [["s"] * 9]).append_column(POSITION, [list(range(9))])
     writer = WriterSpec("t", "l", "r", table_schema(pa.schema([]), chunked=True), (), "float32", "{}")
-    stage = EncodeStage(StageSpec(SourceSpec("jsonl", "/"), spec, writer, chunking), NobodyDied(), 1, "cpu")  # type: ignore[arg-type]
+    stage = EncodeStage(StageSpec(SourceSpec("jsonl", "/"), spec, writer, chunking), NoDeaths(), 1, "cpu")  # type: ignore[arg-type]
     q = stage.encoder.tokenizer.tokenize(["q"]).ids[0].as_py()[1]
     expected = [chunk for i, text in enumerate(texts) if i not in (4, 7) for chunk in one(stage.encoder, text, mode)]
-    stage.encoder.family = Refusing(stage.encoder.family, q + 36)  # inside a word: a token of its own
+    stage.encoder.family = RaisingFamily(stage.encoder.family, q + 36)  # the token of "q" inside a word
 
     batch = unpack(stage(pack(UnitBatch(0, table, rows_read=9, counts={"documents": 9}))))
     assert batch.error is None

@@ -1,4 +1,4 @@
-"""Whole jobs with the Jina families: tasks by row, shorter vectors, the query side, and what is refused."""
+"""Tests of whole jobs with the Jina families: tasks by row, shorter vectors, the query side, refused settings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TASKS = ["retrieval.passage", "text-matching", None, "separation"]
 
 
 def vectors_of(table):
-    found = DeltaTable(str(table)).to_pyarrow_table(columns=["id", "embedding"]).to_pylist()
-    return {row["id"]: np.array(row["embedding"], dtype=np.float32) for row in found}
+    stored_rows = DeltaTable(str(table)).to_pyarrow_table(columns=["id", "embedding"]).to_pylist()
+    return {row["id"]: np.array(row["embedding"], dtype=np.float32) for row in stored_rows}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def v3(tmp_path_factory):
     return write_jina_v3(tmp_path_factory.mktemp("v3"))
 
 
-def test_one_task_a_row_in_one_pass(tmp_path, v3, reporter):
+def test_each_row_has_its_own_task(tmp_path, v3, reporter):
     source = [{**row, "task": TASKS[number % 4]} for number, row in enumerate(rows(24))]
     source[5]["task"] = "code"
     corpus = tmp_path / "corpus"
@@ -50,20 +50,20 @@ def test_one_task_a_row_in_one_pass(tmp_path, v3, reporter):
     outcome = backfill(job, reporter)
     assert (outcome.rows, outcome.quarantined) == (23, 1)
     ledger = Ledger(outcome.table, outcome.run)
-    (bad,) = ledger.quarantine(ledger.receipts().values()).to_pylist()
-    assert (bad["id"], bad["reason"], bad["position"]) == ("r5", "unknown_task", 5)
+    (quarantined,) = ledger.quarantine(ledger.receipts().values()).to_pylist()
+    assert (quarantined["id"], quarantined["reason"], quarantined["position"]) == ("r5", "unknown_task", 5)
     stored = vectors_of(tmp_path / "table")
     encoder = load_encoder(str(v3), dim=16, dtype="float32")
     for row in source:
         if row["id"] == "r5":
             continue
         task = str(row["task"] or "classification")
-        (alone,) = encoder.encode([f"{row['title']}\n\n{row['text']}"], task=task)
-        np.testing.assert_allclose(stored[str(row["id"])], alone, atol=1e-3)
+        (expected,) = encoder.encode([f"{row['title']}\n\n{row['text']}"], task=task)
+        np.testing.assert_allclose(stored[str(row["id"])], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("write", [write_jina_v3, write_jina_v4])
-def test_search_asks_on_the_query_side(tmp_path, reporter, write):
+def test_search_uses_the_query_task(tmp_path, reporter, write):
     model = write(tmp_path / "model")
     corpus = write_corpus(tmp_path / "corpus", [rows(12)])
     backfill(make_job(corpus, tmp_path / "table", model, encoder__task="retrieval.passage"), reporter)
@@ -83,13 +83,13 @@ def test_search_asks_on_the_query_side(tmp_path, reporter, write):
         ({"encoder__task": "code"}, "has no task 'code'"),
     ],
 )
-def test_what_v3_was_not_trained_for_is_refused(tmp_path, v3, reporter, changes, message):
+def test_untrained_dims_and_tasks_of_v3_are_refused(tmp_path, v3, reporter, changes, message):
     corpus = write_corpus(tmp_path / "corpus", [rows(2)])
     with pytest.raises(ConfigError, match=message):
         backfill(make_job(corpus, tmp_path / "table", v3, **changes), reporter)
 
 
-def test_v4_asks_for_a_task_and_takes_those_of_rows(tmp_path, reporter):
+def test_v4_requires_a_task_and_uses_the_tasks_of_rows(tmp_path, reporter):
     model = write_jina_v4(tmp_path / "model")
     tasks = ["code.passage", "text-matching", None, "retrieval.query"]
     source = [{**row, "task": tasks[number % 4]} for number, row in enumerate(rows(12))]
@@ -105,12 +105,12 @@ def test_v4_asks_for_a_task_and_takes_those_of_rows(tmp_path, reporter):
     encoder = load_encoder(str(model), dim=16, dtype="float32", task="retrieval.passage")
     for row in source:
         task = None if row["task"] is None else str(row["task"])
-        (alone,) = encoder.encode([f"{row['title']}\n\n{row['text']}"], task=task)
-        np.testing.assert_allclose(stored[str(row["id"])], alone, atol=1e-3)
+        (expected,) = encoder.encode([f"{row['title']}\n\n{row['text']}"], task=task)
+        np.testing.assert_allclose(stored[str(row["id"])], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("write", [write_jina_v1, write_jina_v2])
-def test_v1_and_v2_run_whole_jobs_and_refuse_a_shorter_vector(tmp_path, reporter, write):
+def test_v1_and_v2_run_whole_jobs_and_refuse_shorter_vectors(tmp_path, reporter, write):
     model = write(tmp_path / "model")
     corpus = write_corpus(tmp_path / "corpus", [rows(12)])
     job = make_job(corpus, tmp_path / "table", model)
@@ -127,7 +127,7 @@ def test_v1_and_v2_run_whole_jobs_and_refuse_a_shorter_vector(tmp_path, reporter
         backfill(make_job(corpus, tmp_path / "third", model, source__task_column="lang"), reporter)
 
 
-def test_texts_over_the_limit_are_cut_counted_and_reported(tmp_path, tiny_model, reporter):
+def test_texts_over_the_limit_are_truncated_and_counted(tmp_path, tiny_model, reporter):
     long = [{**row, "text": "word " * 100} if number < 3 else row for number, row in enumerate(rows(10))]
     corpus = write_corpus(tmp_path / "corpus", [long])
     outcome = backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)

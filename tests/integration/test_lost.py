@@ -1,4 +1,4 @@
-"""What Ray runs out of is said in one sentence; what is ours comes through; what is neither stays as it is."""
+"""Ray system errors become ClusterError, wrapped errors of this package come through, and others stay unchanged."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 from ray import exceptions
 
 from actors.errors import ClusterError, ModelError
-from pipeline.execute.ray_errors import root
+from pipeline.execute.ray_errors import root_error
 
 
 def in_a_task(cause: Exception) -> exceptions.RayTaskError:
-    """As Ray wraps what a worker raised."""
+    """Wrap an error of a worker as Ray does."""
     wrapped: exceptions.RayTaskError = exceptions.RayTaskError("write", "a traceback of many lines", cause)
     return wrapped
 
@@ -21,22 +21,22 @@ def in_a_task(cause: Exception) -> exceptions.RayTaskError:
         (exceptions.OutOfDiskError("no space"), "the local disk of a node is full.*lower run.unit_rows"),
         (exceptions.ObjectStoreFullError("no room"), "object store of a node is full.*--object-store-memory"),
         (in_a_task(exceptions.OutOfMemoryError("killed")), "the memory of a node is full. Lower run.replicas"),
-        (exceptions.NodeDiedError("gone"), "Ray lost more than it can make again"),
-        (exceptions.WorkerCrashedError(), "Ray lost more than it can make again"),
+        (exceptions.NodeDiedError("gone"), "Ray lost data that it cannot recompute"),
+        (exceptions.WorkerCrashedError(), "Ray lost data that it cannot recompute"),
     ],
 )
-def test_what_a_machine_lacks_is_said_with_the_way_out(error, sentence):
-    found = root(error)
-    assert isinstance(found, ClusterError)
+def test_a_ray_system_error_becomes_a_cluster_error_with_advice(error, sentence):
+    translated = root_error(error)
+    assert isinstance(translated, ClusterError)
     with pytest.raises(ClusterError, match=f"{sentence}.*, then run the same command again: finished work is kept"):
-        raise found
+        raise translated
 
 
-def test_our_own_error_comes_out_of_its_wrapping():
-    ours = ModelError("no such model")
-    assert root(in_a_task(ours)) is ours
+def test_a_wrapped_vectide_error_is_unwrapped():
+    error = ModelError("no such model")
+    assert root_error(in_a_task(error)) is error
 
 
-def test_a_mistake_in_our_code_is_not_taken_for_a_full_disk():
+def test_any_other_error_is_returned_unchanged():
     error = in_a_task(TypeError("a bug"))
-    assert root(error) is error
+    assert root_error(error) is error

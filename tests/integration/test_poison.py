@@ -1,4 +1,4 @@
-"""Rows that kill their process, hang or raise: found, set aside, and everything else is embedded."""
+"""Rows that kill their process, hang or raise are quarantined, and all other rows are embedded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def token(model, letter):
-    """A token that no text of `rows` has."""
+    """Return the id of a token that no text of `rows` has."""
     return Tokenizer(describe(str(model))).tokenize([letter]).ids[0].as_py()[1]
 
 
@@ -34,7 +34,7 @@ def run_poisoned(job_file, **poison):
 
 
 def outcome_of(done):
-    """The driver's last word; Ray may talk after it."""
+    """Return the outcome that the driver printed; Ray may print after it."""
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
     return json.loads(line)
 
@@ -56,7 +56,7 @@ def ids_of(table):
     return sorted(DeltaTable(str(table)).to_pyarrow_table(columns=["id"])["id"].to_pylist())
 
 
-def test_rows_that_kill_hang_or_raise_are_found_and_nothing_else_is_lost(tmp_path, tiny_model):
+def test_rows_that_kill_hang_or_raise_are_quarantined_and_no_others(tmp_path, tiny_model):
     source = rows(48)
     for row, letter in ((5, "q"), (22, "v"), (30, "j")):
         source[row]["text"] = letter
@@ -72,15 +72,15 @@ def test_rows_that_kill_hang_or_raise_are_found_and_nothing_else_is_lost(tmp_pat
     assert done.returncode == 0, done.stderr
     outcome = outcome_of(done)
     assert (outcome["rows"], outcome["quarantined"]) == (45, 3)
-    # The killer: two of the whole unit, two of the row itself. The hanging row: its own, for the one that raises had its
-    # unit narrowed already, and its process says why it ends. An attempt may die before it says what it is at.
+    # The killing row: two deaths of the whole unit, two of the row itself. The hanging row: its own deaths, because the
+    # row that raises has narrowed its unit already and hangs are reported. An attempt may die before it records its range.
     assert 5 <= outcome["deaths"] <= 12
-    bad = quarantine(tmp_path / "table")
-    assert {key: row["reason"] for key, row in bad.items()} == {
+    quarantined = quarantine(tmp_path / "table")
+    assert {key: row["reason"] for key, row in quarantined.items()} == {
         "r5": "killed_process",
         "r22": "timed_out",
         "r30": "encode_failed",
     }
-    assert "this text cannot be encoded" in bad["r30"]["error"]
-    assert "run.row_timeout_s" in bad["r22"]["error"]
+    assert "this text cannot be encoded" in quarantined["r30"]["error"]
+    assert "run.row_timeout_s" in quarantined["r22"]["error"]
     assert ids_of(tmp_path / "table") == sorted(f"r{n}" for n in range(48) if n not in (5, 22, 30))

@@ -39,7 +39,7 @@ def listed(*arguments):
 def test_every_row_set_aside_is_listed_with_its_place_and_the_reason(made, tmp_path):
     _, outcome = made
     text = listed(tmp_path / "table")
-    assert f"{tmp_path}/table, version 1: 4 rows set aside (2 missing_id, 2 null_text)" in text
+    assert f"{tmp_path}/table, version 1: 4 rows quarantined (2 missing_id, 2 null_text)" in text
     assert f"null_text: {tmp_path}/corpus/part-0000.parquet at 3 (id r3): " in text
     found = json.loads(listed(tmp_path / "table", "--json"))
     assert (found["run"], found["version"], found["total"]) == (outcome.run, 1, 4)
@@ -54,7 +54,7 @@ def test_every_row_set_aside_is_listed_with_its_place_and_the_reason(made, tmp_p
 def test_a_reason_and_a_number_of_rows_can_be_asked_for(made, tmp_path):
     found = quarantine(str(tmp_path / "table"), reason="null_text", limit=1)
     assert (found.total, found.reasons, [row.id for row in found.rows]) == (2, {"null_text": 2}, ["r3"])
-    assert "the first 1 of them; --limit 4 shows all" in listed(tmp_path / "table", "--limit", 1)
+    assert "these are the first 1; --limit 4 shows all" in listed(tmp_path / "table", "--limit", 1)
     assert quarantine(str(tmp_path / "table"), reason="timed_out").total == 0
 
 

@@ -1,4 +1,4 @@
-"""A backfill as a Ray job: a real head with its dashboard on this machine, the Jobs API, and the job's own exit code."""
+"""`vectide submit` against a real Ray head on this machine: the Jobs API, the token, and the job's exit code."""
 
 from __future__ import annotations
 
@@ -47,19 +47,21 @@ class Head:
 
 @contextmanager
 def started_head(folder: Path, address: str = "127.0.0.1", **settings: str) -> Iterator[Head]:
-    """A cluster of its own that asks for a token: a head node with a dashboard, ended by its own processes. `settings` are Ray's."""
+    """Start a Ray head with a dashboard that requires a token; kill it at the end. `settings` are settings of Ray."""
     port, gcs = free_port(), free_port()
     options = ["--head", "--block", "--num-cpus=2", f"--port={gcs}", f"--node-ip-address={address}"]
     options += ["--include-dashboard=true", f"--dashboard-host={address}", f"--dashboard-port={port}"]
     options += ["--object-store-memory=200000000", "--disable-usage-stats", f"--ray-client-server-port={free_port()}"]
-    options += [f"--dashboard-agent-listen-port={free_port()}"]  # else another Ray of this machine may have it
+    options += [
+        f"--dashboard-agent-listen-port={free_port()}"
+    ]  # the default port may be in use by another Ray on this machine
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    # A node that is gone is missed after four seconds, not fifteen; one that does not answer after twenty, not ninety.
+    # Ray notices a lost node after 4 s instead of 15 s, and one that does not answer after 20 s instead of 90 s.
     times = {"initial_delay_ms": "0", "period_ms": "500", "timeout_ms": "2000", "failure_threshold": "8"}
     env |= {f"RAY_health_check_{name}": value for name, value in times.items()}
     env |= {f"RAY_{name}": value for name, value in settings.items()}
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # `python` of a job is that of the nodes
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # a job runs the `python` of the node
     head = subprocess.Popen(
         [RAY, "start", *options], env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -67,7 +69,7 @@ def started_head(folder: Path, address: str = "127.0.0.1", **settings: str) -> I
         wait_for(f"http://{address}:{port}", head)
         yield Head(f"http://{address}:{port}", f"{address}:{gcs}", env, head)
     finally:
-        kill_tree(head)  # asked kindly, Ray takes half a minute
+        kill_tree(head)  # a clean stop of Ray takes half a minute
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def dashboard(head):
 
 @pytest.fixture
 def token(monkeypatch, tmp_path):
-    """The token where a person has it: in a file, with no word about a mode."""
+    """Put the token into a file, and leave RAY_AUTH_MODE unset, as on a user's machine."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     (tmp_path / "token").write_text(TOKEN + "\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
@@ -98,14 +100,14 @@ def wait_for(url: str, head: subprocess.Popen[bytes]) -> None:
         try:
             with urllib.request.urlopen(f"{url}/api/version", timeout=5):
                 return
-        except urllib.error.HTTPError:  # it answers, and asks for the token
+        except urllib.error.HTTPError:  # the dashboard answers, and requires the token
             return
         except OSError:
             time.sleep(0.5)
     raise AssertionError("the dashboard did not come up")
 
 
-def test_a_submitted_job_does_what_a_local_one_does(dashboard, token, tmp_path, tiny_model):
+def test_a_submitted_job_has_the_result_of_a_local_one(dashboard, token, tmp_path, tiny_model):
     corpus = write_corpus(tmp_path / "corpus", [rows(20)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
     out = io.StringIO()
@@ -116,7 +118,7 @@ def test_a_submitted_job_does_what_a_local_one_does(dashboard, token, tmp_path, 
     again = io.StringIO()
     assert submit(job, dashboard, again) == 0
     assert "nothing left to do" in again.getvalue()
-    names = [re.findall(r"submitted (vectide-backfill-[0-9a-f]{12})-(\d)", said.getvalue())[0] for said in (out, again)]
+    names = [re.findall(r"submitted (vectide-backfill-[0-9a-f]{12})-(\d)", log.getvalue())[0] for log in (out, again)]
     assert names == [(names[0][0], "1"), (names[0][0], "2")]
     wrong = make_job("/nowhere/*.parquet", tmp_path / "table", tiny_model)
     failed = io.StringIO()
@@ -124,7 +126,7 @@ def test_a_submitted_job_does_what_a_local_one_does(dashboard, token, tmp_path, 
     assert "matches no file" in failed.getvalue()
 
 
-def test_a_second_submit_follows_the_first_and_no_secret_is_in_its_metadata(
+def test_a_second_submit_follows_the_first_and_metadata_has_no_secret(
     dashboard, token, tmp_path, tiny_model, monkeypatch
 ):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-value")
@@ -136,7 +138,7 @@ def test_a_second_submit_follows_the_first_and_no_secret_is_in_its_metadata(
     assert "the same command without --detach follows it" in first.getvalue()
     (name,) = re.findall(r"submitted (\S+) to", first.getvalue())
     assert submit(job, dashboard, second, command="refresh") == 0
-    assert second.getvalue().startswith(f"{name} runs already at {dashboard}")
+    assert second.getvalue().startswith(f"{name} already runs at {dashboard}")
     assert "published version 1" in second.getvalue()
     jobs = [details for details in _client(dashboard).list_jobs() if details.submission_id == name]
     assert len(jobs) == 1
@@ -145,13 +147,13 @@ def test_a_second_submit_follows_the_first_and_no_secret_is_in_its_metadata(
     assert TOKEN not in str(jobs[0])
 
 
-@pytest.mark.parametrize(("there", "found"), [("", "none was found"), ("wrong", "is not it")])
-def test_a_token_that_is_missing_or_wrong_is_said_with_the_way_out(dashboard, tmp_path, monkeypatch, there, found):
+@pytest.mark.parametrize(("token", "reason"), [("", "there is none on this machine"), ("wrong", "is wrong")])
+def test_a_missing_or_wrong_token_is_reported_with_the_fix(dashboard, tmp_path, monkeypatch, token, reason):
     job = make_job(tmp_path, tmp_path / "table", tmp_path)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", there)
-    with pytest.raises(ConfigError, match=f"asks for the cluster's token, and .*{found}.* RAY_AUTH_TOKEN"):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    with pytest.raises(ConfigError, match=f"requires the cluster's token, and .*{reason}.* RAY_AUTH_TOKEN"):
         submit(job, dashboard, io.StringIO())
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
@@ -159,13 +161,13 @@ def test_a_token_that_is_missing_or_wrong_is_said_with_the_way_out(dashboard, tm
         submit(job, dashboard, io.StringIO())
 
 
-def test_no_dashboard_is_said_in_one_sentence(tmp_path, tiny_model):
+def test_a_missing_dashboard_is_reported(tmp_path, tiny_model):
     job = make_job(tmp_path, tmp_path / "table", tiny_model)
     with pytest.raises(ConfigError, match="no Ray dashboard answers there"):
         submit(job, f"http://127.0.0.1:{free_port()}", io.StringIO())
 
 
-def test_what_is_uploaded_is_the_packages_and_the_job_with_absolute_places(tmp_path, tiny_model, monkeypatch):
+def test_the_upload_has_the_packages_and_the_job_with_absolute_paths(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-value")
     folder = tmp_path / "staged"
@@ -180,7 +182,7 @@ def test_what_is_uploaded_is_the_packages_and_the_job_with_absolute_places(tmp_p
     assert "a-secret-value" not in "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_job_is_named_by_what_it_would_do(tmp_path, tiny_model):
+def test_the_name_of_a_job_depends_on_the_job_and_the_command(tmp_path, tiny_model):
     def name(command: str, **changes: object) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()

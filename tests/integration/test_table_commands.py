@@ -1,4 +1,4 @@
-"""Commands on a table that is there: versions, rollback, diff, changes, compact, vacuum."""
+"""Commands on an existing table: versions, rollback, diff, changes, compact, vacuum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError, TableConflict
-from jobs.table import bytes_of
+from actors.quantities import parse_bytes
 from pipeline.ledger.ledger import run_names
 from pipeline.ledger.table_lock import lock_table
 from pipeline.run.backfill import backfill
@@ -28,7 +28,7 @@ from tests.integration.test_refresh import assert_same, stored
 
 
 def edited(count, *numbers):
-    """`rows` with other texts in some of them."""
+    """Return `rows(count)` with edited texts in the rows `numbers`."""
     return [
         {**row, "text": f"edited {row['text']}"} if number in numbers else row for number, row in enumerate(rows(count))
     ]
@@ -41,7 +41,7 @@ def corpus(tmp_path) -> Path:
 
 @pytest.fixture
 def job(tmp_path, corpus, tiny_model, reporter):
-    """A job whose table has two versions: 40 rows, and then two edited, one gone and one new."""
+    """Return a job whose table has two versions. The second has two rows edited, one removed and one added."""
     job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"])
     backfill(job, reporter)
     write_corpus(corpus, [[*edited(40, 3, 7)[:-1], *rows(1, start=90)]])
@@ -60,23 +60,23 @@ def on_disk(table):
 # ------------------------------------------------------------------------------------------------- versions and rollback
 
 
-def test_versions_say_what_made_them(tmp_path, job):
-    found = versions(str(tmp_path / "table"))
-    assert [(version.number, version.operation, version.rows) for version in found[:2]] == [
+def test_versions_have_operation_rows_files_and_model(tmp_path, job):
+    listed = versions(str(tmp_path / "table"))
+    assert [(version.number, version.operation, version.rows) for version in listed[:2]] == [
         (2, "refresh", 40),
         (1, "backfill", 40),
     ]
-    assert found[0].model == job.encoder.model
-    assert found[0].files == len(files(tmp_path / "table"))
+    assert listed[0].model == job.encoder.model
+    assert listed[0].files == len(files(tmp_path / "table"))
 
 
-def test_a_rollback_brings_every_row_back_and_refresh_goes_on_from_there(tmp_path, corpus, job, reporter, tiny_model):
+def test_a_rollback_restores_every_row_and_a_refresh_continues_from_it(tmp_path, corpus, job, reporter, tiny_model):
     table = tmp_path / "table"
     before = DeltaTable(str(table), version=1).to_pyarrow_table().sort_by("id")
     done = rollback(str(table), 1)
     assert (done.version, done.rows) == (3, 40)
     assert DeltaTable(str(table)).to_pyarrow_table().sort_by("id").equals(before)
-    # Statistics come back too: readers prune by them.
+    # The statistics are restored too: readers prune by them.
     stats = DeltaTable(str(table)).get_add_actions(flatten=True).column("max.id").to_pylist()
     assert None not in stats
     again = rollback(str(table), 1)
@@ -87,7 +87,7 @@ def test_a_rollback_brings_every_row_back_and_refresh_goes_on_from_there(tmp_pat
     assert_same(table, tmp_path / "fresh")
 
 
-def test_a_rollback_to_what_is_not_there_is_refused(tmp_path, job):
+def test_a_rollback_to_a_missing_version_is_refused(tmp_path, job):
     table = str(tmp_path / "table")
     with pytest.raises(TableConflict, match="has no version 9"):
         rollback(table, 9)
@@ -100,53 +100,63 @@ def test_a_rollback_to_what_is_not_there_is_refused(tmp_path, job):
 # ------------------------------------------------------------------------------------------------------ diff and changes
 
 
-def test_a_diff_counts_rows_that_a_reader_sees_otherwise(tmp_path, job):
-    found = diff(str(tmp_path / "table"), 1, 2)
-    assert (found.added, found.changed, found.removed, found.embedding_spec_changed) == (1, 2, 1, False)
-    back = diff(str(tmp_path / "table"), 2, 1)
-    assert (back.added, back.changed, back.removed) == (1, 2, 1)
+def test_a_diff_counts_added_changed_and_removed_rows(tmp_path, job):
+    difference = diff(str(tmp_path / "table"), 1, 2)
+    assert (difference.added, difference.changed, difference.removed, difference.embedding_spec_changed) == (
+        1,
+        2,
+        1,
+        False,
+    )
+    reverse = diff(str(tmp_path / "table"), 2, 1)
+    assert (reverse.added, reverse.changed, reverse.removed) == (1, 2, 1)
     same = diff(str(tmp_path / "table"), 2, 2)
     assert (same.added, same.changed, same.removed) == (0, 0, 0)
 
 
-def test_a_diff_sees_a_kept_column_that_changed_and_no_row_that_only_moved(tmp_path, corpus, job, reporter):
+def test_a_diff_counts_a_changed_kept_column_but_no_moved_row(tmp_path, corpus, job, reporter):
     source = [*edited(40, 3, 7)[:-1], *rows(1, start=90)]
     source[11] = {**source[11], "lang": "l9"}
     for shard in corpus.glob("*"):
         shard.unlink()
     write_corpus(corpus, [source[20:], source[:20]])
     refresh(job, reporter)
-    found = diff(str(tmp_path / "table"), 2, 3)
-    assert (found.added, found.changed, found.removed) == (0, 1, 0)
+    difference = diff(str(tmp_path / "table"), 2, 3)
+    assert (difference.added, difference.changed, difference.removed) == (0, 1, 0)
 
 
-def test_a_diff_in_many_passes_finds_the_same(tmp_path, job):
-    found = diff(str(tmp_path / "table"), 1, 2, limit_rows=7)
-    assert (found.added, found.changed, found.removed) == (1, 2, 1)
+def test_a_diff_in_many_passes_has_the_same_result(tmp_path, job):
+    difference = diff(str(tmp_path / "table"), 1, 2, limit_rows=7)
+    assert (difference.added, difference.changed, difference.removed) == (1, 2, 1)
 
 
-def test_another_making_changes_every_row(tmp_path, job, reporter):
+def test_a_new_embedding_spec_changes_every_row(tmp_path, job, reporter):
     refresh(job.model_copy(update={"encoder": job.encoder.model_copy(update={"max_tokens": 5})}), reporter)
-    found = diff(str(tmp_path / "table"), 2, 3)
-    assert (found.added, found.changed, found.removed, found.embedding_spec_changed) == (0, 40, 0, True)
+    difference = diff(str(tmp_path / "table"), 2, 3)
+    assert (difference.added, difference.changed, difference.removed, difference.embedding_spec_changed) == (
+        0,
+        40,
+        0,
+        True,
+    )
 
 
 def apply(index, out):
-    """What the owner of an index does with the changes."""
+    """Apply changes to an index, as its owner would."""
     if (out / "deletes").exists():
         for row in ds.dataset(out / "deletes").to_table().to_pylist():
             del index[tuple(row.values())]
-    keys = json.loads((out / "changes.json").read_text())
-    seen = 0
+    summary = json.loads((out / "changes.json").read_text())
+    upserts = 0
     if (out / "upserts").exists():
         for row in ds.dataset(out / "upserts").to_table().to_pylist():
             index[(row["id"], row["chunk"]) if "chunk" in row else (row["id"],)] = row
-            seen += 1
-    assert seen == keys["upserts"]
+            upserts += 1
+    assert upserts == summary["upserts"]
 
 
 @pytest.mark.parametrize("chunking", [{"mode": "none"}, {"mode": "split", "max_tokens": 4}])
-def test_an_index_that_applies_changes_is_the_table(tmp_path, tiny_model, reporter, chunking):
+def test_an_index_that_applies_the_changes_equals_the_table(tmp_path, tiny_model, reporter, chunking):
     source = rows(40)
     source[5]["text"] = "one two three four five six seven eight nine ten " * 3
     corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
@@ -165,11 +175,11 @@ def test_an_index_that_applies_changes_is_the_table(tmp_path, tiny_model, report
     done = changes(str(table), 1, str(tmp_path / "out"))
     assert done.deletes > 0
     apply(index, tmp_path / "out")
-    now = content()
-    assert index.keys() == now.keys()
+    current = content()
+    assert index.keys() == current.keys()
     for key, row in index.items():
-        assert row["embedding"] == now[key]["embedding"]
-        assert (row["lang"], row["_hash"]) == (now[key]["lang"], now[key]["_hash"])
+        assert row["embedding"] == current[key]["embedding"]
+        assert (row["lang"], row["_hash"]) == (current[key]["lang"], current[key]["_hash"])
     with pytest.raises(ConfigError, match="holds something already"):
         changes(str(table), 1, str(tmp_path / "out"))
 
@@ -177,7 +187,7 @@ def test_an_index_that_applies_changes_is_the_table(tmp_path, tiny_model, report
 # --------------------------------------------------------------------------------------------------------------- compact
 
 
-def test_a_compaction_changes_files_and_not_rows(tmp_path, corpus, job, reporter, tiny_model):
+def test_a_compaction_changes_files_but_no_rows(tmp_path, corpus, job, reporter, tiny_model):
     table = tmp_path / "table"
     before = DeltaTable(str(table)).to_pyarrow_table().sort_by("id")
     old = files(table)
@@ -191,7 +201,7 @@ def test_a_compaction_changes_files_and_not_rows(tmp_path, corpus, job, reporter
     log = (table / "_delta_log" / "00000000000000000003.json").read_text()
     assert '"dataChange":true' not in log
     assert compact(str(table), reporter).published is False
-    # The table is kept true as before: unchanged shards are not opened, changed ones replace only their rows.
+    # A refresh works as before: unchanged shards are not opened, changed ones replace only their own rows.
     assert refresh(job, reporter).published is False
     write_corpus(corpus, [[*edited(40, 3, 7, 9)[:-1], *rows(1, start=90)]])
     assert refresh(job, reporter).encoded == 1
@@ -199,33 +209,39 @@ def test_a_compaction_changes_files_and_not_rows(tmp_path, corpus, job, reporter
     assert_same(table, tmp_path / "fresh")
 
 
-def test_an_interrupted_compaction_goes_on(tmp_path, job, reporter):
+def test_an_interrupted_compaction_resumes(tmp_path, job, reporter):
     table = tmp_path / "table"
     with pytest.raises(Stops):
         compact(str(table), Stopping())
     assert DeltaTable(str(table)).version() == 2
-    told = Silent()
-    done = compact(str(table), told)
+    second_reporter = Silent()
+    done = compact(str(table), second_reporter)
     assert (done.version, done.files_after) == (3, 3)
-    assert len(told.receipts) == 2  # of three
+    assert len(second_reporter.receipts) == 2  # of three
 
 
 @pytest.mark.ray
 def test_a_compaction_runs_on_ray(ray_session, tmp_path, job):
-    told = Silent()
-    done = compact(str(tmp_path / "table"), told, address="local", inline_bytes=0)
-    assert (done.published, done.files_after, len(told.receipts)) == (True, 3, 3)
+    reporter = Silent()
+    done = compact(str(tmp_path / "table"), reporter, address="local", inline_bytes=0)
+    assert (done.published, done.files_after, len(reporter.receipts)) == (True, 3, 3)
 
 
-def test_packs_are_of_one_partition_and_of_about_the_target():
+def test_a_pack_has_one_partition_and_about_the_target_size():
     from actors.unit.receipt import DataFile
 
     def file(name, size_bytes, lang):
         return DataFile(name, size_bytes, 1, {"lang": lang}, "{}")
 
-    found = [file(f"{lang}{n}", 30, lang) for lang in "ab" for n in range(5)] + [file("c", 1, "c"), file("a9", 80, "a")]
-    packs = list(pack(found, 100))
-    assert [[one.path for one in part] for part in packs] == [["a0", "a1", "a2", "a3"], ["b0", "b1", "b2", "b3"]]
+    data_files = [file(f"{lang}{n}", 30, lang) for lang in "ab" for n in range(5)] + [
+        file("c", 1, "c"),
+        file("a9", 80, "a"),
+    ]
+    packs = list(pack(data_files, 100))
+    assert [[data_file.path for data_file in files_of_pack] for files_of_pack in packs] == [
+        ["a0", "a1", "a2", "a3"],
+        ["b0", "b1", "b2", "b3"],
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- vacuum
@@ -235,10 +251,10 @@ def test_a_vacuum_removes_what_only_old_versions_need(tmp_path, job, reporter):
     table = tmp_path / "table"
     compact(str(table), reporter)
     before = stored(table)
-    dry = vacuum(str(table), 0, dry_run=True)
+    dry_run = vacuum(str(table), 0, dry_run=True)
     assert on_disk(table) == files(table, 1) | files(table, 2) | files(table, 3)
     done = vacuum(str(table), 0)
-    assert (done.files, done.size_bytes, done.versions) == (dry.files, dry.size_bytes, 1)
+    assert (done.files, done.size_bytes, done.versions) == (dry_run.files, dry_run.size_bytes, 1)
     assert done.files > 0
     assert on_disk(table) == files(table)
     assert stored(table).keys() == before.keys()
@@ -250,45 +266,45 @@ def test_a_vacuum_removes_what_only_old_versions_need(tmp_path, job, reporter):
     assert refresh(job, reporter).published is False
 
 
-def test_a_vacuum_keeps_versions_of_the_time_that_is_asked_for(tmp_path, job):
+def test_a_vacuum_keeps_the_versions_within_the_given_time(tmp_path, job):
     table = tmp_path / "table"
     done = vacuum(str(table), 3600)
     assert (done.files, done.versions) == (0, 3)
     assert len(DeltaTable(str(table), version=1).to_pyarrow_table()) == 40
 
 
-def test_a_vacuum_keeps_what_an_unfinished_run_has_paid_for(tmp_path, corpus, job):
+def test_a_vacuum_keeps_the_files_of_an_unfinished_run(tmp_path, corpus, job):
     table = tmp_path / "table"
     write_corpus(corpus, [edited(40, *range(40))])
     with pytest.raises(Stops):
         refresh(job, Stopping())
     orphan = table / "data" / "dead" / "000000000-x.parquet"
     orphan.parent.mkdir()
-    orphan.write_bytes(b"of an attempt that died")
+    orphan.write_bytes(b"written by a crashed attempt")
     done = vacuum(str(table), 0)
     assert done.unfinished == 1
     assert not orphan.exists()
-    told = Silent()
-    outcome = refresh(job, told)
-    assert (outcome.version, outcome.rows, len(told.receipts)) == (3, 40, outcome.units - 1)
+    reporter = Silent()
+    outcome = refresh(job, reporter)
+    assert (outcome.version, outcome.rows, len(reporter.receipts)) == (3, 40, outcome.units - 1)
 
 
-def test_a_run_that_is_given_up_goes_with_all_that_it_left(tmp_path, corpus, job, reporter):
+def test_vacuum_unfinished_removes_an_unfinished_run_and_its_files(tmp_path, corpus, job, reporter):
     table = tmp_path / "table"
     write_corpus(corpus, [edited(40, *range(40))])
     with pytest.raises(Stops):
         refresh(job, Stopping())
-    runs = run_names(str(table))
+    runs_before = run_names(str(table))
     done = vacuum(str(table), 0, unfinished=True)
     assert (done.unfinished, done.versions) == (0, 1)
-    assert len(run_names(str(table))) < len(runs)
+    assert len(run_names(str(table))) < len(runs_before)
     assert on_disk(table) == files(table)
-    assert refresh(job, reporter).encoded == 38  # all but the two texts that the table has had before
+    assert refresh(job, reporter).encoded == 38  # all but the two texts whose vectors the table already had
 
 
 @pytest.mark.parametrize("name", ["a b", "100%", "é ü", "日本", "a&b#c", "q?x", "[z]"])
-def test_a_table_in_a_folder_of_any_name_knows_its_versions(tmp_path, corpus, tiny_model, reporter, name):
-    """`deltalake` writes such a place in another way than we do: its log was not found, and a vacuum took everything."""
+def test_a_table_in_a_folder_of_any_name_has_its_versions(tmp_path, corpus, tiny_model, reporter, name):
+    """`deltalake` escapes such names in another way than we do. Once the log was not found, and a vacuum removed all files."""
     table = tmp_path / name / name
     job = make_job(corpus, table, tiny_model)
     assert backfill(job, reporter).version == 1
@@ -300,7 +316,7 @@ def test_a_table_in_a_folder_of_any_name_knows_its_versions(tmp_path, corpus, ti
     assert len(stored(table)) == 40
 
 
-def test_a_vacuum_keeps_the_current_version_when_the_log_has_forgotten_what_made_it(tmp_path, job, monkeypatch):
+def test_a_vacuum_keeps_the_current_version_without_its_commit_in_the_log(tmp_path, job, monkeypatch):
     table = tmp_path / "table"
     monkeypatch.setattr("pipeline.table.delta_table.commits", lambda _: iter(()))
     vacuum(str(table), 0)
@@ -308,10 +324,10 @@ def test_a_vacuum_keeps_the_current_version_when_the_log_has_forgotten_what_made
     assert len(stored(table)) == 40
 
 
-def test_a_vacuum_waits_for_nobody_and_disturbs_nobody(tmp_path, job):
+def test_a_vacuum_of_a_locked_or_missing_table_is_refused(tmp_path, job):
     table = str(tmp_path / "table")
     with (
-        lock_table(table, "somebody", what="vectide refresh"),
+        lock_table(table, "another-run", what="vectide refresh"),
         pytest.raises(TableConflict, match="is held by vectide refresh"),
     ):
         vacuum(table, 0)
@@ -325,17 +341,17 @@ def test_a_vacuum_waits_for_nobody_and_disturbs_nobody(tmp_path, job):
 @pytest.mark.parametrize(
     ("text", "size_bytes"), [("128MiB", 128 << 20), ("1gb", 10**9), ("65536", 65536), ("1.5 KiB", 1536)]
 )
-def test_a_size_is_read(text, size_bytes):
-    assert bytes_of(text) == size_bytes
+def test_a_size_is_parsed(text, size_bytes):
+    assert parse_bytes(text, option="--target") == size_bytes
 
 
 @pytest.mark.parametrize("text", ["0", "-1MiB", "big", "1XiB", ""])
-def test_a_size_that_is_none_is_refused(text):
+def test_an_invalid_size_is_refused(text):
     with pytest.raises(ConfigError, match="must be a size above 0"):
-        bytes_of(text)
+        parse_bytes(text, option="--target")
 
 
-def test_a_table_of_another_tool_is_left_alone(tmp_path, reporter):
+def test_a_table_of_another_tool_is_refused(tmp_path, reporter):
     from deltalake import write_deltalake
 
     write_deltalake(str(tmp_path / "other"), pa.table({"a": [1]}))

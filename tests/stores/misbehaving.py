@@ -222,5 +222,5 @@ def trial(lake: str, tiny_model: Path, faulty: Proxy, expected: Expected, monkey
     """A small corpus on a store that does no wrong yet. The race for an exclusive create is one of two, once: how a
     store decides races is not the matter here."""
     put_rows(lake)
-    monkeypatch.setattr(backfill, "probe_create", partial(create_probe.probe_create, racers=2, rounds=1))
+    monkeypatch.setattr("pipeline.run.backfill.probe_create", partial(create_probe.probe_create, racers=2, rounds=1))
     return Trial(lake, tiny_model, faulty, expected, monkeypatch)

@@ -1,4 +1,4 @@
-"""Whatever takes long gives signs on its way, so that slow is not taken for hung."""
+"""Long operations increment the progress counter, so that the watchdog does not take a slow one for a hang."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ ROWS = 8 * BATCH_ROWS
 TEXTS = [f"text {number}" for number in range(40)]
 
 
-def signs_of(work: Callable[[], object]) -> int:
+def progress_of(work: Callable[[], object]) -> int:
     before = progress_count()
     work()
     return progress_count() - before
 
 
-def test_a_piece_deep_in_a_row_group_is_reached_with_signs(tmp_path):
+def test_seeking_in_a_row_group_counts_progress(tmp_path):
     path = tmp_path / "one.parquet"
     pq.write_table(pa.table({"text": [str(number) for number in range(ROWS)]}), path, row_group_size=ROWS)
     piece = Piece(storage.stat(str(path)), ROWS - 1, ROWS, 1)
-    given = signs_of(lambda: list(FORMATS["parquet"].read(piece, Wanted({"text": pa.string()}, ("text",)))))
-    assert given >= ROWS // BATCH_ROWS
+    increments = progress_of(lambda: list(FORMATS["parquet"].read(piece, Wanted({"text": pa.string()}, ("text",)))))
+    assert increments >= ROWS // BATCH_ROWS
 
 
-def test_a_piece_behind_much_compressed_text_is_reached_with_signs(tmp_path, monkeypatch):
+def test_seeking_in_compressed_text_counts_progress(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "CHUNK_BYTES", 1000)
     rows = b"".join(json.dumps({"text": f"text {number}"}).encode() + b"\n" for number in range(5000))
     path = tmp_path / "one.jsonl.gz"
     path.write_bytes(gzip.compress(rows))
     last = rows.rindex(b"\n", 0, -1) + 1
     piece = Piece(storage.stat(str(path)), last, len(rows), 1)
-    given = signs_of(lambda: list(FORMATS["jsonl"].read(piece, Wanted({"text": pa.string()}, ("text",)))))
-    assert given >= len(rows) // 1000
+    increments = progress_of(lambda: list(FORMATS["jsonl"].read(piece, Wanted({"text": pa.string()}, ("text",)))))
+    assert increments >= len(rows) // 1000
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_many_texts_are_tokenized_with_signs_and_to_the_same_ids(tmp_path, monkeypatch, whole):
+def test_tokenizing_many_texts_counts_progress_and_gives_the_same_ids(tmp_path, monkeypatch, whole):
     model = Tokenizer(describe(str(write_bert(tmp_path / "model"))))
 
     def ids() -> list[list[int]]:
@@ -59,20 +59,20 @@ def test_many_texts_are_tokenized_with_signs_and_to_the_same_ids(tmp_path, monke
             return [each.ids.tolist() for each in model.tokenize_whole(TEXTS)]
         return [each.as_py() for each in model.tokenize(TEXTS).ids]
 
-    at_once = ids()
+    ids_of_one_call = ids()
     monkeypatch.setattr(tokenizer, "_CHARS_AT_ONCE", 20)
-    found: list[list[int]] = []
-    assert signs_of(lambda: found.extend(ids())) >= len(TEXTS) // 3
-    assert found == at_once
+    ids_of_many_calls: list[list[int]] = []
+    assert progress_of(lambda: ids_of_many_calls.extend(ids())) >= len(TEXTS) // 3
+    assert ids_of_many_calls == ids_of_one_call
 
 
-def test_a_store_that_is_tried_again_gives_a_sign_each_time(monkeypatch):
+def test_each_retry_of_a_store_counts_progress(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)
     answers = [ConnectionResetError("cut"), TimeoutError("slow"), ConnectionResetError("cut")]
 
     def call() -> str:
         if answers:
             raise answers.pop()
-        return "here"
+        return "answer"
 
-    assert signs_of(lambda: storage.retried("s3://bucket/key", "read", call)) == 4
+    assert progress_of(lambda: storage.retried("s3://bucket/key", "read", call)) == 4

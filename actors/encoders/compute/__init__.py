@@ -1,1 +1,1 @@
-"""Computation: device, linear layers, int8, attention, threads, memory allocation."""
+"""Computation: device, linear layers, int8, attention, threads and memory allocation."""

@@ -1,19 +1,18 @@
-"""Attention over a packed batch: every token sees the tokens of its own row and no other, or, where it is causal, those of
-them that are not behind it. Neighbouring heads of the query may share a head of key and value.
+"""Attention over a packed batch. A token attends to the tokens of its own row only; if causal, not to later ones.
 
-Chosen by device and by what is asked for:
+Neighbouring heads of the query may share a head of key and value. The implementation is chosen by device and arguments:
 
-- CPU: our own loop over the packed rows (`actors.kernels`); where it was not built, and where attention is causal or heads
-  are shared, one `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
+- CPU: our own loop over the packed rows (`actors.kernels`). If the kernels were not built, or attention is causal or heads
+  are shared: one `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
 - CUDA in 16 bits without bias: one variable-length flash kernel for the whole micro-batch.
-- else on CUDA (float32, a bias, an older card): rows padded to the longest, in slices that bound the memory.
-  Rows of a micro-batch are of like length, so little is padded. This way runs on a CPU too, where tests hold it
-  against the first.
+- CUDA otherwise (float32, a bias, an older GPU): rows padded to the longest, in slices that bound the memory. Rows of a
+  micro-batch have similar lengths, so there is little padding. This implementation runs on a CPU too, where tests compare
+  it with the first.
 
-A bias that depends only on how far apart two tokens are (ALiBi, T5) is given as one number per head and distance,
+A bias that depends only on the distance of two tokens (ALiBi, T5) is passed as one number per head and distance,
 `[heads, 2 * length - 1]`, not as a `[heads, length, length]` matrix: with the queries in reverse order the matrix
-`bias[h, i, j] = relative[h, i + j]` is a mere view of it with overlapping strides. So 8,192 tokens with 12 heads
-cost 768 KiB instead of 3 GiB.
+`bias[h, i, j] = relative[h, i + j]` is a view of it with overlapping strides. So 8,192 tokens with 12 heads take 768 KiB
+instead of 3 GiB.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from actors.encoders.packed import PackedBatch, Run
 # length -> float32 [heads, 2 * length - 1] on the batch's device; column `j - i + length - 1` is for key j, query i.
 RelativeBias = Callable[[int], torch.Tensor]
 
-# What one slice of padded scores with a bias may take, in elements.
+# Largest number of elements in one slice of padded scores with a bias.
 _SLICE_ELEMENTS = 64 * 2**20
 
 
@@ -47,27 +46,27 @@ def attend(
     causal: bool = False,
     approximate: bool = False,
 ) -> torch.Tensor:
-    """Attention of each row's tokens over that row.
+    """Computes the attention of each row's tokens over that row.
 
     Args:
-        query: [tokens, heads, width]; a view of one fused projection is fine.
-        key: [tokens, groups, width], of which head h of the query takes number `h // (heads / groups)`; as many groups as
-            heads is the usual attention.
+        query: [tokens, heads, width]; may be a view of one fused projection.
+        key: [tokens, groups, width]; head h of the query uses group `h // (heads / groups)`. With as many groups as heads
+            this is ordinary attention.
         value: As `key`.
-        batch: Where the rows lie.
+        batch: Position of the rows.
         scale: Factor on the scores; None is `width ** -0.5`.
         bias: Added to the scores after scaling.
-        causal: A token sees itself and those before it, and none behind it.
-        approximate: float32 may be multiplied as bfloat16 where the processor can (under `int8`).
+        causal: A token attends to itself and earlier tokens only.
+        approximate: float32 may be multiplied as bfloat16 if the processor supports it (used with `int8`).
 
     Returns:
         [tokens, heads * width] in the type of `query`, contiguous.
     """
     grouped = key.shape[1] != query.shape[1]
     if batch.device.type == "cpu":
-        found = None if causal or grouped else kernels.kernels_for(query.dtype, batch.device)
-        if found is not None:
-            return attend_by_kernel(found, query, key, value, batch, scale=scale, bias=bias, approximate=approximate)
+        kernel = None if causal or grouped else kernels.kernels_for(query.dtype, batch.device)
+        if kernel is not None:
+            return attend_by_kernel(kernel, query, key, value, batch, scale=scale, bias=bias, approximate=approximate)
         return attend_runs(query, key, value, batch, scale=scale, bias=bias, causal=causal)
     settings = varlen_settings(scale=scale, causal=causal, grouped=grouped)
     if bias is None and _has_varlen(query, settings):
@@ -86,17 +85,17 @@ def attend_by_kernel(
     bias: RelativeBias | None = None,
     approximate: bool = False,
 ) -> torch.Tensor:
-    """The same as `attend` by our own loop: all rows at once, or, with a bias, a run at a time."""
+    """Computes `attend` with our own loop: all rows at once, or, with a bias, one run at a time."""
     tokens, heads, width = query.shape
     out = torch.empty(tokens, heads * width, dtype=query.dtype)
-    some = partial(kernel.attend, scale=width**-0.5 if scale is None else scale, approximate=approximate)
+    attend_rows = partial(kernel.attend, scale=width**-0.5 if scale is None else scale, approximate=approximate)
     if bias is None:
-        some(query, key, value, batch.lengths, out=out)
+        attend_rows(query, key, value, batch.lengths, out=out)
         return out
     for run in batch.runs:
         q, k, v = (x[run.tokens] for x in (query, key, value))
         lengths = batch.lengths[run.row : run.row + run.rows]
-        some(q, k, v, lengths, out=out[run.tokens], bias=bias(run.length))
+        attend_rows(q, k, v, lengths, out=out[run.tokens], bias=bias(run.length))
     return out
 
 
@@ -110,16 +109,16 @@ def attend_runs(
     bias: RelativeBias | None = None,
     causal: bool = False,
 ) -> torch.Tensor:
-    """The same as `attend` by torch's own attention, a run of rows at a time."""
+    """Computes `attend` with torch's attention, one run of rows at a time."""
     if causal and bias is not None:
-        bias, causal = _backward(bias), False
-    some = partial(_attend_run, scale=scale, bias=bias, causal=causal)
+        bias, causal = _make_causal(bias), False
+    attend_rows = partial(_attend_run, scale=scale, bias=bias, causal=causal)
     if len(batch.runs) == 1:
-        return some(query, key, value, batch.runs[0])
+        return attend_rows(query, key, value, batch.runs[0])
     tokens, heads, width = query.shape
     out = torch.empty(tokens, heads * width, dtype=query.dtype, device=query.device)
     for run in batch.runs:
-        out[run.tokens] = some(query, key, value, run)
+        out[run.tokens] = attend_rows(query, key, value, run)
     return out
 
 
@@ -139,30 +138,30 @@ def _attend_run(
     if bias is None:
         out = product(q, k, v, is_causal=causal)
     else:
-        # Reversed queries make the bias a view, see the module's docstring.
+        # With reversed queries the bias is a view; see the module's docstring.
         mask = hankel(bias(run.length), run.length).unsqueeze(0)
         out = product(q.flip(2), k, v, attn_mask=mask).flip(2)
     return out.transpose(1, 2).reshape(run.rows * run.length, heads * width)
 
 
 def hankel(relative: torch.Tensor, length: int) -> torch.Tensor:
-    """[heads, 2 * length - 1] to a view [heads, length, length] whose row i is for query `length - 1 - i`."""
+    """Returns a view [heads, length, length] of [heads, 2 * length - 1]; its row i is for query `length - 1 - i`."""
     return relative.as_strided((relative.shape[0], length, length), (relative.stride(0), 1, 1))
 
 
-def _backward(bias: RelativeBias) -> RelativeBias:
-    """A bias that also hides every key behind its query."""
+def _make_causal(bias: RelativeBias) -> RelativeBias:
+    """Returns a bias that also masks every key after its query."""
 
-    def hiding(length: int) -> torch.Tensor:
+    def causal_bias(length: int) -> torch.Tensor:
         relative = bias(length).clone()
         relative[:, length:] = float("-inf")
         return relative
 
-    return hiding
+    return causal_bias
 
 
 def varlen_settings(*, scale: float | None, causal: bool, grouped: bool) -> dict[str, Any]:
-    """What torch's variable-length kernel must be told beyond what it does by itself."""
+    """Returns the arguments of torch's variable-length kernel that differ from its defaults."""
     settings: dict[str, Any] = {}
     if scale is not None:
         settings["scale"] = scale
@@ -174,8 +173,8 @@ def varlen_settings(*, scale: float | None, causal: bool, grouped: bool) -> dict
 
 
 @cache
-def _varlen_knows() -> frozenset[str]:
-    """Names of its settings in the torch that is here; none where there is no such kernel."""
+def _varlen_parameters() -> frozenset[str]:
+    """Returns the parameter names of the kernel in the installed torch; none if there is no such kernel."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -188,8 +187,8 @@ def _has_varlen(query: torch.Tensor, settings: dict[str, Any]) -> bool:
         return False
     if torch.cuda.get_device_capability(query.device) < (8, 0):
         return False
-    # Older releases have no such kernel, or one that takes less: those that lack a setting would compute something else.
-    return bool(_varlen_knows()) and settings.keys() <= _varlen_knows()
+    # Older releases have no such kernel, or one without some parameters, which would compute something else.
+    return bool(_varlen_parameters()) and settings.keys() <= _varlen_parameters()
 
 
 def _attend_varlen(
@@ -214,40 +213,40 @@ def attend_padded(
     causal: bool = False,
     slice_elements: int = _SLICE_ELEMENTS,
 ) -> torch.Tensor:
-    """The same as `attend`, on rows padded to the longest; right on every device.
+    """Computes `attend` on rows padded to the longest; correct on every device.
 
     Args:
         query: [tokens, heads, width].
         key: [tokens, groups, width].
         value: As `key`.
-        batch: Where the rows lie.
+        batch: Position of the rows.
         scale: Factor on the scores; None is `width ** -0.5`.
         bias: Added to the scores after scaling.
         causal: As for `attend`.
-        slice_elements: Bound on the elements of a materialised bias; only speed depends on it.
+        slice_elements: Largest number of elements of a materialised bias; affects only speed.
     """
     if causal and bias is not None:
-        bias, causal = _backward(bias), False
+        bias, causal = _make_causal(bias), False
     _, heads, width = query.shape
     rows, longest = batch.rows, batch.max_length
-    place = batch.spread(torch.arange(rows, device=batch.device) * longest) + batch.positions()
+    slots = batch.spread(torch.arange(rows, device=batch.device) * longest) + batch.positions()
 
     def pad(x: torch.Tensor) -> torch.Tensor:
         full = x.new_zeros(rows * longest, heads, width)
-        full[place] = x
+        full[slots] = x
         return full.view(rows, longest, heads, width).transpose(1, 2)
 
     if key.shape[1] != heads:
-        # Kernels for float32 know no shared heads; torch would fall back to one that keeps all scores in memory.
+        # Kernels for float32 do not support shared heads; torch would fall back to one that keeps all scores in memory.
         key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     q, k, v = pad(query), pad(key), pad(value)
-    # Every row has a token, so no query is left without a key: nothing here can become NaN.
-    seen = torch.arange(longest, device=batch.device) < batch.row_lengths()[:, None]
+    # Every row has a token, so every query has a key and no result becomes NaN.
+    valid = torch.arange(longest, device=batch.device) < batch.row_lengths()[:, None]
     if causal:
-        # Padding stands behind a row's own tokens, so none of them sees it, and no mask has to be made.
+        # Padding comes after a row's own tokens, so causal attention excludes it without a mask.
         out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     elif bias is None:
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None, :], scale=scale)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :], scale=scale)
     else:
         out = torch.empty_like(q)
         relative = bias(longest)
@@ -257,8 +256,8 @@ def attend_padded(
         for start in range(0, longest, step):
             stop = min(start + step, longest)
             distance = columns[None, :] - columns[start:stop, None] + (longest - 1)
-            mask = relative[:, distance].unsqueeze(0).masked_fill(~seen[:, None, None, :], float("-inf"))
+            mask = relative[:, distance].unsqueeze(0).masked_fill(~valid[:, None, None, :], float("-inf"))
             out[:, :, start:stop] = functional.scaled_dot_product_attention(
                 q[:, :, start:stop], k, v, attn_mask=mask.to(q.dtype), scale=scale
             )
-    return out.transpose(1, 2).reshape(rows * longest, heads * width)[place]
+    return out.transpose(1, 2).reshape(rows * longest, heads * width)[slots]

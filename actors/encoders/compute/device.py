@@ -1,4 +1,4 @@
-"""What this machine can do: the device, and whether 16-bit arithmetic pays on it. Found out, never assumed."""
+"""Chooses the device and the arithmetic for this machine by probing the hardware."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _GPU_LADDER = (16_384, 32_768, 65_536, 131_072)
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A card's memory.
+    """Memory of a GPU.
 
     Attributes:
         allocated_bytes: In tensors of this process.
-        reserved_bytes: Held by this process, in tensors or for the next ones.
+        reserved_bytes: Reserved by this process, in tensors or for the next ones.
         used_bytes: In use by all processes.
-        total_bytes: What the card has.
+        total_bytes: Size of the GPU's memory.
     """
 
     allocated_bytes: int
@@ -31,12 +31,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Where and in what type a model is computed.
+    """Device and type that a model is computed with.
 
     Attributes:
-        device: A CPU or a CUDA card.
+        device: A CPU or a CUDA GPU.
         dtype: float32 or bfloat16, of weights and token states; pooling and normalising are always float32.
-        int8: Products of linear layers are of 8-bit integers (`integers`); only on a CPU, with `dtype` float32.
+        int8: Linear layers multiply 8-bit integers (see `compute.int8`); only on a CPU, with `dtype` float32.
     """
 
     device: torch.device
@@ -45,12 +45,15 @@ class Compute:
 
     @property
     def ladder(self) -> tuple[int, ...]:
-        """Token budgets to try: a card needs thousands of rows to fill. On a CPU a small one is best, half of it and twice
-        it are a few per cent apart (docs/log.md), and a race at the start would mostly time what else goes on there."""
+        """Token budgets to try.
+
+        A GPU needs thousands of rows to be busy. On a CPU one small budget is used: half of it and twice it differ by a few
+        per cent (docs/log.md), and timing them at the start would mostly measure other load on the machine.
+        """
         return _CPU_LADDER if self.device.type == "cpu" else _GPU_LADDER
 
     def memory(self) -> Memory | None:
-        """The card's memory now; None on a CPU."""
+        """Returns the GPU's current memory use; None on a CPU."""
         if self.device.type != "cuda":
             return None
         free, total = torch.cuda.mem_get_info(self.device)
@@ -60,48 +63,48 @@ class Compute:
 
 
 def find_compute(precision: str, device: str = "auto") -> Compute:
-    """The device and type for a spec's precision class on this machine.
+    """Chooses the device and type for a spec's precision class on this machine.
 
     Args:
-        precision: "float32", "bfloat16" where 16-bit arithmetic is allowed, or "int8".
+        precision: "float32", "bfloat16" (16-bit arithmetic is allowed), or "int8".
         device: "auto", "cpu", "cuda" or "cuda:N". With "int8", "auto" is the CPU.
 
     Raises:
-        ConfigError: A device that is not there, or a card for "int8".
+        ConfigError: The device is not available, or is a GPU with "int8".
     """
     int8 = precision == "int8"
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() and not int8 else "cpu"
     try:
-        place = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"device {device!r} is not one; use 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
-    if place.type not in ("cpu", "cuda"):
+    if chosen.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {device!r} is not supported; use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
-    if place.type == "cuda":
-        cards = torch.cuda.device_count()
-        if (place.index or 0) >= cards:
+    if chosen.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if (chosen.index or 0) >= gpus:
             raise ConfigError(
-                f"device {device!r} is not there: this process sees {cards} CUDA cards. Use 'auto'; on a cluster, install a "
+                f"device {device!r} is not there: this process sees {gpus} CUDA GPUs. Use 'auto'; on a cluster, install a "
                 f"torch with CUDA on the machines with GPUs, or encode on CPUs with run.gpus_per_replica=0."
             )
-        place = torch.device("cuda", place.index or 0)
+        chosen = torch.device("cuda", chosen.index or 0)
     if int8:
-        if place.type != "cpu":
+        if chosen.type != "cpu":
             raise ConfigError(
-                f"dtype int8 is for CPUs and the device is {device!r}. Use dtype auto, which is bfloat16 on a card, or device cpu."
+                f"dtype int8 is for CPUs and the device is {device!r}. Use dtype auto, which is bfloat16 on a GPU, or device cpu."
             )
-        return Compute(place, torch.float32, int8=True)
-    wide = precision == "float32" or not (cpu_has_bfloat16() if place.type == "cpu" else _card_has_bfloat16(place))
-    return Compute(place, torch.float32 if wide else torch.bfloat16)
+        return Compute(chosen, torch.float32, int8=True)
+    wide = precision == "float32" or not (cpu_has_bfloat16() if chosen.type == "cpu" else _gpu_has_bfloat16(chosen))
+    return Compute(chosen, torch.float32 if wide else torch.bfloat16)
 
 
 def cpu_has_bfloat16() -> bool:
-    """True where the processor multiplies bfloat16 in hardware; elsewhere it is emulated and slower than float32."""
+    """Returns True if the processor multiplies bfloat16 in hardware; otherwise it is emulated and slower than float32."""
     named = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     probes = [getattr(torch.cpu, name, None) for name in named]
     return any(probe() for probe in probes if probe is not None)
 
 
-def _card_has_bfloat16(device: torch.device) -> bool:
+def _gpu_has_bfloat16(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)

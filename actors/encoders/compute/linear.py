@@ -1,8 +1,8 @@
-"""A linear layer for inference: weights packed once for the processor, GELU or the residual fused where it can be.
+"""Linear layers and norms for inference, used by every family.
 
-The blocks that every family is built of. On a CPU with oneDNN the weights are reordered at load, which saves doing
-it in each call; elsewhere it is the plain operation, and the result is the same to rounding. Under `int8` the product
-is `integers`' own, and the result is an approximation.
+On a CPU with oneDNN, weights are reordered once at load instead of in each call, and GELU or the residual is fused into the
+product where possible. Elsewhere torch's plain operation is used; the result is the same up to rounding. With `int8` the
+product is that of `int8.IntegerProduct`, which is an approximation.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from actors import kernels
 from actors.encoders.compute.device import Compute
 from actors.encoders.compute.int8 import IntegerProduct
 
-# oneDNN chooses a layout for about this many rows; it stays right for any number.
+# oneDNN chooses a memory layout for about this many rows; the result is correct for any number.
 _TYPICAL_ROWS = 2048
 # What torch's own compiler emits for a frozen linear layer; there is no public name for it.
 _POINTWISE = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
 
 
-# What an adapter does with the product that it adds to.
+# Adds an adapter's contribution to a product, in place.
 Add = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -52,7 +52,7 @@ class Linear:
         self._weight = _pack(weight) if self._packed else weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, in] to [n, out]; x in the compute type."""
+        """Maps [n, in] in the compute type to [n, out]."""
         if self._integers is not None:
             return self._integers(x, gelu=self._gelu)
         if self._fused:
@@ -67,11 +67,11 @@ class Linear:
 
     @property
     def adds_cheaply(self) -> bool:
-        """Whether a pass over the product is made anyway, in which `plus` costs next to nothing."""
+        """True if a pass over the product is made anyway, so that `plus` adds almost no cost."""
         return self._integers is not None
 
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """`self(x) + residual` in one go; only for a layer without activation."""
+        """Returns `self(x) + residual`, fused where possible. For layers without activation."""
         if self._integers is not None and not self._gelu:
             return self._integers(x, residual)
         if self._packed and not self._gelu:
@@ -81,7 +81,7 @@ class Linear:
 
 
 class LayerNorm:
-    """Layer normalisation over the last axis, with float32 statistics whatever the type of its input.
+    """Layer normalisation over the last axis, with float32 statistics for any input type.
 
     Args:
         weight: float32 [hidden].
@@ -95,20 +95,20 @@ class LayerNorm:
         self._eps = eps
         self._dtype = compute.dtype
         self._kernel = kernels.kernels_for(compute.dtype, compute.device)
-        if self._kernel is not None:  # which multiplies in float32
+        if self._kernel is not None:  # the kernel multiplies in float32, so the weights stay float32
             self._weight, self._bias = weight.contiguous(), bias.contiguous()
             return
         self._weight = weight.to(compute.device, compute.dtype)
         self._bias = bias.to(compute.device, compute.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, hidden] in any float type to the compute type."""
+        """Normalises [n, hidden] of any float type; returns the compute type."""
         if self._kernel is not None:
             return self._kernel.norm(x.to(self._dtype), self._weight, self._bias, self._eps)
         return functional.layer_norm(x.to(self._dtype), self._shape, self._weight, self._bias, self._eps)
 
     def after(self, linear: Linear, x: torch.Tensor, residual: torch.Tensor, *, add: Add | None = None) -> torch.Tensor:
-        """`self(linear(x) + residual)`, with the sum where it costs least; `add` adds to the product in place."""
+        """Returns `self(linear(x) + residual)`; the sum is fused into the cheaper step. `add` adds to the product in place."""
         if self._kernel is not None and not linear.adds_cheaply:
             y = linear(x)
             return self._kernel.norm(y if add is None else add(y), self._weight, self._bias, self._eps, residual)
@@ -117,7 +117,7 @@ class LayerNorm:
 
 
 class RmsNorm:
-    """Scales to a mean square of 1, with float32 statistics whatever the type of its input; takes no mean off, adds no bias.
+    """RMS normalisation: scales to a mean square of 1, without mean and bias, with float32 statistics for any input type.
 
     Args:
         weight: float32 [hidden].
@@ -131,7 +131,7 @@ class RmsNorm:
         self._dtype = compute.dtype
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, hidden] in any float type to the compute type."""
+        """Normalises [n, hidden] of any float type; returns the compute type."""
         return functional.rms_norm(x.float(), self._weight.shape, self._weight, self._eps).to(self._dtype)
 
 
@@ -141,19 +141,19 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
 
 
 def gelu_(y: torch.Tensor) -> torch.Tensor:
-    """The exact GELU of a contiguous tensor, in place, to the precision of its type."""
+    """Applies the exact GELU to a contiguous tensor in place, to the precision of its type."""
     kernel = _gelu_kernel(y.dtype, y.device)
     if kernel is not None:
         return kernel.gelu_(y)
-    found: torch.Tensor = torch.ops.aten.gelu_(y)
-    return found
+    activated: torch.Tensor = torch.ops.aten.gelu_(y)
+    return activated
 
 
 def swiglu(wide: torch.Tensor) -> torch.Tensor:
-    """The gated unit of Shazeer 2020 (arXiv 2002.05202): `silu(gate) * up`, where silu is `x * sigmoid(x)`.
+    """Computes the gated unit of Shazeer 2020 (arXiv 2002.05202): `silu(gate) * up`, where silu is `x * sigmoid(x)`.
 
     Args:
-        wide: [n, 2 * inner], the gate and then what it lets through.
+        wide: [n, 2 * inner], gate and up concatenated.
 
     Returns:
         [n, inner], contiguous.
@@ -163,12 +163,12 @@ def swiglu(wide: torch.Tensor) -> torch.Tensor:
 
 
 def _gelu_kernel(dtype: torch.dtype, device: torch.device) -> kernels.Kernels | None:
-    # Faster than the one that oneDNN puts behind its product (docs/log.md), and too coarse for float32.
+    # Faster than the GELU that oneDNN fuses into its product (docs/log.md), but not precise enough for float32.
     return kernels.kernels_for(dtype, device) if dtype == torch.bfloat16 else None
 
 
 def _has_fast_erf() -> bool:
-    # oneDNN's fused GELU costs 12 ms where torch's own costs 3 to 6 on a processor with AVX2 only (docs/log.md).
+    # On a processor with AVX2 only, oneDNN's fused GELU takes 12 ms and torch's own 3 to 6 (docs/log.md).
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 

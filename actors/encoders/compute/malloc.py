@@ -1,8 +1,8 @@
-"""How much freed memory this process keeps for the next micro-batch. Called once for an encoder on a CPU.
+"""Makes glibc keep freed memory for the next micro-batch. Called once for an encoder on a CPU.
 
-glibc gives large blocks back to the kernel as they are freed, and each micro-batch then faults all its pages in again: up to a
-third of the time, depending on how the heap happens to lie (docs/log.md). A process with an encoder on a CPU keeps up to
-128 MiB instead. With another libc nothing is changed.
+By default glibc returns large freed blocks to the kernel, and every micro-batch faults its pages in again. That takes up to
+a third of the time, depending on the layout of the heap (docs/log.md). With this setting the process keeps up to 128 MiB.
+With another libc nothing is changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LARGEST_BYTES = 32 << 20  # glibc takes no more
 
 @cache
 def tune_malloc() -> bool:
-    """Sets it for the whole process, once; whether that could be done."""
+    """Sets malloc's thresholds for the whole process, once. Returns True if that succeeded."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

@@ -1,7 +1,7 @@
-"""Micro-batches side by side on the threads of one process. Used by the encoder on a CPU.
+"""Runs micro-batches side by side on the threads of one process. Used by the encoder on a CPU.
 
-Each thread takes a whole micro-batch and computes it alone, which beats all threads sharing one: nothing waits for the slowest
-at the end of every operation (docs/log.md). torch and the kernels let go of Python while they compute.
+Each thread computes a whole micro-batch alone. That is faster than all threads sharing one, because no thread waits for the
+slowest at the end of every operation (docs/log.md). torch and the kernels release the GIL while they compute.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ from typing import TypeVar
 
 import torch
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class Threads:
-    """A pool whose threads compute alone.
+    """A thread pool in which torch uses one thread per task.
 
     Args:
-        count: Threads, 2 or more.
+        count: Number of threads, 2 or more.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._pool = ThreadPoolExecutor(count, "encoder")
-        ours = torch.get_num_threads()
+        threads_before = torch.get_num_threads()
         ready = Barrier(count)
-        for started in [self._pool.submit(_alone, ready) for _ in range(count)]:
+        for started in [self._pool.submit(_use_one_thread, ready) for _ in range(count)]:
             started.result()
-        # The number is each thread's own, but what threads begin with is one for all: give it back.
-        torch.set_num_threads(ours)
+        # The setting is per thread, but the initial value of new threads is shared by the process: restore it.
+        torch.set_num_threads(threads_before)
 
-    def in_order(self, calls: Callable[[], Callable[[], Made] | None]) -> Generator[Made, None, None]:
-        """What calls return, in the order in which they were asked for.
+    def in_order(self, calls: Callable[[], Callable[[], Result] | None]) -> Generator[Result, None, None]:
+        """Yields the results of calls, in the order of the calls.
 
         Args:
-            calls: Asked for the next call while fewer than two for each thread are begun or wait; None where there is none (now).
+            calls: Returns the next call, or None if there is none at the moment. Called while fewer than two calls per thread
+                are running or waiting.
         """
-        waiting: deque[Future[Made]] = deque()
+        waiting: deque[Future[Result]] = deque()
         try:
             while True:
-                # Some more than threads: one that is done has a next call, though an older one is still waited for.
+                # More calls than threads, so that a thread that finishes has a next call while an older one still runs.
                 while len(waiting) < 2 * self.count and (call := calls()) is not None:
                     waiting.append(self._pool.submit(call))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
         finally:
-            # After an error, or where nobody asks for more: nothing may run on behind the caller's back.
+            # After an error, or if the caller stops early, no call may keep running.
             for future in waiting:
                 future.cancel()
             for future in waiting:
@@ -58,8 +59,8 @@ class Threads:
                     future.exception()
 
 
-def _alone(ready: Barrier) -> None:
+def _use_one_thread(ready: Barrier) -> None:
     torch.set_num_threads(1)
-    # Asked, so that the thread takes its number now: the first operation would take what threads begin with then.
+    # A thread reads the initial value on its first use. Read it now, before the pool's constructor restores the old one.
     torch.get_num_threads()
     ready.wait()

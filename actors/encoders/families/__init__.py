@@ -1,1 +1,1 @@
-"""Model families: the layout of the published checkpoint and the forward pass, side by side."""
+"""Model families: for each, the layout of its published checkpoints and its forward pass."""

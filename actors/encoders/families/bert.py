@@ -1,7 +1,7 @@
 """BERT, RoBERTa and XLM-RoBERTa encoders with learned positions (all-MiniLM, E5, BGE and the like), packed.
 
 Post-norm layers: attention, add, norm, MLP with exact GELU, add, norm. Query, key and value are one product; the
-sum with the residual is fused into the product before it.
+addition of the residual is fused into the product before it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BertLayer:
         self.norm2 = norm("output.LayerNorm")
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """[tokens, hidden] to [tokens, hidden]."""
+        """Maps [tokens, hidden] to [tokens, hidden]."""
         query, key, value = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         mixed = attend(query, key, value, batch, approximate=self.int8)
         x = self.norm1.after(self.out, mixed, x)
@@ -54,10 +54,10 @@ class Bert:
         config, weights = checkpoint.config, checkpoint.weights
         eps = float(config.get("layer_norm_eps", 1e-12))
         self.words = weights.get("embeddings.word_embeddings.weight").to(compute.device, compute.dtype)
-        # Every token is of type 0, so its row is added to each position once and for all.
+        # Every token is of type 0, so the row of type 0 is added to the position table at load.
         types = weights.get("embeddings.token_type_embeddings.weight")[0]
         offset = position_offset(config)
-        # RoBERTa counts from 1, and row 0 of its part is for padding.
+        # RoBERTa counts positions from 1; row 0 of the slice is for padding.
         self.padding = offset - 1 if offset else None
         first = offset - 1 if offset else 0
         positions = weights.get("embeddings.position_embeddings.weight")[first:] + types
@@ -72,22 +72,24 @@ class Bert:
         ]
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Token states [tokens, hidden] in the compute type."""
-        x = functional.embedding(batch.ids, self.words) + functional.embedding(self._places(batch), self.positions)
+        """Returns token states [tokens, hidden] in the compute type."""
+        x = functional.embedding(batch.ids, self.words) + functional.embedding(
+            self._position_rows(batch), self.positions
+        )
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, batch)
         return x
 
-    def _places(self, batch: PackedBatch) -> torch.Tensor:
-        """int64 [tokens], the row of the position table for each token.
+    def _position_rows(self, batch: PackedBatch) -> torch.Tensor:
+        """Returns the row of the position table for each token, int64 [tokens].
 
-        In RoBERTa a padding token, which a text may spell out, has a row of its own and is not counted.
+        In RoBERTa a padding token, which a text may contain literally, has a row of its own and is not counted.
         """
         if self.padding is None:
             return batch.positions()
         counts = batch.ids != self.padding
-        if batch.device.type == "cpu" and bool(counts.all()):  # on a card the question would cost more than the answer
+        if batch.device.type == "cpu" and bool(counts.all()):  # on a GPU this test would cost more than it saves
             return batch.positions() + 1
         counted = torch.cumsum(counts, 0)
         before = (counted - counts.long())[batch.offsets()[:-1].long()]

@@ -1,6 +1,6 @@
-"""How a BERT, RoBERTa or XLM-RoBERTa encoder with learned positions looks on disk. Torch-free.
+"""Layout of checkpoints of BERT, RoBERTa and XLM-RoBERTa encoders with learned positions. Torch-free.
 
-Recognised by its tensor names: `model_type` alone says "bert" for other architectures too.
+They are recognised by their tensor names too, because `model_type` is "bert" for other architectures as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IDLE = (
 
 
 def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
-    """The facts of a BERT-like checkpoint, or None if it is not one.
+    """Returns the facts of a BERT-like checkpoint, or None if it is not one.
 
     Raises:
         ModelError: It is one, with a setting that is not supported.
@@ -76,7 +76,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
 
 
 def position_offset(config: Config) -> int:
-    """The row of the position table that the first token takes: RoBERTa starts after its padding id."""
+    """Returns the row of the position table for the first token: RoBERTa starts after its padding id."""
     if _TYPES[config["model_type"]] == 0:
         return 0
     return int(config.get("pad_token_id", 1)) + 1

@@ -1,8 +1,8 @@
 """jina-embedding v1: the encoder of T5 v1.0, packed.
 
-Pre-norm layers with RMS norms, ReLU, no biases; scores are not scaled by the width of a head; what stands for
-positions is one learned number per head and distance, shared by all layers. Token states are summed up in float32
-whatever the layers compute in: T5's grow large, and bfloat16 would lose the small steps.
+Pre-norm layers with RMS norms, ReLU and no biases. Scores are not scaled by the width of a head. Positions enter as one
+learned bias per head and distance, shared by all layers. The residual stream is float32 whatever the compute type: T5's
+states grow large, and bfloat16 would lose small additions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from actors.errors import DataError
 
 
 class Layer:
-    """One block: attention and MLP, each on normed states and added to them."""
+    """One block: attention and MLP, each computed from normed states and added to the residual stream."""
 
     def __init__(self, weights: Weights, i: int, *, config: Config, compute: Compute) -> None:
         block = f"encoder.block.{i}.layer"
@@ -43,7 +43,7 @@ class Layer:
         self.up, self.down = linear("1.DenseReluDense.wi"), linear("1.DenseReluDense.wo")
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch, bias: RelativeBias) -> torch.Tensor:
-        """float32 [tokens, hidden] to the same, in place."""
+        """Updates float32 [tokens, hidden] in place."""
         query, key, value = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, -1).unbind(1)
         x += self.out(attend(query, key, value, batch, scale=1.0, bias=bias, approximate=self.int8))
         x += self.down(self.up(self.norm2(x)).relu_())
@@ -64,13 +64,13 @@ class JinaV1:
         self._bias = weights.get(BIAS)[numbers].T.contiguous().to(compute.device)
 
     def bias(self, length: int) -> torch.Tensor:
-        """What is added to the scores by distance, float32 [heads, 2 * length - 1]."""
+        """Returns the bias on the scores by distance, float32 [heads, 2 * length - 1]."""
         if length > TRAINED_TOKENS:
             raise DataError(f"a row has {length} tokens, family 'jina_v1' takes {TRAINED_TOKENS}. Cut it first.")
         return self._bias[:, TRAINED_TOKENS - length : TRAINED_TOKENS + length - 1]
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Token states [tokens, hidden] in the compute type."""
+        """Returns token states [tokens, hidden] in the compute type."""
         x = functional.embedding(batch.ids, self.words).float()
         for layer in self.layers:
             x = layer(x, batch, self.bias)
@@ -78,18 +78,18 @@ class JinaV1:
 
 
 def bucket(distance: torch.Tensor, count: int, farthest: int) -> torch.Tensor:
-    """The number of the bucket that a distance (key minus query, in tokens) falls into.
+    """Returns the bucket of each distance (key minus query, in tokens).
 
-    Half of the buckets are for keys behind the query and half for those ahead. Of each half, the first half is for
-    one distance each; the others widen by a constant factor up to `farthest`, and the last takes all beyond it.
+    Half of the buckets are for keys before the query and half for keys after it. In each half, the first half holds one
+    distance per bucket; the others widen by a constant factor up to `farthest`, and the last holds all beyond it.
     """
-    side = count // 2
-    single = side // 2
-    ahead = (distance > 0).long() * side
-    far = distance.abs()
-    growth = (far.float() / single).clamp_min(1).log() / math.log(farthest / single)
-    wide = (single + (growth * (side - single)).long()).clamp_max(side - 1)
-    return ahead + torch.where(far < single, far, wide)
+    per_side = count // 2
+    single = per_side // 2
+    offset = (distance > 0).long() * per_side
+    absolute = distance.abs()
+    growth = (absolute.float() / single).clamp_min(1).log() / math.log(farthest / single)
+    wide = (single + (growth * (per_side - single)).long()).clamp_max(per_side - 1)
+    return offset + torch.where(absolute < single, absolute, wide)
 
 
 def build(checkpoint: Checkpoint, compute: Compute) -> JinaV1:

@@ -1,7 +1,7 @@
-"""How a v1 checkpoint (the encoder of T5 v1.0) looks on disk. Torch-free.
+"""Layout of v1 checkpoints (the encoder of T5 v1.0). Torch-free.
 
-A file may hold the encoder alone or the whole T5; the decoder is ignored by name. Later T5s have a gated MLP and are
-another model.
+A file may hold the encoder alone or the whole T5; the decoder's tensors are ignored by name. Later T5 models have a gated
+MLP and are not supported.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
 def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
-    """The facts of a v1 checkpoint, or None if it is not one.
+    """Returns the facts of a v1 checkpoint, or None if it is not one.
 
     Raises:
-        ModelError: It is a T5 of another kind.
+        ModelError: It is a T5 of another version.
     """
     if config.get("model_type") != "t5" or not any(name.startswith("encoder.block.") for name in tensors):
         return None
@@ -57,10 +57,10 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
 
 
 def word_table(tensors: Container[str]) -> str:
-    """The name of the word table in this file."""
+    """Returns the name of the word table in this file."""
     return next((name for name in _WORDS if name in tensors), _WORDS[0])
 
 
 def buckets(config: Config) -> int:
-    """Number of relative positions told apart."""
+    """Returns the number of buckets of relative positions."""
     return int(config.get("relative_attention_num_buckets", 32))

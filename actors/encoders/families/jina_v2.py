@@ -1,12 +1,12 @@
-"""jina-embeddings-v2: a BERT with ALiBi, a gated MLP (GEGLU) and up to 8,192 tokens, in its two variants, packed.
+"""jina-embeddings-v2: BERT with ALiBi, a gated MLP (GEGLU) and up to 8,192 tokens, in two variants, packed.
 
 With `x` the layer's input and `a = LN_attn(x + dense(attention(x)))`:
 
 - A: `LN(a + wo(gelu(u) * v))` with `u, v` the first and second half of `gated_layers(a)`.
-- B: queries and keys are normalised over all heads together before they are split; the input is added a second
-  time, `h = LN_1(x + a)`; then `LN_2(h + down(u * gelu(v)))`: here the second half goes through GELU.
+- B: queries and keys are normalised over all heads together before they are split into heads. The input is added a second
+  time, `h = LN_1(x + a)`. Then `LN_2(h + down(u * gelu(v)))`: in this variant the second half goes through GELU.
 
-At load the halves are put in one order (gated half first), so that both variants run the same MLP.
+At load the halves are put in the same order (the half with GELU first), so that both variants run the same MLP.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from actors.encoders.weights import Weights
 
 
 class Blocks:
-    """Makes the parts of a model out of named weights."""
+    """Builds the layers of a model from named weights."""
 
     def __init__(self, weights: Weights, *, eps: float, compute: Compute) -> None:
         self.weights = weights
@@ -32,27 +32,27 @@ class Blocks:
         self.compute = compute
 
     def linear(self, *names: str, bias: bool = True) -> Linear:
-        """One product for one or several layers that share their input."""
+        """Builds one product for one or several layers that share their input."""
         joined = self.weights.stack(*(f"{name}.bias" for name in names)) if bias else None
         return Linear(self.weights.stack(*(f"{name}.weight" for name in names)), joined, compute=self.compute)
 
     def gelu(self, weight: torch.Tensor) -> Linear:
-        """A product without bias, followed by GELU."""
+        """Builds a product without bias, followed by GELU."""
         return Linear(weight, None, compute=self.compute, gelu=True)
 
-    def redact(self, weight: torch.Tensor) -> Linear:
-        """A product without bias."""
+    def plain(self, weight: torch.Tensor) -> Linear:
+        """Builds a product without bias."""
         return Linear(weight, None, compute=self.compute)
 
     def norm(self, name: str) -> LayerNorm:
-        """A layer norm."""
+        """Builds a layer norm."""
         return LayerNorm(
             self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias"), self._eps, compute=self.compute
         )
 
 
 class Attention:
-    """Attention with ALiBi and, in variant B, normalised queries and keys; `out` is what follows."""
+    """Attention with ALiBi and, in variant B, normalised queries and keys; the caller applies `out`."""
 
     def __init__(self, blocks: Blocks, layer: str, *, heads: int, bias: RelativeBias, normed: bool) -> None:
         own = f"{layer}.attention.self"
@@ -63,7 +63,7 @@ class Attention:
         self.norms = (blocks.norm(f"{own}.layer_norm_q"), blocks.norm(f"{own}.layer_norm_k")) if normed else None
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """[tokens, hidden] to what `out` takes, [tokens, hidden]."""
+        """Maps [tokens, hidden] to the input of `out`, [tokens, hidden]."""
         query, key, value = self.qkv(x).chunk(3, dim=1)
         if self.norms is not None:
             query, key = self.norms[0](query), self.norms[1](key)
@@ -73,17 +73,17 @@ class Attention:
 
 
 class Gated:
-    """GEGLU, `gelu(gate(x)) * up(x)`; `down` is what follows."""
+    """GEGLU, `gelu(gate(x)) * up(x)`; the caller applies `down`."""
 
     def __init__(self, blocks: Blocks, fused: str, down: str, *, gate_first: bool) -> None:
         halves = blocks.weights.get(f"{fused}.weight").chunk(2)
         gate, up = halves if gate_first else reversed(halves)
-        # Two products rather than one of double width: GELU is fused into the first, and no half is copied.
-        self.gate, self.up = blocks.gelu(gate), blocks.redact(up)
+        # Two products instead of one of double width: GELU is fused into the first, and no half is copied.
+        self.gate, self.up = blocks.gelu(gate), blocks.plain(up)
         self.down = blocks.linear(down)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] to what `down` takes, [tokens, inner]."""
+        """Maps [tokens, hidden] to the input of `down`, [tokens, inner]."""
         return self.gate(x).mul_(self.up(x))
 
 
@@ -97,7 +97,7 @@ class LayerA:
         self.norm2 = blocks.norm(f"{layer}.mlp.layernorm")
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """[tokens, hidden] to [tokens, hidden]."""
+        """Maps [tokens, hidden] to [tokens, hidden]."""
         x = self.norm1.after(self.attention.out, self.attention(x, batch), x)
         return self.norm2.after(self.mlp.down, self.mlp(x), x)
 
@@ -113,14 +113,14 @@ class LayerB:
         self.norm2 = blocks.norm(f"{layer}.layer_norm_2")
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """[tokens, hidden] to [tokens, hidden]."""
+        """Maps [tokens, hidden] to [tokens, hidden]."""
         attended = self.norm_attention.after(self.attention.out, self.attention(x, batch), x)
         x = self.norm1(attended + x)
         return self.norm2.after(self.mlp.down, self.mlp(x), x)
 
 
 class JinaV2:
-    """The encoder: word embeddings (every token is of type 0, there are no positions) and layers."""
+    """The encoder: word embeddings (every token is of type 0; there is no position table) and layers."""
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
         config, weights = checkpoint.config, checkpoint.weights
@@ -137,7 +137,7 @@ class JinaV2:
         ]
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Token states [tokens, hidden] in the compute type."""
+        """Returns token states [tokens, hidden] in the compute type."""
         x = self.norm(functional.embedding(batch.ids, self.words))
         for layer in self.layers:
             x = layer(x, batch)

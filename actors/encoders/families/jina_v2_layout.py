@@ -1,7 +1,8 @@
-"""How a v2 checkpoint (JinaBERT: ALiBi, GEGLU, 8,192 tokens) looks on disk. Torch-free.
+"""Layout of v2 checkpoints (JinaBERT: ALiBi, GEGLU, 8,192 tokens). Torch-free.
 
-Its config says `model_type: bert`, as BERT's does, and two architectures share the name: A (small-en, base-en, -de,
--zh) and B (base-code), which has `layer_norm_q`. Tensor names decide, never the repository's name.
+The config has `model_type: bert`, as BERT's has. There are two architectures: variant A (small-en, base-en, -de, -zh) and
+variant B (base-code), which has `layer_norm_q`. The variant is detected from tensor names, never from the repository's
+name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from actors.encoders.families.bert_layout import IDLE
 from actors.encoders.layout import Config, FamilyFacts, Tensors, check_encoder, config_int
 from actors.errors import ModelError
 
-# The one tensor per variant that no other architecture has.
+# A tensor of each variant that no other architecture has.
 MARKS = {
     "A": "encoder.layer.0.mlp.gated_layers.weight",
     "B": "encoder.layer.0.attention.self.layer_norm_q.weight",
@@ -19,15 +20,15 @@ _PREFIXES = ("", "bert.")
 
 
 def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
-    """The facts of a v2 checkpoint, or None if it is not one.
+    """Returns the facts of a v2 checkpoint, or None if it is not one.
 
     Raises:
         ModelError: It is one, with a setting that is not supported.
     """
-    found = [(p, variant) for variant, mark in MARKS.items() for p in _PREFIXES if f"{p}{mark}" in tensors]
-    if not found:
+    matches = [(p, variant) for variant, mark in MARKS.items() for p in _PREFIXES if f"{p}{mark}" in tensors]
+    if not matches:
         return None
-    prefix, variant = found[-1]
+    prefix, variant = matches[-1]
     for key, known in (("position_embedding_type", "alibi"), ("feed_forward_type", "geglu"), ("hidden_act", "gelu")):
         if config.get(key, known) != known:
             raise ModelError(f"config.json has {key} {config[key]!r}; family 'jina_v2' knows {known!r} only.")
@@ -53,7 +54,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         needed={f"{prefix}{name}": shape for name, shape in needed.items()},
         ignorable=IDLE,
         prefix=prefix,
-        # Published revisions say 512 in one place and 8,192 in another; a revision must not change vectors unasked.
+        # Published revisions have 512 in one file and 8,192 in another. A new revision must not change the limit.
         trust_repo_max_tokens=False,
     )
 

@@ -1,7 +1,7 @@
 """jina-embeddings-v3: XLM-RoBERTa with rotary positions and one LoRA adapter per task, packed.
 
-Post-norm layers with exact GELU. Adapters change the embeddings and every linear layer; they stay beside the base
-(`adapters`), so rows of all tasks go through it together.
+Post-norm layers with exact GELU. Adapters change the embeddings and every linear layer. They are not merged into the
+base weights (`adapters`), so a micro-batch can mix rows of all tasks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from actors.encoders.rope import Rope, apply_rotary_
 
 
 class Parts:
-    """Makes the parts of a model out of a checkpoint, whatever its layout calls them."""
+    """Builds the layers of a model from a checkpoint of any of its layouts."""
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
         self.weights = checkpoint.weights
@@ -31,23 +31,23 @@ class Parts:
         self._eps = float(checkpoint.config.get("layer_norm_eps", 1e-5))
 
     def table(self, name: str) -> torch.Tensor:
-        """An embedding's rows, float32."""
+        """Returns an embedding's rows, float32."""
         return self.weights.get(names.weight_name(self.variant, name))
 
     def linear(self, modules: tuple[str, ...]) -> Linear:
-        """One product for one or several layers that share their input."""
+        """Builds one product for one or several layers that share their input."""
         weight = self.weights.stack(*(names.weight_name(self.variant, module) for module in modules))
         bias = self.weights.stack(*(f"{module}.bias" for module in modules))
         return Linear(weight, bias, compute=self.compute)
 
     def norm(self, name: str) -> LayerNorm:
-        """A layer norm."""
+        """Builds a layer norm."""
         weight, bias = self.weights.get(f"{name}.weight"), self.weights.get(f"{name}.bias")
         return LayerNorm(weight, bias, self._eps, compute=self.compute)
 
 
 class Layer:
-    """One layer; `name` is what adapters call it."""
+    """One layer; `name` is its name in adapters."""
 
     def __init__(self, parts: Parts, i: int, *, heads: int) -> None:
         linears = {ours: parts.linear(theirs) for ours, theirs in names.linear_names(parts.variant, i).items()}
@@ -63,25 +63,25 @@ class Layer:
         angles: tuple[torch.Tensor, torch.Tensor],
         route: Route | None,
     ) -> torch.Tensor:
-        """[tokens, hidden] to [tokens, hidden]."""
+        """Maps [tokens, hidden] to [tokens, hidden]."""
         added = adding(route, self.name)
         qkv = added("qkv", x, self.qkv(x)).view(len(x), 3 * self.heads, -1)
         apply_rotary_(qkv[:, : 2 * self.heads], angles)
         query, key, value = torch.split(qkv, self.heads, dim=1)
         mixed = attend(query, key, value, batch, approximate=self.int8)
         x = self.norm1.after(self.out, mixed, x, add=partial(added, "out", mixed))
-        # GELU comes after what the adapter adds, so it cannot be fused into the product.
+        # GELU follows the adapter's addition, so it cannot be fused into the product.
         wide = gelu_(added("up", x, self.up(x)))
         return self.norm2.after(self.down, wide, x, add=partial(added, "down", wide))
 
 
 class JinaV3:
-    """The encoder: embeddings, layers, and the adapters beside them."""
+    """The encoder: embeddings, layers and adapters."""
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
         config = checkpoint.config
         parts = Parts(checkpoint, compute)
-        # Every token is of type 0, so its row is added to each word once and for all.
+        # Every token is of type 0, so the row of type 0 is added to the word table at load.
         words = parts.table(names.WORDS)
         words += parts.table(names.TYPES)[0]
         self.words = words.to(compute.device, compute.dtype)
@@ -89,10 +89,10 @@ class JinaV3:
         heads = int(config["num_attention_heads"])
         self.rope = Rope(checkpoint.facts.hidden // heads, names.rope_theta(config), compute=compute)
         self.layers = [Layer(parts, i, heads=heads) for i in range(int(config["num_hidden_layers"]))]
-        self.adapters = AdapterStore(checkpoint.facts.targets, compute, _published(checkpoint, compute))
+        self.adapters = AdapterStore(checkpoint.facts.targets, compute, _load_published(checkpoint, compute))
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Token states [tokens, hidden] in the compute type."""
+        """Returns token states [tokens, hidden] in the compute type."""
         route = self.adapters.route(batch)
         x = functional.embedding(batch.ids, self.words)
         if route is not None:
@@ -106,11 +106,12 @@ class JinaV3:
 
 
 def build(checkpoint: Checkpoint, compute: Compute) -> JinaV3:
-    """Loads a v3 checkpoint of any layout, with the adapters that it brings."""
+    """Loads a v3 checkpoint of any layout, with its adapters."""
     return JinaV3(checkpoint, compute)
 
 
-def _published(checkpoint: Checkpoint, compute: Compute) -> dict[str, Adapter]:
+def _load_published(checkpoint: Checkpoint, compute: Compute) -> dict[str, Adapter]:
+    """Returns the checkpoint's own adapters by task."""
     facts = checkpoint.facts
     if facts.variant != "hub":
         return {task: load_adapter(facts.adapter(checkpoint.folder, task), compute=compute) for task in facts.adapters}

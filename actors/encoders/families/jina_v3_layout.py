@@ -1,14 +1,14 @@
-"""How a v3 checkpoint (XLM-RoBERTa with RoPE, five LoRA adapters, Matryoshka) looks on disk. Torch-free.
+"""Layout of v3 checkpoints (XLM-RoBERTa with RoPE, five LoRA adapters, Matryoshka). Torch-free.
 
-Three layouts are about, told apart by tensor names:
+There are three layouts, distinguished by tensor names:
 
-- "hub": query, key and value fused, base weights and adapters in one file, as torch's `parametrizations` names them;
-  the factors have a leading axis with one entry per task.
+- "hub": query, key and value are fused. Base weights and adapters are in one file, under the names of torch's
+  `parametrizations`; the factors have a leading axis with one entry per task.
 - "native": the names of transformers' own class, one PEFT folder per task.
-- "fused": query, key and value fused, no parametrizations, PEFT folders; what transformers writes by default when it
-  saves its own class.
+- "fused": query, key and value are fused, without parametrizations, with PEFT folders. transformers writes this by default
+  when it saves its own class.
 
-`model_type` does not help: the hub's config says "xlm-roberta", and loading it as one gives random weights.
+`model_type` does not identify the family: the hub's config has "xlm-roberta", and loading it as one gives random weights.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _IDLE = (
     r"(roberta\.)?embeddings\.(position_ids|token_type_ids)",
     r"lm_head\..*",
 )
-# The rows of the position table that RoBERTa's count of positions includes and no token uses.
+# RoBERTa's `max_position_embeddings` includes this many rows of the position table that no token uses.
 _RESERVED_POSITIONS = 2
 
 WORDS, TYPES = "embeddings.word_embeddings", "embeddings.token_type_embeddings"
 
 
 def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
-    """The facts of a v3 checkpoint, or None if it is not one.
+    """Returns the facts of a v3 checkpoint, or None if it is not one.
 
     Raises:
         ModelError: It is one, with a setting that is not supported.
     """
-    found = _find(config, tensors)
-    if found is None:
+    match = _find_variant(config, tensors)
+    if match is None:
         return None
-    prefix, variant = found
+    prefix, variant = match
     rope_theta(config)
     for key, known in (("hidden_act", "gelu"), ("position_embedding_type", "rotary")):
         if config.get(key, known) != known:
@@ -58,8 +58,8 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     if hidden % (2 * heads):
         raise ModelError(f"config.json has hidden_size {hidden}, not a multiple of 2 * num_attention_heads {heads}.")
     # An empty list is a checkpoint without adapters.
-    said = config.get("lora_adaptations")
-    tasks = TASKS if said is None else tuple(said)
+    adaptations = config.get("lora_adaptations")
+    tasks = TASKS if adaptations is None else tuple(adaptations)
     folders = {} if variant == "hub" else {task: task.replace(".", "_").replace("-", "_") for task in tasks}
     prompts = config.get("task_instructions") or PROMPTS
     return FamilyFacts(
@@ -83,10 +83,10 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
 
 
 def rope_theta(config: Config) -> float:
-    """The base of the rotary frequencies: 20,000 as published, but a config may say otherwise.
+    """Returns the base of the rotary frequencies: 20,000 as published, or the config's.
 
     Raises:
-        ModelError: Another kind of RoPE.
+        ModelError: The config asks for another type of RoPE.
     """
     rope = config.get("rope_parameters") or {}
     kind = rope.get("rope_type", "default")
@@ -94,55 +94,55 @@ def rope_theta(config: Config) -> float:
         raise ModelError(
             f"config.json asks for RoPE of type {kind!r} or scaled; family 'jina_v3' knows 'default' only."
         )
-    # 10,000 is what the hub's own code takes for a config that does not say.
-    silent = 20_000.0 if config.get("model_type") == NATIVE_TYPE else 10_000.0
-    return float(rope.get("rope_theta") or config.get("rotary_emb_base") or config.get("rope_theta") or silent)
+    # The hub's own code uses 10,000 for a config without a value.
+    default = 20_000.0 if config.get("model_type") == NATIVE_TYPE else 10_000.0
+    return float(rope.get("rope_theta") or config.get("rotary_emb_base") or config.get("rope_theta") or default)
 
 
 def linear_names(variant: str, i: int) -> dict[str, tuple[str, ...]]:
-    """The linear layers of layer i: our name to the names in the file, to be stacked."""
+    """Returns the linear layers of layer i: our name to the names in the file, to be stacked."""
     if variant == "native":
-        at = f"layers.{i}"
+        layer = f"layers.{i}"
         return {
-            "qkv": tuple(f"{at}.self_attn.{x}_proj" for x in "qkv"),
-            "out": (f"{at}.self_attn.o_proj",),
-            "up": (f"{at}.mlp.fc1",),
-            "down": (f"{at}.mlp.fc2",),
+            "qkv": tuple(f"{layer}.self_attn.{x}_proj" for x in "qkv"),
+            "out": (f"{layer}.self_attn.o_proj",),
+            "up": (f"{layer}.mlp.fc1",),
+            "down": (f"{layer}.mlp.fc2",),
         }
-    at = f"encoder.layers.{i}"
+    layer = f"encoder.layers.{i}"
     return {
-        "qkv": (f"{at}.mixer.Wqkv",),
-        "out": (f"{at}.mixer.out_proj",),
-        "up": (f"{at}.mlp.fc1",),
-        "down": (f"{at}.mlp.fc2",),
+        "qkv": (f"{layer}.mixer.Wqkv",),
+        "out": (f"{layer}.mixer.out_proj",),
+        "up": (f"{layer}.mlp.fc1",),
+        "down": (f"{layer}.mlp.fc2",),
     }
 
 
 def norm_names(variant: str, i: int) -> tuple[str, str]:
-    """The norms of layer i: after attention, after the MLP."""
+    """Returns the names of the norms of layer i: after attention, after the MLP."""
     if variant == "native":
         return f"layers.{i}.post_attention_layernorm", f"layers.{i}.post_mlp_layernorm"
     return f"encoder.layers.{i}.norm1", f"encoder.layers.{i}.norm2"
 
 
 def embedding_norm(variant: str) -> str:
-    """The norm of the embeddings."""
+    """Returns the name of the norm of the embeddings."""
     return "embeddings.LayerNorm" if variant == "native" else "emb_ln"
 
 
 def weight_name(variant: str, module: str) -> str:
-    """Where the base weight of a module is."""
+    """Returns the name of a module's base weight."""
     return f"{module}.{ORIGINAL}" if variant == "hub" else f"{module}.weight"
 
 
 def widths(config: Config) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of the linear layers by our names."""
+    """Returns (outputs, inputs) of the linear layers, by our names."""
     hidden, inner = config_int(config, "hidden_size"), config_int(config, "intermediate_size")
     return {"qkv": (3 * hidden, hidden), "out": (hidden, hidden), "up": (inner, hidden), "down": (hidden, inner)}
 
 
-def _find(config: Config, tensors: Tensors) -> tuple[str, str] | None:
-    """Prefix and variant."""
+def _find_variant(config: Config, tensors: Tensors) -> tuple[str, str] | None:
+    """Returns the prefix of the tensor names and the variant; None if it is not a v3 checkpoint."""
     kind = config.get("model_type")
     for prefix in _PREFIXES:
         fused = [name for name in tensors if name.startswith(f"{prefix}encoder.layers.") and ".mixer." in name]
@@ -150,7 +150,7 @@ def _find(config: Config, tensors: Tensors) -> tuple[str, str] | None:
             return prefix, "hub"
         if fused and kind == NATIVE_TYPE:
             return prefix, "fused"
-        # Others in transformers have layers of these names, so here the type must be right as well.
+        # Other models of transformers have layers of these names, so the type must match too.
         if kind == NATIVE_TYPE and any(name.startswith(f"{prefix}layers.") for name in tensors):
             return prefix, "native"
     return None
@@ -163,7 +163,7 @@ def _needed(config: Config, variant: str, tasks: int) -> Iterator[tuple[str, tup
         rows = config_int(config, key)
         yield weight_name(variant, name), (rows, hidden)
         if variant == "hub":
-            # The factors of an embedding are the other way round: rows are looked up in the first.
+            # The factors of an embedding are transposed: rows are looked up in the first.
             yield f"{name}.{DOWN}", (tasks, rows, rank)
             yield f"{name}.{UP}", (tasks, rank, hidden)
     norms = [embedding_norm(variant)]
@@ -184,7 +184,7 @@ def _needed(config: Config, variant: str, tasks: int) -> Iterator[tuple[str, tup
 
 
 def _targets(config: Config) -> dict[str, Target]:
-    """What a PEFT adapter may change, under the names of either way to write the layers."""
+    """Returns the layers that a PEFT adapter may change, under the names of the "native" and of the "fused" layout."""
     hidden = config_int(config, "hidden_size")
     targets = {
         name: Target(name, config_int(config, key), hidden, 0, hidden, embedding=True)

@@ -1,9 +1,9 @@
 """jina-embeddings-v4 for texts: the language model of Qwen2.5-VL with one LoRA adapter per kind of task, packed.
 
 Pre-norm layers with RMS norms, causal attention in which several heads of the query share one of key and value, rotary
-positions, and a gated MLP. Products that share an input are one product. Token states are summed up in float32 whatever
-the layers compute in: Qwen's grow to thousands in a few places, beside which bfloat16 would lose the small steps.
-Adapters stay beside the base (`adapters`), so rows of all tasks go through it together.
+positions, and a gated MLP. Products that share an input are one product. The residual stream is float32 whatever the
+compute type: a few of Qwen's states reach thousands, and bfloat16 would lose small additions to them. Adapters are not
+merged into the base weights (`adapters`), so a micro-batch can mix rows of all tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from actors.encoders.weights import Weights
 
 
 class Layer:
-    """One layer; `name` is what adapters call it."""
+    """One layer; `name` is its name in adapters."""
 
     def __init__(self, weights: Weights, i: int, *, text: Config, compute: Compute) -> None:
         eps = float(text.get("rms_norm_eps", 1e-6))
@@ -49,7 +49,7 @@ class Layer:
         angles: tuple[torch.Tensor, torch.Tensor],
         route: Route | None,
     ) -> torch.Tensor:
-        """float32 [tokens, hidden] to the same, in place."""
+        """Updates float32 [tokens, hidden] in place."""
         added = adding(route, self.name)
         normed = self.norm1(x)
         qkv = added("qkv", normed, self.qkv(normed)).view(len(x), -1, self.width)
@@ -64,7 +64,7 @@ class Layer:
 
 
 class JinaV4:
-    """The encoder: word embeddings, layers, and the adapters beside them."""
+    """The encoder: word embeddings, layers and adapters."""
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
         text, weights = names.text_config(checkpoint.config), checkpoint.weights
@@ -73,10 +73,10 @@ class JinaV4:
         self.norm = RmsNorm(weights.get("norm.weight"), float(text.get("rms_norm_eps", 1e-6)), compute=compute)
         *_, width = names.head_sizes(text)
         self.rope = Rope(width, names.rope_theta(text), compute=compute)
-        self.adapters = AdapterStore(checkpoint.facts.targets, compute, _published(checkpoint, compute))
+        self.adapters = AdapterStore(checkpoint.facts.targets, compute, _load_published(checkpoint, compute))
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Token states [tokens, hidden] in the compute type."""
+        """Returns token states [tokens, hidden] in the compute type."""
         route = self.adapters.route(batch)
         x = functional.embedding(batch.ids, self.words)
         if route is not None:
@@ -89,12 +89,12 @@ class JinaV4:
 
 
 def build(checkpoint: Checkpoint, compute: Compute) -> JinaV4:
-    """Loads the text side of a v4 checkpoint of any layout, with the adapters that it brings."""
+    """Loads the language model of a v4 checkpoint of any layout, with its adapters."""
     return JinaV4(checkpoint, compute)
 
 
-def _published(checkpoint: Checkpoint, compute: Compute) -> dict[str, Adapter]:
-    """Task to adapter; the tasks of a merged checkpoint are prompts alone, which add nothing."""
+def _load_published(checkpoint: Checkpoint, compute: Compute) -> dict[str, Adapter]:
+    """Returns the checkpoint's own adapters by task. The tasks of a merged checkpoint have empty adapters."""
     facts = checkpoint.facts
     loaded = {name: load_adapter(facts.adapter(checkpoint.folder, name), compute=compute) for name in facts.adapters}
     return {task: loaded.get(names.adapter_of(task), {}) for task in facts.tasks}

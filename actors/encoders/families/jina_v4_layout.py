@@ -1,15 +1,15 @@
-"""How a v4 checkpoint (Qwen2.5-VL, three LoRA adapters, Matryoshka) looks on disk. Torch-free.
+"""Layout of v4 checkpoints (Qwen2.5-VL, three LoRA adapters, Matryoshka). Torch-free.
 
-What is read is the language model, for texts and one vector each. The vision tower and the projector of the many-vector
-output are known and left alone. Two kinds of repository are about, told apart by `task_names` in the config:
+Only the language model is read, for texts and one vector per text. The vision tower and the projector of the multi-vector
+output are recognised and ignored. There are two kinds of repository, distinguished by `task_names` in the config:
 
-- "adapters": the main one. Its three adapters lie in one PEFT folder, in one file, where the name of each stands in the
-  names of its factors (`...q_proj.lora_A.retrieval.weight`).
-- "merged": one task's adapter added to the weights, which leaves a plain Qwen2.5-VL. Which task it is stands nowhere in
-  the files, so its tasks are the two prompts.
+- "adapters": the main one. Its three adapters are in one file of one PEFT folder; the names of the factors contain the
+  adapter's name (`...q_proj.lora_A.retrieval.weight`).
+- "merged": one task's adapter is merged into the weights, which gives a plain Qwen2.5-VL. The files do not contain the
+  name of the task, so its tasks are the two prompts.
 
-The names of the tensors are Qwen2.5-VL's, in the spelling of before transformers 4.52 (`model.layers`) or after
-(`model.language_model.layers`), and the config's sizes are in `text_config` or, in old files, beside everything else.
+The tensor names are those of Qwen2.5-VL before transformers 4.52 (`model.layers`) or since (`model.language_model.layers`).
+The config's sizes are in `text_config` or, in old files, at the top level.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from actors.encoders.layout import Config, FamilyFacts, Tensors, config_int
 from actors.encoders.lora.files import FILES, Target
 from actors.errors import ModelError
 
-# What the publisher's own code cuts texts at; positions beyond are left to images.
+# Limit of the publisher's own code for texts; positions beyond are for images.
 TRAINED_TOKENS = 32_768
 DIMS = (128, 256, 512, 1024, 2048)
 PROMPTS = {"query": "Query: ", "passage": "Passage: "}
-# The task whose two sides are the same: the publisher's code puts the query's prompt before passages too.
+# The task with one prompt for both sides: the publisher's code puts the query's prompt before passages too.
 SYMMETRIC = "text-matching"
 FOLDER = "adapters"
 WORDS = "embed_tokens"
@@ -38,7 +38,7 @@ _THETA = 1_000_000.0
 
 
 def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
-    """The facts of a v4 checkpoint, or None if it is not one.
+    """Returns the facts of a v4 checkpoint, or None if it is not one.
 
     Raises:
         ModelError: It is one, with a setting that is not supported.
@@ -49,7 +49,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     text = text_config(config)
     _check(config, text)
     hidden = config_int(text, "hidden_size")
-    adapters = _names(config)
+    adapters = _adapter_names(config)
     sides = {
         adapter: (adapter,) if adapter == SYMMETRIC else tuple(f"{adapter}.{p}" for p in PROMPTS)
         for adapter in adapters
@@ -78,12 +78,12 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
 
 
 def adapter_of(task: str) -> str:
-    """The adapter of a task: queries and passages of a kind share one, and differ in their prompts."""
+    """Returns the adapter of a task: the query and the passage task share one and differ in their prompts."""
     return task.removesuffix(".query").removesuffix(".passage")
 
 
 def text_config(config: Config) -> Config:
-    """The settings of the language model, wherever a file has them."""
+    """Returns the settings of the language model: those of `text_config`, if there is one, override the top level's."""
     nested = config.get("text_config") or {}
     if not isinstance(nested, Mapping):
         raise ModelError(
@@ -93,12 +93,12 @@ def text_config(config: Config) -> Config:
 
 
 def rope_theta(text: Config) -> float:
-    """The base of the rotary frequencies.
+    """Returns the base of the rotary frequencies.
 
-    Qwen2.5-VL gives each token three positions; those of a text's token are equal, which is plain RoPE.
+    Qwen2.5-VL gives each token three positions. For a text's tokens the three are equal, which is plain RoPE.
 
     Raises:
-        ModelError: RoPE that is scaled in some way.
+        ModelError: The config asks for scaled RoPE.
     """
     rope: Mapping[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -110,10 +110,10 @@ def rope_theta(text: Config) -> float:
 
 
 def head_sizes(text: Config) -> tuple[int, int, int]:
-    """Heads of the query, heads of key and value, and the width of one.
+    """Returns the number of query heads, the number of key and value heads, and the width of a head.
 
     Raises:
-        ModelError: They do not go together.
+        ModelError: The numbers do not divide one another.
     """
     hidden, heads = config_int(text, "hidden_size"), config_int(text, "num_attention_heads")
     groups = heads if text.get("num_key_value_heads") is None else config_int(text, "num_key_value_heads")
@@ -127,7 +127,11 @@ def head_sizes(text: Config) -> tuple[int, int, int]:
 
 
 def linears(text: Config, i: int) -> dict[str, dict[str, tuple[int, int]]]:
-    """The linear layers of layer i: our name to the names in the file, to be stacked, each with (outputs, inputs)."""
+    """Names and sizes of the linear layers of layer i.
+
+    Returns:
+        Our name to the names in the file, to be stacked, each with (outputs, inputs).
+    """
     hidden, inner = config_int(text, "hidden_size"), config_int(text, "intermediate_size")
     heads, groups, width = head_sizes(text)
     attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
@@ -144,12 +148,12 @@ def linears(text: Config, i: int) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def norm_names(i: int) -> tuple[str, str]:
-    """The norms of layer i: before attention, before the MLP."""
+    """Returns the names of the norms of layer i: before attention, before the MLP."""
     return f"layers.{i}.input_layernorm", f"layers.{i}.post_attention_layernorm"
 
 
 def _check(config: Config, text: Config) -> None:
-    """Raises unless the model is the one that is written here."""
+    """Raises `ModelError` unless the config describes the architecture implemented in `jina_v4`."""
     for settings, key, known in (
         (text, "hidden_act", "silu"),
         (text, "use_sliding_window", False),
@@ -166,8 +170,8 @@ def _check(config: Config, text: Config) -> None:
     rope_theta(text)
 
 
-def _names(config: Config) -> tuple[str, ...]:
-    """The adapters that the checkpoint brings; none where one is merged."""
+def _adapter_names(config: Config) -> tuple[str, ...]:
+    """Returns the names of the checkpoint's own adapters; none if one is merged."""
     names = config.get("task_names") or ()
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
         raise ModelError(f"config.json has task_names {names!r} where a list of names is needed.")
@@ -199,7 +203,7 @@ def _needed(text: Config) -> dict[str, tuple[int, ...]]:
 
 
 def _targets(config: Config, text: Config) -> dict[str, Target]:
-    """What a PEFT adapter may change, by its name below the language model."""
+    """Returns the layers that a PEFT adapter may change, by their names within the language model."""
     hidden, vocab = config_int(text, "hidden_size"), config_int(text, "vocab_size")
     many = int(config.get("multi_vector_projector_dim") or _PROJECTOR_DIM)
     targets = {

@@ -1,1 +1,1 @@
-"""LoRA adapters: their files, their weights, the registry at run time."""
+"""LoRA adapters: files, weights, and the registry of a loaded encoder."""

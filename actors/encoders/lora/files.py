@@ -1,9 +1,9 @@
-"""A LoRA adapter in a PEFT folder, checked against the model it is for. Torch-free.
+"""Reads a LoRA adapter from a PEFT folder and checks it against its model. Torch-free.
 
-Read by `describe` on the driver (the adapters that a checkpoint brings) and by `adapters` when one is loaded, so
-that an adapter that does not fit fails with a reason before a vector is made. What PEFT can do beyond plain LoRA
-(DoRA, trained biases, replaced modules, ranks per layer) is refused: taking only the part that is understood would
-give other vectors than the adapter's author had.
+Called by `describe` on the driver (for a checkpoint's own adapters) and by `lora.store` when an adapter is loaded, so
+that an adapter that does not fit fails with a reason before anything is encoded. PEFT features beyond plain LoRA (DoRA,
+trained biases, replaced modules, ranks per layer) are refused: ignoring them would give other vectors than the adapter's
+author had.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 _PREFIX = "base_model.model."
-# A model that was trained as a part of a larger one has more steps in its names, from the outermost to the innermost.
+# Prefixes in the names of a model that was trained as a part of a larger one, from the outermost to the innermost.
 _WRAPPERS = ("roberta.", "model.", "language_model.")
-# Ending of the tensor that narrows, of the one that widens, and whether they belong to an embedding.
+# Ending of the down factor's name, ending of the up factor's name, and whether they belong to an embedding.
 Ending = tuple[str, str, bool]
 _MUST_BE_OFF = (
     "alora_invocation_tokens",
@@ -42,23 +42,23 @@ _MUST_BE_OFF = (
     "use_qalora",
     "velora_config",
 )
-# Others (PiSSA, OLoRA, ...) start from a changed base, so the factors alone are not the adapter.
+# Other initialisations (PiSSA, OLoRA, ...) change the base weights, so the factors alone are not the adapter.
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 _NAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A layer that an adapter may change, under the name that files give it.
+    """A layer that an adapter may change, as the files name it.
 
     Attributes:
-        module: Our name of the layer it is part of.
+        module: Our name of the layer that contains it.
         inputs: Width of its input; for an embedding its number of rows.
         outputs: Width of its output.
-        start: Where its outputs begin within the module's (query, key and value are one module here).
+        start: First of its outputs within the module's (query, key and value are one module here).
         total: Outputs of the whole module.
         embedding: It looks up rows instead of multiplying.
-        idle: The model does not use it for vectors, and neither the adapter's part for it.
+        idle: The model does not use it for vectors, so the adapter's factors for it are ignored.
     """
 
     module: str
@@ -84,9 +84,9 @@ class AdapterFiles:
     """A PEFT folder that fits a model.
 
     Attributes:
-        folder: Where it is.
-        scale: Factor on the product of the two factors.
-        parts: What it changes.
+        folder: The PEFT folder.
+        scale: Multiplier of the product of the two factors.
+        parts: The changed layers that the model uses.
     """
 
     folder: Path
@@ -99,17 +99,17 @@ def read_adapter(
     targets: Mapping[str, Target],
     *,
     named: str | None = None,
-    beside: Collection[str] = (),
+    other_names: Collection[str] = (),
     whole: bool = False,
 ) -> AdapterFiles:
     """Reads config and headers of a PEFT folder and checks them against the layers of a model.
 
     Args:
         folder: Has `FILES`.
-        targets: The layers, by the names that files give them.
-        named: The adapter's name in a file of several; None where there is one.
-        beside: Names of the others in the file.
-        whole: It must change every linear layer that is not idle, whatever its config names.
+        targets: The layers, by their names in files.
+        named: The adapter's name in a file of several; None if the file has one adapter.
+        other_names: Names of the other adapters in the file.
+        whole: Require factors for every linear layer that is not idle, whatever the config names.
 
     Raises:
         ModelError: A file is missing or broken, the adapter is for another model, incomplete, or more than plain LoRA.
@@ -122,7 +122,7 @@ def read_adapter(
     rank, scale = _settings(config, folder)
     tensors = tensor_index(folder, [WEIGHTS])
     parts: dict[str, Part] = {}
-    others = tuple(end for other in beside for ending in _endings(other) for end in ending[:2])
+    others = tuple(end for other in other_names for ending in _endings(other) for end in ending[:2])
     for name in tensors:
         if name.endswith(others):
             continue
@@ -144,12 +144,16 @@ def read_adapter(
 
 
 def sha256_adapter(folder: Path) -> str:
-    """Hash of an adapter's content."""
+    """Returns a hash of an adapter's content."""
     return sha256_files(folder, FILES)
 
 
 def _settings(config: Mapping[str, Any], folder: Path) -> tuple[int, float]:
-    """Rank and scale."""
+    """Returns rank and scale.
+
+    Raises:
+        ModelError: The config asks for more than plain LoRA, or has no valid rank and alpha.
+    """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{folder}/{CONFIG} has peft_type {kind!r}; adapters of type 'LORA' are supported.")
@@ -169,7 +173,7 @@ def _settings(config: Mapping[str, Any], folder: Path) -> tuple[int, float]:
 
 
 def _endings(named: str | None) -> tuple[Ending, Ending]:
-    """Those of a linear layer's factors and of an embedding's."""
+    """Returns the name endings of a linear layer's factors and of an embedding's."""
     own = "" if named is None else f".{named}"
     return (
         (f".lora_A{own}.weight", f".lora_B{own}.weight", False),
@@ -178,7 +182,7 @@ def _endings(named: str | None) -> tuple[Ending, Ending]:
 
 
 def _split(name: str, folder: Path, named: str | None) -> tuple[str, Ending]:
-    """A tensor's name as the layer it belongs to and the endings of its kind."""
+    """Splits a tensor's name into its layer and the name endings of the layer's kind."""
     for ending in _endings(named):
         for part in ending[:2]:
             if name.startswith(_PREFIX) and name.endswith(part):
@@ -208,14 +212,17 @@ def _check_shapes(module: str, part: Part, tensors: Mapping[str, TensorInfo], ra
 def _check_complete(
     config: Mapping[str, Any], parts: Mapping[str, Part], targets: Mapping[str, Target], folder: Path, *, whole: bool
 ) -> None:
-    """Every layer that the config names must be in the file, or a cut file would pass for a smaller adapter."""
+    """Raises `ModelError` unless the file has every layer that the config names.
+
+    Otherwise an incomplete file would be taken for a smaller adapter.
+    """
     named = config.get("target_modules")
     if not parts:
         raise ModelError(f"{folder}/{WEIGHTS} has no tensors. Fetch the adapter again.")
-    free = not isinstance(named, list) or config.get("layers_to_transform") or config.get("exclude_modules")
-    if free and not whole:
+    unlisted = not isinstance(named, list) or config.get("layers_to_transform") or config.get("exclude_modules")
+    if unlisted and not whole:
         return
-    # Files name the layers in one of two ways, so what counts is the place in the model.
+    # Files name the layers in one of two ways, so layers are compared by their position in the model.
     covered = {(part.target.module, part.target.start) for part in parts.values()}
     missing = [
         name

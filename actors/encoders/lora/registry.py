@@ -1,9 +1,9 @@
-"""The adapters of a loaded encoder, as its user changes them: `encoder.adapters.load("legal", "adapters/legal")`.
+"""Adds and removes adapters of a loaded encoder: `encoder.adapters.load("legal", "adapters/legal")`.
 
-A change is a new set of factors in the family's store and a new spec with new tasks; base weights are not touched,
-and no row of another task changes. It takes effect between micro-batches; call it between two calls of `encode`
-where all rows of a call must be computed with the same set. The spec carries what was added (path and hash), so a
-worker that gets it loads the same adapters, or says that it cannot.
+A change replaces the set of factors in the family's store and the encoder's spec with its tasks. Base weights and the
+vectors of other tasks do not change. A change takes effect between micro-batches: make it between two calls of `encode` if
+all rows of a call must be computed with the same set. The spec contains path and hash of each added adapter, so a worker
+that gets the spec loads the same adapters or raises.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Encoder(Protocol):
 
 
 class AdapterRegistry:
-    """Made by `encoder.adapters`."""
+    """The adapters of one encoder; returned by `encoder.adapters`."""
 
     def __init__(self, encoder: _Encoder, store: AdapterStore) -> None:
         self._encoder = encoder
@@ -34,7 +34,7 @@ class AdapterRegistry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names under which adapters can be asked for as `task`."""
+        """Names of the adapters, which are valid values of `task`."""
         return tuple(name for name in self._store.names if name in self._encoder.spec.tasks)
 
     def __iter__(self) -> Iterator[str]:
@@ -44,18 +44,18 @@ class AdapterRegistry:
         return name in self.names
 
     def load(self, name: str, path: str | Path, *, prompt: str | None = None) -> None:
-        """Reads a PEFT folder and offers it as task `name`, in the place of one that has this name.
+        """Loads a PEFT folder as task `name`. An adapter with this name is replaced.
 
         Args:
             name: The task.
             path: Folder with adapter_config.json and adapter_model.safetensors.
-            prompt: Text to put before each text of this task; None keeps the one that the name has (a new name: none).
+            prompt: Text put before each text of this task; None keeps the task's prompt (a new task: no prompt).
 
         Raises:
             ModelError: The adapter does not fit this model; nothing was changed.
         """
         if not name:
-            raise ConfigError("an adapter needs a name that is not empty: it is what `task` will say.")
+            raise ConfigError("an adapter needs a name that is not empty: it becomes a value of `task`.")
         folder = Path(path).expanduser().resolve()
         self._store.load(name, folder)
         spec = self._encoder.spec
@@ -72,7 +72,7 @@ class AdapterRegistry:
         )
 
     def remove(self, name: str) -> None:
-        """Takes an adapter out; its task is then unknown.
+        """Removes an adapter and its task.
 
         Raises:
             ConfigError: There is none of this name, or it is the encoder's own task.
@@ -93,10 +93,10 @@ class AdapterRegistry:
 
 
 def add_adapters(family: object, spec: ModelSpec) -> None:
-    """Puts the adapters that a spec carries beside a family that was just built.
+    """Loads the adapters that a spec lists into a family that was just built.
 
     Raises:
-        ModelError: One is not on this machine, or is not the one that the spec was made with.
+        ModelError: An adapter is not on this machine, or has another hash than the spec's.
     """
     for ref in spec.adapters:
         store = getattr(family, "adapters", None)

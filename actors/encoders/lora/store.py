@@ -1,13 +1,13 @@
-"""LoRA adapters as plain data: any number of them beside one base, chosen per row, changed at run time.
+"""Stores the LoRA adapters of one base model and applies them per row; they can be changed at run time.
 
-A family computes with its base weights and asks a `Route` to add what the adapters of this micro-batch contribute.
-For rows of several tasks the narrow factors are stacked into one product, `z = x D^T` of a few columns per adapter;
-every token keeps the columns of its own adapter and zeros the rest, then `y += z U^T`. So a mixed micro-batch costs
-two thin products per layer, needs no sorting, and gives each row what its adapter alone gives. Merging an adapter
-into the base would save those products, at the price of one copy of the model per task.
+A family computes with its base weights and calls a `Route` to add the contribution of the micro-batch's adapters. For rows
+of several tasks the down factors are stacked into one product, `z = x D^T`, with a few columns per adapter. Each token keeps
+the columns of its own adapter, the others are set to zero, then `y += z U^T`. So a mixed micro-batch costs two thin products
+per layer, needs no sorting, and gives each row the same result as its adapter alone. Merging an adapter into the base would
+save those products but needs one copy of the model per task.
 
-A swap replaces one reference. A micro-batch takes its adapters before its first layer, so it is computed with the
-old set or with the new one, never with a mixture.
+Loading an adapter replaces one reference. A micro-batch reads the set of adapters before its first layer, so it is computed
+with the old set or with the new one, never with a mixture.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from actors.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """What an adapter adds to one layer.
+    """The two factors of an adapter for one layer.
 
     Attributes:
         down: [rank, inputs]; for an embedding [rows, rank].
@@ -41,60 +41,63 @@ class Factors:
     up: torch.Tensor
 
 
-# Our name of a layer -> what is added to it.
+# Our name of a layer -> its factors.
 Adapter = Mapping[str, Factors]
 
 
 class Route:
-    """The adapters of one micro-batch, and which token uses which.
+    """The adapters of one micro-batch and their assignment to tokens.
 
     Args:
-        adapters: Those in use, at least one.
-        owner: int64 [tokens], number of each token's adapter or -1 for none; None where all use the first.
+        adapters: The adapters in use, at least one.
+        owner: int64 [tokens], number of each token's adapter or -1 for none; None if all tokens use the first.
     """
 
     def __init__(self, adapters: Sequence[Adapter], owner: torch.Tensor | None) -> None:
         self._adapters = adapters
         self._owner = owner
-        self._foreign: dict[tuple[int, ...], torch.Tensor] = {}
+        self._masks: dict[tuple[int, ...], torch.Tensor] = {}
 
     def add(self, module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Adds to the output `y` [tokens, outputs] of a linear layer (in place) what adapters make of `x`."""
-        numbers, factors = self._of(module)
+        """Adds the adapters' contribution for input `x` to the output `y` [tokens, outputs] of a linear layer, in place."""
+        numbers, factors = self._factors_of(module)
         if not factors:
             return y
         down = factors[0].down if len(factors) == 1 else torch.cat([f.down for f in factors])
         return self._widen(functional.linear(x, down), numbers, factors, y)
 
     def look_up(self, module: str, ids: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Adds to the rows `y` [tokens, width] that were looked up for `ids` (in place) what adapters add to them."""
-        numbers, factors = self._of(module)
+        """Adds the adapters' contribution for `ids` to the rows `y` [tokens, width] of an embedding, in place."""
+        numbers, factors = self._factors_of(module)
         if not factors:
             return y
         narrow = torch.cat([functional.embedding(ids, f.down) for f in factors], dim=1)
         return self._widen(narrow, numbers, factors, y)
 
-    def _of(self, module: str) -> tuple[list[int], list[Factors]]:
-        found = [(i, adapter[module]) for i, adapter in enumerate(self._adapters) if module in adapter]
-        return [i for i, _ in found], [factors for _, factors in found]
+    def _factors_of(self, module: str) -> tuple[list[int], list[Factors]]:
+        numbered = [(i, adapter[module]) for i, adapter in enumerate(self._adapters) if module in adapter]
+        return [i for i, _ in numbered], [factors for _, factors in numbered]
 
     def _widen(self, narrow: torch.Tensor, numbers: list[int], factors: list[Factors], y: torch.Tensor) -> torch.Tensor:
         if self._owner is not None:
-            # Not a product with 0: what another row's adapter makes of this token may be infinite.
-            narrow = narrow.masked_fill(self._of_others(numbers, factors, self._owner), 0)
+            # Not a product with 0: the result of another row's adapter for this token may be infinite.
+            narrow = narrow.masked_fill(self._mask(numbers, factors, self._owner), 0)
         up = factors[0].up if len(factors) == 1 else torch.cat([f.up for f in factors], dim=1)
         return y.addmm_(narrow, up.T)
 
-    def _of_others(self, numbers: list[int], factors: list[Factors], owner: torch.Tensor) -> torch.Tensor:
-        """Bool [tokens, all ranks]: true where a column is not of the token's adapter; most layers share one."""
+    def _mask(self, numbers: list[int], factors: list[Factors], owner: torch.Tensor) -> torch.Tensor:
+        """Returns bool [tokens, all ranks]: true where a column is of another adapter than the token's.
+
+        Cached, because most layers have the same mask.
+        """
         columns = tuple(n for n, f in zip(numbers, factors, strict=True) for _ in range(f.up.shape[1]))
-        if columns not in self._foreign:
-            self._foreign[columns] = owner[:, None] != torch.tensor(columns, device=owner.device)
-        return self._foreign[columns]
+        if columns not in self._masks:
+            self._masks[columns] = owner[:, None] != torch.tensor(columns, device=owner.device)
+        return self._masks[columns]
 
 
 def adding(route: Route | None, layer: str) -> Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """`Route.add` for the modules of one layer, or what leaves outputs as they are where a micro-batch has no route."""
+    """Returns `Route.add` for the modules of one layer, or a function that returns `y` unchanged if there is no route."""
 
     def added(module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return y if route is None else route.add(f"{layer}.{module}", x, y)
@@ -103,12 +106,12 @@ def adding(route: Route | None, layer: str) -> Callable[[str, torch.Tensor, torc
 
 
 class AdapterStore:
-    """The adapters beside a loaded base. A family has one as `adapters`.
+    """The adapters of a loaded base model. A family with adapters has one as attribute `adapters`.
 
     Args:
         targets: The layers that adapters may change, by their names in files.
         compute: Device and type of the base.
-        adapters: Those that the checkpoint brought.
+        adapters: The checkpoint's own adapters.
     """
 
     def __init__(self, targets: Mapping[str, Target], compute: Compute, adapters: Mapping[str, Adapter]) -> None:
@@ -118,27 +121,27 @@ class AdapterStore:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the adapters that are there."""
+        """Names of the loaded adapters."""
         return tuple(self._adapters)
 
     def load(self, name: str, folder: Path) -> None:
-        """Reads a PEFT folder and puts it under `name`, in the place of one that has it.
+        """Loads a PEFT folder as `name`. An adapter with this name is replaced.
 
         Raises:
-            ModelError: It does not fit this model, or has values that are not finite; nothing was changed.
+            ModelError: It does not fit this model, or has values that are not finite. The store is unchanged.
         """
         adapter = load_adapter(read_adapter(folder, self._targets), compute=self._compute)
         self._adapters = {**self._adapters, name: adapter}
 
     def remove(self, name: str) -> None:
-        """Takes an adapter out; unknown names are left to the caller to refuse."""
+        """Removes an adapter. Does nothing for an unknown name; the caller checks names."""
         self._adapters = {known: adapter for known, adapter in self._adapters.items() if known != name}
 
     def route(self, batch: PackedBatch) -> Route | None:
-        """The adapters that a micro-batch uses, or None where it uses none.
+        """Returns the route of a micro-batch, or None if it uses no adapter.
 
         Raises:
-            ConfigError: A row's adapter is not there (any more).
+            ConfigError: A row's adapter is not loaded, or was removed.
         """
         if batch.tasks is None or not any(batch.tasks):
             return None
@@ -147,7 +150,7 @@ class AdapterStore:
         absent = [task for task in used if task not in current]
         if absent:
             raise ConfigError(f"no adapter {absent[0]!r} is loaded; there are {', '.join(current) or 'none'}.")
-        # Tasks that differ in their prompts alone share an adapter, which is computed with once; some have an empty one.
+        # Tasks that differ only in their prompts share an adapter object: compute with it once. Some tasks have an empty one.
         distinct = {id(current[task]): current[task] for task in used if current[task]}
         if not distinct:
             return None
@@ -158,17 +161,17 @@ class AdapterStore:
 
 
 def load_adapter(files: AdapterFiles, *, compute: Compute) -> Adapter:
-    """A PEFT folder, checked, as factors for our layers.
+    """Loads a checked PEFT folder as factors for our layers.
 
     Raises:
         ModelError: A value is not finite.
     """
-    # Tensor by tensor: several adapters may share a file.
+    # Read tensor by tensor, because several adapters may share a file.
     with safe_open(str(files.folder / WEIGHTS), framework="pt") as file:
         used = [name for part in files.parts for name in (part.down, part.up)]
         tensors = {name: file.get_tensor(name).to(torch.float32) for name in used}
     for name, tensor in tensors.items():
-        # What widens is multiplied with the scale before it is narrowed.
+        # The up factor is multiplied by the scale before it is converted to the compute type.
         scaled = tensor * files.scale if name in {part.up for part in files.parts} else tensor
         check_finite(scaled, compute.dtype, name=name, where=files.folder / WEIGHTS)
 
@@ -183,20 +186,20 @@ def load_adapter(files: AdapterFiles, *, compute: Compute) -> Adapter:
 
 
 def factors(pair: tuple[torch.Tensor, torch.Tensor], *, scale: float, compute: Compute) -> Factors:
-    """Float32 factors, scaled and brought to the model's device and type."""
+    """Scales float32 factors and converts them to the model's device and type."""
     down, up = pair
-    place = (compute.device, compute.dtype)
-    return Factors(down.to(*place).contiguous(), (up * scale).to(*place).contiguous())
+    target = (compute.device, compute.dtype)
+    return Factors(down.to(*target).contiguous(), (up * scale).to(*target).contiguous())
 
 
 def _join(parts: Sequence[Part], tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors of a module out of those of its parts (query, key and value are one module here)."""
+    """Joins the factors of a module's parts (query, key and value are one module here)."""
     target = parts[0].target
     downs, ups = [tensors[part.down] for part in parts], [tensors[part.up] for part in parts]
     if target.embedding:
         return downs[0].T, ups[0]
     if all(torch.equal(down, downs[0]) for down in downs):
-        # A fused layer's adapter that was written in parts: all share what narrows.
+        # An adapter of a fused layer that was written in parts: all parts have the same down factor.
         up = torch.zeros(target.total, downs[0].shape[0])
         for part, rows in zip(parts, ups, strict=True):
             up[part.target.start : part.target.start + part.target.outputs] = rows

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors import storage
 from actors.errors import DataError, SourceChanged, StorageError, VectideError
-from actors.schema import POSITION, Piece, QuarantinedRow, Shard
+from actors.schema import Piece, QuarantinedRow, Shard
 from actors.source.formats import looks
 from actors.storage import content_tags, identity
 
@@ -101,23 +101,6 @@ class Format(Protocol):
             SourceChanged: it is not the one that was planned.
         """
 
-    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-        """The first good rows, at most `rows`, cheaply."""
-
-
-def sample(source: Format, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-    """`Format.sample` for every format: read from the head until there is enough."""
-    known = source.columns(shard)
-    types = {name: known[name] if name in known else pa.null() for name in columns}
-    schema = pa.schema([*types.items(), (POSITION, pa.int64())])
-    tables: list[pa.Table] = []
-    for item in source.read(source.head(shard, rows), Wanted(types)):
-        if isinstance(item, pa.Table):
-            tables.append(item.select([name for name in schema.names if name in item.column_names]))
-        if sum(table.num_rows for table in tables) >= rows:
-            break
-    return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive").slice(0, rows)
-
 
 # --------------------------------------------------------------------------------------------------- the planned shard
 
@@ -172,9 +155,12 @@ def reading(shard: Shard, what: str) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(f"cannot read {shard.path!r}: {error}") from error
-        if (found := looks.not_as_named(shard.path, storage.read(shard.path, 0, looks.HEAD_BYTES))) is not None:
+        head = storage.read(shard.path, 0, looks.HEAD_BYTES)
+        # A Parquet file that was cut off, or is damaged, begins as it should.
+        found = None if (what, head[:4]) == ("Parquet", b"PAR1") else looks.not_as_named(shard.path, head)
+        if found is not None:
             raise refused(shard, *found, what=what) from error
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise DataError(
             f"{shard.path!r} cannot be read as {what}: {reason}. Replace the file or leave it out of the source"
         ) from error

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from actors.errors import DataError
 from actors.schema import POSITION, Dialect, Piece, QuarantinedRow, Shard
-from actors.source.formats.base import BATCH_ROWS, LARGEST_VALUE_BYTES, Wanted, reading, refused, sample
+from actors.source.formats.base import BATCH_ROWS, LARGEST_VALUE_BYTES, Wanted, reading, refused
 from actors.source.formats.csv_shape import check_header, no_rows
 from actors.source.formats.dialects import choose
 from actors.source.formats.grammar import UNCLOSED, Grammar, grammar
@@ -80,26 +80,16 @@ class Delimited:
         size = 0
         with reading(shard, _WHAT):
             of = _grammar(shard)
-            width, mark = len(header), of.delimiter.encode()
-            special = b"" if of.backslash else (of.quote or "\r").encode()
+            width, delimiter, quote = len(header), of.delimiter, of.quote or "\r"
             for record in _records(shard, piece.start, piece.stop, count=width):
                 start, end, data, bad = record
-                fields: list[Field] | QuarantinedRow
-                # Most rows have nothing but delimiters in them: those are split here, and `_fields` has all others.
-                if (
-                    bad is None
-                    and special
-                    and special not in data
-                    and b"\r" not in data
-                    and data.count(mark) == width - 1
-                    and data.isascii()
-                ):
-                    fields = cast(list[Field], data.decode("ascii").split(of.delimiter))
-                else:
-                    fields = bad or _fields(shard, record, of, width)
-                    if isinstance(fields, QuarantinedRow):
-                        yield fields
+                fields = None if of.backslash or bad else _plain_fields(data, quote, delimiter)
+                if fields is None or len(fields) != width:
+                    outcome = bad or _fields(shard, record, of, width)
+                    if isinstance(outcome, QuarantinedRow):
+                        yield outcome
                         continue
+                    fields = outcome
                 rows.append(fields)
                 at.append(start)
                 size += end - start
@@ -108,10 +98,6 @@ class Delimited:
                     rows, at, size = [], [], 0
             if rows:
                 yield _table(header, names, rows, at)
-
-    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-        """See `Format.sample`."""
-        return sample(self, shard, columns, rows)
 
 
 def _dialect(shard: Shard) -> Dialect:
@@ -155,6 +141,16 @@ def _checked_header(shard: Shard) -> tuple[str, ...]:
         if first is not None:
             raise refused(shard, *no_rows(header, first.error))
         return header
+
+
+def _plain_fields(data: bytes, quote: str, delimiter: str) -> list[Field] | None:
+    """The fields of a row that holds nothing but text and delimiters, as most rows; None for any other."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    # A text is searched, for bytes take ten times as long to say that one of them is not there.
+    return None if quote in text or "\r" in text else cast(list[Field], text.split(delimiter))
 
 
 def _fields(shard: Shard, record: _Record, of: Grammar, count: int | None) -> list[Field] | QuarantinedRow:

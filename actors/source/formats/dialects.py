@@ -312,7 +312,8 @@ def _quoted_lines(data: bytes, delimiter: str, *, needed: bool, but: str = "") -
     Args:
         data: The first bytes.
         delimiter: One character.
-        needed: Count only fields that need their quotes: with a doubled quote, a delimiter or a carriage return inside.
+        needed: Count only fields that need their quotes: with a doubled quote, a delimiter or a carriage return inside;
+            and those with nothing inside, which is how Spark and Polars write an empty text.
         but: Quotes of this kind do not count.
     """
     pattern = _quoted(delimiter, '"')
@@ -322,4 +323,4 @@ def _quoted_lines(data: bytes, delimiter: str, *, needed: bool, but: str = "") -
     if (found := pattern.search(header)) is not None and found[1] != b"":
         return data.count(b"\n") + 1
     inner = re.compile(b'""|\r|' + re.escape(delimiter.encode()))
-    return sum(not needed or inner.search(found[1]) is not None for found in pattern.finditer(data))
+    return sum(not needed or not found[1] or inner.search(found[1]) is not None for found in pattern.finditer(data))

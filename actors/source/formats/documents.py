@@ -7,14 +7,14 @@ reader fetches several at once from a store.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pyarrow as pa
 
 from actors import storage
 from actors.schema import POSITION, Piece, QuarantinedRow, Shard
 from actors.source.formats import looks
-from actors.source.formats.base import LARGEST_VALUE_BYTES, Wanted, reading, sample
+from actors.source.formats.base import LARGEST_VALUE_BYTES, Wanted, reading
 
 _COLUMNS = ("text", "path", "name")
 
@@ -65,7 +65,3 @@ class Documents:
             row = {"text": text, "path": shard.path, "name": shard.path.rsplit("/", 1)[-1]}
             columns = {name: pa.array([row[name]], pa.string()) for name in names}
             yield pa.table({**columns, POSITION: pa.array([0], pa.int64())})
-
-    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-        """See `Format.sample`."""
-        return sample(self, shard, columns, rows)

@@ -25,7 +25,10 @@ def no_lines(lines: Sequence[bytes]) -> tuple[str, str] | None:
         lines: The first lines that are not blank; they may be cut.
     """
     first, *rest = [line.removeprefix(_BOM).strip() for line in lines[:3]] or [b""]
-    if rest and (first == b"[" or (first.startswith(b"[{") and first.endswith((b"},", b"{", b",")))):
+    opens_array = first.startswith(b"[{") and (
+        first.endswith((b"},", b"{", b",")) or any(line.startswith(b",") for line in rest)
+    )
+    if rest and (first == b"[" or opens_array):
         return "one JSON array over several lines", _CONVERT.format(".[]")
     opens_object = first == b"{" or (first.startswith(b"{") and first.endswith((b",", b"{", b"[")))
     if opens_object and rest and (_NAME.match(rest[0]) or first.endswith((b"{", b"["))) and not _is_row(rest[0]):
@@ -48,6 +51,8 @@ def no_rows(lines: Sequence[bytes], head: bytes, error: str) -> tuple[str, str]:
     if (found := looks.foreign(head)) is not None:
         return found
     first = (lines[0] if lines else head).removeprefix(_BOM).lstrip()
+    if first.startswith(b"\x1e"):
+        return "a JSON text sequence (RFC 7464), and no row", "Remove the record separators, as in `tr -d '\\036'`"
     if b"\r{" in first and b"\n" not in first:
         return "lines that end with a carriage return alone", "Convert the line ends, as in `tr '\\r' '\\n'`"
     if first.startswith(b"[") and len(lines) < 2:

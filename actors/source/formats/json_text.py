@@ -7,7 +7,9 @@ U+FFFD. Not read are comments, trailing commas, single quotes and names without 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 from typing import Any
 
@@ -46,6 +48,28 @@ def _whole(digits: str) -> int | float:
         return float(digits)
     value = int(digits)
     return value if _LEAST <= value <= _MOST else float(value)
+
+
+def _all_digits(digits: str) -> int | float:
+    """A whole number, or Infinity where a float would be, too."""
+    return float(digits) if len(digits) > _DIGITS and math.isinf(float(digits)) else int(digits)
+
+
+def exact_number(line: bytes, name: str, value: Any) -> Any:
+    """The value of a name in a line, with all digits of whole numbers that the parser made floats of.
+
+    Args:
+        line: A line that is a row.
+        name: A name in it.
+        value: What the parser gave for it.
+    """
+    if not (isinstance(value, (dict, list)) or (type(value) is float and -_LEAST <= abs(value) < math.inf)):
+        return value
+    with contextlib.suppress(ValueError, RecursionError):
+        # Beyond 309 digits a number is Infinity already.
+        row = json.loads(line.decode().strip(_BLANKS).removeprefix(_BOM), parse_int=_all_digits)
+        return _mended(row).get(name, value)
+    return value
 
 
 def _mended(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """How a JSON value becomes a value of an Arrow column.
 
 Used by JSON Lines. The type of a column is fixed when the run is planned, from the heads of the files: whole numbers
-are int64, numbers float64, true and false bool, and everything else - text, nested values, a mixture - is text. A text
+are int64, numbers float64, true and false bool, and everything else - text, nested values, a mixture, whole numbers
+beyond 64 bits - is text. A text
 column takes any value: text as it is, anything else as its JSON, whole numbers without decimals. A column of numbers or
 of booleans takes only those; a row whose value does not fit is set aside as `wrong_type`. Nothing is rounded or guessed
 at: the type of a column does not depend on which rows share a block.
@@ -10,16 +11,20 @@ at: the type of a column does not depend on which rows share a block.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Rule = Literal["text", "id", "any"]
 
 _EXACT = 1 << 53
+_BEYOND = float(1 << 63)
 _INFINITY = float("inf")
 _NONE = type(None)
 # Python types of JSON values that Arrow takes as they are, without a look at each.
@@ -37,12 +42,18 @@ class NotANumber:
     """Stands for NaN among the Python types of values: it says less of a column's type than a float does."""
 
 
+class LargeNumber:
+    """Stands for a whole number beyond int64 among the Python types of values: only text holds all of its digits."""
+
+
 class _MisfitError(Exception):
     """A value does not fit its column; the text says why."""
 
 
 def kind_of(value: Any) -> type:
-    """The Python type of a JSON value; `NotANumber` for NaN."""
+    """The Python type of a JSON value; `NotANumber` for NaN, `LargeNumber` for a whole number beyond int64."""
+    if type(value) is int:
+        return int if -(1 << 63) <= value < 1 << 63 else LargeNumber
     return NotANumber if _is_nan(value) else type(value)
 
 
@@ -116,9 +127,37 @@ def _value(value: Any, kind: pa.DataType, rule: Rule) -> Any:
         fits = type(value) is int and -(1 << 63) <= value < 1 << 63
     else:
         fits = kind == pa.float64() and type(value) in (int, float)
+        if fits and type(value) is int and not _is_exact(value):
+            raise _MisfitError(f"is a whole number that {kind}, the type of this column, cannot hold: {_shown(value)}")
     if not fits:
         raise _MisfitError(f"is not {kind}, the type of this column when the run was planned, but {_shown(value)}")
     return float(value) if kind == pa.float64() else value
+
+
+def _is_exact(value: int) -> bool:
+    """Whether a float64 stands for this whole number: it equals it, or its shortest decimal form does."""
+    if abs(value) <= _EXACT:
+        return True
+    number = float(value)
+    return number == value or Decimal(repr(number)) == value
+
+
+def has_rounded(array: pa.Array, values: Sequence[Any]) -> bool:
+    """Whether some of the values may be whole numbers beyond 64 bits, of which the fast parser makes floats.
+
+    Args:
+        array: What `column` made of the values.
+        values: As the JSON parser gives them.
+    """
+    if array.type == pa.float64():
+        ends = pc.min_max(array).as_py()
+        return ends["min"] is not None and (ends["min"] <= -_BEYOND or ends["max"] >= _BEYOND)
+    kinds = set(map(type, values))
+    if float in kinds and any(type(value) is float and abs(value) >= _BEYOND for value in values):
+        return True
+    # Inside nested values the parser's floats are found by how they are written.
+    nested = array.type == pa.string() and not kinds.isdisjoint((dict, list))
+    return nested and bool(pc.any(pc.match_substring_regex(array, r"[0-9]e\+?[0-9]{2}")).as_py())
 
 
 def _as_text(value: Any, rule: Rule) -> str:
@@ -127,12 +166,25 @@ def _as_text(value: Any, rule: Rule) -> str:
     # The parser makes floats of whole numbers beyond 64 bits: two ids could become one.
     if rule == "id" and type(value) is not int:
         raise _MisfitError(f"is neither text nor a whole number of at most 64 bits but {_shown(value)}")
+    if type(value) is int:
+        return str(value)
     if value in (_INFINITY, -_INFINITY):
         return "Infinity" if value > 0 else "-Infinity"
     try:
         return orjson.dumps(value).decode()
     except orjson.JSONEncodeError as error:
+        if "64-bit" in str(error):
+            return json.dumps(_without_nan(value), ensure_ascii=False, separators=(",", ":"))
         raise _MisfitError(f"cannot be kept as JSON text: {error}") from error
+
+
+def _without_nan(value: Any) -> Any:
+    """The value with null for what is not finite inside of it, as the fast writer has it."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,8 @@ fast parser refuses is given to `json_text`, which reads NaN and Infinity.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,9 +19,9 @@ import pyarrow as pa
 
 from actors.schema import POSITION, Piece, QuarantinedRow, Shard
 from actors.source.formats import json_values, looks
-from actors.source.formats.base import BATCH_ROWS, Wanted, reading, refused, sample
+from actors.source.formats.base import BATCH_ROWS, Wanted, reading, refused
 from actors.source.formats.json_shape import no_lines, no_rows, no_texts
-from actors.source.formats.json_text import parse_line
+from actors.source.formats.json_text import exact_number, parse_line
 from actors.source.formats.lines import END, Block, blocks, compression, cut, open_lines, too_large
 
 _HEAD_ROWS = 1000
@@ -73,10 +74,6 @@ class JsonLines:
                 else:
                     yield from _read_block(piece.shard, block, wanted)
 
-    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-        """See `Format.sample`."""
-        return sample(self, shard, columns, rows)
-
 
 def _parse(line: bytes) -> dict[str, Any] | tuple[str, str] | None:
     """A row; or a reason and an error; or None for a blank line."""
@@ -96,6 +93,10 @@ def _read_block(shard: Shard, block: Block, wanted: Wanted) -> Iterator[pa.Table
     at: list[int] = []
     text = wanted.text
     starts, lines = block.split()
+
+    def line_at(start: int) -> bytes:
+        return lines[bisect_left(starts, start)]
+
     for start, line in zip(starts, lines, strict=False):
         row = _parse(line)
         if row is None:
@@ -110,10 +111,10 @@ def _read_block(shard: Shard, block: Block, wanted: Wanted) -> Iterator[pa.Table
         rows.append(row)
         at.append(start)
         if len(rows) == BATCH_ROWS:
-            yield from _table(shard, rows, at, wanted)
+            yield from _table(shard, rows, at, line_at, wanted)
             rows, at = [], []
     if rows:
-        yield from _table(shard, rows, at, wanted)
+        yield from _table(shard, rows, at, line_at, wanted)
 
 
 def _id(row: dict[str, Any], wanted: Wanted) -> str | None:
@@ -123,14 +124,18 @@ def _id(row: dict[str, Any], wanted: Wanted) -> str | None:
 
 
 def _table(
-    shard: Shard, rows: list[dict[str, Any]], at: list[int], wanted: Wanted
+    shard: Shard, rows: list[dict[str, Any]], at: list[int], line_at: Callable[[int], bytes], wanted: Wanted
 ) -> Iterator[pa.Table | QuarantinedRow]:
     """The rows as a table, less those with a value that does not fit its column."""
     columns: dict[str, pa.Array] = {}
     wrong: dict[int, str] = {}
     for name, kind in wanted.types.items():
         rule: json_values.Rule = "text" if name in wanted.strict else "id" if name == wanted.id else "any"
-        columns[name], misfits = json_values.column([row.get(name) for row in rows], kind, rule)
+        values = [row.get(name) for row in rows]
+        columns[name], misfits = json_values.column(values, kind, rule)
+        if rule == "any" and json_values.has_rounded(columns[name], values):
+            values = [exact_number(line, name, value) for line, value in zip(map(line_at, at), values, strict=True)]
+            columns[name], misfits = json_values.column(values, kind, rule)
         for index, error in misfits.items():
             wrong.setdefault(index, f"{name!r} {error}")
     columns[POSITION] = pa.array(at, pa.int64())
@@ -191,7 +196,8 @@ def _head(shard: Shard) -> _Head:
                 if isinstance(row, dict):
                     has_row = True
                     for name, value in row.items():
-                        seen.setdefault(name, set()).add(json_values.kind_of(value))
+                        exact = exact_number(line, name, value) if type(value) is float else value
+                        seen.setdefault(name, set()).add(json_values.kind_of(exact))
             if block.data is None:
                 size = block.start + block.size_bytes
                 count += 1

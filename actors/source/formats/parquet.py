@@ -7,7 +7,7 @@ than to encode them, and files with row groups of about a unit's size do not pay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,7 @@ from actors.errors import DataError
 from actors.progress_counter import count_progress
 from actors.schema import POSITION, Piece, QuarantinedRow, Shard
 from actors.source.formats import int96
-from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS, Wanted, columns_of, reading, sample
+from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS, Wanted, columns_of, reading
 
 _WHAT = "Parquet"
 _BUFFER_BYTES = 1 << 20  # of each column on a local disk
@@ -96,10 +96,6 @@ class Parquet:
                     f"is damaged. Replace it or leave it out of the source"
                 )
 
-    def sample(self, shard: Shard, columns: Sequence[str], rows: int) -> pa.Table:
-        """See `Format.sample`."""
-        return sample(self, shard, columns, rows)
-
 
 @contextmanager
 def _opened(shard: Shard, unit: int96.Unit = "us") -> Iterator[pq.ParquetFile]:
@@ -121,7 +117,20 @@ def _footer(shard: Shard) -> _Footer:
                 f"{shard.path!r} has {shard.size_bytes} bytes and a footer that promises {sum(groups)} rows, which "
                 f"cannot be: the file is damaged. Replace it or leave it out of the source"
             )
-        return _Footer(_shared(file.schema_arrow.remove_metadata()), tuple(groups))
+        return _Footer(_shared(_with_intervals(file).remove_metadata()), tuple(groups))
+
+
+def _with_intervals(file: pq.ParquetFile) -> pa.Schema:
+    """The schema, with Parquet's intervals as such: to Arrow they are 12 bytes that say nothing."""
+    schema = file.schema_arrow
+    if "fixed_size_binary[12]" not in str(schema):
+        return schema
+    leaves = [file.schema.column(index) for index in range(len(file.schema))]
+    paths = [leaf.path for leaf in leaves if leaf.converted_type == "INTERVAL"]
+    for index, name in enumerate(schema.names):
+        if any(path == name or path.startswith(f"{name}.") for path in paths):
+            schema = schema.set(index, pa.field(name, pa.month_day_nano_interval()))
+    return schema
 
 
 @lru_cache(maxsize=256)

@@ -1,7 +1,7 @@
-"""Manifests that run a job by the clock: a Kubernetes CronJob, a line of a crontab, or a pair of systemd units.
+"""Schedules for a job: a Kubernetes CronJob, a crontab line, or a systemd service and timer.
 
-    templates/    the text of each, and the RayJob that a CronJob creates
-    render.py     puts the values of a job into them
+    templates/    the text of each, and the RayJob that the CronJob creates
+    render.py     fills the templates with the values of a job
 
-Used by `jobs schedule`. Nothing here imports ray.
+Used by `vectide schedule`. Nothing here imports Ray.
 """

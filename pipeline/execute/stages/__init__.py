@@ -1,1 +1,1 @@
-"""The three stages that every unit goes through: read and tokenize, encode, write. `rewrite` is the stage of files that stay."""
+"""The three stages of every unit: read and tokenize, encode, write. `rewrite` copies rows of table files."""

@@ -1,6 +1,6 @@
-"""Second stage: vectors for a unit. Rows that cannot be encoded are quarantined, their neighbours keep their vectors.
+"""Second stage: encode the texts of a unit. Rows that cannot be encoded are quarantined, all others get their vectors.
 
-Torch is imported here alone.
+It is the only stage that imports torch.
 """
 
 from __future__ import annotations
@@ -35,47 +35,47 @@ from actors.schema import (
 )
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from pipeline.execute.attempts import Attempt, AttemptLog, Span
+from pipeline.execute.stages.spec import StageSpec
 from pipeline.execute.watchdog import watchdog
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
     from pipeline.execute.metrics import EncoderMeter
-from pipeline.execute.stages.spec import StageSpec
 
-# Columns that the encode stage takes; with chunking all of them.
+# Columns for the encoder, if the block has them: CHUNKS, PREFIX and SUFFIX only with chunking.
 _FOR_ENCODER = (INPUT_IDS, CHUNKS, PREFIX, SUFFIX, TASK)
 
-
+# A suspect range of up to this many rows is encoded row by row.
 _ONE_BY_ONE = 64
 
 
 @dataclass(slots=True)
 class _Work:
-    """The distinct texts of a unit, and what became of them.
+    """Distinct texts of a unit, with their vectors and errors.
 
     Attributes:
-        rows: The columns that the encoder needs, one row a text.
-        places: int64 [texts + 1], where the vectors of each text begin: one each, or with chunking one a chunk.
-        vectors: float32 [places[-1], dim].
-        failed: Text to reason and error.
+        rows: The columns for the encoder, one row per text.
+        starts: int64 [texts + 1], index of the first vector of each text: one vector per text, or per chunk.
+        vectors: float32 [starts[-1], dim].
+        failed: Text number to reason and error.
     """
 
     rows: pa.Table
-    places: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
     vectors: npt.NDArray[np.float32]
     failed: dict[int, tuple[str, str]]
 
 
 class EncodeStage:
-    """The encoder in its pool. Ray Data makes one of these in each actor.
+    """The encode stage. Ray Data creates one instance in each actor of the pool.
 
     Args:
-        spec: The run's settings.
-        book: Who died on what, kept outside this process.
+        spec: Settings of the run.
+        attempt_log: Record of crashed attempts, outside this process.
         threads: CPU threads for this replica.
         device: "cpu", "cuda" or "auto".
-        load_now: Load the model here, while the first units are being read, and not with the first text.
-        meter: Told after each unit how the encoder does.
+        load_now: Load the model now, while the first units are read, and not at the first text.
+        meter: Records the metrics of the encoder after each unit.
     """
 
     def __init__(
@@ -100,19 +100,21 @@ class EncodeStage:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The model, loaded when the first text needs it: a refresh may find every vector in the table."""
+        """The model, loaded at first use: a refresh may find all vectors in the table and never need it."""
         from actors.encoders import load_encoder
 
         return load_encoder(self.spec.model, device=self._device, threads=self._threads)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Vectors for a unit, in the order of its rows."""
+        """Return the unit with vectors, in the order of its rows."""
         batch = unpack(block)
         if batch.error is not None or batch.table is None:
             return block
         if batch.table.num_rows == 0 and batch.ready is not None:
             return block
         started = time.perf_counter()
+        # A model that cannot be loaded ends the run and not this unit: all others would end the same way.
+        _ = self.encoder
         try:
             self._encode(batch)
         except VectideError as error:
@@ -123,13 +125,13 @@ class EncodeStage:
         return pack(batch)
 
     def _encode(self, batch: UnitBatch) -> None:
-        """Put the embedding column in; rows that cannot be encoded go to `batch.bad`.
+        """Add the embedding column, and move rows that cannot be encoded to `batch.bad`.
 
-        Texts that occur more than once in a unit are encoded once.
+        Equal texts of a unit are encoded once.
         """
         table = batch.table
         if table is None:
-            raise InvariantBroken(f"unit {batch.unit} came to the encoder without rows.")
+            raise InvariantBroken(f"unit {batch.unit} reached the encoder without rows.")
         firsts, inverse = _distinct(table)
         work = self._work(table.select([name for name in _FOR_ENCODER if name in table.column_names]).take(firsts))
         attempt = self.attempt_log.attempt("encode", batch.unit)
@@ -154,37 +156,37 @@ class EncodeStage:
         counts = np.ones(rows.num_rows, np.int64)
         if self.chunking is not None:
             counts = pc.list_value_length(rows.column(CHUNKS)).to_numpy().astype(np.int64)
-        places = np.concatenate([[0], np.cumsum(counts)])
-        return _Work(rows, places, np.zeros((int(places[-1]), self.encoder.dim), dtype=np.float32), {})
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        return _Work(rows, starts, np.zeros((int(starts[-1]), self.encoder.dim), dtype=np.float32), {})
 
     def _with_vectors(
         self, table: pa.Table, work: _Work, kept: npt.NDArray[np.int64], inverse: npt.NDArray[np.int64]
     ) -> pa.Table:
-        """The kept rows with their vectors; with chunking, one row a chunk."""
+        """Return the kept rows with their vectors; with chunking, one row per chunk."""
         texts = inverse[kept]
-        counts = np.diff(work.places)[texts]
-        # Which vector each row of the result has: those of its text, in order.
+        counts = np.diff(work.starts)[texts]
+        # Index of the vector of each row of the result: all vectors of its text, in order.
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        vectors = np.repeat(work.places[texts], counts) + within
+        vectors = np.repeat(work.starts[texts], counts) + within
         table = table.drop_columns([name for name in _FOR_ENCODER if name in table.column_names and name != TASK])
         if len(vectors) != table.num_rows or len(kept) != table.num_rows:
             table = table.take(pa.array(np.repeat(kept, counts)))
         if self.chunking is not None:
             from actors.encoders.chunked import chunk_places
 
-            places = chunk_places(work.rows)
+            chunks = chunk_places(work.rows)
             table = table.append_column(CHUNK, pa.array(within.astype(np.int32)))
             for name in (START, END, TOKENS):
-                table = table.append_column(name, pa.array(places[name][vectors].astype(np.int32)))
+                table = table.append_column(name, pa.array(chunks[name][vectors].astype(np.int32)))
         whole = len(vectors) == len(work.vectors) and bool((vectors == np.arange(len(vectors))).all())
         flat = pa.array((work.vectors if whole else work.vectors[vectors]).reshape(-1))
         return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim))
 
     def _encode_range(self, work: _Work, low: int, high: int, attempt: Attempt) -> None:
-        """Encode rows `low` to `high`, narrowing around rows that raise or that have killed a process or held it up.
+        """Encode rows `low` to `high`; split the range if it raises, or has killed or hung a process.
 
-        Each level is cut into as many parts as a part has rows, and few rows are tried one by one: a death costs a new
-        process, so two levels that find one row of a unit are better than the twelve of halving.
+        A range is split into about as many parts as each part has rows, and a small range into single rows. Each death
+        costs a new process: this finds a row in two or three levels, where halving takes about twelve.
         """
         if low >= high:
             return
@@ -195,13 +197,13 @@ class EncodeStage:
         if not attempt.suspect(span):
             with attempt.trying(span), self._watched(attempt, span):
                 try:
-                    work.vectors[work.places[low] : work.places[high]] = self._vectors(work.rows.slice(low, high - low))
+                    work.vectors[work.starts[low] : work.starts[high]] = self._vectors(work.rows.slice(low, high - low))
                     return
                 except UnfitVectors as error:
-                    # A document of which a chunk is missing would pass for a shorter one, so all of it goes.
-                    work.vectors[work.places[low] : work.places[high]] = error.vectors
+                    # A document without one of its chunks would look complete, so the whole document fails.
+                    work.vectors[work.starts[low] : work.starts[high]] = error.vectors
                     for number, reason in error.reasons.items():
-                        text = int(np.searchsorted(work.places, work.places[low] + number, side="right")) - 1
+                        text = int(np.searchsorted(work.starts, work.starts[low] + number, side="right")) - 1
                         work.failed.setdefault(text, ("encode_failed", reason))
                     return
                 except VectideError as error:
@@ -218,10 +220,10 @@ class EncodeStage:
             self._encode_range(work, start, min(start + step, high), attempt)
 
     def _watched(self, attempt: Attempt, span: Span) -> contextlib.AbstractContextManager[None]:
-        """End this process where no micro-batch of these rows is finished for longer than a row may take."""
+        """End this process if no micro-batch of these rows finishes within `row_timeout_s`."""
         if self.spec.row_timeout_s is None or not attempt.watched:
             return contextlib.nullcontext()
-        return watchdog(self.spec.row_timeout_s, self._progress, last_words=lambda: attempt.timed_out(span))
+        return watchdog(self.spec.row_timeout_s, self._progress, on_timeout=lambda: attempt.timed_out(span))
 
     def _progress(self) -> tuple[int, int]:
         stats = self.encoder.stats
@@ -235,7 +237,7 @@ class EncodeStage:
 
 
 def _distinct(table: pa.Table) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """Row of the first sight of each content hash, and for each row which of those it is."""
+    """Return the first row of each content hash, and for each row the index of its hash among these."""
     codes = table.column(HASH).combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
     return pa.array(firsts), inverse.astype(np.int64)

@@ -1,7 +1,8 @@
 """First stage: read a unit and turn its texts into token ids.
 
-A unit that fails does not end the run: its error travels on in the unit batch, every other unit is finished and keeps its
-receipt, and the driver reports at the end. Torch is not imported here: it would cost each reader process seconds.
+A unit that fails does not end the run: the unit batch passes its error on, all other units finish and get their
+receipts, and the driver reports the error at the end. This module does not import torch, which would take seconds in
+each reader process.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import pickle
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,53 +17,45 @@ import pyarrow.compute as pc
 
 from actors.encoders.spec import ModelSpec
 from actors.errors import VectideError
-from actors.schema import (
-    INPUT_IDS,
-    TASK,
-    TOKENS,
-    Unit,
-)
+from actors.schema import INPUT_IDS, TASK, TOKENS, Unit
 from actors.source.read_unit import TEXT, read_unit
 from actors.text.chunk_rules import Chunking
 from actors.text.chunks import Chunker
 from actors.text.tokenizer import Tokenizer
 from actors.unit.unit_batch import UnitBatch, pack
 from pipeline.execute.attempts import AttemptLog
-from pipeline.execute.stages.rewrite import carry
-from pipeline.execute.task_column import settle_tasks
-from pipeline.execute.watchdog import guarded
+from pipeline.execute.stages.rewrite import copy_rows
+from pipeline.execute.stages.spec import StageSpec
+from pipeline.execute.task_column import resolve_tasks
+from pipeline.execute.watchdog import watch_unit
 from pipeline.reuse.lookup import reuse_of
 from pipeline.table.kept_rows import kept_of
-
-if TYPE_CHECKING:
-    pass
-from pipeline.execute.stages.spec import StageSpec
 
 
 @lru_cache(maxsize=2)
 def _tokenizer(model: ModelSpec) -> Tokenizer:
-    """One tokenizer a process, however many units it reads."""
+    """Return the tokenizer, which is loaded once per process."""
     return Tokenizer(model)
 
 
 @lru_cache(maxsize=2)
 def _chunker(model: ModelSpec, chunking: Chunking) -> Chunker:
-    """As `_tokenizer`."""
+    """Return the chunker, which is loaded once per process."""
     return Chunker(model, chunking)
 
 
 def read_and_tokenize(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog) -> pa.Table:
     """Read a unit and turn its texts into token ids."""
-    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (made by our own driver)
+    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
     batch = UnitBatch(unit.number)
     attempt = attempt_log.attempt("read", unit.number)
     try:
         attempt.check()
         if not unit.carry:
             _prepare(spec)
-        with guarded(attempt, spec.row_timeout_s):
+        with watch_unit(attempt, spec.row_timeout_s):
             if unit.carry:
-                batch = carry(unit, spec.writer)
+                batch = copy_rows(unit, spec.writer)
             else:
                 _fill(batch, unit, spec)
     except VectideError as error:
@@ -73,24 +65,26 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog)
 
 
 def _prepare(spec: StageSpec) -> None:
-    """Load what all units need. A tokenizer may have to be fetched from a hub, and an index of known texts be put in order:
-    neither gives signs of going forward."""
+    """Load the tokenizer and the index of known texts before the watchdog starts.
+
+    A tokenizer may be downloaded and the index may be sorted, and neither increments the progress counter.
+    """
     _tokenizer(spec.model) if spec.chunking is None else _chunker(spec.model, spec.chunking)
     if spec.reuse:
         reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
 
 
 def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
-    """Put the unit's rows and their token ids in."""
+    """Fill the batch with the unit's rows and their token ids."""
     started = time.perf_counter()
     result = read_unit(unit, spec.source)
     batch.bad = list(result.bad)
     batch.rows_read = result.rows_read
-    table, unknown = settle_tasks(result.table, spec.model)
-    batch.bad += unknown
+    table, unknown_tasks = resolve_tasks(result.table, spec.model)
+    batch.bad += unknown_tasks
     if spec.kept:
-        table, others = kept_of(spec.writer.ledger, unique_ids=spec.source.unique_ids).split(table)
-        batch.bad += others
+        table, changed_rows = kept_of(spec.writer.ledger, unique_ids=spec.source.unique_ids).split(table)
+        batch.bad += changed_rows
     documents = table.num_rows
     if spec.reuse:
         known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
@@ -114,7 +108,7 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
 def _token_columns(
     spec: StageSpec, texts: list[str], tasks: list[str | None] | None
 ) -> tuple[dict[str, pa.Array | pa.ChunkedArray], int]:
-    """What the encode stage needs of the texts, and how many of them were cut at the model's limit."""
+    """Return the columns for the encode stage, and the number of texts truncated at the model's limit."""
     if spec.chunking is not None:
         documents = _chunker(spec.model, spec.chunking).chunk(texts, tasks)
         return dict(zip(documents.column_names, documents.columns, strict=True)), 0

@@ -1,6 +1,7 @@
-"""Rows of the table that stay, in files that cannot: files that also hold rows of shards that changed.
+"""Copies rows of table files, for files that must be rewritten: the rows of unchanged shards are kept.
 
-Used by the first stage for units of a refresh that `carry`. Nothing is read from the source and nothing is encoded.
+Used by the first stage of a refresh, and by compaction, for rewrite units (`Unit.carry`). It reads nothing from the
+source and encodes nothing.
 """
 
 from __future__ import annotations
@@ -15,64 +16,104 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import DataError
-from actors.schema import CHUNK, EMBEDDING, ID, SHARD, Unit
+from actors.schema import CHUNK, EMBEDDING, ID, SHARD, QuarantinedRow, Unit
 from actors.unit.unit_batch import UnitBatch
 from actors.unit.writer import WriterSpec
-from pipeline.table.kept_rows import kept_of
+from pipeline.reuse.lookup import unit_vectors_of
+from pipeline.table.kept_rows import document_keys, kept_of
+
+_UNFIT = (
+    "its vector in the table is not finite or not of unit length: another tool, or a version before this was checked, wrote "
+    "it; --retry-quarantined encodes its text again"
+)
 
 
 @lru_cache(maxsize=1)
-def _replaced(plan: str) -> pa.Array:
-    """The shards whose rows go."""
-    data = storage.read(storage.join(plan, "replaced.parquet"))
+def _replaced(ledger: str) -> pa.Array:
+    """Return the shards whose rows are removed."""
+    data = storage.read(storage.join(ledger, "replaced.parquet"))
     return pq.read_table(pa.BufferReader(data))["path"].combine_chunks()
 
 
-def carry(unit: Unit, spec: WriterSpec) -> UnitBatch:
-    """The rows that stay of the unit's files, with everything that the table stores.
+def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
+    """Return the rows of the unit's files that are kept, with all columns of the table.
+
+    In a refresh a row of ours without a unit vector is quarantined: its text is not here to be encoded again, and
+    `--retry-quarantined` reads its shard.
 
     Raises:
-        DataError: a vector among them is not finite, and there is no text here to encode again.
+        DataError: a vector of another row is not finite.
     """
-    parts = [spec.schema.empty_table()]
+    parts, bad = [spec.schema.empty_table()], []
     for piece in unit.pieces:
         file = storage.open_read(storage.join(spec.table, piece.shard.path))
         rows = pq.read_table(file, partitioning=None)
         partition = json.loads(piece.shard.etag)
         rows = rows.select([name for name in rows.column_names if name in spec.schema.names and name not in partition])
-        for field in spec.schema:  # a file of another tool may lack columns
+        for field in spec.schema:  # a file written by another tool may lack columns
             if field.name not in rows.column_names and field.name not in partition:
                 rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
         rows = rows.cast(pa.schema([spec.schema.field(name) for name in rows.column_names]))
         replaced = _replaced(spec.ledger)
         if len(replaced):
-            going = pc.is_in(rows[SHARD], value_set=replaced)
-            kept = kept_of(spec.ledger, unique_ids=True)
-            rows = rows.filter(pc.or_(pc.invert(going), kept.is_added(rows)))
+            removed = pc.is_in(rows[SHARD], value_set=replaced)
+            added = kept_of(spec.ledger, unique_ids=True).is_added(rows)
+            kept = pc.or_(pc.invert(removed), added)
+            rows, unfit = _split_unfit(rows.filter(kept), added.filter(kept), int(json.loads(spec.lineage)["dim"]))
+            bad += unfit
         _check_finite(rows, piece.shard.path)
         for name, value in partition.items():
             column = pa.array([value] * rows.num_rows, pa.string())
             rows = rows.append_column(name, pc.cast(column, spec.schema.field(name).type))
         parts.append(rows.select(spec.schema.names).cast(spec.schema))
     ready = pa.concat_tables(parts)
-    documents = ready.num_rows
-    if CHUNK in ready.column_names:
-        documents = int(np.count_nonzero(pc.fill_null(ready[CHUNK], 0).to_numpy() == 0))
+    documents = _documents(ready).num_rows
     return UnitBatch(
-        unit.number, table=ready.slice(0, 0), ready=ready, rows_read=documents, counts={"documents": documents}
+        unit.number,
+        table=ready.slice(0, 0),
+        ready=ready,
+        bad=bad,
+        rows_read=documents + len(bad),
+        counts={"documents": documents},
     )
 
 
+def _documents(rows: pa.Table) -> pa.Table:
+    """Of each document one row: its first chunk."""
+    return rows.filter(pc.equal(pc.fill_null(rows[CHUNK], 0), 0)) if CHUNK in rows.column_names else rows
+
+
+def _split_unfit(rows: pa.Table, added: pa.ChunkedArray, dim: int) -> tuple[pa.Table, list[QuarantinedRow]]:
+    """Rows that may be published again, and the documents that may not.
+
+    Args:
+        rows: Rows of the table that stay.
+        added: Bool [rows], those that another tool added and a person keeps: they may have no vector, or one of another model.
+        dim: Width of the vectors.
+    """
+    fit = pc.or_(pa.array(unit_vectors_of(rows[EMBEDDING], dim)), added)
+    if pc.all(fit, min_count=0).as_py():
+        return rows, []
+    # A document of which a chunk is missing would pass for a shorter one, so all of it goes.
+    keys = document_keys(rows, by_shard=True)
+    gone = pc.and_(pc.is_in(keys, value_set=keys.filter(pc.invert(fit)).combine_chunks()), pc.invert(added))
+    bad = _documents(rows.filter(gone)).select([SHARD, ID]).to_pylist()
+    return rows.filter(pc.invert(gone)), [
+        QuarantinedRow(row[SHARD] or "", -1, row[ID], "encode_failed", _UNFIT) for row in bad
+    ]
+
+
 def _check_finite(rows: pa.Table, path: str) -> None:
-    """Raises where a vector of a file of the table is not finite: it must not be published again."""
+    """Raise DataError if a vector of a table file is not finite: it must not be published again."""
     vectors = rows[EMBEDDING].combine_chunks()
     values = vectors.flatten().to_numpy(zero_copy_only=False)
-    good = np.isfinite(values)
-    if good.all():
+    finite = np.isfinite(values)
+    if finite.all():
         return
-    numbers = np.unique(pc.list_parent_indices(vectors).to_numpy()[~good])
+    numbers = np.unique(pc.list_parent_indices(vectors).to_numpy()[~finite])
+    first_id = rows[ID][int(numbers[0])].as_py()
     raise DataError(
-        f"{path} of the table has {len(numbers)} rows whose vectors are not finite (first: id {rows[ID][int(numbers[0])].as_py()!r}). "
-        "Another tool, or a version before this was checked, wrote them. Delete those rows and refresh with "
-        "`--foreign-commits restore`, which encodes their texts again, or backfill into a new table."
+        f"{path} of the table has {len(numbers)} rows whose vectors are not finite (first: id {first_id!r}). "
+        "Delete those rows, or refresh with `--foreign-commits restore` where another tool wrote them, or backfill "
+        "into a new table."
     )

@@ -1,39 +1,33 @@
-"""Third stage: write a unit and hand its receipt, or the error that it ended with, to the driver."""
+"""Third stage: write a unit and return its receipt, or its error, to the driver."""
 
 from __future__ import annotations
 
 import pickle
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from actors.errors import VectideError
-from actors.schema import (
-    Unit,
-)
+from actors.schema import Unit
 from actors.unit.unit_batch import unpack
 from actors.unit.writer import WriterSpec, write_unit
 from pipeline.execute.attempts import AttemptLog
-from pipeline.execute.stages.rewrite import carry
-from pipeline.execute.watchdog import guarded
-
-if TYPE_CHECKING:
-    pass
+from pipeline.execute.stages.rewrite import copy_rows
 from pipeline.execute.stages.spec import StageSpec
+from pipeline.execute.watchdog import watch_unit
 
 OUTCOME_SCHEMA = pa.schema([("unit", pa.int64()), ("outcome", pa.binary()), ("reasons", pa.binary())])
 
 
 def write(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog) -> pa.Table:
-    """Write a unit; the driver gets its receipt, or the error that it ended with."""
+    """Write a unit and return a block with its receipt, or its error, for the driver."""
     batch = unpack(block)
     outcome: object = batch.error
     if batch.error is None:
         attempt = attempt_log.attempt("write", batch.unit)
         try:
             attempt.check()
-            with guarded(attempt, spec.row_timeout_s):
+            with watch_unit(attempt, spec.row_timeout_s):
                 outcome = write_unit(batch, spec.writer)
         except VectideError as error:
             outcome = error
@@ -47,17 +41,17 @@ def _outcome(unit: int, outcome: object, reasons: Counter[str]) -> pa.Table:
 
 
 def rewrite(block: pa.Table, spec: WriterSpec, attempt_log: AttemptLog, limit_s: float | None) -> pa.Table:
-    """Carry a unit's rows from files of the table into new ones, in one stage; the outcome is that of `write`.
+    """Copy a unit's rows from table files into new files, in one stage; returns a block like `write`.
 
-    `limit_s` is how long nothing may go forward.
+    `limit_s` is the longest time without progress.
     """
-    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (made by our own driver)
+    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
     outcome: object
     attempt = attempt_log.attempt("rewrite", unit.number)
     try:
         attempt.check()
-        with guarded(attempt, limit_s):
-            outcome = write_unit(carry(unit, spec), spec)
+        with watch_unit(attempt, limit_s):
+            outcome = write_unit(copy_rows(unit, spec), spec)
     except VectideError as error:
         outcome = error
     attempt.done()

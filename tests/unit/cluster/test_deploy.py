@@ -1,4 +1,4 @@
-"""Manifests are what Kubernetes and KubeRay take, ours in deploy/ and those that `vectide schedule` prints."""
+"""Checks of manifests, in deploy/ and from `vectide schedule`, against the schemas of Kubernetes and KubeRay."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CRON = "0 3 * * *"
 
 
 def check(document: dict[str, Any]) -> None:
-    """By the schema of its kind; pod templates by Kubernetes' own, wherever they are."""
+    """Validate a document by the schema of its kind, and pod templates by that of Kubernetes."""
     if document["apiVersion"] == "ray.io/v1":
         jsonschema.validate(document, {"$ref": f"#/$defs/{document['kind']}", "$defs": KUBERAY["$defs"]})
         cluster = document["spec"].get("rayClusterSpec", document["spec"])
@@ -59,43 +59,43 @@ def printed(*arguments: str) -> str:
 
 
 def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    (found,) = [document for document in documents if document["kind"] == kind]
-    return found
+    (document,) = [document for document in documents if document["kind"] == kind]
+    return document
 
 
 @pytest.mark.parametrize("name", ["rayjob.yaml", "raycluster.yaml", "cronjob.yaml"])
-def test_what_is_in_deploy_is_valid(name):
+def test_manifests_in_deploy_are_valid(name):
     documents = read(name)
     for document in documents:
         check(document)
     assert documents
 
 
-def test_what_is_in_deploy_is_what_schedule_prints(tmp_path, monkeypatch):
+def test_schedule_prints_the_files_in_deploy(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "vectide").touch()
     (tmp_path / "job.yaml").write_text((DEPLOY / "job.yaml").read_text())
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.chdir(tmp_path)
-    found = {
+    texts = {
         "cronjob.yaml": printed("job.yaml", "--cron", CRON, "--target", "kubernetes"),
         "crontab": printed("job.yaml", "--cron", CRON, "--target", "crontab"),
         "rayjob.yaml": (resources.files(schedule) / "templates" / "rayjob.yaml").read_text(),
     }
     service, timer = printed("job.yaml", "--on-calendar", "*-*-* 03:00:00", "--target", "systemd").split("\n\n# ")
-    found |= {"vectide.service": f"{service}\n", "vectide.timer": f"# {timer}"}
-    for name, text in found.items():
+    texts |= {"vectide.service": f"{service}\n", "vectide.timer": f"# {timer}"}
+    for name, text in texts.items():
         assert text.replace(str(tmp_path), "/srv/vectide") == (DEPLOY / name).read_text()
 
 
 def test_a_wheel_has_the_templates():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "templates/*" in project["tool"]["setuptools"]["package-data"]["*"]
-    found = {template.name for template in (resources.files(schedule) / "templates").iterdir()}
-    assert found == {"cronjob.yaml", "crontab", "rayjob.yaml", "vectide.service", "vectide.timer"}
+    names = {template.name for template in (resources.files(schedule) / "templates").iterdir()}
+    assert names == {"cronjob.yaml", "crontab", "rayjob.yaml", "vectide.service", "vectide.timer"}
 
 
-def test_a_rayjob_of_the_user_keeps_what_it_has(tmp_path):
+def test_a_rayjob_of_the_user_keeps_its_own_settings(tmp_path):
     (document,) = read("rayjob.yaml")
     document["metadata"]["namespace"] = "123"
     pod = document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
@@ -107,14 +107,14 @@ def test_a_rayjob_of_the_user_keeps_what_it_has(tmp_path):
         *("--rayjob", str(tmp_path / "mine.yaml")),
     )
     documents = list(yaml.safe_load_all(text))
-    for printed_one in documents:
-        check(printed_one)
-        assert printed_one["metadata"]["namespace"] == "123"
-    made = yaml.safe_load(of_kind(documents, "ConfigMap")["data"]["rayjob.yaml"])
-    head = made["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    for manifest in documents:
+        check(manifest)
+        assert manifest["metadata"]["namespace"] == "123"
+    rayjob = yaml.safe_load(of_kind(documents, "ConfigMap")["data"]["rayjob.yaml"])
+    head = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert [volume["name"] for volume in head["volumes"]] == ["scratch", "vectide-job"]
     assert [mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]] == ["/etc/vectide"]
-    assert made["spec"]["entrypoint"] == "vectide backfill /etc/vectide/job.yaml"
+    assert rayjob["spec"]["entrypoint"] == "vectide backfill /etc/vectide/job.yaml"
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ def test_a_rayjob_of_the_user_keeps_what_it_has(tmp_path):
 )
 def test_the_schemas_find_a_mistake(path, value):
     (document,) = read("rayjob.yaml")
-    here: Any = document
+    parent: Any = document
     for key in path[:-1]:
-        here = here[key]
-    here[path[-1]] = value
+        parent = parent[key]
+    parent[path[-1]] = value
     with pytest.raises(jsonschema.ValidationError):
         check(document)
 
@@ -154,19 +154,19 @@ def test_a_cronjob_never_runs_twice_and_waits_for_its_run():
     rule = of_kind(documents, "Role")["rules"]
     assert rule == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["get", "create"]}]
     data = of_kind(documents, "ConfigMap")["data"]
-    made = yaml.safe_load(data["rayjob.yaml"])
-    check({**made, "metadata": {**made["metadata"], "name": "run-1"}})
-    assert made["metadata"]["ownerReferences"][0]["kind"] == "Job"
-    assert made["spec"]["entrypoint"] == "vectide refresh /etc/vectide/job.yaml"
+    rayjob = yaml.safe_load(data["rayjob.yaml"])
+    check({**rayjob, "metadata": {**rayjob["metadata"], "name": "run-1"}})
+    assert rayjob["metadata"]["ownerReferences"][0]["kind"] == "Job"
+    assert rayjob["spec"]["entrypoint"] == "vectide refresh /etc/vectide/job.yaml"
 
 
-def test_the_job_that_a_pod_gets_is_the_job(tmp_path):
+def test_the_job_file_of_a_pod_is_the_same_job(tmp_path):
     job = load_job(str(DEPLOY / "job.yaml"))
     (tmp_path / "job.yaml").write_text(render.job_text(job))
     assert load_job(str(tmp_path / "job.yaml")) == job
 
 
-def test_heads_do_no_work_and_gpu_workers_are_spot():
+def test_heads_run_no_tasks_and_gpu_workers_are_spot():
     for name in ("rayjob.yaml", "raycluster.yaml"):
         (document,) = read(name)
         cluster = document["spec"].get("rayClusterSpec", document["spec"])
@@ -181,7 +181,7 @@ def test_heads_do_no_work_and_gpu_workers_are_spot():
             assert group["rayStartParams"]["num-cpus"] == cpu
 
 
-def test_deploy_and_constraints_name_one_ray():
+def test_deploy_and_constraints_name_one_version_of_ray():
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
     assert f"FROM rayproject/ray:{pinned.group(1)}-py311-gpu" in (DEPLOY / "Dockerfile").read_text()
@@ -190,7 +190,7 @@ def test_deploy_and_constraints_name_one_ray():
         assert document["spec"].get("rayClusterSpec", document["spec"])["rayVersion"] == pinned.group(1)
 
 
-def test_the_replicas_of_the_job_are_the_gpus_of_its_cluster():
+def test_the_job_has_a_replica_for_each_gpu_of_its_cluster():
     (document,) = read("rayjob.yaml")
     (gpu,) = [group for group in document["spec"]["rayClusterSpec"]["workerGroupSpecs"] if group["groupName"] == "gpu"]
     run = load_job(str(DEPLOY / "job.yaml")).run
@@ -207,7 +207,7 @@ def test_the_replicas_of_the_job_are_the_gpus_of_its_cluster():
         ("encoder.model=tests", "is a folder of this machine"),
     ],
 )
-def test_a_place_that_means_nothing_in_a_pod_is_refused(setting, message, monkeypatch):
+def test_a_path_without_meaning_in_a_pod_is_refused(setting, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=message) as refused:
         render.job_text(load_job(str(DEPLOY / "job.yaml"), settings=[setting]))
@@ -220,7 +220,7 @@ NO_NAMESPACE = (DEPLOY / "rayjob.yaml").read_text().replace("namespace: default"
 
 
 @pytest.mark.parametrize("text", [*NO_RAYJOB, NO_HEAD, NO_NAMESPACE])
-def test_what_is_no_rayjob_is_refused(text, tmp_path):
+def test_an_invalid_rayjob_is_refused(text, tmp_path):
     (tmp_path / "rayjob.yaml").write_text(text)
     job = load_job(str(DEPLOY / "job.yaml"))
     with pytest.raises(ConfigError, match="rayjob.yaml"):
@@ -229,18 +229,18 @@ def test_what_is_no_rayjob_is_refused(text, tmp_path):
         render.kubernetes(job, CRON, tmp_path / "nowhere.yaml", name="n", command="refresh")
 
 
-def test_a_name_is_short_enough_and_says_which_table():
+def test_a_schedule_name_is_short_and_depends_on_the_table():
     job = load_job(str(DEPLOY / "job.yaml"))
     other = load_job(str(DEPLOY / "job.yaml"), settings=["table.uri=s3://lake/other"])
     names = {render.schedule_name(job, stem) for stem in ("Wiki EN", "x" * 99, "___", "日本")}
     names.add(render.schedule_name(other, "Wiki EN"))
     assert len(names) == 4
     assert all(re.fullmatch(r"vectide-[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) for name in names)
-    assert max(map(len, names)) <= render.LONGEST_NAME
+    assert max(map(len, names)) <= render.MAX_NAME_CHARACTERS
 
 
 KUBECTL = """#!/bin/sh
-# A cluster: a file for each RayJob, and the states that it goes through.
+# Simulates a cluster: a file for each RayJob, and a list of its states.
 echo "$*" >> "$STORE/calls"
 case "$1" in
   create) cat > "$STORE/$RUN"; exit 0 ;;
@@ -259,8 +259,8 @@ esac
 """
 
 
-def follow(tmp_path: Path, states: list[str], *, there: bool = False) -> tuple[int, str, list[str]]:
-    """The script of the CronJob's pod against that cluster: exit code, what it said, what it asked kubectl."""
+def follow(tmp_path: Path, states: list[str], *, exists: bool = False) -> tuple[int, str, list[str]]:
+    """Run the script of the CronJob's pod with that kubectl; return its exit code, output and kubectl calls."""
     spec = of_kind(read("cronjob.yaml"), "CronJob")["spec"]
     container = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
     program = tmp_path / "kubectl"
@@ -268,7 +268,7 @@ def follow(tmp_path: Path, states: list[str], *, there: bool = False) -> tuple[i
     program.chmod(0o755)
     (tmp_path / "rayjob.yaml").write_text(of_kind(read("cronjob.yaml"), "ConfigMap")["data"]["rayjob.yaml"])
     (tmp_path / "states").write_text("\n".join(states) + "\n")
-    if there:
+    if exists:
         (tmp_path / "vectide-1").touch()
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STORE": str(tmp_path), "POLL_S": "0"}
     env |= {"RUN": "vectide-1", "OWNER": "uid-1"}
@@ -277,24 +277,24 @@ def follow(tmp_path: Path, states: list[str], *, there: bool = False) -> tuple[i
     return done.returncode, done.stdout, (tmp_path / "calls").read_text().splitlines()
 
 
-def test_the_pod_makes_the_rayjob_once_and_ends_with_it(tmp_path):
+def test_the_pod_creates_the_rayjob_once_and_ends_with_it(tmp_path):
     code, _, calls = follow(tmp_path, ["", "Initializing", "away", "Running", "Complete"])
     assert code == 0
     assert [call for call in calls if call.startswith("create")] == ["create -f -"]
-    made = yaml.safe_load((tmp_path / "vectide-1").read_text())
-    check(made)
-    owner = made["metadata"]["ownerReferences"][0]
-    assert (made["metadata"]["name"], owner["name"], owner["uid"]) == ("vectide-1", "vectide-1", "uid-1")
+    rayjob = yaml.safe_load((tmp_path / "vectide-1").read_text())
+    check(rayjob)
+    owner = rayjob["metadata"]["ownerReferences"][0]
+    assert (rayjob["metadata"]["name"], owner["name"], owner["uid"]) == ("vectide-1", "vectide-1", "uid-1")
 
 
-@pytest.mark.parametrize(("state", "said"), [("Failed", "the job failed"), ("deleted", "was deleted")])
-def test_a_run_that_failed_is_not_repeated_by_the_job(tmp_path, state, said):
+@pytest.mark.parametrize(("state", "message"), [("Failed", "the job failed"), ("deleted", "was deleted")])
+def test_a_failed_run_is_not_repeated_by_the_job(tmp_path, state, message):
     code, out, _ = follow(tmp_path, ["Running", state])
-    assert said in out
+    assert message in out
     spec = of_kind(read("cronjob.yaml"), "CronJob")["spec"]["jobTemplate"]["spec"]
     assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [code]
 
 
-def test_a_pod_that_takes_over_makes_no_second_rayjob(tmp_path):
-    code, _, calls = follow(tmp_path, ["Running", "Complete"], there=True)
+def test_a_replacement_pod_creates_no_second_rayjob(tmp_path):
+    code, _, calls = follow(tmp_path, ["Running", "Complete"], exists=True)
     assert (code, [call for call in calls if call.startswith("create")]) == (0, [])

@@ -1,6 +1,6 @@
-"""JinaBERT v2 written a second time, straight from its formulas: float64, one text, no packing, dense ALiBi.
+"""A second implementation of JinaBERT v2 from its formulas: float64, one text, no packing, dense ALiBi.
 
-The oracle for `actors.encoders.families.jina_v2`; shares no code with it.
+Reference for `actors.encoders.families.jina_v2`; shares no code with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 
 def slope(head: int, heads: int) -> float:
-    """By cases as published: 8 heads, and 12 heads."""
+    """Returns the slope of a head as published, for 8 and for 12 heads."""
     table = {
         4: [2**-2, 2**-4, 2**-6, 2**-8],
         8: [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625],

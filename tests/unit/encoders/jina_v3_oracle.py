@@ -1,4 +1,4 @@
-"""The oracle for v3: transformers' own class with PEFT's adapters, one text at a time, without padding."""
+"""Reference for v3: transformers' own class with PEFT's adapters, one text at a time, without padding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def folder_name(task: str) -> str:
 
 
 class Oracle:
-    """A checkpoint in the native layout, with its adapters and any others."""
+    """A checkpoint in the native layout, with its adapters and the adapters in `others`."""
 
     def __init__(self, folder: Path, **others: Path) -> None:
         loaded: Any = JinaEmbeddingsV3Model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -31,7 +31,7 @@ class Oracle:
         adapters = {folder_name(task): folder / folder_name(task) for task in TASKS} | others
         first, *rest = adapters
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a name of the past
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT imports a deprecated name from transformers
             self.model = PeftModel.from_pretrained(base, adapters[first], adapter_name=first)
             for name in rest:
                 self.model.load_adapter(adapters[name], adapter_name=name)

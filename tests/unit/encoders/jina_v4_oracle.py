@@ -1,4 +1,4 @@
-"""The oracle for v4: transformers' own Qwen2.5-VL with PEFT's adapters, one text at a time, without padding."""
+"""Reference for v4: transformers' own Qwen2.5-VL with PEFT's adapters, one text at a time, without padding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def split_adapters(folder: Path, out: Path) -> dict[str, Path]:
-    """The adapters of a checkpoint as ordinary PEFT folders, without the projector's part."""
+    """Writes the adapters of a checkpoint as ordinary PEFT folders, without the projector's factors."""
     factors = load_file(folder / "adapters" / "adapter_model.safetensors")
     config = json.loads((folder / "adapters" / "adapter_config.json").read_text())
     folders = {}
@@ -33,7 +33,7 @@ def split_adapters(folder: Path, out: Path) -> dict[str, Path]:
             if key.endswith(f".{name}.weight") and "projector" not in key
         }
         folders[name] = write_peft(out / name, own, r=config["r"], lora_alpha=config["lora_alpha"])
-        # A list of names would be tried on the vision tower's layers too.
+        # A list of names would match the vision tower's layers too.
         settings = json.loads((out / name / "adapter_config.json").read_text())
         (out / name / "adapter_config.json").write_text(json.dumps(settings | {"exclude_modules": ".*visual.*"}))
     return folders
@@ -49,10 +49,10 @@ class Oracle:
         base, info = loaded
         assert not info["missing_keys"]
         assert all(name.startswith("multi_vector_projector") for name in info["unexpected_keys"])
-        self._tower = base.model  # the adapters are put into it
+        self._tower = base.model  # PEFT inserts the adapters into this object
         self._peft: Any = None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a name of the past
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT imports a deprecated name from transformers
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)  # no head is used
             for name, at in (adapters or {}).items():
                 if self._peft is None:
@@ -63,7 +63,7 @@ class Oracle:
 
     @torch.no_grad()
     def states(self, ids: Sequence[int], adapter: str | None) -> Floats:
-        """float32 [tokens, hidden] of one text; positions are left to the model."""
+        """Returns the states of one text, float32 [tokens, hidden], with the model's default positions."""
         if self._peft is None:
             return self._run(ids)
         if adapter is None:
@@ -77,5 +77,5 @@ class Oracle:
         return np.stack([mean / np.linalg.norm(mean) for mean in means])
 
     def _run(self, ids: Sequence[int]) -> Floats:
-        found: Floats = self._tower(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
-        return found
+        states: Floats = self._tower(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
+        return states

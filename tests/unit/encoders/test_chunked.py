@@ -1,4 +1,4 @@
-"""Vectors of chunks: late ones are those of the whole text, through however many windows it goes."""
+"""Tests of the vectors of chunks: late chunks use the states of the whole text, however many windows it is cut into."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from actors.batching.budget import BudgetController
 from actors.encoders import describe, load_encoder
-from actors.encoders.chunked import sums_by_slices, sums_on_card
+from actors.encoders.chunked import sums_by_slices, sums_on_gpu
 from actors.encoders.encoder import Encoder
 from actors.encoders.packed import PackedBatch
 from actors.encoders.windows import cut_windows
@@ -33,25 +33,27 @@ def spec(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def v2(tmp_path_factory):
-    """Takes 8,192 tokens; places are relative, so a window's states depend on its own tokens alone."""
+    """A model with a limit of 8,192 tokens and relative positions: a window's states depend on its own tokens only."""
     return describe(str(write_jina_v2(tmp_path_factory.mktemp("v2"))), dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def v4(tmp_path_factory):
-    """No special tokens, a prompt, and a token sees only those before it."""
+    """A model without special tokens, with a prompt and causal attention."""
     return describe(str(write_jina_v4(tmp_path_factory.mktemp("v4"))), dtype="float32", task="retrieval.passage")
 
 
 @pytest.fixture(params=["v2", "v4"])
 def relative(request):
-    """Models of which a window's states depend on its own tokens alone."""
+    """Models in which a window's states depend on its own tokens only."""
     return request.getfixturevalue(request.param)
 
 
 class Looking:
-    """A model that sees the token itself and `back` tokens before it, and no further: a window with that much overlap
-    and its special tokens gives each token the state that it has in the whole text."""
+    """A model in which a token attends to itself and the `back` tokens before it.
+
+    So with that much overlap and the special tokens, each token has the same state in its window as in the whole text.
+    """
 
     def __init__(self, hidden: int, *, back: int) -> None:
         self.table = torch.randn(1000, hidden, generator=torch.Generator().manual_seed(1))
@@ -65,7 +67,7 @@ class Looking:
         return torch.stack([row[max(i - self.back, 0) : i + 1].mean(0) for i in range(len(row))])
 
 
-def test_one_chunk_is_the_vector_of_its_text(spec):
+def test_a_single_chunk_has_the_vector_of_its_text(spec):
     encoder = load_encoder(spec)
     texts = [*SENTENCES[:4], "", "x"]
     plain = encoder.encode(texts)
@@ -77,7 +79,7 @@ def test_one_chunk_is_the_vector_of_its_text(spec):
         np.testing.assert_allclose([each[0].vector for each in chunks], plain, atol=1e-6)
 
 
-def test_split_chunks_are_the_vectors_of_their_texts(spec):
+def test_split_chunks_have_the_vectors_of_their_texts_alone(spec):
     encoder = load_encoder(spec)
     for text, chunks in zip([LONG, "short"], encoder.encode_chunks([LONG, "short"], mode="split", max_tokens=20), strict=True):  # fmt: skip
         parts = [text[chunk.start : chunk.end] for chunk in chunks]
@@ -99,7 +101,7 @@ def test_late_chunks_are_means_of_the_texts_token_states(relative):
         place += chunk.tokens
 
 
-def test_a_late_chunk_knows_its_text_and_a_split_one_does_not(v2):
+def test_only_late_chunks_depend_on_the_rest_of_the_text(v2):
     modes: tuple[Literal["late"], Literal["split"]] = ("late", "split")
     encoder = load_encoder(v2)
     same = "The fox sleeps on."
@@ -113,24 +115,24 @@ def test_a_late_chunk_knows_its_text_and_a_split_one_does_not(v2):
 
 
 @pytest.mark.parametrize("by", ["sentence", "tokens"])
-def test_windows_with_enough_overlap_leave_no_seam(spec, by):
+def test_windows_with_enough_overlap_match_the_whole_text(spec, by):
     text = " ".join(SENTENCES * 6)
     family = Looking(spec.hidden, back=8)
     whole = Encoder(replace(spec, max_tokens=8000), device="cpu", family=family)
     cut = Encoder(replace(spec, max_tokens=50), device="cpu", family=family)
     (expected,) = whole.encode_chunks([text], max_tokens=17, by=by)
     for overlap_tokens in (8, 13, 24):
-        (found,) = cut.encode_chunks([text], max_tokens=17, by=by, overlap_tokens=overlap_tokens)
-        assert [(chunk.start, chunk.end, chunk.tokens) for chunk in found] == [
+        (chunks,) = cut.encode_chunks([text], max_tokens=17, by=by, overlap_tokens=overlap_tokens)
+        assert [(chunk.start, chunk.end, chunk.tokens) for chunk in chunks] == [
             (chunk.start, chunk.end, chunk.tokens) for chunk in expected
         ]
-        # The end token's state is told from the text before it, of which every last window has enough.
-        np.testing.assert_allclose([chunk.vector for chunk in found], [chunk.vector for chunk in expected], atol=2e-6)
+        # The end token's state depends on the text before it, and every last window has enough of it.
+        np.testing.assert_allclose([chunk.vector for chunk in chunks], [chunk.vector for chunk in expected], atol=2e-6)
     (seam,) = cut.encode_chunks([text], max_tokens=17, by=by, overlap_tokens=2)
     assert max(np.abs(a.vector - b.vector).max() for a, b in zip(seam, expected, strict=True)) > 1e-3
 
 
-def test_a_text_that_fits_in_one_window_does_not_see_windows(relative):
+def test_a_text_within_the_limit_is_not_cut_into_windows(relative):
     texts = [LONG, SENTENCES[0]]
     (long, short) = load_encoder(relative).encode_chunks(texts, max_tokens=30)
     tokens = sum(chunk.tokens for chunk in long)
@@ -143,19 +145,19 @@ def test_a_text_that_fits_in_one_window_does_not_see_windows(relative):
     np.testing.assert_allclose(short[0].vector, still[0].vector, atol=1e-6)
 
 
-def test_every_window_of_a_model_without_special_tokens_begins_with_its_prompt(v4):
-    """By hand: windows of the prompt and 37 tokens of the text, of which 9 were in the one before and count there."""
+def test_every_window_starts_with_the_prompt_without_special_tokens(v4):
+    """Compares with windows cut by hand: the prompt and 38 tokens of the text, of which 9 count in the window before."""
     encoder = load_encoder(replace(v4, max_tokens=40))
     (ids,) = (row.ids.tolist() for row in Chunker(v4, Chunking("late", 17, "tokens"))._tokenizer.tokenize_whole([LONG]))
     (prompt,) = encoder.tokenizer.tokenize([""]).ids.to_pylist()
     prefix = ids[:2]
-    assert prompt[:2] == prefix  # its space is the text's first word's
-    reach, overlap = 40 - 2, 9
+    assert prompt[:2] == prefix  # the prompt's trailing space belongs to the token of the text's first word
+    window_tokens, overlap = 40 - 2, 9
     states = []
-    for start in range(0, len(ids) - 2 - overlap, reach - overlap):
-        window = prefix + ids[2 + start : 2 + start + reach]
-        (found,) = encoder.encode_token_states(pa.array([window], pa.list_(pa.int32())))
-        states.append(found[2 + overlap if start else 0 :])
+    for start in range(0, len(ids) - 2 - overlap, window_tokens - overlap):
+        window = prefix + ids[2 + start : 2 + start + window_tokens]
+        (window_states,) = encoder.encode_token_states(pa.array([window], pa.list_(pa.int32())))
+        states.append(window_states[2 + overlap if start else 0 :])
     whole = np.concatenate(states)
     assert len(whole) == len(ids)
     assert len(states) > 3
@@ -168,7 +170,7 @@ def test_every_window_of_a_model_without_special_tokens_begins_with_its_prompt(v
     assert place == len(ids)
 
 
-def test_what_stands_before_a_late_chunk_changes_it_and_what_stands_behind_does_not_where_attention_is_causal(v4, v2):
+def test_late_chunks_depend_on_earlier_text_only_if_causal(v4, v2):
     same = "The fox sleeps on."
     for spec, expected in ((v4, False), (v2, True)):
         encoder = load_encoder(spec)
@@ -193,7 +195,7 @@ def test_what_stands_before_a_late_chunk_changes_it_and_what_stands_behind_does_
 )
 @settings(max_examples=200)
 def test_every_token_counts_once_in_windows_that_fit(lengths, prefix, suffix, limit, data):
-    """Ids are their own places in the text, so that a window says where it is from."""
+    """Each id is its position in the text, so that the window's position can be read from its ids."""
     overlap = data.draw(st.integers(0, (limit - prefix - suffix) // 2))
     rows: list[dict[str, Any]] = []
     for own in lengths:
@@ -227,14 +229,14 @@ def test_every_token_counts_once_in_windows_that_fit(lengths, prefix, suffix, li
             assert chunk_of_token.pop((row, token)) == first + np.searchsorted(stops, token, side="right")
         first += len(stops)
     assert not chunk_of_token
-    # As many windows as a text needs, and not one more.
+    # The number of windows is the smallest possible.
     step = limit - prefix - suffix - overlap
     for row, own in enumerate(lengths):
         needed = 1 if prefix + own + suffix <= limit else 1 + -(-(own - (step + overlap)) // step)
         assert (windows.text == row).sum() == needed
 
 
-def test_slices_of_documents_are_documents(spec):
+def test_slices_of_documents_are_encoded_correctly(spec):
     encoder = load_encoder(spec)
     texts = [LONG, "a", SENTENCES[1], LONG[50:], ""]
     for chunking in (Chunking("late", 20, "sentence", 10), Chunking("split", 20, "sentence")):
@@ -249,7 +251,7 @@ def test_slices_of_documents_are_documents(spec):
         assert encoder.encode_documents(documents.slice(0, 0), chunking).shape == (0, spec.dim)
 
 
-def test_vectors_do_not_depend_on_the_budget_or_on_company(spec):
+def test_vectors_do_not_depend_on_the_budget_or_other_rows(spec):
     texts = [LONG, *SENTENCES, LONG[100:]]
     small = Encoder(spec, device="cpu", budget=BudgetController([1]))
     large = Encoder(spec, device="cpu", budget=BudgetController([100_000]))
@@ -260,11 +262,11 @@ def test_vectors_do_not_depend_on_the_budget_or_on_company(spec):
     assert small.stats.micro_batches > len(texts)
 
 
-def test_sums_on_a_card_are_the_sums_by_slices():
+def test_gpu_sums_match_the_sums_by_slices():
     hidden = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     for starts, stops in (([0, 5, 9], [5, 9, 20]), ([2, 4, 11], [4, 10, 17]), ([19], [20])):
         a, b = np.array(starts), np.array(stops)
-        sums = sums_on_card(hidden, a, b)
+        sums = sums_on_gpu(hidden, a, b)
         assert sums.dtype == torch.float32
         np.testing.assert_allclose(sums, sums_by_slices(hidden, a, b), atol=1e-5)
 
@@ -299,6 +301,6 @@ def test_no_texts_give_no_chunks(spec):
         ({"texts": ["a"], "task": "retrieval"}, "has no task 'retrieval'"),
     ],
 )
-def test_arguments_that_cannot_be_meant_are_refused(spec, arguments, message):
+def test_invalid_arguments_are_refused(spec, arguments, message):
     with pytest.raises(ConfigError, match=message):
         load_encoder(spec).encode_chunks(**arguments)

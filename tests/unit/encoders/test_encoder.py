@@ -14,9 +14,9 @@ from tests.checkpoints import SENTENCES, write_bert
 
 
 class Tight:
-    """A real forward in a memory of `limit` tokens: what more would need raises as CUDA's allocator does.
+    """A family with memory for `limit` tokens: a larger batch raises as CUDA's allocator does.
 
-    Its state of a token is (token id, place in the row, 1, ...), so that a row mixed up with another shows.
+    The state of a token is (token id, position in the row, 1, ...), so that swapped rows are detected.
     """
 
     def __init__(self, limit: int, hidden: int) -> None:
@@ -43,7 +43,7 @@ def rows(lengths: list[int]) -> pa.ListArray:
     return pa.array([[7 * i + j for j in range(length)] for i, length in enumerate(lengths)], pa.list_(pa.int32()))
 
 
-def test_out_of_memory_halves_until_it_fits_and_loses_no_row(spec):
+def test_out_of_memory_halves_the_budget_and_loses_no_row(spec):
     tight = Tight(limit=40, hidden=spec.hidden)
     ids = rows([30, 5, 12, 8, 20, 1, 3, 40, 17, 9])
     states = Encoder(spec, device="cpu", family=tight, budget=BudgetController([160])).encode_token_states(ids)
@@ -57,7 +57,7 @@ def test_out_of_memory_halves_until_it_fits_and_loses_no_row(spec):
     assert (encoder.stats.rows, encoder.stats.tokens) == (10, 145)
 
 
-def test_it_goes_down_to_one_row(spec):
+def test_the_budget_shrinks_to_one_row(spec):
     tight = Tight(limit=10, hidden=spec.hidden)
     encoder = Encoder(spec, device="cpu", family=tight, budget=BudgetController([1000]))
     assert encoder.encode_tokens(rows([10] * 5)).shape == (5, spec.dim)
@@ -70,7 +70,7 @@ def test_a_row_that_does_not_fit_alone_is_named(spec):
         encoder.encode_tokens(rows([10, 11]))
 
 
-def test_out_of_memory_while_pooling_is_caught_too(spec):
+def test_out_of_memory_while_pooling_is_handled(spec):
     encoder = Encoder(spec, device="cpu", family=Tight(10**9, spec.hidden), budget=BudgetController([100]))
 
     def reduce(hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
@@ -91,7 +91,7 @@ def test_results_do_not_depend_on_the_budget(spec):
     np.testing.assert_allclose(results[1], results[2], atol=1e-5, rtol=0)
 
 
-def test_slices_and_chunked_arrays_are_rows_like_any(spec):
+def test_slices_and_chunked_arrays_are_accepted(spec):
     encoder = load_encoder(spec)
     ids = encoder.tokenizer.tokenize(SENTENCES).ids
     whole = encoder.encode_tokens(ids)
@@ -99,7 +99,7 @@ def test_slices_and_chunked_arrays_are_rows_like_any(spec):
     np.testing.assert_allclose(encoder.encode_tokens(pa.chunked_array([ids[:3], ids[3:]])), whole, atol=1e-5, rtol=0)
 
 
-def test_nothing_in_nothing_out(spec):
+def test_no_rows_give_no_vectors(spec):
     encoder = load_encoder(spec)
     assert encoder.encode([]).shape == (0, spec.dim)
     assert encoder.encode_tokens(pa.array([], pa.list_(pa.int32()))).shape == (0, spec.dim)
@@ -111,7 +111,7 @@ def test_a_row_without_tokens_is_refused(spec, bad):
         load_encoder(spec).encode_tokens(pa.array(bad, pa.list_(pa.int32())))
 
 
-def test_arguments_that_cannot_be_meant_are_refused(spec):
+def test_invalid_arguments_are_refused(spec):
     encoder = load_encoder(spec)
     with pytest.raises(ConfigError, match="takes a list of texts"):
         encoder.encode("one text")
@@ -121,7 +121,7 @@ def test_arguments_that_cannot_be_meant_are_refused(spec):
         encoder.encode(["one text"], task="retrieval")
     with pytest.raises(ConfigError, match="device 'tpu:x'"):
         load_encoder(spec, device="tpu:x")
-    with pytest.raises(ConfigError, match=r"'cuda:99' is not there.*sees \d+ CUDA cards.*run.gpus_per_replica=0"):
+    with pytest.raises(ConfigError, match=r"'cuda:99' is not there.*sees \d+ CUDA GPUs.*run.gpus_per_replica=0"):
         load_encoder(spec, device="cuda:99")
     with pytest.raises(ConfigError, match="threads is 0"):
         load_encoder(spec, threads=0)

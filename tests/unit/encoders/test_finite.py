@@ -1,4 +1,4 @@
-"""A row whose vector is not finite, or has no direction, is refused by number; the others keep theirs, bit for bit."""
+"""Tests that a row whose vector is not finite or all zeros is refused by number, and the others' vectors are unchanged."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")
 
 
-class Spoilt:
-    """A real family whose states are spoilt for rows that have token `bad`: from place `at` on, with `value`."""
+class Corrupted:
+    """A real family that writes `value` into the states, from dimension `at` on, of rows that contain token `bad`."""
 
     def __init__(self, inner, bad: int, value: float, at: int = 0) -> None:
         self.inner, self.bad, self.value, self.at = inner, bad, value, at
@@ -59,15 +59,15 @@ def spec(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sound(spec):
+def intact(spec):
     return load_encoder(spec)
 
 
-def spoilt(sound, value: float, *, bad: int = 9, at: int = 0, **changes) -> Encoder:
+def corrupted(intact, value: float, *, bad: int = 9, at: int = 0, **changes) -> Encoder:
     return Encoder(
-        replace(sound.spec, **changes),
+        replace(intact.spec, **changes),
         device="cpu",
-        family=Spoilt(sound.family, bad, value, at),
+        family=Corrupted(intact.family, bad, value, at),
         budget=BudgetController([40]),
     )
 
@@ -82,9 +82,9 @@ IDS = rows([2, 5, 3], [2, 9, 3], [2, 6, 7, 8, 3], [2, 9, 9, 3], [2, 10, 3])
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e30])
 @pytest.mark.parametrize("dim", [32, 8])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_the_bad_rows_are_named_and_the_others_keep_their_vectors(sound, value, dim, pooling):
-    encoder = spoilt(sound, value, dim=dim, pooling=pooling)
-    fine = Encoder(encoder.spec, device="cpu", family=sound.family, budget=BudgetController([40]))
+def test_invalid_rows_are_named_and_the_others_keep_their_vectors(intact, value, dim, pooling):
+    encoder = corrupted(intact, value, dim=dim, pooling=pooling)
+    fine = Encoder(encoder.spec, device="cpu", family=intact.family, budget=BudgetController([40]))
     with pytest.raises(UnfitVectors, match=r"row 1 has no vector: its vector is not finite.*2 of 5") as refused:
         encoder.encode_tokens(IDS)
     assert set(refused.value.reasons) == {1, 3}
@@ -92,26 +92,26 @@ def test_the_bad_rows_are_named_and_the_others_keep_their_vectors(sound, value, 
     assert not np.isfinite(refused.value.vectors[[1, 3]]).any()
 
 
-def test_what_a_shorter_vector_cuts_off_counts_too(sound):
+def test_a_nonfinite_value_in_the_dropped_dims_is_refused(intact):
     with pytest.raises(UnfitVectors, match="not finite"):
-        spoilt(sound, NAN, at=31, dim=8).encode_tokens(IDS)
+        corrupted(intact, NAN, at=31, dim=8).encode_tokens(IDS)
 
 
-def test_zeros_have_no_direction(sound):
+def test_a_vector_of_zeros_is_refused(intact):
     with pytest.raises(UnfitVectors, match=r"row 1 has no vector: its vector is all zeros") as refused:
-        spoilt(sound, 0.0).encode_tokens(IDS)
+        corrupted(intact, 0.0).encode_tokens(IDS)
     again = pickle.loads(pickle.dumps(refused.value))
     assert (str(again), again.reasons) == (str(refused.value), refused.value.reasons)
     assert isinstance(again, DataError)
 
 
-def test_python_users_are_told_the_number_of_the_text(sound):
-    bad = sound.tokenizer.tokenize(["b"]).ids[0].as_py()[1]
-    encoder = spoilt(sound, NAN, bad=bad)
+def test_encode_names_the_index_of_the_text(intact):
+    bad = intact.tokenizer.tokenize(["b"]).ids[0].as_py()[1]
+    encoder = corrupted(intact, NAN, bad=bad)
     assert np.isfinite(encoder.encode(["a", "c"])).all()
     with pytest.raises(UnfitVectors, match="row 2 has no vector"):
         encoder.encode(["a", "c", "b"])
-    # Late, all chunks of a window are of one pass through the model.
+    # In late mode the NaN reaches all chunks of its window, so the first is named.
     modes: tuple[tuple[Literal["late", "split"], int], ...] = (("late", 0), ("split", 1))
     for mode, chunk in modes:
         with pytest.raises(UnfitVectors, match=rf"chunk {chunk} of text 1 has no vector: its vector is not finite"):
@@ -119,10 +119,10 @@ def test_python_users_are_told_the_number_of_the_text(sound):
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_the_encode_stage_sets_whole_texts_aside(sound, chunked):
-    bad = sound.tokenizer.tokenize(["b"]).ids[0].as_py()[1]
+def test_the_encode_stage_quarantines_whole_texts(intact, chunked):
+    bad = intact.tokenizer.tokenize(["b"]).ids[0].as_py()[1]
     texts = ["a", "c c c c c c b", "b", "d e", "a"]
-    stage, table = stage_and_rows(spoilt(sound, NAN, bad=bad), texts, chunked=chunked)
+    stage, table = stage_and_rows(corrupted(intact, NAN, bad=bad), texts, chunked=chunked)
     done = unpack(stage(pack(UnitBatch(0, table=table, counts={"documents": len(texts)}))))
     assert done.table is not None
     assert [(row.position, row.reason) for row in done.bad] == [(1, "encode_failed"), (2, "encode_failed")]
@@ -157,16 +157,19 @@ def stage_and_rows(encoder: Encoder, texts: list[str], *, chunked: bool) -> tupl
     writer = WriterSpec("t", "l", "r", table_schema(pa.schema([]), chunked=chunked), (), "float32", "{}")
     spec = StageSpec(SourceSpec("jsonl", "s"), encoder.spec, writer, chunking)
     stage = EncodeStage(spec, NoAttemptLog(), 1, "cpu")
-    stage.__dict__["encoder"] = encoder  # where the property keeps it
+    stage.__dict__["encoder"] = encoder  # the value that the cached property stores
     return stage, table
 
 
-def test_a_token_beyond_the_word_table_is_an_error_and_no_crash(sound):
-    for bad in (sound.spec.vocab_size, 2**31 - 1, -1):
+def test_a_token_outside_the_word_table_raises(intact):
+    for bad in (intact.spec.vocab_size, 2**31 - 1, -1):
         with pytest.raises(DataError, match=rf"row 1 has the token {bad}, and the model's word table has \d+ rows"):
-            sound.encode_tokens(rows([2, 3], [2, bad, 3]))
-    assert sound.encode_tokens(rows([2, sound.spec.vocab_size - 1, 3])).shape == (1, 32)
-    assert sound.encode_tokens(rows([2, sound.spec.vocab_size, 3], [2, 5, 3]).slice(1)).shape == (1, 32)
+            intact.encode_tokens(rows([2, 3], [2, bad, 3]))
+    assert intact.encode_tokens(rows([2, intact.spec.vocab_size - 1, 3])).shape == (1, 32)
+    assert intact.encode_tokens(rows([2, intact.spec.vocab_size, 3], [2, 5, 3]).slice(1)).shape == (
+        1,
+        32,
+    )
 
 
 # Stored vectors
@@ -175,7 +178,7 @@ def test_a_token_beyond_the_word_table_is_an_error_and_no_crash(sound):
 @settings(max_examples=50)
 @given(data=st.data(), dim=st.integers(1, 6), n=st.integers(0, 6))
 def test_only_unit_vectors_of_the_right_width_are_reused(data, dim, n):
-    """Whatever another tool left in a column of vectors."""
+    """A column of vectors may contain anything that another tool wrote."""
     kinds = st.sampled_from(
         ["fit", "nan", "inf", "zeros", "short", "long", "empty", "null", "null inside", "made up", "huge"]
     )
@@ -223,7 +226,7 @@ def spoil(folder, name: str, value: float, dtype: torch.dtype | None = None) -> 
 
 @pytest.mark.parametrize("family", WRITERS)
 @pytest.mark.parametrize(("value", "dtype"), [(NAN, torch.float32), (INF, torch.float16), (-INF, torch.bfloat16)])
-def test_every_tensor_that_is_used_is_checked_when_it_is_loaded(tmp_path, family, value, dtype):
+def test_every_used_tensor_is_checked_at_load(tmp_path, family, value, dtype):
     write, settings_ = cast("tuple[Any, dict[str, Any]]", WRITERS[family])
     write(tmp_path / "model")
     spec = describe(str(tmp_path / "model"), dtype="float32", **settings_)
@@ -241,7 +244,7 @@ def test_every_tensor_that_is_used_is_checked_when_it_is_loaded(tmp_path, family
             load_encoder(replace(spec, weights_sha256=""))
 
 
-def test_weights_that_only_the_narrow_type_cannot_hold_are_refused_there(tmp_path):
+def test_weights_that_overflow_the_compute_type_are_refused(tmp_path):
     folder = write_bert(tmp_path / "model")
     name = "encoder.layer.0.output.dense.weight"
     spoil(folder, name, 3.4e38)

@@ -1,4 +1,4 @@
-"""A checkpoint made by somebody who means harm, or cut short on its way: a ModelError, and nothing else."""
+"""Tests that a malicious or truncated checkpoint raises ModelError and nothing else."""
 
 from __future__ import annotations
 
@@ -43,22 +43,26 @@ def folder(whole, tmp_path):
     return tmp_path / "model"
 
 
-def used(folder, task=None) -> bool:
-    """Describe it, and use it as a run does; whether that went well. Raises what is not an error of ours."""
+def try_checkpoint(folder, task=None) -> bool:
+    """Describes and uses a checkpoint as a run does.
+
+    Returns:
+        True if that succeeded, False if it raised an error of ours. Other errors are raised.
+    """
     try:
         spec = describe(str(folder), dtype="float32", task=task)
         Tokenizer(spec).tokenize(["a text"])
         load_encoder(spec).encode(["a text"])
     except VectideError as error:
-        told = str(error)
+        message = str(error)
     else:
         return True
-    assert len(told) < 2_000
+    assert len(message) < 2_000
     return False
 
 
-def test_the_whole_one_is_fine(folder):
-    assert used(folder)
+def test_the_unchanged_checkpoint_is_accepted(folder):
+    assert try_checkpoint(folder)
 
 
 NAMES = ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
@@ -69,49 +73,49 @@ NAMES = ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json
 @example(document={"version": "1.0", "model": {"type": "WordPiece", "vocab": {"a": -1}}})
 @example(document={"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}})
 @pytest.mark.parametrize("name", [*NAMES, "model.safetensors.index.json", "config_sentence_transformers.json"])
-def test_another_document_in_the_place_of_one(whole, tmp_path_factory, name, document):
+def test_a_replaced_json_file(whole, tmp_path_factory, name, document):
     folder = tmp_path_factory.mktemp("other") / "model"
     shutil.copytree(whole, folder)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(json.dumps(document))
-    used(folder)
+    try_checkpoint(folder)
 
 
 @settings(max_examples=40)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_a_part_of_a_document_is_another(whole, tmp_path_factory, name, data):
+def test_a_replaced_value_in_a_json_file(whole, tmp_path_factory, name, data):
     folder = tmp_path_factory.mktemp("part") / "model"
     shutil.copytree(whole, folder)
     document = json.loads((folder / name).read_text())
-    here, key = document, data.draw(st.sampled_from(sorted(document)))
-    while isinstance(here[key], dict) and here[key] and len(here[key]) < 20 and data.draw(st.booleans()):
-        here, key = here[key], data.draw(st.sampled_from(sorted(here[key])))
-    here[key] = data.draw(JSON)
+    parent, key = document, data.draw(st.sampled_from(sorted(document)))
+    while isinstance(parent[key], dict) and parent[key] and len(parent[key]) < 20 and data.draw(st.booleans()):
+        parent, key = parent[key], data.draw(st.sampled_from(sorted(parent[key])))
+    parent[key] = data.draw(JSON)
     (folder / name).write_text(json.dumps(document))
-    used(folder)
+    try_checkpoint(folder)
 
 
 @settings(max_examples=60)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["config.json", "adapters/adapter_config.json"])
-def test_a_part_of_a_config_with_parts_and_adapters_is_another(v4, tmp_path_factory, name, data):
+def test_a_replaced_value_in_a_v4_config(v4, tmp_path_factory, name, data):
     folder = tmp_path_factory.mktemp("part") / "model"
     shutil.copytree(v4, folder)
     document = json.loads((folder / name).read_text())
-    here = document
-    if "text_config" in here and data.draw(st.booleans()):
-        here = here["text_config"]
-    here[data.draw(st.sampled_from(sorted(here)))] = data.draw(JSON)
+    parent = document
+    if "text_config" in parent and data.draw(st.booleans()):
+        parent = parent["text_config"]
+    parent[data.draw(st.sampled_from(sorted(parent)))] = data.draw(JSON)
     (folder / name).write_text(json.dumps(document))
-    used(folder, "retrieval.passage")
+    try_checkpoint(folder, "retrieval.passage")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "modules.json"])
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 5_000, b"nul"])
-def test_bytes_that_are_no_document(folder, name, data):
+def test_bytes_that_are_not_json(folder, name, data):
     (folder / name).write_bytes(data)
-    assert not used(folder)
+    assert not try_checkpoint(folder)
 
 
 def weights(header: object, body: bytes = b"", *, size: int | None = None) -> bytes:
@@ -139,7 +143,7 @@ def weights(header: object, body: bytes = b"", *, size: int | None = None) -> by
         pickle.dumps({"a": 1}),
     ],
 )
-def test_weights_that_are_none(folder, data):
+def test_bytes_that_are_not_weights(folder, data):
     (folder / "model.safetensors").write_bytes(data)
     with pytest.raises(ModelError):
         describe(str(folder))
@@ -147,8 +151,8 @@ def test_weights_that_are_none(folder, data):
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_a_header_that_lies(whole, tmp_path_factory, data):
-    """Offsets beside the file, in each other, or in no order; other types and shapes than the model's."""
+def test_a_wrong_safetensors_header(whole, tmp_path_factory, data):
+    """Offsets outside the file, overlapping or unordered; types and shapes that differ from the model's."""
     folder = tmp_path_factory.mktemp("lies") / "model"
     shutil.copytree(whole, folder)
     raw = (folder / "model.safetensors").read_bytes()
@@ -168,7 +172,7 @@ def test_a_header_that_lies(whole, tmp_path_factory, data):
     )
     header[name] = {**(header[name] if isinstance(header[name], dict) else {}), **change}
     (folder / "model.safetensors").write_bytes(weights(header, raw[8 + size :]))
-    used(folder)
+    try_checkpoint(folder)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -1,4 +1,4 @@
-"""The loops in C against torch in float64, for every instruction set that this processor has."""
+"""The C kernels against torch in float64, for every instruction set of this processor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from actors.encoders.packed import pack
 from actors.kernels.parallel import parallel_for
 
 KERNELS = kernels.available()
-# Rows that end before, at and after a tile of 6, a block of 12, a register of 8 or 16, a pair of them, a block of 512 keys.
+# Rows that end before, at and after a tile of 6, a block of 12, a register of 8 or 16, and a pair of registers.
 LENGTHS = [1, 2, 5, 6, 7, 11, 12, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 250]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.02}
 
@@ -30,13 +30,13 @@ def types(kernel: kernels.Kernels) -> list[torch.dtype]:
     return [dtype for dtype in TOLERANCE if kernel.takes(dtype)]
 
 
-def exact(query, key, value, lengths, *, scale, bias=None):
+def exact_attention(query, key, value, lengths, *, scale, bias=None):
     out = []
     for q, k, v in zip(*(torch.split(x.double(), lengths) for x in (query, key, value)), strict=True):
         scores = torch.einsum("ihd,jhd->hij", q, k) * scale
         if bias is not None:
-            place = torch.arange(len(q))
-            scores += bias.double()[:, place[None] - place[:, None] + len(q) - 1]
+            position = torch.arange(len(q))
+            scores += bias.double()[:, position[None] - position[:, None] + len(q) - 1]
         out.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).flatten(1))
     return torch.cat(out)
 
@@ -51,9 +51,9 @@ def attended(kernel, query, key, value, lengths, **settings) -> torch.Tensor:
     return out
 
 
-def test_they_are_built_where_there_is_a_compiler():
-    by_hand = platform.machine() == "x86_64" and torch.cpu._is_avx2_supported() and shutil.which("cc") is not None
-    assert bool(KERNELS) >= by_hand
+def test_kernels_are_built_if_there_is_a_compiler():
+    buildable = platform.machine() == "x86_64" and torch.cpu._is_avx2_supported() and shutil.which("cc") is not None
+    assert bool(KERNELS) >= buildable
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -62,74 +62,74 @@ def test_attention_of_rows_of_any_length_in_heads_of_any_width(kernel, heads, wi
     torch.manual_seed(0)
     for dtype in types(kernel):
         query, key, value = states(sum(LENGTHS), heads, width, dtype)
-        found = attended(kernel, query, key, value, LENGTHS, scale=width**-0.5)
-        assert found.dtype == dtype
-        wanted = exact(query, key, value, LENGTHS, scale=width**-0.5)
-        torch.testing.assert_close(found.double(), wanted, atol=TOLERANCE[dtype], rtol=0)
+        result = attended(kernel, query, key, value, LENGTHS, scale=width**-0.5)
+        assert result.dtype == dtype
+        expected = exact_attention(query, key, value, LENGTHS, scale=width**-0.5)
+        torch.testing.assert_close(result.double(), expected, atol=TOLERANCE[dtype], rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("length", [1, 7, 16, 100, 511, 512, 513, 1030])
 def test_attention_with_a_bias_and_more_keys_than_a_block(kernel, length):
     torch.manual_seed(0)
-    wider = torch.randn(2, 2 * length + 9) * 3  # a view of a larger one, as T5's is
+    wider = torch.randn(2, 2 * length + 9) * 3  # the bias is a view of a larger tensor, as that of T5
     bias = wider[:, 5 : 5 + 2 * length - 1]
     for dtype in types(kernel):
         query, key, value = states(2 * length, 2, 32, dtype)
-        found = attended(kernel, query, key, value, [length, length], scale=0.2, bias=bias)
-        wanted = exact(query, key, value, [length, length], scale=0.2, bias=bias)
-        torch.testing.assert_close(found.double(), wanted, atol=2 * TOLERANCE[dtype], rtol=0)
+        result = attended(kernel, query, key, value, [length, length], scale=0.2, bias=bias)
+        expected = exact_attention(query, key, value, [length, length], scale=0.2, bias=bias)
+        torch.testing.assert_close(result.double(), expected, atol=2 * TOLERANCE[dtype], rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_attention_of_scores_that_are_far_apart(kernel):
-    """The largest comes last, so that all sums before it fade to nothing, and none overflows."""
+def test_attention_is_stable_for_scores_of_very_different_size(kernel):
+    """The largest score is the last, so all sums before it become negligible, and none may overflow."""
     query = torch.ones(600, 1, 16)
     key = torch.linspace(-400, 400, 600)[:, None, None].expand(600, 1, 16).contiguous()
     value = torch.arange(600.0)[:, None, None].expand(600, 1, 16).contiguous()
-    found = attended(kernel, query, key, value, [600], scale=1.0)
-    torch.testing.assert_close(found, torch.full((600, 16), 599.0), atol=1e-3, rtol=0)
+    result = attended(kernel, query, key, value, [600], scale=1.0)
+    torch.testing.assert_close(result, torch.full((600, 16), 599.0), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_a_value_that_is_not_a_number_stays_in_its_row(kernel):
+def test_a_nan_affects_only_its_row_and_head(kernel):
     query, key, value = states(40, 2, 32, torch.float32)
     key[3, 1, 7] = float("nan")
-    found = attended(kernel, query, key, value, [20, 20], scale=1.0)
-    assert found[:20, 32:].isnan().all()
-    assert found[20:].isfinite().all()
-    assert found[:, :32].isfinite().all()
+    result = attended(kernel, query, key, value, [20, 20], scale=1.0)
+    assert result[:20, 32:].isnan().all()
+    assert result[20:].isfinite().all()
+    assert result[:, :32].isfinite().all()
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_states_of_different_strides_and_heads_that_are_apart(kernel):
+def test_attention_accepts_any_strides_of_tokens_and_heads(kernel):
     fused = torch.randn(30, 3, 4, 16)
     query, key, value = fused[:, 0].contiguous(), fused[:, 1], torch.randn(30, 16, 4).transpose(1, 2)
-    found = attended(kernel, query, key, value, [30], scale=0.5)
-    torch.testing.assert_close(found, exact(query, key, value, [30], scale=0.5).float(), atol=1e-5, rtol=0)
+    result = attended(kernel, query, key, value, [30], scale=0.5)
+    torch.testing.assert_close(result, exact_attention(query, key, value, [30], scale=0.5).float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_float32_may_be_multiplied_as_bfloat16_only_where_that_was_said(kernel):
+def test_float32_is_multiplied_as_bfloat16_only_if_approximate_is_set(kernel):
     query, key, value = states(50, 2, 32, torch.float32)
-    wanted = exact(query, key, value, [50], scale=0.2).float()
-    found = attended(kernel, query, key, value, [50], scale=0.2, approximate=True)
-    error = (found - wanted).abs().max()
+    expected = exact_attention(query, key, value, [50], scale=0.2).float()
+    result = attended(kernel, query, key, value, [50], scale=0.2, approximate=True)
+    error = (result - expected).abs().max()
     assert error < 0.1
     assert (error > 1e-5) == (kernel.name == "avx512_bf16")
 
 
-def test_all_ways_on_a_cpu_are_one():
+def test_all_attention_paths_on_a_cpu_agree():
     torch.manual_seed(0)
     lengths = np.array([9, 9, 4])
     batch = pack(np.arange(22), lengths, device=torch.device("cpu"))
     query, key, value = states(22, 4, 8, torch.float32)
     for bias in (None, lambda length: torch.sin(torch.arange(8.0 * length - 4).view(4, -1))):
-        wanted = attend_runs(query, key, value, batch, bias=bias)
-        torch.testing.assert_close(attend(query, key, value, batch, bias=bias), wanted, atol=1e-5, rtol=0)
+        expected = attend_runs(query, key, value, batch, bias=bias)
+        torch.testing.assert_close(attend(query, key, value, batch, bias=bias), expected, atol=1e-5, rtol=0)
         for kernel in KERNELS:
-            found = attend_by_kernel(kernel, query, key, value, batch, bias=bias)
-            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+            result = attend_by_kernel(kernel, query, key, value, batch, bias=bias)
+            torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -139,43 +139,43 @@ def test_layer_norm(kernel, hidden):
     weight, bias = torch.randn(2, hidden).unbind(0)
     for dtype in types(kernel):
         x = (torch.randn(5, hidden) * 3 + 10).to(dtype)
-        found = kernel.norm(x, weight, bias, 1e-6)
-        wanted = torch.nn.functional.layer_norm(x.double(), (hidden,), weight.double(), bias.double(), 1e-6)
-        assert found.dtype == dtype
+        result = kernel.norm(x, weight, bias, 1e-6)
+        expected = torch.nn.functional.layer_norm(x.double(), (hidden,), weight.double(), bias.double(), 1e-6)
+        assert result.dtype == dtype
         torch.testing.assert_close(
-            found.double(), wanted, atol=TOLERANCE[dtype], rtol=1e-2 if dtype != torch.float32 else 1e-5
+            result.double(), expected, atol=TOLERANCE[dtype], rtol=1e-2 if dtype != torch.float32 else 1e-5
         )
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("width", [2, 10, 64, 128])
-def test_heads_are_turned_and_nothing_beside_them(kernel, width):
+def test_rotary_changes_only_the_given_heads(kernel, width):
     torch.manual_seed(0)
     cos, sin = torch.rand(2, 7, width // 2).unbind(0)
     for dtype in types(kernel):
         x = torch.randn(7, 5, width).to(dtype)
         first, second = x[:, :3].double().chunk(2, dim=2)
         c, s = cos.double()[:, None], sin.double()[:, None]
-        wanted = torch.cat([first * c - second * s, second * c + first * s], dim=2)
+        expected = torch.cat([first * c - second * s, second * c + first * s], dim=2)
         values = x[:, 3:].clone()
         kernel.apply_rotary_(x[:, :3], cos, sin)
         torch.testing.assert_close(
-            x[:, :3].double(), wanted, atol=1e-6, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6
+            x[:, :3].double(), expected, atol=1e-6, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6
         )
         assert torch.equal(x[:, 3:], values)
 
 
-def test_heads_are_turned_by_torch_where_there_are_no_loops(monkeypatch):
+def test_rotary_without_kernels_gives_the_same_result(monkeypatch):
     angles = (torch.rand(4, 6), torch.rand(4, 6))
     x = torch.randn(4, 3, 12)
-    there = rope.apply_rotary_(x.clone(), angles)
+    with_kernels = rope.apply_rotary_(x.clone(), angles)
     monkeypatch.setattr(kernels, "kernels_for", lambda dtype, device: None)
-    torch.testing.assert_close(rope.apply_rotary_(x.clone(), angles), there)
+    torch.testing.assert_close(rope.apply_rotary_(x.clone(), angles), with_kernels)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("hidden", [7, 40, 384])
-def test_layer_norm_of_a_row_is_the_same_in_any_company(kernel, hidden):
+def test_layer_norm_of_a_row_does_not_depend_on_other_rows(kernel, hidden):
     torch.manual_seed(0)
     weight, bias = torch.randn(2, hidden).unbind(0)
     for dtype in types(kernel):
@@ -185,23 +185,23 @@ def test_layer_norm_of_a_row_is_the_same_in_any_company(kernel, hidden):
         assert torch.equal(together, torch.cat(alone))
 
 
-def test_layer_norm_of_a_model_takes_what_this_processor_has():
+def test_layer_norm_module_accepts_float64_and_returns_float32():
     norm = LayerNorm(torch.ones(8), torch.zeros(8), 0.0, compute=find_compute("float32", "cpu"))
-    found = norm(torch.arange(16.0).view(2, 8).double())
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.std(1, correction=0), torch.ones(2))
+    result = norm(torch.arange(16.0).view(2, 8).double())
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.std(1, correction=0), torch.ones(2))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from([1e-20, 1.0, 1e20]))
-def test_states_become_the_bytes_that_torch_makes_of_them(kernel, seed, width, size):
+def test_round_states_matches_torch(kernel, seed, width, size):
     x = torch.randn(4, width, generator=torch.Generator().manual_seed(seed)) * size
-    found, scale, offset = kernel.round_states(x)
-    wanted, wanted_scale, wanted_offset = round_states(x)
-    # One of several roundings on the way may fall to the other side.
-    assert (found.int() - wanted.int()).abs().max() <= 1
-    torch.testing.assert_close(scale, wanted_scale.squeeze(1))
-    torch.testing.assert_close(offset, wanted_offset.squeeze(1))
+    result, scale, offset = kernel.round_states(x)
+    expected, expected_scale, expected_offset = round_states(x)
+    # An intermediate rounding may go the other way.
+    assert (result.int() - expected.int()).abs().max() <= 1
+    torch.testing.assert_close(scale, expected_scale.squeeze(1))
+    torch.testing.assert_close(offset, expected_offset.squeeze(1))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -209,15 +209,15 @@ def test_states_become_the_bytes_that_torch_makes_of_them(kernel, seed, width, s
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_what_stands_behind_a_product(kernel, width, gelu, with_bias, with_residual):
+def test_finish_matches_torch(kernel, width, gelu, with_bias, with_residual):
     torch.manual_seed(0)
     y, residual = torch.randn(2, 6, width).unbind(0)
     scale, offset = torch.randn(2, 6).unbind(0)
     sums, bias = torch.randn(2, width).unbind(0)
-    wanted = y.double() * scale[:, None] + offset[:, None] * sums
-    wanted += bias if with_bias else 0
-    wanted += residual if with_residual else 0
-    found = kernel.finish(
+    expected = y.double() * scale[:, None] + offset[:, None] * sums
+    expected += bias if with_bias else 0
+    expected += residual if with_residual else 0
+    result = kernel.finish(
         y.clone(),
         scale,
         offset,
@@ -226,77 +226,79 @@ def test_what_stands_behind_a_product(kernel, width, gelu, with_bias, with_resid
         residual=residual if with_residual else None,
         gelu=gelu,
     )
-    wanted = torch.nn.functional.gelu(wanted) if gelu else wanted
-    torch.testing.assert_close(found.double(), wanted, atol=1e-4 if gelu else 1e-5, rtol=1e-5)
+    expected = torch.nn.functional.gelu(expected) if gelu else expected
+    torch.testing.assert_close(result.double(), expected, atol=1e-4 if gelu else 1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_gelu_far_out_is_the_value_or_nothing(kernel):
+def test_gelu_of_large_values_is_identity_or_zero(kernel):
     x = torch.tensor([[-30.0, -8.0, -4.25, 0.0, 4.25, 8.0, 30.0, float("nan")]])
-    one, nothing = torch.ones(1), torch.zeros(8)
-    found = kernel.finish(x.clone(), one, one, nothing, bias=None, residual=None, gelu=True)[0]
-    torch.testing.assert_close(found[:7], torch.nn.functional.gelu(x[0, :7]), atol=5e-4, rtol=0)
-    assert found[7].isnan()
+    one, zeros = torch.ones(1), torch.zeros(8)
+    result = kernel.finish(x.clone(), one, one, zeros, bias=None, residual=None, gelu=True)[0]
+    torch.testing.assert_close(result[:7], torch.nn.functional.gelu(x[0, :7]), atol=5e-4, rtol=0)
+    assert result[7].isnan()
 
 
-def test_products_of_integers_with_and_without_kernels_are_one():
+def test_int8_products_with_and_without_kernels_agree():
     torch.manual_seed(0)
     x, residual = torch.randn(20, 64) * 2, torch.randn(20, 48)
     product = IntegerProduct(torch.randn(48, 64), torch.randn(48))
     for gelu in (False, True):
         torch.testing.assert_close(
-            product(x, residual, gelu=gelu), product.plainly(x, residual, gelu=gelu), atol=0.1, rtol=0
+            product(x, residual, gelu=gelu), product.unfused(x, residual, gelu=gelu), atol=0.1, rtol=0
         )
-    torch.testing.assert_close(product(x.T.contiguous().T), product.plainly(x), atol=0.1, rtol=0)
+    torch.testing.assert_close(product(x.T.contiguous().T), product.unfused(x), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [1, 2, 7, 12])
-def test_pieces_are_everything_once_on_any_number_of_threads(threads, count):
-    ours = torch.get_num_threads()
+def test_parallel_for_covers_the_range_once_on_any_number_of_threads(threads, count):
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     done: list[int] = []
     try:
         parallel_for(lambda first, last: done.extend(range(first, last)), count)
     finally:
-        torch.set_num_threads(ours)
+        torch.set_num_threads(threads_before)
     assert sorted(done) == list(range(count))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_attention_on_several_threads_is_attention(kernel):
-    ours = torch.get_num_threads()
+def test_attention_on_several_threads_equals_that_on_one(kernel):
+    threads_before = torch.get_num_threads()
     query, key, value = states(64, 5, 16, torch.float32)
-    alone = attended(kernel, query, key, value, [40, 24], scale=1.0)
+    single_threaded = attended(kernel, query, key, value, [40, 24], scale=1.0)
     torch.set_num_threads(3)
     try:
-        found = attended(kernel, query, key, value, [40, 24], scale=1.0)
+        result = attended(kernel, query, key, value, [40, 24], scale=1.0)
     finally:
-        torch.set_num_threads(ours)
-    assert torch.equal(found, alone)
+        torch.set_num_threads(threads_before)
+    assert torch.equal(result, single_threaded)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_layer_norm_of_a_sum_is_not_rounded_between(kernel):
+def test_layer_norm_does_not_round_the_sum_with_the_residual(kernel):
     torch.manual_seed(0)
     weight, bias = torch.ones(40), torch.zeros(40)
     for dtype in types(kernel):
         x, residual = (torch.randn(2, 9, 40) * 5).to(dtype).unbind(0)
-        found = kernel.norm(x, weight, bias, 1e-6, residual)
-        wanted = torch.nn.functional.layer_norm(x.double() + residual.double(), (40,), eps=1e-6)
-        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5)
+        result = kernel.norm(x, weight, bias, 1e-6, residual)
+        expected = torch.nn.functional.layer_norm(x.double() + residual.double(), (40,), eps=1e-6)
+        torch.testing.assert_close(
+            result.double(), expected, atol=1e-5, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gelu_is_the_exact_one_as_far_as_the_type_tells(dtype):
+def test_gelu_is_exact_within_the_precision_of_the_type(dtype):
     x = torch.linspace(-9, 9, 1001).to(dtype)
-    wanted = torch.nn.functional.gelu(x.double())
-    found = gelu_(x.clone())
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), wanted, atol=1.2e-4, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6)
+    expected = torch.nn.functional.gelu(x.double())
+    result = gelu_(x.clone())
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.double(), expected, atol=1.2e-4, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6)
 
 
-def test_a_norm_behind_a_product_is_the_norm_of_the_sum():
+def test_layer_norm_after_a_product_is_the_norm_of_the_sum():
     torch.manual_seed(0)
     weight, bias = torch.randn(24, 16), torch.randn(24)
     x, residual = torch.randn(7, 16), torch.randn(7, 24)
@@ -304,5 +306,5 @@ def test_a_norm_behind_a_product_is_the_norm_of_the_sum():
     for precision, atol in (("float32", 1e-5), ("int8", 0.1)):
         compute = find_compute(precision, "cpu")
         norm = LayerNorm(torch.ones(24), torch.zeros(24), 1e-6, compute=compute)
-        found = norm.after(Linear(weight, bias, compute=compute), x, residual)
-        torch.testing.assert_close(found, exact, atol=atol, rtol=0)
+        result = norm.after(Linear(weight, bias, compute=compute), x, residual)
+        torch.testing.assert_close(result, exact, atol=atol, rtol=0)

@@ -1,4 +1,4 @@
-"""Checkpoints as the world writes them: each is right, or refused by the name of what is wrong."""
+"""Tests of unusual checkpoints: each gives the correct vectors or is refused with a message that names the fault."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_second_file_of_weights_changes_nothing(folder, other, right, name):
     assert describe(str(folder)).lineage() == before
 
 
-def test_one_file_of_another_name_is_taken_and_several_are_refused_by_name(folder, other, right):
+def test_one_file_of_another_name_is_read_and_several_are_refused(folder, other, right):
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
     is_right(folder, right)
     shutil.copy(other, folder / "more.safetensors")
@@ -79,7 +79,7 @@ def test_one_file_of_another_name_is_taken_and_several_are_refused_by_name(folde
         describe(str(folder))
 
 
-def test_a_link_to_nothing_does_not_make_way_for_another_file(folder, other):
+def test_a_broken_link_is_refused(folder, other):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("gone")
     shutil.copy(other, folder / "model_old.safetensors")
@@ -87,7 +87,7 @@ def test_a_link_to_nothing_does_not_make_way_for_another_file(folder, other):
         describe(str(folder))
 
 
-def test_the_index_comes_first_and_must_be_true(folder, other, right):
+def test_the_index_takes_precedence_and_must_match_the_files(folder, other, right):
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     places = {name: f"part{i % 2}.safetensors" for i, name in enumerate(names)}
@@ -124,7 +124,7 @@ def test_the_index_comes_first_and_must_be_true(folder, other, right):
         ("onnx/model.onnx", r"only onnx/model\.onnx"),
     ],
 )
-def test_files_of_other_formats_are_named_with_the_way_out(folder, file, message):
+def test_files_of_other_formats_are_named_with_a_fix(folder, file, message):
     (folder / "model.safetensors").unlink()
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_bytes(b"x")
@@ -135,7 +135,7 @@ def test_files_of_other_formats_are_named_with_the_way_out(folder, file, message
 @pytest.mark.parametrize(
     ("data", "message"), [(b"", "it has 0 bytes"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")]
 )
-def test_what_lies_in_the_place_of_weights_is_named(folder, data, message):
+def test_invalid_content_of_a_weights_file_is_named(folder, data, message):
     (folder / "model.safetensors").write_bytes(data)
     with pytest.raises(ModelError, match=message):
         describe(str(folder))
@@ -152,7 +152,7 @@ def test_a_folder_that_is_an_adapter_is_refused(folder):
 
 @pytest.mark.parametrize("prefix", ["", "bert.", "roberta.", "model.", "module.", "0.auto_model.", "model.bert."])
 @pytest.mark.parametrize("norms", [str, old_norms])
-def test_old_names_and_prefixes_are_the_same_model(folder, right, prefix, norms):
+def test_old_names_and_prefixes_give_the_same_model(folder, right, prefix, norms):
     rename(folder, lambda tensors: {prefix + norms(name): tensor for name, tensor in tensors.items()})
     is_right(folder, right)
 
@@ -164,7 +164,7 @@ def test_a_tensor_under_two_names_is_refused(folder):
         describe(str(folder))
 
 
-def test_integers_are_no_weights(folder):
+def test_integer_weights_are_refused(folder):
     name = "encoder.layer.0.output.dense.weight"
     rename(folder, lambda tensors: {**tensors, name: tensors[name].to(torch.int8)})
     with pytest.raises(ModelError, match=rf"{name} \(I8\)"):
@@ -175,7 +175,7 @@ def test_integers_are_no_weights(folder):
 
 
 @pytest.mark.parametrize("value", [-1, 0, 2, "512", 62.5, True, [5]])
-def test_a_length_that_is_none_is_named_unless_the_user_gives_one(folder, value):
+def test_an_invalid_length_is_refused_unless_the_user_gives_one(folder, value):
     edit(folder / "sentence_bert_config.json", max_seq_length=value)
     with pytest.raises(ModelError, match="has max_seq_length .*must be a whole number of 3 or more"):
         describe(str(folder))
@@ -185,7 +185,7 @@ def test_a_length_that_is_none_is_named_unless_the_user_gives_one(folder, value)
 @pytest.mark.parametrize(
     ("value", "tokenizer", "taken"), [(None, 20, 20), (None, 10**30, 64), (2**70, 20, 64), (30, 20, 30)]
 )
-def test_a_length_that_is_left_open_is_the_tokenizers_or_the_models(folder, value, tokenizer, taken):
+def test_a_missing_length_is_the_tokenizers_or_the_models(folder, value, tokenizer, taken):
     edit(folder / "sentence_bert_config.json", max_seq_length=value)
     edit(folder / "tokenizer_config.json", model_max_length=tokenizer)
     assert describe(str(folder)).max_tokens == taken
@@ -205,13 +205,13 @@ def test_older_names_of_the_sentence_config_are_read(folder):
         ({"prompts": ["a"]}, "texts by their names are needed"),
     ],
 )
-def test_a_prompt_that_is_not_there_is_named(folder, settings, message):
+def test_a_missing_default_prompt_is_named(folder, settings, message):
     edit(folder / "config_sentence_transformers.json", **settings)
     with pytest.raises(ModelError, match=message):
         describe(str(folder))
 
 
-def test_default_prompts_that_sentence_transformers_knows_by_itself_are_taken(folder, right):
+def test_default_prompts_built_into_sentence_transformers_are_accepted(folder, right):
     edit(folder / "config_sentence_transformers.json", default_prompt_name="query")
     is_right(folder, right)
 
@@ -230,7 +230,7 @@ def test_default_prompts_that_sentence_transformers_knows_by_itself_are_taken(fo
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps nan"),
     ],
 )
-def test_a_config_of_another_model_is_refused_before_anything_is_loaded(folder, settings, message):
+def test_an_unsupported_config_is_refused_before_loading(folder, settings, message):
     edit(folder / "config.json", **settings)
     with pytest.raises(ModelError, match=message):
         describe(str(folder))
@@ -244,7 +244,7 @@ def modules(folder, *kinds: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     "kind", ["StaticEmbedding", "CLIPModel", "Asym", "Router", "WordEmbeddings", "BoW", "MLMTransformer"]
 )
-def test_another_kind_of_first_module_is_named(folder, kind):
+def test_an_unsupported_first_module_is_named(folder, kind):
     (folder / "config.json").unlink()
     modules(folder, ("", kind))
     with pytest.raises(ModelError, match=rf"module of type 'sentence_transformers\.models\.{kind}' at place 0"):
@@ -252,7 +252,7 @@ def test_another_kind_of_first_module_is_named(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["Dense", "CNN", "LSTM", "SpladePooling", "LayerNorm", "Pooling", "Transformer"])
-def test_a_further_module_that_changes_vectors_is_named(folder, kind):
+def test_an_additional_module_that_changes_vectors_is_named(folder, kind):
     modules(folder, ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_more", kind))
     with pytest.raises(ModelError, match=rf"models\.{kind}' at place 2"):
         describe(str(folder))
@@ -278,21 +278,39 @@ def test_a_module_whose_folder_is_missing_is_named(folder):
         {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
         {"pooling_mode_weightedmean_tokens": True},
         {"pooling_mode": ["mean", "cls"]},
+        {"pooling_mode": 3},
+        {"pooling_mode": [["mean"]]},
+        {"pooling_mode_mean_tokens": False},
     ],
 )
-def test_poolings_that_are_not_known_are_named(folder, pooling):
+def test_unsupported_poolings_are_named(folder, pooling):
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     with pytest.raises(ModelError, match="asks for pooling .*supported is one of mean, cls, lasttoken"):
         describe(str(folder))
 
 
+@pytest.mark.parametrize("modules", [3, "x", [3], {"0": {"type": "x"}}])
+def test_modules_that_are_no_list_of_modules_are_refused(folder, modules):
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelError, match=r"modules\.json is not a list of modules"):
+        describe(str(folder))
+
+
+@pytest.mark.parametrize("key", ["num_attention_heads", "num_hidden_layers", "hidden_size", "vocab_size"])
+@pytest.mark.parametrize("size", [0, -4, 2.0, True, None])
+def test_a_size_that_is_none_is_named(folder, key, size):
+    edit(folder / "config.json", **{key: size})
+    with pytest.raises(ModelError, match=rf"config\.json has {key} = .* where a whole number of 1 or more is needed"):
+        describe(str(folder))
+
+
 @pytest.mark.parametrize("pooling", [{"pooling_mode": ["mean"]}, {"pooling_mode_mean_sqrt_len_tokens": True}, {}])
-def test_poolings_that_point_where_the_mean_does_are_the_mean(folder, right, pooling):
+def test_poolings_with_the_direction_of_the_mean_are_read_as_mean(folder, right, pooling):
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
     is_right(folder, right)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_document(folder, right):
+def test_a_byte_order_mark_is_ignored(folder, right):
     path = folder / "config.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     is_right(folder, right)
@@ -305,15 +323,15 @@ def test_old_files_of_a_tokenizer_are_named(folder):
         describe(str(folder))
 
 
-# Special tokens that a text spells out
+# Special tokens that a text contains literally
 
 
 @pytest.mark.parametrize(
     ("kind", "tokenizer", "pad"), [("bert", "word_piece", "[PAD]"), ("xlm-roberta", "byte_level", "<pad>")]
 )
 @pytest.mark.parametrize("lower", [False, True])
-def test_spelled_special_tokens_and_lower_case_are_sentence_transformers(tmp_path, kind, tokenizer, pad, lower):
-    """Version 6 lower-cases in the tokenizer, behind its search for special tokens."""
+def test_literal_special_tokens_and_lower_case_match_sentence_transformers(tmp_path, kind, tokenizer, pad, lower):
+    """Version 6 of sentence-transformers lower-cases in the tokenizer, after it has split off special tokens."""
     folder = write_bert(tmp_path / "model", kind=kind, tokenizer=tokenizer, pooling=POOLING, max_tokens=62)
     edit(folder / "sentence_bert_config.json", do_lower_case=lower)
     edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", pad_token=pad)

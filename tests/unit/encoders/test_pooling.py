@@ -12,16 +12,16 @@ def test_a_shortened_vector_is_cut_before_it_is_normalised():
     torch.testing.assert_close(vectors, torch.tensor([[0.6, 0.8]]))
 
 
-def test_a_row_without_a_vector_is_marked_and_gets_no_made_up_one():
+def test_a_row_without_a_unit_vector_is_marked():
     nan, inf = float("nan"), float("inf")
     rows = torch.tensor([[3.0, 4.0, 0.0], [0, 0, 0], [0, 0, 5], [nan, 1, 0], [1, 1, inf], [1, 1, nan], [3e38, 3e38, 0]])
     vectors = finish(rows, 2)
     torch.testing.assert_close(vectors[0], torch.tensor([0.6, 0.8]))
-    assert torch.isposinf(vectors[1:3]).all(), "zeros have no direction"
-    assert torch.isnan(vectors[3:]).all(), "and what is cut off counts too"
+    assert torch.isposinf(vectors[1:3]).all(), "a vector of zeros has no direction"
+    assert torch.isnan(vectors[3:]).all(), "the dropped values are checked too"
 
 
-def test_the_mean_is_taken_in_float32():
+def test_the_mean_is_computed_in_float32():
     # In bfloat16 a running sum of ones stops growing at 256.
     batch = pack(np.zeros(1000, np.int64), np.array([1000]), device=torch.device("cpu"))
     assert pool(torch.ones(1000, 1, dtype=torch.bfloat16), batch, "mean").tolist() == [[1.0]]

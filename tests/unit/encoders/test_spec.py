@@ -62,7 +62,7 @@ def test_a_copy_elsewhere_has_the_same_lineage(folder, tmp_path):
     assert describe(str(folder)).lineage() == describe(str(tmp_path / "copy")).lineage()
 
 
-def test_whatever_changes_vectors_changes_the_lineage(folder, tmp_path):
+def test_every_setting_that_changes_vectors_changes_the_lineage(folder, tmp_path):
     base = describe(str(folder)).lineage()
     assert describe(str(folder), max_tokens=10).lineage() != base
     assert describe(str(folder), dtype="float32").lineage() != base
@@ -105,7 +105,7 @@ def test_an_unknown_tensor_is_refused(folder):
         describe(str(folder))
 
 
-def test_a_worker_with_another_checkpoint_at_the_same_place_refuses(folder):
+def test_a_worker_with_another_checkpoint_at_the_same_path_refuses(folder):
     spec = describe(str(folder))
     shutil.rmtree(folder)
     write_jina_v2(folder)
@@ -113,14 +113,14 @@ def test_a_worker_with_another_checkpoint_at_the_same_place_refuses(folder):
         load_encoder(spec)
 
 
-def test_v2_weights_under_a_bert_config_are_never_taken_for_bert(tmp_path):
+def test_v2_weights_with_a_bert_config_are_not_detected_as_bert(tmp_path):
     folder = write_jina_v2(tmp_path)
     retensor(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "gated_layers" in name])
     with pytest.raises(ModelError, match="is of no family that is known"):
         describe(str(folder))
 
 
-def test_a_cut_file_is_refused(folder):
+def test_a_truncated_file_is_refused(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="where its header promises"):
@@ -139,7 +139,7 @@ def test_pickled_weights_are_refused(folder):
         describe(str(folder))
 
 
-def test_weights_in_several_files_are_found_by_their_index(folder):
+def test_weights_in_several_files_are_read_by_their_index(folder):
     one = load_encoder(str(folder), dtype="float32").encode(["the dog"])
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
@@ -200,7 +200,7 @@ def test_settings_that_do_not_fit_are_refused(folder, settings, message):
         describe(str(folder), **settings)
 
 
-def test_a_model_that_is_not_here_says_what_to_do(tmp_path):
+def test_a_missing_model_is_refused_with_a_fix(tmp_path):
     with pytest.raises(ModelError, match="neither a directory on this machine nor a hub id"):
         describe(str(tmp_path / "nothing"))
     with pytest.raises(ModelError, match="could not be fetched from the hub"):
@@ -209,7 +209,7 @@ def test_a_model_that_is_not_here_says_what_to_do(tmp_path):
         describe(str(tmp_path))
 
 
-def test_a_tokenizer_must_be_there(folder):
+def test_a_missing_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
         describe(str(folder))

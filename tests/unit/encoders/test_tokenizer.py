@@ -22,7 +22,7 @@ def spec(minilm):
     return describe(str(minilm))
 
 
-def test_the_real_tokenizer_gives_what_transformers_gives(minilm, spec):
+def test_the_real_tokenizer_matches_transformers(minilm, spec):
     texts = [*SENTENCES, "", LONG]
     expected = AutoTokenizer.from_pretrained(minilm)(texts, truncation=True, max_length=256)["input_ids"]
     tokens = Tokenizer(spec).tokenize(texts)
@@ -31,7 +31,7 @@ def test_the_real_tokenizer_gives_what_transformers_gives(minilm, spec):
     assert tokens.truncated.tolist() == [False] * len(SENTENCES) + [False, True]
 
 
-def test_exactly_at_the_limit_nothing_is_truncated(spec):
+def test_a_text_exactly_at_the_limit_is_not_truncated(spec):
     tokens = Tokenizer(spec).tokenize(["a " * 254, "a " * 255])
     assert [len(row) for row in tokens.ids.to_pylist()] == [256, 256]
     assert tokens.truncated.tolist() == [False, True]
@@ -47,7 +47,7 @@ def test_exactly_at_the_limit_nothing_is_truncated(spec):
     ],
     ids=["sentences", "spaces", "one word", "lines"],
 )
-def test_cutting_a_long_text_first_changes_no_token(spec, monkeypatch, text):
+def test_pre_cutting_a_long_text_changes_no_token(spec, monkeypatch, text):
     cut = Tokenizer(spec).tokenize([text, "short"])
     monkeypatch.setattr(module, "_CHARS_PER_TOKEN", 10**9)
     whole = Tokenizer(spec).tokenize([text, "short"])
@@ -63,7 +63,7 @@ def small(request, tmp_path_factory):
 
 @given(st.lists(st.sampled_from([*" \n", "fox ", "jumps", "向量", "3.14", "é"]), max_size=400).map("".join))
 @settings(max_examples=80)
-def test_cutting_changes_no_token_whatever_the_text(small, text):
+def test_pre_cutting_changes_no_token_of_any_text(small, text):
     cut = Tokenizer(small).tokenize([text])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_CHARS_PER_TOKEN", 10**9)
@@ -88,7 +88,7 @@ def test_each_row_gets_the_prompt_of_its_task(tmp_path):
         tokenizer.tokenize(["sleeps"], ["nothing"])
 
 
-def test_lower_casing_is_done_where_the_repository_asks_for_it(tmp_path):
+def test_texts_are_lower_cased_if_the_repository_says_so(tmp_path):
     spec = describe(str(write_jina_v2(tmp_path, tokenizer="byte_level")))
     lowered = Tokenizer(replace(spec, lowercase=True)).tokenize(["The Fox"]).ids
     assert lowered.to_pylist() == Tokenizer(spec).tokenize(["the fox"]).ids.to_pylist()

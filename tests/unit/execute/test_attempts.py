@@ -1,4 +1,4 @@
-"""Bad rows are found by deaths alone, all of them and nothing else, and there is an end to the deaths."""
+"""Rows that kill or hang a process are found from the deaths alone, and the number of deaths is bounded."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.errors import PoisonUnit
-from pipeline.execute.attempts import ENCODE_DEATHS, UNIT_DEATHS, UNIT_HANGS, WHOLE, PriorAttempts, _AttemptCounts
+from pipeline.execute.attempts import ENCODE_DEATHS, UNIT_DEATHS, UNIT_HANGS, WHOLE_UNIT, PriorAttempts, _AttemptCounts
 from pipeline.execute.stages.encode import EncodeStage, _Work
 
 
 class Died(BaseException):
-    """A process is gone: nothing of ours catches this."""
+    """Simulates the death of the process: the stage does not catch it."""
 
 
 class Attempt:
-    """An attempt, by a book in this process."""
+    """An attempt recorded in this process."""
 
     watched = False
 
     def __init__(self, attempt_log: _AttemptCounts) -> None:
         self.attempt_log = attempt_log
-        known = PriorAttempts("encode", 0, *attempt_log.begin("encode", 0))
-        self.check, self.suspect, self.verdict = known.check, known.suspect, known.verdict
-        self.at = (0, 0)
+        prior = PriorAttempts("encode", 0, *attempt_log.begin("encode", 0))
+        self.check, self.suspect, self.verdict = prior.check, prior.suspect, prior.verdict
+        self.span = (0, 0)
 
     @contextlib.contextmanager
     def trying(self, span):
-        self.at = span
+        self.span = span
         self.attempt_log.trying("encode", 0, span)
         yield
         self.attempt_log.trying("encode", 0, None)
@@ -45,19 +45,19 @@ class Attempt:
 
 
 class Stage(EncodeStage):
-    """The stage, with an encoder that dies at some rows and hangs at others until its watchdog ends it."""
+    """The stage with an encoder that dies at some rows, and hangs at others until the watchdog ends it."""
 
-    def __init__(self, kills: set[int], hangs: set[int], attempt_handle: Attempt) -> None:
-        self.kills, self.hangs, self.attempt_handle = kills, hangs, attempt_handle
+    def __init__(self, kills: set[int], hangs: set[int], attempt: Attempt) -> None:
+        self.kills, self.hangs, self.attempt = kills, hangs, attempt
 
-    def _watched(self, attempt_handle, span):
+    def _watched(self, attempt, span):
         return contextlib.nullcontext()
 
     def _vectors(self, rows):
         numbers = rows.column("number").to_pylist()
         for number in numbers:
             if number in self.hangs:
-                self.attempt_handle.timed_out(self.attempt_handle.at)
+                self.attempt.timed_out(self.attempt.span)
                 raise Died
             if number in self.kills:
                 raise Died
@@ -65,41 +65,41 @@ class Stage(EncodeStage):
 
 
 def encode(count: int, kills: set[int], hangs: set[int]) -> tuple[_Work, int]:
-    """A unit, attempted again and again until an attempt ends by itself; and how many did not."""
+    """Attempt a unit until an attempt does not die; return the result and the number of deaths."""
     attempt_log = _AttemptCounts()
-    for attempt in range(10_000):
-        attempt_handle = Attempt(attempt_log)
-        attempt_handle.check()
+    for deaths in range(10_000):
+        attempt = Attempt(attempt_log)
+        attempt.check()
         rows = pa.table({"number": range(count)})
         work = _Work(rows, np.arange(count + 1), np.full((count, 1), -1, np.float32), {})
         with contextlib.suppress(Died):
-            Stage(kills, hangs, attempt_handle)._encode_range(work, 0, count, attempt_handle)
-            assert attempt_log.total_deaths == attempt
-            return work, attempt
-    raise AssertionError("the unit never ends")
+            Stage(kills, hangs, attempt)._encode_range(work, 0, count, attempt)
+            assert attempt_log.total_deaths == deaths
+            return work, deaths
+    raise AssertionError("every attempt at the unit dies")
 
 
 @settings(deadline=None)
 @given(count=st.integers(1, 400), data=st.data())
-def test_every_bad_row_is_found_and_the_deaths_are_bounded(count, data):
-    some = st.sets(st.integers(0, count - 1), max_size=4)
-    hangs = data.draw(some)
-    kills = data.draw(some) - hangs
+def test_every_failing_row_is_found_and_the_deaths_are_bounded(count, data):
+    few_rows = st.sets(st.integers(0, count - 1), max_size=4)
+    hangs = data.draw(few_rows)
+    kills = data.draw(few_rows) - hangs
     work, deaths = encode(count, kills, hangs)
     reasons = {row: reason for row, (reason, _) in work.failed.items()}
     assert reasons == dict.fromkeys(kills, "killed_process") | dict.fromkeys(hangs, "timed_out")
     good = [row for row in range(count) if row not in reasons]
     assert work.vectors[good, 0].tolist() == good
-    # Two for the unit; then for each row one of the part that it is in, and its own.
+    # Two of the whole unit, one of each smaller range, and those of the row itself.
     assert deaths <= 2 + 3 * len(kills) + 2 * len(hangs)
 
 
-def test_a_row_that_hangs_costs_one_death_at_each_step():
+def test_a_row_that_hangs_costs_one_death_per_level():
     _, deaths = encode(256, set(), {100})
-    assert deaths == 3  # 256 rows, 16, 1
+    assert deaths == 3  # ranges of 256, 16 and 1 rows
 
 
-def test_a_unit_of_nothing_but_bad_rows_is_given_up():
+def test_a_unit_of_only_killing_rows_is_given_up():
     with pytest.raises(PoisonUnit, match=f"unit 0 has ended its process {ENCODE_DEATHS} times in the encode stage"):
         encode(400, set(range(400)), set())
 
@@ -110,22 +110,22 @@ def test_a_unit_of_nothing_but_bad_rows_is_given_up():
         (
             True,
             UNIT_HANGS,
-            " because nothing went forward for longer than run.row_timeout_s; .*a store that never answers",
+            " because there was no progress for longer than run.row_timeout_s; .*a store that does not answer",
         ),
         (False, UNIT_DEATHS, "; .*memory, a broken file"),
     ],
 )
-def test_a_unit_that_ends_its_reader_is_given_up_sooner_where_it_hangs(hangs, allowed, why):
+def test_a_unit_is_given_up_after_fewer_hangs_than_deaths(hangs, allowed, why):
     attempt_log = _AttemptCounts()
     for _ in range(allowed):
         PriorAttempts("read", 7, *attempt_log.begin("read", 7)).check()
         if hangs:
-            attempt_log.timed_out("read", 7, WHOLE)
+            attempt_log.timed_out("read", 7, WHOLE_UNIT)
     with pytest.raises(PoisonUnit, match=f"unit 7 has ended its process {allowed} times in the read stage{why}"):
         PriorAttempts("read", 7, *attempt_log.begin("read", 7)).check()
 
 
-def test_a_unit_that_ended_is_no_longer_suspect():
+def test_a_finished_unit_has_no_prior_deaths():
     attempt_log = _AttemptCounts()
     for _ in range(3):
         attempt_log.begin("write", 7)
@@ -135,7 +135,7 @@ def test_a_unit_that_ended_is_no_longer_suspect():
     assert attempt_log.stats() == (2, 0)
 
 
-def test_encoders_at_work_are_counted():
+def test_stats_count_running_encode_attempts():
     attempt_log = _AttemptCounts()
     for stage, unit in (("read", 1), ("encode", 2), ("encode", 3), ("write", 4)):
         attempt_log.begin(stage, unit)

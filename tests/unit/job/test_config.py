@@ -1,4 +1,4 @@
-"""The job file: what is accepted, and what a person is told when it is not."""
+"""The job file: accepted values, and the messages for the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def changed(**changes):
     return document
 
 
-def test_defaults_are_those_of_the_manual():
+def test_defaults():
     job = parse_job(GOOD)
     assert job.run.address == "auto"
     assert job.run.replicas == "auto"
@@ -34,7 +34,7 @@ def test_defaults_are_those_of_the_manual():
     assert job.source.text == ("title", "text")
 
 
-def test_one_column_may_be_a_plain_name():
+def test_one_text_column_may_be_a_plain_name():
     assert parse_job(changed(source__text="body")).source.text == ("body",)
 
 
@@ -60,7 +60,7 @@ def test_one_column_may_be_a_plain_name():
         ({"run__gpus_per_replica": 1, "encoder__dtype": "int8"}, "int8 is for CPUs and run.gpus_per_replica is 1"),
         ({"run__gpus_per_replica": -1}, "run.gpus_per_replica: .*-1"),
         ({"run__labels": {}}, "run.labels: must be labels"),
-        ({"run__labels": {"a b": "c"}}, "run.labels: 'a b' is no name"),
+        ({"run__labels": {"a b": "c"}}, "run.labels: 'a b' is not a label name"),
         ({"run__labels": {"zone": 1}}, "run.labels: zone must be a text"),
         ({"run__labels": {"zone": "in(a"}}, r"run.labels: zone must be .*'in\(a'"),
         ({"source__keep": ["embedding"]}, "keep names 'embedding'"),
@@ -70,8 +70,8 @@ def test_one_column_may_be_a_plain_name():
         ({"table__partition_by": ["country"]}, "partition_by names .*'country'.*source.keep"),
         ({"chunking__mode": "early"}, "chunking.mode: .*'none', 'split' or 'late'.*'early'"),
         ({"chunking__max_tokens": 0}, "chunking.max_tokens: .*0"),
-        ({"chunking__max_tokens": 512}, "chunking: mode is none, .*say mode: late or split"),
-        ({"chunking__overlap_tokens": 9}, "chunking: mode is none, .*say mode: late or split"),
+        ({"chunking__max_tokens": 512}, "chunking: mode is none, .*set mode: late or split"),
+        ({"chunking__overlap_tokens": 9}, "chunking: mode is none, .*set mode: late or split"),
         ({"chunking__by": "word"}, "chunking.by: .*'word'"),
         ({"chunking__overlap": 9}, "chunking.overlap: no such key; did you mean 'overlap_tokens'"),
         ({"table__partition_by": 7}, "partition_by: must be a name or a list of names, not 7"),
@@ -79,12 +79,12 @@ def test_one_column_may_be_a_plain_name():
         ({"source__uri": "${VECTIDE_NOT_SET}/x"}, r"source.uri: \$\{VECTIDE_NOT_SET\} is not set"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_rule(changes, message):
+def test_wrong_value_is_reported_with_its_rule(changes, message):
     with pytest.raises(ConfigError, match=message):
         parse_job(changed(**changes))
 
 
-def test_a_pool_may_grow_and_ask_for_machines_by_label():
+def test_replicas_range_and_labels_are_accepted():
     document = changed(run__replicas={"max": 4}, run__labels={"ray.io/accelerator-type": "in(A100, H100)"})
     run = parse_job(document).run
     assert isinstance(run.replicas, Replicas)
@@ -92,38 +92,38 @@ def test_a_pool_may_grow_and_ask_for_machines_by_label():
     assert parse_job({**document, "run": run.model_dump(mode="json")}).run == run
 
 
-def test_what_is_yes_or_no_may_be_so():
+def test_boolean_keys_accept_booleans():
     job = parse_job(changed(source__unique_ids=False, encoder__allow_untrained_dim=True, generation__publish=False))
     assert (job.source.unique_ids, job.encoder.allow_untrained_dim, job.generation.publish) == (False, True, False)
 
 
-def test_integers_leave_the_cards_alone():
-    """Else a cluster with GPUs would give each encoder one that it never uses."""
+def test_int8_sets_gpus_per_replica_to_zero():
+    """Otherwise a cluster with GPUs would assign each encoder one that it never uses."""
     assert parse_job(changed(encoder__dtype="int8")).run.gpus_per_replica == 0
     job = parse_job(changed(encoder__dtype="int8", run__gpus_per_replica="auto"))
     assert job.run.gpus_per_replica == 0
     assert parse_job(job.model_dump(mode="json")) == job
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_errors_are_reported_at_once():
     with pytest.raises(ConfigError, match="modle") as caught:
         parse_job(changed(encoder__modle="x", table__precision="float8"))
     assert "table.precision" in str(caught.value)
 
 
-def test_missing_sections_are_named():
-    with pytest.raises(ConfigError, match="encoder: is needed"):
+def test_missing_section_is_named():
+    with pytest.raises(ConfigError, match="encoder: is required"):
         parse_job({"source": GOOD["source"], "table": GOOD["table"]})
 
 
-def test_the_environment_is_expanded_in_uris_only(monkeypatch):
+def test_environment_is_expanded_in_uris_only(monkeypatch):
     monkeypatch.setenv("BUCKET", "lake")
     job = parse_job(changed(source__uri="s3://${BUCKET}/x", encoder__model="${BUCKET}/model"))
     assert job.source.uri == "s3://lake/x"
     assert job.encoder.model == "${BUCKET}/model"
 
 
-def test_settings_win_over_names_and_names_over_the_file(tmp_path):
+def test_settings_override_defaults_and_defaults_the_file(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     job = load_job(
@@ -135,7 +135,7 @@ def test_settings_win_over_names_and_names_over_the_file(tmp_path):
     assert job.source.keep == ("lang", "url")
 
 
-def test_a_job_can_be_made_of_settings_alone():
+def test_job_of_settings_alone():
     job = load_job(None, settings=["source.uri=a", "table.uri=b", "encoder.model=c"])
     assert (job.source.uri, job.table.uri, job.encoder.model) == ("a", "b", "c")
 
@@ -148,7 +148,7 @@ def test_a_job_can_be_made_of_settings_alone():
         ("encoder.model.name=x", "is not a section"),
     ],
 )
-def test_a_wrong_setting_is_refused(tmp_path, setting, message):
+def test_wrong_setting_is_refused(tmp_path, setting, message):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     with pytest.raises(ConfigError, match=message):
@@ -159,13 +159,13 @@ def test_a_wrong_setting_is_refused(tmp_path, setting, message):
     ("content", "message"),
     [(b"a: [", "is not a YAML file"), (b"- 1\n- 2\n", "must hold sections"), (b"\xff\xfe\x00", "is not a YAML file")],
 )
-def test_a_file_that_is_no_job_is_refused(tmp_path, content, message):
+def test_file_that_is_no_job_is_refused(tmp_path, content, message):
     path = tmp_path / "job.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         load_job(str(path))
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the job file .*nowhere.yaml"):
         load_job(str(tmp_path / "nowhere.yaml"))

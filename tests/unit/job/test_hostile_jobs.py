@@ -1,4 +1,4 @@
-"""Job files of any content: a job, or a ConfigError; never anything else, and never a message without an end."""
+"""Job files of any content give a job or a ConfigError with a message of limited length."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ BASE = {"source": {"uri": "a"}, "table": {"uri": "b"}, "encoder": {"model": "m"}
 
 
 def accepted(call) -> Job | None:
-    """What `call` returns; None for a mistake that is told in a message of a length that can be read."""
+    """Return the job of `call`, or None for a ConfigError whose message is not empty and shorter than LONGEST."""
     try:
         job = call()
     except ConfigError as error:
-        told = str(error)
+        message = str(error)
     else:
         assert isinstance(job, Job)
         return job
-    assert 0 < len(told) < LONGEST
+    assert 0 < len(message) < LONGEST
     return None
 
 
@@ -64,7 +64,7 @@ def test_any_document(document):
 
 
 @given(document=DOCUMENTS)
-def test_a_right_job_with_anything_in_it(document):
+def test_valid_job_with_random_sections(document):
     changed = {name: {**BASE.get(name, {}), **part} for name, part in document.items() if isinstance(part, dict)}
     accepted(lambda: parse_job({**BASE, **changed}))
 
@@ -74,7 +74,7 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp("jobs") / "job.yaml"
 
 
-BITS = st.sampled_from(
+SNIPPETS = st.sampled_from(
     [
         b"source:",
         b"table:",
@@ -113,7 +113,7 @@ BITS = st.sampled_from(
 )
 
 
-@given(data=st.one_of(st.binary(max_size=80), st.lists(BITS, max_size=12).map(b"".join)))
+@given(data=st.one_of(st.binary(max_size=80), st.lists(SNIPPETS, max_size=12).map(b"".join)))
 @example(data=b"a: 2020-13-45")
 @example(data=b"a: !!binary x")
 @example(data=b"a: " + b"1" * 5000)
@@ -131,13 +131,13 @@ def test_any_file(file, data):
 
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
-def test_a_file_as_deep_as_a_well(file, opening):
+def test_deeply_nested_file_is_refused(file, opening):
     file.write_text(opening * 4_000)
     with pytest.raises(ConfigError, match="is not a YAML file"):
         load_job(str(file))
 
 
-def test_a_file_that_unfolds_to_billions_of_values(file):
+def test_file_that_expands_to_billions_of_values(file):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     file.write_text("\n".join([*lines, "source: {uri: *a11}"]))
@@ -151,7 +151,7 @@ def test_a_file_that_unfolds_to_billions_of_values(file):
 @example(setting="b" * 30_000 + ".c=1")
 @given(
     setting=st.one_of(
-        st.text(max_size=30), st.lists(BITS, max_size=6).map(lambda bits: b"".join(bits).decode("latin-1"))
+        st.text(max_size=30), st.lists(SNIPPETS, max_size=6).map(lambda parts: b"".join(parts).decode("latin-1"))
     )
 )
 @example(setting="run.replicas=[")
@@ -165,6 +165,6 @@ def test_any_setting(file, setting):
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "", ".", "/", "\ud800"])
-def test_a_file_name_that_is_none(name):
+def test_unreadable_file_name_is_refused(name):
     with pytest.raises(ConfigError, match="cannot read the job file"):
         load_job(name)

@@ -1,4 +1,4 @@
-"""Ids that several units hold: found by hash, decided by text, and only the first kept."""
+"""Duplicate ids: found by hash, compared as texts, and only the first row is kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(table, unit, ids):
 
 
 @given(st.lists(st.text(), max_size=50), st.integers(1, 7))
-def test_equal_texts_have_equal_hashes_however_they_are_cut(texts, cut):
+def test_hashes_do_not_depend_on_chunks_of_the_column(texts, cut):
     whole = pa.chunked_array([pa.array(texts, pa.string())])
     parts = pa.chunked_array(
         [pa.array(texts[i : i + cut], pa.string()) for i in range(0, len(texts), cut)], pa.string()
@@ -40,7 +40,7 @@ def test_equal_texts_have_equal_hashes_however_they_are_cut(texts, cut):
 
 
 @given(texts=st.lists(st.text(max_size=12), max_size=30), text_bytes=st.integers(1, 20))
-def test_a_hash_does_not_depend_on_how_much_text_is_hashed_at_once(texts, text_bytes):
+def test_hashes_do_not_depend_on_the_text_hashed_at_once(texts, text_bytes):
     column = pa.chunked_array([pa.array(texts, pa.string())])
     at_once = hash_strings(column)
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def test_neighbouring_ids_do_not_collide():
     st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6, unique=True), max_size=6),
     st.sampled_from([8, 1 << 30]),
 )
-def test_what_is_found_is_what_a_plain_loop_finds(units, limit_bytes):
+def test_duplicates_are_those_that_a_plain_loop_finds(units, limit_bytes):
     import tempfile
 
     with tempfile.TemporaryDirectory() as table:
@@ -68,13 +68,13 @@ def test_what_is_found_is_what_a_plain_loop_finds(units, limit_bytes):
         expected: dict[int, set[str]] = {}
         seen: set[str] = set()
         for unit, ids in enumerate(units):
-            if again := set(ids) & seen:
-                expected[unit] = again
+            if repeated := set(ids) & seen:
+                expected[unit] = repeated
             seen |= set(ids)
         assert find_duplicates(table, list(reversed(receipts)), limit_bytes=limit_bytes) == expected
 
 
-def test_ids_that_the_files_that_go_had_need_no_look_at_those_that_stay(tmp_path):
+def test_brings_ids_is_false_if_the_replaced_files_had_all_ids(tmp_path):
     table = str(tmp_path)
     paths = [
         file.path for unit, ids in enumerate(["abc", "de", "ae", "ef", ""]) for file in write(table, unit, ids).files
@@ -86,28 +86,28 @@ def test_ids_that_the_files_that_go_had_need_no_look_at_those_that_stay(tmp_path
     assert brings_ids(table, [paths[2]], paths[:2], limit_bytes=4)
 
 
-def test_rows_set_aside_are_in_quarantine_and_the_receipt_adds_up(tmp_path):
+def test_duplicates_are_quarantined_and_the_receipt_adds_up(tmp_path):
     table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
     ledger.freeze({"units": 1}, units_to_table([]))
     receipt = write(table, 4, ["a", "b", "c"])
-    amended = set_aside(table, ledger.home(), receipt, {"b"}, run="r")
-    assert (amended.rows, amended.documents, amended.rows_quarantined, amended.rows_read) == (2, 2, 1, 3)
-    (file,) = amended.files
-    kept = pq.read_table(storage.open_read(storage.join(table, file.path)), partitioning=None)
-    assert kept["id"].to_pylist() == ["a", "c"]
-    (bad,) = ledger.quarantine([amended]).to_pylist()
+    overridden = set_aside(table, ledger.home(), receipt, {"b"}, run="r")
+    assert (overridden.rows, overridden.documents, overridden.rows_quarantined, overridden.rows_read) == (2, 2, 1, 3)
+    (file,) = overridden.files
+    rows = pq.read_table(storage.open_read(storage.join(table, file.path)), partitioning=None)
+    assert rows["id"].to_pylist() == ["a", "c"]
+    (bad,) = ledger.quarantine([overridden]).to_pylist()
     assert (bad["id"], bad["shard"], bad["reason"], bad["unit"]) == ("b", "s4", "duplicate_id", 4)
     assert storage.exists(storage.join(table, receipt.files[0].path))
     emptied = set_aside(table, ledger.home(), receipt, {"a", "b", "c"}, run="r")
     assert (emptied.files, emptied.rows, emptied.rows_quarantined) == ((), 0, 3)
 
 
-def test_an_amendment_is_made_once(tmp_path):
+def test_receipts_are_overridden_once(tmp_path):
     table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
     ledger.freeze({"units": 1}, units_to_table([]))
     receipt = write(table, 0, ["a", "b"])
     storage.create(storage.join(ledger.home(), "receipts/000000/000000000.json"), receipt.to_json().encode())
-    amended = set_aside(table, ledger.home(), receipt, {"b"}, run="r")
-    assert ledger.override_receipts([amended])
+    overridden = set_aside(table, ledger.home(), receipt, {"b"}, run="r")
+    assert ledger.override_receipts([overridden])
     assert not ledger.override_receipts([receipt])
-    assert ledger.receipts() == {0: amended}
+    assert ledger.receipts() == {0: overridden}

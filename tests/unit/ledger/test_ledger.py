@@ -1,4 +1,4 @@
-"""The ledger: receipts are found whether they stand alone, in a digest, or both."""
+"""The ledger: receipts are found in their own files, in receipt batches, or in both."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def ledger(tmp_path: Path) -> Ledger:
     return ledger
 
 
-def leave(ledger: Ledger, *units: int) -> None:
-    """Receipts as a writer leaves them."""
+def write_receipts(ledger: Ledger, *units: int) -> None:
+    """Write receipts as the writer of units does."""
     for unit in units:
         assert storage.create(storage.join(ledger.home(), receipt_path(unit)), receipt(unit).to_json().encode())
 
 
-def test_a_plan_keeps_the_dialect_of_each_shard():
+def test_plan_keeps_the_dialect_of_each_shard():
     shards = [
         Shard("a.csv", 9, "e", dialect=Dialect('"', "double")),
         Shard("b.tsv", 9, "e", dialect=Dialect("none", "backslash")),
@@ -41,19 +41,19 @@ def test_a_plan_keeps_the_dialect_of_each_shard():
     assert list(table_to_units(units_to_table(units))) == units
 
 
-def test_a_ledger_without_receipts_has_none_done(ledger: Ledger):
+def test_ledger_without_receipts_has_no_finished_unit(ledger: Ledger):
     assert ledger.done() == set()
     assert ledger.receipts() == {}
 
 
-def test_a_ledger_without_a_plan_has_nothing(tmp_path: Path):
+def test_ledger_without_a_plan_is_empty(tmp_path: Path):
     ledger = Ledger(str(tmp_path), "run")
     assert (ledger.done(), ledger.receipts(), ledger.listing()) == (set(), {}, None)
 
 
-def test_a_later_plan_takes_no_receipt_of_an_earlier_one(ledger: Ledger):
-    """A worker that outlives a run which a vacuum gave up leaves its receipt where nobody looks."""
-    leave(ledger, 3)
+def test_later_plan_has_no_receipt_of_an_earlier_plan(ledger: Ledger):
+    """A worker may write its receipt after a vacuum has removed its run."""
+    write_receipts(ledger, 3)
     home = ledger.home()
     storage.delete(storage.join(ledger.url, "run.json"))
     again = Ledger(str(Path(ledger.url).parents[2]), "run")
@@ -62,8 +62,8 @@ def test_a_later_plan_takes_no_receipt_of_an_earlier_one(ledger: Ledger):
     assert again.done() == set()
 
 
-def test_receipts_of_a_digest_and_those_that_stand_alone_are_all_found_once_and_in_order(ledger: Ledger):
-    leave(ledger, 4, 2, 0, UNITS_A_FOLDER + 1, 3 * UNITS_A_FOLDER)
+def test_receipts_of_batches_and_of_single_files_are_read_once_and_in_order(ledger: Ledger):
+    write_receipts(ledger, 4, 2, 0, UNITS_A_FOLDER + 1, 3 * UNITS_A_FOLDER)
     ledger.write_receipt_batch([receipt(4), receipt(UNITS_A_FOLDER + 1)])
     ledger.write_receipt_batch([receipt(2), receipt(4)])  # two drivers of one run may see the same unit
     units = [0, 2, 4, UNITS_A_FOLDER + 1, 3 * UNITS_A_FOLDER]
@@ -71,23 +71,23 @@ def test_receipts_of_a_digest_and_those_that_stand_alone_are_all_found_once_and_
     assert list(ledger.receipts().items()) == [(unit, receipt(unit)) for unit in units]
 
 
-def test_a_folder_that_digests_know_whole_is_not_looked_at_and_one_that_lacks_a_unit_is(ledger: Ledger):
+def test_only_folders_with_units_missing_from_batches_are_listed(ledger: Ledger):
     ledger.write_receipt_batch([receipt(unit) for unit in range(UNITS_A_FOLDER)])
     ledger.write_receipt_batch([receipt(UNITS_A_FOLDER)])
-    storage.put(storage.join(ledger.home(), "receipts", "000000", "no number.json"), b"whoever lists this folder fails")
-    leave(ledger, UNITS_A_FOLDER + 7)
+    storage.put(storage.join(ledger.home(), "receipts", "000000", "no number.json"), b"listing this folder fails")
+    write_receipts(ledger, UNITS_A_FOLDER + 7)
     assert ledger.done() == {*range(UNITS_A_FOLDER + 1), UNITS_A_FOLDER + 7}
     assert sorted(ledger.receipts()) == [*range(UNITS_A_FOLDER + 1), UNITS_A_FOLDER + 7]
 
 
-def test_an_object_that_is_no_receipt_is_left_alone(ledger: Ledger):
-    leave(ledger, 5)
+def test_object_that_is_no_receipt_is_ignored(ledger: Ledger):
+    write_receipts(ledger, 5)
     storage.put(storage.join(ledger.home(), "receipts", "000000", "000000005.json.part"), b"half")
     assert ledger.done() == {5}
     assert ledger.receipts() == {5: receipt(5)}
 
 
-def test_a_plan_comes_back_as_it_was_without_the_units_that_are_done():
+def test_plan_is_read_back_without_the_finished_units():
     shard = Shard("corpus/a.parquet", 10, "etag")
     units = [
         Unit(

@@ -1,4 +1,4 @@
-"""A table has one holder: others are refused by name, what died is taken over, and nobody gives back what is not theirs."""
+"""Table lock: other runs are refused by name, expired locks are taken over, and only the owner releases a lock."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def clock() -> Clock:
     return Clock()
 
 
-def elsewhere(held: TableLock) -> TableLock:
-    """The same, as a process of another machine: whether it lives is seen by its beats alone."""
-    held.me = replace(held.me, place="another boot pid:[1]", host="far", pid=7)
-    return held
+def elsewhere(lock: TableLock) -> TableLock:
+    """Turn a lock into one of another machine, which is alive only as long as it is renewed."""
+    lock.me = replace(lock.me, place="another boot pid:[1]", host="far", pid=7)
+    return lock
 
 
 def files(table: Path) -> list[str]:
@@ -41,14 +41,14 @@ def make(table: Path, run: str, clock: Clock) -> TableLock:
     return TableLock(str(table), run, what="refresh", ttl_s=60, clock=clock)
 
 
-def test_another_run_is_refused_with_the_name_of_the_holder(tmp_path, clock):
+def test_another_run_is_refused_with_the_name_of_the_owner(tmp_path, clock):
     elsewhere(make(tmp_path, "a", clock)).take()
     clock.now += 12
     with pytest.raises(TableConflict, match="held by refresh .run a, host far, process 7, since .* UTC, .* 12 s ago"):
         make(tmp_path, "b", clock).take()
 
 
-def test_a_table_that_was_given_back_is_free_at_once(tmp_path, clock):
+def test_released_lock_is_free_at_once(tmp_path, clock):
     first = make(tmp_path, "a", clock)
     first.take()
     first.release()
@@ -58,7 +58,7 @@ def test_a_table_that_was_given_back_is_free_at_once(tmp_path, clock):
     second.check()
 
 
-def test_a_holder_without_a_sign_of_life_is_followed_and_told(tmp_path, clock):
+def test_lock_without_renewal_is_taken_over_and_its_owner_told(tmp_path, clock):
     first = elsewhere(make(tmp_path, "a", clock))
     first.take()
     clock.now += 59
@@ -73,8 +73,8 @@ def test_a_holder_without_a_sign_of_life_is_followed_and_told(tmp_path, clock):
         first.check()
 
 
-def test_who_is_about_to_remove_is_told_of_a_run_that_came_and_went(tmp_path, clock):
-    """Publishing looks at the table again; a vacuum has made its list and would not."""
+def test_check_unbroken_finds_a_run_that_held_the_lock_in_between(tmp_path, clock):
+    """Publishing reads the table again; a vacuum has listed the files to remove and does not."""
     first = elsewhere(make(tmp_path, "vacuum", clock))
     first.take()
     first.check_unbroken()
@@ -87,21 +87,21 @@ def test_who_is_about_to_remove_is_told_of_a_run_that_came_and_went(tmp_path, cl
         first.check_unbroken()
 
 
-def test_a_process_of_this_machine_that_is_gone_holds_nothing(tmp_path, clock):
+def test_lock_of_an_ended_local_process_is_free(tmp_path, clock):
     first = make(tmp_path, "a", clock)
     first.me = replace(first.me, pid=2**22 + 1)  # above the highest number that Linux gives
     first.take()
     make(tmp_path, "b", clock).take()
 
 
-def test_a_process_with_the_number_of_one_that_is_gone_is_not_taken_for_it(tmp_path, clock):
+def test_lock_of_an_ended_process_whose_number_is_reused_is_free(tmp_path, clock):
     first = make(tmp_path, "a", clock)
     first.me = replace(first.me, process="1")
     first.take()
     make(tmp_path, "b", clock).take()
 
 
-def test_one_gives_back_only_ones_own(tmp_path, clock):
+def test_release_leaves_the_lock_of_another_run(tmp_path, clock):
     first = elsewhere(make(tmp_path, "a", clock))
     first.take()
     clock.now += 61
@@ -112,13 +112,13 @@ def test_one_gives_back_only_ones_own(tmp_path, clock):
         make(tmp_path, "c", clock).take()
 
 
-def test_the_same_run_shares_and_whoever_stays_longer_holds_on(tmp_path, clock):
-    first, sister = make(tmp_path, "a", clock), make(tmp_path, "a", clock)
+def test_concurrent_drivers_share_the_lock_until_the_last_releases(tmp_path, clock):
+    first, second = make(tmp_path, "a", clock), make(tmp_path, "a", clock)
     first.take()
-    sister.take()
+    second.take()
     first.renew()
-    first.check()  # a sister is no loss
-    sister.release()
+    first.check()  # a concurrent driver of the run is no conflict
+    second.release()
     first.renew()
     with pytest.raises(TableConflict, match="run a"):
         make(tmp_path, "b", clock).take()
@@ -126,8 +126,7 @@ def test_the_same_run_shares_and_whoever_stays_longer_holds_on(tmp_path, clock):
     make(tmp_path, "b", clock).take()
 
 
-def test_of_many_that_come_at_once_exactly_one_holds(tmp_path, clock):
-    """Every holder is another run, over a stale hold that all of them may break."""
+def test_one_of_many_concurrent_runs_takes_an_expired_lock(tmp_path, clock):
     stale = elsewhere(make(tmp_path, "stale", clock))
     stale.take()
     clock.now += 61
@@ -147,14 +146,14 @@ def test_of_many_that_come_at_once_exactly_one_holds(tmp_path, clock):
     assert len(files(tmp_path)) == 1
 
 
-def test_who_comes_with_an_old_listing_steps_back(tmp_path, clock, monkeypatch):
-    """The dangerous moment of any lease: two saw the same stale holder, and one of them was away since."""
+def test_run_with_an_old_listing_does_not_take_the_lock(tmp_path, clock, monkeypatch):
+    """Two runs saw the same expired lock, and one of them stalled before it acted on that."""
     stale = elsewhere(make(tmp_path, "stale", clock))
     stale.take()
     clock.now += 61
     late = make(tmp_path, "late", clock)
     seen = late._newest()
-    for run in ("b", "c"):  # b takes number 2 and gives it back, c takes 3; 1 and 2 are cleared away
+    for run in ("b", "c"):  # b takes number 2 and releases it, c takes 3; 1 and 2 are deleted
         other = elsewhere(make(tmp_path, run, clock))
         other.take()
         if run == "b":
@@ -167,33 +166,33 @@ def test_who_comes_with_an_old_listing_steps_back(tmp_path, clock, monkeypatch):
     assert files(tmp_path) == ["00000003.json"]
 
 
-def test_who_finds_its_own_number_cleared_away_by_a_sister_takes_the_next(tmp_path, clock, monkeypatch):
-    """A folder of a local disk is listed first and looked at afterwards: what went in between is in neither."""
-    mine, sister = make(tmp_path, "a", clock), make(tmp_path, "a", clock)
+def test_driver_whose_number_was_deleted_by_another_takes_the_next(tmp_path, clock, monkeypatch):
+    """A local folder is listed first and its files read afterwards; files deleted in between are missing."""
+    mine, other = make(tmp_path, "a", clock), make(tmp_path, "a", clock)
     fresh = mine._numbers
 
     def numbers() -> list[int]:
-        if fresh() == [1] and not sister.number:
-            sister.take()
+        if fresh() == [1] and not other.number:
+            other.take()
             return []
         return fresh()
 
     monkeypatch.setattr(mine, "_numbers", numbers)
     mine.take()
-    assert (sister.number, mine.number) == (2, 3)
+    assert (other.number, mine.number) == (2, 3)
     assert files(tmp_path) == ["00000003.json"]
 
 
-def test_a_file_that_says_nothing_is_not_walked_over(tmp_path, clock):
+def test_unreadable_lock_file_is_an_error(tmp_path, clock):
     storage.put(storage.join(str(tmp_path), "_vectide", "lock", "00000004.json"), b"{}")
-    with pytest.raises(TableConflict, match="does not say who holds"):
+    with pytest.raises(TableConflict, match="does not name an owner"):
         make(tmp_path, "a", clock).take()
 
 
-def test_a_run_that_fails_gives_the_table_back(tmp_path):
+def test_failed_run_releases_the_lock(tmp_path):
     def fail() -> None:
-        with lock_table(str(tmp_path), "a", what="backfill") as held:
-            held.check()
+        with lock_table(str(tmp_path), "a", what="backfill") as lock:
+            lock.check()
             with pytest.raises(TableConflict, match="held by backfill"):
                 make(tmp_path, "b", Clock()).take()
             raise ZeroDivisionError("half-way")

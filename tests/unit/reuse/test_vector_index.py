@@ -195,7 +195,7 @@ def test_a_part_that_is_gone_is_an_error(tmp_path):
     reuse_of.cache_clear()
     home = Ledger(table, "run").home()
     storage.delete(storage.join(home, "reuse", "001.parquet"))
-    with pytest.raises(StorageError, match="something removed a part of the plan"):
+    with pytest.raises(StorageError, match="another program removed a part of the plan"):
         reuse_of(table, home, facts[2])
 
 

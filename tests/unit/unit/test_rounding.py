@@ -1,4 +1,4 @@
-"""Rounding of stored vectors: against an independent rounding, over all of float32."""
+"""Rounding of stored vectors, against an independent implementation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ BITS = {"float16": 10, "bfloat16": 7}
 floats = st.floats(width=32, min_value=-1.0, max_value=1.0, allow_nan=False)
 
 
-def by_hand(value: float, bits: int) -> float:
-    """Nearest multiple of the last place, ties to even, by the definition."""
+def expected_rounding(value: float, bits: int) -> float:
+    """Return the nearest multiple of the last place, ties to even, by the definition."""
     if value == 0:
         return value
     exponent = max(np.frexp(np.float64(value))[1], -125)
@@ -27,24 +27,24 @@ def by_hand(value: float, bits: int) -> float:
 @given(values=hnp.arrays(np.float32, 16, elements=floats))
 def test_rounding_is_to_nearest_even(precision, values):
     normal = values[(np.abs(values) > 1e-30) | (values == 0)]
-    expected = np.array([by_hand(float(value), BITS[precision]) for value in normal], dtype=np.float32)
+    expected = np.array([expected_rounding(float(value), BITS[precision]) for value in normal], dtype=np.float32)
     np.testing.assert_array_equal(round_mantissa(normal, precision), expected)
 
 
 @given(values=hnp.arrays(np.float32, 16, elements=floats))
-def test_float32_is_left_alone_and_rounding_twice_is_rounding_once(values):
+def test_float32_is_unchanged_and_rounding_is_idempotent(values):
     assert round_mantissa(values, "float32") is values
     once = round_mantissa(values, "float16")
     np.testing.assert_array_equal(round_mantissa(once, "float16"), once)
 
 
-def test_small_values_keep_their_precision_where_half_floats_lose_it():
+def test_small_values_keep_their_precision_unlike_in_float16():
     value = np.array([3.1e-7], dtype=np.float32)
     assert abs(round_mantissa(value, "float16")[0] / value[0] - 1) < 2**-11
     assert abs(float(value.astype(np.float16)[0]) / float(value[0]) - 1) > 0.03
 
 
-def test_bfloat16_is_what_torch_makes_of_it():
+def test_bfloat16_rounding_equals_that_of_torch():
     import torch
 
     values = np.random.default_rng(0).normal(size=4096).astype(np.float32)

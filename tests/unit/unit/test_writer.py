@@ -1,4 +1,4 @@
-"""The writer, the receipt and the ledger on a local disk: what lies there after each outcome."""
+"""The writer, the receipt and the ledger on a local disk: the files after each outcome."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def batch(unit=0, count=6, **changes):
     return UnitBatch(unit, table, rows_read=count, counts={"documents": count, "tokens": 15}, **changes)
 
 
-def rows_of(made):
-    assert made.table is not None
-    return made.table
+def rows_of(unit_batch):
+    assert unit_batch.table is not None
+    return unit_batch.table
 
 
 @pytest.fixture
@@ -56,11 +56,11 @@ def spec(tmp_path):
 
 def files_below(folder):
     return sorted(
-        os.path.relpath(os.path.join(here, name), folder) for here, _, names in os.walk(folder) for name in names
+        os.path.relpath(os.path.join(parent, name), folder) for parent, _, names in os.walk(folder) for name in names
     )
 
 
-def test_a_unit_leaves_its_files_and_then_its_receipt(spec):
+def test_a_unit_writes_its_files_and_its_receipt(spec):
     receipt = write_unit(batch(), spec)
     assert {file.partition["lang"] for file in receipt.files} == {"de", None, "a/b"}
     assert [file.rows for file in receipt.files] == [2, 2, 2]
@@ -74,7 +74,7 @@ def test_a_unit_leaves_its_files_and_then_its_receipt(spec):
     assert Receipt.from_json(storage.read(storage.join(spec.ledger, receipt_path(0)))) == receipt
 
 
-def test_the_first_attempt_wins_and_the_loser_cleans_up(spec):
+def test_the_first_attempt_wins_and_the_other_deletes_its_files(spec):
     first = write_unit(batch(), replace(spec, partition_by=()))
     before = files_below(spec.table)
     late = batch(bad=[QuarantinedRow("s", 7, None, "null_text", "no text")])
@@ -99,10 +99,10 @@ def test_a_failed_put_leaves_no_file_and_no_receipt(spec, monkeypatch):
     assert files_below(spec.table) == []
 
 
-def test_a_unit_that_does_not_add_up_is_refused(spec):
+def test_a_unit_with_inconsistent_counts_is_refused(spec):
     lost = batch()
     lost.rows_read = 7
-    with pytest.raises(InvariantBroken, match="7 rows were read, but 6 embedded and 0 set aside"):
+    with pytest.raises(InvariantBroken, match="7 rows were read, but 6 embedded and 0 quarantined"):
         write_unit(lost, spec)
     assert not storage.exists(storage.join(spec.ledger, receipt_path(0)))
 
@@ -122,7 +122,7 @@ def test_a_receipt_survives_json():
     assert Receipt.from_json(receipt.to_json()) == receipt
 
 
-def test_vectors_are_stored_in_byte_stream_split_and_come_back():
+def test_vectors_are_stored_in_byte_stream_split_and_read_back():
     table = rows_of(batch()).drop_columns(["_position"])
     plain = table.set_column(2, "embedding", table["embedding"].cast(pa.list_(pa.float32())))
     data, stats = parquet_bytes(plain, "{}")
@@ -135,7 +135,7 @@ def test_vectors_are_stored_in_byte_stream_split_and_come_back():
 
 
 @given(st.lists(st.tuples(st.sampled_from(["x", "y", "", None]), st.sampled_from([1, 2, None])), max_size=30))
-def test_partitions_hold_every_row_once_in_order(values):
+def test_partitions_contain_every_row_once_in_order(values):
     table = pa.table(
         {
             "row": pa.array(range(len(values)), pa.int64()),
@@ -144,19 +144,19 @@ def test_partitions_hold_every_row_once_in_order(values):
         }
     )
     parts = split_by(table, ("a", "b"))
-    found = {row: values for values, part in parts for row in part["row"].to_pylist()}
+    partition_of = {row: values for values, part in parts for row in part["row"].to_pylist()}
     assert sum(part.num_rows for _, part in parts) == len(values)
-    assert found == {n: (a or None, None if b is None else str(b)) for n, (a, b) in enumerate(values)}
+    assert partition_of == {n: (a or None, None if b is None else str(b)) for n, (a, b) in enumerate(values)}
     assert all(part["row"].to_pylist() == sorted(part["row"].to_pylist()) for _, part in parts)
 
 
-def test_a_parcel_travels_whole_even_without_rows():
+def test_a_unit_batch_survives_packing_even_without_rows():
     sent = batch(bad=[QuarantinedRow("s", 1, "x", "null_text", "none")], seconds={"read": 1.0})
-    back = unpack(pack(sent))
+    received = unpack(pack(sent))
     assert sent.table is not None
-    assert back.table is not None
-    assert back.table.equals(sent.table)
-    assert (back.unit, back.bad, back.rows_read, back.seconds, back.counts) == (
+    assert received.table is not None
+    assert received.table.equals(sent.table)
+    assert (received.unit, received.bad, received.rows_read, received.seconds, received.counts) == (
         sent.unit,
         sent.bad,
         sent.rows_read,
@@ -172,7 +172,7 @@ def test_a_parcel_travels_whole_even_without_rows():
     assert str(failed.error) == "full"
 
 
-def test_a_plan_survives_its_table():
+def test_a_plan_survives_conversion_to_a_table():
     shard = Shard("/a", 10, "e")
     units = [
         Unit(0, (Piece(shard, 0, 5, 5), Piece(shard, 5, 9, 4, rows_exact=False))),
@@ -185,17 +185,17 @@ def test_a_plan_survives_its_table():
     assert list(table_to_units(table.slice(0, 0))) == []
 
 
-def test_the_first_plan_stands(tmp_path):
+def test_the_first_frozen_plan_is_kept(tmp_path):
     ledger = Ledger(str(tmp_path), "r")
     assert ledger.description() is None
     first = units_to_table([Unit(0, (Piece(Shard("/a", 1, ""), 0, 1, 1),))])
     other = Ledger(str(tmp_path), "r")
     frozen = ledger.freeze({"units": 1}, first)
     assert other.freeze({"units": 2}, first.slice(0, 0), listing=first) == frozen
-    for seen in (ledger, other, Ledger(str(tmp_path), "r")):
-        assert seen.description() == frozen
-        assert (frozen["units"], seen.plan()) == (1, first)
-        assert seen.listing() is None  # not the plan of one driver with the listing of another
+    for reader in (ledger, other, Ledger(str(tmp_path), "r")):
+        assert reader.description() == frozen
+        assert (frozen["units"], reader.plan()) == (1, first)
+        assert reader.listing() is None  # the listing of the other driver must not be combined with this plan
 
 
 def all_errors(kind=VectideError):
@@ -203,8 +203,8 @@ def all_errors(kind=VectideError):
 
 
 @pytest.mark.parametrize("kind", all_errors())
-def test_every_error_survives_pickle_and_stands_in_the_tree_of_the_docstring(kind):
-    error = pickle.loads(pickle.dumps(kind("what, why, and the way out")))
+def test_every_error_survives_pickle_and_is_in_the_docstring(kind):
+    error = pickle.loads(pickle.dumps(kind("value, rule and fix")))
     assert type(error) is kind
-    assert "what, why, and the way out" in str(error)
+    assert "value, rule and fix" in str(error)
     assert kind.__name__ in errors.__doc__

@@ -14,7 +14,7 @@ HEADS, WIDTH = 4, 8
 
 
 def uneven(length: int) -> torch.Tensor:
-    """A bias that tells left from right, as T5's does."""
+    """Returns a bias that is not symmetric, as T5's is not."""
     distance = torch.arange(1 - length, length, dtype=torch.float32)
     return torch.stack([torch.sin(distance * (head + 1)) for head in range(HEADS)])
 
@@ -42,7 +42,7 @@ def by_hand(query, key, value, lengths, *, scale, bias, causal=False):
 @pytest.mark.parametrize("lengths", [[7, 5, 5, 1], [3, 3], [1], [2, 6, 2, 2, 6]])
 @pytest.mark.parametrize("bias", [None, uneven, alibi(HEADS, torch.device("cpu"))])
 @pytest.mark.parametrize("scale", [None, 1.0])
-def test_both_ways_are_attention_within_each_row(lengths, bias, scale):
+def test_both_implementations_attend_within_each_row(lengths, bias, scale):
     torch.manual_seed(0)
     fused = torch.randn(sum(lengths), 3, HEADS, WIDTH)
     query, key, value = fused.unbind(1)
@@ -59,44 +59,44 @@ def test_both_ways_are_attention_within_each_row(lengths, bias, scale):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("bias", [None, uneven])
 @pytest.mark.parametrize("scale", [None, 1.0])
-def test_a_token_may_see_none_behind_it_and_heads_may_share(lengths, groups, causal, bias, scale):
+def test_causal_attention_and_shared_heads(lengths, groups, causal, bias, scale):
     torch.manual_seed(0)
     fused = torch.randn(sum(lengths), HEADS + 2 * groups, WIDTH)
     query, key, value = fused.split([HEADS, groups, groups], 1)
     batch = pack(np.arange(sum(lengths)), np.array(lengths), device=torch.device("cpu"))
     expected = by_hand(query, key, value, lengths, scale=scale or WIDTH**-0.5, bias=bias, causal=causal).float()
     for way in (attend, attend_runs, attend_padded):
-        found = way(query, key, value, batch, scale=scale, bias=bias, causal=causal)
-        assert found.is_contiguous()
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        actual = way(query, key, value, batch, scale=scale, bias=bias, causal=causal)
+        assert actual.is_contiguous()
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def test_causal_attention_of_sixteen_bits_is_near():
+def test_causal_attention_in_bfloat16_is_close():
     torch.manual_seed(0)
     lengths = [9, 4, 4]
     query, key, value = torch.randn(17, HEADS + 4, WIDTH).to(torch.bfloat16).split([HEADS, 2, 2], 1)
     batch = pack(np.arange(17), np.array(lengths), device=torch.device("cpu"))
     expected = by_hand(query, key, value, lengths, scale=WIDTH**-0.5, bias=None, causal=True)
     for way in (attend, attend_padded):
-        found = way(query, key, value, batch, causal=True)
-        assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found.double(), expected, atol=0.03, rtol=0)
+        actual = way(query, key, value, batch, causal=True)
+        assert actual.dtype == torch.bfloat16
+        torch.testing.assert_close(actual.double(), expected, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("scale", [None, 1.0])
-def test_what_the_kernel_of_cards_is_told_is_what_it_knows(causal, grouped, scale):
-    """It runs on cards alone; that its arguments have these names can be seen anywhere."""
+def test_varlen_settings_are_parameters_of_the_gpu_kernel(causal, grouped, scale):
+    """The kernel runs on GPUs only, but its parameter names can be checked anywhere."""
     from torch.nn.attention.varlen import varlen_attn
 
     settings = varlen_settings(scale=scale, causal=causal, grouped=grouped)
     signature(varlen_attn).bind(*[None] * 7, **settings)
     assert len(settings) == causal + grouped + (scale is not None)
-    assert settings.get("window_size", (-1, 0)) == (-1, 0)  # as many as there are before it, none behind
+    assert settings.get("window_size", (-1, 0)) == (-1, 0)  # all tokens before, none after
 
 
-def test_the_square_of_a_bias_is_a_view():
+def test_the_bias_matrix_is_a_view():
     relative = uneven(5)
     square = hankel(relative, 5)
     assert square.untyped_storage().data_ptr() == relative.untyped_storage().data_ptr()
@@ -105,7 +105,7 @@ def test_the_square_of_a_bias_is_a_view():
             assert square[2, 4 - i, j] == relative[2, j - i + 4]
 
 
-def test_a_batch_knows_where_its_rows_lie():
+def test_a_batch_has_the_positions_of_its_rows():
     batch = pack(np.arange(12), np.array([4, 3, 3, 2]), device=torch.device("cpu"), tasks=["a", "b", "a", "b"])
     assert [(run.row, run.rows, run.length, run.token) for run in batch.runs] == [
         (0, 1, 4, 0),

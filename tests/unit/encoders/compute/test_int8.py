@@ -1,4 +1,4 @@
-"""Products of 8-bit integers: exact as integers, close as floats, the same for a row in any company."""
+"""Tests of products of 8-bit integers: exact as integers, close to floats, independent of the other rows."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ def test_the_product_is_exact_in_integers_at_the_largest_values(rows, inputs, ou
     weight[1, :even], weight[2, :even] = 64, -64
     states = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
     states[0] = 255
-    found = multiply(states, pack(weight), torch.ones(outputs), zero_points(outputs))
-    assert torch.equal(found.double(), states.double() @ weight.double().T)
+    actual = multiply(states, pack(weight), torch.ones(outputs), zero_points(outputs))
+    assert torch.equal(actual.double(), states.double() @ weight.double().T)
 
 
 @pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="the rule is for x86's way of adding pairs")
-def test_weights_of_eight_bits_without_the_rule_for_pairs_are_why_there_is_one():
-    """Sums up to 255 * 254 fit nowhere on AVX2; where they do, the processor has VNNI and nothing was to be shown."""
+def test_eight_bit_weights_without_the_pair_limit_overflow_without_vnni():
+    """Sums up to 255 * 254 overflow on AVX2; on a processor with VNNI they are exact."""
     weight = torch.full((16, 64), 127, dtype=torch.int8)
     states = torch.full((4, 64), 255, dtype=torch.uint8)
-    found = multiply(states, pack(weight), torch.ones(16), zero_points(16))
+    actual = multiply(states, pack(weight), torch.ones(16), zero_points(16))
     exact = float(255 * 127 * 64)
     has_vnni = bool(torch.cpu._is_vnni_supported())
-    assert (found == exact).all() == has_vnni
+    assert (actual == exact).all() == has_vnni
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
-def test_states_come_back_within_half_a_step(seed, middle, spread):
+def test_rounded_states_are_within_half_a_step(seed, middle, spread):
     x = torch.rand(9, 50, generator=torch.Generator().manual_seed(seed)) * spread + middle
     states, scale, offset = round_states(x)
     assert ((states.float() * scale + offset - x).abs() <= scale * 0.51 + abs(middle) * 1e-6 + 1e-6).all()
 
 
-def test_a_product_is_near_the_one_of_floats():
+def test_an_integer_product_is_close_to_the_float_product():
     torch.manual_seed(0)
     weight, bias, x = torch.randn(1152, 384) * 0.05, torch.randn(1152), torch.randn(64, 384) * 3 + 1
     exact = x @ weight.T + bias
@@ -70,14 +70,14 @@ def test_a_product_is_near_the_one_of_floats():
 
 
 @pytest.mark.parametrize("row", [[0.0] * 8, [3.5] * 8, [1e-30] * 8, [1e-30] + [0.0] * 7, [-1e30] + [1e30] * 7])
-def test_rows_that_are_flat_tiny_or_huge(row):
+def test_constant_tiny_and_huge_rows(row):
     x, weight = torch.tensor([row, [1.0] * 8]), torch.ones(16, 8)
     exact = (x.double() @ weight.double().T).float()
     torch.testing.assert_close(IntegerProduct(weight, None)(x), exact, rtol=0.02, atol=1e-9)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_not_finite_stays_in_its_row_and_is_not_hidden(bad):
+def test_a_nonfinite_value_stays_in_its_row_and_stays_nonfinite(bad):
     x = torch.randn(3, 16)
     x[1, 5] = bad
     y = IntegerProduct(torch.randn(32, 16), None)(x)
@@ -85,13 +85,13 @@ def test_a_value_that_is_not_finite_stays_in_its_row_and_is_not_hidden(bad):
     assert not y[1].isfinite().any()
 
 
-def test_the_real_model_stays_close_to_itself_and_to_its_order(minilm):
-    exact, found = (load_encoder(str(minilm), dtype=dtype).encode(TEXTS) for dtype in ("float32", "int8"))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    cosines = (exact * found).sum(1)
+def test_int8_vectors_and_ranking_of_the_real_model_are_close(minilm):
+    exact, actual = (load_encoder(str(minilm), dtype=dtype).encode(TEXTS) for dtype in ("float32", "int8"))
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, atol=1e-5)
+    cosines = (exact * actual).sum(1)
     assert cosines.min() >= 0.99
-    assert cosines.max() < 0.999999  # it did compute in something else
+    assert cosines.max() < 0.999999  # the arithmetic did change
 
 
 @pytest.mark.parametrize(
@@ -104,35 +104,35 @@ def test_the_real_model_stays_close_to_itself_and_to_its_order(minilm):
         (write_jina_v4, "retrieval.passage"),
     ],
 )
-def test_every_family_computes_in_integers(tmp_path, write, task):
+def test_every_family_supports_int8(tmp_path, write, task):
     folder = str(write(tmp_path / "model"))
-    exact, found = (load_encoder(folder, dtype=dtype, task=task).encode(TEXTS) for dtype in ("float32", "int8"))
-    assert 0.97 <= (exact * found).sum(1).min() < 0.999999
+    exact, actual = (load_encoder(folder, dtype=dtype, task=task).encode(TEXTS) for dtype in ("float32", "int8"))
+    assert 0.97 <= (exact * actual).sum(1).min() < 0.999999
 
 
-def test_company_and_order_change_nothing(minilm):
-    """A scale for a whole micro-batch would: the largest state of one text would round those of the others."""
+def test_other_rows_and_order_change_no_vector(minilm):
+    """With one scale per micro-batch, the largest state of one text would change the rounding of the others."""
     encoder = load_encoder(str(minilm), dtype="int8")
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
-    # A product of other rows may differ in its last bit, and a state at the edge of two integers then falls to the other.
+    # A product with other rows may differ in its last bit, and a state between two integers may then round the other way.
     assert (encoder.encode(TEXTS) * alone).sum(1).min() >= 0.9995
 
 
-def test_it_is_a_making_of_its_own_and_takes_no_card(minilm):
+def test_int8_is_a_separate_embedding_spec_and_refuses_a_gpu(minilm):
     assert describe(str(minilm), dtype="int8").lineage() != describe(str(minilm)).lineage()
     assert find_compute("int8").device.type == "cpu"
     with pytest.raises(ConfigError, match="int8 is for CPUs"):
-        find_compute("int8", "cuda") if torch.cuda.is_available() else _with_a_card()
+        find_compute("int8", "cuda") if torch.cuda.is_available() else _with_a_fake_gpu()
 
 
-def _with_a_card() -> None:
+def _with_a_fake_gpu() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         find_compute("int8", "cuda")
 
 
 @pytest.mark.parametrize("wrong", ["values", "absent"])
-def test_a_processor_that_cannot_is_refused_before_it_gives_wrong_vectors(minilm, monkeypatch, wrong):
+def test_a_processor_without_exact_integer_products_is_refused(minilm, monkeypatch, wrong):
     def broken(*arguments):
         if wrong == "absent":
             raise NotImplementedError("no kernel")

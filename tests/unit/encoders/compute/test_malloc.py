@@ -1,4 +1,4 @@
-"""In processes of their own: what is set there stays set."""
+"""Tests of `tune_malloc` in subprocesses, because its settings cannot be undone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(how: str) -> tuple[int, int]:
     return int(kept), int(faults)
 
 
-def test_pages_are_kept_for_the_next_micro_batch_where_the_libc_can():
+def test_pages_are_kept_for_the_next_micro_batch_with_glibc():
     kept, faults = run("keep")
     assert kept == (platform.libc_ver()[0] == "glibc")
     if kept:

@@ -1,4 +1,4 @@
-"""Micro-batches side by side: every row once, in its place, whatever the threads and whatever goes wrong."""
+"""Tests of micro-batches that run side by side: every row once, in order, for any number of threads, also after errors."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def spec(tmp_path_factory):
 
 @pytest.fixture(params=[2, 3])
 def threads(request) -> Iterator[int]:
-    ours = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
-    torch.set_num_threads(ours)
+    torch.set_num_threads(threads_before)
 
 
 class Narrow:
-    """States are the token ids; more than `limit` tokens at once do not fit. Knows which threads came."""
+    """A family whose states are the token ids, with memory for `limit` tokens. Records the threads that call it."""
 
-    def __init__(self, limit: int, hidden: int, together: int = 1) -> None:
+    def __init__(self, limit: int, hidden: int, parallel: int = 1) -> None:
         self.limit = limit
         self.hidden = hidden
         self.seen: set[tuple[int, int]] = set()
-        self._met = threading.Barrier(together)
+        self._barrier = threading.Barrier(parallel)
         self._first = True
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         if self._first:
-            self._met.wait(timeout=60)  # broken, were the calls one after the other
+            self._barrier.wait(timeout=60)  # times out if the calls run one after the other
             self._first = False
         self.seen.add((threading.get_ident(), torch.get_num_threads()))
         if len(batch.ids) > self.limit:
@@ -56,8 +56,8 @@ def rows(count: int) -> pa.ListArray:
     return pa.array([list(range(i, i + 1 + i % 37)) for i in range(count)], pa.list_(pa.int32()))
 
 
-def test_they_run_at_once_each_with_one_torch_thread_and_the_caller_keeps_its_own(spec, threads):
-    narrow = Narrow(10**9, spec.hidden, together=threads)
+def test_calls_run_in_parallel_with_one_torch_thread_each(spec, threads):
+    narrow = Narrow(10**9, spec.hidden, parallel=threads)
     encoder = Encoder(spec, device="cpu", family=narrow, budget=BudgetController([300]))
     encoder.encode_tokens(rows(200))
     assert {number for _, number in narrow.seen} == {1}
@@ -65,55 +65,55 @@ def test_they_run_at_once_each_with_one_torch_thread_and_the_caller_keeps_its_ow
     assert torch.get_num_threads() == threads
 
 
-def test_what_fits_one_micro_batch_is_left_to_the_caller(spec, threads):
+def test_a_single_micro_batch_runs_in_the_calling_thread(spec, threads):
     narrow = Narrow(10**9, spec.hidden)
     Encoder(spec, device="cpu", family=narrow, budget=BudgetController([10_000])).encode_tokens(rows(30))
     assert narrow.seen == {(threading.get_ident(), threads)}
 
 
 @pytest.mark.parametrize("limit", [10**9, 150, 37])
-def test_every_row_is_in_its_place_after_out_of_memory_too(spec, threads, limit):
+def test_row_order_is_kept_after_out_of_memory(spec, threads, limit):
     ids = rows(150)
     narrow = Narrow(limit, spec.hidden)
     encoder = Encoder(spec, device="cpu", family=narrow, budget=BudgetController([400]))
-    found = encoder.encode_tokens(ids)
+    actual = encoder.encode_tokens(ids)
     wanted = Encoder(spec, device="cpu", family=Narrow(10**9, spec.hidden)).encode_tokens(ids)
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(actual, wanted)
     assert (encoder.stats.rows, encoder.stats.tokens) == (150, sum(map(len, ids.to_pylist())))
     assert (encoder.stats.out_of_memory > 0) == (limit < 10**9)
 
 
-def test_a_row_that_does_not_fit_ends_it_and_the_next_call_works(spec, threads):
+def test_a_row_that_does_not_fit_raises_and_the_next_call_works(spec, threads):
     encoder = Encoder(spec, device="cpu", family=Narrow(36, spec.hidden), budget=BudgetController([100]))
     with pytest.raises(DataError, match="with 37 tokens does not fit"):
         encoder.encode_tokens(rows(100))
     assert encoder.encode_tokens(rows(20)).shape == (20, spec.dim)
 
 
-def test_vectors_are_those_of_one_thread(minilm, threads):
+def test_vectors_are_the_same_as_with_one_thread(minilm, threads):
     texts = SENTENCES * 40
     encoder = Encoder(describe(str(minilm), dtype="float32"), device="cpu", budget=BudgetController([200]))
-    found = encoder.encode(texts)
+    actual = encoder.encode(texts)
     torch.set_num_threads(1)
-    np.testing.assert_allclose(found, encoder.encode(texts), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(actual, encoder.encode(texts), atol=1e-5, rtol=0)
 
 
-def test_results_come_in_order_and_nothing_runs_on_after_the_caller_has_left():
+def test_results_are_in_order_and_no_call_runs_after_the_caller_stops():
     pool = Threads(3)
     calls = iter(range(50))
-    begun: list[int] = []
+    started: list[int] = []
 
-    def following():
+    def next_call():
         number = next(calls)
 
         def call() -> int:
-            begun.append(number)
+            started.append(number)
             return number
 
         return call
 
-    results = pool.in_order(following)
+    results = pool.in_order(next_call)
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     results.close()
-    count = len(begun)
-    assert pool._pool.submit(lambda: len(begun)).result() == count <= 8
+    count = len(started)
+    assert pool._pool.submit(lambda: len(started)).result() == count <= 8

@@ -1,4 +1,4 @@
-"""The base engine against other people's: sentence-transformers with the real model, transformers with tiny ones."""
+"""Tests of the BERT family against sentence-transformers (the real model) and transformers (tiny models)."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def expected(minilm):
     return SentenceTransformer(str(minilm), device="cpu").encode(TEXTS, normalize_embeddings=True)
 
 
-def test_the_real_model_gives_what_sentence_transformers_gives(encoder, expected):
+def test_the_real_model_matches_sentence_transformers(encoder, expected):
     vectors = encoder.encode(TEXTS)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, expected, atol=1e-4, rtol=0)
 
 
-def test_bfloat16_stays_within_its_class(minilm, expected):
+def test_bfloat16_is_within_its_tolerance(minilm, expected):
     encoder = Encoder(describe(str(minilm)), compute=Compute(torch.device("cpu"), torch.bfloat16))
     assert (encoder.encode(TEXTS) * expected).sum(1).min() >= 0.999
 
 
-def test_company_and_order_change_nothing(encoder):
+def test_other_rows_and_order_change_no_vector(encoder):
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
     np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5, rtol=0)
     shuffled = np.random.default_rng(0).permutation(len(TEXTS))
@@ -53,7 +53,7 @@ def test_company_and_order_change_nothing(encoder):
         ("xlm-roberta", "byte_level", "", torch.bfloat16),
     ],
 )
-def test_token_states_are_those_of_transformers(tmp_path, kind, tokenizer, prefix, dtype):
+def test_token_states_match_transformers(tmp_path, kind, tokenizer, prefix, dtype):
     folder = write_bert(tmp_path / "model", kind=kind, tokenizer=tokenizer, prefix=prefix, dtype=dtype)
     encoder = load_encoder(str(folder), dtype="float32")
     plain = write_bert(tmp_path / "plain", kind=kind, tokenizer=tokenizer, dtype=dtype)

@@ -40,13 +40,13 @@ def folder(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def redact(tmp_path_factory):
+def plain(tmp_path_factory):
     return write_jina_v1(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
-def encoder(redact):
-    return load_encoder(str(redact), dtype="float32")
+def encoder(plain):
+    return load_encoder(str(plain), dtype="float32")
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def expected_states(model, ids):
     return model(torch.tensor([ids])).last_hidden_state[0].numpy()
 
 
-def test_every_published_layout_gives_what_transformers_gives(folder):
+def test_every_published_layout_matches_transformers(folder):
     encoder = load_encoder(str(folder), dtype="float32")
     model = T5EncoderModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     rows = encoder.tokenizer.tokenize(TEXTS).ids
@@ -68,13 +68,13 @@ def test_every_published_layout_gives_what_transformers_gives(folder):
 
 
 @pytest.mark.parametrize(("count", "farthest"), [(32, 128), (32, 64), (16, 128), (8, 20)])
-def test_distances_fall_into_the_buckets_of_transformers(count, farthest):
+def test_distance_buckets_match_transformers(count, farthest):
     distance = torch.arange(-600, 601)
     theirs = T5Attention._relative_position_bucket(distance, num_buckets=count, max_distance=farthest)
     assert torch.equal(bucket(distance, count, farthest), theirs)
 
 
-def test_the_end_token_is_there_and_counts(encoder):
+def test_the_end_token_is_added_and_pooled(encoder):
     rows = encoder.tokenizer.tokenize(["x", ""]).ids.to_pylist()
     assert [row[-1] for row in rows] == [1, 1]
     assert len(rows[1]) == 1
@@ -85,7 +85,7 @@ def test_the_end_token_is_there_and_counts(encoder):
 
 @settings(max_examples=25)
 @given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=10))
-def test_order_and_company_change_no_row(encoder, texts):
+def test_order_and_other_rows_change_no_vector(encoder, texts):
     for text, vector in zip(texts, encoder.encode(texts), strict=True):
         np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=1e-5, rtol=0)
 
@@ -98,39 +98,39 @@ def test_any_text_has_a_finite_unit_vector(encoder, text):
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_sixteen_bits_stay_close(encoder):
+def test_bfloat16_vectors_are_close(encoder):
     narrow = Encoder(encoder.spec, compute=Compute(torch.device("cpu"), torch.bfloat16))
     assert (narrow.encode(TEXTS) * encoder.encode(TEXTS)).sum(1).min() > 0.999
 
 
-def test_it_takes_512_tokens_and_no_more(redact, encoder):
+def test_the_limit_is_512_tokens(plain, encoder):
     assert encoder.spec.max_tokens == 512
     assert encoder.tokenizer.tokenize([LONG * 9]).truncated.tolist() == [True]
     with pytest.raises(ConfigError, match=r"max_tokens 513 is outside 3\.\.512"):
-        describe(str(redact), max_tokens=513)
+        describe(str(plain), max_tokens=513)
     with pytest.raises(DataError, match="has 513 tokens, family 'jina_v1' takes 512"):
         encoder.encode_tokens(pa.array([[5] * 513], pa.list_(pa.int32())))
 
 
-def test_cutting_a_long_text_first_changes_no_token(redact):
-    spec = describe(str(redact), max_tokens=64)
+def test_pre_cutting_a_long_text_changes_no_token(plain):
+    spec = describe(str(plain), max_tokens=64)
     long = "\n ".join(SENTENCES * 10)
     whole = Tokenizer(replace(spec, max_tokens=100_000)).tokenize([long]).ids[0].as_py()
     assert Tokenizer(spec).tokenize([long]).ids[0].as_py() == [*whole[:63], 1]
 
 
-def test_it_has_no_tasks_no_adapters_and_no_shorter_dims(redact, encoder):
+def test_v1_has_no_tasks_adapters_or_shorter_dims(plain, encoder):
     assert (encoder.spec.tasks, encoder.spec.task, encoder.spec.prompt) == ((), None, "")
     with pytest.raises(ConfigError, match="is of family 'jina_v1', which takes no adapters"):
         _ = encoder.adapters
     with pytest.raises(ConfigError, match="was not trained for shorter vectors"):
-        describe(str(redact), dim=16)
-    assert describe(str(redact), dim=16, allow_untrained_dim=True).dim == 16
+        describe(str(plain), dim=16)
+    assert describe(str(plain), dim=16, allow_untrained_dim=True).dim == 16
 
 
-def test_without_any_one_of_its_tensors_a_checkpoint_is_refused(redact, tmp_path):
+def test_a_checkpoint_without_any_one_tensor_is_refused(plain, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(redact, copy)
+    shutil.copytree(plain, copy)
     tensors = load_file(copy / "model.safetensors")
     assert len(tensors) == 19
     for name in tensors:
@@ -139,9 +139,9 @@ def test_without_any_one_of_its_tensors_a_checkpoint_is_refused(redact, tmp_path
             describe(str(copy))
 
 
-def test_a_later_t5_is_refused(redact, tmp_path):
+def test_t5_v1_1_is_refused(plain, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(redact, copy)
+    shutil.copytree(plain, copy)
     config = json.loads((copy / "config.json").read_text()) | {"feed_forward_proj": "gated-gelu"}
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="feed_forward_proj 'gated-gelu'"):

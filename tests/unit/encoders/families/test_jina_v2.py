@@ -19,7 +19,7 @@ from tests.unit.encoders.jina_v2_reference import Reference, slope
 
 TEXTS = [*SENTENCES, "", "x", SENTENCES[0] * 4]
 
-# As published, scaled down: which variant, name prefix, tokenizer, heads and file type go together.
+# Published combinations of variant, name prefix, tokenizer, heads and file type, scaled down.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "small-en": {"variant": "A", "heads": 8, "hidden": 64, "inner": 128},
     "base-en": {"variant": "A", "heads": 12},
@@ -41,7 +41,7 @@ def code(tmp_path_factory):
     return write_jina_v2(tmp_path_factory.mktemp("code"), variant="B", tokenizer="byte_level")
 
 
-def test_every_published_layout_gives_what_the_formulas_give(folder):
+def test_every_published_layout_matches_the_reference(folder):
     encoder = load_encoder(str(folder), dtype="float32")
     ids = encoder.tokenizer.tokenize(TEXTS).ids
     reference = Reference(folder)
@@ -51,14 +51,14 @@ def test_every_published_layout_gives_what_the_formulas_give(folder):
         np.testing.assert_allclose(states, reference.states(row), atol=1e-4, rtol=0)
 
 
-def test_bfloat16_stays_within_its_class(folder):
+def test_bfloat16_is_within_its_tolerance(folder):
     spec = describe(str(folder))
     wide = load_encoder(spec.with_task(None), dtype="float32").encode(TEXTS)
     narrow = Encoder(spec, compute=Compute(torch.device("cpu"), torch.bfloat16)).encode(TEXTS)
     assert (wide * narrow).sum(1).min() >= 0.999
 
 
-def test_company_and_order_change_nothing(folder):
+def test_other_rows_and_order_change_no_vector(folder):
     encoder = load_encoder(str(folder), dtype="float32")
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
     np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5, rtol=0)
@@ -67,17 +67,17 @@ def test_company_and_order_change_nothing(folder):
 
 
 @pytest.mark.parametrize("heads", [4, 8, 12])
-def test_slopes_come_in_the_published_order(heads):
+def test_slopes_are_in_the_published_order(heads):
     assert slopes(heads) == pytest.approx([slope(head, heads) for head in range(heads)], abs=0)
 
 
 @pytest.mark.parametrize(("variant", "prefix"), [("A", ""), ("A", "bert."), ("B", ""), ("B", "bert.")])
-def test_the_variant_is_found_by_tensor_names(tmp_path, variant, prefix):
+def test_the_variant_is_detected_by_tensor_names(tmp_path, variant, prefix):
     spec = describe(str(write_jina_v2(tmp_path, variant=variant, prefix=prefix)))
     assert (spec.family, spec.variant) == ("jina_v2", variant)
 
 
-def test_the_limit_is_8192_whatever_a_revision_says(tmp_path):
+def test_the_limit_is_8192_in_every_revision(tmp_path):
     folder = write_jina_v2(tmp_path, max_tokens=512, pooling={"pooling_mode_mean_tokens": True})
     assert describe(str(folder)).max_tokens == 8192
     assert describe(str(folder), max_tokens=512).max_tokens == 512
@@ -85,7 +85,7 @@ def test_the_limit_is_8192_whatever_a_revision_says(tmp_path):
         describe(str(folder), max_tokens=8193)
 
 
-def test_shorter_vectors_are_refused_for_want_of_training(code):
+def test_shorter_vectors_are_refused_without_training(code):
     with pytest.raises(ConfigError, match="not trained for shorter vectors"):
         describe(str(code), dim=16)
     encoder = load_encoder(str(code), dim=16, allow_untrained_dim=True, dtype="float32")
@@ -94,7 +94,7 @@ def test_shorter_vectors_are_refused_for_want_of_training(code):
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-6, rtol=0)
 
 
-def test_another_feed_forward_is_refused(tmp_path):
+def test_another_feed_forward_type_is_refused(tmp_path):
     folder = write_jina_v2(tmp_path)
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"geglu"', '"reglu"'))
@@ -102,8 +102,8 @@ def test_another_feed_forward_is_refused(tmp_path):
         describe(str(folder))
 
 
-def test_a_long_text_needs_no_square_of_its_length(tmp_path):
-    """With 12 heads at 4,096 tokens a dense bias alone would take 768 MiB; views of one row per head take 400 KB."""
+def test_the_bias_of_a_long_text_takes_linear_memory(tmp_path):
+    """Checks memory: with 12 heads and 4,096 tokens a dense bias would take 768 MiB; views of one row per head take 400 KB."""
     encoder = load_encoder(str(write_jina_v2(tmp_path, layers=1)), dtype="float32")
     ids = pa.array([np.random.default_rng(0).integers(5, 300, 4096).tolist()], pa.list_(pa.int32()))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

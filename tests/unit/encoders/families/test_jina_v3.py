@@ -27,7 +27,7 @@ EACH = [*TASKS, None, None, "retrieval.query", "separation", "text-matching"]
 
 
 def edit(folder, copy, **settings):
-    """A copy of a checkpoint with another config; None takes a key out."""
+    """Copies a checkpoint and changes its config; None removes a key."""
     shutil.copytree(folder, copy)
     config = json.loads((copy / "config.json").read_text()) | settings
     (copy / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not None}))
@@ -57,7 +57,7 @@ def hub(folders):
 
 
 @pytest.mark.parametrize("task", [None, *TASKS])
-def test_every_layout_gives_what_transformers_and_peft_give(encoder, oracle, task):
+def test_every_layout_matches_transformers_and_peft(encoder, oracle, task):
     tasks = [task] * len(TEXTS)
     rows = encoder.tokenizer.tokenize(TEXTS, tasks).ids
     expected = oracle.vectors(rows.to_pylist(), tasks)
@@ -66,13 +66,13 @@ def test_every_layout_gives_what_transformers_and_peft_give(encoder, oracle, tas
     np.testing.assert_allclose(states[0], oracle.states(rows[0].as_py(), task), atol=1e-4, rtol=0)
 
 
-def test_tasks_differ_and_so_does_the_base(hub):
+def test_tasks_and_base_give_different_vectors(hub):
     vectors = hub.encode(["the same text"] * 6, task=[None, *TASKS])
     similar = vectors @ vectors.T
     assert similar[~np.eye(6, dtype=bool)].max() < 0.99
 
 
-def test_rows_of_all_tasks_together_give_what_each_task_gives_alone(encoder):
+def test_mixed_tasks_give_the_vectors_of_each_task_alone(encoder):
     mixed = encoder.encode(TEXTS, task=EACH)
     for i, task in enumerate(EACH):
         tokens = encoder.tokenizer.tokenize([TEXTS[i]], [task]).ids
@@ -81,7 +81,7 @@ def test_rows_of_all_tasks_together_give_what_each_task_gives_alone(encoder):
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from([None, *TASKS])), min_size=1, max_size=12))
-def test_order_and_company_change_no_row(hub, rows):
+def test_order_and_other_rows_change_no_vector(hub, rows):
     texts, tasks = zip(*rows, strict=True)
     together = hub.encode(texts, task=tasks)
     for text, task, vector in zip(texts, tasks, together, strict=True):
@@ -96,7 +96,7 @@ def test_any_text_has_a_finite_unit_vector(hub, text, task):
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_row_longer_than_any_before_has_right_positions(folders, oracle):
+def test_a_row_longer_than_any_before_has_correct_positions(folders, oracle):
     encoder = load_encoder(str(folders["hub"]), dtype="float32", task="separation")
     texts = ["short", " ".join(SENTENCES * 3)]
     rows = encoder.tokenizer.tokenize(texts).ids.to_pylist()
@@ -104,7 +104,7 @@ def test_a_row_longer_than_any_before_has_right_positions(folders, oracle):
     np.testing.assert_allclose(encoder.encode(texts), oracle.vectors(rows, ["separation"] * 2), atol=1e-4, rtol=0)
 
 
-def test_sixteen_bits_stay_close(folders, hub):
+def test_bfloat16_vectors_are_close(folders, hub):
     narrow = Encoder(hub.spec, compute=Compute(torch.device("cpu"), torch.bfloat16))
     cosines = (narrow.encode(TEXTS, task=EACH) * hub.encode(TEXTS, task=EACH)).sum(1)
     assert cosines.min() > 0.999
@@ -113,7 +113,7 @@ def test_sixteen_bits_stay_close(folders, hub):
 # Tasks and prompts
 
 
-def test_retrieval_has_prompts_and_the_other_tasks_have_none(folders):
+def test_only_the_retrieval_tasks_have_prompts(folders):
     for layout in LAYOUTS:
         spec = describe(str(folders[layout]))
         tokenizer = Tokenizer(spec)
@@ -123,18 +123,18 @@ def test_retrieval_has_prompts_and_the_other_tasks_have_none(folders):
         assert spec.prompts["retrieval.query"] == PROMPTS["retrieval.query"]
 
 
-def test_without_a_task_there_is_no_adapter_and_no_prompt(folders):
+def test_no_task_means_no_adapter_and_no_prompt(folders):
     spec = describe(str(folders["hub"]))
     assert (spec.task, spec.prompt, spec.tasks) == (None, "", TASKS)
 
 
-def test_the_specs_task_is_used_where_a_call_names_none(folders, hub):
+def test_the_specs_task_is_the_default(folders, hub):
     encoder = load_encoder(str(folders["hub"]), dtype="float32", task="retrieval.passage")
     np.testing.assert_allclose(encoder.encode(TEXTS), hub.encode(TEXTS, task="retrieval.passage"), atol=1e-5, rtol=0)
     np.testing.assert_allclose(encoder.encode(TEXTS, task=[None] * len(TEXTS)), hub.encode(TEXTS), atol=1e-5, rtol=0)
 
 
-def test_passages_are_asked_for_with_queries_and_other_tasks_with_themselves(folders):
+def test_query_side_of_passages_is_the_query_task(folders):
     passage = describe(str(folders["native"]), task="retrieval.passage")
     query = passage.query_side()
     assert (query.task, query.prompt) == ("retrieval.query", PROMPTS["retrieval.query"])
@@ -149,8 +149,8 @@ def test_an_unknown_task_is_refused(hub):
         hub.encode(["x"], task=["separation", None])
 
 
-def test_what_the_hubs_repository_says_to_other_libraries_is_understood(folders, tmp_path, hub):
-    """A first module of its own type, prompts by task, and a length that counts RoBERTa's reserved positions."""
+def test_sentence_transformers_files_of_the_hub_repository_are_read(folders, tmp_path, hub):
+    """The files have a first module of another type, prompts by task, and a length with RoBERTa's reserved positions."""
     copy = tmp_path / "copy"
     shutil.copytree(folders["hub"], copy)
     kinds = [("", "custom_st.Transformer"), ("1_Pooling", "sentence_transformers.models.Pooling")]
@@ -172,7 +172,7 @@ def test_what_the_hubs_repository_says_to_other_libraries_is_understood(folders,
 # Matryoshka
 
 
-def test_trained_dims_are_sliced_before_they_are_normalised(folders, hub):
+def test_vectors_of_trained_dims_are_sliced_before_normalising(folders, hub):
     full = hub.encode(TEXTS)
     for dim in (8, 16, 32):
         short = load_encoder(str(folders["hub"]), dtype="float32", dim=dim).encode(TEXTS)
@@ -180,7 +180,7 @@ def test_trained_dims_are_sliced_before_they_are_normalised(folders, hub):
         np.testing.assert_allclose(short, expected, atol=1e-6, rtol=0)
 
 
-def test_other_dims_are_refused_unless_asked_for(folders):
+def test_untrained_dims_are_refused_unless_allowed(folders):
     with pytest.raises(ConfigError, match="was trained for dims 8, 16, 32"):
         describe(str(folders["hub"]), dim=24)
     assert describe(str(folders["hub"]), dim=24, allow_untrained_dim=True).dim == 24
@@ -190,7 +190,7 @@ def test_other_dims_are_refused_unless_asked_for(folders):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_without_any_one_of_its_tensors_a_checkpoint_is_refused(folders, tmp_path, layout):
+def test_a_checkpoint_without_any_one_tensor_is_refused(folders, tmp_path, layout):
     copy = tmp_path / "copy"
     shutil.copytree(folders[layout], copy)
     tensors = load_file(copy / "model.safetensors")
@@ -202,7 +202,7 @@ def test_without_any_one_of_its_tensors_a_checkpoint_is_refused(folders, tmp_pat
             describe(str(copy))
 
 
-def test_the_pooler_is_ignored_and_anything_else_is_not(folders, tmp_path, hub):
+def test_the_pooler_is_ignored_and_other_tensors_are_refused(folders, tmp_path, hub):
     copy = tmp_path / "copy"
     shutil.copytree(folders["hub"], copy)
     tensors = load_file(copy / "model.safetensors")
@@ -215,14 +215,14 @@ def test_the_pooler_is_ignored_and_anything_else_is_not(folders, tmp_path, hub):
         describe(str(copy))
 
 
-def test_another_number_of_adapters_than_the_config_names_is_refused(folders, tmp_path):
+def test_a_wrong_number_of_adapters_is_refused(folders, tmp_path):
     copy = edit(folders["hub"], tmp_path / "copy", lora_adaptations=list(TASKS[:4]))
     with pytest.raises(ModelError, match=r"other shapes than its config\.json says"):
         describe(str(copy))
 
 
 @pytest.mark.parametrize("layout", ["native", "fused"])
-def test_an_adapter_folder_that_was_not_copied_is_missed(folders, tmp_path, layout):
+def test_a_missing_adapter_folder_is_named(folders, tmp_path, layout):
     copy = tmp_path / "copy"
     shutil.copytree(folders[layout], copy)
     shutil.rmtree(copy / "text_matching")
@@ -235,7 +235,7 @@ def test_an_adapter_folder_that_was_not_copied_is_missed(folders, tmp_path, layo
         describe(str(fewer))
 
 
-def test_a_checkpoint_may_say_that_it_has_no_adapters(folders, tmp_path, hub):
+def test_a_checkpoint_may_have_no_adapters(folders, tmp_path, hub):
     copy = edit(folders["fused"], tmp_path / "copy", lora_adaptations=[])
     encoder = load_encoder(str(copy), dtype="float32")
     assert encoder.spec.tasks == ()
@@ -243,7 +243,7 @@ def test_a_checkpoint_may_say_that_it_has_no_adapters(folders, tmp_path, hub):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
         ({"position_embedding_type": "absolute"}, "position_embedding_type 'absolute'"),
@@ -253,15 +253,15 @@ def test_a_checkpoint_may_say_that_it_has_no_adapters(folders, tmp_path, hub):
         ({"lora_rank": None}, "lora_rank = None where a whole number"),
     ],
 )
-def test_a_config_of_another_architecture_is_refused(folders, tmp_path, settings, said):
-    with pytest.raises(ModelError, match=said):
+def test_a_config_of_another_architecture_is_refused(folders, tmp_path, settings, message):
+    with pytest.raises(ModelError, match=message):
         describe(str(edit(folders["hub"], tmp_path / "copy", **settings)))
 
 
 # Rotary base
 
 
-def test_the_rotary_base_is_the_configs(folders, tmp_path):
+def test_the_rotary_base_is_read_from_the_config(folders, tmp_path):
     other = {
         "hub": edit(folders["hub"], tmp_path / "hub", rotary_emb_base=500.0),
         "native": edit(
@@ -278,7 +278,7 @@ def test_the_rotary_base_is_the_configs(folders, tmp_path):
         assert np.abs(vectors - published).max() > 1e-3
 
 
-def test_a_native_config_without_a_base_means_20000(folders, tmp_path, hub):
+def test_a_native_config_without_a_base_uses_20000(folders, tmp_path, hub):
     copy = edit(folders["native"], tmp_path / "copy", rope_parameters=None)
     assert np.array_equal(load_encoder(str(copy), dtype="float32").encode(TEXTS), hub.encode(TEXTS))
 
@@ -286,7 +286,7 @@ def test_a_native_config_without_a_base_means_20000(folders, tmp_path, hub):
 # Lineage
 
 
-def test_an_adapters_content_belongs_to_the_lineage(folders, tmp_path):
+def test_an_adapters_content_changes_the_lineage(folders, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folders["native"], copy)
     before = describe(str(folders["native"]))
@@ -297,14 +297,14 @@ def test_an_adapters_content_belongs_to_the_lineage(folders, tmp_path):
     assert replace(before, task="separation").lineage() != before.lineage()
 
 
-def test_a_spec_crosses_a_process(folders, hub):
+def test_a_pickled_spec_loads_the_same_model(folders, hub):
     spec = pickle.loads(pickle.dumps(describe(str(folders["fused"]), dtype="float32", task="classification")))
     np.testing.assert_allclose(
         load_encoder(spec).encode(TEXTS), hub.encode(TEXTS, task="classification"), atol=1e-5, rtol=0
     )
 
 
-def test_cutting_a_long_text_first_changes_no_token(folders):
+def test_pre_cutting_a_long_text_changes_no_token(folders):
     spec = describe(str(folders["hub"]), max_tokens=64)
     long = "  ".join(SENTENCES * 10)
     whole = Tokenizer(replace(spec, max_tokens=100_000)).tokenize([long]).ids[0].as_py()

@@ -65,7 +65,7 @@ def main(folders):
 
 
 @pytest.mark.parametrize("task", [None, *TASKS])
-def test_every_layout_gives_what_transformers_and_peft_give(encoder, oracle, task):
+def test_every_layout_matches_transformers_and_peft(encoder, oracle, task):
     texts = TEXTS if task else [text for text in TEXTS if text]
     tasks = [task] * len(texts)
     rows = encoder.tokenizer.tokenize(texts, tasks).ids
@@ -78,29 +78,29 @@ def test_every_layout_gives_what_transformers_and_peft_give(encoder, oracle, tas
 
 @pytest.mark.parametrize("keys", ["old", "new"])
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_merged_checkpoint_gives_what_transformers_gives_and_what_its_adapter_gives(tmp_path, keys, adapter):
+def test_a_merged_checkpoint_matches_transformers_and_its_adapter(tmp_path, keys, adapter):
     folder = write_jina_v4(tmp_path / "merged", merged=adapter, keys=keys)
     encoder = load(folder, task="passage")
     assert encoder.spec.tasks == ("query", "passage")
     rows = encoder.tokenizer.tokenize(TEXTS).ids
     expected = Oracle(folder).vectors(rows.to_pylist(), [None] * len(TEXTS))
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5, rtol=0)
-    beside = load(write_jina_v4(tmp_path / "beside"))
+    unmerged = load(write_jina_v4(tmp_path / "beside"))
     for side in ("query", "passage"):
         task = adapter if adapter == "text-matching" else f"{adapter}.{side}"
         if PROMPTS[task] == encoder.spec.prompts[side]:
-            found = encoder.encode(TEXTS, task=side)
-            np.testing.assert_allclose(found, beside.encode(TEXTS, task=task), atol=1e-5, rtol=0)
+            actual = encoder.encode(TEXTS, task=side)
+            np.testing.assert_allclose(actual, unmerged.encode(TEXTS, task=task), atol=1e-5, rtol=0)
 
 
-def test_tasks_differ_and_so_does_the_base(main):
+def test_tasks_and_base_give_different_vectors(main):
     vectors = main.encode(["the same text"] * 6, task=[None, *TASKS])
     alike = np.abs(vectors @ vectors.T - 1) < 0.01
-    # What the adapters of two tasks and their prompts have in common makes no two of these alike.
+    # Some tasks share an adapter or a prompt, but no two share both.
     assert (alike == np.eye(6, dtype=bool)).all()
 
 
-def test_rows_of_all_tasks_together_give_what_each_task_gives_alone(encoder):
+def test_mixed_tasks_give_the_vectors_of_each_task_alone(encoder):
     before = encoder.stats.micro_batches
     mixed = encoder.encode(TEXTS, task=EACH)
     assert encoder.stats.micro_batches == before + 1
@@ -111,7 +111,7 @@ def test_rows_of_all_tasks_together_give_what_each_task_gives_alone(encoder):
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(TASKS)), min_size=1, max_size=12))
-def test_order_and_company_change_no_row(main, rows):
+def test_order_and_other_rows_change_no_vector(main, rows):
     texts, tasks = zip(*rows, strict=True)
     together = main.encode(texts, task=tasks)
     for text, task, vector in zip(texts, tasks, together, strict=True):
@@ -126,31 +126,31 @@ def test_any_text_has_a_finite_unit_vector(main, text, task):
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_no_token_sees_those_behind_it(main):
+def test_no_token_attends_to_later_tokens(main):
     ids = main.tokenizer.tokenize([TEXTS[0], TEXTS[0] + TEXTS[1]]).ids
     short, long = main.encode_token_states(ids)
-    same = len(short) - 1  # the last one may go on differently
+    same = len(short) - 1  # the last token may be merged with the text that follows
     assert ids[0].as_py()[:same] == ids[1].as_py()[:same]
     np.testing.assert_allclose(short[:same], long[:same], atol=1e-5)
 
 
-def test_a_row_longer_than_any_before_has_right_positions(folders, oracle):
+def test_a_row_longer_than_any_before_has_correct_positions(folders, oracle):
     encoder = load(folders["old"], task="text-matching")
     rows = encoder.tokenizer.tokenize(["short", " ".join(SENTENCES * 5)]).ids.to_pylist()
     assert len(rows[1]) > 512
-    found = encoder.encode(["short", " ".join(SENTENCES * 5)])
-    np.testing.assert_allclose(found, oracle.vectors(rows, ["text-matching"] * 2), atol=1e-5, rtol=0)
+    actual = encoder.encode(["short", " ".join(SENTENCES * 5)])
+    np.testing.assert_allclose(actual, oracle.vectors(rows, ["text-matching"] * 2), atol=1e-5, rtol=0)
 
 
-def test_sixteen_bits_stay_close(main):
+def test_bfloat16_vectors_are_close(main):
     narrow = Encoder(main.spec, compute=Compute(torch.device("cpu"), torch.bfloat16))
     cosines = (narrow.encode(TEXTS, task=EACH) * main.encode(TEXTS, task=EACH)).sum(1)
     assert cosines.min() > 0.999
-    assert cosines.max() < 0.9999999  # it did compute in something else
+    assert cosines.max() < 0.9999999  # the compute type did change
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (8, 2)])
-def test_heads_are_shared_as_the_config_says(tmp_path, heads, groups):
+def test_heads_are_shared_as_configured(tmp_path, heads, groups):
     folder = write_jina_v4(tmp_path / "model", heads=heads, groups=groups, hidden=64, merged="code")
     encoder = load(folder, task="query")
     rows = encoder.tokenizer.tokenize(TEXTS).ids.to_pylist()
@@ -160,7 +160,7 @@ def test_heads_are_shared_as_the_config_says(tmp_path, heads, groups):
 # Tasks and prompts
 
 
-def test_each_task_has_its_prompt_and_nothing_else_stands_around_a_text(folders):
+def test_only_the_tasks_prompt_is_added_to_a_text(folders):
     for name in LAYOUTS:
         spec = describe(str(folders[name]), task="code.query")
         assert (spec.tasks, spec.prompts) == (TASKS, PROMPTS)
@@ -171,7 +171,7 @@ def test_each_task_has_its_prompt_and_nothing_else_stands_around_a_text(folders)
         assert tokenizer.tokenize(["", "Q"], [None, None]).ids.to_pylist()[0] == []
 
 
-def test_passages_are_asked_for_with_queries_and_text_matching_with_itself(folders):
+def test_query_side_of_each_task(folders):
     spec = describe(str(folders["old"]), task="retrieval.passage")
     for task, asked in zip(TASKS, ("retrieval.query", "retrieval.query", "text-matching", "code.query", "code.query"), strict=True):  # fmt: skip
         query = spec.with_task(task).query_side()
@@ -188,7 +188,7 @@ def test_a_merged_checkpoint_has_the_two_prompts_as_tasks(tmp_path):
         np.testing.assert_allclose(encoder.encode([text], task=[task])[0], vector, atol=1e-5)
 
 
-def test_without_a_task_nothing_is_described(folders, tmp_path):
+def test_a_task_is_required(folders, tmp_path):
     with pytest.raises(ConfigError, match=r"needs a task, .* one of retrieval\.query, .*, code\.passage\. Set `task`"):
         describe(str(folders["old"]))
     with pytest.raises(ConfigError, match="needs a task, .* one of query, passage"):
@@ -200,18 +200,18 @@ def test_an_unknown_task_is_refused(main):
         main.encode(["x"], task="retrieval")
 
 
-def test_a_text_of_no_tokens_is_refused_where_no_prompt_stands_before_it(main):
+def test_an_empty_text_without_a_prompt_is_refused(main):
     with pytest.raises(DataError, match="has no token ids"):
         main.encode([""], task=[None])
 
 
-def test_other_task_names_of_a_config_are_taken(folders, tmp_path):
-    """As the publisher's code does: all have two prompts but text-matching."""
+def test_other_task_names_in_the_config_are_used(folders, tmp_path):
+    """As in the publisher's code, every task but text-matching has two prompts."""
     copy = edit(folders["old"], tmp_path / "copy", task_names=["code", "retrieval", "text-matching"])
     assert describe(str(copy), task="code.query").tasks == (*TASKS[3:], *TASKS[:2], TASKS[2])
 
 
-def test_texts_are_cut_where_the_publishers_code_cuts_them(folders, tmp_path):
+def test_the_token_limit_is_the_publishers(folders, tmp_path):
     assert describe(str(folders["old"]), task="code.query").max_tokens == 1200
     copy = edit(folders["old"], tmp_path / "copy", text={"max_position_embeddings": 128_000})
     assert describe(str(copy), task="code.query").max_tokens == 32_768
@@ -220,7 +220,7 @@ def test_texts_are_cut_where_the_publishers_code_cuts_them(folders, tmp_path):
 # Matryoshka
 
 
-def test_trained_dims_are_sliced_before_they_are_normalised(folders, main):
+def test_vectors_of_trained_dims_are_sliced_before_normalising(folders, main):
     full = main.encode(TEXTS)
     for dim in (8, 16, 32):
         short = load(folders["old"], dim=dim).encode(TEXTS)
@@ -228,10 +228,10 @@ def test_trained_dims_are_sliced_before_they_are_normalised(folders, main):
         np.testing.assert_allclose(short, expected, atol=1e-6, rtol=0)
 
 
-def test_other_dims_are_refused_and_those_wider_than_the_model_are_none(folders, tmp_path):
+def test_untrained_dims_are_refused_and_dims_above_the_width_ignored(folders, tmp_path):
     with pytest.raises(ConfigError, match=r"was trained for dims 8, 16, 32\."):
         describe(str(folders["old"]), task="code.query", dim=24)
-    wide = write_jina_v4(tmp_path, merged="code", hidden=512)  # whose config does not say
+    wide = write_jina_v4(tmp_path, merged="code", hidden=512)  # its config has no dims
     with pytest.raises(ConfigError, match=r"was trained for dims 128, 256, 512\."):
         describe(str(wide), task="query", dim=300)
 
@@ -247,14 +247,14 @@ def test_other_dims_are_refused_and_those_wider_than_the_model_are_none(folders,
         {"rope_theta": 500.0, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
     ],
 )
-def test_the_rotary_base_is_the_configs(folders, tmp_path, main, text):
+def test_the_rotary_base_is_read_from_the_config(folders, tmp_path, main, text):
     copy = edit(folders["old"], tmp_path / "copy", text=text, task_names=[])
     encoder = load(copy, task="passage")
     rows = encoder.tokenizer.tokenize(TEXTS).ids.to_pylist()
     vectors = encoder.encode(TEXTS)
     published = main.encode_tokens(encoder.tokenizer.tokenize(TEXTS).ids, [None] * len(TEXTS))
     assert np.abs(vectors - published).max() > 1e-3
-    # transformers reads the same places, but wants all three axes to be told apart.
+    # transformers reads the same keys, but requires the sections of all three axes.
     config = json.loads((copy / "config.json").read_text())
     parameters = {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [1, 1, 2]}
     config["text_config"] |= {"rope_parameters": parameters}
@@ -265,7 +265,7 @@ def test_the_rotary_base_is_the_configs(folders, tmp_path, main, text):
 # Lineage
 
 
-def test_the_adapters_content_belongs_to_the_lineage(folders, tmp_path):
+def test_the_adapters_content_changes_the_lineage(folders, tmp_path):
     before = describe(str(folders["old"]), task="code.query")
     copy = tmp_path / "copy"
     shutil.copytree(folders["old"], copy)
@@ -281,7 +281,7 @@ def test_the_adapters_content_belongs_to_the_lineage(folders, tmp_path):
     assert replace(before, task="code.passage").lineage() != before.lineage()
 
 
-def test_a_spec_crosses_a_process(folders, main):
+def test_a_pickled_spec_loads_the_same_model(folders, main):
     spec = pickle.loads(pickle.dumps(describe(str(folders["new"]), dtype="float32", task="code.passage")))
     np.testing.assert_allclose(load_encoder(spec).encode(TEXTS), main.encode(TEXTS, task="code.passage"), atol=1e-5)
 
@@ -296,7 +296,7 @@ def test_describing_it_imports_no_torch(folders):
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
 
-def test_a_cut_text_keeps_its_prompt_and_its_first_tokens(folders):
+def test_a_truncated_text_keeps_its_prompt_and_first_tokens(folders):
     spec = describe(str(folders["old"]), task="retrieval.passage", max_tokens=64)
     long = "  ".join(SENTENCES * 10)
     whole = Tokenizer(replace(spec, max_tokens=100_000)).tokenize([long]).ids[0].as_py()

@@ -1,4 +1,4 @@
-"""v4's adapters: those that are put beside, as PEFT writes them, and those that tasks share."""
+"""Tests of v4's adapters: those added at run time, as PEFT writes them, and those that tasks share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def encoder(folder):
     return load_encoder(str(folder), task="retrieval.passage", dtype="float32")
 
 
-# What people train: all layers, some layers, another rank, another scale, words.
+# Common ways to train: all layers, some layers, another rank, another scale, the word table.
 TRAINED: dict[str, dict[str, Any]] = {
     "all": {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},
     "some": {"r": 2, "lora_alpha": 8, "target_modules": ["k_proj", "v_proj", "up_proj"]},
@@ -48,13 +48,13 @@ TRAINED: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
-    """Adapters as PEFT itself writes them, all factors random: one trained on the whole model, one on its text part."""
+    """Adapters written by PEFT, all factors random: one of the whole model, one of its language model."""
     root = tmp_path_factory.mktemp("trained")
     for seed, (name, how) in enumerate(TRAINED.items()):
         torch.manual_seed(seed)
         base = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a name of the past
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT imports a deprecated name from transformers
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)  # no head is used
             config = LoraConfig(init_lora_weights=False, exclude_modules=".*visual.*", **how)
             model = get_peft_model(base, config)
@@ -62,7 +62,7 @@ def trained(folder, tmp_path_factory):
     return root
 
 
-def test_an_adapter_added_at_run_time_gives_what_peft_gives(encoder, folder, trained):
+def test_an_adapter_added_at_run_time_matches_peft(encoder, folder, trained):
     oracle = Oracle(folder, {name: trained / name for name in TRAINED})
     for name in TRAINED:
         encoder.adapters.load(name, trained / name, prompt="Query: ")
@@ -80,7 +80,7 @@ def test_an_adapter_added_at_run_time_gives_what_peft_gives(encoder, folder, tra
 
 
 @pytest.mark.parametrize("prefix", ["", "language_model.", "model.", "model.language_model."])
-def test_an_adapter_may_be_trained_on_any_part_that_has_the_language_model(encoder, trained, tmp_path, prefix):
+def test_adapters_trained_on_any_enclosing_model_are_accepted(encoder, trained, tmp_path, prefix):
     factors = load_file(trained / "all" / "adapter_model.safetensors")
     renamed = {name.replace("base_model.model.model.language_model.", f"base_model.model.{prefix}"): t for name, t in factors.items()}  # fmt: skip
     assert renamed.keys() != factors.keys() or prefix == "model.language_model."
@@ -90,7 +90,7 @@ def test_an_adapter_may_be_trained_on_any_part_that_has_the_language_model(encod
     assert np.array_equal(encoder.encode(TEXTS, task="part"), encoder.encode(TEXTS, task="all"))
 
 
-def test_one_tasks_adapter_is_replaced_and_the_one_that_shared_it_is_not(encoder, trained):
+def test_replacing_a_tasks_adapter_keeps_the_task_that_shared_it(encoder, trained):
     before = {task: encoder.encode(TEXTS, task=task) for task in TASKS}
     encoder.adapters.load("retrieval.query", trained / "some")
     for task in TASKS:
@@ -101,7 +101,7 @@ def test_one_tasks_adapter_is_replaced_and_the_one_that_shared_it_is_not(encoder
     assert np.array_equal(encoder.encode(TEXTS, task="code.passage"), before["code.passage"])
 
 
-def test_an_adapter_that_is_cut_short_is_refused(encoder, trained, tmp_path):
+def test_an_incomplete_adapter_is_refused(encoder, trained, tmp_path):
     copy = tmp_path / "cut"
     shutil.copytree(trained / "some", copy)
     config = json.loads((copy / "adapter_config.json").read_text()) | {"exclude_modules": None}
@@ -113,7 +113,7 @@ def test_an_adapter_that_is_cut_short_is_refused(encoder, trained, tmp_path):
 
 
 class Counted(dict[str, Factors]):
-    """An adapter that counts how often a layer is taken from it."""
+    """An adapter that counts how often a layer is read."""
 
     taken = 0
 
@@ -122,7 +122,7 @@ class Counted(dict[str, Factors]):
         return super().__getitem__(module)
 
 
-def test_tasks_that_share_an_adapter_compute_with_it_once():
+def test_a_shared_adapter_is_computed_once():
     compute = Compute(torch.device("cpu"), torch.float32)
     adapter = Counted(layer=Factors(torch.randn(2, 3), torch.randn(4, 2)))
     store = AdapterStore({}, compute, {"a.query": adapter, "a.passage": adapter, "b": {}})
@@ -142,7 +142,7 @@ def test_tasks_that_share_an_adapter_compute_with_it_once():
     assert not added(["b", "a.passage", None])[[0, 1, 4, 5]].any()
 
 
-def test_the_scale_of_the_published_adapters_is_their_configs(folder, tmp_path):
+def test_the_scale_of_published_adapters_is_read_from_their_config(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     at = copy / "adapters" / "adapter_config.json"

@@ -1,4 +1,4 @@
-"""What is refused as a v4 checkpoint, and what of it is left alone."""
+"""Tests of the v4 checkpoints that are refused, and of the tensors that are ignored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load(folder):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_without_any_one_of_its_tensors_a_checkpoint_is_refused(folders, tmp_path, name):
+def test_a_checkpoint_without_any_one_tensor_is_refused(folders, tmp_path, name):
     copy = tmp_path / "copy"
     shutil.copytree(folders[name], copy)
     tensors = load_file(copy / "model.safetensors")
@@ -40,15 +40,15 @@ def test_without_any_one_of_its_tensors_a_checkpoint_is_refused(folders, tmp_pat
     mark = next(key for key in needed if key.endswith("layers.0.self_attn.q_proj.weight"))
     for key in needed:
         save_file({other: t for other, t in tensors.items() if other != key}, copy / "model.safetensors")
-        said = (
+        message = (
             "is of no family that is known" if key == mark else rf"lacks 1 of {len(needed)} tensors .* needs: {key}\."
         )
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises(ModelError, match=message):
             describe(str(copy), task="code.query")
 
 
 @pytest.mark.parametrize("name", ["old", "new"])
-def test_what_is_for_images_many_vectors_and_words_is_ignored_and_anything_else_is_not(folders, tmp_path, name):
+def test_unused_tensors_are_ignored_and_unknown_ones_refused(folders, tmp_path, name):
     copy = tmp_path / "copy"
     shutil.copytree(folders[name], copy)
     tensors = load_file(copy / "model.safetensors")
@@ -64,7 +64,7 @@ def test_what_is_for_images_many_vectors_and_words_is_ignored_and_anything_else_
 
 @pytest.fixture
 def broken(folders, tmp_path):
-    """A copy of the checkpoint with other factors in its adapters' file, and other settings."""
+    """Makes copies of the checkpoint with changed factors in the adapters' file and changed settings."""
 
     def make(change=None, **settings):
         copy = tmp_path / "broken"
@@ -78,7 +78,7 @@ def broken(folders, tmp_path):
     return make
 
 
-def test_without_any_one_of_its_factors_an_adapter_is_refused(broken):
+def test_an_adapter_without_any_one_factor_is_refused(broken):
     factor = "base_model.model.model.language_model.layers.1.mlp.up_proj.lora_{}.code.weight"
     copy = broken()
     weights = copy / "adapters" / "adapter_model.safetensors"
@@ -95,14 +95,14 @@ def test_without_any_one_of_its_factors_an_adapter_is_refused(broken):
         describe(str(copy), task="retrieval.query")
 
 
-def test_factors_of_an_adapter_that_the_config_does_not_name_are_refused(broken):
+def test_factors_of_an_unlisted_adapter_are_refused(broken):
     name = "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.clustering.weight"
     copy = broken(lambda factors: factors | {name: torch.zeros(4, 32)})
     with pytest.raises(ModelError, match=rf"has '{name}', which is not a factor of a LoRA"):
         describe(str(copy), task="retrieval.query")
 
 
-def test_factors_for_images_are_refused(broken):
+def test_factors_for_the_vision_tower_are_refused(broken):
     name = "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.code.weight"
     copy = broken(lambda factors: factors | {name: torch.zeros(4, 16)})
     with pytest.raises(ModelError, match=r"changes 'visual\.blocks\.0\.attn\.qkv', a layer that this model"):
@@ -117,7 +117,7 @@ def test_factors_that_are_not_finite_are_refused_at_load(broken):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"r": 5}, r"of shape \[4, \d+\]; rank 5 and the model's"),
         ({"use_dora": True}, "use_dora True, which is more than plain LoRA"),
@@ -125,16 +125,16 @@ def test_factors_that_are_not_finite_are_refused_at_load(broken):
         ({"lora_alpha": None}, "has r 4 and lora_alpha None"),
     ],
 )
-def test_adapters_of_another_kind_are_refused(broken, settings, said):
-    with pytest.raises(ModelError, match=said):
+def test_adapters_of_another_kind_are_refused(broken, settings, message):
+    with pytest.raises(ModelError, match=message):
         describe(str(broken(**settings)), task="retrieval.query")
 
 
-def test_adapters_that_were_not_copied_are_missed(folders, tmp_path):
+def test_missing_adapters_are_named(folders, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folders["old"], copy)
     shutil.rmtree(copy / "adapters")
-    with pytest.raises(ModelError, match=r"lacks the adapter folders adapters\. .* give config\.json `task_names`"):
+    with pytest.raises(ModelError, match=r"lacks the adapter folders adapters\. .* set `task_names` in config\.json"):
         describe(str(copy), task="code.query")
     without = edit(copy, tmp_path / "without", task_names=[])
     assert describe(str(without), task="query").tasks == ("query", "passage")
@@ -144,7 +144,7 @@ def test_adapters_that_were_not_copied_are_missed(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window True"),
@@ -152,20 +152,20 @@ def test_adapters_that_were_not_copied_are_missed(folders, tmp_path):
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type 'yarn'"),
         ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "RoPE of type 'linear'"),
         ({"num_attention_heads": 3}, "hidden_size 32, not a multiple of 2"),
-        ({"num_attention_heads": 0}, "hidden_size 32, not a multiple of 2"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0 where a whole number of 1 or more"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4, not a multiple of num_key_value_heads 3"),
         ({"num_key_value_heads": 4}, r"other shapes than its config\.json says"),
         ({"head_dim": 16}, "head_dim 16 where hidden_size and heads make it 8"),
         ({"hidden_size": None}, "hidden_size = None where a whole number"),
     ],
 )
-def test_a_language_model_of_another_kind_is_refused(folders, tmp_path, text, said):
-    with pytest.raises(ModelError, match=said):
+def test_another_language_model_is_refused(folders, tmp_path, text, message):
+    with pytest.raises(ModelError, match=message):
         describe(str(edit(folders["old"], tmp_path / "copy", text=text)), task="code.query")
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"single_vector_pool_strategy": "cls"}, "single_vector_pool_strategy 'cls'"),
         ({"task_names": "retrieval"}, "task_names 'retrieval' where a list of names"),
@@ -174,12 +174,12 @@ def test_a_language_model_of_another_kind_is_refused(folders, tmp_path, text, sa
         ({"matryoshka_dims": [8, 16.5]}, r"matryoshka_dims \[8, 16\.5\] where a list of whole numbers"),
     ],
 )
-def test_a_config_of_another_kind_is_refused(folders, tmp_path, settings, said):
-    with pytest.raises(ModelError, match=said):
+def test_an_unsupported_config_is_refused(folders, tmp_path, settings, message):
+    with pytest.raises(ModelError, match=message):
         describe(str(edit(folders["old"], tmp_path / "copy", **settings)), task="code.query")
 
 
-def test_a_text_config_that_is_none_is_refused(folders, tmp_path):
+def test_a_text_config_that_is_not_an_object_is_refused(folders, tmp_path):
     copy = edit(folders["old"], tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"text_config": ["qwen2_5_vl_text"]}))
@@ -187,7 +187,7 @@ def test_a_text_config_that_is_none_is_refused(folders, tmp_path):
         describe(str(copy), task="code.query")
 
 
-def test_other_models_with_layers_of_these_names_are_not_taken_for_it(folders, tmp_path):
+def test_other_models_with_the_same_layer_names_are_not_detected(folders, tmp_path):
     copy = edit(folders["old"], tmp_path / "copy", model_type="qwen2", task_names=None)
     with pytest.raises(ModelError, match="is of no family that is known"):
         describe(str(copy), task="code.query")

@@ -24,7 +24,7 @@ TEXTS = SENTENCES
 ALL = ["word_embeddings", "token_type_embeddings", "q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 QUERY = "base_model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 
-# What people train: all layers, some layers, another rank, another scale.
+# Common ways to train: all layers, some layers, another rank, another scale.
 TRAINED: dict[str, dict[str, Any]] = {
     "all": {"r": 8, "lora_alpha": 16, "target_modules": ALL},
     "some": {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "fc2"]},
@@ -46,13 +46,13 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(native, tmp_path_factory):
-    """Adapters as PEFT itself writes them, all factors random."""
+    """Adapters written by PEFT, all factors random."""
     root = tmp_path_factory.mktemp("trained")
     for seed, (name, settings) in enumerate(TRAINED.items()):
         torch.manual_seed(seed)
         base = JinaEmbeddingsV3Model.from_pretrained(native)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a name of the past
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT imports a deprecated name from transformers
             model = get_peft_model(base, LoraConfig(init_lora_weights=False, **settings))
         model.save_pretrained(root / name)
     return root
@@ -65,7 +65,7 @@ def encoder(hub):
 
 @pytest.fixture
 def broken(trained, tmp_path):
-    """Makes a copy of the adapter "all" with another config or other tensors."""
+    """Makes copies of the adapter "all" with another config or other tensors."""
 
     def make(tensors=None, **settings):
         copy = tmp_path / "broken"
@@ -79,14 +79,14 @@ def broken(trained, tmp_path):
     return make
 
 
-def test_the_published_adapters_are_there_by_name(encoder, native):
+def test_the_published_adapters_are_available_by_name(encoder, native):
     assert encoder.adapters.names == TASKS
     assert tuple(load_encoder(str(native)).adapters) == TASKS
     assert "separation" in encoder.adapters
     assert "legal" not in encoder.adapters
 
 
-def test_an_adapter_added_at_run_time_gives_what_peft_gives(encoder, native, trained):
+def test_an_adapter_added_at_run_time_matches_peft(encoder, native, trained):
     oracle = Oracle(native, **{name: trained / name for name in TRAINED})
     for name in TRAINED:
         encoder.adapters.load(name, trained / name)
@@ -110,7 +110,7 @@ def test_adapters_of_several_ranks_and_layers_share_a_micro_batch(encoder, train
         np.testing.assert_allclose(encoder.encode([text], task=[task])[0], vector, atol=1e-5, rtol=0)
 
 
-def test_adding_replacing_and_removing_change_no_other_row(encoder, trained):
+def test_adding_replacing_and_removing_adapters_changes_no_other_row(encoder, trained):
     others = [None, *TASKS[1:]]
     texts = TEXTS[: len(others)]
     first = encoder.encode(texts, task=others)
@@ -133,24 +133,24 @@ def test_adding_replacing_and_removing_change_no_other_row(encoder, trained):
     with pytest.raises(ConfigError, match="no task 'legal'"):
         encoder.encode(["x"], task="legal")
     assert encoder.family.words is base
-    assert encoder.family.adapters.names == TASKS  # its memory is given back
+    assert encoder.family.adapters.names == TASKS  # the store released its tensors
 
 
-def test_a_prompt_stays_with_a_name_until_another_is_given(encoder, trained):
+def test_a_replaced_adapter_keeps_the_prompt_unless_one_is_given(encoder, trained):
     published = encoder.spec.prompts["retrieval.query"]
     encoder.adapters.load("retrieval.query", trained / "all")
     assert encoder.spec.prompts["retrieval.query"] == published
     encoder.adapters.load("legal", trained / "all", prompt="Law: ")
     replaced = encoder.encode(["a text"], task="retrieval.query")
     same = encoder.encode([published + "a text"], task="legal")
-    assert np.abs(replaced - same).max() > 1e-3  # "Law: " came in front as well
+    assert np.abs(replaced - same).max() > 1e-3  # the prompt "Law: " was added too
     encoder.adapters.load("retrieval.query", trained / "all", prompt="Law: ")
     np.testing.assert_allclose(
         encoder.encode(["a text"], task="retrieval.query"), encoder.encode(["a text"], task="legal"), atol=1e-6, rtol=0
     )
 
 
-def test_a_replacement_of_the_encoders_own_task_is_used(hub, trained):
+def test_a_replaced_adapter_of_the_encoders_own_task_is_used(hub, trained):
     encoder = load_encoder(str(hub), dtype="float32", task="separation")
     before = encoder.encode(TEXTS)
     encoder.adapters.load("separation", trained / "all", prompt="Sort: ")
@@ -160,7 +160,7 @@ def test_a_replacement_of_the_encoders_own_task_is_used(hub, trained):
         encoder.adapters.remove("separation")
 
 
-def test_a_swap_while_micro_batches_are_running_takes_whole_micro_batches(hub, native, trained):
+def test_a_swap_during_encoding_affects_whole_micro_batches(hub, native, trained):
     encoder = load_encoder(str(hub), dtype="float32")
     encoder.adapters.load("mine", trained / "all")
     rows = 30  # more than fit one micro-batch
@@ -179,9 +179,9 @@ def test_a_swap_while_micro_batches_are_running_takes_whole_micro_batches(hub, n
     assert np.abs(old - new).max() > 1e-2
 
 
-def test_a_huge_adapter_does_not_reach_the_rows_beside_it(encoder, trained, tmp_path):
+def test_a_huge_adapter_does_not_affect_other_rows(encoder, trained, tmp_path):
     factors = load_file(trained / "all" / "adapter_model.safetensors")
-    # Finite, but what it makes of any text is not.
+    # The factors are finite, but every vector computed with them is not.
     write_peft(tmp_path / "huge", {name: t * 1e30 for name, t in factors.items()}, r=8)
     encoder.adapters.load("huge", tmp_path / "huge")
     alone = encoder.encode(TEXTS[:3], task=[None, "separation", "classification"])
@@ -193,7 +193,7 @@ def test_a_huge_adapter_does_not_reach_the_rows_beside_it(encoder, trained, tmp_
 # The spec
 
 
-def test_what_was_added_belongs_to_the_lineage_of_its_task_alone(encoder, trained):
+def test_an_added_adapter_changes_the_lineage_of_its_task_only(encoder, trained):
     before = {task: encoder.spec.with_task(task).lineage() for task in TASKS}
     encoder.adapters.load("separation", trained / "all")
     after = {task: encoder.spec.with_task(task).lineage() for task in TASKS}
@@ -203,7 +203,7 @@ def test_what_was_added_belongs_to_the_lineage_of_its_task_alone(encoder, traine
     assert encoder.spec.with_task("separation").lineage() != one
 
 
-def test_another_process_loads_what_was_added(encoder, trained):
+def test_another_process_loads_the_added_adapters(encoder, trained):
     encoder.adapters.load("legal", trained / "all", prompt="Law: ")
     encoder.adapters.load("separation", trained / "some")
     other = load_encoder(pickle.loads(pickle.dumps(encoder.spec)))
@@ -211,7 +211,7 @@ def test_another_process_loads_what_was_added(encoder, trained):
         assert np.array_equal(other.encode(TEXTS, task=task), encoder.encode(TEXTS, task=task))
 
 
-def test_another_process_without_the_same_adapter_says_so(encoder, trained, tmp_path):
+def test_another_process_without_the_same_adapter_raises(encoder, trained, tmp_path):
     copy = tmp_path / "legal"
     shutil.copytree(trained / "all", copy)
     encoder.adapters.load("legal", copy)
@@ -223,11 +223,11 @@ def test_another_process_without_the_same_adapter_says_so(encoder, trained, tmp_
         load_encoder(encoder.spec)
 
 
-# What is refused; nothing may have changed afterwards
+# Refused adapters; they must change nothing
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"r": 4}, r"of shape \[8, \d+\]; rank 4 and the model's"),
         ({"r": None}, "has r None and lora_alpha 16"),
@@ -239,14 +239,14 @@ def test_another_process_without_the_same_adapter_says_so(encoder, trained, tmp_
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
     ],
 )
-def test_more_or_other_than_plain_lora_is_refused(encoder, broken, settings, said):
-    with pytest.raises(ModelError, match=said):
+def test_adapters_beyond_plain_lora_are_refused(encoder, broken, settings, message):
+    with pytest.raises(ModelError, match=message):
         encoder.adapters.load("legal", broken(**settings))
     assert encoder.adapters.names == TASKS
 
 
 @pytest.mark.parametrize(
-    ("tensors", "said"),
+    ("tensors", "message"),
     [
         ({QUERY.format("A"): torch.zeros(8, 31)}, r"of shape \[8, 31\]; rank 8 .* need \[8, 32\]"),
         ({QUERY.format("B"): torch.zeros(33, 8)}, r"of shape \[33, 8\]; rank 8 .* need \[32, 8\]"),
@@ -261,14 +261,14 @@ def test_more_or_other_than_plain_lora_is_refused(encoder, broken, settings, sai
         ),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_refused(encoder, broken, tensors, said):
+def test_an_adapter_that_does_not_fit_is_refused(encoder, broken, tensors, message):
     before = encoder.encode(TEXTS, task="separation")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         encoder.adapters.load("separation", broken(tensors))
     assert np.array_equal(encoder.encode(TEXTS, task="separation"), before)
 
 
-def test_a_folder_without_an_adapter_and_a_name_without_letters_are_refused(encoder, trained, tmp_path):
+def test_a_folder_without_an_adapter_and_an_empty_name_are_refused(encoder, trained, tmp_path):
     with pytest.raises(ModelError, match="is not an adapter: it needs"):
         encoder.adapters.load("legal", tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="needs a name that is not empty"):
@@ -283,7 +283,7 @@ def test_a_wider_model_refuses_an_adapter_of_a_narrower_one(trained, tmp_path):
         wide.adapters.load("legal", trained / "all")
 
 
-def test_an_adapter_trained_with_a_head_on_the_model_is_taken(encoder, trained, tmp_path):
+def test_an_adapter_trained_with_a_model_head_is_accepted(encoder, trained, tmp_path):
     factors = load_file(trained / "all" / "adapter_model.safetensors")
     renamed = {name.replace("base_model.model.", "base_model.model.roberta."): t for name, t in factors.items()}
     write_peft(tmp_path / "head", renamed, r=8, lora_alpha=16)

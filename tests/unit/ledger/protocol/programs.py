@@ -1,9 +1,10 @@
-"""What drivers and a vacuum do to the store, step by step, as pipeline/run/backfill.py, ledger.py, hold.py, publish.py and vacuum.py do it.
+"""Models of a driver and of a vacuum: their calls to the store, in the order of the code.
 
-Each stage is a generator that yields the calls it makes and returns the stage after it. The explorer answers the calls, and may
-do anything else between two of them. What is left out: retries, the probe, quarantine (it travels with the receipt), and the
-numbers of a hold that were cleared away, which tests/unit/ledger/test_table_lock.py has. A corpus of three rows is cut into two units;
-each driver cuts it differently, as two machines of other sizes would.
+The code is pipeline/run/backfill.py, pipeline/ledger/ledger.py, pipeline/ledger/table_lock.py, pipeline/table/commit.py and
+pipeline/table/vacuum.py. Each stage is a generator that yields its calls and returns the next stage. The explorer answers the
+calls and may run other programs between two of them. Left out are retries, the probe, the quarantine (it belongs to the
+receipt), and deleted numbers of the lock, which tests/unit/ledger/test_table_lock.py tests. A corpus of three rows is cut
+into two units; each driver cuts it differently, as two machines of different sizes would.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Path = tuple[Any, ...]
 
 
 class Call(NamedTuple):
-    """One call of the store, or the question whether a holder lives."""
+    """One call to the store, or the question whether the owner of a lock is alive."""
 
     what: str
     path: Path
@@ -24,16 +25,16 @@ class Call(NamedTuple):
 
 
 class End(NamedTuple):
-    """How a program ended."""
+    """End of a program, with its outcome."""
 
     outcome: str
 
 
-ORPHAN = End("a worker whose driver died has ended")
+ORPHAN = End("a worker whose driver crashed has ended")
 
 
 class Stage(NamedTuple):
-    """Where a program goes on."""
+    """Stage that a program continues with."""
 
     name: str
     args: tuple[Any, ...]
@@ -43,14 +44,14 @@ Steps = Generator[Call, Any, "Stage | End"]
 
 
 class Run(NamedTuple):
-    """A run is named by what it would produce, and by the run that its version was made by."""
+    """Run, named by the content that it would produce and by the run of the version that it replaces."""
 
     content: str
     base: Run | None
 
 
 class File(NamedTuple):
-    """A data file of an attempt."""
+    """Data file of an attempt."""
 
     run: Run
     unit: int
@@ -59,46 +60,46 @@ class File(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """What run.json says: where the tables of the plan are, and how many rows its units have."""
+    """Content of run.json: the place of the plan's tables, and the number of rows of each unit."""
 
     tables: Path
     units: tuple[int, ...]
 
 
-class Held(NamedTuple):
-    """The hold that counts."""
+class LockFile(NamedTuple):
+    """Lock file with the highest number."""
 
     number: int
-    who: Who
+    process: Process
     run: Run | None
     released: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the store and the code behave.
+    """Behaviour of the store and of the code.
 
     Attributes:
-        weak: Which exclusive creates are not: of "plan", "receipt", "log".
-        how: What a weak create does: "overwrite", or "look" first and write then.
-        hold_first: A driver checks the hold before the files.
-        unbroken: A vacuum removes nothing where its hold was not its own all the time.
-        keep: A vacuum leaves alone what somebody may still be writing: the default, as such a file is young.
+        weak: Objects whose create is not exclusive: of "plan", "receipt", "log".
+        how: Behaviour of a weak create: "overwrite", or "look" for the object and then write.
+        lock_first: Whether a driver checks the lock before the files.
+        unbroken: Whether a vacuum removes nothing if another run lock the lock in between.
+        keep: Whether a vacuum keeps files that may still be written, which are young; the default.
     """
 
     weak: frozenset[str] = frozenset()
     how: str = "overwrite"
-    hold_first: bool = True
+    lock_first: bool = True
     unbroken: bool = True
     keep: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Who:
-    """One process of a driver: a new one after each crash.
+class Process:
+    """Process of a driver or a vacuum; a new one after each crash.
 
     Attributes:
-        cut: How it cuts the corpus: 0 or 1.
+        cut: Way to cut the corpus: 0 or 1.
     """
 
     name: str
@@ -109,36 +110,36 @@ class Who:
 
     @property
     def begins(self) -> str:
-        """The stage that it begins with."""
+        """Name of the first stage."""
         return "start" if self.content in ROWS else "vacuum"
 
     @property
     def attempt(self) -> str:
-        """A name that no other process has."""
+        """Name that no other process has."""
         return f"{self.name}{self.life}"
 
 
-# Rows of each content, and how each driver cuts them into two units.
+# Rows of each content.
 ROWS = {"x": (1, 2, 3), "y": (4, 5, 6)}
 
 
-def cut_of(who: Who) -> tuple[tuple[int, ...], ...]:
-    rows = ROWS[who.content]
-    return (rows[:1], rows[1:]) if who.cut == 0 else (rows[:2], rows[2:])
+def cut_of(process: Process) -> tuple[tuple[int, ...], ...]:
+    rows = ROWS[process.content]
+    return (rows[:1], rows[1:]) if process.cut == 0 else (rows[:2], rows[2:])
 
 
-def create(who: Who, path: Path, value: Any) -> Generator[Call, Any, bool]:
-    """An exclusive create; of a weak store something that looks like one."""
-    if path[0] not in who.rules.weak:
+def create(process: Process, path: Path, value: Any) -> Generator[Call, Any, bool]:
+    """Create an object exclusively, or not exclusively in a weak store."""
+    if path[0] not in process.rules.weak:
         return bool((yield Call("create", path, value)))
-    if who.rules.how == "look" and (yield Call("read", path)) is not None:
+    if process.rules.how == "look" and (yield Call("read", path)) is not None:
         return False
     yield Call("put", path, value)
     return True
 
 
 def last(versions: dict[Path, Any]) -> tuple[int, Run | None]:
-    """The newest version, and whose it is; -1 where there is no table."""
+    """Return the newest version and its run; -1 and None if there is no table."""
     number = max((path[1] for path in versions), default=-1)
     return number, versions["log", number][0] if number >= 0 else None
 
@@ -146,195 +147,197 @@ def last(versions: dict[Path, Any]) -> tuple[int, Run | None]:
 # The driver ---------------------------------------------------------------------------------------------------------------
 
 
-def start(who: Who) -> Steps:
-    """`begin` and `Runner.run`."""
+def start(process: Process) -> Steps:
+    """Model `begin` and `Runner.run`."""
     _, base = last((yield Call("list", ("log",))))
-    if base is not None and base.content == who.content:
+    if base is not None and base.content == process.content:
         return End("nothing to do")
-    run = Run(who.content, base)
-    return Stage("take", (who, run, Stage("check_base", (who, run))))
+    run = Run(process.content, base)
+    return Stage("take", (process, run, Stage("check_base", (process, run))))
 
 
-def take(who: Who, run: Run | None, then: Stage) -> Steps:
-    """`TableLock.take`; a vacuum is a run of its own."""
-    held = yield Call("read", ("lock",))
+def take(process: Process, run: Run | None, then: Stage) -> Steps:
+    """Model `TableLock.take`; a vacuum is a run of its own."""
+    lock = yield Call("read", ("lock",))
     if (
-        held is not None
-        and not held.released
-        and (run is None or held.run != run)
-        and (yield Call("alive", (), held.who))
+        lock is not None
+        and not lock.released
+        and (run is None or lock.run != run)
+        and (yield Call("alive", (), lock.process))
     ):
         return End("refused")
-    return Stage("swap", (who, run, 0 if held is None else held.number, then))
+    return Stage("swap", (process, run, 0 if lock is None else lock.number, then))
 
 
-def swap(who: Who, run: Run | None, number: int, then: Stage) -> Steps:
-    """The exclusive create of the number after the highest."""
-    if (yield Call("swap", ("lock",), (number, Held(number + 1, who, run, released=False)))):
+def swap(process: Process, run: Run | None, number: int, then: Stage) -> Steps:
+    """Model the exclusive create of the number after the highest."""
+    if (yield Call("swap", ("lock",), (number, LockFile(number + 1, process, run, released=False)))):
         return then
-    return Stage("take", (who, run, then))
+    return Stage("take", (process, run, then))
 
 
-def check_base(who: Who, run: Run) -> Steps:
-    """The table was read before it was held."""
+def check_base(process: Process, run: Run) -> Steps:
+    """Compare the version with the one read before the lock was taken."""
     _, current = last((yield Call("list", ("log",))))
-    return Stage("plan", (who, run)) if current == run.base else Stage("release", (who, "conflict"))
+    return Stage("plan", (process, run)) if current == run.base else Stage("release", (process, "conflict"))
 
 
-def plan(who: Who, run: Run) -> Steps:
-    """The plan that is there already."""
+def plan(process: Process, run: Run) -> Steps:
+    """Look for a plan that exists already."""
     place = yield Call("read", ("plan", run))
-    return Stage("freeze", (who, run)) if place is None else Stage("resume", (who, run, place))
+    return Stage("freeze", (process, run)) if place is None else Stage("resume", (process, run, place))
 
 
-def freeze(who: Who, run: Run) -> Steps:
-    """`Ledger.freeze`. Who had no plan to begin with does not ask for receipts either."""
-    mine = ("tables", run, who.attempt)
-    yield Call("put", mine, cut_of(who))
-    yield from create(who, ("plan", run), Frozen(mine, tuple(map(len, cut_of(who)))))
+def freeze(process: Process, run: Run) -> Steps:
+    """Model `Ledger.freeze`. A driver that found no plan does not list receipts either."""
+    mine = ("tables", run, process.attempt)
+    yield Call("put", mine, cut_of(process))
+    yield from create(process, ("plan", run), Frozen(mine, tuple(map(len, cut_of(process)))))
     place = yield Call("read", ("plan", run))
     cut = yield Call("read", place.tables)
-    return write_rest(who, run, cut, frozenset())
+    return write_rest(process, run, cut, frozenset())
 
 
-def resume(who: Who, run: Run, place: Frozen) -> Steps:
-    """A plan that is there, and which of its units are done."""
+def resume(process: Process, run: Run, place: Frozen) -> Steps:
+    """Read the existing plan and list its finished units."""
     done = frozenset(path[2] for path in (yield Call("list", ("receipt", run))))
     cut = yield Call("read", place.tables)
-    return write_rest(who, run, cut, done)
+    return write_rest(process, run, cut, done)
 
 
-def write_rest(who: Who, run: Run, cut: tuple[tuple[int, ...], ...], done: frozenset[int]) -> Stage:
-    """The first unit without a receipt, or publish."""
+def write_rest(process: Process, run: Run, cut: tuple[tuple[int, ...], ...], done: frozenset[int]) -> Stage:
+    """Return the stage that writes the first unit without a receipt, or that publishes."""
     for number, rows in enumerate(cut):
         if number not in done:
-            then = write_rest(who, run, cut, done | {number})
-            return Stage("write_unit", (who, File(run, number, who.attempt, rows), then))
-    return Stage("account", (who, run, len(cut)))
+            then = write_rest(process, run, cut, done | {number})
+            return Stage("write_unit", (process, File(run, number, process.attempt, rows), then))
+    return Stage("account", (process, run, len(cut)))
 
 
-def write_unit(who: Who, file: File, then: Stage | End) -> Steps:
-    """`write_unit` of actors/unit/writer.py: files, then the receipt; a loser removes its own files."""
+def write_unit(process: Process, file: File, then: Stage | End) -> Steps:
+    """Model `write_unit` of actors/unit/writer.py: files, then the receipt; an attempt that loses removes its files."""
     yield Call("put", ("data", file), True)
-    if not (yield from create(who, ("receipt", file.run, file.unit), file)):
+    if not (yield from create(process, ("receipt", file.run, file.unit), file)):
         yield Call("delete", ("data", file))
     return then
 
 
-def account(who: Who, run: Run, units: int) -> Steps:
-    """The receipts that `_publish` reads, and what it checks."""
+def account(process: Process, run: Run, units: int) -> Steps:
+    """Model `_publish`, which reads and checks the receipts."""
     receipts = yield Call("list", ("receipt", run))
     if len(receipts) != units:
-        return Stage("release", (who, "receipts are gone"))
+        return Stage("release", (process, "receipts are gone"))
     files = frozenset(receipts.values())
-    commit = Stage("commit", (who, run, files))
-    if who.rules.hold_first:
-        return Stage("check_hold", (who, run, Stage("check_files", (who, files, commit))))
-    return Stage("check_files", (who, files, Stage("check_hold", (who, run, commit))))
+    commit = Stage("commit", (process, run, files))
+    if process.rules.lock_first:
+        return Stage("check_lock", (process, run, Stage("check_files", (process, files, commit))))
+    return Stage("check_files", (process, files, Stage("check_lock", (process, run, commit))))
 
 
-def check_files(who: Who, files: frozenset[File], then: Stage) -> Steps:
-    """Every file that a receipt names is there."""
-    there = {path[1] for path in (yield Call("list", ("data",)))}
-    return then if files <= there else Stage("release", (who, "files are missing"))
+def check_files(process: Process, files: frozenset[File], then: Stage) -> Steps:
+    """Check that every file that a receipt names exists."""
+    existing = {path[1] for path in (yield Call("list", ("data",)))}
+    return then if files <= existing else Stage("release", (process, "files are missing"))
 
 
-def check_hold(who: Who, run: Run, then: Stage) -> Steps:
-    """`TableLock.check`: a hold that was given back meanwhile is taken again."""
-    held = yield Call("read", ("lock",))
-    if held.who == who:
+def check_lock(process: Process, run: Run, then: Stage) -> Steps:
+    """Model `TableLock.check`: a lock that was released meanwhile is taken again."""
+    lock = yield Call("read", ("lock",))
+    if lock.process == process:
         return then
-    if held.released or not (yield Call("alive", (), held.who)):
-        return Stage("swap", (who, run, held.number, then))
-    return then if held.run == run else End("hold was lost")
+    if lock.released or not (yield Call("alive", (), lock.process)):
+        return Stage("swap", (process, run, lock.number, then))
+    return then if lock.run == run else End("lock was lost")
 
 
-def commit(who: Who, run: Run, files: frozenset[File]) -> Steps:
-    """`publish`."""
+def commit(process: Process, run: Run, files: frozenset[File]) -> Steps:
+    """Model the commit of a version."""
     versions = yield Call("list", ("log",))
     number, current = last(versions)
     if run in {made for made, _ in versions.values()}:
-        return Stage("release", (who, "published"))
+        return Stage("release", (process, "published"))
     if number < 0:
-        return Stage("begin_log", (who, run, files))
+        return Stage("begin_log", (process, run, files))
     if current != run.base:
-        return Stage("release", (who, "conflict"))
-    return Stage("append", (who, run, files, number + 1))
+        return Stage("release", (process, "conflict"))
+    return Stage("append", (process, run, files, number + 1))
 
 
-def begin_log(who: Who, run: Run, files: frozenset[File]) -> Steps:
-    """An empty version 0, by whoever is first."""
-    yield from create(who, ("log", 0), (None, frozenset()))
-    return Stage("commit", (who, run, files))
+def begin_log(process: Process, run: Run, files: frozenset[File]) -> Steps:
+    """Create an empty version 0, unless it exists."""
+    yield from create(process, ("log", 0), (None, frozenset()))
+    return Stage("commit", (process, run, files))
 
 
-def append(who: Who, run: Run, files: frozenset[File], number: int) -> Steps:
-    """The version that was free when the log was read; who is refused asks the log whether it was a sister."""
-    if not (yield from create(who, ("log", number), (run, files))):
+def append(process: Process, run: Run, files: frozenset[File], number: int) -> Steps:
+    """Create the next version; if it exists, look whether a concurrent driver of this run created it."""
+    if not (yield from create(process, ("log", number), (run, files))):
         versions = yield Call("list", ("log",))
         if run not in {made for made, _ in versions.values()}:
-            return Stage("release", (who, "conflict"))
-    return Stage("release", (who, "published"))
+            return Stage("release", (process, "conflict"))
+    return Stage("release", (process, "published"))
 
 
-def release(who: Who, outcome: str) -> Steps:
-    """`TableLock.release`."""
-    held = yield Call("read", ("lock",))
-    if held.who == who:
-        yield Call("swap", ("lock",), (held.number, held._replace(released=True)))
+def release(process: Process, outcome: str) -> Steps:
+    """Model `TableLock.release`."""
+    lock = yield Call("read", ("lock",))
+    if lock.process == process:
+        yield Call("swap", ("lock",), (lock.number, lock._replace(released=True)))
     return End(outcome)
 
 
 # The vacuum ---------------------------------------------------------------------------------------------------------------
 
 
-def vacuum(who: Who) -> Steps:
-    """`vacuum` that keeps nothing for its age, the hardest case. Only what was there when it began can go: whatever is
-    younger than that is kept."""
+def vacuum(process: Process) -> Steps:
+    """Model a `vacuum` that keeps no file for its age, the hardest case.
+
+    It removes only files that existed when it began; younger files are kept.
+    """
     yield from ()
-    return Stage("take", (who, None, Stage("list_files", (who,))))
+    return Stage("take", (process, None, Stage("list_files", (process,))))
 
 
-def list_files(who: Who) -> Steps:
-    """What is there, and old."""
+def list_files(process: Process) -> Steps:
+    """List the old files."""
     data = frozenset(path[1] for path in (yield Call("list", ("data",))))
-    if who.rules.keep:
+    if process.rules.keep:
         writing = yield Call("writing", ())
         data = frozenset(file for file in data if file.attempt not in writing)
-    return Stage("look", (who, data))
+    return Stage("find_unneeded", (process, data))
 
 
-def look(who: Who, data: frozenset[File]) -> Steps:
-    """What stays: the newest version, and what receipts of unfinished runs name."""
+def find_unneeded(process: Process, data: frozenset[File]) -> Steps:
+    """Find the files that neither the newest version nor a receipt of an unfinished run names."""
     versions = yield Call("list", ("log",))
     number, _ = last(versions)
-    stays = set(versions["log", number][1]) if number >= 0 else set()
+    needed = set(versions["log", number][1]) if number >= 0 else set()
     published = {made for made, _ in versions.values()}
     receipts = yield Call("list", ("receipt",))
-    stays |= {file for path, file in receipts.items() if path[1] not in published}
-    return Stage("still_held", (who, tuple(sorted(data - stays, key=str))))
+    needed |= {file for path, file in receipts.items() if path[1] not in published}
+    return Stage("check_unbroken", (process, tuple(sorted(data - needed, key=str))))
 
 
-def still_held(who: Who, files: tuple[File, ...]) -> Steps:
-    """Nobody came between since it was taken."""
-    held = yield Call("read", ("lock",))
-    if who.rules.unbroken and held.who != who:
-        return End("hold was lost")
-    return Stage("remove", (who, files))
+def check_unbroken(process: Process, files: tuple[File, ...]) -> Steps:
+    """Model `TableLock.check_unbroken`: no other run lock the lock in between."""
+    lock = yield Call("read", ("lock",))
+    if process.rules.unbroken and lock.process != process:
+        return End("lock was lost")
+    return Stage("remove", (process, files))
 
 
-def remove(who: Who, files: tuple[File, ...]) -> Steps:
-    """One file after the other."""
+def remove(process: Process, files: tuple[File, ...]) -> Steps:
+    """Remove one file after the other."""
     if not files:
-        return Stage("release", (who, "vacuumed"))
+        return Stage("release", (process, "vacuumed"))
     yield Call("delete", ("data", files[0]))
-    return Stage("remove", (who, files[1:]))
+    return Stage("remove", (process, files[1:]))
 
 
 STAGES = {
     stage.__name__: stage
     for stage in (
-        *(start, take, swap, check_base, plan, freeze, resume, write_unit, account, check_files, check_hold),
-        *(commit, begin_log, append, release, vacuum, list_files, look, still_held, remove),
+        *(start, take, swap, check_base, plan, freeze, resume, write_unit, account, check_files, check_lock),
+        *(commit, begin_log, append, release, vacuum, list_files, find_unneeded, check_unbroken, remove),
     )
 }

@@ -63,7 +63,8 @@ def test_what_a_csv_writer_wrote_comes_back_for_any_piece_and_read_size(
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t" if "tsv" in name else ",", lineterminator=end)
     writer.writerows([["id", "text"], *rows])
-    shard = put_in_memory(name, out.getvalue().encode())
+    # A row over lines that each look like a row is no row to TSV, so the dialect is not to be guessed here.
+    shard = with_dialect(put_in_memory(name, out.getvalue().encode()), RFC)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "CHUNK_BYTES", chunk)
         patch.setattr(lines, "TAIL_BYTES", 1)
@@ -177,11 +178,6 @@ def test_a_column_that_is_there_twice_is_refused_if_asked_for(put):
 def test_a_broken_header_names_the_shard(put):
     with pytest.raises(DataError, match=r"header of .*a\.csv' cannot be read: .*utf-8"):
         CSV.columns(put("a.csv", b"id,\xff\n1,a\n"))
-
-
-def test_sample(put):
-    table = CSV.sample(put("a.csv", b"id,text\n1\n" + b"1,a\n" * 50), ["text"], 3)
-    assert table.column("text").to_pylist() == ["a"] * 3
 
 
 def test_pieces_hold_together(put):

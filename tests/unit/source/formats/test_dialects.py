@@ -146,6 +146,8 @@ ID_TEXT = "id,text\n"
         ("a.tsv", 'id\ttext\n1\t"he ""said"""\n2\tb\n', RFC, ['he "said"', "b"]),
         ("a.tsv", 'id\ttext\n1\t"two\nlines"\n2\tb\n', RFC, ["two\nlines", "b"]),
         ("a.tsv", '"id"\t"text"\n"1"\t"a"\n', RFC, ["a"]),
+        ("a.tsv", 'id\ttext\tnote\n1\ta\t""\n2\t"b"\tx\n', RFC, ["a", "b"]),
+        ("a.tsv", 'id\ttext\tnote\n1\t"To be\t""\n2\t"b\tx\n', PLAIN, ['"To be', '"b']),
         ("a.tsv", "id\ttext\n1\ta\\tb\\\\c\n2\t\\N\n", COPY, ["a\tb\\c", None]),
         ("a.tsv", "id\ttext\n1\tC:\\new\\table\n2\t\\alpha\n", PLAIN, ["C:\\new\\table", "\\alpha"]),
         ("a.csv", ID_TEXT + '1,"say \\"hi\\", he"\n2,"a\\\\b"\n', SPARK, ['say "hi", he', "a\\b"]),

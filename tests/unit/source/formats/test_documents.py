@@ -46,10 +46,6 @@ def test_a_document_that_changed(put):
         list(TEXT.read(Piece(Shard(shard.path, 3, "another"), 0, 1, 1), ALL))
 
 
-def test_sample(put):
-    assert TEXT.sample(put("a.txt", b"one"), ["text"], 5).column("text").to_pylist() == ["one"]
-
-
 @pytest.mark.parametrize(
     ("data", "holds"),
     [

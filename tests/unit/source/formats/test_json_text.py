@@ -115,12 +115,12 @@ def test_odd_but_right_lines_are_read(put):
     lines = [
         b'{"text": "a", "text": "b"}',
         b'\xef\xbb\xbf{"text": "c"}',
-        b'{"text": "d", "n": 123456789012345678901234567890, "m": NaN}',
+        b'{"text": "d", "n": 123456789012345680000000000000, "m": NaN}',
         b'{"text": "e", "n": 1e400}',
     ]
     good, bad = rows_of(put, lines, n=pa.float64())
     assert [row["text"] for row in good] == ["b", "c", "d", "e"]
-    assert [row["n"] for row in good] == [None, None, 123456789012345678901234567890.0, math.inf]
+    assert [row["n"] for row in good] == [None, None, 123456789012345680000000000000.0, math.inf]
     assert not bad
 
 
@@ -139,6 +139,8 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
         ("\n".join(json.dumps(one, indent=2) for one in DOCUMENTS).encode(), "a JSON object over several lines"),
         (b'{"a": [\n{"b": 1},\n{"b": 2}\n]}\n', "a JSON object over several lines"),
         (b"[1, 2]\n[3, 4]\n", "lines that are JSON arrays"),
+        (("[" + "\n,".join(map(json.dumps, DOCUMENTS)) + "]\n").encode(), "one JSON array over several lines"),
+        (b"".join(b"\x1e%b\n" % json.dumps(one).encode() for one in DOCUMENTS), "a JSON text sequence"),
         (b"\r".join(json.dumps(one).encode() for one in DOCUMENTS), "lines that end with a carriage return alone"),
         ("\n".join(map(repr, DOCUMENTS)).encode(), "Python dicts in single quotes"),
         (b"id,text\n1,a\n2,b\n", "lines that look like CSV"),
@@ -189,3 +191,34 @@ def test_one_row_behind_a_thousand_broken_lines_is_enough(put):
     assert JSONL.columns(shard) == {}
     _, bad = rows_of(put, [b"junk"] * 3 + [b'{"text": "a"}'])
     assert len(bad) == 3
+
+
+LARGE = [(1 << 53) + 1, (1 << 63) + 1, (1 << 64) - 1, 123456789012345678901234567890]
+
+
+@pytest.mark.parametrize("number", [*LARGE, *(-number for number in LARGE)])
+def test_no_digit_of_a_whole_number_is_lost(put, number):
+    lines = [b'{"text": "a", "n": %d}' % number, b'{"text": "b", "n": 1.5}']
+    good, bad = rows_of(put, lines, n=pa.float64())
+    assert [row["text"] for row in good] == ["b"]
+    assert [reason for reason, _ in bad] == ["wrong_type"]
+    assert f"cannot hold: {number}" in bad[0][1]
+    good, bad = rows_of(put, [*lines, b'{"text": "c", "n": [%d, NaN]}' % number], n=pa.string())
+    assert [row["n"] for row in good] == [str(number), "1.5", f"[{number},null]"]
+    assert not bad
+
+
+@pytest.mark.parametrize("number", ["1152921504606847000", "36893488147419103232", "1e25", "-9223372036854775808"])
+def test_a_number_that_a_float_stands_for_is_one(put, number):
+    good, bad = rows_of(put, [b'{"text": "a", "n": %s}' % number.encode()], n=pa.float64())
+    assert [row["n"] for row in good] == [float(number)]
+    assert not bad
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [("9223372036854775807", pa.int64()), ("9223372036854775808", pa.string()), ("1e30", pa.float64())],
+)
+def test_whole_numbers_beyond_int64_are_text(put, number, kind):
+    shard = put("a.jsonl", b'{"text": "a", "n": %s}\n{"text": "a", "n": 1}\n' % number.encode())
+    assert JSONL.columns(shard)["n"] == kind

@@ -219,11 +219,3 @@ def test_the_type_of_a_kept_column_does_not_depend_on_the_block(put, tables):
     found = [table for piece in JSONL.pieces(shard, 1) for table in tables(piece, wanted)]
     assert {table.schema.field("n").type for table in found} == {pa.int64()}
     assert [value for table in found for value in table.column("n").to_pylist()] == [1, 2, None, 3]
-
-
-def test_sample_is_the_head(put):
-    shard = put("a.jsonl", b"junk\n" + lines_of({"text": str(i), "n": i} for i in range(20000)))
-    table = JSONL.sample(shard, ["text", "n", "absent"], 3)
-    assert table.column("text").to_pylist() == ["0", "1", "2"]
-    assert table.column("n").to_pylist() == [0, 1, 2]
-    assert table.column("absent").null_count == 3

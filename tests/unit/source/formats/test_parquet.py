@@ -6,6 +6,7 @@ import re
 import struct
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from actors.errors import DataError, SourceChanged
 from actors.schema import Piece, QuarantinedRow
 from actors.source.formats import FORMATS, Wanted
 from actors.source.formats.int96 import misread
+from actors.source.formats.types import refusal
 
 PARQUET = FORMATS["parquet"]
 TEXT = Wanted({"text": pa.string()}, ("text",))
@@ -87,6 +89,22 @@ def test_a_file_cut_short_is_an_error_that_names_it(put, keep):
             call(shard)
 
 
+@pytest.mark.parametrize("left", [8, 300, -1])
+def test_a_parquet_file_that_was_cut_off_is_not_to_be_renamed(put, left):
+    with pytest.raises(DataError, match=r"cannot be read as Parquet: (?!it holds).*\. Replace the file") as found:
+        PARQUET.columns(put("a.parquet", parquet(numbered(10))[:left]))
+    assert ".." not in str(found.value)
+
+
+def test_an_interval_is_named_as_such(put):
+    path = put("a.parquet", b"").path
+    for value in ("interval 1 month", "[interval 1 month]"):
+        duckdb.sql(f"copy (select {value} as \"length\", 'a' as text, 5 as n) to '{path}' (format parquet)")
+        (shard,) = storage.glob(path).shards
+        assert refusal(PARQUET.columns(shard)["length"]) is not None
+        assert PARQUET.columns(shard)["n"] == pa.int32()
+
+
 def test_a_damaged_page_is_an_error_that_names_the_file(put):
     data = bytearray(parquet(numbered(1000), group=1000))
     data[4:400] = b"\xff" * 396
@@ -142,12 +160,6 @@ def test_planning_many_threads_at_once(put):
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda shard: PARQUET.pieces(shard, 5), shards * 3))
     assert [sum(piece.rows for piece in pieces) for pieces in found] == [*range(1, 41)] * 3
-
-
-def test_sample(put):
-    table = PARQUET.sample(put("a.parquet", parquet(numbered(500))), ["text", "absent"], 3)
-    assert table.column("text").to_pylist() == ["text 0", "text 1", "text 2"]
-    assert PARQUET.sample(put("a.parquet", parquet(numbered(0))), ["text"], 3).num_rows == 0
 
 
 @pytest.mark.parametrize("rows", [10**12, 2**62])

@@ -1,0 +1,86 @@
+"""`vectide plan`: the dry run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from actors.quantities import format_bytes, format_duration
+from jobs import output
+from jobs.options import AsJson, JobFile, ModelName, Settings, SourceUri, TableUri, load_job
+
+if TYPE_CHECKING:
+    from pipeline.run.estimate import Estimate
+
+
+def plan(  # noqa: PLR0917  (typer's arguments are options by name)
+    job: JobFile = None,
+    settings: Settings = None,
+    source: SourceUri = None,
+    table: TableUri = None,
+    model: ModelName = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of the whole cluster per hour.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1, help="Throughput of the cluster; default: measured on this machine.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Estimate shards, units, rows, tokens, output size, time and cost. Nothing is written."""
+    from pipeline.run.estimate import estimate
+
+    loaded = load_job(job, settings, source=source, table=table, model=model)
+    estimated = estimate(loaded, tokens_per_s=tokens_per_second, price_per_hour=price_per_hour)
+    if json:
+        output.as_json(estimated)
+    else:
+        _print(estimated)
+
+
+def _print(estimate: Estimate) -> None:
+    for name, text in _lines(estimate):
+        print(f"{name:>8}  {text}")
+
+
+def _lines(estimate: Estimate) -> list[tuple[str, str]]:
+    """Names and texts of the lines."""
+    about = "" if estimate.rows_exact else "about "
+    output_size = format_bytes(estimate.output_bytes)
+    seconds = format_duration(estimate.seconds)
+    lines = [
+        ("run", estimate.run or "the name is known once the source is hashed"),
+        (
+            "source",
+            f"{estimate.shards:,} shards, {format_bytes(estimate.source_bytes)}, {about}{estimate.rows:,} rows",
+        ),
+        ("units", f"{estimate.units:,} of about {estimate.unit_rows:,} rows ({estimate.units_done:,} done already)"),
+        (
+            "tokens",
+            f"{estimate.tokens_per_row:,.1f} a row in a sample of {estimate.sampled_rows:,}, about {estimate.tokens:,}",
+        ),
+        (
+            "cut",
+            f"{estimate.truncated_share:.1%} of the sampled texts are longer than {estimate.max_tokens:,} tokens",
+        ),
+        ("output", f"about {output_size}: {estimate.dim} dimensions in {estimate.precision}"),
+        ("time", f"about {seconds} at {estimate.tokens_per_s:,.0f} tokens/s ({estimate.rate_basis})"),
+    ]
+    if estimate.hash_bytes:
+        hashed = format_bytes(estimate.hash_bytes)
+        lines.append(("verify", f"source.verify: content reads {hashed} once in each run, to hash them"))
+    if estimate.untagged:
+        shards = f"{estimate.untagged:,} of {estimate.shards:,} shards have none"
+        lines.append(
+            (
+                "tags",
+                f"{shards}: each refresh counts them as changed and reads them again, unless source.verify is content",
+            )
+        )
+    if estimate.hive is not None:
+        columns = [f"{column.name} ({column.type}, {column.values:,} values, {column.use})" for column in estimate.hive]
+        lines.append(("hive", ", ".join(columns) or "no folder of the source is named name=value"))
+    lines += [("read", use.sentence()) for use in estimate.dialects if use.worth_saying]
+    if estimate.cost is not None:
+        lines.append(("cost", f"about {estimate.cost:,.2f}"))
+    lines += [("left out", left_out.sentence()) for left_out in estimate.left_out]
+    return lines

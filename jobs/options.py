@@ -1,0 +1,77 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.job.config import Job
+
+JobFile = Annotated[str | None, typer.Argument(metavar="[JOB.yaml]", help="The job file.")]
+RequiredJobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, as in encoder.dim=256."),
+]
+SourceUri = Annotated[str | None, typer.Option("--source", metavar="URI", help="source.uri")]
+TableUri = Annotated[str | None, typer.Option("--table", metavar="URI", help="table.uri")]
+ModelName = Annotated[str | None, typer.Option("--model", metavar="NAME_OR_DIR", help="encoder.model")]
+RetryQuarantined = Annotated[
+    bool,
+    typer.Option("--retry-quarantined", help="Re-encode rows that failed in the encoder; publishes a new version."),
+]
+Table = Annotated[str, typer.Argument(metavar="TABLE", help="URI of the table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class RunCommand(StrEnum):
+    """Commands that can run on a cluster or on a schedule."""
+
+    backfill = "backfill"
+    refresh = "refresh"
+
+
+RunCommandName = Annotated[RunCommand, typer.Option("--command", help="The command to run.")]
+
+
+def load_job(
+    path: str | None,
+    settings: list[str] | None,
+    *,
+    source: str | None = None,
+    table: str | None = None,
+    model: str | None = None,
+    others: Mapping[str, Any] | None = None,
+) -> Job:
+    """Read a job file, with the options of a command applied. An option that is None was not given.
+
+    Args:
+        path: The job file; None where options give every required key.
+        settings: Values of `--set`, as KEY=VALUE.
+        source: Value of source.uri.
+        table: Value of table.uri.
+        model: Value of encoder.model.
+        others: Values of further options, by key of the job file.
+
+    Raises:
+        ConfigError: the job file cannot be read, or a key or a value is invalid.
+    """
+    from pipeline.job.load import load_job as load
+
+    options = {"source.uri": source, "table.uri": table, "encoder.model": model, **(others or {})}
+    given = {key: value for key, value in options.items() if value is not None}
+    return load(path, settings=settings or (), defaults=given)
+
+
+def command_line(command: RunCommand, job: Path, settings: list[str] | None) -> tuple[str, ...]:
+    """Return the command line that runs a job. The program has its full path."""
+    script = Path(sys.executable).with_name("vectide")
+    program = (str(script),) if script.exists() else (sys.executable, "-m", "jobs")
+    options = [word for setting in settings or () for word in ("--set", setting)]
+    return (*program, command.value, str(job), *options)

@@ -1,0 +1,106 @@
+"""Reference of the job file in Markdown, rendered from the models of `pipeline.job.config`.
+
+`make docs` writes it to docs/jobs.md, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.job.config import Job
+
+# A test parses it.
+SHORTEST_JOB = """\
+source:
+  uri: corpus/*.parquet
+table:
+  uri: embeddings
+encoder:
+  model: sentence-transformers/all-MiniLM-L6-v2
+"""
+_INTRODUCTION = f"""\
+# The job file
+
+Written by `make docs` from `pipeline/job/config.py`; do not edit this page by hand.
+
+The shortest job file has three keys. It embeds the column `text` of each file:
+
+```yaml
+{SHORTEST_JOB}```
+
+Run it with `vectide backfill job.yaml`. Each key can also be set on the command line, as in
+`--set run.unit_rows=2000`, which overrides the file. An unknown key is refused with the most similar one.
+"""
+_TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
+_LIMITS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "more than {}",
+    "maximum": "at most {}",
+}
+
+
+def reference() -> str:
+    """Return the Markdown page of all sections and keys: type or values, default and description of each."""
+    schema = Job.model_json_schema()
+    parts = [_INTRODUCTION]
+    for name, field in schema["properties"].items():
+        section = _resolve(field, schema)
+        rows = [" | ".join(["", *row, ""]).strip() for row in _rows("", section, schema)]
+        needs = "Required." if name in schema["required"] else "May be left out."
+        table = "\n".join(["| key | values | default | description |", "|---|---|---|---|", *rows])
+        parts.append(f"## {name}\n\n{section['description']} {needs}\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield one row a key of a section, each followed by the keys of the section that its value may be."""
+    for name, field in section["properties"].items():
+        required = name in section.get("required", ())
+        default = "required" if required else _default(field["default"])
+        yield f"`{prefix}{name}`", _values(field), default, field["description"].replace("|", "\\|")
+        for form in field.get("oneOf", ()):
+            if "$ref" in form:
+                yield from _rows(f"{prefix}{name}.", _resolve(form, schema), schema)
+
+
+def _resolve(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the definition that a field refers to."""
+    definition: dict[str, Any] = schema["$defs"][field["$ref"].rpartition("/")[2]]
+    return definition
+
+
+def _values(field: dict[str, Any]) -> str:
+    """Return the type or the values that a key may have."""
+    forms = [form for form in field.get("oneOf", field.get("anyOf", [field])) if form.get("type") != "null"]
+    return " or ".join(_form(form) for form in forms)
+
+
+def _form(form: dict[str, Any]) -> str:
+    if "$ref" in form:
+        return "`{min: ..., max: ...}`"
+    if "const" in form:
+        return _code(form["const"])
+    if "enum" in form:
+        return ", ".join(_code(value) for value in form["enum"])
+    if form["type"] == "array":
+        return "name or list of names"
+    if form["type"] == "object":
+        return "mapping of text to text"
+    limits = ", ".join(text.format(f"{form[key]:,.12g}") for key, text in _LIMITS.items() if key in form)
+    return _TYPES[form["type"]] + (f" ({limits})" if limits else "")
+
+
+def _default(value: object) -> str:
+    return "not set" if value is None or value == [] else _code(value)
+
+
+def _code(value: object) -> str:
+    """Return a value as YAML in Markdown code."""
+    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,63 @@
+"""Values that several keys of the job file share: URIs, lists of columns, and the labels of machines.
+
+Used by `pipeline.job.config`. Validators raise ValueError, which pydantic reports with the key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from actors.errors import ConfigError
+from actors.storage.errors import check_url
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# Syntax of Ray's node labels and of the values that a selector may ask for.
+_WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LABEL = re.compile(rf"(?:[A-Za-z0-9.-]{{1,253}}/)?{_WORD}")
+_LABEL_VALUE = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))")
+
+
+def _expand(value: object) -> object:
+    """Replace `${NAME}` from the environment, and refuse a URL that contains credentials."""
+    if not isinstance(value, str):
+        return value
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ValueError(f"${{{name}}} is not set in the environment")
+        return os.environ[name]
+
+    expanded = _VARIABLE.sub(value_of, value)
+    if "\0" in expanded:
+        raise ValueError("it has a NUL character, which no path may contain")
+    try:
+        return check_url(expanded)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def check_labels(value: object) -> object:
+    """Return the labels of `run.labels`; raise ValueError where Ray would not accept one."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"must be labels and their values, as in {{ray.io/accelerator-type: H100}}, not {value!r}")
+    for key, condition in value.items():
+        if not isinstance(key, str) or not _LABEL.fullmatch(key):
+            raise ValueError(f"{key!r} is not a label name: use letters, digits, dots, dashes and at most one slash")
+        if not isinstance(condition, str) or not _LABEL_VALUE.fullmatch(condition):
+            raise ValueError(
+                f"{key} must be a text like 'H100', '!T4', 'in(A100, H100)' or '!in(T4, P4)', not {condition!r}"
+            )
+    return value
+
+
+Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
+Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
