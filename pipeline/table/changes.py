@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.errors import ConfigError
 from actors.schema import CHUNK, ID
+from actors.unit.row_hashes import hash_strings
 from actors.unit.writer import parquet_bytes
-from pipeline.ledger.duplicates import hash_strings
 from pipeline.table import delta_table
 from pipeline.table.diff import Comparison, compare
 

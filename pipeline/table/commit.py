@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ from actors.storage.errors import redact
 from actors.unit.receipt import DataFile
 from pipeline.table import delta_table, version_records
 from pipeline.table.delta_table import EmbeddingSpec, State
+from pipeline.table.row_diff import digest_of_file
 
 # What deltalake calls a file's statistics, and what they are called in the log.
 _STATISTICS = {"min": "minValues", "max": "maxValues", "null_count": "nullCount"}
@@ -155,7 +156,7 @@ def publish(url: str, publication: Publication) -> int:
             kept=publication.kept,
             table=version_records.table_id(table),
             columns=_column_names(schema),
-            files={**staying, **{file.path: file for file in publication.add}},
+            files=_with_digests(url, table, (*staying.values(), *publication.add)),
         ),
     )
     properties = CommitProperties(
@@ -192,6 +193,19 @@ def publish(url: str, publication: Publication) -> int:
         raise delta_table.failure(url, "commit to", error) from None
     version = delta_table.published_version(delta_table.open_table(url), publication.commit)
     return version if version is not None else int(table.version())
+
+
+def _with_digests(url: str, table: DeltaTable, files: Iterable[DataFile]) -> dict[str, DataFile]:
+    """Return files by path, with the digests of their rows.
+
+    A file that another tool wrote (an OPTIMIZE, or kept rows) is read once, in the first commit of ours after it. A file
+    of ours without a known digest is one of an earlier release: it stays without.
+    """
+    by_path = version_records.with_digests(url, table, files)
+    for path, file in by_path.items():
+        if file.digest is None and not path.startswith("data/"):
+            by_path[path] = replace(file, digest=digest_of_file(url, table, file))
+    return by_path
 
 
 def _replaces_all(table: DeltaTable, schema: pa.Schema, publication: Publication, *, all_go: bool) -> bool:

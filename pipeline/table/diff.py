@@ -21,7 +21,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.schema import CHUNK, EMBEDDING, ID, SHARD, TOKENS
-from pipeline.ledger.duplicates import hash_strings
+from actors.unit.row_hashes import hash_strings
 from pipeline.table import delta_table
 
 LIMIT_ROWS = 10_000_000

@@ -21,7 +21,7 @@ from actors.schema import ID
 from actors.unit.receipt import DataFile
 from pipeline.table import commit, delta_table, version_records
 from pipeline.table.delta_table import State
-from pipeline.table.row_diff import RowDifference, compare_rows
+from pipeline.table.row_diff import RowDifference, compare_rows, same_rows
 
 _SHOWN_COMMITS = 5
 
@@ -52,6 +52,7 @@ class Foreign:
         lost: Paths of `base` that are no longer in the store.
         difference: Which rows changed; None where that cannot be told because files are lost.
         rows: Rows that should be there, and rows that are, for people.
+        has_digests: Whether the digests of all files of `went` are known.
     """
 
     since: int | None
@@ -64,6 +65,7 @@ class Foreign:
     lost: tuple[str, ...]
     difference: RowDifference | None
     rows: tuple[int, int]
+    has_digests: bool = False
 
     def words(self, url: str) -> str:
         """What happened, in a sentence without its full stop."""
@@ -83,7 +85,7 @@ class Foreign:
         parts = [self.columns] if self.columns else []
         found = self.difference
         if found is None:
-            parts.append(f"it had {self.rows[0]} rows and has {self.rows[1]}")
+            parts.append(f"it had {self.rows[0]} rows and has {self.rows[1]}" + self._why_not_equal())
         else:
             for verb, rows, count in (
                 ("removed", found.removed, found.removed_rows),
@@ -95,6 +97,17 @@ class Foreign:
             if found.removed_rows and found.added_rows:
                 parts.append("a row that was changed counts as both")
         return ", ".join(parts)
+
+
+    def _why_not_equal(self) -> str:
+        if self.rows[0] != self.rows[1] or self.columns:
+            return ""
+        if self.has_digests:
+            return ", but not the same ones"
+        return (
+            ", and nothing tells whether they are the same: an earlier release recorded no digests of them, and the "
+            "files of that version are gone"
+        )
 
 
 def look(table: DeltaTable | None, url: str, state: State | None) -> Foreign | None:
@@ -136,7 +149,11 @@ def look(table: DeltaTable | None, url: str, state: State | None) -> Foreign | N
         difference = compare_rows(url, table, [base[path] for path in went], [current[path] for path in came])
         if not columns and not difference.removed_rows and not difference.added_rows:
             return None
-    elif not is_whole and not columns and rows[0] == rows[1]:
+    elif (
+        not columns
+        and rows[0] == rows[1]
+        and same_rows(url, table, [base[p] for p in went], [current[p] for p in came])
+    ):
         return None  # rewritten by an OPTIMIZE, and what it took the place of was vacuumed
     return Foreign(
         since=anchor.version,
@@ -149,6 +166,7 @@ def look(table: DeltaTable | None, url: str, state: State | None) -> Foreign | N
         lost=tuple(lost),
         difference=difference,
         rows=rows,
+        has_digests=all(base[path].digest is not None for path in went),
     )
 
 

@@ -19,15 +19,11 @@ from deltalake import DeltaTable
 from actors import storage
 from actors.schema import HASH, ID, SHARD
 from actors.unit.receipt import DataFile
-from pipeline.ledger.duplicates import hash_strings
+from actors.unit.row_hashes import Hashes, digest_of, row_hashes, total
 from pipeline.table import delta_table
 from pipeline.table.kept_rows import KEYS
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-_NULL = np.uint64(0x2545F4914F6CDD1D)
 _BATCH_ROWS = 16_384
-
-Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +64,24 @@ def compare_rows(url: str, table: DeltaTable, went: list[DataFile], came: list[D
         staying = _documents(_keys(url, schema, came, added, others=True))
         partial = pc.sum(pc.is_in(_documents(removed_keys).unique(), value_set=staying.unique()), min_count=0).as_py()
     return RowDifference(removed_keys, added_keys, removed_rows, added_rows, partial)
+
+
+def digest_of_file(url: str, table: DeltaTable, file: DataFile) -> int:
+    """Read a file and return the digest of its rows, as the writer computes it (`actors.unit.row_hashes`)."""
+    schema = delta_table.plain_schema(table)
+    names = [name for name in schema.names if name not in file.partition]
+    return total(digest_of(rows, file.partition) for rows in _read(url, file, schema, names))
+
+
+def same_rows(url: str, table: DeltaTable, old: list[DataFile], new: list[DataFile]) -> bool | None:
+    """Return whether two sets of files hold the same rows, by their digests. Only the new files are read.
+
+    None if the digest of an old file is unknown.
+    """
+    digests = [file.digest for file in old if file.digest is not None]
+    if len(digests) < len(old):
+        return None
+    return total(digests) == total(digest_of_file(url, table, file) for file in new)
 
 
 def _documents(keys: pa.Table) -> pa.ChunkedArray:
@@ -139,56 +153,3 @@ def _read(url: str, file: DataFile, schema: pa.Schema, names: Iterable[str]) -> 
             else:
                 columns.append(pa.chunked_array([pa.nulls(rows.num_rows, kind)]))
         yield pa.Table.from_arrays(columns, names=wanted)
-
-
-def row_hashes(rows: pa.Table) -> Hashes:
-    """uint64 [rows]: of all columns."""
-    digest: Hashes = np.zeros(rows.num_rows, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for name in sorted(rows.column_names):
-            digest = digest * _ODD + _column_hashes(rows[name])
-            digest ^= digest >> np.uint64(29)
-    return digest
-
-
-def _column_hashes(column: pa.ChunkedArray) -> Hashes:
-    """uint64 [rows]: of one column."""
-    if pa.types.is_list(column.type) and pa.types.is_float32(column.type.value_type):
-        hashes = _vector_hashes(column.combine_chunks())
-    else:
-        texts = _texts(column)
-        hashes = hash_strings(pc.fill_null(texts, ""))
-    hashes[pc.is_null(column).to_numpy()] = _NULL
-    return hashes
-
-
-def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    try:
-        return column.cast(pa.string())
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # nested, or bytes
-        return pa.chunked_array([pa.array([None if v is None else repr(v) for v in column.to_pylist()], pa.string())])
-
-
-def _vector_hashes(column: pa.Array) -> Hashes:
-    """uint64 [rows]: of the bits of vectors of any lengths."""
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    values = pc.fill_null(column.flatten(), float("nan")).to_numpy(zero_copy_only=False).astype(np.float32)
-    bits = values.view(np.uint32).astype(np.uint64)
-    longest = int(lengths.max(initial=0))
-    hashes: Hashes = lengths.astype(np.uint64) + np.uint64(1)
-    with np.errstate(over="ignore"):
-        powers = np.cumprod(np.full(max(longest, 1), _ODD, dtype=np.uint64), dtype=np.uint64)
-        if len(lengths) and (lengths == longest).all() and longest:
-            hashes += ((bits + np.uint64(1)).reshape(len(lengths), longest) * powers).sum(axis=1, dtype=np.uint64)
-        elif len(bits):
-            starts = np.cumsum(lengths) - lengths
-            within = np.arange(len(bits)) - np.repeat(starts, lengths)
-            running = np.concatenate(
-                [np.zeros(1, np.uint64), np.cumsum((bits + np.uint64(1)) * powers[within], dtype=np.uint64)]
-            )
-            hashes += running[starts + lengths] - running[starts]
-        hashes ^= hashes >> np.uint64(33)
-        hashes *= np.uint64(0xFF51AFD7ED558CCD)
-    return hashes

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,13 @@ from actors.unit.receipt import DataFile
 _FOLDER = ("_vectide", "versions")
 _FACTS = b"vectide"
 _SCHEMA = pa.schema(
-    [("path", pa.string()), ("size_bytes", pa.int64()), ("rows", pa.int64()), ("partition", pa.string())]
+    [
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("rows", pa.int64()),
+        ("partition", pa.string()),
+        ("digest", pa.uint64()),
+    ]
 )
 
 
@@ -51,7 +57,10 @@ class Anchor:
 
 def write(url: str, anchor: Anchor) -> None:
     """Put the record of a version whose commit comes next. A repeat of the same commit writes the same."""
-    rows = [(file.path, file.size_bytes, file.rows, json.dumps(file.partition)) for file in anchor.files.values()]
+    rows = [
+        (file.path, file.size_bytes, file.rows, json.dumps(file.partition), file.digest)
+        for file in anchor.files.values()
+    ]
     columns = [list(values) for values in zip(*rows, strict=True)] or [[] for _ in _SCHEMA]
     facts = {"run": anchor.run, "kept": anchor.kept, "table": anchor.table, "columns": anchor.columns}
     schema = _SCHEMA.with_metadata({_FACTS: json.dumps(facts).encode()})
@@ -74,6 +83,7 @@ def read(url: str, version: int, commit: str) -> Anchor | None:
             row["rows"],
             json.loads(row["partition"]),
             json.dumps({"numRecords": row["rows"]}),
+            row.get("digest"),
         )
         for row in found.to_pylist()
     }
@@ -99,6 +109,27 @@ def newest(url: str, table: DeltaTable) -> Anchor | None:
         if anchor is not None and anchor.table == table_id(table):
             return anchor
     return None
+
+
+def with_digests(url: str, table: DeltaTable, files: Iterable[DataFile]) -> dict[str, DataFile]:
+    """Return files by path, with the digests that earlier records have of those without one.
+
+    Mostly the newest record has them all. A rollback brings back files that only older records name.
+    """
+    by_path = {file.path: file for file in files}
+    unknown = {path for path, file in by_path.items() if file.digest is None}
+    records = [(version, commit) for version, commit in names(url) if version <= table.version()] if unknown else []
+    for version, commit in reversed(records):
+        anchor = read(url, version, commit)
+        digests = {} if anchor is None else {path: file.digest for path, file in anchor.files.items()}
+        if digests and not any(digest is not None for digest in digests.values()):
+            break  # a release without digests wrote this record and all before it
+        for path in unknown & digests.keys():
+            by_path[path] = replace(by_path[path], digest=digests[path])
+        unknown = {path for path in unknown if by_path[path].digest is None}
+        if not any(path.startswith("data/") for path in unknown):
+            break  # no record has the digest of a file that another tool wrote since the last one
+    return by_path
 
 
 def version_of(url: str, commit: str) -> int | None:

@@ -126,6 +126,40 @@ def test_an_optimize_of_another_tool_is_no_change(parted, clean, vacuumed):
     assert_same(parted.table, parted.fresh())
 
 
+@pytest.mark.parametrize("clean", [False, True], ids=["log kept", "log cleaned up"])
+@pytest.mark.parametrize("change", ["update", "replace"])
+def test_rows_that_differ_are_found_without_the_files_of_our_version(parted, change, clean):
+    """As many rows as before, the log cleaned up and our files vacuumed: only digests tell."""
+    if change == "update":
+        parted.open.update(new_values={"lang": "zz"}, predicate="id = 'r3'")
+    else:
+        parted.open.delete("id = 'r3'")
+        parted.append()
+        parted.open.optimize.compact()
+    parted.open.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    if clean:
+        parted.clean()
+    assert status(str(parted.table)).foreign is not None
+    with pytest.raises(ForeignCommits, match=r"it had 24 rows and has 24, but not the same ones"):
+        parted.refresh()
+    assert parted.refresh("restore").encoded <= 1
+    assert_same(parted.table, parted.fresh())
+    assert not parted.refresh().published
+
+
+def test_digests_stay_known_over_refreshes_compactions_and_rollbacks(parted):
+    parted.edit(0, r1="first")
+    parted.refresh()
+    compact(str(parted.table), Silent())
+    rollback(str(parted.table), 1)
+    parted.refresh()
+    parted.open.optimize.compact()
+    parted.open.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    parted.clean()
+    assert status(str(parted.table)).foreign is None
+    assert not parted.refresh().published
+
+
 def test_what_another_tool_did_is_refused_by_version_tool_and_rows(here):
     here.open.delete("id in ('r3', 'r9')")
     here.append()
