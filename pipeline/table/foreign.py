@@ -98,7 +98,6 @@ class Foreign:
                 parts.append("a row that was changed counts as both")
         return ", ".join(parts)
 
-
     def _why_not_equal(self) -> str:
         if self.rows[0] != self.rows[1] or self.columns:
             return ""
