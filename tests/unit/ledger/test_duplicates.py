@@ -13,7 +13,6 @@ from actors import storage
 from actors.unit import row_hashes
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import hash_strings
-from pipeline.ledger import duplicates
 from pipeline.ledger.duplicates import brings_ids, find_duplicates, set_aside
 from pipeline.ledger.ledger import Ledger, units_to_table
 

@@ -104,7 +104,7 @@ def test_a_digest_does_not_depend_on_the_encoding(stored, read):
         "binary": [b"a", None, b""],
         "int32": [1, None, -3],
         "float": [1.5, None, -0.25],
-        "timestamp[us]": [_TIME.replace(tzinfo=None), None, dt.datetime(1, 1, 1)][:2],
+        "timestamp[us]": [_TIME.replace(tzinfo=None), None],
         "list<item: float>": [[1.0, 2.0], [3.0, 4.0]],
         "list<item: string>": [["a", None], None, []],
     }[str(stored)]
