@@ -164,7 +164,7 @@ def test_what_another_tool_did_is_refused_by_version_tool_and_rows(here):
     here.open.delete("id in ('r3', 'r9')")
     here.append()
     said = (
-        r"since version 1: 2 rows removed .first id 'r\d'., 1 rows added .first id 'new'.*version 2 by DELETE .delta-rs"
+        r"since version 1: 2 rows removed .first id 'r\d'., 1 row added .first id 'new'.*version 2 by DELETE .delta-rs"
     )
     for command in (here.refresh, lambda: backfill(here.job("keep"), Silent())):
         with pytest.raises(
@@ -275,7 +275,7 @@ def test_a_restored_version_is_found(here):
     (here.corpus / "part-0002.parquet").unlink()
     here.refresh()
     here.open.restore(1)
-    with pytest.raises(ForeignCommits, match="1 rows removed.*9 rows added.*version 3 by RESTORE"):
+    with pytest.raises(ForeignCommits, match="1 row removed.*9 rows added.*version 3 by RESTORE"):
         here.refresh()
     copied = shutil.copytree(here.table, here.folder / "kept")
     assert here.refresh("restore").encoded == 0
@@ -326,7 +326,9 @@ def test_a_table_of_which_nothing_is_known_says_so(here):
     here.clean()
     shutil.rmtree(here.table / "_vectide")
     for mode in ("refuse", "keep"):
-        with pytest.raises(ForeignCommits, match="neither the log nor a record of vectide says what the 24 rows"):
+        with pytest.raises(
+            ForeignCommits, match="neither the log nor a record of vectide names the run that made the 24 rows"
+        ):
             here.refresh(mode)
     assert here.refresh("restore").encoded == 0
     assert_same(here.table, here.fresh())
