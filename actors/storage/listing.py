@@ -69,7 +69,7 @@ def search(
             walk_disk(found, again) if local else walk_store(fs, found, again)
         return found.settled(is_text)
 
-    pattern, other = _parse(path, exists, folders_only=folders_only)
+    pattern, other = parse_pattern(path, exists, folders_only=folders_only)
     found = Found(pattern)
     chosen = walk(found)
     if other is not None:
@@ -87,7 +87,7 @@ def search(
     return Listing(tuple(shards), found.tally.left_out(str if local else fs.unstrip_protocol))
 
 
-def _parse(path: str, exists: Callable[[str], bool], *, folders_only: bool) -> tuple[Pattern, Pattern | None]:
+def parse_pattern(path: str, exists: Callable[[str], bool], *, folders_only: bool) -> tuple[Pattern, Pattern | None]:
     """Return the pattern of a path, and the pattern if no part were read as an existing name, where it differs."""
     parts = path.split("/")
     first = next((number for number, part in enumerate(parts) if is_pattern(part)), len(parts))

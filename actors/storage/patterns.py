@@ -17,7 +17,7 @@ MARKS = "*?["
 PLAIN, UNDERSCORE, DOT = 0, 1, 2
 _FORBIDDEN = ("._", ".", "")  # first characters that a match of kind PLAIN, UNDERSCORE, DOT may not have
 _BOOKKEEPING = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
-_BOOKKEEPING_HEADS = ("_committed_", "_started_")
+_BOOKKEEPING_NUMBERED = re.compile(r"_(committed|started)_(vacuum)?[0-9]+")  # Databricks
 _BOOKKEEPING_ENDING = ".crc"
 _TEMPORARY = "_temporary"  # folder of Spark for uncommitted files
 
@@ -103,7 +103,7 @@ class Pattern:
         name = below.rpartition("/")[2]
         if name.endswith(_BOOKKEEPING_ENDING):
             return not self.parts[-1].endswith(_BOOKKEEPING_ENDING)
-        return (name in _BOOKKEEPING or name.startswith(_BOOKKEEPING_HEADS)) and name != self.parts[-1]
+        return (name in _BOOKKEEPING or _BOOKKEEPING_NUMBERED.fullmatch(name) is not None) and name != self.parts[-1]
 
 
 def is_temporary(below: str) -> bool:

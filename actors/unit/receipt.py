@@ -21,6 +21,7 @@ class DataFile:
         path: Relative to the table's folder.
         partition: Partition column to value; None is null.
         stats: Delta Lake statistics of the file (`numRecords`, `minValues`, `maxValues`, `nullCount`), as JSON.
+        digest: Digest of the rows (`actors.unit.row_hashes`); None where it is unknown, as for another tool's file.
     """
 
     path: str
@@ -28,6 +29,7 @@ class DataFile:
     rows: int
     partition: dict[str, str | None]
     stats: str
+    digest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

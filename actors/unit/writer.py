@@ -27,6 +27,7 @@ from actors.errors import InvariantBroken, StorageError
 from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, QUARANTINE_SCHEMA, SHARD, START, TOKENS, QuarantinedRow
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.rounding import Precision, round_mantissa
+from actors.unit.row_hashes import digest_of
 from actors.unit.unit_batch import UnitBatch
 
 # Directory name of a null partition value, for Delta Lake and Hive readers.
@@ -157,7 +158,8 @@ def _write_partitions(batch: UnitBatch, spec: WriterSpec, attempt: str, written:
         storage.put(url, data)
         written.append(url)
         partition = dict(zip(spec.partition_by, values, strict=True))
-        files.append(DataFile(path, len(data), part.num_rows, partition, stats))
+        digest = digest_of(part, partition)
+        files.append(DataFile(path, len(data), part.num_rows, partition, stats, digest))
     return files
 
 

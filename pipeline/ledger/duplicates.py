@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.schema import ID, SHARD, QuarantinedRow
 from actors.unit.receipt import DataFile, Receipt
+from actors.unit.row_hashes import digest_of, hash_strings
 from actors.unit.table_files import read_stored
 from actors.unit.writer import parquet_bytes, quarantine_bytes
 from pipeline.ledger.repeated_hashes import Repeats
@@ -32,51 +33,7 @@ from pipeline.ledger.repeated_hashes import Repeats
 LIMIT_BYTES = 16 << 20  # hashes of two million rows; sorting them takes twice as much
 _LIMIT_ID_BYTES = 4 << 30
 _THREADS = 16
-# Text that a thread hashes at once. Hashing takes some 40 bytes of memory for each byte of text.
-_TEXT_BYTES = 128 << 10
-_BASE = np.uint64(0x9E3779B97F4A7C15)
 _Loaded = TypeVar("_Loaded")
-
-
-def hash_strings(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """Return a 64-bit hash of each text, uint64 [rows], without a Python object a row.
-
-    A hash is a polynomial in the bytes of the text (mod 2**64, with an odd base), mixed at the end. It does not resist an
-    adversary, so texts with equal hashes must be compared.
-    """
-    hashes = [_hash_chunk(chunk.cast(pa.large_string())) for chunk in column.chunks if len(chunk)]
-    return np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64)
-
-
-def _hash_chunk(chunk: pa.Array) -> npt.NDArray[np.uint64]:
-    _, offsets_buffer, data = chunk.buffers()
-    offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-    raw = np.frombuffer(data or b"", dtype=np.uint8)
-    hashes = np.empty(len(chunk), dtype=np.uint64)
-    start = 0
-    while start < len(chunk):
-        end = int(np.searchsorted(offsets, offsets[start] + _TEXT_BYTES, side="right")) - 1
-        stop = min(max(end, start + 1), len(chunk))
-        hashes[start:stop] = _hash_texts(raw, offsets[start : stop + 1])
-        start = stop
-    return hashes
-
-
-def _hash_texts(raw: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    raw = raw[offsets[0] : offsets[-1]]
-    starts = offsets[:-1] - offsets[0]
-    lengths = np.diff(offsets)
-    longest = int(lengths.max(initial=0))
-    with np.errstate(over="ignore"):
-        powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(longest, _BASE)]), dtype=np.uint64)
-        within = np.arange(len(raw), dtype=np.int64) - np.repeat(starts, lengths)
-        terms = (raw.astype(np.uint64) + np.uint64(1)) * powers[within]
-        running = np.concatenate([[np.uint64(0)], np.cumsum(terms, dtype=np.uint64)])
-        hashes: npt.NDArray[np.uint64] = running[starts + lengths] - running[starts]
-        hashes ^= hashes >> np.uint64(33)
-        hashes *= np.uint64(0xFF51AFD7ED558CCD)
-        hashes ^= hashes >> np.uint64(33)
-    return hashes
 
 
 def find_duplicates(
@@ -220,7 +177,8 @@ def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: 
         folder = "/".join(["data", run, *partitions])
         path = f"{folder}/{receipt.unit:09d}-{attempt}-{number}.parquet"
         storage.put(storage.join(table, path), payload)
-        files.append(DataFile(path, len(payload), unique.num_rows, file.partition, stats))
+        digest = digest_of(unique, file.partition) if folders[:1] == ["data"] else None
+        files.append(DataFile(path, len(payload), unique.num_rows, file.partition, stats, digest))
     bad_rows = list(quarantined.values())
     quarantine_path = f"quarantine/{receipt.unit:09d}-{attempt}.parquet"
     storage.put(storage.join(ledger, quarantine_path), quarantine_bytes(bad_rows, receipt.unit))

@@ -20,6 +20,7 @@ from actors.source.lakes import refuse_lakes
 from actors.source.read_unit import SourceSpec, check_source, corpus_root
 from actors.storage.content_tags import with_tags
 from actors.storage.listed import Listing
+from actors.storage.own_table import own_file_read
 from pipeline.job.config import Job
 
 
@@ -48,16 +49,18 @@ def list_corpus(job: Job) -> Listing:
     """
     uri = storage.absolute(job.source.uri)
     # A slash at the end of a glob means folders; `absolute` takes it off.
-    listing = storage.glob(f"{uri}/" if job.source.uri.endswith("/") else uri, _text_endings(job.source.format))
+    named, is_text = f"{uri}/" if job.source.uri.endswith("/") else uri, _text_endings(job.source.format)
+    listing = storage.glob(named, is_text)
     shards = listing.shards
     if not shards:
         raise _nothing_matches(job.source.uri, uri, listing)
     own = storage.join(storage.absolute(job.table.uri), "data", "")
-    if inside := next((shard.path for shard in shards if shard.path.startswith(own)), None):
+    inside = next((shard.path for shard in shards if shard.path.startswith(own)), None)
+    if inside := inside or own_file_read(named, storage.absolute(job.table.uri), is_text):
         # Each refresh would embed the table into itself, and a vacuum take what it does not know.
         raise ConfigError(
             f"source.uri {job.source.uri!r} matches {inside!r}, which lies where the table keeps its own files: narrow "
-            f"source.uri, or give table.uri another place"
+            f"source.uri, as by the ending of its files, or give table.uri a place outside of it"
         )
     refuse_lakes(job.source.uri, corpus_root(uri, shards), shards, own=job.table.uri)
     return replace(listing, shards=with_tags(shards))

@@ -24,9 +24,9 @@ from deltalake import DeltaTable
 from actors import storage
 from actors.errors import ConfigError, DataError, GateClosed
 from actors.schema import CHUNK, EMBEDDING, ID
+from actors.unit.row_hashes import hash_strings
 from actors.unit.table_files import read_stored
 from pipeline.job import config
-from pipeline.ledger.duplicates import hash_strings
 from pipeline.scan.top_k import TopK, unit_vectors
 from pipeline.search.search import query_model
 from pipeline.table import delta_table

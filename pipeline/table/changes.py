@@ -1,11 +1,11 @@
-"""What a vector index must upsert and delete to follow a table from one version to another, as Parquet.
+"""Export of the upserts and deletes that bring a vector index from one version of a table to another, as Parquet.
 
     <out>/upserts/part-00000.parquet ...   whole rows, as the table has them, vectors and partition columns included
-    <out>/deletes/part-00000.parquet ...   the keys of rows that are gone: id, and in a table of chunks also chunk
-    <out>/changes.json                     from which version to which, the making, the counts; written last
+    <out>/deletes/part-00000.parquet ...   the keys of removed rows: id, and in a table of chunks also chunk
+    <out>/changes.json                     versions, fingerprint and counts; written last
 
-Called by `jobs changes`. An upsert is of a row that was added or changed; a changed document that has fewer chunks than
-before has its last ones among the deletes. Both may be applied in any order, and again: no key is in both.
+Called by `jobs changes`. An upsert is an added or changed row. If a changed document has fewer chunks than before,
+its last chunks are among the deletes. Both may be applied in any order, and repeatedly: no key is in both.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.errors import ConfigError
 from actors.schema import CHUNK, ID
+from actors.unit.row_hashes import hash_strings
 from actors.unit.writer import parquet_bytes
-from pipeline.ledger.duplicates import hash_strings
 from pipeline.table import delta_table
 from pipeline.table.diff import Comparison, compare
 
@@ -32,7 +32,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What was written."""
+    """Result of an export."""
 
     table: str
     since: int
@@ -45,12 +45,12 @@ class Changes:
 
 
 def changes(table: str, since: int, out: str) -> Changes:
-    """Write what changed from version `since` to the current one.
+    """Export the changes from version `since` to the current one.
 
     Args:
         table: URI of the table.
-        since: The version that the index has.
-        out: URI of a folder that is empty or not there.
+        since: Version of the index.
+        out: URI of a folder that is empty or does not exist.
 
     Raises:
         ConfigError: there is no table, or `out` holds something.
@@ -65,14 +65,14 @@ def changes(table: str, since: int, out: str) -> Changes:
     upserts: list[npt.NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64)]
     deletes = 0
     for number, rows in enumerate(comparison.rows()):
-        gone = pc.equal(rows["change"], "removed")
-        keys = rows.filter(gone).select(comparison.keys)
+        removed = pc.equal(rows["change"], "removed")
+        keys = rows.filter(removed).select(comparison.keys)
         if keys.num_rows:
             sink = pa.BufferOutputStream()
             pq.write_table(keys, sink, compression="zstd", store_schema=False)
             storage.put(storage.join(folder, "deletes", f"part-{number:05d}.parquet"), bytes(sink.getvalue()))
             deletes += keys.num_rows
-        upserts.append(_key_hashes(rows.filter(pc.invert(gone)), comparison))
+        upserts.append(_key_hashes(rows.filter(pc.invert(removed)), comparison))
     written = _write_upserts(comparison, np.unique(np.concatenate(upserts)), folder)
     embedding_spec = delta_table.embedding_spec_of(current)
     done = Changes(
@@ -90,9 +90,9 @@ def changes(table: str, since: int, out: str) -> Changes:
 
 
 def _write_upserts(comparison: Comparison, wanted: npt.NDArray[np.uint64], folder: str) -> int:
-    """The rows of new files whose key is wanted, a file for each of them; how many rows.
+    """Write the rows with wanted keys, one output file for each new file; return the number of rows.
 
-    A hash that two keys share would upsert a row that did not change, which does no harm.
+    If two keys have the same hash, an unchanged row is upserted too, which is harmless.
     """
     written = 0
     for number, path in enumerate(comparison.came):
@@ -109,7 +109,7 @@ def _write_upserts(comparison: Comparison, wanted: npt.NDArray[np.uint64], folde
 
 
 def _key_hashes(rows: pa.Table, comparison: Comparison) -> npt.NDArray[np.uint64]:
-    """uint64 [rows]: of id and chunk."""
+    """Return a hash of id and chunk, uint64 [rows]."""
     hashes = hash_strings(rows[ID].cast(pa.string()))
     if CHUNK in comparison.keys:
         chunks = rows[CHUNK].to_numpy() if CHUNK in rows.column_names else np.zeros(rows.num_rows)

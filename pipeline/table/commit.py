@@ -1,8 +1,8 @@
-"""The one commit that publishes a run: all or nothing, once, and only over the version that the run began with.
+"""The commit that publishes a run: atomic, once, and only on top of the version that the run started from.
 
-Called by everything that changes a table: backfill, refresh, compaction, rollback. A commit carries its name as an
-application transaction, so a repeat changes nothing. Where the columns or the making of the vectors change, the files of
-the new version replace all others in the same commit as the schema.
+Called by everything that changes a table: backfill, refresh, compaction, rollback. A commit has its name as an application
+transaction, so a repeat changes nothing. If the columns or the embedding spec change, the files of the new version replace
+all others in the same commit as the schema.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,8 +25,9 @@ from actors.storage.errors import redact
 from actors.unit.receipt import DataFile
 from pipeline.table import delta_table, version_records
 from pipeline.table.delta_table import EmbeddingSpec, State
+from pipeline.table.row_diff import digest_of_file
 
-# What deltalake calls a file's statistics, and what they are called in the log.
+# Names of a file's statistics in deltalake, and in the log.
 _STATISTICS = {"min": "minValues", "max": "maxValues", "null_count": "nullCount"}
 
 
@@ -35,17 +36,17 @@ class Publication:
     """One commit.
 
     Attributes:
-        commit: Its name: a commit of that name happens once.
-        run: The run whose ledger says what the rows were made from.
-        operation: What made it: backfill, refresh, compact or rollback.
+        commit: Its name; a name is committed once.
+        run: The run whose ledger has the sources of the rows.
+        operation: backfill, refresh, compact or rollback.
         schema: The table's columns.
-        base: What the table held when the work began; None where there was nothing.
-        add: Files that come in.
-        remove: Paths, relative to the table, that go out; None for all that are there.
-        data_change: False where the rows stay the same, as after a compaction: readers of changes may skip it.
-        facts: What else the log is to say of it.
-        kept: The run whose ledger says which rows of other tools are kept; None where there are none.
-        overrules: Whether columns and making of the table may be another tool's, which this commit replaces.
+        base: State of the table when the work began; None if there was no table.
+        add: Files to add.
+        remove: Paths of the files to remove, relative to the table; None for all.
+        data_change: False if the rows stay the same, as after a compaction; readers of changes may skip the commit.
+        facts: More keys and values for the log.
+        kept: The run whose ledger has the rows of other tools that are kept; None if there are none.
+        overrules: Whether the commit may replace columns and embedding spec that another tool changed.
     """
 
     commit: str
@@ -64,38 +65,38 @@ class Publication:
 
 
 def check_embedding_spec(table: DeltaTable, url: str, embedding_spec: EmbeddingSpec) -> None:
-    """Raise TableConflict where a table holds vectors of another making."""
-    found = delta_table.embedding_spec_of(table)
-    if found is None:
-        raise TableConflict(f"{url!r} is a Delta table that vectide did not make; give table.uri an empty place")
-    if found.fingerprint != embedding_spec.fingerprint:
+    """Raise TableConflict if the vectors of a table have another embedding spec."""
+    stored_spec = delta_table.embedding_spec_of(table)
+    if stored_spec is None:
+        raise TableConflict(f"{url!r} is a Delta table that vectide did not make; set table.uri to an empty folder")
+    if stored_spec.fingerprint != embedding_spec.fingerprint:
         raise TableConflict(
-            f"{url!r} holds vectors of another making ({difference(found.lineage, embedding_spec.lineage)}). Vectors of two "
+            f"{url!r} holds vectors with another embedding spec ({difference(stored_spec.lineage, embedding_spec.lineage)}). Vectors of two "
             f"models or settings are never mixed in one version: `vectide refresh` builds a second generation beside "
-            f"the first and then changes over; or put those settings back, or give table.uri another place"
+            f"the first and then switches to it; or restore those settings, or set another table.uri"
         )
 
 
 def check_partitions(table: DeltaTable, url: str, partition_by: tuple[str, ...]) -> None:
-    """Raise TableConflict where a table is partitioned otherwise, which no commit can change."""
-    there = tuple(table.metadata().partition_columns)
-    if there != partition_by:
+    """Raise TableConflict if a table has other partition columns, which no commit can change."""
+    columns = tuple(table.metadata().partition_columns)
+    if columns != partition_by:
         raise TableConflict(
-            f"{url!r} is partitioned by {list(there)}, and this job by {list(partition_by)}. Put table.partition_by "
-            f"back, or give table.uri another place"
+            f"{url!r} is partitioned by {list(columns)}, and this job by {list(partition_by)}. Put table.partition_by "
+            f"back, or set another table.uri"
         )
 
 
 def check_base(table: DeltaTable | None, url: str, base: State | None) -> None:
-    """Raise CommitConflict unless a table is as it was when a run began."""
+    """Raise CommitConflict if a table is not in the state that a run started from."""
     if delta_table.state_of(table) != base:
         raise _conflict(url, "its version is not the one that the run began with")
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What two lineages differ in, for people."""
+    """Return the differences of two lineages, for messages."""
     changes = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
+        f"{key}: {old.get(key)!r} in the table, {new.get(key)!r} in the job"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
@@ -103,17 +104,17 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def publish(url: str, publication: Publication) -> int:
-    """Commit a run's files, all or nothing, once.
+    """Commit a run's files, atomically and once.
 
-    A table that is not there yet begins with an empty version 0; the rows come in version 1.
+    A new table gets an empty version 0 first; its rows are in version 1.
 
     Returns:
-        The version that the commit made; that of the earlier one if it happened before.
+        The version that the commit made, now or before.
 
     Raises:
-        TableConflict: the table is not ours, or partitioned otherwise.
-        CommitConflict: another writer was first; running again is safe.
-        CommitUnknown: the store did not say whether the commit landed.
+        TableConflict: the table is not ours, or has other partition columns.
+        CommitConflict: another writer was first; it is safe to run again.
+        CommitUnknown: it is unknown whether the commit succeeded.
     """
     schema = delta_table.with_embedding_spec(publication.schema, publication.embedding_spec)
     table = delta_table.open_table(url) or _create(url, schema, publication)
@@ -124,20 +125,18 @@ def publish(url: str, publication: Publication) -> int:
     check_partitions(table, url, publication.partition_by)
     check_base(table, url, publication.base)
     before = sized_files(table)
-    there = {path: file.rows for path, file in before.items()}
-    removed = set(there) if publication.remove is None else set(publication.remove)
-    if not there.keys() >= removed:
+    row_counts = {path: file.rows for path, file in before.items()}
+    removed = set(row_counts) if publication.remove is None else set(publication.remove)
+    if not row_counts.keys() >= removed:
         raise _conflict(url, "files that the run replaces are no longer part of it")
-    replaces_all = _replaces_all(table, schema, publication, all_go=removed == there.keys())
+    replaces_all = _replaces_all(table, schema, publication, all_go=removed == row_counts.keys())
     if not replaces_all:
         schema = delta_table.schema_of(table)
-    if replaces_all and removed != there.keys():
-        raise InvariantBroken(
-            f"{len(there) - len(removed)} files would stay in {url!r} that do not fit its new columns."
-        )
-    rows = sum(count for path, count in there.items() if path not in removed)
+    if replaces_all and removed != row_counts.keys():
+        raise InvariantBroken(f"{len(row_counts) - len(removed)} files without the new columns would stay in {url!r}.")
+    rows = sum(count for path, count in row_counts.items() if path not in removed)
     rows += sum(file.rows for file in publication.add)
-    files = len(there) - len(removed) + len(publication.add)
+    files = len(row_counts) - len(removed) + len(publication.add)
     if replaces_all:
         _allow_naive_times(table, url, publication)
     now_ms = int(time.time() * 1000)
@@ -155,7 +154,7 @@ def publish(url: str, publication: Publication) -> int:
             kept=publication.kept,
             table=version_records.table_id(table),
             columns=_column_names(schema),
-            files={**staying, **{file.path: file for file in publication.add}},
+            files=_with_digests(url, table, (*staying.values(), *publication.add)),
         ),
     )
     properties = CommitProperties(
@@ -171,7 +170,7 @@ def publish(url: str, publication: Publication) -> int:
             **dict(publication.facts),
         },
         app_transactions=[Transaction(publication.commit, 1)],
-        max_commit_retries=0,  # a commit over another one that we have not seen could mix their rows
+        max_commit_retries=0,  # a retry on top of an unseen commit could mix their rows
     )
     try:
         table.create_write_transaction(
@@ -182,7 +181,7 @@ def publish(url: str, publication: Publication) -> int:
             commit_properties=properties,
         )
     except CommitFailedError as error:
-        # Refused, or landed with its answer lost: the log knows.
+        # The commit was refused, or it succeeded and the response was lost. The log tells which.
         if (version := _landed(url, publication.commit)) is not None:
             return version
         raise _conflict(url, redact(error)) from None
@@ -194,8 +193,21 @@ def publish(url: str, publication: Publication) -> int:
     return version if version is not None else int(table.version())
 
 
+def _with_digests(url: str, table: DeltaTable, files: Iterable[DataFile]) -> dict[str, DataFile]:
+    """Return files by path, with the digests of their rows.
+
+    A file that another tool wrote (an OPTIMIZE, or kept rows) is read once, in the first commit of ours after it. A file
+    of ours without a known digest is one of an earlier release: it stays without.
+    """
+    by_path = version_records.with_digests(url, table, files)
+    for path, file in by_path.items():
+        if file.digest is None and not path.startswith("data/"):
+            by_path[path] = replace(file, digest=digest_of_file(url, table, file))
+    return by_path
+
+
 def _replaces_all(table: DeltaTable, schema: pa.Schema, publication: Publication, *, all_go: bool) -> bool:
-    """Whether the schema changes with the files. A model that only moved is written down when all files go anyway."""
+    """Return whether the schema changes with the files. A model that only moved is recorded if all files go anyway."""
     embedding_spec = delta_table.embedding_spec_of(table)
     if embedding_spec is None or embedding_spec.fingerprint != publication.embedding_spec.fingerprint:
         return True
@@ -203,15 +215,15 @@ def _replaces_all(table: DeltaTable, schema: pa.Schema, publication: Publication
 
 
 def _column_names(schema: pa.Schema) -> tuple[str, ...]:
-    """The columns of a schema as `delta.column_names` gives them once it is the table's."""
+    """Return the columns of a schema in the form of `delta_table.column_names`."""
     return tuple(f"{field.name}: {field.type}" for field in pa.schema(Schema.from_arrow(schema).to_arrow()))
 
 
 def same_columns(table: DeltaTable, schema: pa.Schema) -> bool:
-    """Whether a table has these columns, of these types, in this order."""
+    """Return whether a table has these columns, with these types, in this order."""
     wanted = pa.schema(Schema.from_arrow(schema).to_arrow())
-    there = delta_table.schema_of(table)
-    return [(field.name, field.type) for field in there] == [(field.name, field.type) for field in wanted]
+    columns = delta_table.schema_of(table)
+    return [(field.name, field.type) for field in columns] == [(field.name, field.type) for field in wanted]
 
 
 def _conflict(url: str, reason: str) -> CommitConflict:
@@ -242,11 +254,11 @@ def _create(url: str, schema: pa.Schema, publication: Publication) -> DeltaTable
             mode="error",
             partition_by=list(publication.partition_by),
             storage_options=delta_table.storage_options(url),
-            # With retries the loser of a race begins the table again, as the next version, over what the winner did.
+            # With retries the loser of a race would create the table again, as a version after the winner's.
             commit_properties=CommitProperties(max_commit_retries=0),
         )
     except (DeltaError, OSError) as error:
-        # Another driver of the same job may have been faster by a moment.
+        # A concurrent driver of the same run may have created it.
         table = delta_table.open_table(url)
         if table is None:
             raise delta_table.failure(url, "create the table", error) from None
@@ -254,8 +266,11 @@ def _create(url: str, schema: pa.Schema, publication: Publication) -> DeltaTable
 
 
 def _first_columns(schema: pa.Schema) -> pa.Schema:
-    """The columns of an empty version 0. Deltalake (1.6) makes a table that it cannot open of a timestamp without a time
-    zone inside a map; such columns come with the rows, as the table's feature for them does."""
+    """Return the columns of an empty version 0: without timestamps without a time zone inside a map.
+
+    Deltalake (1.6) cannot open the table that it creates with them. The first commit with rows adds these columns, and the
+    table feature that they need.
+    """
     return pa.schema([field for field in schema if not (_has_map(field.type) and has_naive_times(field.type))])
 
 
@@ -266,13 +281,15 @@ def _has_map(kind: pa.DataType) -> bool:
 
 
 def _allow_naive_times(table: DeltaTable, url: str, publication: Publication) -> None:
-    """Give a table the feature that timestamps without a time zone need, in a version of its own without a change of
-    rows. Deltalake would commit a schema that nobody can read without it."""
+    """Add the table feature that timestamps without a time zone need, in a version of its own without a change of rows.
+
+    Without the feature deltalake would commit a schema that no reader accepts.
+    """
     feature = TableFeatures.TimestampWithoutTimezone
     has = table.protocol().reader_features or []
     if "timestampNtz" in has or not any(has_naive_times(kind) for kind in publication.schema.types):
         return
-    # The rows are those of the run before.
+    # The rows stay those of the previous run.
     run = {delta_table.RUN: publication.base.run} if publication.base else {}
     properties = CommitProperties(custom_metadata={**run, delta_table.OPERATION: "upgrade"}, max_commit_retries=0)
     try:
@@ -284,29 +301,29 @@ def _allow_naive_times(table: DeltaTable, url: str, publication: Publication) ->
 
 
 def _landed(url: str, commit: str) -> int | None:
-    """The version that a commit with an error made after all, or None.
+    """Return the version that a commit made in spite of an error, or None.
 
     Raises:
-        CommitUnknown: the store cannot be asked.
+        CommitUnknown: the log cannot be read.
     """
     try:
         return delta_table.published_version(delta_table.open_table(url), commit)
     except StorageError as error:
         raise CommitUnknown(
-            f"the store did not say whether the commit to {url!r} landed. Run the same command again: it finds out, and "
+            f"it is unknown whether the commit to {url!r} succeeded. Run the same command again: it checks the log and "
             f"publishes once ({error})"
         ) from None
 
 
 def missing_files(url: str, files: Iterable[DataFile]) -> list[str]:
-    """The files that are not in the store with the size that is known of them."""
+    """Return the paths of files that are not in the store with their recorded size."""
     wanted = list(files)
-    there = delta_table.stored_sizes(url, (file.path for file in wanted))
-    return [file.path for file in wanted if there.get(file.path) != file.size_bytes]
+    sizes = delta_table.stored_sizes(url, (file.path for file in wanted))
+    return [file.path for file in wanted if sizes.get(file.path) != file.size_bytes]
 
 
 def sized_files(table: DeltaTable) -> dict[str, DataFile]:
-    """Every file of a version by its path, with size, rows (0 where another tool did not count them) and partition."""
+    """Return every file of a version by path, with size, rows (0 if another tool did not count them) and partition."""
     actions = delta_table.actions_of(table)
     partitions = delta_table.partition_values(table)
     columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
@@ -317,7 +334,7 @@ def sized_files(table: DeltaTable) -> dict[str, DataFile]:
 
 
 def files_of(table: DeltaTable) -> dict[str, DataFile]:
-    """Every file of a version by its path, as a commit would add it again, statistics and all."""
+    """Return every file of a version by path, with statistics, as a commit would add it again."""
     partitions = delta_table.partition_values(table)
     actions = delta_table.actions_of(table, flatten=False)
     files = {}

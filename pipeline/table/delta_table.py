@@ -1,8 +1,8 @@
-"""The table as Delta Lake keeps it: which version there is, which files are in it, how its vectors were made.
+"""Reads of the Delta table: versions, files, schema, and the embedding spec of the vectors.
 
-Used by everything that reads a table; `publish` writes it. `deltalake` keeps the log. How the vectors of a version were
-made stands in the schema, as metadata of their column, and not in the table's properties: a schema changes in the same
-commit as the files, so no reader can see the vectors of one model under the name of another.
+Used by everything that reads a table; `commit` writes it. The embedding spec of a version is stored in the schema, as
+metadata of the vector column, and not in the table's properties: the schema changes in the same commit as the files, so no
+reader sees vectors of one model under the name of another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from actors.storage.errors import redact
 from actors.unit.writer import as_text
 from pipeline.table import version_records
 
-# What each of our commits says of itself, in the log.
+# Keys of each of our commits in the log.
 RUN = "vectide.run"
 COMMIT = "vectide.commit"
 OPERATION = "vectide.operation"
@@ -35,22 +35,22 @@ FILES = "vectide.files"
 FINGERPRINT = "vectide.fingerprint"
 MODEL = "vectide.model"
 KEPT = "vectide.kept"
-# The run of a table whose log and records do not say which one made its rows.
+# Name of the run if neither log nor records name it.
 FORGOTTEN = "forgotten"
-# What the column of vectors says of itself, in the schema.
+# Key in the metadata of the vector column.
 _EMBEDDING_SPEC = "vectide.embedding_spec"
-# The name of the same before the first release.
+# The same key before the first release.
 _OLD_EMBEDDING_SPEC = "vectide.made"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpec:
-    """How the vectors of a version were made.
+    """Model and settings that made the vectors of a version.
 
     Attributes:
-        fingerprint: Hash of what changes vectors.
-        lineage: All that they are made of.
-        encoder: The job's encoder section, from which a search finds the model again.
+        fingerprint: Hash of everything that changes vectors.
+        lineage: Model and settings by name.
+        encoder: The job's encoder section, with which a search loads the model.
     """
 
     fingerprint: str
@@ -60,11 +60,11 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a table holds at one moment: the run that its rows were made by, and the version.
+    """Version of a table, and the run that made its rows.
 
     Attributes:
-        run: `FORGOTTEN` where neither the log nor a record says which it was.
-        kept: The run whose ledger says which rows of other tools are kept; None where there are none.
+        run: `FORGOTTEN` if neither the log nor a record names it.
+        kept: The run whose ledger has the rows of other tools that are kept; None if there are none.
     """
 
     run: str
@@ -76,16 +76,16 @@ class State:
 
 
 def storage_options(url: str) -> dict[str, str] | None:
-    """What `deltalake` needs to reach the same store as fsspec does. From the environment, like everything else."""
+    """Return the options with which `deltalake` reaches the same store as fsspec, from the environment."""
     store = providers.of(url)
     return store.table_options(url) if store else None
 
 
 def open_table(url: str, version: int | None = None) -> DeltaTable | None:
-    """The table at `url`, or None where there is none.
+    """Return the table at `url`, or None if there is none.
 
     Raises:
-        NoSuchVersion: there is none of this number.
+        NoSuchVersion: there is no version of this number.
         StorageError: the store refused or failed.
     """
     try:
@@ -103,11 +103,11 @@ def open_table(url: str, version: int | None = None) -> DeltaTable | None:
 
 
 def need_table(url: str, version: int | None = None) -> DeltaTable:
-    """The table at `url`, which must be one that vectide made.
+    """Return the table at `url`, which vectide must have made.
 
     Raises:
-        ConfigError: there is none.
-        NoSuchVersion: there is none of this number.
+        ConfigError: there is no table.
+        NoSuchVersion: there is no version of this number.
         TableConflict: something else made the table.
     """
     table = open_table(url, version)
@@ -119,15 +119,15 @@ def need_table(url: str, version: int | None = None) -> DeltaTable:
 
 
 def place_of(table: DeltaTable) -> str:
-    """Where an open table lies, as the rest of us name it: `deltalake` escapes a space, a `%` or an `é`."""
+    """Return the URL of an open table, without the escapes of `deltalake` (a space, a `%`, an `é`)."""
     return unquote(table.table_uri).rstrip("/")
 
 
 def failure(url: str, what: str, error: Exception) -> StorageError:
-    """What to raise for an error of `deltalake`.
+    """Return the error to raise for an error of `deltalake`.
 
     Raises:
-        VectideError: the store itself is the matter, not the table: storage says so in its own words.
+        VectideError: the store itself fails, not the table.
     """
     storage.exists(storage.join(url, "_delta_log", "_last_checkpoint"))
     return StorageError(f"cannot {what} {url!r}: {redact(error)}. Run the same command again: finished work is kept")
@@ -135,7 +135,7 @@ def failure(url: str, what: str, error: Exception) -> StorageError:
 
 @contextmanager
 def asking(table: DeltaTable) -> Iterator[None]:
-    """Around whatever an open table asks the store for: the errors of `deltalake` become ours."""
+    """Turn errors of `deltalake` in a block that reads an open table into ours."""
     try:
         yield
     except (DeltaError, OSError) as error:
@@ -143,7 +143,7 @@ def asking(table: DeltaTable) -> Iterator[None]:
 
 
 def embedding_spec_of(table: DeltaTable) -> EmbeddingSpec | None:
-    """The embedding spec of the vectors of this version; None for a table that vectide did not make.
+    """Return the embedding spec of this version; None for a table that vectide did not make.
 
     Raises:
         TableConflict: a development version of vectide made the table, with other names in its ledger.
@@ -162,7 +162,7 @@ def embedding_spec_of(table: DeltaTable) -> EmbeddingSpec | None:
 
 
 def with_embedding_spec(schema: pa.Schema, embedding_spec: EmbeddingSpec) -> pa.Schema:
-    """`schema` with the making in the column of vectors."""
+    """Return `schema` with the embedding spec in the metadata of the vector column."""
     index = schema.get_field_index(EMBEDDING)
     text = json.dumps(
         {
@@ -176,20 +176,19 @@ def with_embedding_spec(schema: pa.Schema, embedding_spec: EmbeddingSpec) -> pa.
 
 
 def schema_of(table: DeltaTable) -> pa.Schema:
-    """The columns of this version, as Arrow."""
+    """Return the columns of this version."""
     return pa.schema(table.schema().to_arrow())
 
 
 def plain_schema(table: DeltaTable) -> pa.Schema:
-    """The columns of this version without what they say of themselves, as files are written."""
+    """Return the columns of this version without metadata, as they are in data files."""
     return pa.schema([field.remove_metadata() for field in schema_of(table)])
 
 
 def actions_of(table: DeltaTable, *, flatten: bool = True) -> pa.Table:
-    """What the log says of each file of this version, one row a file.
+    """Return the add action of each file of this version, one row a file.
 
-    There a path is a URL; here it is the file's name, as a commit must name it to take it out: a removal of another name
-    removes nothing, and says nothing.
+    Paths are without URL escapes, as a commit must name them: a remove action with another name silently removes nothing.
     """
     with asking(table):
         actions = pa.table(table.get_add_actions(flatten=flatten))
@@ -198,58 +197,58 @@ def actions_of(table: DeltaTable, *, flatten: bool = True) -> pa.Table:
 
 
 def file_sizes(table: DeltaTable) -> dict[str, int]:
-    """Path relative to the table to size in bytes, for every file of this version."""
+    """Return path relative to the table to size in bytes, for every file of this version."""
     actions = actions_of(table)
     return dict(zip(actions.column("path").to_pylist(), actions.column("size_bytes").to_pylist(), strict=True))
 
 
 def file_rows(table: DeltaTable) -> dict[str, int]:
-    """Path relative to the table to rows, for every file of this version; 0 where another tool did not count them."""
+    """Return path relative to the table to rows, for every file of this version; 0 if another tool did not count them."""
     actions = actions_of(table)
     counts = [count or 0 for count in actions.column("num_records").to_pylist()]
     return dict(zip(actions.column("path").to_pylist(), counts, strict=True))
 
 
 def stored_sizes(url: str, paths: Iterable[str]) -> dict[str, int]:
-    """What is in the store beside these files of a table: path relative to it to size in bytes.
+    """Return the files in the folders of the runs that wrote `paths`: path relative to the table to size in bytes.
 
-    Lists the folders of the runs that they come from, a thousand names a request, and opens nothing.
+    Lists these folders, a thousand names a request, and opens no file.
     """
-    there: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for run in sorted({path.split("/", 2)[1] for path in paths if path.startswith("data/")}):
         for shard in storage.walk(storage.join(url, "data", run)):
-            there[relative(shard.path)] = shard.size_bytes
-    return there
+            sizes[relative(shard.path)] = shard.size_bytes
+    return sizes
 
 
 def relative(path: str) -> str:
-    """The path of a data file relative to its table."""
+    """Return the path of a data file relative to its table."""
     return "data/" + path.rpartition("/data/")[2]
 
 
 def need_files(url: str, table: DeltaTable, paths: list[str]) -> None:
-    """Raise TableConflict where files of a version were taken by a vacuum. One listing for each run that made some."""
-    gone = absent_files(url, paths)
-    if gone:
+    """Raise TableConflict if a vacuum deleted files of a version. Lists the folder of each run that wrote some."""
+    deleted = absent_files(url, paths)
+    if deleted:
         raise TableConflict(
-            f"{len(gone)} files of version {table.version()} of {url!r} are gone ({gone[0]!r} first): a vacuum took them. "
+            f"{len(deleted)} files of version {table.version()} of {url!r} are gone ({deleted[0]!r} first): a vacuum took them. "
             f"Name a later version; `vectide versions` lists them"
         )
 
 
 def absent_files(url: str, paths: Iterable[str]) -> list[str]:
-    """Which of these files of a table are not in the store; also such as another tool wrote elsewhere in its folder."""
+    """Return those of these files of a table that are not in the store, also files that another tool wrote."""
     wanted = list(paths)
-    there = stored_sizes(url, wanted)
+    sizes = stored_sizes(url, wanted)
     return [
         path
         for path in wanted
-        if path not in there and (path.startswith("data/") or not storage.exists(storage.join(url, path)))
+        if path not in sizes and (path.startswith("data/") or not storage.exists(storage.join(url, path)))
     ]
 
 
 def partition_values(table: DeltaTable) -> dict[str, dict[str, str | None]]:
-    """Path relative to the table to partition values in Delta Lake's text form, for every file of this version."""
+    """Return path relative to the table to partition values in Delta Lake's text form, for every file of this version."""
     actions = actions_of(table)
     names = [name for name in actions.column_names if name.startswith("partition.")]
     rows = actions.select(["path", *names]).to_pylist()
@@ -257,34 +256,34 @@ def partition_values(table: DeltaTable) -> dict[str, dict[str, str | None]]:
 
 
 def log_entries(table: DeltaTable) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The actions of each commit up to this version, newest first, with its number; as far as the log goes back.
+    """Yield number and actions of each commit in the log up to this version, newest first.
 
-    Read from the log's own files: `DeltaTable.history` numbers the whole log from whichever version was opened.
+    Reads the files of the log: `DeltaTable.history` numbers the whole log from the version that was opened.
     """
     for version in range(int(table.version()), -1, -1):
         try:
             text = storage.read(storage.join(place_of(table), "_delta_log", f"{version:020d}.json"))
-        except FileNotFoundError:  # cleared away, as the log's retention says
+        except FileNotFoundError:  # removed by a clean-up of the log
             return
         yield version, [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def info_of(actions: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """What a commit says of itself; nothing where it does not."""
+    """Return the commit info among the actions of a commit; empty if there is none."""
     return next((dict(action["commitInfo"]) for action in actions if action.get("commitInfo")), {})
 
 
 def commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
-    """What each commit up to this version says of itself, newest first, with its `version`; as far as the log goes back."""
+    """Yield the info of each commit in the log up to this version, newest first, with its `version`."""
     for version, actions in log_entries(table):
         if info := info_of(actions):
             yield {**info, "version": version}
 
 
 def state_of(table: DeltaTable | None) -> State | None:
-    """The run that made the rows of this version; None for a table that holds nothing of ours.
+    """Return version and run of an open table; None for a table without rows of ours.
 
-    Where the log was cleaned up, a record of ours says it (`pipeline.table.version_records`).
+    If the log was cleaned up, the run is taken from our record (`pipeline.table.version_records`).
     """
     if table is None:
         return None
@@ -301,7 +300,7 @@ def state_of(table: DeltaTable | None) -> State | None:
 
 
 def is_published(table: DeltaTable | None, commit: str) -> bool:
-    """Whether a commit of this name was made. One look at the state of the table, however long its log is."""
+    """Return whether a commit of this name was made, from the state of the table, without reading the log."""
     if table is None:
         return False
     with asking(table):
@@ -309,9 +308,9 @@ def is_published(table: DeltaTable | None, commit: str) -> bool:
 
 
 def published_version(table: DeltaTable | None, commit: str) -> int | None:
-    """The version that a commit made, or None.
+    """Return the version that a commit made, or None if it was not made.
 
-    Where neither the log nor a record says which number a commit got that was made, the version that is open.
+    If neither the log nor a record has the number, return the open version.
     """
     if table is None or not is_published(table, commit):
         return None
@@ -323,5 +322,5 @@ def published_version(table: DeltaTable | None, commit: str) -> int | None:
 
 
 def column_names(table: DeltaTable) -> tuple[str, ...]:
-    """The columns of this version in order, each as `name: type`."""
+    """Return the columns of this version in order, each as `name: type`."""
     return tuple(f"{field.name}: {field.type}" for field in schema_of(table))

@@ -1,8 +1,7 @@
-"""What is different between two versions of a table: rows added, changed, removed.
+"""Differences between two versions of a table: rows added, changed, removed.
 
-Called by `jobs diff` and by `changes`. Only files that one of the two versions has and the other has not are read, and of
-them every column but the vectors: these follow from the text and the making. Rows are compared in as many passes as keep
-`LIMIT_ROWS` of them in memory.
+Called by `jobs diff` and by `changes`. Reads only files that one of the two versions lacks, and of them every column except
+vectors, which follow from the text and the embedding spec. Rows are compared in passes of `LIMIT_ROWS` rows in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.schema import CHUNK, EMBEDDING, ID, SHARD, TOKENS
-from pipeline.ledger.duplicates import hash_strings
+from actors.unit.row_hashes import hash_strings
 from pipeline.table import delta_table
 
 LIMIT_ROWS = 10_000_000
@@ -33,10 +32,10 @@ _CHANGES = ("added", "changed", "removed")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How many rows are not the same in two versions. A row of a table of chunks is a chunk.
+    """Numbers of rows that differ between two versions. In a table of chunks a row is a chunk.
 
     Attributes:
-        making_changed: Whether the vectors were made otherwise: then every row that both have is changed.
+        embedding_spec_changed: Whether the embedding specs differ; then every row that both versions have is changed.
     """
 
     table: str
@@ -52,18 +51,18 @@ class Comparison:
     """Two versions of one table.
 
     Args:
-        url: Of the table.
-        old: The earlier version; or the later one, if that is asked.
-        new: The other.
+        url: URL of the table.
+        old: The version to compare with, mostly the earlier one.
+        new: The version to compare.
     """
 
     def __init__(self, url: str, old: DeltaTable, new: DeltaTable) -> None:
         self.url = url
         before, after = delta_table.embedding_spec_of(old), delta_table.embedding_spec_of(new)
         self.embedding_spec_changed = before is None or after is None or before.fingerprint != after.fingerprint
-        there, here = delta_table.file_sizes(old), delta_table.file_sizes(new)
-        self.went = [path for path in there if path not in here]
-        self.came = [path for path in here if path not in there]
+        old_files, new_files = delta_table.file_sizes(old), delta_table.file_sizes(new)
+        self.went = [path for path in old_files if path not in new_files]
+        self.came = [path for path in new_files if path not in old_files]
         self._partitions = {**delta_table.partition_values(old), **delta_table.partition_values(new)}
         self.schema = delta_table.plain_schema(new)
         self._rows = sum(
@@ -74,18 +73,18 @@ class Comparison:
         self.keys = [ID, CHUNK] if CHUNK in self.schema.names or CHUNK in delta_table.schema_of(old).names else [ID]
 
     def rows(self, limit_rows: int = LIMIT_ROWS) -> Iterator[pa.Table]:
-        """Key columns and `change` (added, changed or removed) of each row that is not the same."""
+        """Yield key columns and `change` (added, changed or removed) of each row that differs."""
         passes = max(1, math.ceil(self._rows / limit_rows))
         for number in range(passes):
-            went, came = (self._side(paths, number, passes) for paths in (self.went, self.came))
-            both = went.join(came, keys=self.keys, join_type="full outer", left_suffix="_old", right_suffix="_new")
+            removed, added = (self._side(paths, number, passes) for paths in (self.went, self.came))
+            both = removed.join(added, keys=self.keys, join_type="full outer", left_suffix="_old", right_suffix="_new")
             old, new = both["digest_old"], both["digest_new"]
             same = pc.fill_null(pc.equal(old, new), False)
             change = pc.if_else(pc.is_null(old), "added", pc.if_else(pc.is_null(new), "removed", "changed"))
             yield both.select(self.keys).append_column("change", change).filter(pc.invert(same))
 
     def _side(self, paths: list[str], number: int, passes: int) -> pa.Table:
-        """Keys and digests of the rows of one pass. A key that occurs more than once has the sum of its digests."""
+        """Return keys and digests of the rows of one pass. A key that occurs more than once has the sum of its digests."""
 
         def load(path: str) -> pa.Table:
             rows = self.read(path)
@@ -104,7 +103,7 @@ class Comparison:
         return summed.rename_columns([*self.keys, "digest"])
 
     def read(self, path: str, *, vectors: bool = False) -> pa.Table:
-        """The rows of one file with all their columns, those of its partition too, but vectors only where asked."""
+        """Return the rows of one file with all columns, partition columns included, and vectors only if asked."""
         file = pq.ParquetFile(storage.open_read(storage.join(self.url, path)))
         names = [name for name in file.schema_arrow.names if vectors or name != EMBEDDING]
         rows = file.read(columns=names)
@@ -113,7 +112,7 @@ class Comparison:
         return rows
 
     def _digests(self, rows: pa.Table, path: str) -> npt.NDArray[np.uint64]:
-        """uint64 [rows]: of all that a reader sees of a row and that does not follow from the rest."""
+        """Return a digest of each row, uint64 [rows], of the columns that do not follow from other columns."""
         digest = np.zeros(rows.num_rows, dtype=np.uint64)
         if self.embedding_spec_changed:
             digest += np.uint64(path in set(self.came))
@@ -128,20 +127,20 @@ class Comparison:
 
 
 def _key(rows: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
-    """A key column; a table of whole documents has one chunk of each."""
+    """Return a key column; in a table of whole documents each row is chunk 0."""
     if name not in rows.column_names:
         return pa.array(np.zeros(rows.num_rows, dtype=np.int32))
     return rows[name].cast(pa.string() if name == ID else pa.int32())
 
 
 def diff(table: str, old: int, new: int, *, limit_rows: int = LIMIT_ROWS) -> Difference:
-    """How many rows were added, changed and removed from one version to another.
+    """Return how many rows were added, changed and removed from one version to another.
 
     Args:
         table: URI of the table.
         old: Number of the version to compare with.
         new: Number of the version to compare.
-        limit_rows: How many rows are compared at once.
+        limit_rows: Number of rows in memory at once.
 
     Raises:
         ConfigError: there is no table.
@@ -158,7 +157,7 @@ def diff(table: str, old: int, new: int, *, limit_rows: int = LIMIT_ROWS) -> Dif
 
 
 def compare(url: str, old: int, new: int | None) -> Comparison:
-    """Two versions of the table at `url`; None is the current one.
+    """Return a comparison of two versions of the table at `url`; None is the current one.
 
     Raises:
         TableConflict: there is no such version, or a vacuum took some of its files.

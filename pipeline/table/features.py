@@ -1,7 +1,7 @@
-"""What a Delta table may ask of its writers and readers, and what we can do: the rest is refused before anything is paid.
+"""Check of the Delta features of a table, before anything is encoded.
 
-Called when a run, a compaction or a rollback begins. Other tools can switch features on in a table of ours; a commit that
-does not honour them would spoil it, and a reader that does not know them would read rows that are no longer there.
+Called when a run, a compaction or a rollback begins. Other tools can enable features in a table of ours. A commit that
+ignores them would break the table, and a reader that does not know them would read deleted rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 
 from actors.errors import TableConflict
 
-# Features that change nothing for plain columns in files that come and go as a whole, or that a property switches on.
+# Features without effect on plain columns and whole files, and features that need a property to be in effect.
 _KNOWN = {
     "appendOnly",
     "changeDataFeed",
@@ -30,7 +30,7 @@ _COLUMNS = {
 
 
 def check_features(table: DeltaTable, url: str) -> None:
-    """Raise TableConflict where a table asks for what we cannot do; the message names it and the way out."""
+    """Raise TableConflict if a table needs a feature that vectide does not support; the message names it and the fix."""
     reason = _why_not(table)
     if reason is not None:
         raise TableConflict(

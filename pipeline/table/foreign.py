@@ -1,9 +1,9 @@
-"""What other tools have done to a table since our last commit: which commits, which rows went and which came.
+"""Changes that other tools made to a table since our last commit: their commits, and the rows that they removed and added.
 
-Asked when a run begins. Where the last commit is ours, that is one look at it. A commit that says that no data changed (an
-OPTIMIZE), a checkpoint or another property changes nothing for us. Everything else is compared row by row, but only the files
-that are not in both, and only as far as they are still in the store. Where the log was cleaned up, our own record of the
-version (`pipeline.table.version_records`) says which files should be there.
+Checked when a run begins. If the last commit is ours, only that commit is read. A commit without a data change (an
+OPTIMIZE), a checkpoint and a property are no changes. Everything else is compared row by row: only the files that one of
+the two versions has, as long as they exist. If those of our version were deleted, digests of their rows are compared. If
+the log was cleaned up, our record of the version (`pipeline.table.version_records`) names its files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from actors.schema import ID
 from actors.unit.receipt import DataFile
 from pipeline.table import commit, delta_table, version_records
 from pipeline.table.delta_table import State
-from pipeline.table.row_diff import RowDifference, compare_rows
+from pipeline.table.row_diff import RowDifference, compare_rows, same_rows
 
 _SHOWN_COMMITS = 5
 
@@ -40,18 +40,19 @@ class ForeignCommit:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """What changed since our last commit.
+    """Changes that other tools made since our last commit.
 
     Attributes:
-        since: The version of ours; None where nothing says which one that was.
-        commits: Newest last; those that the log still has.
-        is_whole: Whether the log has all of them.
-        columns: What became of the columns, in words; empty where they are the same.
-        base: The files that should be there, by path; those of another tool's OPTIMIZE count as ours.
-        went: Paths of those that the table does not have; `came`: that it has instead.
+        since: Our last version; None if it is unknown.
+        commits: Commits that the log still has, newest last.
+        is_whole: Whether the log has all commits since then.
+        columns: Changes of columns, for messages; empty if there are none.
+        base: Expected files, by path; those of another tool's OPTIMIZE count as ours.
+        went: Paths of expected files that the table does not have; `came`: paths of files that it has instead.
         lost: Paths of `base` that are no longer in the store.
-        difference: Which rows changed; None where that cannot be told because files are lost.
-        rows: Rows that should be there, and rows that are, for people.
+        difference: Rows that changed; None if they are unknown because files are lost.
+        rows: Number of expected rows, and of rows in the table, for messages.
+        has_digests: Whether the digests of all files of `went` are known.
     """
 
     since: int | None
@@ -64,44 +65,56 @@ class Foreign:
     lost: tuple[str, ...]
     difference: RowDifference | None
     rows: tuple[int, int]
+    has_digests: bool = False
 
     def words(self, url: str) -> str:
-        """What happened, in a sentence without its full stop."""
+        """Return a description of the changes: a sentence without a full stop."""
         if self.since is None:
             return (
-                f"neither the log nor a record of vectide says what the {self.rows[1]} rows of {url!r} were made from, "
+                f"neither the log nor a record of vectide names the run that made the {self.rows[1]} rows of {url!r}, "
                 f"because the log was cleaned up or the table was copied without its _vectide folder"
             )
-        shown = "; ".join(map(str, self.commits[:_SHOWN_COMMITS]))
+        commits = "; ".join(map(str, self.commits[:_SHOWN_COMMITS]))
         more = len(self.commits) - _SHOWN_COMMITS
-        who = shown + (f"; and {more} more" if more > 0 else "")
+        commits += f"; and {more} more" if more > 0 else ""
         if not self.is_whole:
-            who = (who + "; " if who else "") + "the log no longer has all of their commits"
-        return f"other tools changed {url!r} since version {self.since}: {', '.join(filter(None, [self._what(), who]))}"
+            commits += ("; " if commits else "") + "the log no longer has all of their commits"
+        changes = ", ".join(filter(None, [self._changes(), commits]))
+        return f"other tools changed {url!r} since version {self.since}: {changes}"
 
-    def _what(self) -> str:
+    def _changes(self) -> str:
         parts = [self.columns] if self.columns else []
-        found = self.difference
-        if found is None:
-            parts.append(f"it had {self.rows[0]} rows and has {self.rows[1]}")
+        difference = self.difference
+        if difference is None:
+            parts.append(f"it had {self.rows[0]} rows and has {self.rows[1]}" + self._why_not_equal())
         else:
             for verb, rows, count in (
-                ("removed", found.removed, found.removed_rows),
-                ("added", found.added, found.added_rows),
+                ("removed", difference.removed, difference.removed_rows),
+                ("added", difference.added, difference.added_rows),
             ):
                 if count:
                     first = rows[ID][0].as_py() if rows.num_rows else None
-                    parts.append(f"{count} rows {verb} (first id {first!r})")
-            if found.removed_rows and found.added_rows:
-                parts.append("a row that was changed counts as both")
+                    parts.append(f"{count} {'row' if count == 1 else 'rows'} {verb} (first id {first!r})")
+            if difference.removed_rows and difference.added_rows:
+                parts.append("a changed row counts as both")
         return ", ".join(parts)
+
+    def _why_not_equal(self) -> str:
+        if self.rows[0] != self.rows[1] or self.columns:
+            return ""
+        if self.has_digests:
+            return ", but not the same ones"
+        return (
+            ", and nothing tells whether they are the same: an earlier release recorded no digests of them, and the "
+            "files of that version are gone"
+        )
 
 
 def look(table: DeltaTable | None, url: str, state: State | None) -> Foreign | None:
-    """What other tools have changed; None where rows and columns are as our last commit left them.
+    """Return the changes of other tools; None if rows and columns are those of our last commit.
 
     Raises:
-        TableConflict: a file lies outside of the table's folder.
+        TableConflict: a file is outside the table's folder, or our last version is unknown.
     """
     if table is None or state is None:
         return None
@@ -112,13 +125,13 @@ def look(table: DeltaTable | None, url: str, state: State | None) -> Foreign | N
     _check_inside(url, current)
     if state.run == delta_table.FORGOTTEN:
         if delta_table.embedding_spec_of(table) is None:
-            return None  # another tool made the table: the check of the embedding spec says so
+            return None  # another tool made the table; the check of the embedding spec reports it
         count = sum(file.rows for file in current.values())
         return Foreign(None, _named(entries), False, "", {}, (), tuple(current), (), None, (0, count))
     anchor = _anchor(table, url, since, entries)
     if anchor is None:
         raise TableConflict(
-            f"{url!r} has commits of other tools since version {since}, and what that version held is not known any more. "
+            f"{url!r} has commits of other tools since version {since}, and the files of that version are no longer known. "
             f"`vectide versions` lists the versions; roll back to one"
         )
     base, moved_only = (_follow(anchor.files, entries, current)) if is_whole else (dict(anchor.files), False)
@@ -136,8 +149,12 @@ def look(table: DeltaTable | None, url: str, state: State | None) -> Foreign | N
         difference = compare_rows(url, table, [base[path] for path in went], [current[path] for path in came])
         if not columns and not difference.removed_rows and not difference.added_rows:
             return None
-    elif not is_whole and not columns and rows[0] == rows[1]:
-        return None  # rewritten by an OPTIMIZE, and what it took the place of was vacuumed
+    elif (
+        not columns
+        and rows[0] == rows[1]
+        and same_rows(url, table, [base[p] for p in went], [current[p] for p in came])
+    ):
+        return None  # an OPTIMIZE rewrote the files, and a vacuum deleted the old ones
     return Foreign(
         since=anchor.version,
         commits=_named(entries),
@@ -149,17 +166,18 @@ def look(table: DeltaTable | None, url: str, state: State | None) -> Foreign | N
         lost=tuple(lost),
         difference=difference,
         rows=rows,
+        has_digests=all(base[path].digest is not None for path in went),
     )
 
 
 def foreign_commits(foreign: Foreign, url: str) -> ForeignCommits:
-    """The error for changes of other tools that nobody has decided about."""
-    back = "" if foreign.since is None else f"; or `vectide rollback {url} --to {foreign.since}`"
-    keep = "" if foreign.difference is None or foreign.columns else "keep leaves those rows as they are, "
+    """Return the error for changes of other tools that no option allows."""
+    rollback = "" if foreign.since is None else f"; or `vectide rollback {url} --to {foreign.since}`"
+    keep = "" if foreign.difference is None or foreign.columns else "keep leaves these rows as they are, "
     return ForeignCommits(
-        f"{foreign.words(url)}. Say what is to become of that: vectide refresh --foreign-commits "
-        f"{'keep or restore' if keep else 'restore'} ({keep}restore makes the table what a backfill would and keeps "
-        f"stored vectors){back}"
+        f"{foreign.words(url)}. Choose what to do with these changes: vectide refresh --foreign-commits "
+        f"{'keep or restore' if keep else 'restore'} ({keep}restore makes the table equal to a backfill and reuses "
+        f"stored vectors){rollback}"
     )
 
 
@@ -167,9 +185,9 @@ _Entries = list[tuple[int, list[dict[str, Any]]]]
 
 
 def _entries(table: DeltaTable) -> tuple[int | None, _Entries, bool]:
-    """Our last version, the commits since then, oldest first, and whether the log has all of them.
+    """Return our last version, the commits from it on, oldest first, and whether the log has all of them.
 
-    The last of them is ours where the log has it; its number is None where it has not.
+    The version is None if the log does not have it.
     """
     found: _Entries = []
     for version, actions in delta_table.log_entries(table):
@@ -180,7 +198,7 @@ def _entries(table: DeltaTable) -> tuple[int | None, _Entries, bool]:
 
 
 def _anchor(table: DeltaTable, url: str, since: int | None, entries: _Entries) -> version_records.Anchor | None:
-    """What our last version held."""
+    """Return the record of our last version, or what the log has of it."""
     if since is None:
         return version_records.newest(url, table)
     info = delta_table.info_of(entries[0][1])
@@ -204,7 +222,7 @@ def _anchor(table: DeltaTable, url: str, since: int | None, entries: _Entries) -
 def _follow(
     files: dict[str, DataFile], entries: _Entries, current: dict[str, DataFile]
 ) -> tuple[dict[str, DataFile], bool]:
-    """The files of our version after what was only rewritten since, and whether nothing else happened."""
+    """Return the files of our version after commits that only rewrote files, and whether all commits did only that."""
     base = dict(files)
     moved_only = True
     for _, actions in entries[1:]:
@@ -213,9 +231,9 @@ def _follow(
         if any(entry.get("dataChange", True) for entry in (*adds, *removes)):
             moved_only = False
             continue
-        gone = {unquote(entry["path"]) for entry in removes}
-        if gone <= base.keys():
-            base = {path: file for path, file in base.items() if path not in gone}
+        removed = {unquote(entry["path"]) for entry in removes}
+        if removed <= base.keys():
+            base = {path: file for path, file in base.items() if path not in removed}
             for entry in adds:
                 base[unquote(entry["path"])] = current.get(unquote(entry["path"])) or _file(entry)
         else:
@@ -224,7 +242,7 @@ def _follow(
 
 
 def _file(entry: dict[str, Any]) -> DataFile:
-    """A file as the log adds it."""
+    """Return the file of an add action."""
     stats = str(entry.get("stats") or "{}")
     return DataFile(
         unquote(entry["path"]), entry["size"], _records(stats), dict(entry.get("partitionValues") or {}), stats
@@ -236,30 +254,30 @@ def _records(stats: str) -> int:
 
 
 def _columns(before: Iterable[str], now: Iterable[str]) -> str:
-    """What became of the columns, in words."""
+    """Return a description of the changes of columns; empty if there are none."""
     before, now = list(before), list(now)
     if before == now:
         return ""
-    gone, new = [name for name in before if name not in now], [name for name in now if name not in before]
-    parts = [f"columns {verb}: {', '.join(names)}" for verb, names in (("removed", gone), ("added", new)) if names]
+    removed, added = [name for name in before if name not in now], [name for name in now if name not in before]
+    parts = [f"columns {verb}: {', '.join(names)}" for verb, names in (("removed", removed), ("added", added)) if names]
     return ", ".join(parts) or "columns in another order"
 
 
 def _named(entries: _Entries) -> tuple[ForeignCommit, ...]:
-    found = []
+    commits = []
     for version, actions in entries:
         info = delta_table.info_of(actions)
         if not info.get(delta_table.RUN):
             tool = str(info.get("engineInfo") or info.get("clientVersion") or "")
-            found.append(ForeignCommit(version, str(info.get("operation") or ""), tool))
-    return tuple(found)
+            commits.append(ForeignCommit(version, str(info.get("operation") or ""), tool))
+    return tuple(commits)
 
 
 def _check_inside(url: str, files: Iterable[str]) -> None:
-    """Raise TableConflict where the log names a file of another place, as in a shallow clone."""
+    """Raise TableConflict if the log names a file outside the table's folder, as in a shallow clone."""
     outside = next((path for path in files if "://" in path or path.startswith("/")), None)
     if outside is not None:
         raise TableConflict(
-            f"{url!r} names files outside of its folder ({outside!r}), as a shallow clone does. Make a deep copy of it, "
-            f"with its _vectide folder, and name that in table.uri"
+            f"{url!r} names files outside its folder ({outside!r}), as a shallow clone does. Make a deep copy of it, "
+            f"with its _vectide folder, and set table.uri to the copy"
         )

@@ -1,8 +1,8 @@
-"""Rows of other tools that a refresh was told to keep: those that they removed, and those that they added.
+"""Removals and additions of rows by other tools that `--foreign-commits keep` keeps.
 
-Frozen in a run's ledger as `kept`, and used by its stages. A removed row is known by its id and the hash of its text (and
-its shard, where ids may repeat), so it stays away wherever the source moves it, and comes back when its text changes. An
-added row is known by id, chunk, shard and hash. The source's own row of an id that was added is set aside.
+Stored in a run's ledger as `kept`, and used by its stages. A removed row is identified by its id and the hash of its text
+(and its shard, if ids may repeat): it stays removed if the source moves it, and is embedded again if its text changes. An
+added row is identified by id, chunk, shard and hash. The source's row with the id of an added row is quarantined.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.schema import CHUNK, HASH, ID, POSITION, SHARD, QuarantinedRow
 
-# Columns that say which row it is; null where another tool wrote none.
+# Columns that identify a row; null if another tool wrote none.
 KEYS = pa.schema([(ID, pa.string()), (CHUNK, pa.int32()), (SHARD, pa.string()), (HASH, pa.string())])
 KEPT = pa.schema([("kind", pa.string()), *KEYS])
 REMOVED, ADDED = "removed", "added"
@@ -30,12 +30,12 @@ _TAKEN = "another tool added a row of this id to the table, and a refresh was to
 
 
 def row_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """One text a row (string), equal where two rows are the same one. A column that is missing counts as null."""
+    """Return one text a row, equal for equal keys. A missing column counts as null."""
     return _joined(rows, KEYS.names)
 
 
 def document_keys(rows: pa.Table, *, by_shard: bool) -> pa.ChunkedArray:
-    """As `row_keys`, for a document: what all its chunks share."""
+    """Return one text a row, equal for all chunks of a document."""
     return _joined(rows, [ID, HASH, SHARD] if by_shard else [ID, HASH])
 
 
@@ -51,7 +51,7 @@ def _joined(rows: pa.Table, names: list[str]) -> pa.ChunkedArray:
 
 
 def kept_table(removed: pa.Table, added: pa.Table) -> pa.Table:
-    """Removed and added rows (`KEYS`) as one table (`KEPT`), each once."""
+    """Return removed and added rows (`KEYS`) as one table (`KEPT`), each once."""
     parts = []
     for kind, rows in ((REMOVED, removed), (ADDED, added)):
         kinds = pa.array([kind] * rows.num_rows, pa.string())
@@ -61,13 +61,13 @@ def kept_table(removed: pa.Table, added: pa.Table) -> pa.Table:
 
 
 def of_kind(kept: pa.Table, kind: str) -> pa.Table:
-    """The removed or the added rows of a table (`KEPT`)."""
+    """Return the removed or the added rows of a table (`KEPT`)."""
     return kept.filter(pc.equal(kept["kind"], kind))
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The rows of one run that are kept, ready to be looked up.
+    """The kept rows of one run, for lookups.
 
     Attributes:
         removed: Keys of documents.
@@ -80,31 +80,31 @@ class Kept:
     by_shard: bool
 
     def is_added(self, rows: pa.Table) -> pa.ChunkedArray:
-        """Which rows of the table (bool, none null) another tool added."""
+        """Return whether another tool added each row (bool, none null)."""
         return pc.is_in(row_keys(rows), value_set=self.added)
 
     def split(self, rows: pa.Table) -> tuple[pa.Table, list[QuarantinedRow]]:
-        """Rows of the source that belong into the table, and the others with the reason."""
-        gone = pc.is_in(document_keys(rows, by_shard=self.by_shard), value_set=self.removed)
+        """Return the source rows that belong into the table, and the others as quarantined rows."""
+        removed = pc.is_in(document_keys(rows, by_shard=self.by_shard), value_set=self.removed)
         taken = pc.is_in(rows[ID].cast(pa.string()), value_set=self.ids)
-        out = pc.or_(gone, taken)
+        out = pc.or_(removed, taken)
         if not pc.any(out, min_count=0).as_py():
             return rows, []
         bad = []
-        for row, is_gone in zip(
-            rows.filter(out).select([SHARD, POSITION, ID]).to_pylist(), gone.filter(out).to_pylist(), strict=True
+        for row, is_removed in zip(
+            rows.filter(out).select([SHARD, POSITION, ID]).to_pylist(), removed.filter(out).to_pylist(), strict=True
         ):
-            error = _ERROR if is_gone else _TAKEN
+            error = _ERROR if is_removed else _TAKEN
             bad.append(QuarantinedRow(row[SHARD], row[POSITION], row[ID], REASON, error))
         return rows.filter(pc.invert(out)), bad
 
 
 def look_up(kept: pa.Table, *, unique_ids: bool) -> Kept:
-    """A table (`KEPT`) for looking up.
+    """Return the kept rows of a table (`KEPT`) for lookups.
 
     Args:
         kept: The table.
-        unique_ids: Whether an id stands for one row of the source.
+        unique_ids: Whether each id has one source row.
     """
     removed, added = of_kind(kept, REMOVED), of_kind(kept, ADDED)
     ids = added[ID].drop_null() if unique_ids else pa.chunked_array([], pa.string())
@@ -118,7 +118,7 @@ def look_up(kept: pa.Table, *, unique_ids: bool) -> Kept:
 
 @lru_cache(maxsize=2)
 def kept_of(plan: str, *, unique_ids: bool) -> Kept:
-    """The kept rows among a run's frozen tables; loaded once a process.
+    """Return the kept rows of a plan; loaded once a process.
 
     Args:
         plan: URL of the plan's folder.
@@ -132,6 +132,6 @@ def kept_of(plan: str, *, unique_ids: bool) -> Kept:
 
 
 def bad_rows(removed: pa.Table) -> list[QuarantinedRow]:
-    """Removed documents (`KEYS`) as rows that are set aside, each once."""
+    """Return removed documents (`KEYS`) as quarantined rows, each once."""
     documents = removed.group_by([ID, SHARD, HASH], use_threads=False).aggregate([])
     return [QuarantinedRow(row[SHARD] or "", -1, row[ID], REASON, _ERROR) for row in documents.to_pylist()]

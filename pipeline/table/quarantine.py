@@ -1,7 +1,7 @@
-"""The rows that a run set aside: read from its ledger, never from the table.
+"""Quarantined rows of a run, read from its ledger, never from the table.
 
-Called by `jobs quarantine`. The current version's run also knows the rows of shards that it left as they were. The
-trade-off: all of a run's quarantine files are read, whatever is asked for; they are small by `run.max_quarantined`.
+Called by `jobs quarantine`. The current version's run also has the rows of unchanged shards. The trade-off: all of a run's
+quarantine files are read for any query; `run.max_quarantined` keeps them small.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pipeline.table import delta_table
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """What a run set aside.
+    """Quarantined rows of a run.
 
     Attributes:
-        version: The current version of the table where the run made it, else None.
-        total: How many rows were asked for; `rows` are the first of them, by shard and position.
-        reasons: How many of those rows were set aside for which reason.
+        version: The current version of the table if the run made it, else None.
+        total: Number of matching rows; `rows` are the first of them, by shard and position.
+        reasons: Reason to number of matching rows.
     """
 
     table: str
@@ -40,13 +40,13 @@ class Quarantine:
 def quarantine(
     table: str, *, run: str | None = None, reason: str | None = None, limit: int | None = None
 ) -> Quarantine:
-    """The rows that a run set aside.
+    """Return the quarantined rows of a run.
 
     Args:
         table: URL of the table.
-        run: Name of the run; that of the current version by default, or the only one where nothing is published.
+        run: Name of the run; that of the current version by default, or the only one if nothing is published.
         reason: One of `REASONS`; all by default.
-        limit: How many rows at most; all by default.
+        limit: Maximum number of rows; all by default.
 
     Raises:
         ConfigError: there is no such table, run or reason.
@@ -54,7 +54,7 @@ def quarantine(
     if reason is not None and reason not in REASONS:
         near = difflib.get_close_matches(reason, REASONS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"reasons are {', '.join(REASONS)}"
-        raise ConfigError(f"--reason {reason!r}: no row is ever set aside for that; {hint}")
+        raise ConfigError(f"--reason {reason!r}: no row is ever quarantined for that; {hint}")
     url = storage.absolute(table)
     opened = delta_table.open_table(url)
     state = delta_table.state_of(opened)
@@ -80,7 +80,7 @@ def quarantine(
 
 
 def worth_retrying(bad: pa.Table) -> pa.Table:
-    """The rows of a quarantine that another attempt may embed."""
+    """Return the quarantined rows that another attempt may embed."""
     return bad.filter(pc.is_in(bad["reason"], value_set=pa.array(RETRIED)))
 
 

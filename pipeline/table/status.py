@@ -1,7 +1,6 @@
-"""What a table is and what is under way in it: versions, lineage, unfinished runs, quarantine.
+"""Status of a table: versions, lineage, unfinished runs, quarantine.
 
-Called by `jobs status`. Reads the Delta log and the ledgers; opens data files only
-where another tool has changed some.
+Called by `jobs status`. Reads the Delta log and the ledgers; opens data files only if another tool changed some.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from pipeline.table.versions import Version, versions_of
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """One run that has a ledger here.
+    """One run with a ledger in the table's folder.
 
     Attributes:
-        version: The version that it published, None while it is unfinished, or where nothing says which one it was.
+        version: The version that it published; None while it is unfinished, or if the number is unknown.
         published: Whether it made a version.
-        rows_done: Documents embedded so far; `quarantined` rows set aside so far.
+        rows_done: Documents embedded so far; `quarantined`: rows quarantined so far.
     """
 
     run: str
@@ -43,10 +42,10 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All of it. `version` is None where nothing was published yet.
+    """Status of a table. `version` is None before the first is published.
 
     Attributes:
-        foreign: What other tools changed since our last commit, in words; None where nothing.
+        foreign: Description of the changes of other tools since our last commit; None if there are none.
     """
 
     table: str
@@ -62,7 +61,7 @@ class Status:
 
 
 def status(table: str) -> Status:
-    """The state of a table.
+    """Return the status of a table.
 
     Raises:
         ConfigError: there is neither a table nor a run at `table`.
@@ -94,7 +93,7 @@ def status(table: str) -> Status:
 
 
 def _published(url: str, opened: DeltaTable | None) -> dict[str, int]:
-    """Commits of ours and the versions that they made: by the log, and where that was cleaned up by our own records."""
+    """Return our commits and their versions, from the log, and from our records if the log was cleaned up."""
     if opened is None:
         return {}
     known = {name: version for version, name in version_records.names(url) if delta_table.is_published(opened, name)}

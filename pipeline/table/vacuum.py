@@ -1,12 +1,12 @@
-"""Removes files that nothing needs any more: never one of a version that is kept, or of a run that may go on.
+"""Deletes unneeded files: never those of a kept version, or of a run that may resume.
 
-Called by `jobs vacuum`. Kept are the versions that were current at some moment of the last `keep_s`, the files that
-receipts of unfinished runs name, and whatever is younger than `keep_s` (an attempt may still be writing it). All times
-of files are the store's own. The table is held meanwhile, so no run of it begins; an attempt of a run that was given up for
-dead could still wake up, and then finds at publish that files are missing.
+Called by `jobs vacuum`. It keeps the versions that were current at any time in the last `keep_s`, the files in receipts of
+unfinished runs, and files younger than `keep_s` (an attempt may still be writing them). Times of files are the store's.
+The vacuum has the table lock, so no run begins meanwhile. A stalled attempt of a run whose files were deleted could resume;
+it then finds at publish that files are missing.
 
-Ledgers go with their runs: first what names the plan and data last, so that whatever a crash leaves is a run that knows of
-less than there is, never of more.
+The ledger of a run is deleted with it: the plan first and data files last, so that after a crash no ledger names files that
+do not exist.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _THREADS = 32
 
 @dataclass(frozen=True, slots=True)
 class Vacuumed:
-    """What a vacuum removed, or would remove.
+    """Result of a vacuum: the files that it deleted, or would delete.
 
     Attributes:
-        files: Data files; `size_bytes` is their sum.
-        runs: Ledgers.
-        versions: How many versions can still be read.
-        unfinished: Runs that were begun and not published, and are kept.
-        unfinished_bytes: What their files take.
+        files: Number of data files; `size_bytes` is their total size.
+        runs: Number of ledgers.
+        versions: Number of versions that can still be read.
+        unfinished: Number of unfinished runs that are kept.
+        unfinished_bytes: Total size of their files.
     """
 
     table: str
@@ -51,7 +51,7 @@ class Vacuumed:
 
 @dataclass(slots=True)
 class _Plan:
-    """What stays: paths relative to the table, and runs."""
+    """Files (paths relative to the table) and runs that a vacuum keeps."""
 
     files: set[str]
     runs: set[str]
@@ -61,17 +61,17 @@ class _Plan:
 
 
 def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool = False) -> Vacuumed:
-    """Remove what no kept version and no run needs.
+    """Delete files that no kept version and no run needs.
 
     Args:
         table: URI of the table.
-        keep_s: Versions that were current within this time are kept, and files younger than it.
-        unfinished: Take unfinished runs too whose last sign of life is older than that.
-        dry_run: Only say what would go.
+        keep_s: Versions that were current in this time are kept, and younger files.
+        unfinished: Whether to delete unfinished runs too, if their last write is older than that.
+        dry_run: Whether to report only.
 
     Raises:
         ConfigError: there is neither a table nor a run.
-        TableConflict: a run holds the table.
+        TableConflict: a run has the table lock.
     """
     url = storage.absolute(table)
     if delta_table.open_table(url) is None and not run_names(url):
@@ -107,7 +107,7 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
 
 
 def _now_s(url: str) -> float:
-    """The time by the store's clock: that of an object that is written now."""
+    """Return the time by the store's clock: that of an object written now."""
     probe = storage.join(url, FOLDER, "probes", f"clock-{secrets.token_hex(6)}")
     storage.put(probe, b"")
     try:
@@ -118,19 +118,19 @@ def _now_s(url: str) -> float:
 
 def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: bool) -> _Plan:
     plan = _Plan(set(), set(), 0, [])
-    if opened is not None:  # whatever the log still says of it
+    if opened is not None:
         plan.files.update(delta_table.file_sizes(opened))
         state = delta_table.state_of(opened)
         plan.runs.update(name for name in (state and state.run, state and state.kept) if name)
         if (
             anchor := version_records.newest(url, opened)
-        ) is not None:  # what another tool took out since may come back
+        ) is not None:  # a refresh may restore files that another tool removed
             plan.files.update(anchor.files)
             plan.runs.update(name for name in (anchor.run, anchor.commit, anchor.kept) if name)
     for entry in delta_table.commits(opened) if opened is not None else ():  # newest first
         try:
             version = delta_table.open_table(url, int(entry["version"]))
-        except NoSuchVersion:  # the log remembers that it was, and no longer what was in it
+        except NoSuchVersion:  # the log has the commit, but not the files of the version any more
             break
         if version is not None:
             plan.files.update(delta_table.file_sizes(version))
@@ -140,7 +140,7 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
         plan.versions += 1
         plan.oldest = int(entry["version"])
         if entry["timestamp"] / 1000 < before_s:
-            break  # this one was current when the time that is kept began; those before it were not
+            break  # the version that was current when the kept time began
     for name in run_names(url):
         if name in plan.runs:
             continue
@@ -158,14 +158,14 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
 
 
 def _forget_records(url: str, opened: DeltaTable | None, oldest: int) -> None:
-    """Remove what we noted of versions that are not kept, but for the last of ours."""
+    """Delete the records of versions that are not kept, except that of our newest version."""
     newest = None if opened is None else version_records.newest(url, opened)
     if newest is not None:
         version_records.forget(url, [(newest.version, newest.commit)], oldest)
 
 
 def _forget(url: str, run: str) -> None:
-    """Remove a ledger. First what names its plan: without that nothing else of it counts."""
+    """Delete a ledger: run.json first, because without it the rest of the ledger is ignored."""
     ledger = Ledger(url, run)
     everything = [shard.path for shard in storage.walk(ledger.url)]
     storage.delete(storage.join(ledger.url, "run.json"))

@@ -1,18 +1,17 @@
-"""What we know a version of ours to hold: its run and its files, in a small object beside the ledgers.
+"""Records of our versions: run, files and digests of their rows, in a small object beside the ledgers.
 
-    <table>/_vectide/versions/<version>-<commit>.parquet     one line a file; run, commit and columns in the footer
+    <table>/_vectide/versions/<version>-<commit>.parquet     one row a file; run and columns in the footer
 
-Written before each of our commits, under the number that the version gets if the commit lands. The log may be cleaned up
-at any moment by whoever looks after the table, and other tools commit to it too: this record then still says which run
-made the rows, and which files should be there. A record counts only where the table itself remembers its commit as an
-application transaction, which checkpoints keep.
+A record is written before each of our commits, under the number that the version gets if the commit succeeds. Other tools
+may commit to the table and clean up its log at any time; the record still names the run that made the rows, and the files
+of the version. A record is valid only if the table has its commit as an application transaction, which checkpoints keep.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,18 +23,25 @@ from actors.unit.receipt import DataFile
 _FOLDER = ("_vectide", "versions")
 _FACTS = b"vectide"
 _SCHEMA = pa.schema(
-    [("path", pa.string()), ("size_bytes", pa.int64()), ("rows", pa.int64()), ("partition", pa.string())]
+    [
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("rows", pa.int64()),
+        ("partition", pa.string()),
+        ("digest", pa.uint64()),
+    ]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A version of ours.
+    """The record of one version.
 
     Attributes:
-        commit: Name of the commit that made it; `run`: of the run whose ledger says what the rows were made from.
-        kept: The run whose ledger says which rows of other tools are kept; None where there are none.
-        table: The table's own id, which a table that is made anew at the same place does not share.
+        commit: Name of the commit that made it.
+        run: The run whose ledger has the sources of the rows.
+        kept: The run whose ledger has the rows of other tools that are kept; None if there are none.
+        table: Id of the table in the log; a table created again at the same URL has another id.
         columns: Each as `name: type`, in order.
         files: Path to file, without statistics.
     """
@@ -50,8 +56,11 @@ class Anchor:
 
 
 def write(url: str, anchor: Anchor) -> None:
-    """Put the record of a version whose commit comes next. A repeat of the same commit writes the same."""
-    rows = [(file.path, file.size_bytes, file.rows, json.dumps(file.partition)) for file in anchor.files.values()]
+    """Write the record of a version before its commit. A repeat of the same commit writes the same."""
+    rows = [
+        (file.path, file.size_bytes, file.rows, json.dumps(file.partition), file.digest)
+        for file in anchor.files.values()
+    ]
     columns = [list(values) for values in zip(*rows, strict=True)] or [[] for _ in _SCHEMA]
     facts = {"run": anchor.run, "kept": anchor.kept, "table": anchor.table, "columns": anchor.columns}
     schema = _SCHEMA.with_metadata({_FACTS: json.dumps(facts).encode()})
@@ -61,12 +70,12 @@ def write(url: str, anchor: Anchor) -> None:
 
 
 def read(url: str, version: int, commit: str) -> Anchor | None:
-    """The record of one version; None where there is none, as for one that an earlier release made."""
+    """Return the record of one version; None if there is none, as for a version of an earlier release."""
     try:
-        found = pq.read_table(pa.BufferReader(storage.read(_place(url, version, commit))))
+        record = pq.read_table(pa.BufferReader(storage.read(_place(url, version, commit))))
     except FileNotFoundError:
         return None
-    facts = json.loads((found.schema.metadata or {})[_FACTS])
+    facts = json.loads((record.schema.metadata or {})[_FACTS])
     files = {
         row["path"]: DataFile(
             row["path"],
@@ -74,24 +83,25 @@ def read(url: str, version: int, commit: str) -> Anchor | None:
             row["rows"],
             json.loads(row["partition"]),
             json.dumps({"numRecords": row["rows"]}),
+            row.get("digest"),
         )
-        for row in found.to_pylist()
+        for row in record.to_pylist()
     }
     return Anchor(version, commit, facts["run"], facts["kept"], facts["table"], tuple(facts["columns"]), files)
 
 
 def names(url: str) -> list[tuple[int, str]]:
-    """Version and commit of every record, oldest first. Some are of commits that never landed."""
-    found = []
+    """Return version and commit of every record, oldest first. Some are of commits that never succeeded."""
+    records = []
     for shard in storage.walk(storage.join(url, *_FOLDER)):
         version, dash, commit = shard.path.rsplit("/", 1)[1].removesuffix(".parquet").partition("-")
         if dash and version.isdigit():
-            found.append((int(version), commit))
-    return sorted(found)
+            records.append((int(version), commit))
+    return sorted(records)
 
 
 def newest(url: str, table: DeltaTable) -> Anchor | None:
-    """The last version of ours, up to that which is open, that the table remembers; None where nothing is known."""
+    """Return the record of our newest version, up to the open one, whose commit the table has; None if there is none."""
     for version, commit in reversed(names(url)):
         if version > table.version() or table.transaction_version(commit) is None:
             continue
@@ -101,13 +111,34 @@ def newest(url: str, table: DeltaTable) -> Anchor | None:
     return None
 
 
+def with_digests(url: str, table: DeltaTable, files: Iterable[DataFile]) -> dict[str, DataFile]:
+    """Return files by path, with the digests that earlier records have of those without one.
+
+    Mostly the newest record has them all. A rollback brings back files that only older records name.
+    """
+    by_path = {file.path: file for file in files}
+    unknown = {path for path, file in by_path.items() if file.digest is None}
+    records = [(version, commit) for version, commit in names(url) if version <= table.version()] if unknown else []
+    for version, commit in reversed(records):
+        anchor = read(url, version, commit)
+        digests = {} if anchor is None else {path: file.digest for path, file in anchor.files.items()}
+        if digests and not any(digest is not None for digest in digests.values()):
+            break  # a release without digests wrote this record and all before it
+        for path in unknown & digests.keys():
+            by_path[path] = replace(by_path[path], digest=digests[path])
+        unknown = {path for path in unknown if by_path[path].digest is None}
+        if not any(path.startswith("data/") for path in unknown):
+            break  # no record has the digest of a file that another tool wrote since the last one
+    return by_path
+
+
 def version_of(url: str, commit: str) -> int | None:
-    """The version that a commit which landed has made, by the records; None where there is no record."""
+    """Return the version that a commit made, by the records; None if there is no record."""
     return max((version for version, name in names(url) if name == commit), default=None)
 
 
 def forget(url: str, keep: Iterable[tuple[int, str]], before: int) -> None:
-    """Remove the records of versions before a number, but for some."""
+    """Delete the records of versions before a number, except `keep`."""
     kept = set(keep)
     for version, commit in names(url):
         if version < before and (version, commit) not in kept:
@@ -115,7 +146,7 @@ def forget(url: str, keep: Iterable[tuple[int, str]], before: int) -> None:
 
 
 def table_id(table: DeltaTable) -> str:
-    """The id that the log gives a table."""
+    """Return the id of a table in its log."""
     return str(table.metadata().id)
 
 

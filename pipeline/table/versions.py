@@ -1,7 +1,7 @@
-"""The versions of a table, and going back to one of them.
+"""Versions of a table, and rollback to one of them.
 
-Called by `jobs versions` and `jobs rollback`. Going back is one commit that adds the old version's files again and takes
-away the others: nothing is copied, nothing is encoded. It can be done as long as a vacuum has left those files.
+Called by `jobs versions` and `jobs rollback`. A rollback is one commit that adds the files of the old version again and
+removes the others. Nothing is copied or encoded. It is possible until a vacuum deletes those files.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pipeline.table.foreign import look
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a table, as the log remembers it.
+    """One version of a table in the log.
 
     Attributes:
-        time: When it was committed, ISO 8601 in UTC.
-        operation: backfill, refresh, generation, compact or rollback; of another tool's commit what it says itself.
-        run: The run whose ledger says what the rows were made from.
-        rows: None where the log does not say, and so for `files`, `model` and `fingerprint`.
+        time: Time of the commit, ISO 8601 in UTC.
+        operation: backfill, refresh, generation, compact or rollback; for another tool's commit, its own name for it.
+        run: The run whose ledger has the sources of the rows.
+        rows: None if it is not in the log; the same for `files`, `model` and `fingerprint`.
     """
 
     number: int
@@ -43,7 +43,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """What a rollback did. `restored` is the version whose rows are current again, in `version`."""
+    """Result of a rollback: `version` has the rows of version `restored` again."""
 
     table: str
     version: int
@@ -54,7 +54,7 @@ class RolledBack:
 
 
 def versions(table: str) -> list[Version]:
-    """Every version that the log remembers, newest first.
+    """Return every version in the log, newest first.
 
     Raises:
         ConfigError: there is no table.
@@ -64,7 +64,7 @@ def versions(table: str) -> list[Version]:
 
 
 def versions_of(table: DeltaTable) -> list[Version]:
-    """As `versions`, of a table that is open."""
+    """Return every version in the log of an open table, newest first."""
     return [
         Version(
             number=int(entry["version"]),
@@ -85,7 +85,7 @@ def _count(text: str | None) -> int | None:
 
 
 def rollback(table: str, to: int) -> RolledBack:
-    """Make the rows of an old version the current ones, at once, in a new version.
+    """Make the rows of an old version current again, in one new version.
 
     Args:
         table: URI of the table.
@@ -93,7 +93,7 @@ def rollback(table: str, to: int) -> RolledBack:
 
     Raises:
         ConfigError: there is no table.
-        TableConflict: there is no such version, it holds no rows, or some of its files are gone; or a run holds the table.
+        TableConflict: there is no such version, it has no rows, some of its files are deleted, or a run has the table lock.
     """
     url = storage.absolute(table)
     current = delta_table.open_table(url) or delta_table.need_table(
@@ -106,23 +106,23 @@ def rollback(table: str, to: int) -> RolledBack:
     if (foreign := look(old, url, restored)) is not None:
         raise ForeignCommits(
             f"version {to} of {url!r} has rows that no run of vectide made: {foreign.words(url)}. Roll back to a version "
-            f"of ours, which `vectide versions` names with its run"
+            f"for which `vectide versions` lists a run"
         )
     if state is None or restored is None or embedding_spec is None:
         raise TableConflict(f"version {to} of {url!r} holds no rows that vectide published; see `vectide versions`")
-    there, back = delta_table.file_sizes(current), commit.files_of(old)
-    if there.keys() == back.keys() and embedding_spec == delta_table.embedding_spec_of(current):
-        return RolledBack(url, state.version, to, sum(file.rows for file in back.values()), 0, 0)
+    current_files, old_files = delta_table.file_sizes(current), commit.files_of(old)
+    if current_files.keys() == old_files.keys() and embedding_spec == delta_table.embedding_spec_of(current):
+        return RolledBack(url, state.version, to, sum(file.rows for file in old_files.values()), 0, 0)
     name = digest(["rollback", str(state), to], length=8)
     with lock_table(url, name, what="vectide rollback") as lock:
         commit.check_base(delta_table.open_table(url), url, state)
-        lock.check()  # before the files: a vacuum that took the table meanwhile has ended, or this rollback does
-        delta_table.need_files(url, old, list(back))
+        lock.check()  # before the files are checked: no vacuum may run from here on
+        delta_table.need_files(url, old, list(old_files))
         other = embedding_spec.fingerprint != getattr(delta_table.embedding_spec_of(current), "fingerprint", None)
         other = other or not commit.same_columns(current, delta_table.schema_of(old))
-        # A file may not be both added and removed by one commit; where the schema changes all of them are replaced.
-        add = [file for path, file in back.items() if other or path not in there]
-        remove = [path for path in there if other or path not in back]
+        # One commit must not both add and remove a file. If the schema changes, all files are replaced.
+        add = [file for path, file in old_files.items() if other or path not in current_files]
+        remove = [path for path in current_files if other or path not in old_files]
         version = commit.publish(
             url,
             commit.Publication(
@@ -140,5 +140,5 @@ def rollback(table: str, to: int) -> RolledBack:
                 facts=(("vectide.restores", str(to)),),
             ),
         )
-    rows = sum(file.rows for file in back.values())
+    rows = sum(file.rows for file in old_files.values())
     return RolledBack(url, version, to, rows, len(add), len(remove))

@@ -153,7 +153,7 @@ def test_vectors_of_two_settings_are_never_mixed(tmp_path, tiny_model, reporter)
     corpus = write_corpus(tmp_path / "corpus", [rows(20)])
     backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
     other = make_job(corpus, tmp_path / "table", tiny_model, encoder__max_tokens=9)
-    with pytest.raises(TableConflict, match="max_tokens: 64 there, 9 here"):
+    with pytest.raises(TableConflict, match="max_tokens: 64 in the table, 9 in the job"):
         backfill(other, reporter)
     assert DeltaTable(str(tmp_path / "table")).version() == 1
 

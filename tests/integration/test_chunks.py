@@ -164,9 +164,9 @@ def test_chunking_settings_are_part_of_the_embedding_spec(tmp_path, tiny_model, 
         "chunk_overlap_tokens": 15,
     }
     assert str(lineage["chunk_rules"]).startswith("icu-")
-    with pytest.raises(TableConflict, match="chunk_max_tokens: 30 there, 31 here"):
+    with pytest.raises(TableConflict, match="chunk_max_tokens: 30 in the table, 31 in the job"):
         backfill(job_for(corpus, tmp_path / "table", tiny_model, **{**late, "chunking__max_tokens": 31}), reporter)
-    with pytest.raises(TableConflict, match="chunking: 'late' there, None here"):
+    with pytest.raises(TableConflict, match="chunking: 'late' in the table, None in the job"):
         backfill(job_for(corpus, tmp_path / "table", tiny_model), reporter)
 
 

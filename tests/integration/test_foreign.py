@@ -126,11 +126,45 @@ def test_an_optimize_of_another_tool_is_no_change(parted, clean, vacuumed):
     assert_same(parted.table, parted.fresh())
 
 
+@pytest.mark.parametrize("clean", [False, True], ids=["log kept", "log cleaned up"])
+@pytest.mark.parametrize("change", ["update", "replace"])
+def test_rows_that_differ_are_found_without_the_files_of_our_version(parted, change, clean):
+    """As many rows as before, the log cleaned up and our files vacuumed: only digests tell."""
+    if change == "update":
+        parted.open.update(new_values={"lang": "zz"}, predicate="id = 'r3'")
+    else:
+        parted.open.delete("id = 'r3'")
+        parted.append()
+        parted.open.optimize.compact()
+    parted.open.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    if clean:
+        parted.clean()
+    assert status(str(parted.table)).foreign is not None
+    with pytest.raises(ForeignCommits, match=r"it had 24 rows and has 24, but not the same ones"):
+        parted.refresh()
+    assert parted.refresh("restore").encoded <= 1
+    assert_same(parted.table, parted.fresh())
+    assert not parted.refresh().published
+
+
+def test_digests_stay_known_over_refreshes_compactions_and_rollbacks(parted):
+    parted.edit(0, r1="first")
+    parted.refresh()
+    compact(str(parted.table), Silent())
+    rollback(str(parted.table), 1)
+    parted.refresh()
+    parted.open.optimize.compact()
+    parted.open.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    parted.clean()
+    assert status(str(parted.table)).foreign is None
+    assert not parted.refresh().published
+
+
 def test_what_another_tool_did_is_refused_by_version_tool_and_rows(here):
     here.open.delete("id in ('r3', 'r9')")
     here.append()
     said = (
-        r"since version 1: 2 rows removed .first id 'r\d'., 1 rows added .first id 'new'.*version 2 by DELETE .delta-rs"
+        r"since version 1: 2 rows removed .first id 'r\d'., 1 row added .first id 'new'.*version 2 by DELETE .delta-rs"
     )
     for command in (here.refresh, lambda: backfill(here.job("keep"), Silent())):
         with pytest.raises(
@@ -241,7 +275,7 @@ def test_a_restored_version_is_found(here):
     (here.corpus / "part-0002.parquet").unlink()
     here.refresh()
     here.open.restore(1)
-    with pytest.raises(ForeignCommits, match="1 rows removed.*9 rows added.*version 3 by RESTORE"):
+    with pytest.raises(ForeignCommits, match="1 row removed.*9 rows added.*version 3 by RESTORE"):
         here.refresh()
     copied = shutil.copytree(here.table, here.folder / "kept")
     assert here.refresh("restore").encoded == 0
@@ -292,7 +326,9 @@ def test_a_table_of_which_nothing_is_known_says_so(here):
     here.clean()
     shutil.rmtree(here.table / "_vectide")
     for mode in ("refuse", "keep"):
-        with pytest.raises(ForeignCommits, match="neither the log nor a record of vectide says what the 24 rows"):
+        with pytest.raises(
+            ForeignCommits, match="neither the log nor a record of vectide names the run that made the 24 rows"
+        ):
             here.refresh(mode)
     assert here.refresh("restore").encoded == 0
     assert_same(here.table, here.fresh())

@@ -46,7 +46,7 @@ def embedding_spec(table, version=None):
 
 def test_a_backfill_does_not_mix_and_names_the_way_out(first, reporter):
     with pytest.raises(
-        TableConflict, match="max_tokens: 64 there, 5 here.*`vectide refresh` builds a second generation"
+        TableConflict, match="max_tokens: 64 in the table, 5 in the job.*`vectide refresh` builds a second generation"
     ):
         backfill(second(first), reporter)
 

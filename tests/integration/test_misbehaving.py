@@ -6,16 +6,22 @@ command ends it. `make test-s3` puts every kind through every fault, on a real s
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 
+import polars as pl
 import pytest
 
 from actors import storage
 from actors.errors import StorageError, VectideError
 from pipeline.run.backfill import backfill
+from pipeline.run.estimate import estimate
+from pipeline.run.refresh import refresh
 from pipeline.search.search import Searcher
+from pipeline.table import delta_table
 from pipeline.table.status import status
-from tests.integration.conftest import Silent, rows
+from tests.integration.conftest import Silent, make_job, rows
 from tests.stores.misbehaving import KINDS, Tally, expected, faults_by_turns, look, trial
 from tests.stores.proxy import FAULTS, FOREVER, PASSING, Fault, Proxy, proxy
 from tests.stores.suite import parquet
@@ -75,6 +81,48 @@ def test_credentials_that_expire_end_the_run_in_one_sentence_and_new_ones_go_on(
     profile.write_text(keys.format("AKIANEW"))  # and nothing else: a watch goes on in the same process
     assert backfill(trial.job, Silent()).published
     trial.check(Tally())
+
+
+@pytest.mark.parametrize(
+    ("format_", "method"), [("parquet", "GET"), ("jsonl", "HEAD|GET"), ("csv", "GET"), ("txt", "GET")]
+)
+def test_one_object_without_permission_ends_each_command(trial, format_, method):
+    """An object of several that answers 403 is never an empty shard; the error names it and the permission."""
+    source = rows(33)
+    for number, part in enumerate((source[:20], source[20:])):
+        storage.put(f"{trial.lake}/denied/part-{number}.{format_}", in_format(format_, part))
+    columns = {} if format_ != "txt" else {"source__text": ["text"], "source__keep": [], "source__id": None}
+    job = make_job(f"{trial.lake}/denied/*.{format_}", f"{trial.lake}/table", trial.model, **columns)
+
+    def fails_by_name(work):
+        trial.misbehave(Fault("denied", method, r"/denied/part-1", times=FOREVER))
+        with pytest.raises(StorageError, match=rf"/denied/part-1\.{format_}': access denied.* rights of this user"):
+            work()
+        trial.misbehave()
+
+    fails_by_name(lambda: estimate(job))
+    fails_by_name(lambda: backfill(job, Silent()))
+    assert delta_table.open_table(f"{trial.lake}/table") is None
+    done = backfill(job, Silent())
+    assert done.published
+    storage.put(f"{trial.lake}/denied/part-1.{format_}", in_format(format_, rows(12, start=50)))
+    fails_by_name(lambda: estimate(job))
+    fails_by_name(lambda: refresh(job, Silent()))
+    assert status(f"{trial.lake}/table").version == 1
+    assert refresh(job, Silent()).published
+
+
+def in_format(format_: str, table: list[dict[str, object]]) -> bytes:
+    """Rows as a file of a format."""
+    if format_ == "parquet":
+        return parquet(table)
+    if format_ == "jsonl":
+        return "".join(json.dumps(row) + "\n" for row in table).encode()
+    if format_ == "csv":
+        sink = io.BytesIO()
+        pl.DataFrame(table).write_csv(sink)
+        return sink.getvalue()
+    return "\n".join(str(row["text"]) for row in table).encode()
 
 
 def test_a_question_to_a_store_that_is_away_ends_in_one_sentence(trial):

@@ -81,5 +81,5 @@ def test_what_is_not_there_is_refused(made, tmp_path):
         quarantine(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="has no run 'other'; `vectide status` lists"):
         quarantine(str(tmp_path / "table"), run="other")
-    with pytest.raises(ConfigError, match="'timeout': no row is ever set aside for that; did you mean 'timed_out'"):
+    with pytest.raises(ConfigError, match="'timeout': no row is ever quarantined for that; did you mean 'timed_out'"):
         quarantine(str(tmp_path / "table"), reason="timeout")

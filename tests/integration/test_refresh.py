@@ -257,13 +257,16 @@ def test_bad_rows_of_shards_that_stay_are_still_accounted_for(tmp_path, tiny_mod
 def test_a_table_is_not_embedded_into_itself(tmp_path, tiny_model, reporter):
     """A glob that reaches the table's own files would make each refresh larger than the one before."""
     corpus = write_corpus(tmp_path / "corpus", [rows(20)])
-    job = make_job(corpus, corpus / "table", tiny_model, source__uri=f"{corpus}/**/*.parquet")
-    backfill(job, reporter)
-    for run in (refresh, backfill):
-        with pytest.raises(
-            ConfigError, match="/corpus/table/data/.* where the table keeps its own files: narrow source.uri"
-        ):
-            run(job, reporter)
     narrow = make_job(corpus, corpus / "table", tiny_model, source__uri=f"{corpus}/*.parquet")
+    for make_table in (False, True):  # the first run is refused as the second would be
+        for pattern in ("/**/*.parquet", "/*", "/", ""):
+            job = make_job(corpus, corpus / "table", tiny_model, source__uri=f"{corpus}{pattern}")
+            for run in (refresh, backfill):
+                with pytest.raises(
+                    ConfigError, match="/corpus/table/data/.* where the table keeps its own files: narrow source.uri"
+                ):
+                    run(job, reporter)
+        if not make_table:
+            backfill(narrow, reporter)
     refresh(narrow, reporter)
     assert len(stored(corpus / "table")) == 20

@@ -33,6 +33,7 @@ ANSWERS = {
     "500": (500, "InternalError"),
     "500 done": (500, "InternalError"),
     "503": (503, "SlowDown"),
+    "denied": (403, "AccessDenied"),
     "expired 400": (400, "ExpiredToken"),
     "expired 403": (403, "ExpiredToken"),
 }

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors import storage
+from actors.unit import row_hashes
 from actors.unit.receipt import DataFile, Receipt
-from pipeline.ledger import duplicates
-from pipeline.ledger.duplicates import brings_ids, find_duplicates, hash_strings, set_aside
+from actors.unit.row_hashes import hash_strings
+from pipeline.ledger.duplicates import brings_ids, find_duplicates, set_aside
 from pipeline.ledger.ledger import Ledger, units_to_table
 
 
@@ -44,7 +45,7 @@ def test_hashes_do_not_depend_on_the_text_hashed_at_once(texts, text_bytes):
     column = pa.chunked_array([pa.array(texts, pa.string())])
     at_once = hash_strings(column)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_TEXT_BYTES", text_bytes)
+        patch.setattr(row_hashes, "_TEXT_BYTES", text_bytes)
         np.testing.assert_array_equal(hash_strings(column), at_once)
 
 

@@ -119,6 +119,12 @@ def test_metadata_files_of_other_tools_are_no_documents(tmp_path):
     assert listed(tmp_path, "d/*.crc")[0] == ["d/a.crc"]
 
 
+def test_a_document_named_as_if_by_databricks_is_read_or_counted(tmp_path):
+    make(tmp_path, "d/a.md", "d/_started_late.md", "d/_committed_to_it.md", "d/_started_12", "d/_committed_vacuum12")
+    assert listed(tmp_path, "d/*.md", text=True)[0] == ["d/_committed_to_it.md", "d/_started_late.md", "d/a.md"]
+    assert listed(tmp_path, "d")[1] == {"underscore_name": (2, "d/_committed_to_it.md")}
+
+
 def test_a_name_that_is_no_text_is_refused_or_shown_escaped(tmp_path):
     with open(os.fsencode(tmp_path) + b"/._\xff.md", "w", encoding="utf-8"):
         (left,) = storage.glob(str(tmp_path)).left_out
@@ -362,3 +368,50 @@ def test_a_folder_that_may_contain_a_match_is_listed(parts, names):
         return
     if pattern.kind("/".join(names)) is not None:
         assert all(pattern.enters(depth, name) is not None for depth, name in enumerate(names[:-1], 1))
+
+
+# ---------------------------------------------------------------------------------------------------------- our own table
+
+
+@pytest.mark.parametrize(
+    ("pattern", "table", "source_format", "refused"),
+    [
+        ("d/*", "d/table", "auto", True),
+        ("d", "d/table", "auto", True),
+        ("d/**/*.parquet", "d/table", "auto", True),
+        ("link/*", "d/table", "auto", True),
+        ("d/../d/*", "d/table", "auto", True),
+        ("d", "d", "auto", True),
+        ("d/**/*.json", "d/table", "text", True),
+        ("d/*.txt", "d/table", "auto", False),
+        ("d/**/*.txt", "d/table", "text", False),
+        ("d/*", "d2/table", "auto", False),
+        ("d/*", "table", "auto", False),
+        ("d/*", ".", "auto", False),
+        ("d/*", "d/_table", "auto", False),
+    ],
+)
+def test_a_source_that_would_read_its_own_table_is_refused_first(tmp_path, pattern, table, source_format, refused):
+    make(tmp_path, "d/a.txt", "d/b.txt", "d/c.json", "d/e.parquet")
+    (tmp_path / "link").symlink_to("d")
+    source = {"uri": str(tmp_path / pattern), "format": source_format}
+    job = parse_job({"source": source, "table": {"uri": str(tmp_path / table)}, "encoder": {"model": "any"}})
+    if refused:
+        with pytest.raises(ConfigError, match="where the table keeps its own files"):
+            list_corpus(job)
+    else:
+        assert list_corpus(job).shards
+
+
+def test_on_a_store_too_a_source_that_would_read_its_own_table_is_refused():
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/own-table/d/a.txt", b"text")
+    for table, refused in (("memory://own-table/d/table", True), ("memory://another/d/table", False)):
+        source = {"uri": "memory://own-table/d/*"}
+        job = parse_job({"source": source, "table": {"uri": table}, "encoder": {"model": "any"}})
+        if refused:
+            with pytest.raises(ConfigError, match="where the table keeps its own files"):
+                list_corpus(job)
+        else:
+            assert list_corpus(job).shards
+    fs.rm("/own-table", recursive=True)
