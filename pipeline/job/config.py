@@ -27,7 +27,7 @@ from actors.errors import ConfigError
 from actors.source.column_names import misnamed
 from actors.text.chunk_rules import By, Mode
 from pipeline.job.validation import explain
-from pipeline.job.values import Columns, Uri, check_labels
+from pipeline.job.values import Columns, Size, Uri, check_labels
 
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 Auto = Literal["auto"]
@@ -135,6 +135,13 @@ class Table(_Section):
     precision: Literal["float32", "float16", "bfloat16"] = Field(
         default="float16",
         description="Precision to which the numbers of a vector are rounded in storage; readers always get float32.",
+    )
+    file_size: Size | None = Field(
+        default="128MiB",
+        description=(
+            "Size of the files into which a run merges small ones before its commit: those below an eighth of it, where a "
+            "partition has more than two, or more than eight with those of earlier refreshes; null merges none."
+        ),
     )
     foreign_commits: Literal["refuse", "keep", "restore"] = Field(
         default="refuse",

@@ -9,9 +9,10 @@ import os
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from actors.errors import ConfigError
+from actors.quantities import parse_bytes
 from actors.storage.errors import check_url
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -59,5 +60,14 @@ def check_labels(value: object) -> object:
     return value
 
 
+def _check_size(text: str) -> str:
+    try:
+        parse_bytes(text, option="the size")
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
 Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
 Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Size = Annotated[str, AfterValidator(_check_size)]

@@ -11,6 +11,7 @@
                                     receipt_batches/  copies of receipts, a thousand in a file
                                     quarantine/       one Parquet a unit with quarantined rows
                                     receipt_override.json    receipts that the check for duplicate ids replaced, if any
+                                merge/            the same for the merge of the run's small files, if there was one
 
 Receipts are stored below their plan. A worker may outlive its run after a vacuum has removed that run; its receipt is then
 not below the plan of a later run, which cuts the corpus differently.
@@ -123,6 +124,11 @@ def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset(
         yield Unit(number, tuple(pieces), carry)
 
 
+def merge_ledger(ledger: Ledger) -> Ledger:
+    """Return the ledger of the merge of a run's small files, which is inside the run's folder."""
+    return Ledger(ledger.table_url, f"{ledger.run}/merge")
+
+
 class Ledger:
     """Folder of one run.
 
@@ -133,6 +139,7 @@ class Ledger:
 
     def __init__(self, table: str, run: str) -> None:
         self.run = run
+        self.table_url = table
         self.url = storage.join(runs_folder(table), run)
         self._description: dict[str, Any] | None = None
 

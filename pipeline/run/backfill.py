@@ -37,6 +37,7 @@ from pipeline.plan.sample import fits_in_process, take_sample
 from pipeline.plan.units import Plan, cut_plan
 from pipeline.reuse import unpublished
 from pipeline.reuse.vector_index import build_index
+from pipeline.run import small_files
 from pipeline.run.context import RunContext, resolve_context
 from pipeline.table import commit, delta_table
 from pipeline.table.foreign import foreign_commits
@@ -252,15 +253,6 @@ class Runner:
         executor: Executor,
     ) -> int:
         """Run the units without a receipt; how many workers died on the way."""
-        writer = WriterSpec(
-            table=self.url,
-            ledger=self.ledger.home(),
-            run=self.ledger.run,
-            schema=publication.schema,
-            partition_by=publication.partition_by,
-            precision=self.job.table.precision,
-            lineage=json.dumps(self.embedding_spec.lineage, sort_keys=True),
-        )
         self.reporter.started(
             Started(
                 run=self.ledger.run,
@@ -278,7 +270,7 @@ class Runner:
         stages = StageSpec(
             found.source,
             self.model,
-            writer,
+            self._writer(publication),
             self.chunking,
             reuse=int(description.get("reuse", 0)),
             kept=bool(description.get("kept", 0)),
@@ -286,6 +278,18 @@ class Runner:
         )
         collect_outcomes(executor.run(rest, stages), self.ledger, self.reporter)
         return executor.attempt_log.stats()[0]
+
+    def _writer(self, publication: commit.Publication) -> WriterSpec:
+        """Return the settings of the writer."""
+        return WriterSpec(
+            table=self.url,
+            ledger=self.ledger.home(),
+            run=self.ledger.run,
+            schema=publication.schema,
+            partition_by=publication.partition_by,
+            precision=self.job.table.precision,
+            lineage=json.dumps(self.embedding_spec.lineage, sort_keys=True),
+        )
 
     def _publish(self, publication: commit.Publication, description: dict[str, Any], lock: TableLock) -> Outcome:
         """Check that every row is accounted for, then commit."""
@@ -306,17 +310,31 @@ class Runner:
             replaced = {receipt.replaces for receipt in receipts.values() if receipt.replaces is not None}
             removed += tuple(sorted(replaced - back.keys()))
             back = {path: file for path, file in back.items() if path not in replaced}
+        merged = small_files.merge_small_files(
+            self.ledger,
+            files,
+            small_files.staying(self.table, removed) if not self.restores else (),
+            writer=self._writer(publication),
+            lock=lock,
+            reporter=self.reporter,
+            file_size=self.job.table.file_size,
+            address=self.job.run.address,
+        )
+        removed = None if removed is None else removed + merged.removed
+        outcome = merged.count(outcome)
         lock.check()
         gone = delta_table.absent_files(self.url, back)
         check_files(self.ledger, self.url, gone, len(back))
         kept = self.ledger.run if description.get("kept") else None
-        publication = replace(publication, add=(*files, *back.values()), remove=removed, kept=kept)
+        publication = replace(publication, add=(*merged.files, *back.values()), remove=removed, kept=kept)
         outcome = self.approve(publication, outcome)
         if outcome.staged:
             return outcome
         self.reporter.step("publishing")
         lock.check()
-        return replace(outcome, version=commit.publish(self.url, publication), published=True)
+        version = commit.publish(self.url, publication)
+        small_files.delete_discarded(self.url, merged.discarded)
+        return replace(outcome, version=version, published=True)
 
     def _check_files(self, receipts: dict[int, Receipt], lock: TableLock) -> tuple[DataFile, ...]:
         """The files that receipts name, all of which are there.

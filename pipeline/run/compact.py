@@ -9,16 +9,10 @@ together in memory, some four times the target for each worker.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
-
-import pyarrow as pa
 
 from actors import storage
 from actors.errors import ConfigError, TableConflict
-from actors.schema import Piece, Shard, Unit
-from actors.unit.receipt import DataFile
 from actors.unit.writer import WriterSpec
 from pipeline.execute.choose import executor_for, inline_if_small
 from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts
@@ -26,15 +20,14 @@ from pipeline.execute.progress import Reporter, Started
 from pipeline.job.config import Run
 from pipeline.job.fingerprint import digest
 from pipeline.ledger.create_probe import probe_create
-from pipeline.ledger.ledger import FOLDER, Ledger, table_to_units, units_to_table
+from pipeline.ledger.ledger import FOLDER, Ledger, table_to_units
 from pipeline.ledger.table_lock import lock_table
+from pipeline.run.small_files import INLINE_BYTES, freeze_packs, pack
 from pipeline.table import commit, delta_table
 from pipeline.table.features import check_features
 from pipeline.table.foreign import foreign_commits, look
 
 TARGET_BYTES = 128 << 20
-# Below this much to copy, starting a cluster costs more than it saves.
-INLINE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +77,18 @@ def compact(
     if (foreign := look(opened, url, state)) is not None:
         raise foreign_commits(foreign, url)
     files = commit.files_of(opened)
-    packs = list(pack(files.values(), target_bytes))
+    packs = list(pack(files.values(), target_bytes, target_bytes / 2))
     untouched = Compacted(url, state.version, False, len(files), len(files), 0, 0, 0)
     if not packs:
         return untouched
     ledger = Ledger(url, digest(["compact", str(state), target_bytes], length=8))
     with lock_table(url, ledger.run, what="vectide compact") as lock:
         commit.check_base(delta_table.open_table(url), url, state)
-        description = ledger.description() or _freeze(ledger, url, packs, embedding_spec)
+        description = ledger.description()
+        if description is None:
+            probe_create(storage.join(url, FOLDER, "probes"))
+            facts = {"operation": "compact", "fingerprint": embedding_spec.fingerprint}
+            description = freeze_packs(ledger, packs, facts)
         done = ledger.done()
         schema = delta_table.plain_schema(opened)
         partition_by = tuple(opened.metadata().partition_columns)
@@ -150,52 +147,4 @@ def compact(
         files_packed=len(gone),
         rows=sum(file.rows for file in made),
         size_bytes=sum(file.size_bytes for file in made),
-    )
-
-
-def pack(files: Iterable[DataFile], target_bytes: int) -> Iterator[list[DataFile]]:
-    """Small files that are to become one: of one partition, in the order of their paths, of about `target_bytes`."""
-    partitions: dict[tuple[tuple[str, str | None], ...], list[DataFile]] = {}
-    for file in sorted(files, key=lambda file: file.path):
-        if file.size_bytes < target_bytes / 2:
-            partitions.setdefault(tuple(sorted(file.partition.items())), []).append(file)
-    for small in partitions.values():
-        part: list[DataFile] = []
-        size_bytes = 0
-        for file in small:
-            part.append(file)
-            size_bytes += file.size_bytes
-            if size_bytes >= target_bytes:
-                if len(part) > 1:
-                    yield part
-                part, size_bytes = [], 0
-        if len(part) > 1:
-            yield part
-
-
-def _freeze(
-    ledger: Ledger, url: str, packs: list[list[DataFile]], embedding_spec: delta_table.EmbeddingSpec
-) -> dict[str, Any]:
-    probe_create(storage.join(url, FOLDER, "probes"))
-    units = [
-        Unit(
-            number,
-            tuple(Piece(Shard(file.path, 0, json.dumps(file.partition)), 0, file.rows, file.rows) for file in part),
-            carry=True,
-        )
-        for number, part in enumerate(packs)
-    ]
-    gone = [file.path for part in packs for file in part]
-    return ledger.freeze(
-        {
-            "run": ledger.run,
-            "operation": "compact",
-            "fingerprint": embedding_spec.fingerprint,
-            "units": len(units),
-            "rows": sum(file.rows for part in packs for file in part),
-            "rows_exact": True,
-        },
-        units_to_table(units),
-        removed=pa.table({"path": pa.array(gone, pa.string())}),
-        replaced=pa.table({"path": pa.array([], pa.string())}),
     )

@@ -17,8 +17,9 @@ from actors.quantities import parse_bytes
 from pipeline.ledger.ledger import run_names
 from pipeline.ledger.table_lock import lock_table
 from pipeline.run.backfill import backfill
-from pipeline.run.compact import compact, pack
+from pipeline.run.compact import compact
 from pipeline.run.refresh import refresh
+from pipeline.run.small_files import pack
 from pipeline.table.changes import changes
 from pipeline.table.diff import diff
 from pipeline.table.vacuum import vacuum
@@ -42,7 +43,7 @@ def corpus(tmp_path) -> Path:
 @pytest.fixture
 def job(tmp_path, corpus, tiny_model, reporter):
     """Return a job whose table has two versions. The second has two rows edited, one removed and one added."""
-    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"])
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"], table__file_size=None)
     backfill(job, reporter)
     write_corpus(corpus, [[*edited(40, 3, 7)[:-1], *rows(1, start=90)]])
     refresh(job, reporter)
@@ -237,7 +238,7 @@ def test_a_pack_has_one_partition_and_about_the_target_size():
         file("c", 1, "c"),
         file("a9", 80, "a"),
     ]
-    packs = list(pack(data_files, 100))
+    packs = list(pack(data_files, 100, 50))
     assert [[data_file.path for data_file in files_of_pack] for files_of_pack in packs] == [
         ["a0", "a1", "a2", "a3"],
         ["b0", "b1", "b2", "b3"],

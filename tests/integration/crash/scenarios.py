@@ -39,8 +39,10 @@ class Place:
     table: Path
     model: Path
 
-    def job(self, corpus: str = "corpus", *, max_tokens: int | None = None, foreign: str = "refuse") -> Job:
-        """Two units, two partitions, and room for the bad rows."""
+    def job(
+        self, corpus: str = "corpus", *, max_tokens: int | None = None, foreign: str = "refuse", unit_rows: int = 8
+    ) -> Job:
+        """Two partitions, by default two units, and room for the bad rows."""
         return make_job(
             self.source / corpus,
             self.table,
@@ -48,7 +50,7 @@ class Place:
             table__partition_by=["lang"],
             table__foreign_commits=foreign,
             encoder__max_tokens=max_tokens,
-            run__unit_rows=8,
+            run__unit_rows=unit_rows,
             run__max_quarantined=0.5,
         )
 
@@ -122,6 +124,7 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("backfill", write_source, lambda place: backfill(place.job(), Silent())),
+        Scenario("merge", write_source, lambda place: backfill(place.job(unit_rows=4), Silent())),
         Scenario("refresh", _first_then_changed, lambda place: refresh(place.job(), Silent())),
         Scenario("keep", _changed_by_another_tool, lambda place: refresh(place.job(foreign="keep"), Silent())),
         Scenario("restore", _changed_by_another_tool, lambda place: refresh(place.job(foreign="restore"), Silent())),

@@ -1,0 +1,214 @@
+"""Merging of small files: within a run before its commit, and which files a compaction merges.
+
+A unit writes a file per partition, so a partitioned run leaves many small files. Before the commit a run merges them, as
+rewrite units with a plan and receipts of their own in `<run>/merge/`, so that a crash during the merge costs no more than
+the units that were at work. The files that were merged are in no version; they are deleted after the commit, and a vacuum
+finds those that a crash leaves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from actors import storage
+from actors.errors import StorageError
+from actors.quantities import parse_bytes
+from actors.schema import Piece, Shard, Unit
+from actors.unit.receipt import DataFile
+from actors.unit.writer import WriterSpec
+from pipeline.execute.choose import executor_for, inline_if_small
+from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts
+from pipeline.execute.progress import NullReporter, Outcome, Reporter
+from pipeline.job.config import Run
+from pipeline.ledger.ledger import Ledger, merge_ledger, table_to_units, units_to_table
+from pipeline.ledger.table_lock import TableLock
+from pipeline.table import commit
+
+# Up to this much to copy, starting a cluster costs more than it saves.
+INLINE_BYTES = 1 << 30
+# A file below this share of the target is small. Larger ones are left alone, because each merge writes its rows again.
+_SMALL = 1 / 8
+# Small files that a partition may have: of a table that is written as a whole, and of one that refreshes add to. With
+# the second number a row of a table that is refreshed often is copied once in so many refreshes.
+_MOST_NEW, _MOST_STANDING = 2, 8
+_THREADS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Result of a merge.
+
+    Attributes:
+        files: Files of the version in place of those of the run: merged ones, and those that were large enough.
+        removed: Paths of files of the table that are merged too, and leave it.
+        discarded: Paths of files of the run that are in no version.
+    """
+
+    files: tuple[DataFile, ...]
+    removed: tuple[str, ...] = ()
+    discarded: tuple[str, ...] = ()
+
+    def count(self, outcome: Outcome) -> Outcome:
+        """Return the outcome with the number and the size of these files."""
+        return replace(outcome, files=len(self.files), size_bytes=sum(file.size_bytes for file in self.files))
+
+
+def merge_small_files(
+    ledger: Ledger,
+    files: tuple[DataFile, ...],
+    of_table: Collection[DataFile],
+    *,
+    writer: WriterSpec,
+    lock: TableLock,
+    reporter: Reporter,
+    file_size: str | None,
+    address: str,
+) -> Merged:
+    """Merge small files of a finished run, and small files of the table beside them.
+
+    Args:
+        ledger: The run.
+        files: The files of its receipts.
+        of_table: Files of the table that the run keeps.
+        writer: As the run's own files were written.
+        lock: Checked before the merged files are: a vacuum that took the table meanwhile has ended, or this run does.
+        reporter: Receives one step.
+        file_size: Size of the files to make, as `table.file_size`; None merges none.
+        address: Where to run; see `run.address` of a job.
+
+    Raises:
+        VectideError: a merge failed; the same command repeats what is missing.
+    """
+    if file_size is None:
+        return Merged(files)
+    merge = merge_ledger(ledger)
+    description = merge.description()
+    if description is None:
+        packs = list(choose_packs(files, of_table, parse_bytes(file_size, option="table.file_size")))
+        if not packs:
+            return Merged(files)
+        description = freeze_packs(merge, packs, {"operation": "merge"})
+    old = merge.table("removed")["path"].to_pylist()
+    done = merge.done()
+    if len(done) < description["units"]:
+        reporter.step(f"merging {len(old)} small files into {description['units']}")
+        sizes = {file.path: file.size_bytes for file in (*files, *of_table)}
+        is_small = sum(sizes[path] for path in old) <= INLINE_BYTES
+        executor = inline_if_small(address, fits_in_process=is_small) or executor_for(Run(address=address))
+        units = table_to_units(merge.plan(), done)
+        outcomes = executor.rewrite(units, replace(writer, ledger=merge.home()), None)
+        collect_outcomes(outcomes, merge, NullReporter())
+    receipts = load_complete_receipts(merge, description)
+    new = tuple(file for receipt in receipts.values() for file in receipt.files)
+    lock.check()
+    check_files(merge, writer.table, commit.missing_files(writer.table, new), len(new))
+    merged, own = set(old), {file.path for file in files}
+    return Merged(
+        files=(*(file for file in files if file.path not in merged), *new),
+        removed=tuple(path for path in old if path not in own),
+        discarded=tuple(path for path in old if path in own),
+    )
+
+
+def staying(table: DeltaTable | None, removed: tuple[str, ...] | None) -> list[DataFile]:
+    """Return the files of ours that a table has and keeps; none if `removed` is None, because then all are replaced.
+
+    Files of other tools are left as they are.
+    """
+    if table is None or removed is None:
+        return []
+    files = commit.sized_files(table)
+    return [files[path] for path in sorted(files.keys() - set(removed)) if path.startswith("data/")]
+
+
+def delete_discarded(table: str, paths: Iterable[str]) -> None:
+    """Delete files that were merged before the commit; a file that the store does not delete is left to a vacuum."""
+
+    def delete(path: str) -> None:
+        with suppress(StorageError):
+            storage.delete(storage.join(table, path))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(delete, paths))
+
+
+def choose_packs(
+    files: Collection[DataFile], of_table: Collection[DataFile], target_bytes: int
+) -> Iterator[list[DataFile]]:
+    """Yield the files that a run merges, each list into one file: in partitions that it writes and that have too many.
+
+    Args:
+        files: Files of the run.
+        of_table: Files of the table that the run keeps.
+        target_bytes: Size of the files to make.
+    """
+    small_bytes = target_bytes * _SMALL
+    standing = {_partition(file) for file in of_table}
+    counts = Counter(_partition(file) for file in (*of_table, *files) if file.size_bytes < small_bytes)
+    crowded = {
+        partition
+        for partition in {_partition(file) for file in files}
+        if counts[partition] > (_MOST_STANDING if partition in standing else _MOST_NEW)
+    }
+    candidates = (file for file in (*of_table, *files) if _partition(file) in crowded)
+    yield from pack(candidates, target_bytes, small_bytes)
+
+
+def pack(files: Iterable[DataFile], target_bytes: int, small_bytes: float) -> Iterator[list[DataFile]]:
+    """Yield files that are to become one: of one partition, in the order of their paths, of about `target_bytes`.
+
+    Files of `small_bytes` or more are left out.
+    """
+    partitions: dict[str, list[DataFile]] = {}
+    for file in sorted(files, key=lambda file: file.path):
+        if file.size_bytes < small_bytes:
+            partitions.setdefault(_partition(file), []).append(file)
+    for small in partitions.values():
+        part: list[DataFile] = []
+        size_bytes = 0
+        for file in small:
+            part.append(file)
+            size_bytes += file.size_bytes
+            if size_bytes >= target_bytes:
+                if len(part) > 1:
+                    yield part
+                part, size_bytes = [], 0
+        if len(part) > 1:
+            yield part
+
+
+def _partition(file: DataFile) -> str:
+    return json.dumps(file.partition, sort_keys=True)
+
+
+def freeze_packs(ledger: Ledger, packs: list[list[DataFile]], facts: dict[str, str]) -> dict[str, Any]:
+    """Write the plan of a merge, unless it exists; return the description in use."""
+    units = [
+        Unit(
+            number,
+            tuple(Piece(Shard(file.path, 0, json.dumps(file.partition)), 0, file.rows, file.rows) for file in part),
+            carry=True,
+        )
+        for number, part in enumerate(packs)
+    ]
+    return ledger.freeze(
+        {
+            **facts,
+            "run": ledger.run,
+            "units": len(units),
+            "rows": sum(file.rows for part in packs for file in part),
+            "rows_exact": True,
+        },
+        units_to_table(units),
+        removed=pa.table({"path": pa.array([file.path for part in packs for file in part], pa.string())}),
+        replaced=pa.table({"path": pa.array([], pa.string())}),
+    )
