@@ -54,7 +54,7 @@ def retagged(units: Iterable[Unit], shards: Sequence[Shard]) -> Iterator[Unit]:
     """
     now = {shard.path: shard for shard in shards if identity.hash_of(shard.etag)}
     for unit in units:
-        if unit.carry or not now:
+        if unit.rewrite or not now:
             yield unit
             continue
         pieces = []

@@ -1,6 +1,6 @@
 """Copies rows of table files, for files that must be rewritten: the rows of unchanged shards are kept.
 
-Used by the first stage of a refresh, and by compaction, for rewrite units (`Unit.carry`). It reads nothing from the
+Used by the first stage of a refresh, and by compaction, for rewrite units (`Unit.rewrite`). It reads nothing from the
 source and encodes nothing.
 """
 
