@@ -91,13 +91,13 @@ class Unit:
     Attributes:
         number: Its index in the plan, from 0.
         pieces: One for most formats; many if each shard is a single document.
-        carry: True for a rewrite: the pieces are files of the table and not of the source, and their rows are copied
+        rewrite: True for a rewrite unit: the pieces are files of the table and not of the source, and their rows are copied
             unchanged. `shard.path` is relative to the table, and `shard.etag` has the partition values as JSON.
     """
 
     number: int
     pieces: tuple[Piece, ...]
-    carry: bool = False
+    rewrite: bool = False
 
     @property
     def rows(self) -> int:

@@ -44,8 +44,8 @@ def _first_error(errors: list[tuple[int, VectideError]], units: int) -> VectideE
     number, error = errors[0]
     more = len(errors) - 1
     others = f" {more} more unit{'s' * (more > 1)} failed." if more else ""
-    told = str(error).rstrip(".")
-    message = f"unit {number} of {units} failed: {told}.{others} The other units are kept; nothing was published"
+    reason = str(error).rstrip(".")
+    message = f"unit {number} of {units} failed: {reason}.{others} The other units are kept; nothing was published"
     return type(error)(message)
 
 

@@ -37,7 +37,7 @@ _Loaded = TypeVar("_Loaded")
 
 
 def find_duplicates(
-    table: str, receipts: Iterable[Receipt], *, but: Collection[str] = (), limit_bytes: int = LIMIT_BYTES
+    table: str, receipts: Iterable[Receipt], *, allowed: Collection[str] = (), limit_bytes: int = LIMIT_BYTES
 ) -> dict[int, set[str]]:
     """Return the ids of each unit that an earlier row of the corpus has too.
 
@@ -46,7 +46,7 @@ def find_duplicates(
     Args:
         table: URL of the table's folder.
         receipts: Receipts of all units; files of the table that stay may be passed as receipts too.
-        but: Ids that may repeat, because another tool added rows with them.
+        allowed: Ids that may repeat, because another tool added rows with them.
         limit_bytes: Bytes of hashes to keep in memory; further hashes go to a local disk.
 
     Returns:
@@ -69,7 +69,7 @@ def find_duplicates(
             places[row[ID]].append((row[SHARD], receipt.unit))
     duplicates: dict[int, set[str]] = defaultdict(set)
     for name, places_of_id in places.items():
-        if name in but:
+        if name in allowed:
             continue
         first = min(places_of_id)
         for place in places_of_id:
@@ -78,7 +78,7 @@ def find_duplicates(
     return dict(duplicates)
 
 
-def brings_ids(table: str, new: Iterable[str], gone: Iterable[str], *, limit_bytes: int = _LIMIT_ID_BYTES) -> bool:
+def brings_ids(table: str, added: Iterable[str], removed: Iterable[str], *, limit_bytes: int = _LIMIT_ID_BYTES) -> bool:
     """Return whether new files contain an id that none of the files that they replace has.
 
     If they do not, no file that stays can contain one of their ids, because the ids of a version are unique; those files
@@ -86,12 +86,12 @@ def brings_ids(table: str, new: Iterable[str], gone: Iterable[str], *, limit_byt
 
     Args:
         table: URL of the table's folder.
-        new: Paths of the files to add.
-        gone: Paths of the files to remove.
+        added: Paths of the files to add.
+        removed: Paths of the files to remove.
         limit_bytes: Ids of more bytes than this are not compared; the result is True then.
     """
-    removed_ids = _ids(table, gone, limit_bytes)
-    added_ids = None if removed_ids is None else _ids(table, new, limit_bytes)
+    removed_ids = _ids(table, removed, limit_bytes)
+    added_ids = None if removed_ids is None else _ids(table, added, limit_bytes)
     if removed_ids is None or added_ids is None:
         return True
     return not pc.all(pc.is_in(added_ids, value_set=removed_ids), min_count=0).as_py()
@@ -144,7 +144,7 @@ def _documents(table: str, receipt: Receipt, hashes: npt.NDArray[np.uint64]) -> 
     return rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
 
 
-def set_aside(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str) -> Receipt:
+def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str) -> Receipt:
     """Write new files for a unit without the rows of `ids` and a quarantine file with them; return the new receipt.
 
     The old files stay until vacuum, because another driver may be publishing them at the same time.

@@ -37,12 +37,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
-from actors.errors import InvariantBroken, StorageError
+from actors.errors import InvariantBroken, StorageError, TableConflict
 from actors.schema import QUARANTINE_SCHEMA, Dialect, Piece, Shard, Unit
 from actors.unit.receipt import Receipt
 from actors.unit.writer import UNITS_A_FOLDER
 
 FOLDER = "_vectide"
+FORMAT = 1  # of the names in a ledger; a ledger without it is from before the first release
 PLAN_SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
@@ -53,7 +54,7 @@ PLAN_SCHEMA = pa.schema(
         ("stop", pa.int64()),
         ("rows", pa.int64()),
         ("rows_exact", pa.bool_()),
-        ("carry", pa.bool_()),
+        ("rewrite", pa.bool_()),
         # Dialect of a delimited shard, detected once, so that no worker and no later run detects another one.
         ("quote", pa.string()),
         ("escape", pa.string()),
@@ -94,7 +95,7 @@ def units_to_table(units: Iterable[Unit]) -> pa.Table:
                 piece.stop,
                 piece.rows,
                 piece.rows_exact,
-                unit.carry,
+                unit.rewrite,
                 piece.shard.dialect.quote if piece.shard.dialect else None,
                 piece.shard.dialect.escape if piece.shard.dialect else None,
             )
@@ -109,19 +110,19 @@ def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset(
         skipped = pa.array(sorted(skip), pa.int64())
         table = table.filter(pc.invert(pc.is_in(table["unit"], value_set=skipped)))
     number: int | None = None
-    carry = False
+    rewrite = False
     pieces: list[Piece] = []
     for batch in table.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
             if row["unit"] != number:
                 if number is not None:
-                    yield Unit(number, tuple(pieces), carry)
-                number, carry, pieces = row["unit"], row["carry"], []
+                    yield Unit(number, tuple(pieces), rewrite)
+                number, rewrite, pieces = row["unit"], row["rewrite"], []
             dialect = Dialect(row["quote"], row["escape"]) if row.get("quote") is not None else None
             shard = Shard(row["path"], row["size_bytes"], row["etag"], dialect=dialect)
             pieces.append(Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"]))
     if number is not None:
-        yield Unit(number, tuple(pieces), carry)
+        yield Unit(number, tuple(pieces), rewrite)
 
 
 def merge_ledger(ledger: Ledger) -> Ledger:
@@ -165,7 +166,7 @@ class Ledger:
                 continue
             for number, part in enumerate(table):
                 self._put(f"{place}/{name}/{number:03d}.parquet", part)
-        text = json.dumps({**description, "plan": place}, indent=1, sort_keys=True)
+        text = json.dumps({**description, "format": FORMAT, "plan": place}, indent=1, sort_keys=True)
         storage.create(storage.join(self.url, "run.json"), text.encode())
         stored = self.description()
         if stored is None:
@@ -178,12 +179,22 @@ class Ledger:
         storage.put(storage.join(self.url, path), bytes(sink.getvalue()))
 
     def description(self) -> dict[str, Any] | None:
-        """Return the description that `freeze` stored, or None if no plan is frozen yet."""
+        """Return the description that `freeze` stored, or None if no plan is frozen yet.
+
+        Raises:
+            TableConflict: a development version of vectide wrote the ledger, with other names.
+        """
         if self._description is None:
             try:
-                self._description = dict(json.loads(storage.read(storage.join(self.url, "run.json"))))
+                description = dict(json.loads(storage.read(storage.join(self.url, "run.json"))))
             except FileNotFoundError:
                 return None
+            if description.get("format") != FORMAT:
+                raise TableConflict(
+                    f"{self.url!r} is the ledger of a version of vectide from before the first release, which has other "
+                    f"names. Name another table.uri and backfill it anew"
+                )
+            self._description = description
         return self._description
 
     def holds(self, content: str) -> bool:
@@ -219,7 +230,7 @@ class Ledger:
         """Return a table that was passed to `freeze`.
 
         Raises:
-            FileNotFoundError: there is none of that name.
+            FileNotFoundError: it does not exist.
         """
         return pq.read_table(pa.BufferReader(storage.read(storage.join(self.home(), f"{name}.parquet"))))
 
@@ -317,11 +328,11 @@ class Ledger:
         with ThreadPoolExecutor(_THREADS) as pool:
             files = pool.map(lambda path: storage.read(storage.join(self.home(), path)), paths)
             tables = [pq.read_table(pa.BufferReader(data)) for data in files]
-            return pa.concat_tables([self.carried_quarantine(), *tables])
+            return pa.concat_tables([self.previous_quarantine(), *tables])
 
-    def carried_quarantine(self) -> pa.Table:
+    def previous_quarantine(self) -> pa.Table:
         """Return the quarantined rows of the shards that this run does not read, from the run before it."""
         try:
-            return self.table("carried_quarantine")
+            return self.table("previous_quarantine")
         except FileNotFoundError:
             return QUARANTINE_SCHEMA.empty_table()

@@ -67,7 +67,7 @@ def list_corpus(job: Job) -> Listing:
 
 
 def _text_endings(source_format: str) -> Callable[[str], bool]:
-    """Whether a path is that of a text document, in a source of this format."""
+    """Return a test for paths of text documents in a source of this format."""
 
     def by_ending(path: str) -> bool:
         try:

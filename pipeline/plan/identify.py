@@ -1,7 +1,7 @@
-"""Gives each listed shard the identity that a job asks for, and says what its store cannot tell.
+"""Gives each listed shard the identity that a job asks for, and reports shards without a tag.
 
-Called right after the corpus was listed. By default a shard is known by the tag of its store; with `source.verify: content`
-by the hash of its bytes, which costs one read of the whole source each time.
+Called right after the corpus is listed. By default the identity is the tag of the store. With `source.verify: content` it
+is the hash of the bytes, which costs one read of the whole source each time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pipeline.job.config import Job
 
 
 def identified(job: Job, shards: tuple[Shard, ...], step: Callable[[str], None]) -> tuple[Shard, ...]:
-    """The shards of a job, hashed where it asks for that.
+    """Return the shards of a job, hashed if it asks for that.
 
     Args:
         job: The job.
-        shards: As they were listed.
-        step: Told what goes on.
+        shards: Listed shards.
+        step: Receives messages about the progress.
 
     Raises:
         SourceChanged: a shard changed while it was hashed.
@@ -37,7 +37,7 @@ def identified(job: Job, shards: tuple[Shard, ...], step: Callable[[str], None])
 
 
 def untagged(shards: Sequence[Shard]) -> str:
-    """A sentence about the shards whose store gives no tag; empty where there is none."""
+    """Return a sentence about the shards whose store gives no tag; empty if there are none."""
     blank = [shard.path for shard in shards if not shard.etag]
     if not blank:
         return ""
@@ -54,7 +54,7 @@ def retagged(units: Iterable[Unit], shards: Sequence[Shard]) -> Iterator[Unit]:
     """
     now = {shard.path: shard for shard in shards if identity.hash_of(shard.etag)}
     for unit in units:
-        if unit.carry or not now:
+        if unit.rewrite or not now:
             yield unit
             continue
         pieces = []

@@ -1,4 +1,4 @@
-"""How many encoders a run has, and what each of them takes of which machines. Arithmetic; no Ray.
+"""Number of encoders of a run, and the CPUs and GPUs of each. Arithmetic without Ray.
 
 Called by `dataflow` with the machines of the cluster, by `doctor`, and by the inline executor. A pool has a fixed size, or
 it grows with the cluster from `least` to `replicas`. The trade-off: a fixed size is checked against the machines that
@@ -15,11 +15,11 @@ from typing import Literal
 from actors.errors import ConfigError
 from pipeline.job.config import Replicas, Run
 
-# Of one encoder on CPUs, at most, unless the job asks for few encoders.
+# Most threads of one encoder on CPUs, unless the job asks for few encoders.
 _THREADS = 4
-# What Ray sets aside of each core that computes, and for a task that reads or writes. Ray Data keeps a sixth of all CPUs
-# for each of three stages, in their order: if encoders take more than the other four, nothing is kept for the last one,
-# and a write finds no room until there is nothing left to read.
+# CPUs that Ray reserves for each computing core, and for a task that reads or writes. Ray Data keeps a sixth of all CPUs
+# for each of three stages, in their order: if encoders take more than the rest, nothing remains for the last one,
+# and no unit is written until every unit is read.
 _SHARE, _IO_CPUS = 0.66, 0.2
 # Where encoders can come to a machine beyond those that it began with, because the pool grows or another machine is lost, their
 # share is one of these: the first of which as many as fit leave room for a task beside them, or the run would stand still.
@@ -28,17 +28,17 @@ _CROWDED, _CROWDED_IO_CPUS = (0.75, 0.77, 0.79, 0.81, 0.83), 0.25
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """How encoders are spread.
+    """Encoder processes and their resources.
 
     Attributes:
         replicas: Encoder processes, at most.
         gpus: GPUs for each; 0 runs them on CPUs.
-        cpus: CPUs that Ray sets aside for each.
+        cpus: CPUs that Ray reserves for each.
         threads: CPU threads of each.
-        io_cpus: CPUs that Ray sets aside for a task that reads or writes.
-        device: "cuda" or "cpu": where the encoders run. One that finds no card where it was given one raises.
-        least: Encoder processes to begin with; the pool grows from there to `replicas`. 0 stands for `replicas`.
-        labels: What a machine must be labelled with to get an encoder.
+        io_cpus: CPUs that Ray reserves for a task that reads or writes.
+        device: "cuda" or "cpu": where the encoders run. An encoder that was given a GPU and finds none raises.
+        least: Encoder processes to begin with; the pool grows from there to `replicas`. 0 means `replicas`.
+        labels: Labels that a machine must have to get an encoder.
     """
 
     replicas: int
@@ -61,23 +61,23 @@ class Pool:
         return most if self.gpus else min(self.least or most, most), most
 
     def count(self) -> str:
-        """How many encoders, for a person."""
+        """Return the number of encoders as text."""
         return f"{self.least} to {self.replicas}" if self.grows else str(self.replicas)
 
     def describe(self) -> str:
-        """What it needs, for a person."""
+        """Return the resources of an encoder as text."""
         labels = f" on machines with {_listed(self.labels)}" if self.labels else ""
         what = f"{self.gpus:g} GPUs" if self.gpus else f"{self.cpus:g} CPUs"
         return f"encoders need {what} each{labels}"
 
     @property
     def cores(self) -> int | None:
-        """CPU cores that one encoder computes on; None where that is a card."""
+        """CPU cores that one encoder computes on; None if it computes on a GPU."""
         return None if self.gpus else self.threads or 1
 
     @property
     def grows(self) -> bool:
-        """Whether encoders are waited for that the cluster has no room for yet."""
+        """True if the pool starts with fewer encoders than `replicas`, and adds more when the cluster has room."""
         return 0 < self.least < self.replicas
 
 
@@ -91,11 +91,11 @@ class Machine:
 
 
 def size_pool(run: Run, machines: Sequence[Machine]) -> Pool:
-    """How many encoders, with what, on these machines.
+    """Return the encoders that these machines can run, with their resources.
 
     Args:
-        run: The job's wishes.
-        machines: What is there now.
+        run: Section `run` of the job.
+        machines: Current nodes of the cluster.
 
     Raises:
         ConfigError: the wishes cannot be met.
@@ -121,7 +121,7 @@ def size_pool(run: Run, machines: Sequence[Machine]) -> Pool:
 
 
 def _fit(gpus: float, per_replica: float) -> int:
-    """How many replicas a machine takes: a replica never gets its GPUs, nor its share of one, from two places."""
+    """Return the replicas that a machine can run: the GPUs of a replica, or its share of one, are never divided."""
     if per_replica >= 1:
         return math.floor(gpus / per_replica)
     return math.floor(1 / per_replica) * math.floor(gpus)
@@ -175,18 +175,18 @@ def _on_cpus(run: Run, cpus: float, machines: Sequence[Machine], labels: Mapping
 
 
 def at_most(wanted: int | Replicas | Literal["auto"]) -> int | None:
-    """How many encoders a job may have, or None where it leaves that open."""
+    """Return the most encoders that a job may have; None if it does not say."""
     if isinstance(wanted, Replicas):
         return wanted.max
     return None if wanted == "auto" else wanted
 
 
 def on_cores(cores: Sequence[int], asked: int | None) -> tuple[int, int]:
-    """How many encoders, and threads of each: `cores` has those of each machine.
+    """Return the number of encoders and the threads of each; `cores` has the cores of each machine.
 
-    As many encoders as are asked for, with the most threads with which so many find a place. Where none are asked for, few
-    processes with a few threads each do as much as one a core, for a part of the memory and of the imports; but Python's
-    own lock is shared by the threads of a process, so they stay few. No core goes without.
+    If a number is asked for, each encoder gets the most threads with which so many fit. Otherwise every core is used, by
+    few processes with up to `_THREADS` threads each: they are as fast as one process a core, with less memory and fewer
+    imports. More threads would wait for the lock of the interpreter.
     """
     if asked is not None:
         return asked, next((n for n in range(max(cores, default=0), 1, -1) if _room(cores, n) >= asked), 1)
@@ -195,17 +195,17 @@ def on_cores(cores: Sequence[int], asked: int | None) -> tuple[int, int]:
 
 
 def _room(cores: Sequence[int], threads: int) -> int:
-    """Encoders of so many threads that find a place, each on one machine."""
+    """Return the number of encoders with so many threads that fit, each on one machine."""
     return sum(count // threads for count in cores)
 
 
 def _leaves(cores: Sequence[int], each: float, io_cpus: float) -> bool:
-    """Whether as many encoders as fit leave room for a task on every machine that takes one."""
+    """Return whether as many encoders as fit leave CPUs for a task on every machine that runs one."""
     return all(count - math.floor(count / each) * each >= io_cpus for count in cores if count >= each)
 
 
 def labelled(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether a machine is one that a selector means, as Ray reads it: `v`, `!v`, `in(v, w)`, `!in(v, w)`."""
+    """Return whether the labels of a machine match a selector of Ray: `v`, `!v`, `in(v, w)`, `!in(v, w)`."""
     return all(_meets(labels.get(key), wanted) for key, wanted in selector.items())
 
 

@@ -84,5 +84,5 @@ def flops_per_token(model: ModelSpec) -> float:
 
 
 def fits_in_process(tokens: float, model: ModelSpec) -> bool:
-    """Whether so many tokens are encoded in this process sooner than by a cluster that has to be started for them."""
+    """Return whether this process encodes so many tokens sooner than a cluster that has to be started first."""
     return tokens * flops_per_token(model) <= INLINE_S * (os.cpu_count() or 1) * core_flops(model.precision)

@@ -1,7 +1,7 @@
-"""What an encoder is reckoned to do in a second, before anything was measured. It sizes units, and says what is little.
+"""Estimated throughput of an encoder, used to size units and to decide whether a job fits in this process.
 
-Called by the plan. A core's rate is that of the processor of the driver, which on a cluster is most often the encoders' own
-kind; being wrong by three makes units of 3 or of 30 seconds.
+Called by the plan, before anything is measured. The rate of a core is that of the driver's processor; on a cluster the
+encoders mostly have the same kind. An estimate that is wrong by a factor of three gives units of 3 or of 30 seconds.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def encoder_tokens_per_s(flops_per_token: float, precision: str, *, cores: int |
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware, as far as Linux says."""
+    """Return whether Linux reports that this processor multiplies bfloat16 in hardware."""
     return bool(processor_flags() & {"avx512_bf16", "amx_bf16"})
 
 
 @cache
 def processor_flags() -> frozenset[str]:
-    """What Linux says that the processor has; nothing elsewhere."""
+    """Return the processor features that Linux reports; none on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

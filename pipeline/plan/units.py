@@ -30,15 +30,15 @@ UNITS_PER_REPLICA = 8
 # One driver hands out and takes back some 28 units a second (docs/scale.md). Units get longer before there are so many.
 _UNITS_PER_S = 14.0
 LEAST_ROWS = 32
-# The first units are so many times smaller than the others: a rate, and whether the store takes what is written, are known
-# while the other encoders are at their first one. Two, since an encoder is handed two and may begin with either.
+# The first two units are smaller by this factor, so that the rate and the first write are known early. Two, because an
+# encoder is given two units and may begin with either.
 _EARLY = 8
 _EARLY_UNITS = 2
-# What a unit may take of a worker's memory. Its stages hold several copies of it. More where encoders are so many that they
-# would end more units than the driver takes.
+# Memory of a unit in a worker; the stages have several copies of it. More if there are so many encoders that the driver
+# could not keep up with their units.
 _UNIT_BYTES = 32 << 20
 _UNIT_BYTES_AT_MOST = 192 << 20
-_ROW_BYTES = 512  # of a row besides: its hash, its shard's path, its text and its tokens as objects
+_ROW_BYTES = 512  # in addition, for each row: its hash, its shard's path, its text and its tokens as objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class Plan:
 
 
 def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: int, cores: int | None) -> int:
-    """Rows of a unit: about `UNIT_S` of one encoder, and a block of at most `_UNIT_BYTES`, whatever the corpus holds.
+    """Return the rows of a unit: about `UNIT_S` of one encoder, in a block of at most `_UNIT_BYTES`.
 
-    Both are more where there are so many encoders that the driver would not keep up, the block up to
+    Both are more if there are so many encoders that the driver could not keep up; the block has at most
     `_UNIT_BYTES_AT_MOST`.
     """
     if job.run.unit_rows != "auto":

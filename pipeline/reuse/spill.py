@@ -92,7 +92,7 @@ class Buckets:
 
     @property
     def spilled(self) -> bool:
-        """Whether rows were written to the disk."""
+        """True if rows were written to the disk."""
         return self._temp_dir is not None
 
     def add(self, rows: Rows) -> None:

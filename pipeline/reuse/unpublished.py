@@ -20,7 +20,7 @@ _THREADS = 16
 
 
 def find_unpublished_files(
-    table: str, fingerprint: str, opened: DeltaTable | None, *, but: str, published: bool = False
+    table: str, fingerprint: str, opened: DeltaTable | None, *, exclude_run: str, published: bool = False
 ) -> list[str]:
     """Return the unpublished files of all runs whose vectors have one embedding spec.
 
@@ -28,7 +28,7 @@ def find_unpublished_files(
         table: URL of the table's folder.
         fingerprint: Fingerprint of the embedding spec.
         opened: The table, or None if it does not exist yet.
-        but: Name of a run to leave out.
+        exclude_run: Name of a run to leave out.
         published: Whether to include files of published runs, which the current version may not have any more.
 
     Returns:
@@ -44,7 +44,9 @@ def find_unpublished_files(
 
     existing: list[DataFile] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        ledgers = [ledger for ledger in pool.map(open_ledger, [n for n in run_names(table) if n != but]) if ledger]
+        ledgers = [
+            ledger for ledger in pool.map(open_ledger, [n for n in run_names(table) if n != exclude_run]) if ledger
+        ]
     for ledger in ledgers:
         files = [file for receipt in ledger.receipts().values() for file in receipt.files]
         missing = set(missing_files(table, files))

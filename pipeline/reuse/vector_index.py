@@ -110,18 +110,18 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
-    """Rules for the vectors of a table that other tools write to.
+class Untrusted:
+    """Rules that exclude vectors of a table that other tools write to.
 
     Attributes:
         paths: Files of other tools; a vector of theirs must have `dim` numbers, all finite.
         dim: Width of the vectors.
-        but: Rows that another tool added or changed, whose vectors are not used; None if there are none.
+        excluded: Rows that another tool added or changed, whose vectors are not used; None if there are none.
     """
 
     paths: frozenset[str]
     dim: int
-    but: Kept | None
+    excluded: Kept | None
 
     def sound(self, table: str, path: str) -> npt.NDArray[np.bool_]:
         """Return whether the vector of each row of a file may be used, bool [rows]."""
@@ -136,19 +136,19 @@ class Doubt:
             values = pc.fill_null(vectors.flatten(), float("nan")).to_numpy(zero_copy_only=False)
             sound &= lengths == self.dim
             sound[owners[~np.isfinite(values)]] = False
-        if self.but is not None:
-            sound &= ~self.but.is_added(rows).to_numpy()
+        if self.excluded is not None:
+            sound &= ~self.excluded.is_added(rows).to_numpy()
         return sound
 
 
-def build_index(table: str, paths: Sequence[str], wanted: Buckets | None, doubt: Doubt | None = None) -> Index:
+def build_index(table: str, paths: Sequence[str], wanted: Buckets | None, untrusted: Untrusted | None = None) -> Index:
     """Find the first place of each wanted text.
 
     Args:
         table: URL of the table's folder.
         paths: Files with vectors of the run's embedding spec, the preferred files first.
         wanted: Rows of dtype `spill.TEXT`; None for every text of the files.
-        doubt: Rules for files of other tools among them.
+        untrusted: Rules for files of other tools among them.
 
     Raises:
         StorageError: the local disk is full or failed.
@@ -156,7 +156,7 @@ def build_index(table: str, paths: Sequence[str], wanted: Buckets | None, doubt:
     index = Index(paths)
     try:
         with Buckets(PLACE) as stored:
-            for places in _places(table, paths, None if wanted is None or wanted.spilled else wanted, doubt):
+            for places in _places(table, paths, None if wanted is None or wanted.spilled else wanted, untrusted):
                 stored.add(places)
             _match(wanted, stored, index)
     except BaseException:
@@ -182,7 +182,9 @@ def _match(wanted: Buckets | None, stored: Buckets, index: Index) -> None:
         index.unknown -= index.rows
 
 
-def _places(table: str, paths: Sequence[str], wanted: Buckets | None, doubt: Doubt | None = None) -> Iterator[Rows]:
+def _places(
+    table: str, paths: Sequence[str], wanted: Buckets | None, untrusted: Untrusted | None = None
+) -> Iterator[Rows]:
     """Yield the documents of each file (dtype `spill.PLACE`) in order; if `wanted` is given, only those in it."""
 
     def find(number: int) -> Rows:
@@ -196,8 +198,12 @@ def _places(table: str, paths: Sequence[str], wanted: Buckets | None, doubt: Dou
             first[1:] = ~same_id | (hashes[1:] != hashes[:-1])
         starts = np.flatnonzero(first)
         counts = np.diff(np.append(starts, len(hashes)))
-        if doubt is not None and len(starts) and (doubt.but is not None or paths[number] in doubt.paths):
-            sound = np.logical_and.reduceat(doubt.sound(table, paths[number]), starts)
+        if (
+            untrusted is not None
+            and len(starts)
+            and (untrusted.excluded is not None or paths[number] in untrusted.paths)
+        ):
+            sound = np.logical_and.reduceat(untrusted.sound(table, paths[number]), starts)
             starts, counts = starts[sound], counts[sound]
         if wanted is not None:
             mask = contains(wanted.whole()["hash"], hashes[starts])

@@ -1,1 +1,1 @@
-"""Everything that writes a version: backfill, refresh, re-embedding, compaction; and its dry run."""
+"""Commands that write a version: backfill, refresh, re-embedding, retry, compaction; and the dry run."""

@@ -1,8 +1,8 @@
-"""A backfill from end to end: plan or find the plan, run what is left of it, publish.
+"""A backfill from end to end: freeze a plan or find the frozen one, run the units without a receipt, publish.
 
-Called by `jobs backfill`; `refresh` changes a few of the steps. Running the same job again is always right: it finds its
-own ledger, skips the units that have a receipt, and publishes at most once. What an earlier run of the same making left
-unfinished is not paid for twice: its vectors are found by the hash of their text.
+Called by `jobs backfill`; `refresh` and a re-embedding override a few of the steps. The same job can be run again at any
+time: it finds its own ledger, skips the units that have a receipt, and publishes at most once. Vectors of an unpublished
+run with the same embedding spec are reused, by the hash of their text.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from pipeline.table.kept_rows import ADDED, KEPT, REASON, of_kind
 
 
 def backfill(job: Job, reporter: Reporter | None = None) -> Outcome:
-    """Embed a corpus into a table, or go on where an earlier run of the same job stopped.
+    """Embed a corpus into a table, or resume an earlier run of the same job.
 
     Raises:
-        VectideError: see actors/errors.py; whatever was finished is kept, and the same call goes on from there.
+        VectideError: see actors/errors.py; finished units are kept, and the same call resumes the run.
     """
     reporter = reporter or NullReporter()
     return Runner(resolve_context(job, reporter), reporter).run()
@@ -56,11 +56,11 @@ def backfill(job: Job, reporter: Reporter | None = None) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a run is about to write down in its ledger.
+    """Contents of a ledger that is not frozen yet.
 
     Attributes:
         tables: Tables beside the plan, by name; some in parts.
-        facts: What else the description says.
+        facts: Additional keys of the description.
     """
 
     plan: Plan
@@ -69,10 +69,10 @@ class Prepared:
 
 
 class Runner:
-    """One call of `backfill`: the steps. `refresh` and a second generation change a few of them."""
+    """One call of `backfill`. `refresh` and a re-embedding override some of its steps."""
 
     operation = "backfill"
-    what = "vectide backfill"
+    command = "vectide backfill"
 
     def __init__(self, context: RunContext, reporter: Reporter) -> None:
         self.reporter = reporter
@@ -90,139 +90,144 @@ class Runner:
         self.foreign = context.foreign
         self.restores = context.restores
         self.ledger = Ledger(self.url, context.run_name())
-        self.planning = contextlib.ExitStack()  # what is on a local disk until the plan is frozen
+        self.planning = contextlib.ExitStack()  # closes files on a local disk once the plan is frozen
 
     @cached_property
     def kept(self) -> pa.Table:
-        """Rows of other tools that are kept (`others.KEPT`): those that an earlier run was told to keep."""
+        """Rows of other tools that an earlier run kept (`kept_rows.KEPT`)."""
         if self.state is None or self.state.kept is None or self.restores:
             return KEPT.empty_table()
         return Ledger(self.url, self.state.kept).table("kept")
 
     def check_foreign(self) -> None:
-        """Raise ForeignCommits where other tools changed the table, and TableConflict where this run would drop rows of
-        theirs that a refresh was told to keep."""
+        """Check the commits of other tools.
+
+        Raises:
+            ForeignCommits: other tools changed the table.
+            TableConflict: this run would drop rows of other tools that a refresh kept.
+        """
         if self.foreign is not None:
             raise foreign_commits(self.foreign, self.url)
         if added := of_kind(self.kept, ADDED).num_rows:
             raise TableConflict(
-                f"{self.url!r} has {added} rows that another tool added and a refresh was told to keep; {self.what} makes "
-                f"every vector anew and has no text of theirs. `vectide refresh` with the table's own model keeps them; "
+                f"{self.url!r} has {added} rows that another tool added and a refresh kept; {self.command} computes every "
+                f"vector again and has no text for those rows. `vectide refresh` with the table's own model keeps them; "
                 f"--foreign-commits restore drops them"
             )
 
-    # What other runs do differently ----------------------------------------------------------------------------------
+    # Steps that other runs override ---------------------------------------------------------------------------------
 
     def check_embedding_spec(self) -> None:
-        """Raise TableConflict where the table's vectors are of another making."""
+        """Raise TableConflict if the table has another embedding spec."""
         if self.table is not None and self.state is not None:
             commit.check_embedding_spec(self.table, self.url, self.embedding_spec)
 
-    def look(self) -> Survey:
-        """Check the source and find the types of its columns."""
+    def survey_source(self) -> Survey:
+        """Check the source and detect the types of its columns."""
         return survey(self.job, self.shards)
 
-    def prepare(self, found: Survey, executor: Executor) -> Prepared:
-        """Cut the plan, and find what an earlier run has left."""
-        sample = take_sample(found, self.model, self.chunking)
+    def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:
+        """Cut the corpus into units, and index the vectors of unpublished files."""
+        sample = take_sample(surveyed, self.model, self.chunking)
         pool = executor.pool
-        plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, cores=pool.cores)
+        plan = cut_plan(self.job, surveyed, self.model, sample, replicas=pool.replicas, cores=pool.cores)
         index = self.planning.enter_context(build_index(self.url, self.find_unpublished_files(), None))
         return Prepared(plan, {"reuse": index.tables()}, {"reuse": index.parts})
 
     def find_unpublished_files(self) -> list[str]:
-        """Files of earlier runs of the same making that never came into a version."""
+        """Return the unpublished files of earlier runs with the same embedding spec."""
         return unpublished.find_unpublished_files(
-            self.url, self.embedding_spec.fingerprint, self.table, but=self.ledger.run
+            self.url, self.embedding_spec.fingerprint, self.table, exclude_run=self.ledger.run
         )
 
     def tokens(self) -> float:
-        """About how many there are to encode, rather too many: one for each byte of the source as it is stored."""
+        """Return an upper estimate of the tokens to encode: one for each byte of the source as it is stored."""
         return sum(shard.size_bytes for shard in self.shards)
 
     def executor(self) -> Executor:
-        """Where units run: this process where there is little to encode, unless the job asks for more.
+        """Choose the executor: this process if the job is small and asks for nothing else, Ray otherwise.
 
-        Not for rows that may kill or hang it: those that did so before, or those of a run that did not come to its end.
+        A retry and a resumed run always use Ray: their rows may crash or hang the process, and only workers isolate them.
         """
         run = self.job.run
-        no_card = "auto" if self.job.encoder.dtype != "int8" else 0  # what a job file that says nothing comes to
-        free = (run.replicas, run.gpus_per_replica, run.labels) == ("auto", no_card, None)
-        sound = self.retries is None and self.ledger.description() is None
+        default_gpus = "auto" if self.job.encoder.dtype != "int8" else 0  # the value if the job file has none
+        is_default = (run.replicas, run.gpus_per_replica, run.labels) == ("auto", default_gpus, None)
+        is_first_try = self.retries is None and self.ledger.description() is None
         return inline_if_small(
-            run.address, fits_in_process=free and sound and fits_in_process(self.tokens(), self.model)
+            run.address, fits_in_process=is_default and is_first_try and fits_in_process(self.tokens(), self.model)
         ) or executor_for(run)
 
-    def in_doubt(self) -> bool:
-        """Whether the source may have changed although each object is as it was listed."""
+    def may_have_changed(self) -> bool:
+        """Return whether the source may have changed although its listing is the same."""
         return False
 
     def removed(self) -> tuple[str, ...] | None:
-        """The files of the table that the run's files take the place of; None for all."""
+        """Return the paths of the files that the commit removes; None for all."""
         return None
 
-    def brought_back(self) -> tuple[DataFile, ...]:
-        """Files of an earlier version that another tool took out and that come back as they are."""
+    def restored_files(self) -> tuple[DataFile, ...]:
+        """Return the files of an earlier version that another tool removed and that the commit adds again."""
         return ()
 
     def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[Receipt]:  # noqa: ARG002
-        """Files of the table that stay and may have an id of these units, each as a receipt."""
+        """Return the remaining files of the table that may have an id of these units, each as a receipt."""
         return []
 
     def approve(self, publication: commit.Publication, outcome: Outcome) -> Outcome:  # noqa: ARG002
-        """A last look at the whole before it is published. An outcome that is `staged` is not."""
+        """Do the final check before the commit. Return a `staged` outcome to keep the files without publishing."""
         return outcome
 
     # The steps ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        """Whatever is left to do."""
-        there = self.state if self.table is not None and self.retries is None else None
+        """Do the remaining work of the run; nothing if the table is up to date."""
+        current = self.state if self.table is not None and self.retries is None else None
         if self.foreign is not None or self.restores:
-            there = None
-        if there is not None and Ledger(self.url, there.run).holds(self.content) and not self.in_doubt():
-            return Outcome(self.url, there.run, there.version, published=False, left_out=self.left_out)
+            current = None
+        if current is not None and Ledger(self.url, current.run).holds(self.content) and not self.may_have_changed():
+            return Outcome(self.url, current.run, current.version, published=False, left_out=self.left_out)
         self.check_foreign()
         self.check_embedding_spec()
-        with lock_table(self.url, self.ledger.run, what=self.what) as lock:
-            opened = delta_table.open_table(self.url)  # it was read before it was held
-            if (version := delta_table.published_version(opened, self.ledger.run)) is not None:  # by a sister, just now
+        with lock_table(self.url, self.ledger.run, what=self.command) as lock:
+            opened = delta_table.open_table(self.url)  # again, because it was read before it was locked
+            # A concurrent driver of this run may have published meanwhile.
+            if (version := delta_table.published_version(opened, self.ledger.run)) is not None:
                 return Outcome(self.url, self.ledger.run, version, published=False, left_out=self.left_out)
             commit.check_base(opened, self.url, self.state)
             return self._run(lock)
 
     def _run(self, lock: TableLock) -> Outcome:
-        """The work, while the table is held."""
+        """Do the work while the table is locked."""
         if self.table is not None:
             commit.check_partitions(self.table, self.url, self.job.table.partition_by)
-        self.reporter.step("looking at the columns of its files")
-        found = self.look()
+        self.reporter.step("reading the columns of its files")
+        surveyed = self.survey_source()
         publication = commit.Publication(
             commit=self.ledger.run,
             run=self.ledger.run,
             operation=self.operation,
             embedding_spec=self.embedding_spec,
-            schema=table_schema(found.keep_schema, chunked=self.chunking is not None),
+            schema=table_schema(surveyed.keep_schema, chunked=self.chunking is not None),
             partition_by=self.job.table.partition_by,
             base=self.state,
             overrules=self.restores,
         )
         description = self.ledger.description()
         done = self.ledger.done() if description is not None else set()
-        deaths = 0
+        crashes = 0
         if description is None or len(done) < description["units"]:
             self.reporter.step("starting")
             with self.planning:
                 executor = self.executor()
-                description = description or self._freeze(found, executor)
-            deaths = self._encode(publication, found, description, done, executor)
-        return replace(self._publish(publication, description, lock), deaths=deaths)
+                description = description or self._freeze(surveyed, executor)
+            crashes = self._encode(publication, surveyed, description, done, executor)
+        return replace(self._publish(publication, description, lock), deaths=crashes)
 
-    def _freeze(self, found: Survey, executor: Executor) -> dict[str, Any]:
-        """Cut the plan and write it down; if another driver of the same run was faster, its plan is the plan."""
+    def _freeze(self, surveyed: Survey, executor: Executor) -> dict[str, Any]:
+        """Plan the run and freeze the plan. If a concurrent driver was first, its plan is used."""
         probe_create(storage.join(self.url, FOLDER, "probes"))
         self.reporter.step("planning")
-        prepared = self.prepare(found, executor)
+        prepared = self.prepare(surveyed, executor)
         return self.ledger.freeze(
             {
                 "run": self.ledger.run,
@@ -247,12 +252,12 @@ class Runner:
     def _encode(
         self,
         publication: commit.Publication,
-        found: Survey,
+        surveyed: Survey,
         description: dict[str, Any],
         done: set[int],
         executor: Executor,
     ) -> int:
-        """Run the units without a receipt; how many workers died on the way."""
+        """Run the units without a receipt; return the number of workers that crashed."""
         self.reporter.started(
             Started(
                 run=self.ledger.run,
@@ -263,12 +268,12 @@ class Runner:
                 replicas=executor.pool.replicas,
                 device=executor.pool.device,
                 left_out=self.left_out,
-                dialects=tuple(use.sentence() for use in found.dialects if use.worth_saying),
+                dialects=tuple(use.sentence() for use in surveyed.dialects if use.worth_saying),
             )
         )
-        rest = retagged(table_to_units(self.ledger.plan(), done), self.shards)
+        units = retagged(table_to_units(self.ledger.plan(), done), self.shards)
         stages = StageSpec(
-            found.source,
+            surveyed.source,
             self.model,
             self._writer(publication),
             self.chunking,
@@ -276,7 +281,7 @@ class Runner:
             kept=bool(description.get("kept", 0)),
             row_timeout_s=self.job.run.row_timeout_s,
         )
-        collect_outcomes(executor.run(rest, stages), self.ledger, self.reporter)
+        collect_outcomes(executor.run(units, stages), self.ledger, self.reporter)
         return executor.attempt_log.stats()[0]
 
     def _writer(self, publication: commit.Publication) -> WriterSpec:
@@ -305,11 +310,11 @@ class Runner:
         outcome = outcome.plus(receipts.values())
         self._check_quarantine(outcome, receipts.values(), int(description.get("rows_kept", 0)))
         removed = self.removed()
-        back = {file.path: file for file in self.brought_back()}
+        restored = {file.path: file for file in self.restored_files()}
         if removed is not None:
             replaced = {receipt.replaces for receipt in receipts.values() if receipt.replaces is not None}
-            removed += tuple(sorted(replaced - back.keys()))
-            back = {path: file for path, file in back.items() if path not in replaced}
+            removed += tuple(sorted(replaced - restored.keys()))
+            restored = {path: file for path, file in restored.items() if path not in replaced}
         merged = small_files.merge_small_files(
             self.ledger,
             files,
@@ -323,10 +328,10 @@ class Runner:
         removed = None if removed is None else removed + merged.removed
         outcome = merged.count(outcome)
         lock.check()
-        gone = delta_table.absent_files(self.url, back)
-        check_files(self.ledger, self.url, gone, len(back))
+        missing = delta_table.absent_files(self.url, restored)
+        check_files(self.ledger, self.url, missing, len(restored))
         kept = self.ledger.run if description.get("kept") else None
-        publication = replace(publication, add=(*merged.files, *back.values()), remove=removed, kept=kept)
+        publication = replace(publication, add=(*merged.files, *restored.values()), remove=removed, kept=kept)
         outcome = self.approve(publication, outcome)
         if outcome.staged:
             return outcome
@@ -337,9 +342,9 @@ class Runner:
         return replace(outcome, version=version, published=True)
 
     def _check_files(self, receipts: dict[int, Receipt], lock: TableLock) -> tuple[DataFile, ...]:
-        """The files that receipts name, all of which are there.
+        """Return the files that receipts name, after a check that all exist.
 
-        The hold comes first: a vacuum that took the table meanwhile has ended, or this run does.
+        The lock is checked first: a vacuum that took the lock meanwhile may still be deleting files.
         """
         lock.check()
         files = tuple(file for receipt in receipts.values() for file in receipt.files)
@@ -347,43 +352,43 @@ class Runner:
         return files
 
     def _unique(self, receipts: dict[int, Receipt], units: int) -> dict[int, Receipt]:
-        """The receipts after ids that several rows have were set aside in all but the first."""
-        kept = {
+        """Quarantine duplicate ids in all units but the first that has them; return the receipts after that."""
+        remaining = {
             units + number: replace(receipt, unit=units + number)
             for number, receipt in enumerate(self.files_with_possible_duplicate_ids(receipts.values()))
         }
-        everything = {**receipts, **kept}
-        theirs = set(of_kind(self.kept, ADDED)["id"].to_pylist())
-        losers = duplicates.find_duplicates(self.url, everything.values(), but=theirs)
-        if not losers:
+        all_receipts = {**receipts, **remaining}
+        foreign_ids = set(of_kind(self.kept, ADDED)["id"].to_pylist())
+        duplicate_ids = duplicates.find_duplicates(self.url, all_receipts.values(), allowed=foreign_ids)
+        if not duplicate_ids:
             return receipts
         overridden = [
-            duplicates.set_aside(self.url, self.ledger.home(), everything[unit], ids, run=self.ledger.run)
-            for unit, ids in sorted(losers.items())
+            duplicates.quarantine_duplicates(self.url, self.ledger.home(), all_receipts[unit], ids, run=self.ledger.run)
+            for unit, ids in sorted(duplicate_ids.items())
         ]
         if self.ledger.override_receipts(overridden):
             return {**receipts, **{receipt.unit: receipt for receipt in overridden}}
         return self.ledger.receipts()
 
     def _check_quarantine(self, outcome: Outcome, receipts: Iterable[Receipt], rows_kept: int) -> None:
-        """Raise TooManyQuarantined where the table would be hollow: bad rows of all shards against rows of all."""
+        """Raise TooManyQuarantined if the share of quarantined rows, over all shards, is above `run.max_quarantined`."""
         allowed = self.job.run.max_quarantined
-        carried = self.ledger.carried_quarantine().num_rows
-        bad_rows, all_rows = outcome.quarantined + carried, outcome.rows_read + carried + rows_kept
-        if bad_rows <= allowed * all_rows:
+        previous = self.ledger.previous_quarantine().num_rows
+        quarantined, all_rows = outcome.quarantined + previous, outcome.rows_read + previous + rows_kept
+        if quarantined <= allowed * all_rows:
             return
-        bad = self.ledger.quarantine(receipts)
-        bad = bad.filter(pc.not_equal(bad["reason"], REASON))  # not bad: somebody decided that they stay away
-        bad_rows = bad.num_rows
-        if bad_rows <= allowed * all_rows:
+        rows = self.ledger.quarantine(receipts)
+        rows = rows.filter(pc.not_equal(rows["reason"], REASON))  # rows that the user excludes do not count
+        quarantined = rows.num_rows
+        if quarantined <= allowed * all_rows:
             return
-        reasons = bad.group_by("reason").aggregate([("reason", "count")]).to_pylist()
+        reasons = rows.group_by("reason").aggregate([("reason", "count")]).to_pylist()
         counts = ", ".join(f"{row['reason_count']} {row['reason']}" for row in reasons)
-        first = bad.slice(0, 1).to_pylist()[0]
+        first = rows.slice(0, 1).to_pylist()[0]
         raise TooManyQuarantined(
-            f"{bad_rows} of {all_rows} rows were set aside ({counts}), more than "
+            f"{quarantined} of {all_rows} rows were quarantined ({counts}), more than "
             f"run.max_quarantined = {allowed:g} allows; nothing was published. The first: {first['shard']} at "
             f"{first['position']}: {first['error']}. `vectide quarantine {self.url} --run {self.ledger.run}` lists all. "
-            f"Mend the source, or mend what the encoder could not do and run again with --retry-quarantined, or raise "
+            f"Fix the source; or fix the cause of an encoder error and run again with --retry-quarantined; or raise "
             f"run.max_quarantined and run again: the embedded rows are kept"
         )

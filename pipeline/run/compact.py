@@ -1,9 +1,9 @@
-"""Puts many small files of a table together into few large ones. No row changes, and no model is asked for.
+"""Compaction: combines the small files of a table into few large ones. No row changes, and no model is loaded.
 
-Called by `jobs compact`. The files of a partition that are smaller than half the target are packed, in order, into files
-of about the target; each such pack is a unit, with a receipt, and all of them go into one commit, so a compaction is
-resumed like a backfill. The commit says that no data changed: readers of changes may skip it. The trade-off: a pack is put
-together in memory, some four times the target for each worker.
+Called by `jobs compact`. The files of a partition that are smaller than half the target size are packed, in order, into
+files of about the target size. Each pack is a rewrite unit with a receipt, and one commit replaces the files, so a
+compaction is resumed like a backfill. The commit is marked as one without data changes, so that readers of changes may
+skip it. The trade-off: a pack is built in memory, which takes some four times the target size in each worker.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TARGET_BYTES = 128 << 20
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What a compaction did. `published` is False where there was nothing to put together."""
+    """Result of a compaction. `published` is False if there was nothing to compact."""
 
     table: str
     version: int
@@ -56,15 +56,15 @@ def compact(
 
     Args:
         table: URI of the table.
-        reporter: Who is told how it goes.
-        target_bytes: Size of the files to make.
-        address: Where to do it; see `run.address` of a job.
-        inline_bytes: Up to which size of all packs together it is done in this process, unless a cluster is named.
+        reporter: Receives the events of the run.
+        target_bytes: Size of the new files.
+        address: Executor; see `run.address` of a job.
+        inline_bytes: Total size of the packs up to which this process does the work, unless a cluster is named.
 
     Raises:
         ConfigError: there is no table, or the target is not positive.
-        TableConflict: something else made the table, or holds it.
-        ForeignCommits: other tools changed rows of it, and no refresh has decided about that.
+        TableConflict: vectide did not create the table, or another run has locked it.
+        ForeignCommits: other tools changed rows, and no refresh has kept or undone that yet.
     """
     if target_bytes < 1:
         raise ConfigError(f"the target size is {target_bytes} bytes; it must be above 0, as in --target 128MiB")
@@ -72,7 +72,7 @@ def compact(
     opened = delta_table.need_table(url)
     state, embedding_spec = delta_table.state_of(opened), delta_table.embedding_spec_of(opened)
     if state is None or embedding_spec is None:
-        raise TableConflict(f"{url!r} holds no rows that vectide published; there is nothing to compact")
+        raise TableConflict(f"{url!r} has no rows that vectide published; there is nothing to compact")
     check_features(opened, url)
     if (foreign := look(opened, url, state)) is not None:
         raise foreign_commits(foreign, url)
@@ -119,10 +119,12 @@ def compact(
             units = table_to_units(ledger.plan(), done)
             collect_outcomes(executor.rewrite(units, spec, run.row_timeout_s), ledger, reporter)
         reporter.step("publishing")
-        made = tuple(file for receipt in load_complete_receipts(ledger, description).values() for file in receipt.files)
-        lock.check()  # before the files: a vacuum that took the table meanwhile has ended, or this compaction does
-        check_files(ledger, url, commit.missing_files(url, made), len(made))
-        gone = tuple(ledger.table("removed")["path"].to_pylist())
+        packed = tuple(
+            file for receipt in load_complete_receipts(ledger, description).values() for file in receipt.files
+        )
+        lock.check()  # before the files: a vacuum that took the lock meanwhile may still be deleting files
+        check_files(ledger, url, commit.missing_files(url, packed), len(packed))
+        removed = tuple(ledger.table("removed")["path"].to_pylist())
         version = commit.publish(
             url,
             commit.Publication(
@@ -133,8 +135,8 @@ def compact(
                 schema=schema,
                 partition_by=partition_by,
                 base=state,
-                add=made,
-                remove=gone,
+                add=packed,
+                remove=removed,
                 data_change=False,
                 kept=state.kept,
             ),
@@ -143,8 +145,8 @@ def compact(
         untouched,
         version=version,
         published=True,
-        files_after=len(files) - len(gone) + len(made),
-        files_packed=len(gone),
-        rows=sum(file.rows for file in made),
-        size_bytes=sum(file.size_bytes for file in made),
+        files_after=len(files) - len(removed) + len(packed),
+        files_packed=len(removed),
+        rows=sum(file.rows for file in packed),
+        size_bytes=sum(file.size_bytes for file in packed),
     )

@@ -1,7 +1,7 @@
-"""What is there when a run begins: the model, the corpus, the table, and what other tools did to it since.
+"""Model, corpus and table when a run begins, with the changes of other tools to the table.
 
-Called by every command that writes a table, before it does anything. Nothing is opened but the table's log, and data files
-only where another tool has changed some.
+Called by every command that embeds a corpus, before it does anything else. It reads the table's log, and data files only
+if another tool has changed some.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.table.foreign import Foreign, look
 
 
 def describe_model(job: Job) -> ModelSpec:
-    """The model of a job, checked, without loading it."""
+    """Return the checked model of a job, without loading its weights."""
     encoder = job.encoder
     return describe(
         encoder.model,
@@ -42,15 +42,15 @@ def describe_model(job: Job) -> ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What is there when a run begins.
+    """Model, corpus and table when a run begins.
 
     Attributes:
-        content: A name for what the table would hold in the end.
-        table: The table, None where there is none.
-        state: What it holds, None where that is nothing.
-        retries: A run whose rows set aside are tried again (`pipeline.run.retry`), None where none are.
-        foreign: What other tools changed since the last commit of ours, None where nothing.
-        left_out: What source.uri matches and the run does not read.
+        content: Hash of the job, the embedding spec and the shards: it identifies the rows that the run publishes.
+        table: The table; None if it does not exist.
+        state: Run and number of the current version; None if no run has published yet.
+        retries: Name of the run whose quarantined rows are retried (`pipeline.run.retry`); None if there is none.
+        foreign: Changes of other tools since the last commit of vectide; None if there are none.
+        left_out: Objects that match source.uri and that the run does not read.
     """
 
     job: Job
@@ -68,12 +68,12 @@ class RunContext:
 
     @property
     def restores(self) -> bool:
-        """Whether what other tools did is to be undone; also what an earlier run was told to keep."""
-        asked = self.job.table.foreign_commits == "restore"
-        return asked and (self.foreign is not None or (self.state is not None and self.state.kept is not None))
+        """True if the run undoes changes of other tools: new ones, or those that an earlier run kept."""
+        is_restore = self.job.table.foreign_commits == "restore"
+        return is_restore and (self.foreign is not None or (self.state is not None and self.state.kept is not None))
 
     def run_name(self) -> str:
-        """What the run is called: the same command on the same source and table has the same name."""
+        """Return the name of the run. The same command on the same source and table gets the same name."""
         base = None if self.state is None else str(self.state)
         if self.foreign is not None or self.restores:
             base = f"{base} {self.job.table.foreign_commits} foreign commits"
@@ -83,10 +83,10 @@ class RunContext:
 
 
 def resolve_context(job: Job, reporter: Reporter) -> RunContext:
-    """Look at the model, the corpus and the table; nothing is opened but the table's log.
+    """Check the model, list the corpus and read the table's log.
 
     Raises:
-        VectideError: one of them is not there, or cannot be.
+        VectideError: one of them does not exist, or is invalid.
     """
     model = describe_model(job)
     check_task_column(job.source.task_column, model)

@@ -1,7 +1,7 @@
-"""The dry run: what a backfill would read, make, take and cost. Nothing is written.
+"""Dry run: estimates the rows, tokens, bytes, time and cost of a backfill. It writes nothing.
 
-Called by `jobs plan`. The rate is measured by encoding the sample on this machine unless it is given: a guess would be
-worth nothing, and a cluster's rate is its owner's to know.
+Called by `jobs plan`. The rate is measured by encoding the sample on this machine, unless the user gives one, as for a
+cluster.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from pipeline.run.context import describe_model
 from pipeline.table import delta_table
 from pipeline.table.foreign import foreign_commits, look
 
-# Bytes a dimension as measured with zstd over byte-stream-split.
+# Bytes for each dimension, measured with zstd over byte-stream-split.
 _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
 
 
-# So much is hashed by a dry run too, which then knows the run that a backfill would go on with.
+# A dry run hashes a source up to this size (`source.verify: content`), to know the run that a backfill would resume.
 HASHED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class FolderColumn:
-    """A column that folders give.
+    """Column from the folder names of the source.
 
     Attributes:
         type: "text" or "int64".
-        values: How many different ones.
-        shards: How many have it.
-        use: "unused", or what the job does with it: "kept", "text", "id", "task".
+        values: Number of different values.
+        shards: Number of shards that have it.
+        use: Its use in the job: "kept", "text", "id", "task" or "unused".
     """
 
     name: str
@@ -58,19 +58,19 @@ class FolderColumn:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What `vectide plan` prints.
+    """Estimate that `vectide plan` prints.
 
     Attributes:
-        run: Its name; empty where the source would have to be hashed to know it (`source.verify: content`).
-        hash_bytes: What each run reads to hash the source, 0 where the job does not ask for that.
+        run: Name of the run; empty if the source is too large to hash for it (`source.verify: content`).
+        hash_bytes: Bytes that each run reads to hash the source; 0 if the job does not ask for that.
         untagged: Shards whose store gives no tag, so that each refresh reads them.
-        hive: What the folders of the source give, where `source.hive` is on.
+        hive: Columns from the folder names of the source, if `source.hive` is on.
         units_done: Units that an earlier, unfinished run of the same job has finished.
-        tokens_per_s: Of all replicas together.
-        rate_basis: Where that rate comes from.
-        seconds: Encoder time for what is left.
-        left_out: What source.uri matches and no run reads.
-        dialects: How delimited shards are written, and how many are written so.
+        tokens_per_s: Rate of all replicas together.
+        rate_basis: Origin of that rate.
+        seconds: Encoder time for the remaining units.
+        left_out: Objects that match source.uri and that no run reads.
+        dialects: Dialects of delimited shards, with the number of shards of each.
     """
 
     run: str
@@ -102,40 +102,40 @@ class Estimate:
 
 
 def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
-    """What a backfill of `job` would come to.
+    """Return the estimate for a backfill of `job`.
 
     Args:
         job: The job.
-        tokens_per_s: The cluster's rate; measured on this machine when None.
-        price_per_hour: Price of the whole cluster, in any currency; no cost when None.
+        tokens_per_s: Rate of the cluster; None: measured on this machine.
+        price_per_hour: Price of the whole cluster, in any currency; None: no cost is estimated.
 
     Raises:
-        VectideError: the same mistakes that a backfill would refuse.
+        VectideError: a backfill would refuse the job, the source or the table.
     """
     model = describe_model(job)
     listing = list_corpus(job)
     shards = listing.shards
     hash_bytes = sum(shard.size_bytes for shard in shards) if job.source.verify == "content" else 0
-    known = hash_bytes <= HASHED_BYTES
-    if hash_bytes and known:
+    is_run_known = hash_bytes <= HASHED_BYTES
+    if hash_bytes and is_run_known:
         shards = identified(job, shards, lambda _: None)
-    found = survey(job, shards)
-    sample = take_sample(found, model, fingerprint.chunking_of(model, job))
+    surveyed = survey(job, shards)
+    sample = take_sample(surveyed, model, fingerprint.chunking_of(model, job))
     replicas, cores = _encoders(job)
-    plan = cut_plan(job, found, model, sample, replicas=replicas, cores=cores)
-    made_of = fingerprint.fingerprint(fingerprint.lineage(model, job))
+    plan = cut_plan(job, surveyed, model, sample, replicas=replicas, cores=cores)
+    spec_hash = fingerprint.fingerprint(fingerprint.lineage(model, job))
     url = storage.absolute(job.table.uri)
     opened = delta_table.open_table(url)
     state = delta_table.state_of(opened)
     foreign = look(opened, url, state)
     if foreign is not None and job.table.foreign_commits == "refuse":
         raise foreign_commits(foreign, url)
-    content = fingerprint.content_name(job, made_of, found.shards)
-    run = fingerprint.run_name(content, None if state is None else str(state)) if known else ""
-    if known and state is not None and foreign is None and Ledger(url, state.run).holds(content):
-        run = state.run  # its rows are what the table holds: nothing is left to do
+    content = fingerprint.content_name(job, spec_hash, surveyed.shards)
+    run = fingerprint.run_name(content, None if state is None else str(state)) if is_run_known else ""
+    if is_run_known and state is not None and foreign is None and Ledger(url, state.run).holds(content):
+        run = state.run  # the table is up to date: a backfill has nothing to do
     ledger = Ledger(url, run)
-    frozen = ledger.description() if known else None
+    frozen = ledger.description() if is_run_known else None
     units = int(frozen["units"]) if frozen else plan.units
     done = len(ledger.done()) if frozen else 0
     basis = "given"
@@ -143,12 +143,12 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         tokens_per_s, basis = measure(model, sample)
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
-    stored = model.dim * _STORED_BYTES[job.table.precision] + 60
+    row_bytes = model.dim * _STORED_BYTES[job.table.precision] + 60
     return Estimate(
         run=run,
-        fingerprint=made_of,
-        shards=len(found.shards),
-        source_bytes=sum(shard.size_bytes for shard in found.shards),
+        fingerprint=spec_hash,
+        shards=len(surveyed.shards),
+        source_bytes=sum(shard.size_bytes for shard in surveyed.shards),
         rows=plan.rows,
         rows_exact=plan.rows_exact,
         units=units,
@@ -161,46 +161,47 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         max_tokens=model.max_tokens,
         dim=model.dim,
         precision=job.table.precision,
-        output_bytes=int(plan.rows * sample.chunks_per_row * stored),
+        output_bytes=int(plan.rows * sample.chunks_per_row * row_bytes),
         tokens_per_s=tokens_per_s,
         rate_basis=basis,
         seconds=seconds,
         cost=None if price_per_hour is None else seconds / 3600 * price_per_hour,
         hash_bytes=hash_bytes,
-        untagged=sum(not shard.etag for shard in found.shards),
-        hive=_folders(job, found) if job.source.hive else None,
+        untagged=sum(not shard.etag for shard in surveyed.shards),
+        hive=_folders(job, surveyed) if job.source.hive else None,
         left_out=listing.left_out,
-        dialects=found.dialects,
+        dialects=surveyed.dialects,
     )
 
 
-def _folders(job: Job, found: Survey) -> tuple[FolderColumn, ...]:
-    source, kept = job.source, dict(found.source.keep)
+def _folders(job: Job, surveyed: Survey) -> tuple[FolderColumn, ...]:
+    """Return the columns from folder names, with their use in the job."""
+    source, kept = job.source, dict(surveyed.source.keep)
     uses = {**dict.fromkeys(source.keep, "kept"), **dict.fromkeys(source.text, "text")}
     uses |= {name: use for name, use in ((source.id, "id"), (source.task_column, "task")) if name is not None}
     columns = []
-    for column in hive.columns(found.shards):
+    for column in hive.columns(surveyed.shards):
         kind = "int64" if pa.types.is_int64(kept.get(column.name, column.type)) else "text"
         columns.append(FolderColumn(column.name, kind, column.values, column.shards, uses.get(column.name, "unused")))
     return tuple(columns)
 
 
 def _encoders(job: Job) -> tuple[int, int | None]:
-    """As many encoders as the job may have, of this machine where it leaves that open; and the cores of each (None: a card)."""
-    asked = at_most(job.run.replicas)
-    cards = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    if cards and job.run.gpus_per_replica != 0:
-        return asked or cards, None
-    return on_cores([os.cpu_count() or 1], asked)
+    """Return the number of encoders, and the cores of each (None: a GPU). This machine decides what the job leaves open."""
+    limit = at_most(job.run.replicas)
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if gpus and job.run.gpus_per_replica != 0:
+        return limit or gpus, None
+    return on_cores([os.cpu_count() or 1], limit)
 
 
 def measure(model: ModelSpec, sample: Sample) -> tuple[float, str]:
-    """Tokens per second of this machine on the sample, and how that was found."""
+    """Return the tokens per second of this machine on the sample, and the basis of that rate."""
     from actors.encoders import load_encoder
 
     encoder = load_encoder(model)
     texts = list(sample.texts[:128]) or ["one short text"]
-    encoder.encode(texts[:16])  # the first call pays for warming up
+    encoder.encode(texts[:16])  # the first call includes the warm-up
     before = encoder.stats.tokens
     started = time.perf_counter()
     encoder.encode(texts)

@@ -1,9 +1,9 @@
-"""What a refresh does about changes of other tools, as the job says: refuse them, keep them, or undo them.
+"""Policy of a refresh for commits of other tools (`table.foreign_commits`): refuse them, keep them, or undo them.
 
-Kept are rows that went and rows that came, by their keys (`pipeline.table.kept_rows`); the table stays as it is but for what the source
-changed. To undo them, the files of our last version come back as they are, as in a rollback, and the refresh goes on from
-those. Where some of these files are gone, or columns are others, every shard is read again and only vectors are taken
-from what is left.
+To keep them, a run stores the keys of the rows that were removed and added (`pipeline.table.kept_rows`), and changes only
+rows whose source changed. To undo them, the commit restores the files of the last version of vectide, as a rollback does,
+and the refresh starts from those. If some of these files were deleted, or columns changed, every shard is read again, and
+only vectors are reused from the remaining files.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from actors.errors import ForeignCommits
 from actors.schema import QUARANTINE_SCHEMA, QuarantinedRow
 from actors.unit.receipt import DataFile
 from pipeline.ledger.ledger import Ledger
-from pipeline.reuse.vector_index import Doubt
+from pipeline.reuse.vector_index import Untrusted
 from pipeline.run.context import RunContext
 from pipeline.table import kept_rows
 from pipeline.table.foreign import Foreign, foreign_commits
 from pipeline.table.kept_rows import ADDED, KEPT, KEYS, Kept, kept_table, look_up, of_kind
 
-_BROUGHT_BACK = pa.schema(
+_RESTORED = pa.schema(
     [
         ("path", pa.string()),
         ("size_bytes", pa.int64()),
@@ -36,17 +36,17 @@ _BROUGHT_BACK = pa.schema(
 )
 
 
-class Settled:
-    """The decision for one run.
+class ForeignPolicy:
+    """Policy for the commits of other tools, for one run.
 
     Args:
-        beginning: What is there.
-        chunked: Whether a row of the table is a chunk.
+        context: Model, corpus and table when the run begins.
+        chunked: True if a row of the table is a chunk.
 
     Attributes:
-        undoes: Whether it is a restore that has something to undo.
-        reads_everything: Whether no shard counts as unchanged and every file is replaced.
-        base: The files that the run goes on from, by path, where these are not the table's; else None.
+        undoes: True for a restore that has something to undo.
+        reads_everything: True if every shard counts as changed and every file is replaced.
+        base: Files that the run starts from, by path; None if these are the files of the current version.
     """
 
     def __init__(self, context: RunContext, *, chunked: bool) -> None:
@@ -61,83 +61,91 @@ class Settled:
         self.reads_everything = False
         self.base: dict[str, DataFile] | None = None
         if context.restores:
-            found = self._foreign
+            foreign = self._foreign
             self.reads_everything = self._kept_before.num_rows > 0 or (
-                found is not None and (bool(found.columns) or bool(found.lost) or found.difference is None)
+                foreign is not None and (bool(foreign.columns) or bool(foreign.lost) or foreign.difference is None)
             )
-            if found is not None and not self.reads_everything:
-                self.base = found.base
+            if foreign is not None and not self.reads_everything:
+                self.base = foreign.base
 
-    def check(self, what: str) -> None:
-        """Raise ForeignCommits where the job does not say what is to become of the changes, or cannot have it so."""
-        found = self._foreign
-        if found is None or self._mode == "restore":
+    def check(self, command: str) -> None:
+        """Raise ForeignCommits if the job refuses the changes, or if they cannot be kept."""
+        foreign = self._foreign
+        if foreign is None or self._mode == "restore":
             return
         if self._mode == "refuse":
-            raise foreign_commits(found, self._url)
+            raise foreign_commits(foreign, self._url)
         reason = None
-        if found.difference is None:
-            reason = "which rows these are cannot be told, because files of that version are gone"
-        elif found.columns:
+        if foreign.difference is None:
+            reason = "the changed rows are unknown, because files of that version were deleted"
+        elif foreign.columns:
             reason = "the columns are not those of the job"
-        elif found.difference.partial:
-            reason = f"{found.difference.partial} documents lost some of their chunks and kept others"
+        elif foreign.difference.partial:
+            reason = f"{foreign.difference.partial} documents lost some of their chunks and kept others"
         if reason is not None:
             raise ForeignCommits(
-                f"{found.words(self._url)}. {what} cannot keep that: {reason}. --foreign-commits restore makes the table "
+                f"{foreign.words(self._url)}. {command} cannot keep that: {reason}. --foreign-commits restore makes the table "
                 f"what a backfill would"
             )
 
     def kept(self) -> pa.Table:
-        """Rows of other tools that are kept from now on (`others.KEPT`)."""
-        found, before = self._foreign, self._kept_before
+        """Return the rows of other tools that this run keeps (`kept_rows.KEPT`)."""
+        foreign, before = self._foreign, self._kept_before
         if self.undoes:
             return KEPT.empty_table()
-        if found is None or self._mode != "keep" or found.difference is None:
+        if foreign is None or self._mode != "keep" or foreign.difference is None:
             return before
-        removed = pa.concat_tables([of_kind(before, kept_rows.REMOVED).select(KEYS.names), found.difference.removed])
+        removed = pa.concat_tables([of_kind(before, kept_rows.REMOVED).select(KEYS.names), foreign.difference.removed])
         added = of_kind(before, ADDED).select(KEYS.names)
-        went = kept_rows.row_keys(found.difference.removed)
-        added = added.filter(pc.invert(pc.is_in(kept_rows.row_keys(added), value_set=went)))
-        return kept_table(removed, pa.concat_tables([added, found.difference.added]))
+        removed_keys = kept_rows.row_keys(foreign.difference.removed)
+        added = added.filter(pc.invert(pc.is_in(kept_rows.row_keys(added), value_set=removed_keys)))
+        return kept_table(removed, pa.concat_tables([added, foreign.difference.added]))
 
     def quarantine(self) -> pa.Table:
-        """The rows that went, as rows set aside: `QUARANTINE_SCHEMA`."""
-        found = self._foreign
-        bad: list[QuarantinedRow] = []
-        if found is not None and self._mode == "keep" and found.difference is not None:
-            bad = kept_rows.bad_rows(found.difference.removed)
-        return pa.Table.from_pylist([{**asdict(row), "unit": -1} for row in bad], schema=QUARANTINE_SCHEMA)
+        """Return the rows that another tool removed and that stay removed, as quarantined rows (`QUARANTINE_SCHEMA`)."""
+        foreign = self._foreign
+        quarantined: list[QuarantinedRow] = []
+        if foreign is not None and self._mode == "keep" and foreign.difference is not None:
+            quarantined = kept_rows.bad_rows(foreign.difference.removed)
+        return pa.Table.from_pylist([{**asdict(row), "unit": -1} for row in quarantined], schema=QUARANTINE_SCHEMA)
 
-    def sources(self, files: Iterable[str]) -> list[str]:
-        """Files whose vectors are taken, the best first: those of the run, or those that another tool took out."""
-        found = self._foreign
-        if found is None or self._mode != "restore":
+    def vector_files(self, files: Iterable[str]) -> list[str]:
+        """Return the files whose vectors may be reused, best first.
+
+        Args:
+            files: Files of the version that the run starts from.
+        """
+        foreign = self._foreign
+        if foreign is None or self._mode != "restore":
             return list(files)
-        lost = set(found.lost)
-        ours = [path for path in found.base if path not in lost]
-        # A document there may lack chunks, which nothing tells; so only where nothing else is left.
-        return [*ours, *found.came] if self._takes_theirs(found) else ours
+        lost = set(foreign.lost)
+        remaining = [path for path in foreign.base if path not in lost]
+        # A document in files of another tool may lack chunks, and nothing shows it: they are the last resort.
+        return [*remaining, *foreign.came] if self._uses_foreign_files(foreign) else remaining
 
-    def _takes_theirs(self, found: Foreign) -> bool:
-        return found.since is None or (bool(found.lost) and not self._chunked)
+    def _uses_foreign_files(self, foreign: Foreign) -> bool:
+        return foreign.since is None or (bool(foreign.lost) and not self._chunked)
 
-    def doubt(self, dim: int, kept: Kept | None) -> Doubt | None:
-        """Which of these vectors are not taken, given the rows of other tools that stay."""
-        found = self._foreign
+    def untrusted(self, dim: int, kept: Kept | None) -> Untrusted | None:
+        """Return the stored vectors that must not be reused without a check, given the kept rows of other tools."""
+        foreign = self._foreign
         if kept is None and self._mode == "restore" and self._kept_before.num_rows:
             kept = look_up(self._kept_before, unique_ids=self._unique_ids)
-        if found is None and kept is None:
+        if foreign is None and kept is None:
             return None
-        return Doubt(frozenset(found.came if found is not None else ()), dim, kept)
+        return Untrusted(frozenset(foreign.came if foreign is not None else ()), dim, kept)
 
-    def moves(self, affected: list[str]) -> dict[str, pa.Table]:
-        """Paths that go and files that come back, as tables of the plan, given the files whose rows are written anew."""
-        removed, back = affected, pa.Table.from_pylist([], schema=_BROUGHT_BACK)
+    def file_changes(self, affected: list[str]) -> dict[str, pa.Table]:
+        """Return the tables `removed` and `restored` of the plan: paths to remove, and files to restore.
+
+        Args:
+            affected: Files whose rows are written to new files.
+        """
+        removed, restored = affected, pa.Table.from_pylist([], schema=_RESTORED)
         if self._foreign is not None and self.base is not None:
-            came, anew = list(self._foreign.came), set(affected)
-            there = self.base.keys() - set(self._foreign.went)
-            back = pa.Table.from_pylist(
+            added, rewritten = list(self._foreign.came), set(affected)
+            unchanged = self.base.keys() - set(self._foreign.went)
+            restored = pa.Table.from_pylist(
                 [
                     {
                         "path": file.path,
@@ -147,10 +155,10 @@ class Settled:
                         "stats": file.stats,
                     }
                     for file in self.base.values()
-                    if file.path not in there and file.path not in anew
+                    if file.path not in unchanged and file.path not in rewritten
                 ],
-                schema=_BROUGHT_BACK,
+                schema=_RESTORED,
             )
-            removed = came + [path for path in affected if path in there]
+            removed = added + [path for path in affected if path in unchanged]
         tables = {"removed": pa.table({"path": pa.array(removed, pa.string())})}
-        return {**tables, "brought_back": back} if back.num_rows else tables
+        return {**tables, "restored": restored} if restored.num_rows else tables

@@ -1,16 +1,17 @@
-"""Whether a second generation may take over: it is compared with the version that readers are on.
+"""Quality gate of a re-embedding: compares it with the current version before it is published.
 
-Called by `generation` when every row is there and nothing is published yet. Two measures, each taken where the job asks:
+Called by `reembed` when every unit has a receipt and before the commit. It computes two metrics (`pipeline.quality`), each
+only if the job asks for it:
 
-- agreement: of `NEIGHBOURS` nearest documents of a sample of documents, the mean share that the two generations have in
-  common, within a pool of `POOL` documents chosen by the hash of their ids, so that a repeat measures the same. No model
-  and no judgement is needed. The trade-off: it says how different the two are, not which one is better.
-- nDCG@10 of judged queries, asked of both. ir-measures computes it, as trec_eval does.
+- Agreement: the mean share of the `NEIGHBOURS` nearest documents that the two versions have in common, over a sample of
+  documents, within a pool of `POOL` documents. The pool is chosen by the hash of the ids, so a repeat measures the same.
+  It needs no model and no judgements. The trade-off: it measures the difference between the two, and not which is better.
+- nDCG@10 of judged queries, on both versions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -27,7 +28,9 @@ from actors.schema import CHUNK, EMBEDDING, ID
 from actors.unit.row_hashes import hash_strings
 from actors.unit.table_files import read_stored
 from pipeline.job import config
-from pipeline.scan.top_k import TopK, unit_vectors
+from pipeline.quality.metrics import mean_ndcg, mean_overlap
+from pipeline.scan.neighbours import nearest_rows
+from pipeline.scan.top_k import scan_top_k, unit_vectors
 from pipeline.search.search import query_model
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication
@@ -40,41 +43,43 @@ K = 10
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Queries and what was judged of them.
+    """Judged queries.
 
     Attributes:
-        queries: `id` and `text`.
-        judgements: `query` and `doc`, and if graded `relevance`.
+        queries: Columns `id` and `text`.
+        judgements: Columns `query` and `doc`, and `relevance` if they are graded.
     """
 
     queries: pa.Table
     judgements: pa.Table
 
 
-def read_judged(asked: config.Generation) -> Judged | None:
-    """The queries that a job names, or None where it names none: to be read before anything is encoded for them.
+def read_judged(settings: config.Generation) -> Judged | None:
+    """Read the queries and judgements that a job names; None if it names none.
+
+    Called before anything is encoded, so that a missing file costs nothing.
 
     Raises:
-        ConfigError: one of the two files is not there or lacks a column, or the extra `quality` is not installed.
+        ConfigError: one of the two files does not exist or lacks a column, or the extra `quality` is not installed.
         DataError: one is not Parquet.
     """
-    if asked.queries is None or asked.judgements is None:
+    if settings.queries is None or settings.judgements is None:
         return None
     if find_spec("ir_measures") is None:
         raise ConfigError("generation.queries needs the package ir-measures; install vectide with the extra `quality`")
     return Judged(
-        _read(asked.queries, "generation.queries", ("id", "text")),
-        _read(asked.judgements, "generation.judgements", ("query", "doc")),
+        _read(settings.queries, "generation.queries", ("id", "text")),
+        _read(settings.judgements, "generation.judgements", ("query", "doc")),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One of the two generations.
+    """One of the two versions to compare.
 
     Attributes:
-        paths: Its files, relative to the table.
-        chunked: Whether a document has several rows.
+        paths: Paths of its files, relative to the table.
+        chunked: True if a document may have several rows.
     """
 
     embedding_spec: delta_table.EmbeddingSpec
@@ -83,12 +88,12 @@ class _Side:
 
 
 class Gate:
-    """The two generations of one table.
+    """Compares the current version of a table with a re-embedding of it.
 
     Args:
-        url: Of the table.
-        version: The version that readers are on.
-        publication: What is to take over.
+        url: URL of the table.
+        version: The current version.
+        publication: Planned commit of the re-embedding.
     """
 
     def __init__(self, url: str, version: DeltaTable, publication: Publication) -> None:
@@ -102,40 +107,40 @@ class Gate:
         paths = tuple(sorted(file.path for file in publication.add))
         self._new = _Side(publication.embedding_spec, paths, CHUNK in publication.schema.names)
 
-    def check(self, asked: config.Generation, judged: Judged | None) -> tuple[str, ...]:
-        """What was measured, in words.
+    def check(self, settings: config.Generation, judged: Judged | None) -> tuple[str, ...]:
+        """Return a sentence for each metric that was computed.
 
         Args:
-            asked: What the job asks for.
-            judged: As `read_judged` found it.
+            settings: Section `generation` of the job.
+            judged: Result of `read_judged`.
 
         Raises:
-            GateClosed: less than the job asks.
+            GateClosed: a metric is below the limit of the job.
         """
-        found = []
-        if asked.min_agreement is not None:
+        sentences = []
+        if settings.min_agreement is not None:
             share, documents = self.agreement()
-            found.append(f"agreement of {NEIGHBOURS} neighbours {share:.3f} on {documents} documents")
-            if share < asked.min_agreement:
+            sentences.append(f"agreement of {NEIGHBOURS} neighbours {share:.3f} on {documents} documents")
+            if share < settings.min_agreement:
                 raise GateClosed(
-                    f"the new generation agrees with the old one on {share:.3f} of the {NEIGHBOURS} nearest neighbours of "
-                    f"{documents} sampled documents, less than generation.min_agreement = {asked.min_agreement:g}. "
-                    f"Nothing was changed over and {self._readers}; what was built is kept. Look at both, then run the "
-                    f"same command with a lower limit, or put the old settings back"
+                    f"the re-embedding agrees with the old one on {share:.3f} of the {NEIGHBOURS} nearest neighbours of "
+                    f"{documents} sampled documents, less than generation.min_agreement = {settings.min_agreement:g}. "
+                    f"Nothing was published and {self._readers}; the vectors are kept. Compare both, then run the same "
+                    f"command with a lower limit, or restore the old settings"
                 )
         if judged is not None:
             old, new, queries = self.ndcg(judged)
-            found.append(f"nDCG@{K} {new:.4f} after {old:.4f} on {queries} queries")
-            if new < old - asked.max_ndcg_drop:
+            sentences.append(f"nDCG@{K} {new:.4f} after {old:.4f} on {queries} queries")
+            if new < old - settings.max_ndcg_drop:
                 raise GateClosed(
-                    f"the new generation's nDCG@{K} is {new:.4f} on {queries} queries, and the old one's {old:.4f}: the "
-                    f"drop is more than generation.max_ndcg_drop = {asked.max_ndcg_drop:g}. Nothing was changed over and "
-                    f"{self._readers}; what was built is kept. Raise that limit, or put the old settings back"
+                    f"the nDCG@{K} of the re-embedding is {new:.4f} on {queries} queries, and that of the current version "
+                    f"{old:.4f}: the drop is more than generation.max_ndcg_drop = {settings.max_ndcg_drop:g}. Nothing was "
+                    f"published and {self._readers}; the vectors are kept. Raise that limit, or restore the old settings"
                 )
-        return tuple(found)
+        return tuple(sentences)
 
     def agreement(self) -> tuple[float, int]:
-        """Mean share of common neighbours, 0 to 1, and on how many documents it was taken."""
+        """Return the mean share of common neighbours, 0 to 1, and the number of sampled documents."""
         pool = np.intersect1d(self._smallest(self._old), self._smallest(self._new))
         old_ids, old = self._pooled(self._old, pool)
         new_ids, new = self._pooled(self._new, pool)
@@ -144,91 +149,69 @@ class Gate:
         if count < 1:
             return 1.0, len(common)
         sample = np.arange(len(common))[:SAMPLE]
-        first = _neighbours(old[old_rows], sample, count)
-        second = _neighbours(new[new_rows], sample, count)
-        shares = [len(np.intersect1d(a, b)) / count for a, b in zip(first, second, strict=True)]
-        return float(np.mean(shares)), len(sample)
+        first = nearest_rows(old[old_rows], sample, count)
+        second = nearest_rows(new[new_rows], sample, count)
+        return mean_overlap(first, second), len(sample)
 
     def _smallest(self, side: _Side) -> npt.NDArray[np.uint64]:
-        """The `POOL` smallest hashes of its ids, sorted."""
-        kept: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+        """Return the `POOL` smallest hashes of the ids of a version, sorted."""
+        smallest: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
         for rows in self._documents(side, [ID]):
-            kept = np.union1d(kept, hash_strings(rows[ID]))[:POOL]
-        return kept
+            smallest = np.union1d(smallest, hash_strings(rows[ID]))[:POOL]
+        return smallest
 
     def _pooled(
         self, side: _Side, pool: npt.NDArray[np.uint64]
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32]]:
-        """Hashes of the ids of the pool that this side has, uint64 [n], and their vectors, float32 [n, dim]."""
-        names, vectors = [np.zeros(0, dtype=np.uint64)], []
+        """Return the hashes of the ids of a version that are in the pool, uint64 [n], and their vectors, float32 [n, dim]."""
+        id_hashes, vectors = [np.zeros(0, dtype=np.uint64)], []
         for rows in self._documents(side, [ID, EMBEDDING]):
             hashes = hash_strings(rows[ID])
             wanted = np.isin(hashes, pool)
             if wanted.any():
                 taken = rows.filter(pa.array(wanted)).combine_chunks().to_batches()[0]
-                found = unit_vectors(taken, int(side.embedding_spec.lineage["dim"]))
-                fit = np.isfinite(found).all(axis=1)  # rows of another tool may have no vector
-                names.append(hashes[wanted][fit])
-                vectors.append(found[fit])
-        return np.concatenate(names), np.concatenate(vectors) if vectors else np.zeros((0, 1), dtype=np.float32)
+                unit = unit_vectors(taken, int(side.embedding_spec.lineage["dim"]))
+                fit = np.isfinite(unit).all(axis=1)  # rows of another tool may have no vector
+                id_hashes.append(hashes[wanted][fit])
+                vectors.append(unit[fit])
+        return np.concatenate(id_hashes), np.concatenate(vectors) if vectors else np.zeros((0, 1), dtype=np.float32)
 
     def _documents(self, side: _Side, names: list[str]) -> Iterator[pa.Table]:
-        """Its rows, of each document the first; file by file."""
+        """Yield the rows of a version file by file; of each document only the first row."""
         for path in side.paths:
             rows = read_stored(self._url, path, [*names, CHUNK] if side.chunked else names)
             yield rows.filter(pc.equal(rows[CHUNK], 0)) if side.chunked else rows
 
     def ndcg(self, judged: Judged) -> tuple[float, float, int]:
-        """nDCG@10 of the old and of the new generation, and over how many queries."""
-        import ir_measures
+        """Return nDCG@10 of the current version and of the re-embedding, and the number of queries."""
+        judgements, texts = judged.judgements.to_pylist(), judged.queries["text"].to_pylist()
+        queries = [str(query) for query in judged.queries["id"].to_pylist()]
+        old, new = (mean_ndcg(judgements, queries, self._search(side, texts), k=K) for side in (self._old, self._new))
+        return old, new, len(queries)
 
-        asked = judged.queries
-        qrels = [
-            ir_measures.Qrel(str(row["query"]), str(row["doc"]), int(row.get("relevance", 1)))
-            for row in judged.judgements.to_pylist()
-        ]
-        names = [str(name) for name in asked["id"].to_pylist()]
-        scores = []
-        for side in (self._old, self._new):
-            run = [
-                ir_measures.ScoredDoc(name, document, score)
-                for name, hits in zip(names, self._search(side, asked["text"].to_pylist()), strict=True)
-                for document, score in hits.items()
-            ]
-            measure = ir_measures.nDCG @ K
-            scores.append(float(ir_measures.calc_aggregate([measure], qrels, run)[measure]))
-        return scores[0], scores[1], len(names)
-
-    def _search(self, side: _Side, questions: list[str]) -> Iterable[dict[str, float]]:
-        """For each question the best documents with their scores; of several chunks of one the best counts."""
+    def _search(self, side: _Side, questions: list[str]) -> Iterator[dict[str, float]]:
+        """Yield for each question the scores of its best documents; the best chunk of a document counts."""
         from actors.encoders import load_encoder
 
         vectors = load_encoder(query_model(side.embedding_spec, self._url)).encode(questions)
-        best = TopK(len(questions), K * 5 if side.chunked else K)
-        for path in side.paths:
-            for batch in read_stored(self._url, path, [ID, EMBEDDING]).to_batches(max_chunksize=16_384):
-                best.add(vectors @ unit_vectors(batch, vectors.shape[1]).T, batch.drop_columns([EMBEDDING]))
-        for rows in best.rows():
+        batches = (
+            batch
+            for path in side.paths
+            for batch in read_stored(self._url, path, [ID, EMBEDDING]).to_batches(max_chunksize=16_384)
+        )
+        for rows in scan_top_k(vectors, batches, K * 5 if side.chunked else K):
             documents: dict[str, float] = {}
             for score, row in rows:
                 documents.setdefault(row[ID], score)
             yield dict(list(documents.items())[:K])
 
 
-def _neighbours(vectors: npt.NDArray[np.float32], sample: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """int64 [sample, count]: rows nearest to each sampled one, without itself."""
-    scores = vectors[sample] @ vectors.T
-    scores[np.arange(len(sample)), sample] = -np.inf
-    nearest: npt.NDArray[np.int64] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    return nearest
-
-
 def _read(url: str, key: str, columns: tuple[str, ...]) -> pa.Table:
-    """A small Parquet file that a job names."""
+    """Read a small Parquet file that the key `key` of the job names."""
     try:
         table = pq.read_table(pa.BufferReader(storage.read(storage.absolute(url))))
     except FileNotFoundError:
-        raise ConfigError(f"{key} names {url!r}, which is not there") from None
+        raise ConfigError(f"{key} names {url!r}, which does not exist") from None
     except pa.ArrowInvalid as error:
         raise DataError(f"{key}: {url!r} is not a Parquet file: {error}") from None
     if missing := [name for name in columns if name not in table.column_names]:

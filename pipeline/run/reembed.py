@@ -1,9 +1,9 @@
-"""A second generation: the whole corpus with another model or setting, built beside the first while readers stay on it.
+"""Re-embedding: builds the next version with another model or setting while readers stay on the current version.
 
-Called by refresh where the job's fingerprint is not the table's. It is a backfill in all but its end: there the gate looks
-at it, and one commit changes the files, the columns and the making of the vectors at once. The first generation's files
-stay until a vacuum, so `vectide rollback` puts it back without encoding anything. The trade-off: the table is held as long
-as it takes, so the first generation is not refreshed meanwhile.
+Called by refresh if the fingerprint of the job is not that of the table. It is a backfill except for its end: the quality
+gate compares both versions, and one commit replaces the files, the columns and the embedding spec. The old files stay
+until a vacuum, so `vectide rollback` restores the old version without encoding anything. The trade-off: the table is
+locked during the whole run, so the current version is not refreshed meanwhile.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from pipeline.execute.progress import Outcome, Reporter
 from pipeline.reuse import unpublished
 from pipeline.run.backfill import Runner
 from pipeline.run.context import RunContext
-from pipeline.run.foreign_policy import Settled
+from pipeline.run.foreign_policy import ForeignPolicy
 from pipeline.run.quality_gate import Gate, Judged, read_judged
 from pipeline.table.commit import Publication
 
 
-class Generation(Runner):
-    """A backfill beside the version that is there.
+class Reembedding(Runner):
+    """One call of `refresh` that re-embeds the table.
 
     Args:
-        beginning: What is there.
-        version: The version that it is to take over from.
-        reporter: Who is told how it goes.
+        context: Model, corpus and table when the run begins.
+        version: The current version, which the re-embedding is to replace.
+        reporter: Receives the events of the run.
     """
 
     operation = "generation"
-    what = "vectide refresh (second generation)"
+    command = "vectide refresh (re-embedding)"
 
     def __init__(self, context: RunContext, version: DeltaTable, reporter: Reporter) -> None:
         super().__init__(context, reporter)
         self._version = version
-        self._settled = Settled(context, chunked=self.chunking is not None)
+        self._policy = ForeignPolicy(context, chunked=self.chunking is not None)
         self._judged: Judged | None = None  # read before anything is encoded
 
     def check_embedding_spec(self) -> None:
-        """That it is another is the point; but what it is to be measured with must be there.
+        """Read the queries and judgements of the gate. The embedding spec may differ: that is why the run exists.
 
         Raises:
             ConfigError, DataError: queries or judgements cannot be read.
@@ -50,33 +50,33 @@ class Generation(Runner):
         self._judged = read_judged(self.job.generation)
 
     def check_foreign(self) -> None:
-        """As the job says; but rows that another tool added cannot stay, for their vectors are of the first generation.
+        """Apply `table.foreign_commits`. Rows that another tool added cannot be kept, since their vectors are old.
 
         Raises:
-            ForeignCommits, TableConflict: the job refuses what other tools did, or it cannot be kept.
+            ForeignCommits, TableConflict: the job refuses the changes of other tools, or they cannot be kept.
         """
-        self._settled.check(self.what)
+        self._policy.check(self.command)
         self.foreign = None
         super().check_foreign()
 
     @cached_property
     def kept(self) -> pa.Table:
-        """With the rows that were removed since."""
-        return self._settled.kept()
+        """Rows of other tools that are kept, with those removed since the last commit."""
+        return self._policy.kept()
 
     def find_unpublished_files(self) -> list[str]:
-        """Of published runs too: a generation that was rolled back is not paid for again."""
+        """Return also files of published runs, so that a version that was rolled back is not encoded again."""
         return unpublished.find_unpublished_files(
-            self.url, self.embedding_spec.fingerprint, self.table, but=self.ledger.run, published=True
+            self.url, self.embedding_spec.fingerprint, self.table, exclude_run=self.ledger.run, published=True
         )
 
     def approve(self, publication: Publication, outcome: Outcome) -> Outcome:
-        """Measured against the version that is there; held back where the job says so.
+        """Run the quality gate; return a staged outcome if the job says `generation.publish: false`.
 
         Raises:
-            GateClosed: it is not as good as the job asks.
+            GateClosed: a metric is below the limit of the job.
         """
-        self.reporter.step("comparing it with the version that is there")
-        asked = self.job.generation
-        checks = Gate(self.url, self._version, publication).check(asked, self._judged)
-        return replace(outcome, checks=checks, staged=not asked.publish)
+        self.reporter.step("comparing it with the current version")
+        settings = self.job.generation
+        checks = Gate(self.url, self._version, publication).check(settings, self._judged)
+        return replace(outcome, checks=checks, staged=not settings.publish)

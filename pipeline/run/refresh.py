@@ -1,12 +1,12 @@
-"""Makes a table equal to a fresh backfill of today's source, at the cost of what changed.
+"""Refresh: makes a table equal to a backfill of today's source, at the cost of the changes.
 
-Called by `jobs refresh`. Shards that are as they were when the current version was made are never opened. Changed ones
-are read; their texts that the table has a vector of, wherever it is, keep it bit for bit, and only the others go through
-the model. Rows of replaced shards go, by new files for what stays beside them. All of it is one commit.
+Called by `jobs refresh`. Shards that did not change since the current version are never opened. Changed shards are read.
+A text that has a vector anywhere in the table keeps it bit for bit; only the other texts are encoded. Files that hold rows
+of changed and of unchanged shards are rewritten. One commit adds and removes the files.
 
-Five things make a shard count as changed although it is not: an earlier version that left no listing, another choice of
-text columns, rows that were set aside for an id that another row had (that row may be gone), rows that are to be tried
-again, and a type of a kept column elsewhere that the table's does not hold.
+An unchanged shard counts as changed in five cases: the previous version stored no listing; the job has other text columns;
+one of its rows was quarantined for an id that another row had, since that row may have been deleted; rows of it are to be
+retried; or a kept column of another shard has a type whose values do not fit the type in the table.
 """
 
 from __future__ import annotations
@@ -42,149 +42,155 @@ from pipeline.reuse.spill import TEXT, Buckets, Rows, as_texts, firsts, hash_byt
 from pipeline.reuse.vector_index import Index, build_index
 from pipeline.run.backfill import Prepared, Runner
 from pipeline.run.context import RunContext, resolve_context
-from pipeline.run.foreign_policy import Settled
-from pipeline.run.reembed import Generation
+from pipeline.run.foreign_policy import ForeignPolicy
+from pipeline.run.reembed import Reembedding
 from pipeline.table import delta_table
 from pipeline.table.delta_table import State
 from pipeline.table.kept_rows import ADDED, Kept, look_up, of_kind
 from pipeline.table.quarantine import worth_retrying
 
-# What a text is taken to have at most, before it is read.
-_TEXT_TOKENS = 256
+_TEXT_TOKENS = 256  # estimated tokens of a text before it is read
 _HASH_ROWS = 50_000
 _HASH_THREADS = 8
-_CARRY_ROWS = 1_000
+_REWRITE_ROWS = 1_000
 
 
 def refresh(job: Job, reporter: Reporter | None = None) -> Outcome:
-    """One new version, or none when nothing changed. Where there is no table yet, a backfill; where the job's model or a
-    setting of it is another than the table's, a second generation (`pipeline.run.reembed`).
+    """Publish one new version, or none if nothing changed.
+
+    If the table does not exist, this is a backfill. If its embedding spec is not that of the job, it is a re-embedding
+    (`pipeline.run.reembed`).
 
     Raises:
-        VectideError: see actors/errors.py; whatever was finished is kept, and the same call goes on from there.
+        VectideError: see actors/errors.py; finished units are kept, and the same call resumes the run.
     """
     reporter = reporter or NullReporter()
     return refresh_from(resolve_context(job, reporter), reporter)
 
 
 def refresh_from(context: RunContext, reporter: Reporter) -> Outcome:
-    """As `refresh`, from what is there."""
+    """Refresh a table whose run context is resolved."""
     if context.table is None or context.state is None:
         return Runner(context, reporter).run()
     if context.foreign is not None and context.job.table.foreign_commits != "refuse":
         reporter.step(context.foreign.words(context.url))
     embedding_spec = delta_table.embedding_spec_of(context.table)
     if embedding_spec is not None and embedding_spec.fingerprint != context.embedding_spec.fingerprint:
-        return Generation(context, context.table, reporter).run()
+        return Reembedding(context, context.table, reporter).run()
     return _Refresh(context, context.table, context.state, reporter).run()
 
 
 class _Refresh(Runner):
-    """A run over the shards that changed.
+    """One call of `refresh` over the shards that changed.
 
     Args:
-        beginning: What is there.
-        version: The table as it is.
-        state: What it holds.
-        reporter: Who is told how it goes.
+        context: Model, corpus and table when the run begins.
+        version: The current version.
+        state: Run and number of the current version.
+        reporter: Receives the events of the run.
     """
 
     operation = "refresh"
-    what = "vectide refresh"
+    command = "vectide refresh"
 
     def __init__(self, context: RunContext, version: DeltaTable, state: State, reporter: Reporter) -> None:
         super().__init__(context, reporter)
         self._version = version
         self._before = Ledger(self.url, state.run)
-        self._settled = Settled(context, chunked=self.chunking is not None)
+        self._policy = ForeignPolicy(context, chunked=self.chunking is not None)
 
     def check_foreign(self) -> None:
-        """As the job says.
+        """Apply `table.foreign_commits`.
 
         Raises:
-            ForeignCommits: other tools changed the table, and the job refuses that, or it cannot be kept.
+            ForeignCommits: the job refuses the changes of other tools, or they cannot be kept.
         """
-        self._settled.check(self.what)
+        self._policy.check(self.command)
 
     def check_embedding_spec(self) -> None:
-        """As for a backfill; a restore puts back what another tool took out of the schema."""
+        """Raise TableConflict if the table has another embedding spec; a restore may find none, and writes it again."""
         if self.table is not None and not (self.restores and delta_table.embedding_spec_of(self.table) is None):
             super().check_embedding_spec()
 
     @cached_property
     def kept(self) -> pa.Table:
-        """With the rows that were changed since."""
-        return self._settled.kept()
+        """Rows of other tools that are kept, with those changed since the last commit."""
+        return self._policy.kept()
 
     @cached_property
-    def _others(self) -> Kept | None:
-        """Rows that another tool added and that stay; None where there are none."""
+    def _foreign_rows(self) -> Kept | None:
+        """Kept rows that another tool added; None if there are none."""
         if not of_kind(self.kept, ADDED).num_rows:
             return None
         return look_up(self.kept, unique_ids=self.job.source.unique_ids)
 
     @cached_property
     def _base(self) -> dict[str, DataFile] | None:
-        """Files of the version of ours that come back as they are, with all others of it; None where that of today counts."""
-        return self._settled.base
+        """Files of the version that a restore starts from; None if the refresh starts from the current version."""
+        return self._policy.base
 
     @cached_property
     def _old_quarantine(self) -> pa.Table:
         return self._before.quarantine(self._before.receipts().values())
 
     @cached_property
-    def _as_they_were(self) -> frozenset[str]:
-        """Paths of shards that did not change since the version was made."""
-        if self._settled.reads_everything:
+    def _untouched(self) -> frozenset[str]:
+        """Paths of shards that did not change since the current version was published."""
+        if self._policy.reads_everything:
             return frozenset()
         listing = self._before.listing()
-        made = self._before.description()
-        anyhow = {"uri": None, "verify": None}  # what decides nothing about a row
-        ours = self.job.source.model_dump(mode="json")
-        if listing is None or made is None or {**made["job"]["source"], **anyhow} != {**ours, **anyhow}:
+        description = self._before.description()
+        without_effect = {"uri": None, "verify": None}  # these keys do not change a row
+        source = self.job.source.model_dump(mode="json")
+        if (
+            listing is None
+            or description is None
+            or {**description["job"]["source"], **without_effect} != {**source, **without_effect}
+        ):
             return frozenset()
-        bad = self._old_quarantine
-        again = set(bad.filter(pc.equal(bad["reason"], "duplicate_id"))["shard"].to_pylist())
+        quarantined = self._old_quarantine
+        to_retry = set(quarantined.filter(pc.equal(quarantined["reason"], "duplicate_id"))["shard"].to_pylist())
         if self.retries is not None:
-            again.update(worth_retrying(bad)["shard"].to_pylist())
-            tried = Ledger(self.url, self.retries)  # one that was not published may have quarantined rows of the table
-            again.update(worth_retrying(tried.quarantine(tried.receipts().values()))["shard"].to_pylist())
+            to_retry.update(worth_retrying(quarantined)["shard"].to_pylist())
+            ledger = Ledger(self.url, self.retries)  # an unpublished run may have quarantined rows of the table
+            to_retry.update(worth_retrying(ledger.quarantine(ledger.receipts().values()))["shard"].to_pylist())
         same = set()
         for shard in self.shards:
             size_bytes, etag = listing.get(shard.path, (-1, ""))
             if size_bytes == shard.size_bytes and identity.unchanged(etag, shard.etag):
                 same.add(shard.path)
-        return frozenset(same - again)
+        return frozenset(same - to_retry)
 
-    def in_doubt(self) -> bool:
-        """Whether a shard has no tag: it counts as changed, so the table is not known to hold it."""
+    def may_have_changed(self) -> bool:
+        """Return whether a shard has no tag: such a shard counts as changed."""
         return any(not shard.etag for shard in self.shards)
 
     @cached_property
-    def _looked(self) -> tuple[frozenset[str], Survey | None]:
-        """Paths of shards that need not be read, and what the others hold; None where there are no others.
+    def _unchanged_and_survey(self) -> tuple[frozenset[str], Survey | None]:
+        """Paths of shards that need not be read, and the survey of the others; None if there are no others.
 
-        A table has one type a column. Where the changed shards have a kept column of a type whose values may not fit
-        the table's, all shards are read again with the types of today, as a backfill would: nothing of it is encoded.
+        A column has one type in the whole table. If a kept column of a changed shard has a type whose values may not
+        fit the table's type, all shards are read again with today's types, as in a backfill. Known texts are not encoded
+        again.
         """
-        same = self._as_they_were
+        same = self._untouched
         to_read = tuple(shard for shard in self.shards if shard.path not in same)
         if not to_read:
             return same, None
         if same:
-            there = delta_table.schema_of(self._version)
-            known = {name: there.field(name).type for name in self.job.source.keep}
-            # An error is told below, by a look at all shards: it may be the old ones that do not fit the new.
+            schema = delta_table.schema_of(self._version)
+            known = {name: schema.field(name).type for name in self.job.source.keep}
+            # The survey of all shards below reports an error: an old shard may be the one that does not fit.
             with suppress(ConfigError):
-                found = survey(self.job, to_read, known, corpus=self.shards)
-                if all(fits(found.keep_schema.field(name).type, kind) for name, kind in known.items()):
-                    return same, found
+                surveyed = survey(self.job, to_read, known, corpus=self.shards)
+                if all(fits(surveyed.keep_schema.field(name).type, kind) for name, kind in known.items()):
+                    return same, surveyed
         return frozenset(), survey(self.job, self.shards)
 
     @property
     def _unchanged(self) -> frozenset[str]:
         """Paths of shards that need not be read."""
-        return self._looked[0]
+        return self._unchanged_and_survey[0]
 
     @cached_property
     def _to_read(self) -> tuple[Shard, ...]:
@@ -192,10 +198,10 @@ class _Refresh(Runner):
 
     @cached_property
     def _files(self) -> list[TableFile]:
-        """Every file of the current version, or of the one that comes back, with the shards of its rows."""
+        """Files of the version that the refresh starts from, with the shards of their rows."""
         if self._base is not None:
             return scan_paths(self.url, self._base)
-        return scan_files(self.url, self._version, self._others)
+        return scan_files(self.url, self._version, self._foreign_rows)
 
     @cached_property
     def _partitions(self) -> dict[str, dict[str, str | None]]:
@@ -205,29 +211,28 @@ class _Refresh(Runner):
 
     @cached_property
     def _affected(self) -> list[TableFile]:
-        """Files with rows of shards that changed or are gone."""
-        if self._settled.reads_everything:
+        """Files with rows of shards that changed or were deleted."""
+        if self._policy.reads_everything:
             return self._files
         return [file for file in self._files if not file.shards.keys() <= self._unchanged]
 
-    def look(self) -> Survey:
-        """As the backfill does, but only for what is to be read. Where a shard stays unread, the types of the table
-        stay too."""
+    def survey_source(self) -> Survey:
+        """Return the survey of the shards to read. If a shard stays unread, the table's types are kept."""
         return self._survey
 
     @cached_property
     def _survey(self) -> Survey:
-        there = delta_table.schema_of(self._version)
+        schema = delta_table.schema_of(self._version)
         source = self.job.source
-        unchanged, found = self._looked
+        unchanged, surveyed = self._unchanged_and_survey
         kept = [
-            (name, found.keep_schema.field(name).type if found and not unchanged else there.field(name).type)
+            (name, surveyed.keep_schema.field(name).type if surveyed and not unchanged else schema.field(name).type)
             for name in source.keep
         ]
         types = dict(kept)
-        folders = tuple((name, types.get(name, kind)) for name, kind in found.source.folders) if found else ()
+        folders = tuple((name, types.get(name, kind)) for name, kind in surveyed.source.folders) if surveyed else ()
         spec = SourceSpec(
-            format=found.source.format if found else "parquet",
+            format=surveyed.source.format if surveyed else "parquet",
             root=corpus_root(source.uri, self.shards),
             text=source.text,
             id=source.id,
@@ -236,11 +241,11 @@ class _Refresh(Runner):
             unique_ids=source.unique_ids,
             folders=folders,
         )
-        shards, dialects = (found.shards, found.dialects) if found else (self._to_read, ())
+        shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else (self._to_read, ())
         return Survey(shards, spec, pa.schema(kept), dialects)
 
     def _find_wanted(self, wanted: Buckets) -> None:
-        """Put in the content hashes of the rows to read."""
+        """Add the content hashes of the rows to read to `wanted`."""
         source = self._survey.source
 
         def pieces(shard: Shard) -> list[Piece]:
@@ -251,96 +256,96 @@ class _Refresh(Runner):
 
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             parts = [piece for part in pool.map(pieces, self._survey.shards) for piece in part]
-            for start in range(0, len(parts), _HASH_THREADS):  # no more of them in memory than threads
+            for start in range(0, len(parts), _HASH_THREADS):  # at most one piece a thread in memory
                 for part in pool.map(hashes, parts[start : start + _HASH_THREADS]):
                     wanted.add(part)
 
     @cached_property
     def _index(self) -> Index:
-        """Where there is a vector of one of these texts: in the table, so that it keeps its bits, or else left behind."""
+        """Index of stored vectors for the texts to read: those of the table first, then those of unpublished files."""
         with Buckets(TEXT) as wanted:
             self._find_wanted(wanted)
-            files = [*self._settled.sources(file.path for file in self._files), *self.find_unpublished_files()]
-            index = build_index(self.url, files, wanted, self._settled.doubt(self.model.dim, self._others))
+            files = [*self._policy.vector_files(file.path for file in self._files), *self.find_unpublished_files()]
+            index = build_index(self.url, files, wanted, self._policy.untrusted(self.model.dim, self._foreign_rows))
         return self.planning.enter_context(index)
 
-    def prepare(self, found: Survey, executor: Executor) -> Prepared:
-        """Cut what changed, find which of its texts have a vector, and plan for rows that move."""
+    def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:
+        """Cut the changed shards into units, index their known texts, and add the rewrite units."""
         replaced = sorted({path for file in self._affected for path in file.shards} - self._unchanged)
         pool = executor.pool
-        plan = Plan(units_to_table([]), 0, 0, rows_exact=True, unit_rows=_CARRY_ROWS)
-        if any(shard.size_bytes for shard in found.shards):
-            sample = take_sample(found, self.model, self.chunking)
-            plan = cut_plan(self.job, found, self.model, sample, replicas=pool.replicas, cores=pool.cores)
+        plan = Plan(units_to_table([]), 0, 0, rows_exact=True, unit_rows=_REWRITE_ROWS)
+        if any(shard.size_bytes for shard in surveyed.shards):
+            sample = take_sample(surveyed, self.model, self.chunking)
+            plan = cut_plan(self.job, surveyed, self.model, sample, replicas=pool.replicas, cores=pool.cores)
         units = list(table_to_units(plan.table))
-        units += self._carried(plan.units, frozenset(replaced), max(plan.unit_rows, _CARRY_ROWS))
-        bad = pa.concat_tables([self._old_quarantine, self._settled.quarantine()])
-        carried = bad.filter(pc.is_in(bad["shard"], value_set=pa.array(sorted(self._unchanged), pa.string())))
-        moved = sum(piece.rows for unit in units if unit.carry for piece in unit.pieces)
+        units += self._rewrite_units(plan.units, frozenset(replaced), max(plan.unit_rows, _REWRITE_ROWS))
+        quarantined = pa.concat_tables([self._old_quarantine, self._policy.quarantine()])
+        unread = pc.is_in(quarantined["shard"], value_set=pa.array(sorted(self._unchanged), pa.string()))
+        rewritten_rows = sum(piece.rows for unit in units if unit.rewrite for piece in unit.pieces)
         table_rows = sum(file.rows for file in self._files)
-        gone = sum(file.rows for file in self._affected)
+        affected_rows = sum(file.rows for file in self._affected)
         return Prepared(
-            replace(plan, table=units_to_table(units), units=len(units), rows=plan.rows + moved),
+            replace(plan, table=units_to_table(units), units=len(units), rows=plan.rows + rewritten_rows),
             {
                 "reuse": self._index.tables(),
                 "replaced": pa.table({"path": pa.array(replaced, pa.string())}),
-                **self._settled.moves([file.path for file in self._affected]),
-                "carried_quarantine": carried,
+                **self._policy.file_changes([file.path for file in self._affected]),
+                "previous_quarantine": quarantined.filter(unread),
             },
-            {"reuse": self._index.parts, "rows_kept": table_rows - gone, "texts_to_encode": self._texts()},
+            {"reuse": self._index.parts, "rows_kept": table_rows - affected_rows, "texts_to_encode": self._texts()},
         )
 
     def _texts(self) -> int:
-        """How many texts the table has no vector of."""
+        """Return the number of texts without a stored vector."""
         description = self.ledger.description()
         if description is not None:
             return int(description["texts_to_encode"])
         return self._index.unknown
 
-    def _carried(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterable[Unit]:
-        """Units of the rows that stay in affected files."""
+    def _rewrite_units(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterable[Unit]:
+        """Yield the rewrite units: unchanged rows of affected files."""
         number, pieces, rows = first, [], 0
         for file in self._affected:
-            staying = file.others + sum(count for path, count in file.shards.items() if path not in replaced)
-            if staying == 0:
+            unchanged_rows = file.others + sum(count for path, count in file.shards.items() if path not in replaced)
+            if unchanged_rows == 0:
                 continue
             values = json.dumps(self._partitions[file.path])
-            pieces.append(Piece(Shard(file.path, 0, values), 0, file.rows, staying))
-            rows += staying
+            pieces.append(Piece(Shard(file.path, 0, values), 0, file.rows, unchanged_rows))
+            rows += unchanged_rows
             if rows >= unit_rows:
-                yield Unit(number, tuple(pieces), carry=True)
+                yield Unit(number, tuple(pieces), rewrite=True)
                 number, pieces, rows = number + 1, [], 0
         if pieces:
-            yield Unit(number, tuple(pieces), carry=True)
+            yield Unit(number, tuple(pieces), rewrite=True)
 
     def tokens(self) -> float:
-        """As for a backfill: the texts without a vector, each as long as most are at most."""
+        """Return an upper estimate of the tokens to encode, from the number of texts without a vector."""
         return self._texts() * min(self.model.max_tokens, _TEXT_TOKENS)
 
     def removed(self) -> tuple[str, ...]:
-        """The files that the plan was made to replace."""
+        """Return the paths of the files that the frozen plan removes."""
         return tuple(self.ledger.table("removed")["path"].to_pylist())
 
-    def brought_back(self) -> tuple[DataFile, ...]:
-        """The files that the plan was made to bring back."""
+    def restored_files(self) -> tuple[DataFile, ...]:
+        """Return the files that the frozen plan restores."""
         try:
-            rows = self.ledger.table("brought_back").to_pylist()
+            rows = self.ledger.table("restored").to_pylist()
         except FileNotFoundError:
             return ()
         return tuple(DataFile(**{**row, "partition": json.loads(row["partition"])}) for row in rows)
 
     def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[Receipt]:
-        """The files that stay, as receipts of one file each; none where no id is new to the table."""
-        new = (file.path for receipt in receipts for file in receipt.files)
-        gone = {*self.removed(), *(file.path for file in self._affected)}
-        if not brings_ids(self.url, new, gone):
+        """Return the remaining files as receipts of one file each; none if no id is new to the table."""
+        added = (file.path for receipt in receipts for file in receipt.files)
+        removed = {*self.removed(), *(file.path for file in self._affected)}
+        if not brings_ids(self.url, added, removed):
             return []
-        kept = []
+        remaining = []
         for file in self._files:
-            if file.path in gone:
+            if file.path in removed:
                 continue
             data = DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
-            kept.append(
+            remaining.append(
                 replace(
                     _NO_RECEIPT,
                     files=(data,),
@@ -350,7 +355,7 @@ class _Refresh(Runner):
                     replaces=file.path,
                 )
             )
-        return kept
+        return remaining
 
 
 _NO_RECEIPT = Receipt(0, "", (), 0, 0, 0, 0, 0, 0)

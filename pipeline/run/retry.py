@@ -1,9 +1,9 @@
-"""Tries rows again that an encoder could not take: `--retry-quarantined` of backfill and refresh.
+"""Retries rows that failed in the encoder: `--retry-quarantined` of backfill and refresh.
 
-Called by the commands. A fix of the source needs none of this, for a changed shard is read anyway; this is for a fix of
-anything else: a library, the memory, the machine. Receipts are never overwritten, so what is tried again is a run of its own,
-named after the run whose rows it tries. It finds every other vector by the hash of its text, so only those rows go
-through the encoder. The trade-off: the shards that they are in are read again whole.
+Called by the commands. A fix of the source needs no retry, because a refresh reads a changed shard anyway. A retry is for
+any other fix: of a library, the memory or the machine. Receipts are never overwritten, so a retry is a run of its own,
+named after the run whose rows it retries. It finds all other vectors by the hash of their text, so only those rows are
+encoded. The trade-off: it reads the whole shards that have such rows.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.table.quarantine import worth_retrying
 
 
 def backfill_again(job: Job, reporter: Reporter) -> Outcome:
-    """As `backfill`, and rows that the encoder could not take are tried again.
+    """Run a backfill that also retries rows that failed in the encoder.
 
-    Of a published table only the shards that have such rows, or changed, are read: one new version.
+    If the table is published, only changed shards and shards with such rows are read, and the result is a new version.
 
     Raises:
         VectideError: see `backfill`.
     """
-    context = again(resolve_context(job, reporter))
+    context = resolve_retries(resolve_context(job, reporter))
     if context.table is None or context.state is None or context.retries is None:
         return Runner(context, reporter).run()
     commit.check_embedding_spec(context.table, context.url, context.embedding_spec)
@@ -37,37 +37,37 @@ def backfill_again(job: Job, reporter: Reporter) -> Outcome:
 
 
 def refresh_again(job: Job, reporter: Reporter) -> Outcome:
-    """As `refresh`, and rows that the encoder could not take are tried again.
+    """Run a refresh that also retries rows that failed in the encoder.
 
     Raises:
         VectideError: see `refresh`.
     """
-    return refresh_from(again(resolve_context(job, reporter)), reporter)
+    return refresh_from(resolve_retries(resolve_context(job, reporter)), reporter)
 
 
-def again(context: RunContext) -> RunContext:
-    """The same, with the run named whose rows are tried again; as it is where there are none.
+def resolve_retries(context: RunContext) -> RunContext:
+    """Return the context with the name of the run whose rows are retried; unchanged if there are no such rows.
 
-    That run is the last of a chain: the one that made the current version, or one that set too many rows aside to be
-    published, or the one that tried those in vain. A run that was stopped before its end goes on instead.
+    That run is the last of a chain: the run of the current version, then a run that quarantined too many rows to be
+    published, then each failed retry. A run that was stopped before its end is resumed instead.
     """
     last = None if context.state is None else context.state.run
-    if last is not None and not _to_try(context, last):
+    if last is not None and not _has_rows_to_retry(context, last):
         last = None
     while True:
-        following = replace(context, retries=last)
-        name = following.run_name()
-        if not _to_try(context, name):
-            return following
+        candidate = replace(context, retries=last)
+        name = candidate.run_name()
+        if not _has_rows_to_retry(context, name):
+            return candidate
         last = name
 
 
-def _to_try(context: RunContext, run: str) -> bool:
-    """Whether a run of the same making has come to its end, and set rows aside that may go well now."""
+def _has_rows_to_retry(context: RunContext, run: str) -> bool:
+    """Return whether a run with the same embedding spec is complete and quarantined rows that may succeed now."""
     ledger = Ledger(context.url, run)
     description = ledger.description()
     if description is None or description["fingerprint"] != context.embedding_spec.fingerprint:
         return False
     receipts = ledger.receipts()
-    is_whole = count_units(receipts) >= description["units"]
-    return is_whole and bool(worth_retrying(ledger.quarantine(receipts.values())).num_rows)
+    is_complete = count_units(receipts) >= description["units"]
+    return is_complete and bool(worth_retrying(ledger.quarantine(receipts.values())).num_rows)

@@ -196,7 +196,7 @@ def freeze_packs(ledger: Ledger, packs: list[list[DataFile]], facts: dict[str, s
         Unit(
             number,
             tuple(Piece(Shard(file.path, 0, json.dumps(file.partition)), 0, file.rows, file.rows) for file in part),
-            carry=True,
+            rewrite=True,
         )
         for number, part in enumerate(packs)
     ]

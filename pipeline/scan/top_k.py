@@ -5,6 +5,7 @@ Used by search, and by the quality gate of a re-embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,31 @@ def unit_vectors(batch: pa.RecordBatch, dim: int) -> npt.NDArray[np.float32]:
     """
     column = batch.column(EMBEDDING)
     fit = pc.fill_null(pc.equal(pc.list_value_length(column), dim), False).to_numpy(zero_copy_only=False)
-    found = column if fit.all() else column.filter(pa.array(fit))
-    vectors = found.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    fitting = column if fit.all() else column.filter(pa.array(fit))
+    vectors = fitting.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
     if not fit.all():
         whole = np.full((len(fit), dim), np.nan, dtype=np.float32)
         whole[fit] = vectors
         vectors = whole
     unit: npt.NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return unit
+
+
+def scan_top_k(
+    queries: npt.NDArray[np.float32], batches: Iterable[pa.RecordBatch], k: int
+) -> list[list[tuple[float, dict[str, Any]]]]:
+    """Return the `k` nearest rows of each query with their scores, best first.
+
+    Args:
+        queries: Unit vectors, float32 [queries, dim].
+        batches: Rows with their vectors (`EMBEDDING`) and the columns to return.
+        k: Rows per query.
+    """
+    best = TopK(len(queries), k)
+    for batch in batches:
+        if batch.num_rows:
+            best.add(queries @ unit_vectors(batch, queries.shape[1]).T, batch.drop_columns([EMBEDDING]))
+    return best.rows()
 
 
 class TopK:

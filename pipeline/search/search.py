@@ -17,7 +17,7 @@ from actors.errors import ConfigError, DataError, ModelError, TableConflict
 from actors.schema import EMBEDDING, HASH, ID
 from pipeline.job import fingerprint
 from pipeline.job.config import Encoder as EncoderSection
-from pipeline.scan.top_k import TopK, unit_vectors
+from pipeline.scan.top_k import scan_top_k
 from pipeline.search.sql_filter import parse_where
 from pipeline.table import delta_table
 
@@ -139,16 +139,13 @@ class Searcher:
         except UnfitVectors as error:
             number, reason = next(iter(error.reasons.items()))
             raise DataError(f"the question {questions[number]!r} cannot be encoded: {reason}") from None
-        best = TopK(len(questions), k)
         batches = dataset.to_batches(columns=[*names, EMBEDDING], filter=condition, batch_size=BATCH_ROWS)
         with delta_table.asking(self._table):
-            for batch in batches:
-                if batch.num_rows:
-                    best.add(queries @ unit_vectors(batch, queries.shape[1]).T, batch.drop_columns([EMBEDDING]))
+            best = scan_top_k(queries, batches, k)
         return [
             [
                 Hit(values[ID], score, {name: value for name, value in values.items() if name != ID})
                 for score, values in rows
             ]
-            for rows in best.rows()
+            for rows in best
         ]

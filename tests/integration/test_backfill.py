@@ -218,7 +218,7 @@ def test_too_many_bad_rows_publish_nothing_and_lose_nothing(tmp_path, tiny_model
     bad = [{**row, "title": None, "text": None} if number % 2 else row for number, row in enumerate(rows(20))]
     corpus = write_corpus(tmp_path / "corpus", [bad])
     job = make_job(corpus, tmp_path / "table", tiny_model)
-    with pytest.raises(TooManyQuarantined, match="10 of 20 rows were set aside .10 null_text."):
+    with pytest.raises(TooManyQuarantined, match="10 of 20 rows were quarantined .10 null_text."):
         backfill(job, reporter)
     assert not DeltaTable.is_deltatable(str(tmp_path / "table"))
     encoded = len(reporter.receipts)

@@ -238,7 +238,7 @@ def test_restore_undoes_what_was_kept_before(parted):
 def test_restore_encodes_only_what_is_nowhere_any_more(parted):
     parted.open.delete("id in ('r3', 'r9')")
     parted.open.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-    with pytest.raises(ForeignCommits, match="cannot keep that: which rows these are cannot be told"):
+    with pytest.raises(ForeignCommits, match="cannot keep that: the changed rows are unknown"):
         parted.refresh("keep")
     assert parted.refresh("restore").encoded == 2
     assert_same(parted.table, parted.fresh())

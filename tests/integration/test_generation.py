@@ -177,7 +177,7 @@ def test_judgements_that_are_not_there_are_named(tmp_path, first, reporter):
     places = judged(tmp_path, lambda n: f"r{n}")
     job = second(first, **{**places, "queries": str(tmp_path / "none.parquet")})
     runs = run_names(first.table.uri)
-    with pytest.raises(ConfigError, match=r"generation.queries names .*none.parquet', which is not there"):
+    with pytest.raises(ConfigError, match=r"generation.queries names .*none.parquet', which does not exist"):
         refresh(job, reporter)
     assert run_names(first.table.uri) == runs  # before anything was encoded for them
 

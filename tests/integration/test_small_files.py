@@ -32,7 +32,7 @@ class StoppingAtMerge(Silent):
             raise Stops
 
 
-def files_of_partitions(table) -> Counter:
+def files_of_partitions(table) -> Counter[str]:
     """Number of files of the current version by language."""
     actions = DeltaTable(str(table)).get_add_actions(flatten=True)
     return Counter(actions.column("partition.lang").to_pylist())

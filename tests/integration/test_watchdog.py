@@ -79,7 +79,7 @@ def test_a_compaction_that_hangs_is_ended():
         "from pipeline.execute.attempts import NoAttemptLog\n"
         "from pipeline.execute.stages import spec, write\n"
         "write.copy_rows = lambda unit, spec: time.sleep(600)\n"
-        "write.rewrite(spec.to_block(Unit(7, (), carry=True)), None, NoAttemptLog(), 0.5)"
+        "write.rewrite(spec.to_block(Unit(7, (), rewrite=True)), None, NoAttemptLog(), 0.5)"
     )
     command = [sys.executable, "-c", work]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

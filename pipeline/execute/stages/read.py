@@ -51,10 +51,10 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog)
     attempt = attempt_log.attempt("read", unit.number)
     try:
         attempt.check()
-        if not unit.carry:
+        if not unit.rewrite:
             _prepare(spec)
         with watch_unit(attempt, spec.row_timeout_s):
-            if unit.carry:
+            if unit.rewrite:
                 batch = copy_rows(unit, spec.writer)
             else:
                 _fill(batch, unit, spec)

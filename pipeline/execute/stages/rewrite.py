@@ -1,6 +1,6 @@
 """Copies rows of table files, for files that must be rewritten: the rows of unchanged shards are kept.
 
-Used by the first stage of a refresh, and by compaction, for rewrite units (`Unit.carry`). It reads nothing from the
+Used by the first stage of a refresh, and by compaction, for rewrite units (`Unit.rewrite`). It reads nothing from the
 source and encodes nothing.
 """
 
@@ -94,11 +94,11 @@ def _split_unfit(rows: pa.Table, added: pa.ChunkedArray, dim: int) -> tuple[pa.T
     fit = pc.or_(pa.array(unit_vectors_of(rows[EMBEDDING], dim)), added)
     if pc.all(fit, min_count=0).as_py():
         return rows, []
-    # A document of which a chunk is missing would pass for a shorter one, so all of it goes.
+    # A document of which a chunk is missing would look like a shorter one, so the whole document is quarantined.
     keys = document_keys(rows, by_shard=True)
-    gone = pc.and_(pc.is_in(keys, value_set=keys.filter(pc.invert(fit)).combine_chunks()), pc.invert(added))
-    bad = _documents(rows.filter(gone)).select([SHARD, ID]).to_pylist()
-    return rows.filter(pc.invert(gone)), [
+    unfit = pc.and_(pc.is_in(keys, value_set=keys.filter(pc.invert(fit)).combine_chunks()), pc.invert(added))
+    bad = _documents(rows.filter(unfit)).select([SHARD, ID]).to_pylist()
+    return rows.filter(pc.invert(unfit)), [
         QuarantinedRow(row[SHARD] or "", -1, row[ID], "encode_failed", _UNFIT) for row in bad
     ]
 

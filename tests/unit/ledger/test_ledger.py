@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from actors import storage
+from actors.errors import TableConflict
 from actors.schema import Dialect, Piece, Shard, Unit
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import UNITS_A_FOLDER, receipt_path
@@ -49,6 +51,15 @@ def test_ledger_without_receipts_has_no_finished_unit(ledger: Ledger):
 def test_ledger_without_a_plan_is_empty(tmp_path: Path):
     ledger = Ledger(str(tmp_path), "run")
     assert (ledger.done(), ledger.receipts(), ledger.listing()) == (set(), {}, None)
+
+
+def test_ledger_with_the_names_of_a_development_version_is_refused(ledger: Ledger):
+    url = storage.join(ledger.url, "run.json")
+    description = json.loads(storage.read(url))
+    del description["format"]
+    storage.put(url, json.dumps(description).encode())
+    with pytest.raises(TableConflict, match="from before the first release.*Name another table.uri"):
+        Ledger(str(Path(ledger.url).parents[2]), "run").description()
 
 
 def test_later_plan_has_no_receipt_of_an_earlier_plan(ledger: Ledger):

@@ -185,4 +185,4 @@ def test_a_frozen_plan_resumes_with_new_tags_of_touched_shards():
     assert list(retagged([unit("t sha256:aa")], now)) == [unit("u sha256:aa")]
     assert list(retagged([unit("t sha256:bb")], now)) == [unit("t sha256:bb")]
     assert list(retagged([unit("t")], [Shard("a", 1, "t")])) == [unit("t")]
-    assert list(retagged([unit("{}", carry=True)], now)) == [unit("{}", carry=True)]
+    assert list(retagged([unit("{}", rewrite=True)], now)) == [unit("{}", rewrite=True)]
