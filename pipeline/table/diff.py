@@ -105,9 +105,10 @@ class Comparison:
 
     def read(self, path: str, *, vectors: bool = False) -> pa.Table:
         """The rows of one file with all their columns, those of its partition too, but vectors only where asked."""
-        file = pq.ParquetFile(storage.open_read(storage.join(self.url, path)))
-        names = [name for name in file.schema_arrow.names if vectors or name != EMBEDDING]
-        rows = file.read(columns=names)
+        with storage.open_read(storage.join(self.url, path)) as stored:
+            file = pq.ParquetFile(stored)
+            names = [name for name in file.schema_arrow.names if vectors or name != EMBEDDING]
+            rows = file.read(columns=names)
         for name, value in self._partitions[path].items():
             rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
         return rows
