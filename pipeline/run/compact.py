@@ -22,7 +22,7 @@ from actors.unit.receipt import DataFile
 from actors.unit.writer import WriterSpec
 from pipeline.execute.choose import executor_for, inline_if_small
 from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts
-from pipeline.execute.progress import Reporter, Started
+from pipeline.execute.progress import NullReporter, Reporter, Started
 from pipeline.job.config import Run
 from pipeline.job.fingerprint import digest
 from pipeline.ledger.create_probe import probe_create
@@ -53,7 +53,7 @@ class Compacted:
 
 def compact(
     table: str,
-    reporter: Reporter,
+    reporter: Reporter | None = None,
     *,
     target_bytes: int = TARGET_BYTES,
     address: str = "auto",
@@ -73,6 +73,7 @@ def compact(
         TableConflict: something else made the table, or holds it.
         ForeignCommits: other tools changed rows of it, and no refresh has decided about that.
     """
+    reporter = reporter or NullReporter()
     if target_bytes < 1:
         raise ConfigError(f"the target size is {target_bytes} bytes; it must be above 0, as in --target 128MiB")
     url = storage.absolute(table)
