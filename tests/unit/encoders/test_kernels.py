@@ -65,7 +65,8 @@ def sets_of_this_processor() -> list[str]:
     """Instruction sets of this processor, as the kernel of the operating system lists them."""
     if platform.machine() != "x86_64":
         return []
-    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    listed = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = set(listed[1].split()) if listed else set[str]()
     needed = {
         "avx2": {"avx2", "fma"},
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
