@@ -27,7 +27,7 @@ for _name, _value in _ENVIRONMENT.items():
 # No deadline: a busy machine is not a failure. In CI the examples are fixed, so that a red run can be repeated.
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
-# `make test-unit` tries fewer examples than `make test`, so that it takes less than a minute.
+# `make test-unit` tries fewer examples than `make test`, to be quick.
 settings.register_profile("quick", deadline=None, print_blob=True, max_examples=15)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
