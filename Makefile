@@ -79,8 +79,8 @@ test-gcs: $(READY) ## Tests on an emulator of Google Cloud Storage, installed be
 test-cluster: $(READY) ## Tests on Ray clusters of several nodes that start late and fail
 	$(BIN)/pytest tests/cluster
 
-test-unit: $(READY) ## Unit tests: no Ray, no sockets, no sleeping
-	$(BIN)/pytest -n auto tests/unit
+test-unit: $(READY) ## Unit tests without the slow ones and with fewer random examples
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow" --hypothesis-profile quick tests/unit
 
 test-integration: $(READY) ## Integration tests: real Ray, real processes, real stores
 	$(BIN)/pytest tests/integration

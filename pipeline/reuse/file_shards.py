@@ -75,8 +75,9 @@ def scan_file(table: str, path: str, kept: Kept | None) -> TableFile:
         ours = rows
     else:
         names = [name for name in KEYS.names if name != CHUNK]
-        stored = pq.ParquetFile(storage.open_read(storage.join(table, path)))
-        rows = read_stored(table, path, [*names, CHUNK] if CHUNK in stored.schema_arrow.names else names)
+        with storage.open_read(storage.join(table, path)) as file:
+            stored_names = pq.ParquetFile(file).schema_arrow.names
+        rows = read_stored(table, path, [*names, CHUNK] if CHUNK in stored_names else names)
         ours = rows.filter(pc.invert(kept.is_added(rows)))
     column = pc.fill_null(ours[SHARD], "")
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}

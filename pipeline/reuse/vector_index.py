@@ -125,7 +125,8 @@ class Untrusted:
 
     def sound(self, table: str, path: str) -> npt.NDArray[np.bool_]:
         """Return whether the vector of each row of a file may be used, bool [rows]."""
-        names = pq.ParquetFile(storage.open_read(storage.join(table, path))).schema_arrow.names
+        with storage.open_read(storage.join(table, path)) as file:
+            names = pq.ParquetFile(file).schema_arrow.names
         keys = [ID, SHARD, HASH, *([CHUNK] if CHUNK in names else [])]
         rows = read_stored(table, path, [*keys, EMBEDDING] if path in self.paths else keys)
         sound = np.ones(rows.num_rows, dtype=bool)

@@ -16,7 +16,7 @@ from actors.errors import ConfigError, TableConflict
 from actors.unit.writer import WriterSpec
 from pipeline.execute.choose import executor_for, inline_if_small
 from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts
-from pipeline.execute.progress import Reporter, Started
+from pipeline.execute.progress import NullReporter, Reporter, Started
 from pipeline.job.config import Run
 from pipeline.job.fingerprint import digest
 from pipeline.ledger.create_probe import probe_create
@@ -46,7 +46,7 @@ class Compacted:
 
 def compact(
     table: str,
-    reporter: Reporter,
+    reporter: Reporter | None = None,
     *,
     target_bytes: int = TARGET_BYTES,
     address: str = "auto",
@@ -66,6 +66,7 @@ def compact(
         TableConflict: vectide did not create the table, or another run has locked it.
         ForeignCommits: other tools changed rows, and no refresh has kept or undone that yet.
     """
+    reporter = reporter or NullReporter()
     if target_bytes < 1:
         raise ConfigError(f"the target size is {target_bytes} bytes; it must be above 0, as in --target 128MiB")
     url = storage.absolute(table)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.execute.completion import count_units
-from pipeline.execute.progress import Outcome, Reporter
+from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.job.config import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.run.backfill import Runner
@@ -21,7 +21,7 @@ from pipeline.table import commit
 from pipeline.table.quarantine import worth_retrying
 
 
-def backfill_again(job: Job, reporter: Reporter) -> Outcome:
+def backfill_again(job: Job, reporter: Reporter | None = None) -> Outcome:
     """Run a backfill that also retries rows that failed in the encoder.
 
     If the table is published, only changed shards and shards with such rows are read, and the result is a new version.
@@ -29,6 +29,7 @@ def backfill_again(job: Job, reporter: Reporter) -> Outcome:
     Raises:
         VectideError: see `backfill`.
     """
+    reporter = reporter or NullReporter()
     context = resolve_retries(resolve_context(job, reporter))
     if context.table is None or context.state is None or context.retries is None:
         return Runner(context, reporter).run()
@@ -36,12 +37,13 @@ def backfill_again(job: Job, reporter: Reporter) -> Outcome:
     return refresh_from(context, reporter)
 
 
-def refresh_again(job: Job, reporter: Reporter) -> Outcome:
+def refresh_again(job: Job, reporter: Reporter | None = None) -> Outcome:
     """Run a refresh that also retries rows that failed in the encoder.
 
     Raises:
         VectideError: see `refresh`.
     """
+    reporter = reporter or NullReporter()
     return refresh_from(resolve_retries(resolve_context(job, reporter)), reporter)
 
 

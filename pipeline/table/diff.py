@@ -104,9 +104,10 @@ class Comparison:
 
     def read(self, path: str, *, vectors: bool = False) -> pa.Table:
         """Return the rows of one file with all columns, partition columns included, and vectors only if asked."""
-        file = pq.ParquetFile(storage.open_read(storage.join(self.url, path)))
-        names = [name for name in file.schema_arrow.names if vectors or name != EMBEDDING]
-        rows = file.read(columns=names)
+        with storage.open_read(storage.join(self.url, path)) as stored:
+            file = pq.ParquetFile(stored)
+            names = [name for name in file.schema_arrow.names if vectors or name != EMBEDDING]
+            rows = file.read(columns=names)
         for name, value in self._partitions[path].items():
             rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
         return rows

@@ -137,19 +137,20 @@ def _keys(url: str, schema: pa.Schema, files: Iterable[DataFile], wanted: Hashes
 
 def _read(url: str, file: DataFile, schema: pa.Schema, names: Iterable[str]) -> Iterable[pa.Table]:
     """Yield the rows of a file in batches, with the table's columns and types; a column that the file lacks is null."""
-    stored = pq.ParquetFile(storage.open_read(storage.join(url, file.path)))
-    wanted = list(names)
-    present = [name for name in stored.schema_arrow.names if name in wanted]
-    for batch in stored.iter_batches(_BATCH_ROWS, columns=present):
-        rows = pa.Table.from_batches([batch])
-        columns = []
-        for name in wanted:
-            kind = schema.field(name).type
-            if name in file.partition:
-                value = pa.array([file.partition[name]] * rows.num_rows, pa.string())
-                columns.append(pa.chunked_array([pc.cast(value, kind)]))
-            elif name in present:
-                columns.append(rows[name].cast(kind))
-            else:
-                columns.append(pa.chunked_array([pa.nulls(rows.num_rows, kind)]))
-        yield pa.Table.from_arrays(columns, names=wanted)
+    with storage.open_read(storage.join(url, file.path)) as opened:
+        stored = pq.ParquetFile(opened)
+        wanted = list(names)
+        present = [name for name in stored.schema_arrow.names if name in wanted]
+        for batch in stored.iter_batches(_BATCH_ROWS, columns=present):
+            rows = pa.Table.from_batches([batch])
+            columns = []
+            for name in wanted:
+                kind = schema.field(name).type
+                if name in file.partition:
+                    value = pa.array([file.partition[name]] * rows.num_rows, pa.string())
+                    columns.append(pa.chunked_array([pc.cast(value, kind)]))
+                elif name in present:
+                    columns.append(rows[name].cast(kind))
+                else:
+                    columns.append(pa.chunked_array([pa.nulls(rows.num_rows, kind)]))
+            yield pa.Table.from_arrays(columns, names=wanted)

@@ -89,9 +89,7 @@ def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(tmp_path, tiny
     assert len(stored(tmp_path / "table")) == 64
 
 
-def test_a_small_corpus_starts_no_ray_unless_its_run_was_stopped_before_or_the_job_asks(
-    tmp_path, tiny_model, reporter, monkeypatch
-):
+def test_a_small_corpus_starts_ray_only_after_a_stop_or_on_request(tmp_path, tiny_model, reporter, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     asked = []
 
@@ -166,9 +164,7 @@ def test_a_job_that_keeps_other_columns_replaces_them_with_the_rows(tmp_path, ti
     assert set(names[0]) - set(names[1]) == {"lang"}
 
 
-def test_what_a_stopped_backfill_has_encoded_is_not_paid_for_again_when_the_source_moves_on(
-    tmp_path, tiny_model, reporter
-):
+def test_a_changed_source_reuses_the_vectors_of_a_stopped_backfill(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(40)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
 

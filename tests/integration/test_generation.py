@@ -82,9 +82,7 @@ def test_a_generation_that_is_held_is_cut_over_later_without_encoding(tmp_path, 
     assert (outcome.version, outcome.rows, told.receipts) == (2, 50, [])
 
 
-def test_what_was_encoded_for_a_generation_is_not_paid_twice_when_the_source_moves_on(
-    tmp_path, corpus, first, reporter
-):
+def test_a_changed_source_reuses_the_vectors_of_a_stopped_re_embedding(tmp_path, corpus, first, reporter):
     refresh(second(first, publish=False), reporter)
     write_corpus(corpus, [rows(30), rows(25, start=30)])
     assert refresh(first, reporter).encoded == 5  # the first generation is kept true meanwhile
@@ -182,7 +180,7 @@ def test_judgements_that_are_not_there_are_named(tmp_path, first, reporter):
     assert run_names(first.table.uri) == runs  # before anything was encoded for them
 
 
-def test_a_rollback_puts_the_first_generation_back_and_the_second_can_return_for_nothing(tmp_path, first, reporter):
+def test_a_rollback_undoes_a_re_embedding_and_a_refresh_repeats_it_for_free(tmp_path, first, reporter):
     table = str(tmp_path / "table")
     before = Searcher(table).search(["title 3"], k=5)
     refresh(second(first), reporter)

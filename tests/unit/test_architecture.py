@@ -137,6 +137,7 @@ def test_no_modules_import_each_other_in_a_circle():
     assert circles({module: modules_imported(path) for module, path in NAMES.items()}) == []
 
 
+@pytest.mark.slow
 def test_light_modules_do_not_import_torch():
     script = f"""
 import importlib, sys
@@ -148,6 +149,17 @@ for name in {LIGHT}:
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_of_tests_have_fewer_than_80_characters():
+    names = [
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(names) > 1000
+    assert [name for name in names if len(name) >= 80] == []
 
 
 # Split, so that this file does not find itself.

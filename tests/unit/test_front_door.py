@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import vectide
 from tests.checkpoints.bert import write_bert
 
@@ -17,6 +19,7 @@ def test_each_name_is_there_and_documented():
         assert getattr(vectide, name).__doc__, name
 
 
+@pytest.mark.slow
 def test_importing_it_loads_neither_ray_nor_torch():
     script = "import sys, vectide; print(*sorted({'ray', 'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

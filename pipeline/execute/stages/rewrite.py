@@ -46,8 +46,8 @@ def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
     """
     parts, bad = [spec.schema.empty_table()], []
     for piece in unit.pieces:
-        file = storage.open_read(storage.join(spec.table, piece.shard.path))
-        rows = pq.read_table(file, partitioning=None)
+        with storage.open_read(storage.join(spec.table, piece.shard.path)) as file:
+            rows = pq.read_table(file, partitioning=None)
         partition = json.loads(piece.shard.etag)
         rows = rows.select([name for name in rows.column_names if name in spec.schema.names and name not in partition])
         for field in spec.schema:  # a file written by another tool may lack columns

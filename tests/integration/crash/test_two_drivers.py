@@ -37,7 +37,7 @@ def wrong(found, whole):
     return difference(found, whole, same_version=False).words
 
 
-def test_a_driver_that_wakes_up_late_finds_the_work_done_by_its_sister(lab, tally, points, name):
+def test_a_driver_that_wakes_up_late_finds_the_work_done(lab, tally, points, name):
     here = lab(name)
 
     def attempt(caller, place, point):
@@ -89,7 +89,7 @@ def test_of_two_jobs_of_one_table_one_is_refused_and_neither_undoes_the_other(la
     assert tally.wrong == []
 
 
-def test_a_job_whose_hold_was_taken_while_it_stood_still_publishes_nothing_over_the_other(lab, tally, points, name):
+def test_a_driver_that_lost_its_lock_publishes_nothing_over_the_other_job(lab, tally, points, name):
     """The hold is there for people; what keeps the table whole is what publish checks."""
     here = lab(name)
 

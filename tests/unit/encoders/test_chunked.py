@@ -186,6 +186,7 @@ def test_late_chunks_depend_on_earlier_text_only_if_causal(v4, v2):
         assert (np.abs(behind[0] - behind[1]).max() > 1e-3) == expected
 
 
+@pytest.mark.slow
 @given(
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=5),
     prefix=st.integers(0, 4),

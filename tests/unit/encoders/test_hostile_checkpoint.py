@@ -96,6 +96,7 @@ def test_a_replaced_value_in_a_json_file(whole, tmp_path_factory, name, data):
     try_checkpoint(folder)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["config.json", "adapters/adapter_config.json"])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
+import re
 import shutil
+import sysconfig
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -51,9 +56,41 @@ def attended(kernel, query, key, value, lengths, **settings) -> torch.Tensor:
     return out
 
 
-def test_kernels_are_built_if_there_is_a_compiler():
-    buildable = platform.machine() == "x86_64" and torch.cpu._is_avx2_supported() and shutil.which("cc") is not None
-    assert bool(KERNELS) >= buildable
+def has_compiler() -> bool:
+    configured = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    return any(map(shutil.which, (configured, "cc", "gcc", "clang")))
+
+
+def sets_of_this_processor() -> list[str]:
+    """Instruction sets of this processor, as the kernel of the operating system lists them."""
+    if platform.machine() != "x86_64":
+        return []
+    listed = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = set(listed[1].split()) if listed else set[str]()
+    needed = {
+        "avx2": {"avx2", "fma"},
+        "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+        "avx512_bf16": {"avx512_bf16"},
+    }
+    return list(itertools.takewhile(lambda name: needed[name] <= flags, needed))
+
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C compiler: kernels are optional")
+
+
+@needs_compiler
+def test_every_instruction_set_of_this_processor_has_its_kernels():
+    assert [kernel.name for kernel in KERNELS] == sets_of_this_processor()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", get_args(kernels.InstructionSet))
+def test_the_module_has_each_kernel_of_each_instruction_set(name):
+    """A kernel that this processor cannot run must be there for another one."""
+    if platform.machine() == "x86_64":
+        library = kernels._library()
+        assert library is not None, "vectide_kernels is not built: `make setup`"
+        assert kernels.Kernels(library, name).name == name
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)

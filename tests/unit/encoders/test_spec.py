@@ -39,6 +39,7 @@ def test_the_real_model_is_described(minilm):
     assert spec.query_side() is spec
 
 
+@pytest.mark.slow
 def test_describing_and_tokenizing_import_no_torch(minilm):
     code = (
         "import sys; from actors.encoders import describe; from actors.text.tokenizer import Tokenizer; import actors.batching\n"

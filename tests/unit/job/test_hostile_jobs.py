@@ -146,6 +146,7 @@ def test_file_that_expands_to_billions_of_values(file):
         load_job(str(file))
 
 
+@pytest.mark.slow
 @example(setting="1" * 30_000)
 @example(setting="a=" + "[" * 30_000)
 @example(setting="b" * 30_000 + ".c=1")

@@ -87,6 +87,7 @@ texts = st.integers(0, 30)
 documents = st.lists(st.tuples(texts, st.integers(1, 3)), max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.lists(documents, max_size=5),
@@ -146,7 +147,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, home, monkeypatch):
     assert left_in(home) == []
 
 
-def test_a_reader_that_was_killed_while_it_wrote_is_followed_by_one_that_writes_it_all(tmp_path, home):
+def test_a_reader_writes_all_after_another_was_killed_while_writing(tmp_path, home):
     table = str(tmp_path / "table")
     paths = write_files(table, [[(text, 1) for text in range(20)]])
     ask(table, "run", paths, None, [])

@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import resource, sys, torch
 from actors.encoders.compute.malloc import tune_malloc
@@ -30,6 +32,7 @@ def run(how: str) -> tuple[int, int]:
     return int(kept), int(faults)
 
 
+@pytest.mark.slow
 def test_pages_are_kept_for_the_next_micro_batch_with_glibc():
     kept, faults = run("keep")
     assert kept == (platform.libc_ver()[0] == "glibc")

@@ -90,6 +90,7 @@ def test_a_row_that_does_not_fit_raises_and_the_next_call_works(spec, threads):
     assert encoder.encode_tokens(rows(20)).shape == (20, spec.dim)
 
 
+@pytest.mark.slow
 def test_vectors_are_the_same_as_with_one_thread(minilm, threads):
     texts = SENTENCES * 40
     encoder = Encoder(describe(str(minilm), dtype="float32"), device="cpu", budget=BudgetController([200]))

@@ -266,10 +266,24 @@ def _is(program: Position | End, process: Process) -> bool:
 
 def alone(stage: Stage, store: Store) -> tuple[str, Store]:
     """Return the outcome of a program that runs alone, and the store after it."""
+    outcome, store, _ = calls_alone(stage, store)
+    return outcome, store
+
+
+def calls_alone(stage: Stage, store: Store) -> tuple[str, Store, list[Call]]:
+    """Return the outcome of a program that runs alone, the store after it, and its calls to the store in order."""
+    calls = []
     program = arrived(Position(stage))
     while isinstance(program, Position):
         call = following(program)
         assert isinstance(call, Call)
-        reply, store = (False, store) if call.what == "alive" else answer(store, call)
+        match call.what:
+            case "alive":
+                reply: Any = False
+            case "writing":
+                reply = frozenset[str]()
+            case _:
+                calls.append(call)
+                reply, store = answer(store, call)
         program = arrived(Position(program.stage, (*program.answers, reply)))
-    return program.outcome, store
+    return program.outcome, store, calls

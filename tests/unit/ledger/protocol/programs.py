@@ -295,24 +295,30 @@ def vacuum(process: Process) -> Steps:
     It removes only files that existed when it began; younger files are kept.
     """
     yield from ()
-    return Stage("take", (process, None, Stage("list_files", (process,))))
+    return Stage("take", (process, None, Stage("read_version", (process,))))
 
 
-def list_files(process: Process) -> Steps:
-    """List the old files."""
+def read_version(process: Process) -> Steps:
+    """Read the newest version."""
+    versions = yield Call("list", ("log",))
+    number, _ = last(versions)
+    needed = versions["log", number][1] if number >= 0 else frozenset()
+    return Stage("list_files", (process, needed, frozenset(made for made, _ in versions.values())))
+
+
+def list_files(process: Process, needed: frozenset[File], published: frozenset[Run | None]) -> Steps:
+    """Read the store's clock, which tells the old files from those that are written from now on."""
     data = frozenset(path[1] for path in (yield Call("list", ("data",))))
     if process.rules.keep:
         writing = yield Call("writing", ())
         data = frozenset(file for file in data if file.attempt not in writing)
-    return Stage("find_unneeded", (process, data))
+    return Stage("find_unneeded", (process, needed, published, data))
 
 
-def find_unneeded(process: Process, data: frozenset[File]) -> Steps:
-    """Find the files that neither the newest version nor a receipt of an unfinished run names."""
-    versions = yield Call("list", ("log",))
-    number, _ = last(versions)
-    needed = set(versions["log", number][1]) if number >= 0 else set()
-    published = {made for made, _ in versions.values()}
+def find_unneeded(
+    process: Process, needed: frozenset[File], published: frozenset[Run | None], data: frozenset[File]
+) -> Steps:
+    """Find the files that neither the version nor a receipt of an unfinished run names."""
     receipts = yield Call("list", ("receipt",))
     needed |= {file for path, file in receipts.items() if path[1] not in published}
     return Stage("check_unbroken", (process, tuple(sorted(data - needed, key=str))))
@@ -338,6 +344,6 @@ STAGES = {
     stage.__name__: stage
     for stage in (
         *(start, take, swap, check_base, plan, freeze, resume, write_unit, account, check_files, check_lock),
-        *(commit, begin_log, append, release, vacuum, list_files, find_unneeded, check_unbroken, remove),
+        *(commit, begin_log, append, release, vacuum, read_version, list_files, find_unneeded, check_unbroken, remove),
     )
 }

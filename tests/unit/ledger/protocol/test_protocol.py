@@ -47,6 +47,7 @@ def test_no_order_of_steps_changes_a_version_or_loses_a_file(scenario):
     assert result.states > 500
 
 
+@pytest.mark.slow
 def test_two_drivers_of_one_job_with_one_crash():
     """The largest exploration: two hundred thousand states."""
     result = explore(same_job(), crashes=1)
