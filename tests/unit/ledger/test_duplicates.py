@@ -94,7 +94,8 @@ def test_duplicates_are_quarantined_and_the_receipt_adds_up(tmp_path):
     overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r")
     assert (overridden.rows, overridden.documents, overridden.rows_quarantined, overridden.rows_read) == (2, 2, 1, 3)
     (file,) = overridden.files
-    rows = pq.read_table(storage.open_read(storage.join(table, file.path)), partitioning=None)
+    with storage.open_read(storage.join(table, file.path)) as opened:
+        rows = pq.read_table(opened, partitioning=None)
     assert rows["id"].to_pylist() == ["a", "c"]
     (bad,) = ledger.quarantine([overridden]).to_pylist()
     assert (bad["id"], bad["shard"], bad["reason"], bad["unit"]) == ("b", "s4", "duplicate_id", 4)

@@ -51,7 +51,7 @@ def cut(folder, model, *, replicas=1, cores=1, **run) -> tuple[Survey, Plan, lis
     job = parse_job(
         {
             "source": {"uri": str(folder), "id": "id", "text": "text"},
-            "table": {"uri": str(folder / "table")},
+            "table": {"uri": str(folder.parent / f"{folder.name}-table")},
             "encoder": {"model": model.path},
             "run": run,
         }

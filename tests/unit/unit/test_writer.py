@@ -67,7 +67,8 @@ def test_a_unit_writes_its_files_and_its_receipt(spec):
     names = {file.partition["lang"]: file.path for file in receipt.files}
     assert names[None].startswith("data/run1/lang=__HIVE_DEFAULT_PARTITION__/")
     assert names["a/b"].startswith("data/run1/lang=a%2Fb/")
-    rows = pq.read_table(storage.open_read(storage.join(spec.table, names["de"])), partitioning=None)
+    with storage.open_read(storage.join(spec.table, names["de"])) as file:
+        rows = pq.read_table(file, partitioning=None)
     assert rows.column_names == ["id", "embedding", "tokens", "_hash", "_shard"]
     assert rows["id"].to_pylist() == ["u0r0", "u0r3"]
     assert files_below(spec.table) == sorted([*names.values(), f"_vectide/runs/run1/{receipt_path(0)}"])
