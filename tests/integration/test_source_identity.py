@@ -38,7 +38,7 @@ def put_in_place(path: Path, shard: list[dict[str, object]]) -> None:
 def test_a_shard_put_in_place_with_its_mtime_and_size_is_read(tmp_path, tiny_model):
     corpus = tmp_path / "corpus"
     write_all(corpus)
-    job = make_job(corpus, tmp_path / "table", tiny_model)
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None)
     backfill(job, Silent())
     size_bytes = (corpus / "p1.parquet").stat().st_size
     put_in_place(corpus / "p1.parquet", [{**row, "text": str(row["text"]).upper()} for row in rows(20, start=20)])
@@ -52,7 +52,7 @@ def test_a_shard_put_in_place_with_its_mtime_and_size_is_read(tmp_path, tiny_mod
 def test_with_hashes_a_touched_shard_is_not_read_and_a_changed_one_is(tmp_path, tiny_model):
     corpus = tmp_path / "corpus"
     write_all(corpus)
-    job = make_job(corpus, tmp_path / "table", tiny_model, source__verify="content")
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None, source__verify="content")
     told = Silent()
     backfill(job, told)
     assert any(step.startswith("hashing ") for step in told.steps)
@@ -61,14 +61,14 @@ def test_with_hashes_a_touched_shard_is_not_read_and_a_changed_one_is(tmp_path, 
     assert came_to(refresh(job, Silent())) == (False, 0, 0)
     put_in_place(corpus / "p1.parquet", rows(20, start=200))
     assert came_to(refresh(job, Silent())) == (True, 20, 20)
-    by_tag = make_job(corpus, tmp_path / "table", tiny_model)
+    by_tag = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None)
     assert refresh(by_tag, Silent()).rows_read == 0  # the listing of the run before has the tags too
 
 
 def test_a_stopped_run_goes_on_over_touched_shards_without_hashing_them_twice(tmp_path, tiny_model, monkeypatch):
     corpus = tmp_path / "corpus"
     write_all(corpus)
-    job = make_job(corpus, tmp_path / "table", tiny_model, source__verify="content")
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None, source__verify="content")
     with pytest.raises(Stops):
         backfill(job, Stopping(2))
     for path in corpus.iterdir():
@@ -110,7 +110,7 @@ class _Touching(Silent):
 def test_a_change_in_the_middle_of_a_run_is_noticed_with_hashes_too(tmp_path, tiny_model):
     corpus = tmp_path / "corpus"
     write_all(corpus)
-    job = make_job(corpus, tmp_path / "table", tiny_model, source__verify="content")
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None, source__verify="content")
     assert backfill(job, _Touching(corpus, change=False)).rows == 60
     job = make_job(corpus, tmp_path / "other", tiny_model, source__verify="content")
     with pytest.raises(SourceChanged, match="changed since the run was planned"):
@@ -121,7 +121,7 @@ def test_an_object_without_a_tag_counts_as_changed_and_that_is_said(tmp_path, ti
     corpus = tmp_path / "corpus"
     write_all(corpus)
     monkeypatch.setattr(identity, "local_tag", lambda _: "")
-    job = make_job(corpus, tmp_path / "table", tiny_model)
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None)
     told = Silent()
     backfill(job, told)
     said = [step for step in told.steps if "3 of 3 objects have no tag" in step]
@@ -136,7 +136,7 @@ def test_an_object_without_a_tag_counts_as_changed_and_that_is_said(tmp_path, ti
 def test_plan_says_what_hashing_reads_and_does_not_hash_much(tmp_path, tiny_model, monkeypatch):
     corpus = tmp_path / "corpus"
     write_all(corpus)
-    job = make_job(corpus, tmp_path / "table", tiny_model, source__verify="content")
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None, source__verify="content")
     backfill(job, Silent())
     known = estimate(job, tokens_per_s=1.0)
     assert known.hash_bytes == known.source_bytes > 0

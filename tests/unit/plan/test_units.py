@@ -110,7 +110,7 @@ def test_a_unit_of_short_rows_is_bounded_whatever_the_corpus_holds(tmp_path, mod
     job = parse_job(
         {
             "source": {"uri": str(tmp_path), "text": "text", "keep": ["text"]},
-            "table": {"uri": str(tmp_path / "table")},
+            "table": {"uri": str(tmp_path.parent / f"{tmp_path.name}-table")},
             "encoder": {"model": model.path},
         }
     )
