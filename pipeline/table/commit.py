@@ -72,8 +72,8 @@ def check_embedding_spec(table: DeltaTable, url: str, embedding_spec: EmbeddingS
     if stored_spec.fingerprint != embedding_spec.fingerprint:
         raise TableConflict(
             f"{url!r} holds vectors with another embedding spec ({difference(stored_spec.lineage, embedding_spec.lineage)}). Vectors of two "
-            f"models or settings are never mixed in one version: `vectide refresh` builds a second generation beside "
-            f"the first and then switches to it; or restore those settings, or set another table.uri"
+            f"models or settings are never mixed in one version: `vectide refresh` re-embeds the corpus beside "
+            f"this version and then switches to it; or restore those settings, or set another table.uri"
         )
 
 

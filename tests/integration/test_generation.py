@@ -1,4 +1,4 @@
-"""Another model or setting: a second generation beside the first, looked at, and put in its place by one commit."""
+"""Re-embedding: another model or setting is built beside the current version, checked, and switched to in one commit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def embedding_spec(table, version=None):
 
 def test_a_backfill_does_not_mix_and_names_the_way_out(first, reporter):
     with pytest.raises(
-        TableConflict, match="max_tokens: 64 in the table, 5 in the job.*`vectide refresh` builds a second generation"
+        TableConflict, match="max_tokens: 64 in the table, 5 in the job.*`vectide refresh` re-embeds the corpus"
     ):
         backfill(second(first), reporter)
 
