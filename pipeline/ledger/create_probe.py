@@ -45,7 +45,7 @@ def probe_create(folder: str, *, racers: int = RACERS, rounds: int = ROUNDS) -> 
             storage.delete(url)
         if sum(won) != 1 or content != f"racer {won.index(True)}":
             raise UnsafeStore(
-                f"{folder!r} does not honour an exclusive create: {sum(won)} of {racers} racing callers were told that "
+                f"{folder!r} does not honour an exclusive create: {sum(won)} of {racers} racing callers got the answer that "
                 f"they had created the object. Two drivers could both publish there. Use a store that does (a local disk, AWS S3, "
                 f"Ceph >= 16, MinIO, GCS, Azure Blob)"
             )

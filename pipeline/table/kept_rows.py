@@ -23,10 +23,10 @@ KEPT = pa.schema([("kind", pa.string()), *KEYS])
 REMOVED, ADDED = "removed", "added"
 REASON = "changed_by_other_tool"
 _ERROR = (
-    "another tool removed this row from the table, or put another in its place, and a refresh was told to keep that; "
+    "another tool removed this row from the table, or put another in its place, and a refresh was set to keep that; "
     "vectide refresh --foreign-commits restore brings it back"
 )
-_TAKEN = "another tool added a row of this id to the table, and a refresh was told to keep that"
+_TAKEN = "another tool added a row of this id to the table, and a refresh was set to keep that"
 
 
 def row_keys(rows: pa.Table) -> pa.ChunkedArray:
