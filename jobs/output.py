@@ -79,7 +79,7 @@ def print_outcome(outcome: Outcome) -> None:
     )
     padding = outcome.padding / max(outcome.tokens + outcome.padding, 1)
     print(
-        f"{format_bytes(outcome.size_bytes)} in {outcome.files:,} files; all workers together: {stages}; "
+        f"{format_bytes(outcome.size_bytes)} in {outcome.files:,} file{'s' * (outcome.files != 1)}; all workers together: {stages}; "
         f"padding {padding:.1%}"
     )
     if outcome.files >= _MANY_FILES and outcome.size_bytes < outcome.files * _SMALL_FILE_BYTES:
