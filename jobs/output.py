@@ -77,9 +77,10 @@ def print_outcome(outcome: Outcome) -> None:
     stages = ", ".join(
         f"{stage} {outcome.seconds.get(stage, 0.0):.1f} s" for stage in ("read", "tokenize", "encode", "write")
     )
+    files = "file" if outcome.files == 1 else "files"
     padding = outcome.padding / max(outcome.tokens + outcome.padding, 1)
     print(
-        f"{format_bytes(outcome.size_bytes)} in {outcome.files:,} file{'s' * (outcome.files != 1)}; all workers together: {stages}; "
+        f"{format_bytes(outcome.size_bytes)} in {outcome.files:,} {files}; all workers together: {stages}; "
         f"padding {padding:.1%}"
     )
     if outcome.files >= _MANY_FILES and outcome.size_bytes < outcome.files * _SMALL_FILE_BYTES:
