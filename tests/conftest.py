@@ -1,4 +1,4 @@
-"""Environment of all tests: no hub, no telemetry, no token, and the warnings of Ray that are ignored.
+"""Environment of all tests: no hub, no telemetry, no token, and the warnings of others that are ignored.
 
 The variables are set before anything is imported, because Ray and the hub's client read them at import; processes
 that a test starts inherit them.
@@ -31,10 +31,11 @@ settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True
 settings.register_profile("quick", deadline=None, print_blob=True, max_examples=15)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-# Ray leaves sockets and files open when it is shut down; the garbage collector finds them.
-_RAY_WARNINGS = ("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-_RAY_WAS_USED = pytest.StashKey[bool]()
-_CLUSTER = Path(__file__).parent / "cluster"
+# Ray, clients of stores and servers of tests leave sockets and files open; the garbage collector finds them, at a time
+# that no test chooses. Unit tests start none of these, so there an open file is an error.
+_WARNINGS_OF_OTHERS = ("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+_OTHERS_WERE_USED = pytest.StashKey[bool]()
+_CLUSTER, _UNIT = Path(__file__).parent / "cluster", Path(__file__).parent / "unit"
 
 
 def _uses_ray(item: pytest.Item) -> bool:
@@ -43,17 +44,21 @@ def _uses_ray(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(trylast=True)  # after `-m` has deselected tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Ignore Ray's warnings in the tests that start Ray, and run these last: their garbage outlives them."""
-    items.sort(key=_uses_ray)
-    for item in filter(_uses_ray, items):
-        for warning in _RAY_WARNINGS:
+    """Ignore the warnings of others outside of unit tests, and run the tests that start Ray last.
+
+    Their garbage outlives them.
+    """
+    items.sort(key=lambda item: (not item.path.is_relative_to(_UNIT), _uses_ray(item)))
+    others = [item for item in items if not item.path.is_relative_to(_UNIT)]
+    for item in others:
+        for warning in _WARNINGS_OF_OTHERS:
             item.add_marker(pytest.mark.filterwarnings(warning))
-    config.stash[_RAY_WAS_USED] = any(map(_uses_ray, items))
+    config.stash[_OTHERS_WERE_USED] = bool(others)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Ignore Ray's warnings too when pytest collects the garbage after the last test."""
-    if config.stash.get(_RAY_WAS_USED, False):
+    """Ignore them too when pytest collects the garbage after the last test."""
+    if config.stash.get(_OTHERS_WERE_USED, False):
         for category in (pytest.PytestUnraisableExceptionWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)

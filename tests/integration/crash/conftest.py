@@ -47,17 +47,16 @@ def every_point(request: pytest.FixtureRequest) -> bool:
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a process that forks commands."""
     address = str(tmp_path_factory.mktemp("zygote") / "socket")
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", f"from tests.integration.crash.zygote import serve; serve({address!r})"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    yield address
-    process.kill()
-    process.wait()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield address
+        process.kill()
 
 
 @pytest.fixture(scope="session")
