@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.errors import InvariantBroken, StorageError, TableConflict
 from actors.schema import QUARANTINE_SCHEMA, Dialect, Piece, Shard, Unit
-from actors.unit.receipt import Receipt
+from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import UNITS_A_FOLDER
 
 FOLDER = "_vectide"
@@ -128,6 +128,12 @@ def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset(
 def merge_ledger(ledger: Ledger) -> Ledger:
     """Return the ledger of the merge of a run's small files, which is inside the run's folder."""
     return Ledger(ledger.table_url, f"{ledger.run}/merge")
+
+
+def files_of_run(ledger: Ledger) -> list[DataFile]:
+    """Return the data files that receipts of a run name, those of the merge of its small files included."""
+    receipts = [*ledger.receipts().values(), *merge_ledger(ledger).receipts().values()]
+    return [file for receipt in receipts for file in receipt.files]
 
 
 class Ledger:

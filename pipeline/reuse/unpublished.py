@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from deltalake import DeltaTable
 
 from actors.unit.receipt import DataFile
-from pipeline.ledger.ledger import Ledger, merge_ledger, run_names
+from pipeline.ledger.ledger import Ledger, files_of_run, run_names
 from pipeline.table import delta_table
 from pipeline.table.commit import missing_files
 
@@ -48,8 +48,7 @@ def find_unpublished_files(
             ledger for ledger in pool.map(open_ledger, [n for n in run_names(table) if n != exclude_run]) if ledger
         ]
     for ledger in ledgers:
-        receipts = [*ledger.receipts().values(), *merge_ledger(ledger).receipts().values()]
-        files = [file for receipt in receipts for file in receipt.files]
+        files = files_of_run(ledger)
         missing = set(missing_files(table, files))
         existing += [file for file in files if file.path not in missing]
     return [file.path for file in existing]

@@ -318,7 +318,8 @@ class Runner:
         merged = small_files.merge_small_files(
             self.ledger,
             files,
-            small_files.staying(self.table, removed) if not self.restores else (),
+            None if self.restores else self.table,
+            removed,
             writer=self._writer(publication),
             lock=lock,
             reporter=self.reporter,

@@ -14,15 +14,12 @@ from dataclasses import dataclass, replace
 from actors import storage
 from actors.errors import ConfigError, TableConflict
 from actors.unit.writer import WriterSpec
-from pipeline.execute.choose import executor_for, inline_if_small
-from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts
-from pipeline.execute.progress import NullReporter, Reporter, Started
-from pipeline.job.config import Run
+from pipeline.execute.progress import NullReporter, Reporter
 from pipeline.job.fingerprint import digest
 from pipeline.ledger.create_probe import probe_create
-from pipeline.ledger.ledger import FOLDER, Ledger, table_to_units
+from pipeline.ledger.ledger import FOLDER, Ledger
 from pipeline.ledger.table_lock import lock_table
-from pipeline.run.small_files import INLINE_BYTES, freeze_packs, pack
+from pipeline.run.packs import INLINE_BYTES, freeze_packs, pack, run_packs
 from pipeline.table import commit, delta_table
 from pipeline.table.features import check_features
 from pipeline.table.foreign import foreign_commits, look
@@ -93,38 +90,26 @@ def compact(
         done = ledger.done()
         schema = delta_table.plain_schema(opened)
         partition_by = tuple(opened.metadata().partition_columns)
-        if len(done) < description["units"]:
-            size_bytes = sum(file.size_bytes for part in packs for file in part)
-            run = Run(address=address)
-            executor = inline_if_small(address, fits_in_process=size_bytes <= inline_bytes) or executor_for(run)
-            reporter.started(
-                Started(
-                    run=ledger.run,
-                    units=description["units"],
-                    units_done=len(done),
-                    rows=description["rows"],
-                    rows_exact=True,
-                    replicas=executor.pool.replicas,
-                    device="cpu",
-                )
-            )
-            spec = WriterSpec(
-                table=url,
-                ledger=ledger.home(),
-                run=ledger.run,
-                schema=schema,
-                partition_by=partition_by,
-                precision=embedding_spec.lineage["precision_stored"],
-                lineage=json.dumps(embedding_spec.lineage, sort_keys=True),
-            )
-            units = table_to_units(ledger.plan(), done)
-            collect_outcomes(executor.rewrite(units, spec, run.row_timeout_s), ledger, reporter)
-        reporter.step("publishing")
-        packed = tuple(
-            file for receipt in load_complete_receipts(ledger, description).values() for file in receipt.files
+        writer = WriterSpec(
+            table=url,
+            ledger=ledger.home(),
+            run=ledger.run,
+            schema=schema,
+            partition_by=partition_by,
+            precision=embedding_spec.lineage["precision_stored"],
+            lineage=json.dumps(embedding_spec.lineage, sort_keys=True),
         )
-        lock.check()  # before the files: a vacuum that took the lock meanwhile may still be deleting files
-        check_files(ledger, url, commit.missing_files(url, packed), len(packed))
+        packed = run_packs(
+            ledger,
+            description,
+            done,
+            writer,
+            lock=lock,
+            reporter=reporter,
+            address=address,
+            inline_bytes=inline_bytes,
+        )
+        reporter.step("publishing")
         removed = tuple(ledger.table("removed")["path"].to_pylist())
         version = commit.publish(
             url,

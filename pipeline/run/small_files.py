@@ -1,4 +1,4 @@
-"""Merging of small files: within a run before its commit, and which files a compaction merges.
+"""Merging of the small files of a run before its commit.
 
 A unit writes a file per partition, so a partitioned run leaves many small files. Before the commit a run merges them, as
 rewrite units with a plan and receipts of their own in `<run>/merge/`, so that a crash during the merge costs no more than
@@ -8,33 +8,25 @@ finds those that a crash leaves.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
-import pyarrow as pa
 from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import StorageError
 from actors.quantities import parse_bytes
-from actors.schema import Piece, Shard, Unit
 from actors.unit.receipt import DataFile
 from actors.unit.writer import WriterSpec
-from pipeline.execute.choose import executor_for, inline_if_small
-from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
-from pipeline.job.config import Run
-from pipeline.ledger.ledger import Ledger, merge_ledger, table_to_units, units_to_table
+from pipeline.ledger.ledger import Ledger, merge_ledger
 from pipeline.ledger.table_lock import TableLock
+from pipeline.run.packs import freeze_packs, pack, partition_key, run_packs
 from pipeline.table import commit
 
-# Up to this much to copy, starting a cluster costs more than it saves.
-INLINE_BYTES = 1 << 30
 # A file below this share of the target is small. Larger ones are left alone, because each merge writes its rows again.
 _SMALL = 1 / 8
 # Small files that a partition may have: of a table that is written as a whole, and of one that refreshes add to. With
@@ -65,7 +57,8 @@ class Merged:
 def merge_small_files(
     ledger: Ledger,
     files: tuple[DataFile, ...],
-    of_table: Collection[DataFile],
+    table: DeltaTable | None,
+    removed: tuple[str, ...] | None,
     *,
     writer: WriterSpec,
     lock: TableLock,
@@ -78,9 +71,10 @@ def merge_small_files(
     Args:
         ledger: The run.
         files: The files of its receipts.
-        of_table: Files of the table that the run keeps.
+        table: The table whose small files are merged too; None for none of them.
+        removed: Files that the run removes from the table; None for all.
         writer: As the run's own files were written.
-        lock: Checked before the merged files are: a vacuum that took the table meanwhile has ended, or this run does.
+        lock: Checked before the merged files are.
         reporter: Receives one step.
         file_size: Size of the files to make, as `table.file_size`; None merges none.
         address: Where to run; see `run.address` of a job.
@@ -93,7 +87,7 @@ def merge_small_files(
     merge = merge_ledger(ledger)
     description = merge.description()
     if description is None:
-        packs = list(choose_packs(files, of_table, parse_bytes(file_size, option="table.file_size")))
+        packs = list(choose_packs(files, _staying(table, removed), parse_bytes(file_size, option="table.file_size")))
         if not packs:
             return Merged(files)
         description = freeze_packs(merge, packs, {"operation": "merge"})
@@ -101,16 +95,7 @@ def merge_small_files(
     done = merge.done()
     if len(done) < description["units"]:
         reporter.step(f"merging {len(old)} small files into {description['units']}")
-        sizes = {file.path: file.size_bytes for file in (*files, *of_table)}
-        is_small = sum(sizes[path] for path in old) <= INLINE_BYTES
-        executor = inline_if_small(address, fits_in_process=is_small) or executor_for(Run(address=address))
-        units = table_to_units(merge.plan(), done)
-        outcomes = executor.rewrite(units, replace(writer, ledger=merge.home()), None)
-        collect_outcomes(outcomes, merge, NullReporter())
-    receipts = load_complete_receipts(merge, description)
-    new = tuple(file for receipt in receipts.values() for file in receipt.files)
-    lock.check()
-    check_files(merge, writer.table, commit.missing_files(writer.table, new), len(new))
+    new = run_packs(merge, description, done, writer, lock=lock, reporter=NullReporter(), address=address)
     merged, own = set(old), {file.path for file in files}
     return Merged(
         files=(*(file for file in files if file.path not in merged), *new),
@@ -119,10 +104,10 @@ def merge_small_files(
     )
 
 
-def staying(table: DeltaTable | None, removed: tuple[str, ...] | None) -> list[DataFile]:
-    """Return the files of ours that a table has and keeps; none if `removed` is None, because then all are replaced.
+def _staying(table: DeltaTable | None, removed: tuple[str, ...] | None) -> list[DataFile]:
+    """Return the files that vectide wrote and the run keeps; none if `removed` is None, because then it keeps no file.
 
-    Files of other tools are left as they are.
+    Files that other tools wrote are left as they are.
     """
     if table is None or removed is None:
         return []
@@ -152,63 +137,12 @@ def choose_packs(
         target_bytes: Size of the files to make.
     """
     small_bytes = target_bytes * _SMALL
-    standing = {_partition(file) for file in of_table}
-    counts = Counter(_partition(file) for file in (*of_table, *files) if file.size_bytes < small_bytes)
+    standing = {partition_key(file) for file in of_table}
+    counts = Counter(partition_key(file) for file in (*of_table, *files) if file.size_bytes < small_bytes)
     crowded = {
         partition
-        for partition in {_partition(file) for file in files}
+        for partition in {partition_key(file) for file in files}
         if counts[partition] > (_MOST_STANDING if partition in standing else _MOST_NEW)
     }
-    candidates = (file for file in (*of_table, *files) if _partition(file) in crowded)
+    candidates = (file for file in (*of_table, *files) if partition_key(file) in crowded)
     yield from pack(candidates, target_bytes, small_bytes)
-
-
-def pack(files: Iterable[DataFile], target_bytes: int, small_bytes: float) -> Iterator[list[DataFile]]:
-    """Yield files that are to become one: of one partition, in the order of their paths, of about `target_bytes`.
-
-    Files of `small_bytes` or more are left out.
-    """
-    partitions: dict[str, list[DataFile]] = {}
-    for file in sorted(files, key=lambda file: file.path):
-        if file.size_bytes < small_bytes:
-            partitions.setdefault(_partition(file), []).append(file)
-    for small in partitions.values():
-        part: list[DataFile] = []
-        size_bytes = 0
-        for file in small:
-            part.append(file)
-            size_bytes += file.size_bytes
-            if size_bytes >= target_bytes:
-                if len(part) > 1:
-                    yield part
-                part, size_bytes = [], 0
-        if len(part) > 1:
-            yield part
-
-
-def _partition(file: DataFile) -> str:
-    return json.dumps(file.partition, sort_keys=True)
-
-
-def freeze_packs(ledger: Ledger, packs: list[list[DataFile]], facts: dict[str, str]) -> dict[str, Any]:
-    """Write the plan of a merge, unless it exists; return the description in use."""
-    units = [
-        Unit(
-            number,
-            tuple(Piece(Shard(file.path, 0, json.dumps(file.partition)), 0, file.rows, file.rows) for file in part),
-            rewrite=True,
-        )
-        for number, part in enumerate(packs)
-    ]
-    return ledger.freeze(
-        {
-            **facts,
-            "run": ledger.run,
-            "units": len(units),
-            "rows": sum(file.rows for part in packs for file in part),
-            "rows_exact": True,
-        },
-        units_to_table(units),
-        removed=pa.table({"path": pa.array([file.path for part in packs for file in part], pa.string())}),
-        replaced=pa.table({"path": pa.array([], pa.string())}),
-    )

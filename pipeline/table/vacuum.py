@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError, NoSuchVersion
-from pipeline.ledger.ledger import FOLDER, Ledger, merge_ledger, run_names
+from pipeline.ledger.ledger import FOLDER, Ledger, files_of_run, run_names
 from pipeline.ledger.table_lock import lock_table
 from pipeline.table import delta_table, version_records
 
@@ -153,8 +153,7 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
             continue
         plan.runs.add(name)
         plan.unfinished.append(name)
-        receipts = [*ledger.receipts().values(), *merge_ledger(ledger).receipts().values()]
-        plan.files.update(file.path for receipt in receipts for file in receipt.files)
+        plan.files.update(file.path for file in files_of_run(ledger))
     return plan
 
 

@@ -18,8 +18,8 @@ from pipeline.ledger.ledger import run_names
 from pipeline.ledger.table_lock import lock_table
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
+from pipeline.run.packs import pack
 from pipeline.run.refresh import refresh
-from pipeline.run.small_files import pack
 from pipeline.table.changes import changes
 from pipeline.table.diff import diff
 from pipeline.table.vacuum import vacuum
