@@ -38,7 +38,7 @@ class UnfitVectors(DataError):
         self.vectors = np.empty((0, 0), np.float32) if vectors is None else vectors
 
     def __reduce__(self) -> tuple[type[UnfitVectors], tuple[str, dict[int, str], Floats]]:
-        """Supports `pickle`, as every error of ours does."""
+        """Return what `pickle` needs to create the error again with its reasons and vectors."""
         return type(self), (self.message, self.reasons, self.vectors)
 
 

@@ -1,6 +1,7 @@
-"""Whether a source URL names a place where a job's own table keeps its files, or will keep them after the first run.
+"""Finds sources that would read the files of their own table.
 
-Asked when a corpus is listed, before anything is encoded: a first run finds no table yet, and a later one would read it.
+Used when a corpus is listed, before anything is encoded. On the first run the table does not exist yet, so the source is
+compared with the names that the table's files will have; a later run would read them.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ _FILES = (
 
 
 def own_file_read(url: str, table: str, is_text: Callable[[str], bool]) -> str | None:
-    """A file of the table that the source would read, as a URL; None where there is none.
+    """Return the URL of a file of the table that the source would read; None if it would read none.
 
     Args:
-        url: What the source names, as for `actors.storage.glob`.
-        table: URL of the table's folder, which need not be there.
-        is_text: Whether a path is that of a text document.
+        url: URL of the source, as for `actors.storage.glob`.
+        table: URL of the table's folder, which need not exist.
+        is_text: Returns whether a path is that of a text document.
     """
     local = storage.is_local(url)
     if local != storage.is_local(table) or (url.partition("://")[0] != table.partition("://")[0] and not local):

@@ -196,8 +196,8 @@ def publish(url: str, publication: Publication) -> int:
 def _with_digests(url: str, table: DeltaTable, files: Iterable[DataFile]) -> dict[str, DataFile]:
     """Return files by path, with the digests of their rows.
 
-    A file that another tool wrote (an OPTIMIZE, or kept rows) is read once, in the first commit of ours after it. A file
-    of ours without a known digest is one of an earlier release: it stays without.
+    A file that another tool wrote (an OPTIMIZE, or kept rows) is read once, in Vectide's first commit after it. A file
+    that Vectide wrote and whose digest is unknown is one of an earlier release: it gets no digest.
     """
     by_path = version_records.with_digests(url, table, files)
     for path, file in by_path.items():

@@ -281,7 +281,7 @@ def commits(table: DeltaTable) -> Iterator[dict[str, Any]]:
 
 
 def state_of(table: DeltaTable | None) -> State | None:
-    """Return version and run of an open table; None for a table without rows of ours.
+    """Return version and run of an open table; None for a table without rows that vectide wrote.
 
     If the log was cleaned up, the run is taken from our record (`pipeline.table.version_records`).
     """

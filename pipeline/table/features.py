@@ -1,6 +1,6 @@
 """Check of the Delta features of a table, before anything is encoded.
 
-Called when a run, a compaction or a rollback begins. Other tools can enable features in a table of ours. A commit that
+Called when a run, a compaction or a rollback begins. Other tools can enable features in a table that Vectide wrote. A commit that
 ignores them would break the table, and a reader that does not know them would read deleted rows.
 """
 

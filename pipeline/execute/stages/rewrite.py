@@ -38,7 +38,7 @@ def _replaced(ledger: str) -> pa.Array:
 def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
     """Return the rows of the unit's files that are kept, with all columns of the table.
 
-    In a refresh a row of ours without a unit vector is quarantined: its text is not here to be encoded again, and
+    A refresh quarantines a row that vectide wrote and that has no unit vector: its text is not in the table, and
     `--retry-quarantined` reads its shard.
 
     Raises:
