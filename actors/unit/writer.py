@@ -86,10 +86,10 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
     written: list[str] = []
     try:
         files = _write_partitions(batch, spec, attempt, written)
-        quarantine = None
+        quarantine: tuple[str, ...] = ()
         if batch.bad:
-            quarantine = f"quarantine/{batch.unit:09d}-{attempt}.parquet"
-            url = storage.join(spec.ledger, quarantine)
+            quarantine = (f"quarantine/{batch.unit:09d}-{attempt}.parquet",)
+            url = storage.join(spec.ledger, *quarantine)
             storage.put(url, quarantine_bytes(batch.bad, batch.unit))
             written.append(url)
     except StorageError:

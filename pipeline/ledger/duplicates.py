@@ -182,7 +182,6 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
     bad_rows = list(quarantined.values())
     quarantine_path = f"quarantine/{receipt.unit:09d}-{attempt}.parquet"
     storage.put(storage.join(ledger, quarantine_path), quarantine_bytes(bad_rows, receipt.unit))
-    quarantine_paths = ",".join(filter(None, [receipt.quarantine, quarantine_path]))
     overridden = replace(
         receipt,
         attempt=attempt,
@@ -190,7 +189,7 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
         rows=sum(file.rows for file in files),
         documents=receipt.documents - len(bad_rows),
         rows_quarantined=receipt.rows_quarantined + len(bad_rows),
-        quarantine=quarantine_paths,
+        quarantine=(*receipt.quarantine, quarantine_path),
     )
     overridden.check()
     return overridden

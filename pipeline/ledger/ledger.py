@@ -330,7 +330,7 @@ class Ledger:
 
     def quarantine(self, receipts: Iterable[Receipt]) -> pa.Table:
         """Return the quarantined rows of the run (`QUARANTINE_SCHEMA`)."""
-        paths = [path for receipt in receipts for path in (receipt.quarantine or "").split(",") if path]
+        paths = [path for receipt in receipts for path in receipt.quarantine]
         with ThreadPoolExecutor(_THREADS) as pool:
             files = pool.map(lambda path: storage.read(storage.join(self.home(), path)), paths)
             tables = [pq.read_table(pa.BufferReader(data)) for data in files]

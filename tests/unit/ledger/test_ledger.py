@@ -17,7 +17,7 @@ from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
 
 def receipt(unit: int) -> Receipt:
     file = DataFile(f"data/run/{unit}.parquet", 10, 2, {"lang": None}, '{"numRecords":2}')
-    return Receipt(unit, f"attempt{unit}", (file,), 3, 2, 2, 1, 20, 0, 2, quarantine="q", seconds={"read": 0.5})
+    return Receipt(unit, f"attempt{unit}", (file,), 3, 2, 2, 1, 20, 0, 2, quarantine=("q",), seconds={"read": 0.5})
 
 
 @pytest.fixture

@@ -119,8 +119,10 @@ def test_a_vector_that_is_not_finite_is_never_written(spec, value):
 
 
 def test_a_receipt_survives_json():
-    receipt = Receipt(3, "a", (), 2, 0, 0, 2, 0, 0, quarantine="quarantine/x.parquet", seconds={"read": 0.5})
+    receipt = Receipt(3, "a", (), 2, 0, 0, 2, 0, 0, quarantine=("quarantine/x.parquet",), seconds={"read": 0.5})
     assert Receipt.from_json(receipt.to_json()) == receipt
+    of_a_development_version = receipt.to_json().replace('["quarantine/x.parquet"]', '"quarantine/x.parquet"')
+    assert Receipt.from_json(of_a_development_version) == receipt
 
 
 def test_vectors_are_stored_in_byte_stream_split_and_read_back():
