@@ -26,7 +26,7 @@ from actors import storage
 from actors.schema import ID, SHARD, QuarantinedRow
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import digest_of, hash_strings
-from actors.unit.table_files import read_stored
+from actors.unit.table_files import data_path, partition_folders, read_stored, run_of
 from actors.unit.writer import parquet_bytes, quarantine_bytes
 from pipeline.ledger.repeated_hashes import Repeats
 
@@ -172,12 +172,9 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
             continue
         lineage = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"vectide", b"{}").decode()
         payload, stats = parquet_bytes(unique, lineage)
-        folders = file.path.split("/")[:-1]  # data/<run>/<partitions>; files of other tools have partitions only
-        partitions = folders[2:] if folders[:1] == ["data"] else folders
-        folder = "/".join(["data", run, *partitions])
-        path = f"{folder}/{receipt.unit:09d}-{attempt}-{number}.parquet"
+        path = data_path(run, partition_folders(file.path), f"{receipt.unit:09d}-{attempt}-{number}")
         storage.put(storage.join(table, path), payload)
-        digest = digest_of(unique, file.partition) if folders[:1] == ["data"] else None
+        digest = None if run_of(file.path) is None else digest_of(unique, file.partition)
         files.append(DataFile(path, len(payload), unique.num_rows, file.partition, stats, digest))
     bad_rows = list(quarantined.values())
     quarantine_path = f"quarantine/{receipt.unit:09d}-{attempt}.parquet"

@@ -20,6 +20,7 @@ from actors import storage
 from actors.errors import StorageError
 from actors.quantities import parse_bytes
 from actors.unit.receipt import DataFile
+from actors.unit.table_files import run_of
 from actors.unit.writer import WriterSpec
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.ledger.ledger import Ledger, merge_ledger
@@ -112,7 +113,7 @@ def _staying(table: DeltaTable | None, removed: tuple[str, ...] | None) -> list[
     if table is None or removed is None:
         return []
     files = commit.sized_files(table)
-    return [files[path] for path in sorted(files.keys() - set(removed)) if path.startswith("data/")]
+    return [files[path] for path in sorted(files.keys() - set(removed)) if run_of(path) is not None]
 
 
 def delete_discarded(table: str, paths: Iterable[str]) -> None:
