@@ -87,3 +87,9 @@ class Receipt:
         # Receipts of a development version have the paths as one text.
         document["quarantine"] = tuple(paths.split(",") if isinstance(paths, str) else paths)
         return cls(**document)
+
+
+def override_of(unit: int, file: DataFile) -> Receipt:
+    """Return the receipt override for a file of the table that is to be replaced, before its rows are."""
+    rows = file.rows
+    return Receipt(unit, "", (file,), rows, rows, rows, 0, 0, 0, replaces=file.path)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import TableConflict, TooManyQuarantined
-from actors.unit.receipt import DataFile, Receipt
+from actors.unit.receipt import DataFile, Receipt, override_of
 from actors.unit.writer import WriterSpec, table_schema
 from pipeline.execute.choose import executor_for, inline_if_small
 from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts
@@ -169,8 +169,8 @@ class Runner:
         """Return the files of an earlier version that another tool removed and that the commit adds again."""
         return ()
 
-    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[Receipt]:  # noqa: ARG002
-        """Return the remaining files of the table that may have an id of these units, each as a receipt."""
+    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[DataFile]:  # noqa: ARG002
+        """Return the remaining files of the table that may have an id of these units."""
         return []
 
     def approve(self, publication: commit.Publication, outcome: Outcome) -> Outcome:  # noqa: ARG002
@@ -354,19 +354,19 @@ class Runner:
 
     def _unique(self, receipts: dict[int, Receipt], units: int) -> dict[int, Receipt]:
         """Quarantine duplicate ids in all units but the first that has them; return the receipts after that."""
-        remaining = {
-            units + number: replace(receipt, unit=units + number)
-            for number, receipt in enumerate(self.files_with_possible_duplicate_ids(receipts.values()))
-        }
-        all_receipts = {**receipts, **remaining}
+        remaining = self.files_with_possible_duplicate_ids(receipts.values())
+        paths = [file.path for receipt in receipts.values() for file in receipt.files]
+        paths += [file.path for file in remaining]
         foreign_ids = set(of_kind(self.kept, ADDED)["id"].to_pylist())
-        duplicate_ids = duplicates.find_duplicates(self.url, all_receipts.values(), allowed=foreign_ids)
+        duplicate_ids = duplicates.find_duplicates(self.url, paths, allowed=foreign_ids)
         if not duplicate_ids:
             return receipts
-        overridden = [
-            duplicates.quarantine_duplicates(self.url, self.ledger.home(), all_receipts[unit], ids, run=self.ledger.run)
-            for unit, ids in sorted(duplicate_ids.items())
-        ]
+        overridden = []
+        overrides = (override_of(units + number, file) for number, file in enumerate(remaining))
+        for receipt in (*receipts.values(), *overrides):
+            if ids := {name for file in receipt.files for name in duplicate_ids.get(file.path, ())}:
+                home = self.ledger.home()
+                overridden.append(duplicates.quarantine_duplicates(self.url, home, receipt, ids, run=self.ledger.run))
         if self.ledger.override_receipts(overridden):
             return {**receipts, **{receipt.unit: receipt for receipt in overridden}}
         return self.ledger.receipts()

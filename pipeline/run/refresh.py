@@ -334,28 +334,14 @@ class _Refresh(Runner):
             return ()
         return tuple(DataFile(**{**row, "partition": json.loads(row["partition"])}) for row in rows)
 
-    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[Receipt]:
-        """Return the remaining files as receipts of one file each; none if no id is new to the table."""
+    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[DataFile]:
+        """Return the remaining files; none if no id is new to the table."""
         added = (file.path for receipt in receipts for file in receipt.files)
         removed = {*self.removed(), *(file.path for file in self._affected)}
         if not brings_ids(self.url, added, removed):
             return []
-        remaining = []
-        for file in self._files:
-            if file.path in removed:
-                continue
-            data = DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
-            remaining.append(
-                replace(
-                    _NO_RECEIPT,
-                    files=(data,),
-                    rows_read=file.rows,
-                    documents=file.rows,
-                    rows=file.rows,
-                    replaces=file.path,
-                )
-            )
-        return remaining
-
-
-_NO_RECEIPT = Receipt(0, "", (), 0, 0, 0, 0, 0, 0)
+        return [
+            DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
+            for file in self._files
+            if file.path not in removed
+        ]

@@ -66,13 +66,14 @@ def test_duplicates_are_those_that_a_plain_loop_finds(units, limit_bytes):
 
     with tempfile.TemporaryDirectory() as table:
         receipts = [write(table, unit, ids) for unit, ids in enumerate(units)]
-        expected: dict[int, set[str]] = {}
+        paths = [receipt.files[0].path for receipt in receipts]
+        expected: dict[str, set[str]] = {}
         seen: set[str] = set()
-        for unit, ids in enumerate(units):
+        for path, ids in zip(paths, units, strict=True):
             if repeated := set(ids) & seen:
-                expected[unit] = repeated
+                expected[path] = repeated
             seen |= set(ids)
-        assert find_duplicates(table, list(reversed(receipts)), limit_bytes=limit_bytes) == expected
+        assert find_duplicates(table, paths, limit_bytes=limit_bytes) == expected
 
 
 def test_brings_ids_is_false_if_the_replaced_files_had_all_ids(tmp_path):
