@@ -30,6 +30,7 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -38,7 +39,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import InvariantBroken, StorageError, TableConflict
-from actors.schema import QUARANTINE_SCHEMA, Dialect, Piece, Shard, Unit
+from actors.schema import QUARANTINE_SCHEMA, Dialect, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import UNITS_A_FOLDER
 
@@ -49,7 +50,7 @@ PLAN_SCHEMA = pa.schema(
         ("unit", pa.int64()),
         ("path", pa.string()),
         ("size_bytes", pa.int64()),
-        ("etag", pa.string()),
+        ("etag", pa.string()),  # for a rewrite, the partition values of the file as JSON
         ("start", pa.int64()),
         ("stop", pa.int64()),
         ("rows", pa.int64()),
@@ -81,48 +82,48 @@ def listing_table(shards: Iterable[Shard]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema([PLAN_SCHEMA.field(n) for n in ("path", "size_bytes", "etag")]))
 
 
-def units_to_table(units: Iterable[Unit]) -> pa.Table:
-    """Return a plan as a table (`PLAN_SCHEMA`), one line a piece."""
+def units_to_table(units: Iterable[Unit | RewriteUnit]) -> pa.Table:
+    """Return a plan as a table (`PLAN_SCHEMA`), one line a piece, or a file of a rewrite unit."""
     columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
     for unit in units:
-        for piece in unit.pieces:
-            values = (
-                unit.number,
-                piece.shard.path,
-                piece.shard.size_bytes,
-                piece.shard.etag,
-                piece.start,
-                piece.stop,
-                piece.rows,
-                piece.rows_exact,
-                unit.rewrite,
-                piece.shard.dialect.quote if piece.shard.dialect else None,
-                piece.shard.dialect.escape if piece.shard.dialect else None,
-            )
-            for name, value in zip(PLAN_SCHEMA.names, values, strict=True):
+        for line in _rewrite_lines(unit) if isinstance(unit, RewriteUnit) else _lines(unit):
+            for name, value in zip(PLAN_SCHEMA.names, line, strict=True):
                 columns[name].append(value)
     return pa.table(columns, schema=PLAN_SCHEMA)
 
 
-def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset()) -> Iterator[Unit]:
+def _lines(unit: Unit) -> Iterator[tuple[Any, ...]]:
+    for piece in unit.pieces:
+        shard = piece.shard
+        place = (shard.path, shard.size_bytes, shard.etag, piece.start, piece.stop, piece.rows, piece.rows_exact)
+        dialect = (shard.dialect.quote, shard.dialect.escape) if shard.dialect else (None, None)
+        yield unit.number, *place, False, *dialect
+
+
+def _rewrite_lines(unit: RewriteUnit) -> Iterator[tuple[Any, ...]]:
+    for file in unit.files:
+        yield unit.number, file.path, 0, json.dumps(file.partition), 0, file.rows, file.rows, True, True, None, None
+
+
+def table_to_units(table: pa.Table, skip: Collection[int] = ()) -> Iterator[Unit | RewriteUnit]:
     """Yield the units of a plan in order, without those whose number is in `skip`."""
     if skip:  # filtered as columns, because most units of a large plan may be finished
         skipped = pa.array(sorted(skip), pa.int64())
         table = table.filter(pc.invert(pc.is_in(table["unit"], value_set=skipped)))
-    number: int | None = None
-    rewrite = False
-    pieces: list[Piece] = []
-    for batch in table.to_batches(max_chunksize=10_000):
-        for row in batch.to_pylist():
-            if row["unit"] != number:
-                if number is not None:
-                    yield Unit(number, tuple(pieces), rewrite)
-                number, rewrite, pieces = row["unit"], row["rewrite"], []
-            dialect = Dialect(row["quote"], row["escape"]) if row.get("quote") is not None else None
-            shard = Shard(row["path"], row["size_bytes"], row["etag"], dialect=dialect)
-            pieces.append(Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"]))
-    if number is not None:
-        yield Unit(number, tuple(pieces), rewrite)
+    rows = (row for batch in table.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
+    for (number, rewrite), lines in itertools.groupby(rows, key=itemgetter("unit", "rewrite")):
+        if rewrite:
+            yield RewriteUnit(
+                number, tuple(RewrittenFile(row["path"], json.loads(row["etag"]), row["rows"]) for row in lines)
+            )
+        else:
+            yield Unit(number, tuple(map(_piece, lines)))
+
+
+def _piece(row: dict[str, Any]) -> Piece:
+    dialect = Dialect(row["quote"], row["escape"]) if row.get("quote") is not None else None
+    shard = Shard(row["path"], row["size_bytes"], row["etag"], dialect=dialect)
+    return Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"])
 
 
 def merge_ledger(ledger: Ledger) -> Ledger:

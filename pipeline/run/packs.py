@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.schema import Piece, Shard, Unit
+from actors.schema import RewriteUnit, RewrittenFile
 from actors.unit.receipt import DataFile
 from actors.unit.writer import WriterSpec
 from pipeline.execute.choose import executor_for, inline_if_small
@@ -60,11 +60,7 @@ def partition_key(file: DataFile) -> str:
 def freeze_packs(ledger: Ledger, packs: list[list[DataFile]], facts: dict[str, str]) -> dict[str, Any]:
     """Write the plan of rewriting packs, unless it exists; return the description in use."""
     units = [
-        Unit(
-            number,
-            tuple(Piece(Shard(file.path, 0, json.dumps(file.partition)), 0, file.rows, file.rows) for file in part),
-            rewrite=True,
-        )
+        RewriteUnit(number, tuple(RewrittenFile(file.path, file.partition, file.rows) for file in part))
         for number, part in enumerate(packs)
     ]
     return ledger.freeze(
@@ -123,7 +119,7 @@ def run_packs(
                 device="cpu",
             )
         )
-        units = table_to_units(ledger.plan(), set(done))
+        units = (unit for unit in table_to_units(ledger.plan(), done) if isinstance(unit, RewriteUnit))
         outcomes = executor.rewrite(units, replace(writer, ledger=ledger.home()), run.row_timeout_s)
         collect_outcomes(outcomes, ledger, reporter)
     receipts = load_complete_receipts(ledger, description)

@@ -12,7 +12,7 @@ retried; or a kept column of another shard has a type whose values do not fit th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError
-from actors.schema import HASH, Piece, Shard, Unit
+from actors.schema import HASH, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.source.formats import open_format
 from actors.source.formats.types import fits
 from actors.source.read_unit import SourceSpec, corpus_root, read_unit
@@ -33,7 +33,7 @@ from pipeline.execute.outcome import Executor
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.job.config import Job
 from pipeline.ledger.duplicates import brings_ids
-from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
+from pipeline.ledger.ledger import Ledger, units_to_table
 from pipeline.plan.corpus import Survey, survey
 from pipeline.plan.sample import take_sample
 from pipeline.plan.units import Plan, cut_plan
@@ -277,15 +277,18 @@ class _Refresh(Runner):
         if any(shard.size_bytes for shard in surveyed.shards):
             sample = take_sample(surveyed, self.model, self.chunking)
             plan = cut_plan(self.job, surveyed, self.model, sample, replicas=pool.replicas, cores=pool.cores)
-        units = list(table_to_units(plan.table))
-        units += self._rewrite_units(plan.units, frozenset(replaced), max(plan.unit_rows, _REWRITE_ROWS))
+        rewrites = list(self._rewrite_units(plan.units, frozenset(replaced), max(plan.unit_rows, _REWRITE_ROWS)))
         quarantined = pa.concat_tables([self._old_quarantine, self._policy.quarantine()])
         unread = pc.is_in(quarantined["shard"], value_set=pa.array(sorted(self._unchanged), pa.string()))
-        rewritten_rows = sum(piece.rows for unit in units if unit.rewrite for piece in unit.pieces)
         table_rows = sum(file.rows for file in self._files)
         affected_rows = sum(file.rows for file in self._affected)
         return Prepared(
-            replace(plan, table=units_to_table(units), units=len(units), rows=plan.rows + rewritten_rows),
+            replace(
+                plan,
+                table=pa.concat_tables([plan.table, units_to_table(rewrites)]),
+                units=plan.units + len(rewrites),
+                rows=plan.rows + sum(unit.rows for unit in rewrites),
+            ),
             {
                 "reuse": self._index.tables(),
                 "replaced": pa.table({"path": pa.array(replaced, pa.string())}),
@@ -302,21 +305,20 @@ class _Refresh(Runner):
             return int(description["texts_to_encode"])
         return self._index.unknown
 
-    def _rewrite_units(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterable[Unit]:
+    def _rewrite_units(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterator[RewriteUnit]:
         """Yield the rewrite units: unchanged rows of affected files."""
-        number, pieces, rows = first, [], 0
+        number, files, rows = first, [], 0
         for file in self._affected:
             unchanged_rows = file.others + sum(count for path, count in file.shards.items() if path not in replaced)
             if unchanged_rows == 0:
                 continue
-            values = json.dumps(self._partitions[file.path])
-            pieces.append(Piece(Shard(file.path, 0, values), 0, file.rows, unchanged_rows))
+            files.append(RewrittenFile(file.path, self._partitions[file.path], unchanged_rows))
             rows += unchanged_rows
             if rows >= unit_rows:
-                yield Unit(number, tuple(pieces), rewrite=True)
-                number, pieces, rows = number + 1, [], 0
-        if pieces:
-            yield Unit(number, tuple(pieces), rewrite=True)
+                yield RewriteUnit(number, tuple(files))
+                number, files, rows = number + 1, [], 0
+        if files:
+            yield RewriteUnit(number, tuple(files))
 
     def tokens(self) -> float:
         """Return an upper estimate of the tokens to encode, from the number of texts without a vector."""

@@ -9,7 +9,7 @@ import pytest
 
 from actors import storage
 from actors.errors import TableConflict
-from actors.schema import Dialect, Piece, Shard, Unit
+from actors.schema import Dialect, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import UNITS_A_FOLDER, receipt_path
 from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
@@ -100,12 +100,12 @@ def test_object_that_is_no_receipt_is_ignored(ledger: Ledger):
 
 def test_plan_is_read_back_without_the_finished_units():
     shard = Shard("corpus/a.parquet", 10, "etag")
-    units = [
-        Unit(
-            number, tuple(Piece(shard, 10 * piece, 10 * piece + 10, 10) for piece in range(number % 2 + 1)), number == 2
-        )
+    units: list[Unit | RewriteUnit] = [
+        Unit(number, tuple(Piece(shard, 10 * piece, 10 * piece + 10, 10) for piece in range(number % 2 + 1)))
         for number in range(5)
     ]
+    files = [RewrittenFile("data/r/a.parquet", {"lang": "de"}, 3), RewrittenFile("b.parquet", {"lang": None}, 4)]
+    units[2] = RewriteUnit(2, tuple(files))
     table = units_to_table(units)
     assert list(table_to_units(table)) == units
     assert list(table_to_units(table, {0, 3, 99})) == [units[1], units[2], units[4]]
