@@ -30,6 +30,8 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -38,13 +40,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
-from actors.errors import InvariantBroken, StorageError, TableConflict
+from actors.errors import InvariantBroken, StorageError
 from actors.schema import QUARANTINE_SCHEMA, Dialect, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import UNITS_A_FOLDER
+from pipeline.ledger.run_description import RunDescription
 
 FOLDER = "_vectide"
-FORMAT = 1  # of the names in a ledger; a ledger without it is from before the first release
 PLAN_SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
@@ -149,11 +151,11 @@ class Ledger:
         self.run = run
         self.table_url = table
         self.url = storage.join(runs_folder(table), run)
-        self._description: dict[str, Any] | None = None
+        self._description: RunDescription | None = None
 
     def freeze(
-        self, description: dict[str, Any], plan: pa.Table, **tables: pa.Table | Iterable[pa.Table]
-    ) -> dict[str, Any]:
+        self, description: RunDescription, plan: pa.Table, **tables: pa.Table | Iterable[pa.Table]
+    ) -> RunDescription:
         """Write the plan and its tables, unless a concurrent driver of the same run was first.
 
         Each driver writes its tables to a folder of its own. `run.json`, created last and if absent, names that folder,
@@ -173,7 +175,7 @@ class Ledger:
                 continue
             for number, part in enumerate(table):
                 self._put(f"{place}/{name}/{number:03d}.parquet", part)
-        text = json.dumps({**description, "format": FORMAT, "plan": place}, indent=1, sort_keys=True)
+        text = replace(description, run=self.run, plan=place).to_json()
         storage.create(storage.join(self.url, "run.json"), text.encode())
         stored = self.description()
         if stored is None:
@@ -185,31 +187,20 @@ class Ledger:
         pq.write_table(table, sink, compression="zstd")
         storage.put(storage.join(self.url, path), bytes(sink.getvalue()))
 
-    def description(self) -> dict[str, Any] | None:
+    def description(self) -> RunDescription | None:
         """Return the description that `freeze` stored, or None if no plan is frozen yet.
 
         Raises:
             TableConflict: a development version of vectide wrote the ledger, with other names.
         """
         if self._description is None:
-            try:
-                description = dict(json.loads(storage.read(storage.join(self.url, "run.json"))))
-            except FileNotFoundError:
-                return None
-            if description.get("format") != FORMAT:
-                raise TableConflict(
-                    f"{self.url!r} is the ledger of a version of vectide from before the first release, which has other "
-                    f"names. Name another table.uri and backfill it anew"
-                )
-            self._description = description
+            with suppress(FileNotFoundError):
+                text = storage.read(storage.join(self.url, "run.json"))
+                self._description = RunDescription.from_json(text, url=self.url)
         return self._description
 
-    def holds(self, content: str) -> bool:
-        """Return whether `content` (see `fingerprint.content_name`) is what this run publishes."""
-        return (self.description() or {}).get("content") == content
-
-    def home(self) -> str:
-        """Return the URL of the folder of the plan in use, with its tables and receipts.
+    def frozen(self) -> RunDescription:
+        """Return the description of a run whose plan is frozen.
 
         Raises:
             FileNotFoundError: no plan is frozen.
@@ -217,7 +208,20 @@ class Ledger:
         description = self.description()
         if description is None:
             raise FileNotFoundError(f"{self.url!r} has no frozen plan")
-        return storage.join(self.url, description["plan"])
+        return description
+
+    def holds(self, content: str) -> bool:
+        """Return whether `content` (see `fingerprint.content_name`) is what this run publishes."""
+        description = self.description()
+        return description is not None and description.content == content
+
+    def home(self) -> str:
+        """Return the URL of the folder of the plan in use, with its tables and receipts.
+
+        Raises:
+            FileNotFoundError: no plan is frozen.
+        """
+        return storage.join(self.url, self.frozen().plan)
 
     def plan(self) -> pa.Table:
         """Return the frozen plan (`PLAN_SCHEMA`).

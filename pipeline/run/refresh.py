@@ -145,7 +145,7 @@ class _Refresh(Runner):
         if (
             listing is None
             or description is None
-            or {**description["job"]["source"], **without_effect} != {**source, **without_effect}
+            or {**description.job["source"], **without_effect} != {**source, **without_effect}
         ):
             return frozenset()
         quarantined = self._old_quarantine
@@ -295,14 +295,16 @@ class _Refresh(Runner):
                 **self._policy.file_changes([file.path for file in self._affected]),
                 "previous_quarantine": quarantined.filter(unread),
             },
-            {"reuse": self._index.parts, "rows_kept": table_rows - affected_rows, "texts_to_encode": self._texts()},
+            reuse=self._index.parts,
+            rows_kept=table_rows - affected_rows,
+            texts_to_encode=self._texts(),
         )
 
     def _texts(self) -> int:
         """Return the number of texts without a stored vector."""
         description = self.ledger.description()
         if description is not None:
-            return int(description["texts_to_encode"])
+            return description.texts_to_encode
         return self._index.unknown
 
     def _rewrite_units(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterator[RewriteUnit]:

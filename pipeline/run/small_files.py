@@ -91,12 +91,12 @@ def merge_small_files(
         packs = list(choose_packs(files, _staying(table, removed), parse_bytes(file_size, option="table.file_size")))
         if not packs:
             return Merged(files)
-        description = freeze_packs(merge, packs, {"operation": "merge"})
+        description = freeze_packs(merge, packs, "merge")
     old = merge.table("removed")["path"].to_pylist()
     done = merge.done()
-    if len(done) < description["units"]:
-        reporter.step(f"merging {len(old)} small files into {description['units']}")
-    new = run_packs(merge, description, done, writer, lock=lock, reporter=NullReporter(), address=address)
+    if len(done) < description.units:
+        reporter.step(f"merging {len(old)} small files into {description.units}")
+    new = run_packs(merge, done, writer, lock=lock, reporter=NullReporter(), address=address)
     merged, own = set(old), {file.path for file in files}
     return Merged(
         files=(*(file for file in files if file.path not in merged), *new),

@@ -15,6 +15,7 @@ from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import hash_strings
 from pipeline.ledger.duplicates import brings_ids, find_duplicates, quarantine_duplicates
 from pipeline.ledger.ledger import Ledger, units_to_table
+from pipeline.ledger.run_description import RunDescription
 
 
 def write(table, unit, ids):
@@ -90,7 +91,7 @@ def test_brings_ids_is_false_if_the_replaced_files_had_all_ids(tmp_path):
 
 def test_duplicates_are_quarantined_and_the_receipt_adds_up(tmp_path):
     table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
-    ledger.freeze({"units": 1}, units_to_table([]))
+    ledger.freeze(RunDescription("backfill", 1, 3), units_to_table([]))
     receipt = write(table, 4, ["a", "b", "c"])
     overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r")
     assert (overridden.rows, overridden.documents, overridden.rows_quarantined, overridden.rows_read) == (2, 2, 1, 3)
@@ -107,7 +108,7 @@ def test_duplicates_are_quarantined_and_the_receipt_adds_up(tmp_path):
 
 def test_receipts_are_overridden_once(tmp_path):
     table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
-    ledger.freeze({"units": 1}, units_to_table([]))
+    ledger.freeze(RunDescription("backfill", 1, 3), units_to_table([]))
     receipt = write(table, 0, ["a", "b"])
     storage.create(storage.join(ledger.home(), "receipts/000000/000000000.json"), receipt.to_json().encode())
     overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r")

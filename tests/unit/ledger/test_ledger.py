@@ -13,6 +13,7 @@ from actors.schema import Dialect, Piece, RewriteUnit, RewrittenFile, Shard, Uni
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import UNITS_A_FOLDER, receipt_path
 from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
+from pipeline.ledger.run_description import RunDescription
 
 
 def receipt(unit: int) -> Receipt:
@@ -23,7 +24,7 @@ def receipt(unit: int) -> Receipt:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     ledger = Ledger(str(tmp_path / "table"), "run")
-    ledger.freeze({"units": 1}, units_to_table([]))
+    ledger.freeze(RunDescription("backfill", 1, 3), units_to_table([]))
     return ledger
 
 
@@ -68,7 +69,7 @@ def test_later_plan_has_no_receipt_of_an_earlier_plan(ledger: Ledger):
     home = ledger.home()
     storage.delete(storage.join(ledger.url, "run.json"))
     again = Ledger(str(Path(ledger.url).parents[2]), "run")
-    again.freeze({"units": 9}, units_to_table([]))
+    again.freeze(RunDescription("backfill", 9, 9), units_to_table([]))
     storage.create(storage.join(home, receipt_path(5)), receipt(5).to_json().encode())
     assert again.done() == set()
 
