@@ -1,0 +1,69 @@
+"""Micro-batches in a small memory: the tensors of a failed try are freed before its rows are tried again."""
+
+from __future__ import annotations
+
+import weakref
+
+import pyarrow as pa
+import pytest
+import torch
+
+from actors.batching.budget import BudgetController
+from actors.encoders.compute.device import Compute
+from actors.encoders.packed import PackedBatch
+from actors.encoders.running import Runner
+
+
+class Memory:
+    """An allocator of a fixed size. A tensor is freed when nothing refers to it any more."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.used = size, 0
+
+    def take(self, count: int) -> torch.Tensor:
+        if self.used + count > self.size:
+            raise torch.OutOfMemoryError(f"{count} requested, {self.size - self.used} free")
+        self.used += count
+        tensor = torch.zeros(count)
+        weakref.finalize(tensor, self._free, count)
+        return tensor
+
+    def _free(self, count: int) -> None:
+        self.used -= count
+
+
+class TwoLayers:
+    """A family that needs up to nine numbers a token."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.tries: list[int] = []
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        self.tries.append(len(batch.ids))
+        x = self.memory.take(len(batch.ids))
+        for _ in range(2):
+            x = self._layer(x)
+        return torch.zeros(len(batch.ids), 1)
+
+    def _layer(self, x: torch.Tensor) -> torch.Tensor:
+        qkv, wide = self.memory.take(3 * len(x)), self.memory.take(4 * len(x))
+        assert len(qkv) + len(wide) == 7 * len(x)
+        return self.memory.take(len(x))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "fitting", "tries"),
+    [
+        ([16] * 64, 512, 300, [512, 256, 256, 256, 256]),
+        ([100, 100], 200, 110, [200, 100, 100]),
+    ],
+)
+def test_a_failed_try_holds_no_memory_while_its_rows_are_tried_again(lengths, budget, fitting, tries):
+    ids = pa.array([[1] * length for length in lengths], pa.list_(pa.int32()))
+    family = TwoLayers(Memory(9 * fitting))
+    runner = Runner(Compute(torch.device("cpu"), torch.float32), BudgetController((budget,)))
+    rows = sorted(int(row) for micro in runner.run(family, ids, tasks_of=lambda _: None) for row in micro.rows)
+    assert rows == list(range(len(lengths)))
+    assert family.tries == tries
+    assert runner.stats.budget_tokens == budget // 2
