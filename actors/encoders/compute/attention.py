@@ -5,9 +5,9 @@ Neighbouring heads of the query may share a head of key and value. The implement
 - CPU: our own loop over the packed rows (`actors.kernels`). If the kernels were not built, or attention is causal or heads
   are shared: one `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
 - CUDA in 16 bits without bias: one variable-length flash kernel for the whole micro-batch.
-- CUDA otherwise (float32, a bias, an older GPU): rows padded to the longest, in slices that bound the memory. Rows of a
-  micro-batch have similar lengths, so there is little padding. This implementation runs on a CPU too, where tests compare
-  it with the first.
+- CUDA otherwise (float32, a bias, an older GPU): rows padded to the longest of their group, in slices that bound the
+  memory. The shortest row of a group has at least half as many tokens, so at most half of the places are padding: a token
+  budget need not know about it. This implementation runs on a CPU too, where tests compare it with the first.
 
 A bias that depends only on the distance of two tokens (ALiBi, T5) is passed as one number per head and distance,
 `[heads, 2 * length - 1]`, not as a `[heads, length, length]` matrix: with the queries in reverse order the matrix
@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional
 
 from actors import kernels
-from actors.encoders.packed import PackedBatch, Run
+from actors.encoders.packed import PackedBatch, Padded, Run
 
 # length -> float32 [heads, 2 * length - 1] on the batch's device; column `j - i + length - 1` is for key j, query i.
 RelativeBias = Callable[[int], torch.Tensor]
@@ -213,7 +213,7 @@ def attend_padded(
     causal: bool = False,
     slice_elements: int = _SLICE_ELEMENTS,
 ) -> torch.Tensor:
-    """Computes `attend` on rows padded to the longest; correct on every device.
+    """Computes `attend` on rows padded to similar lengths; correct on every device.
 
     Args:
         query: [tokens, heads, width].
@@ -227,13 +227,31 @@ def attend_padded(
     """
     if causal and bias is not None:
         bias, causal = _make_causal(bias), False
-    _, heads, width = query.shape
-    rows, longest = batch.rows, batch.max_length
-    slots = batch.spread(torch.arange(rows, device=batch.device) * longest) + batch.positions()
+    tokens, heads, width = query.shape
+    attend_group = partial(_attend_group, scale=scale, bias=bias, causal=causal, slice_elements=slice_elements)
+    out = torch.empty(tokens, heads * width, dtype=query.dtype, device=query.device)
+    for group in batch.padded():
+        out[group.tokens] = attend_group(*(x[group.tokens] for x in (query, key, value)), group)
+    return out
+
+
+def _attend_group(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    group: Padded,
+    *,
+    scale: float | None,
+    bias: RelativeBias | None,
+    causal: bool,
+    slice_elements: int,
+) -> torch.Tensor:
+    heads, width = query.shape[1:]
+    rows, longest = group.rows, group.length
 
     def pad(x: torch.Tensor) -> torch.Tensor:
         full = x.new_zeros(rows * longest, heads, width)
-        full[slots] = x
+        full[group.places] = x
         return full.view(rows, longest, heads, width).transpose(1, 2)
 
     if key.shape[1] != heads:
@@ -241,23 +259,23 @@ def attend_padded(
         key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     q, k, v = pad(query), pad(key), pad(value)
     # Every row has a token, so every query has a key and no result becomes NaN.
-    valid = torch.arange(longest, device=batch.device) < batch.row_lengths()[:, None]
+    valid = group.valid[:, None, None, :]
     if causal:
         # Padding comes after a row's own tokens, so causal attention excludes it without a mask.
         out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     elif bias is None:
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :], scale=scale)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=valid, scale=scale)
     else:
         out = torch.empty_like(q)
         relative = bias(longest)
         per_query = rows * heads * longest
         step = max(1, slice_elements // per_query)
-        columns = torch.arange(longest, device=batch.device)
+        columns = torch.arange(longest, device=query.device)
         for start in range(0, longest, step):
             stop = min(start + step, longest)
             distance = columns[None, :] - columns[start:stop, None] + (longest - 1)
-            mask = relative[:, distance].unsqueeze(0).masked_fill(~valid[:, None, None, :], float("-inf"))
+            mask = relative[:, distance].unsqueeze(0).masked_fill(~valid, float("-inf"))
             out[:, :, start:stop] = functional.scaled_dot_product_attention(
                 q[:, :, start:stop], k, v, attn_mask=mask.to(q.dtype), scale=scale
             )
-    return out.transpose(1, 2).reshape(rows * longest, heads * width)[slots]
+    return out.transpose(1, 2).reshape(rows * longest, heads * width)[group.places]

@@ -39,7 +39,7 @@ def by_hand(query, key, value, lengths, *, scale, bias, causal=False):
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("lengths", [[7, 5, 5, 1], [3, 3], [1], [2, 6, 2, 2, 6]])
+@pytest.mark.parametrize("lengths", [[7, 5, 5, 1], [3, 3], [1], [2, 6, 2, 2, 6], [17, 3, 2, 2, 1]])
 @pytest.mark.parametrize("bias", [None, uneven, alibi(HEADS, torch.device("cpu"))])
 @pytest.mark.parametrize("scale", [None, 1.0])
 def test_both_implementations_attend_within_each_row(lengths, bias, scale):
@@ -69,6 +69,31 @@ def test_causal_attention_and_shared_heads(lengths, groups, causal, bias, scale)
         actual = way(query, key, value, batch, scale=scale, bias=bias, causal=causal)
         assert actual.is_contiguous()
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [8192, *[100] * 573],
+        [512, 300, 256, 255, 128, 90, 3, 1],
+        [1, 512, 1, 512],
+        [7] * 5,
+        [4, 2, 1],
+        np.arange(1, 400),
+    ],
+)
+def test_at_most_half_of_the_padded_places_have_no_token(lengths):
+    lengths = np.array(lengths)
+    batch = pack(np.arange(lengths.sum()), lengths, device=torch.device("cpu"))
+    groups = batch.padded()
+    assert sum(group.rows * group.length for group in groups) <= 2 * lengths.sum()
+    assert [group.tokens.start for group in groups] == [0, *(group.tokens.stop for group in groups[:-1])]
+    assert groups[-1].tokens.stop == lengths.sum()
+    for group in groups:
+        assert torch.equal(group.valid.flatten().nonzero().flatten(), group.places)
+    in_order = np.sort(lengths)[::-1]
+    fewest = len(pack(np.arange(lengths.sum()), in_order, device=torch.device("cpu")).padded())
+    assert fewest <= 1 + np.log2(lengths.max() / lengths.min())
 
 
 def test_causal_attention_in_bfloat16_is_close():
