@@ -20,7 +20,7 @@ import torch
 from actors.batching.budget import BudgetController
 from actors.batching.planner import Ints, order_rows, take
 from actors.encoders.build import Family
-from actors.encoders.compute.device import Compute
+from actors.encoders.compute.device import Compute, is_out_of_memory
 from actors.encoders.compute.threads import Threads
 from actors.encoders.packed import PackedBatch, pack
 from actors.errors import DataError
@@ -144,7 +144,9 @@ class Runner:
             try:
                 batch = self._pack(flat, starts, rows, ordered[start:stop], tasks_of)
                 value = self._forward(family, batch, reduce)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 return _TooLarge(start, stop, str(error))
             return _Finished(MicroBatch(rows, batch, value), time.perf_counter() - started, budget_tokens)
 

@@ -231,7 +231,8 @@ def attend_padded(
     attend_group = partial(_attend_group, scale=scale, bias=bias, causal=causal, slice_elements=slice_elements)
     out = torch.empty(tokens, heads * width, dtype=query.dtype, device=query.device)
     for group in batch.padded():
-        out[group.tokens] = attend_group(*(x[group.tokens] for x in (query, key, value)), group)
+        q, k, v = (x[group.tokens] for x in (query, key, value))
+        out[group.tokens] = attend_group(q, k, v, group)
     return out
 
 

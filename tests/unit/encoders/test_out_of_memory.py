@@ -67,3 +67,40 @@ def test_a_failed_try_holds_no_memory_while_its_rows_are_tried_again(lengths, bu
     assert rows == list(range(len(lengths)))
     assert family.tries == tries
     assert runner.stats.budget_tokens == budget // 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_memory_that_a_library_cannot_get_is_out_of_memory_too(error):
+    class OneRowFits:
+        def forward(self, batch: PackedBatch) -> torch.Tensor:
+            if batch.rows > 1:
+                raise error
+            return torch.zeros(len(batch.ids), 1)
+
+    ids = pa.array([[1, 2]] * 4, pa.list_(pa.int32()))
+    runner = Runner(Compute(torch.device("cpu"), torch.float32), BudgetController((8,)))
+    assert sorted(int(micro.rows[0]) for micro in runner.run(OneRowFits(), ids, tasks_of=lambda _: None)) == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert runner.stats.out_of_memory == 2
+
+
+def test_any_other_error_is_raised():
+    class Failing:
+        def forward(self, batch: PackedBatch) -> torch.Tensor:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    ids = pa.array([[1, 2]] * 4, pa.list_(pa.int32()))
+    runner = Runner(Compute(torch.device("cpu"), torch.float32), BudgetController((8,)))
+    with pytest.raises(torch.AcceleratorError, match="device-side assert"):
+        list(runner.run(Failing(), ids, tasks_of=lambda _: None))
