@@ -17,7 +17,7 @@ instead of 3 GiB.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from inspect import signature
 from typing import Any
@@ -33,6 +33,8 @@ RelativeBias = Callable[[int], torch.Tensor]
 
 # Largest number of elements in one slice of padded scores with a bias.
 _SLICE_ELEMENTS = 64 * 2**20
+# Types that flash kernels take.
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def attend(
@@ -68,8 +70,8 @@ def attend(
         if kernel is not None:
             return attend_by_kernel(kernel, query, key, value, batch, scale=scale, bias=bias, approximate=approximate)
         return attend_runs(query, key, value, batch, scale=scale, bias=bias, causal=causal)
-    settings = varlen_settings(scale=scale, causal=causal, grouped=grouped)
-    if bias is None and _has_varlen(query, settings):
+    settings = varlen_settings(_varlen_parameters(), scale=scale, causal=causal, grouped=grouped)
+    if bias is None and settings is not None and _has_varlen(query):
         return _attend_varlen(query, key, value, batch, settings)
     return attend_padded(query, key, value, batch, scale=scale, bias=bias, causal=causal)
 
@@ -160,16 +162,28 @@ def _make_causal(bias: RelativeBias) -> RelativeBias:
     return causal_bias
 
 
-def varlen_settings(*, scale: float | None, causal: bool, grouped: bool) -> dict[str, Any]:
-    """Returns the arguments of torch's variable-length kernel that differ from its defaults."""
+def varlen_settings(
+    known: Collection[str], *, scale: float | None, causal: bool, grouped: bool
+) -> dict[str, Any] | None:
+    """Returns the arguments of torch's variable-length kernel that differ from its defaults, or None if it lacks one.
+
+    torch 2.10 has `is_causal` instead of `window_size`, and no `scale`. Up to 2.12 there is no `enable_gqa`: shared heads
+    are passed as they are. Older releases have no such kernel.
+
+    Args:
+        known: Names of the kernel's parameters in the installed torch; empty if there is no such kernel.
+        scale: As for `attend`.
+        causal: As for `attend`.
+        grouped: Heads of the query share heads of key and value.
+    """
     settings: dict[str, Any] = {}
     if scale is not None:
         settings["scale"] = scale
     if causal:
-        settings["window_size"] = (-1, 0)
-    if grouped:
+        settings |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if grouped and "enable_gqa" in known:
         settings["enable_gqa"] = True
-    return settings
+    return settings if known and settings.keys() <= set(known) else None
 
 
 @cache
@@ -182,13 +196,11 @@ def _varlen_parameters() -> frozenset[str]:
     return frozenset(signature(varlen_attn).parameters)
 
 
-def _has_varlen(query: torch.Tensor, settings: dict[str, Any]) -> bool:
-    if query.dtype not in (torch.bfloat16, torch.float16) or query.shape[2] % 8 or query.shape[2] > 256:
+def _has_varlen(query: torch.Tensor) -> bool:
+    """Returns True if the GPU and the form of the heads suit the variable-length kernel."""
+    if query.dtype not in _HALF or query.shape[2] % 8 or query.shape[2] > 256:
         return False
-    if torch.cuda.get_device_capability(query.device) < (8, 0):
-        return False
-    # Older releases have no such kernel, or one without some parameters, which would compute something else.
-    return bool(_varlen_parameters()) and settings.keys() <= _varlen_parameters()
+    return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _attend_varlen(
@@ -251,19 +263,21 @@ def _attend_group(
     rows, longest = group.rows, group.length
 
     def pad(x: torch.Tensor) -> torch.Tensor:
-        full = x.new_zeros(rows * longest, heads, width)
+        full = x.new_zeros(rows * longest, x.shape[1], width)
         full[group.places] = x
-        return full.view(rows, longest, heads, width).transpose(1, 2)
+        return full.view(rows, longest, -1, width).transpose(1, 2)
 
-    if key.shape[1] != heads:
-        # Kernels for float32 do not support shared heads; torch would fall back to one that keeps all scores in memory.
+    shared = key.shape[1] != heads
+    if shared and not (causal and query.dtype in _HALF):
+        # Kernels for float32 or with a mask have no shared heads; torch would take one that keeps all scores in memory.
+        shared = False
         key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     q, k, v = pad(query), pad(key), pad(value)
     # Every row has a token, so every query has a key and no result becomes NaN.
     valid = group.valid[:, None, None, :]
     if causal:
         # Padding comes after a row's own tokens, so causal attention excludes it without a mask.
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
     elif bias is None:
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=valid, scale=scale)
     else:

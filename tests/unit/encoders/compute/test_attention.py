@@ -108,17 +108,44 @@ def test_causal_attention_in_bfloat16_is_close():
         torch.testing.assert_close(actual.double(), expected, atol=0.03, rtol=0)
 
 
+# The variable-length kernel as torch releases have it: their keyword-only parameters, or those that may be given by name.
+KERNELS = {
+    "2.10": {"is_causal", "return_aux"},
+    "2.11": {"return_aux", "scale", "window_size"},
+    "2.12": {"return_aux", "scale", "window_size", "seqused_k", "block_table"},
+    "2.13": {"return_aux", "scale", "window_size", "seqused_k", "block_table", "enable_gqa", "num_splits"},
+}
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("scale", [None, 1.0])
-def test_varlen_settings_are_parameters_of_the_gpu_kernel(causal, grouped, scale):
-    """The kernel runs on GPUs only, but its parameter names can be checked anywhere."""
+@pytest.mark.parametrize("release", KERNELS)
+def test_the_gpu_kernel_of_each_torch_gets_only_parameters_that_it_has(causal, grouped, scale, release):
+    settings = varlen_settings(KERNELS[release], scale=scale, causal=causal, grouped=grouped)
+    if release == "2.10" and scale is not None:
+        assert settings is None  # it would use another scale
+        return
+    assert settings is not None
+    assert settings.keys() <= KERNELS[release]
+    # Causal: all tokens before, none after.
+    assert (settings.get("window_size") == (-1, 0) or settings.get("is_causal") is True) is causal
+    assert settings.get("scale") == scale
+    assert settings.get("enable_gqa", False) == (grouped and release == "2.13")
+    assert varlen_settings((), scale=scale, causal=causal, grouped=grouped) is None  # before 2.10
+
+
+def test_jina_v4_needs_no_padding_with_the_installed_torch():
+    """The kernel runs on GPUs only, but its parameters can be checked, and the shapes of its result traced, anywhere."""
     from torch.nn.attention.varlen import varlen_attn
 
-    settings = varlen_settings(scale=scale, causal=causal, grouped=grouped)
-    signature(varlen_attn).bind(*[None] * 7, **settings)
-    assert len(settings) == causal + grouped + (scale is not None)
-    assert settings.get("window_size", (-1, 0)) == (-1, 0)  # all tokens before, none after
+    settings = varlen_settings(signature(varlen_attn).parameters, scale=None, causal=True, grouped=True)
+    assert settings is not None
+    query, key, value = torch.empty(7, 16 + 2 * 2, 128, dtype=torch.bfloat16, device="meta").split([16, 2, 2], 1)
+    offsets = torch.empty(3, dtype=torch.int32, device="meta")
+    out = varlen_attn(query, key, value, offsets, offsets, 4, 4, **settings)
+    assert isinstance(out, torch.Tensor)
+    assert out.shape == (7, 16, 128)
 
 
 def test_the_bias_matrix_is_a_view():
