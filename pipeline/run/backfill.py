@@ -154,7 +154,7 @@ class Runner:
         is_default = (run.replicas, run.gpus_per_replica, run.labels) == ("auto", default_gpus, None)
         is_first_try = self.retries is None and self.ledger.description() is None
         return inline_if_small(
-            run.address, fits_in_process=is_default and is_first_try and fits_in_process(self.tokens(), self.model)
+            run, fits_in_process=is_default and is_first_try and fits_in_process(self.tokens(), self.model)
         ) or executor_for(run)
 
     def may_have_changed(self) -> bool:

@@ -109,9 +109,9 @@ def run_packs(
         VectideError: a unit failed, or a file is missing.
     """
     if len(done) < description["units"]:
-        run = Run(address=address)
+        run = Run(address=address, gpus_per_replica=0)
         is_small = description["size_bytes"] <= inline_bytes
-        executor = inline_if_small(address, fits_in_process=is_small) or executor_for(run)
+        executor = inline_if_small(run, fits_in_process=is_small) or executor_for(run)
         reporter.started(
             Started(
                 run=ledger.run,

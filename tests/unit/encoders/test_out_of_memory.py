@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from actors.batching.budget import BudgetController
+from actors.encoders import load_encoder
 from actors.encoders.compute.device import Compute
 from actors.encoders.packed import PackedBatch
 from actors.encoders.running import Runner
+from actors.errors import ConfigError
+from tests.checkpoints import write_bert
 
 
 class Memory:
@@ -104,3 +107,12 @@ def test_any_other_error_is_raised():
     runner = Runner(Compute(torch.device("cpu"), torch.float32), BudgetController((8,)))
     with pytest.raises(torch.AcceleratorError, match="device-side assert"):
         list(runner.run(Failing(), ids, tasks_of=lambda _: None))
+
+
+def test_a_model_that_does_not_fit_is_refused_with_a_reason(monkeypatch, tmp_path):
+    def build(spec, compute):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("actors.encoders.encoder.build_family", build)
+    with pytest.raises(ConfigError, match=r"does not fit the memory of cpu .*2.00 GiB.*run.gpus_per_replica=0"):
+        load_encoder(str(write_bert(tmp_path)))
