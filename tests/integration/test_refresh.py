@@ -107,7 +107,7 @@ def test_an_index_larger_than_memory_finds_the_same(tmp_path, tiny_model, report
     with pytest.raises(Stops):
         refresh(job, Stopping())
     table = str(tmp_path / "table")
-    assert max((Ledger(table, run).description() or {}).get("reuse", 0) for run in run_names(table)) > 4
+    assert max(Ledger(table, run).frozen().reuse for run in run_names(table)) > 4
     outcome = refresh(job, reporter)
     assert (outcome.rows, outcome.encoded) == (60, 14)
     backfill(make_job(corpus, tmp_path / "fresh", tiny_model), reporter)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from actors.encoders.spec import ModelSpec
 from actors.errors import VectideError
-from actors.schema import INPUT_IDS, TASK, TOKENS, Unit
+from actors.schema import INPUT_IDS, TASK, TOKENS, RewriteUnit, Unit
 from actors.source.read_unit import TEXT, read_unit
 from actors.text.chunk_rules import Chunking
 from actors.text.chunks import Chunker
@@ -46,15 +46,15 @@ def _chunker(model: ModelSpec, chunking: Chunking) -> Chunker:
 
 def read_and_tokenize(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog) -> pa.Table:
     """Read a unit and turn its texts into token ids."""
-    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
+    unit: Unit | RewriteUnit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
     batch = UnitBatch(unit.number)
     attempt = attempt_log.attempt("read", unit.number)
     try:
         attempt.check()
-        if not unit.rewrite:
+        if isinstance(unit, Unit):
             _prepare(spec)
         with watch_unit(attempt, spec.row_timeout_s):
-            if unit.rewrite:
+            if isinstance(unit, RewriteUnit):
                 batch = copy_rows(unit, spec.writer)
             else:
                 _fill(batch, unit, spec)

@@ -58,7 +58,7 @@ def cut(folder, model, *, replicas=1, cores=1, **run) -> tuple[Survey, Plan, lis
     )
     found = survey(job, list_corpus(job).shards)
     plan = cut_plan(job, found, model, take_sample(found, model), replicas=replicas, cores=cores)
-    return found, plan, list(table_to_units(plan.table))
+    return found, plan, [unit for unit in table_to_units(plan.table) if isinstance(unit, Unit)]
 
 
 def fill(folder, name: str, shards: int = 2, **options) -> None:

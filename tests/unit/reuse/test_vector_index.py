@@ -18,6 +18,7 @@ from actors.errors import StorageError
 from actors.source.content_hash import content_hashes
 from actors.storage.temp_dirs import SharedTempDir
 from pipeline.ledger.ledger import Ledger, units_to_table
+from pipeline.ledger.run_description import RunDescription
 from pipeline.reuse import spill, vector_index
 from pipeline.reuse.lookup import reuse_of
 from pipeline.reuse.spill import TEXT, Buckets, as_texts, contains, hash_bytes
@@ -74,7 +75,7 @@ def ask(table, run, paths, wanted, asked, *, limit=LITTLE):
             texts.add(as_texts(hash_bytes(pa.chunked_array([hashes_of(part)]))))
         with build_index(table, paths, None if wanted is None else texts) as built:
             ledger = Ledger(table, run)
-            ledger.freeze({}, units_to_table([]), reuse=built.tables())
+            ledger.freeze(RunDescription("backfill", 0, 0), units_to_table([]), reuse=built.tables())
             facts = built.rows, built.unknown, built.parts
     if built.parts == 0:
         return facts, [], []
