@@ -12,7 +12,7 @@ from actors.errors import ConfigError
 from pipeline.ledger.ledger import Ledger, merge_ledger
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
-from pipeline.table.changes import changes
+from pipeline.table.export import changes
 from pipeline.table.vacuum import vacuum
 from pipeline.table.versions import versions
 from tests.integration.conftest import Silent, Stops, make_job, rows, write_corpus, write_one

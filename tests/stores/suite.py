@@ -29,8 +29,8 @@ from pipeline.run.compact import compact
 from pipeline.run.refresh import refresh
 from pipeline.search.search import Searcher
 from pipeline.table import delta_table
-from pipeline.table.changes import changes
 from pipeline.table.diff import diff
+from pipeline.table.export import changes
 from pipeline.table.status import status
 from pipeline.table.vacuum import vacuum
 from pipeline.table.versions import rollback, versions
