@@ -219,7 +219,7 @@ def content(table, version=None):
     return sorted((row["id"], row["_shard"], row["lang"], row["_hash"], tuple(row["embedding"])) for row in found)
 
 
-def test_any_history_ends_like_a_fresh_backfill(tiny_model):
+def test_any_history_ends_like_a_new_backfill(tiny_model):
     History.model = tiny_model
     run_state_machine_as_test(
         History,

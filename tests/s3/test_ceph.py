@@ -33,7 +33,7 @@ class TestCeph(S3Suite):
     MANY_KEYS = 10_000
 
 
-def test_a_create_has_one_winner_of_32_in_every_round(lake):
+def test_one_of_32_concurrent_creates_succeeds_in_every_round(lake):
     for number in range(20):
         url, gate = f"{lake}/races/{number}", threading.Barrier(32)
 
@@ -63,7 +63,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     assert DeltaTable(f"{lake}/table", storage_options=options(f"{lake}/table")).version() == 1
 
 
-def test_a_large_object_goes_up_in_parts_and_comes_back_whole(lake, server):
+def test_a_large_object_is_uploaded_in_parts_and_read_back_whole(lake, server):
     data = bytes(range(256)) * (110 * 4096)  # 110 MiB: more than the driver puts in one request
     storage.put(f"{lake}/large", data)
     assert storage.stat(f"{lake}/large").size_bytes == len(data)
@@ -86,7 +86,7 @@ def wrong(request, lake, monkeypatch, server):
     return lake, secret
 
 
-def test_wrong_credentials_are_said_so_everywhere_and_never_repeated(wrong, tiny_model, reporter):
+def test_every_command_reports_wrong_credentials_without_repeating_them(wrong, tiny_model, reporter):
     lake, secret = wrong
     calls = (
         storage.read,
@@ -200,7 +200,7 @@ def mended(ceph):
 
 
 @pytest.mark.usefixtures("mended")
-def test_a_run_outlives_a_gateway_that_is_gone_for_a_while(lake, ceph, tiny_model):
+def test_a_run_survives_a_temporary_outage_of_the_gateway(lake, ceph, tiny_model):
     job = make_job(put_corpus(lake, rows(96)), f"{lake}/table", tiny_model)
     breaking = Breaking(ceph, after=2, back_after_s=2)
     outcome = backfill(job, breaking)
@@ -210,9 +210,7 @@ def test_a_run_outlives_a_gateway_that_is_gone_for_a_while(lake, ceph, tiny_mode
 
 
 @pytest.mark.usefixtures("mended")
-def test_a_gateway_that_stays_away_ends_the_run_and_the_same_command_ends_it_right(
-    lake, ceph, tiny_model, reporter, monkeypatch
-):
+def test_a_lasting_outage_ends_the_run_and_the_same_command_completes_it(lake, ceph, tiny_model, reporter, monkeypatch):
     job = make_job(put_corpus(lake, rows(96)), f"{lake}/table", tiny_model)
     with monkeypatch.context() as retry_options:
         retry_options.setattr(storage, "ATTEMPTS", 2)

@@ -55,18 +55,18 @@ def imported(path: Path) -> Iterator[str]:
             yield str(node.module).partition(".")[0]
 
 
-def test_the_house_has_its_three_rooms():
+def test_there_are_three_packages():
     assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(HOUSE)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_code_knows_only_what_stands_below_it(path: Path):
+def test_a_package_imports_only_those_below_it(path: Path):
     room = path.relative_to(ROOT).parts[0]
     assert not FORBIDDEN[room].intersection(imported(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_says_what_it_is_and_stays_small(path: Path):
+def test_a_module_has_a_docstring_and_at_most_400_lines(path: Path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "no docstring"
     assert len(text.splitlines()) <= LONGEST

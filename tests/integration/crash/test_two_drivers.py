@@ -37,7 +37,7 @@ def wrong(found, whole):
     return difference(found, whole, same_version=False).words
 
 
-def test_a_driver_that_wakes_up_late_finds_the_work_done(lab, tally, points, name):
+def test_a_driver_paused_at_any_point_changes_nothing_afterwards(lab, tally, points, name):
     here = lab(name)
 
     def attempt(caller, place, point):
@@ -51,7 +51,7 @@ def test_a_driver_that_wakes_up_late_finds_the_work_done(lab, tally, points, nam
     assert tally.wrong == []
 
 
-def test_two_drivers_started_at_once_do_the_job_once_when_one_is_killed(lab, tally, points, name):
+def test_two_concurrent_drivers_publish_once_when_one_is_killed(lab, tally, points, name):
     here = lab(name)
 
     def attempt(caller, place, point):
@@ -68,7 +68,7 @@ def test_two_drivers_started_at_once_do_the_job_once_when_one_is_killed(lab, tal
     assert tally.wrong == []
 
 
-def test_of_two_jobs_of_one_table_one_is_refused_and_neither_undoes_the_other(lab, tally, points, name):
+def test_one_of_two_jobs_of_a_table_is_refused_and_no_rows_are_undone(lab, tally, points, name):
     here = lab(name)
 
     def attempt(caller, place, point):
@@ -105,7 +105,7 @@ def test_a_driver_that_lost_its_lock_publishes_nothing_over_the_other_job(lab, t
     assert tally.wrong == []
 
 
-def test_a_vacuum_that_takes_a_driver_for_dead_takes_no_file_of_a_version(lab, tally, points, name):
+def test_a_vacuum_beside_a_paused_driver_removes_no_file_of_a_version(lab, tally, points, name):
     """It keeps nothing for its age, which is the hardest case. The driver may then find that files are missing."""
     here = lab(name)
 

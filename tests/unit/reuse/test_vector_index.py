@@ -94,7 +94,7 @@ documents = st.lists(st.tuples(texts, st.integers(1, 3)), max_size=12)
     st.none() | st.lists(st.lists(texts, max_size=10), max_size=4),
     st.lists(texts, max_size=12),
 )
-def test_it_is_the_same_however_little_memory_it_may_take(files, wanted, asked):
+def test_the_memory_limit_changes_no_result(files, wanted, asked):
     with tempfile.TemporaryDirectory() as table:
         paths = write_files(table, files)
         (rows, unknown, _), *much = ask(table, "much", paths, wanted, asked, limit=1000)
@@ -116,7 +116,7 @@ def test_it_is_the_same_however_little_memory_it_may_take(files, wanted, asked):
         reuse_of.cache_clear()
 
 
-def test_nothing_is_left_on_the_disk(tmp_path, home):
+def test_no_file_is_left_on_the_disk(tmp_path, home):
     files = [[(text, 1) for text in range(start, start + 10)] for start in range(0, 60, 10)]
     paths = write_files(str(tmp_path / "table"), files)
     wanted = [range(40), range(20, 80)]
@@ -128,7 +128,7 @@ def test_nothing_is_left_on_the_disk(tmp_path, home):
     assert left_in(home) == []
 
 
-def test_nor_after_an_error(tmp_path, home):
+def test_no_file_is_left_on_the_disk_after_an_error(tmp_path, home):
     files = [[(text, 1) for text in range(start, start + 10)] for start in range(0, 60, 10)]
     paths = write_files(str(tmp_path / "table"), files)
     with pytest.raises(FileNotFoundError, match="missing"):
@@ -136,7 +136,7 @@ def test_nor_after_an_error(tmp_path, home):
     assert left_in(home) == []
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, home, monkeypatch):
+def test_a_full_disk_is_reported_in_one_sentence(tmp_path, home, monkeypatch):
     def refuses(self, *args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, home, monkeypatch):
     assert left_in(home) == []
 
 
-def test_a_reader_writes_all_after_another_was_killed_while_writing(tmp_path, home):
+def test_a_reader_writes_all_files_after_another_was_killed(tmp_path, home):
     table = str(tmp_path / "table")
     paths = write_files(table, [[(text, 1) for text in range(20)]])
     ask(table, "run", paths, None, [])
@@ -169,7 +169,7 @@ def test_a_reader_writes_all_after_another_was_killed_while_writing(tmp_path, ho
     assert left_in(home) == []
 
 
-def test_a_room_whose_last_holder_was_killed_is_cleared_by_whoever_comes_next(home):
+def test_a_shared_temp_dir_of_a_killed_process_is_cleared_by_the_next(home):
     killed, alive = SharedTempDir("killed"), SharedTempDir("alive")
     for temp_dir in (killed, alive):
         (temp_dir.path / "file").write_bytes(b"some")
@@ -183,13 +183,13 @@ def test_a_room_whose_last_holder_was_killed_is_cleared_by_whoever_comes_next(ho
     assert left_in(home) == []
 
 
-def test_a_folder_of_rooms_that_is_another_users_is_not_used(home, monkeypatch):
+def test_a_temp_folder_of_another_user_is_not_used(home, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 7)
     with pytest.raises(StorageError, match="another user's; set TMPDIR"):
         SharedTempDir("name")
 
 
-def test_a_part_that_is_gone_is_an_error(tmp_path):
+def test_a_missing_part_is_an_error(tmp_path):
     table = str(tmp_path / "table")
     paths = write_files(table, [[(text, 1) for text in range(20)]])
     facts, *_ = ask(table, "run", paths, None, [])
