@@ -60,7 +60,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     def drive(_: int) -> object:
         try:
             return backfill(job, Silent())
-        except Exception as error:  # noqa: BLE001  (a driver may be told to come back; it must not publish twice)
+        except Exception as error:  # noqa: BLE001  (a driver may be refused; it must not publish twice)
             return error
 
     with ThreadPoolExecutor(2) as pool:
@@ -116,9 +116,9 @@ def test_account_and_signature_serve_both_clients(lake, server, monkeypatch, tin
     assert backfill(make_job(corpus, f"{lake}/table", tiny_model), reporter).rows == 20
     assert status(f"{lake}/table").version == 1
     assert len(stored(f"{lake}/table")) == 20
-    with pytest.raises(StorageError, match="access denied") as told:
+    with pytest.raises(StorageError, match="access denied") as caught:
         storage.put("abfs://another/x", b"x")
-    assert "sig=" not in str(told.value)
+    assert "sig=" not in str(caught.value)
 
 
 def test_a_run_on_ray_leaves_no_secret_anywhere(lake, server, tiny_model, tmp_path):
@@ -151,10 +151,10 @@ def test_every_command_reports_a_wrong_key_without_repeating_it(lake, server, mo
         lambda url: backfill(make_job(f"{url}/*.parquet", f"{url}/table", tiny_model), reporter),
     )
     for call in calls:
-        with pytest.raises(StorageError, match="access denied.*Check the credentials in the environment") as told:
+        with pytest.raises(StorageError, match="access denied.*Check the credentials in the environment") as caught:
             call(f"{lake}/x")
-        assert WRONG not in str(told.value)
-        assert "\n" not in str(told.value)
+        assert WRONG not in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_command_line_ends_in_one_sentence(lake, server, tiny_model, tmp_path):
@@ -194,6 +194,6 @@ def test_an_invalid_environment_is_an_error(lake, monkeypatch, given):
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", given)
     azure.forget_clients()
     for call in (storage.read, delta_table.open_table):
-        with pytest.raises((ConfigError, StorageError)) as told:
+        with pytest.raises((ConfigError, StorageError)) as caught:
             call(f"{lake}/x")
-        assert "not*base64" not in str(told.value)
+        assert "not*base64" not in str(caught.value)

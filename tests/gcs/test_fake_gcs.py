@@ -49,7 +49,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     def drive(_: int) -> object:
         try:
             return backfill(job, Silent())
-        except Exception as error:  # noqa: BLE001  (a driver may be told to come back; it must not publish twice)
+        except Exception as error:  # noqa: BLE001  (a driver may be refused; it must not publish twice)
             return error
 
     with ThreadPoolExecutor(2) as pool:
@@ -83,6 +83,6 @@ def test_an_unreachable_store_is_an_error(lake, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
     gcs.forget_clients()
     for call in (storage.read, delta_table.open_table):
-        with pytest.raises(StorageError, match="nothing answers|cannot be reached|127.0.0.1:1") as told:
+        with pytest.raises(StorageError, match="nothing answers|cannot be reached|127.0.0.1:1") as caught:
             call(f"{lake}/x")
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)

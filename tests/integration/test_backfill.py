@@ -30,7 +30,7 @@ def on_ray(test):
 
 
 def stored(table):
-    """Id to (lang, vector) of the current version, which must not hold an id twice."""
+    """Id to (lang, vector) of the current version, which must not contain an id twice."""
     frame = DeltaTable(str(table)).to_pyarrow_table().to_pylist()
     found = {row["id"]: (row["lang"], np.array(row["embedding"], dtype=np.float32)) for row in frame}
     assert len(found) == len(frame)
@@ -333,7 +333,7 @@ def test_a_truncated_parquet_file_is_named_before_any_encoding(tmp_path, tiny_mo
     broken.write_bytes(broken.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"part-0001.parquet"):
         backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
-    # The hold that was given back, and nothing else: no plan, no data, no table.
+    # The released table lock and nothing else: no plan, no data, no table.
     assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock"}
     assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}
 
@@ -378,6 +378,6 @@ def test_too_many_requested_gpus_are_refused_before_the_plan(tmp_path, tiny_mode
     job = make_job(corpus, tmp_path / "table", tiny_model, run__gpus_per_replica=1, run__address="local")
     with pytest.raises(ConfigError, match="do not fit: the cluster has 0 GPUs"):
         backfill(job, reporter)
-    # The hold that was given back, and nothing else: no plan, no data, no table.
+    # The released table lock and nothing else: no plan, no data, no table.
     assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock"}
     assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}

@@ -169,9 +169,9 @@ def test_a_foreign_commit_is_refused_with_version_tool_and_rows(here):
     for command in (here.refresh, lambda: backfill(here.job("keep"), Silent())):
         with pytest.raises(
             ForeignCommits, match=said + ".*version 3 by WRITE.*--foreign-commits keep or restore"
-        ) as told:
+        ) as caught:
             command()
-        assert told.value.exit_code == 1
+        assert caught.value.exit_code == 1
     with pytest.raises(ForeignCommits, match="2 rows removed"):
         compact(str(here.table), Silent())
     assert "2 rows removed" in (status(str(here.table)).foreign or "")

@@ -1,4 +1,4 @@
-"""A local disk that gets full in the middle of a run: one sentence, nothing published, and the same command goes on."""
+"""A local disk that gets full in the middle of a run: one sentence, nothing published, and the same command resumes."""
 
 from __future__ import annotations
 

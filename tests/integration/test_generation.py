@@ -26,7 +26,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def first(tmp_path, corpus, tiny_model, reporter):
-    """The job of the first generation, which is published as version 1."""
+    """The job that version 1 was published with."""
     job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"])
     backfill(job, reporter)
     return job
@@ -60,9 +60,9 @@ def test_readers_see_the_old_vectors_until_one_commit(tmp_path, corpus, tiny_mod
             assert DeltaTable(str(table)).version() == 1
             assert embedding_spec(table).lineage["max_tokens"] == 64
 
-    told = Watching()
-    outcome = refresh(second(first), told)
-    assert "publishing" in told.steps
+    reporter = Watching()
+    outcome = refresh(second(first), reporter)
+    assert "publishing" in reporter.steps
     assert (outcome.version, outcome.rows, outcome.encoded, outcome.published) == (2, 50, 50, True)
     assert [embedding_spec(table, number).lineage["max_tokens"] for number in (1, 2)] == [64, 5]
     fresh = make_job(corpus, tmp_path / "fresh", tiny_model, table__partition_by=["lang"], encoder__max_tokens=5)
@@ -77,9 +77,9 @@ def test_an_unpublished_re_embedding_is_published_later_without_encoding(tmp_pat
     staged = refresh(second(first, publish=False), reporter)
     assert (staged.staged, staged.published, staged.encoded, staged.rows) == (True, False, 50, 50)
     assert DeltaTable(str(tmp_path / "table")).version() == 1
-    told = Silent()
-    outcome = refresh(second(first), told)
-    assert (outcome.version, outcome.rows, told.receipts) == (2, 50, [])
+    reporter = Silent()
+    outcome = refresh(second(first), reporter)
+    assert (outcome.version, outcome.rows, reporter.receipts) == (2, 50, [])
 
 
 def test_a_changed_source_reuses_the_vectors_of_a_stopped_re_embedding(tmp_path, corpus, first, reporter):
@@ -128,9 +128,9 @@ def test_the_gate_refuses_a_re_embedding_with_other_neighbours(tmp_path, first, 
         refresh(job, reporter)
     assert DeltaTable(str(tmp_path / "table")).version() == 1
     lenient = first.generation.model_copy(update={"min_agreement": 0.0})
-    told = Silent()
-    outcome = refresh(job.model_copy(update={"generation": lenient}), told)
-    assert (outcome.version, told.receipts) == (2, [])
+    reporter = Silent()
+    outcome = refresh(job.model_copy(update={"generation": lenient}), reporter)
+    assert (outcome.version, reporter.receipts) == (2, [])
     assert outcome.checks[0].startswith("agreement of 10 neighbours 0.")
 
 
@@ -204,6 +204,6 @@ def test_an_interrupted_re_embedding_resumes(tmp_path, first):
     with pytest.raises(Stops):
         refresh(second(first), Stopping(after=2))
     assert DeltaTable(str(tmp_path / "table")).version() == 1
-    told = Silent()
-    outcome = refresh(second(first), told)
-    assert (outcome.version, outcome.rows, len(told.receipts)) == (2, 50, outcome.units - 2)
+    reporter = Silent()
+    outcome = refresh(second(first), reporter)
+    assert (outcome.version, outcome.rows, len(reporter.receipts)) == (2, 50, outcome.units - 2)

@@ -75,10 +75,10 @@ def test_expired_credentials_end_the_run_and_new_ones_resume_it(trial, tmp_path,
     trial.monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     trial.monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     trial.monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
-    with pytest.raises(VectideError, match="the credentials have expired .ExpiredToken.. Renew them and run") as told:
+    with pytest.raises(VectideError, match="the credentials have expired .ExpiredToken.. Renew them and run") as caught:
         backfill(trial.job, Silent())
-    assert "\n" not in str(told.value)
-    profile.write_text(keys.format("AKIANEW"))  # and nothing else: a watch goes on in the same process
+    assert "\n" not in str(caught.value)
+    profile.write_text(keys.format("AKIANEW"))  # and nothing else: a watch continues in the same process
     assert backfill(trial.job, Silent()).published
     trial.check(Tally())
 
@@ -137,8 +137,8 @@ def test_a_read_command_on_an_unreachable_store_ends_in_one_sentence(trial):
     }
     for kind, ask in asked.items():
         trial.misbehave(Fault("503", *KINDS[kind], times=FOREVER))
-        with pytest.raises(StorageError) as told:
+        with pytest.raises(StorageError) as caught:
             ask()
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
     trial.misbehave(Fault("cut within", *KINDS["receipt read"]))
     assert status(table).rows == len(trial.expected.stored)

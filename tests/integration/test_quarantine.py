@@ -1,4 +1,4 @@
-"""The rows that were set aside, as a person and a program see them."""
+"""Quarantined rows as a person and a program read them."""
 
 from __future__ import annotations
 

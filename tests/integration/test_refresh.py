@@ -126,7 +126,7 @@ def test_rows_of_other_shards_in_the_same_file_stay(tmp_path, tiny_model, report
 
 
 def test_partitions_with_awkward_names_are_replaced_and_not_doubled(tmp_path, tiny_model, reporter):
-    """Delta's log writes paths as URLs: a file is found, carried and taken out by its own name."""
+    """Delta's log writes paths as URLs: a file is found, rewritten and removed by its own name."""
     names = ("a b", "100%", "%20", "é", "日本", "x/y", "..", "a=b", "~", "c#d?")
     source = [{**row, "lang": names[number % len(names)]} for number, row in enumerate(rows(40))]
     corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
@@ -197,9 +197,9 @@ def test_a_stopped_refresh_resumes(tmp_path, tiny_model, reporter):
         refresh(job, Stopping(after=2))
     assert len(stored(tmp_path / "table")) == 60
     assert DeltaTable(str(tmp_path / "table")).version() == 1
-    told = Silent()
-    outcome = refresh(job, told)
-    assert (outcome.version, outcome.rows, len(told.receipts)) == (2, 60, outcome.units - 2)
+    reporter = Silent()
+    outcome = refresh(job, reporter)
+    assert (outcome.version, outcome.rows, len(reporter.receipts)) == (2, 60, outcome.units - 2)
     backfill(make_job(corpus, tmp_path / "fresh", tiny_model), reporter)
     assert_same(tmp_path / "table", tmp_path / "fresh")
 
@@ -212,7 +212,7 @@ def test_a_commit_in_between_is_not_overwritten(tmp_path, tiny_model, reporter):
 
     class Meanwhile(Silent):
         def step(self, text):
-            if text == "publishing":  # somebody with another tool, who knows nothing of our holds
+            if text == "publishing":  # somebody with another tool, which does not know the table lock
                 DeltaTable(str(tmp_path / "table")).delete("id = 'r3'")
 
     with pytest.raises(CommitConflict, match="another writer changed"):

@@ -39,7 +39,7 @@ def test_objects_sent_to_workers_contain_no_secret(lake, server, tiny_model, mon
     monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
     for data in travelling(lake, tiny_model, monkeypatch):
         assert not found(data, server.secret_key, server.access_key, TOKEN)
-    # The one place that does hold them is made for each opening of a table, and is not kept.
+    # The one object that does contain them is made for each opening of a table and not stored.
     options = delta_table.storage_options(f"{lake}/table")
     assert options is not None
     assert found(pickle.dumps(options), server.secret_key)

@@ -53,9 +53,9 @@ def test_with_hashes_a_touched_shard_is_not_read_and_a_changed_one_is(tmp_path, 
     corpus = tmp_path / "corpus"
     write_all(corpus)
     job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None, source__verify="content")
-    told = Silent()
-    backfill(job, told)
-    assert any(step.startswith("hashing ") for step in told.steps)
+    reporter = Silent()
+    backfill(job, reporter)
+    assert any(step.startswith("hashing ") for step in reporter.steps)
     for path in corpus.iterdir():
         os.utime(path)
     assert came_to(refresh(job, Silent())) == (False, 0, 0)
@@ -81,10 +81,10 @@ def test_a_stopped_run_resumes_without_hashing_touched_shards_twice(tmp_path, ti
         return real(shard, *more)
 
     monkeypatch.setattr(content_tags, "content_hash", noted)
-    told = Silent()
-    assert backfill(job, told).rows == 60
-    assert told.start is not None
-    assert told.start.units_done == 2
+    reporter = Silent()
+    assert backfill(job, reporter).rows == 60
+    assert reporter.start is not None
+    assert reporter.start.units_done == 2
     assert len(hashed) == 3
 
 
@@ -122,10 +122,10 @@ def test_an_object_without_a_tag_counts_as_changed_and_is_reported(tmp_path, tin
     write_all(corpus)
     monkeypatch.setattr(identity, "local_tag", lambda _: "")
     job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None)
-    told = Silent()
-    backfill(job, told)
-    said = [step for step in told.steps if "3 of 3 objects have no tag" in step]
-    assert said
+    reporter = Silent()
+    backfill(job, reporter)
+    reports = [step for step in reporter.steps if "3 of 3 objects have no tag" in step]
+    assert reports
     assert estimate(job, tokens_per_s=1.0).untagged == 3
     assert came_to(backfill(job, Silent())) == (False, 0, 0)
     put_in_place(corpus / "p1.parquet", [{**row, "text": str(row["text"]).upper()} for row in rows(20, start=20)])

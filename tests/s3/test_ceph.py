@@ -53,7 +53,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     def drive(_: int) -> object:
         try:
             return backfill(job, Silent())
-        except Exception as error:  # noqa: BLE001  (a driver may be told to come back; it must not publish twice)
+        except Exception as error:  # noqa: BLE001  (a driver may be refused; it must not publish twice)
             return error
 
     with ThreadPoolExecutor(2) as pool:
@@ -102,10 +102,10 @@ def test_every_command_reports_wrong_credentials_without_repeating_them(wrong, t
         lambda url: backfill(make_job(f"{url}/*.parquet", f"{url}/table", tiny_model), reporter),
     )
     for call in calls:
-        with pytest.raises(StorageError, match="access denied.*Check the credentials in the environment") as told:
+        with pytest.raises(StorageError, match="access denied.*Check the credentials in the environment") as caught:
             call(f"{lake}/x")
-        assert secret not in str(told.value)
-        assert "\n" not in str(told.value)
+        assert secret not in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_command_line_ends_in_one_sentence(lake, server, tiny_model, tmp_path):
@@ -192,14 +192,14 @@ class Breaking(Silent):
 
 
 @pytest.fixture
-def mended(ceph):
+def restarted(ceph):
     """The gateway is up again for the next test, whatever became of this one."""
     yield
     ceph.kill_gateway()
     ceph.start_gateway()
 
 
-@pytest.mark.usefixtures("mended")
+@pytest.mark.usefixtures("restarted")
 def test_a_run_survives_a_temporary_outage_of_the_gateway(lake, ceph, tiny_model):
     job = make_job(put_corpus(lake, rows(96)), f"{lake}/table", tiny_model)
     breaking = Breaking(ceph, after=2, back_after_s=2)
@@ -209,7 +209,7 @@ def test_a_run_survives_a_temporary_outage_of_the_gateway(lake, ceph, tiny_model
     assert len(stored(f"{lake}/table")) == 96
 
 
-@pytest.mark.usefixtures("mended")
+@pytest.mark.usefixtures("restarted")
 def test_a_lasting_outage_ends_the_run_and_the_same_command_completes_it(lake, ceph, tiny_model, reporter, monkeypatch):
     job = make_job(put_corpus(lake, rows(96)), f"{lake}/table", tiny_model)
     with monkeypatch.context() as retry_options:
@@ -225,7 +225,7 @@ def test_a_lasting_outage_ends_the_run_and_the_same_command_completes_it(lake, c
     assert len(stored(f"{lake}/table")) == 96
 
 
-@pytest.mark.usefixtures("mended")
+@pytest.mark.usefixtures("restarted")
 def test_a_gateway_killed_before_the_commit(lake, ceph, tiny_model, reporter):
     job = make_job(put_corpus(lake, rows(32)), f"{lake}/table", tiny_model)
     breaking = Breaking(ceph, step="publishing", back_after_s=1)

@@ -60,7 +60,7 @@ def options(url: str) -> dict[str, str]:
 
 
 def stored(table: str) -> dict[Any, dict[str, Any]]:
-    """The rows of the current version by id, which must not hold an id twice."""
+    """The rows of the current version by id, which must not contain an id twice."""
     found = DeltaTable(table, storage_options=options(table)).to_pyarrow_table().to_pylist()
     by_id = {row["id"]: row for row in found}
     assert len(by_id) == len(found)
@@ -107,9 +107,9 @@ class StoreSuite:
 
         (hits,) = Searcher(table).search([texts[7]], k=3)
         assert hits[0].id == "r7"
-        told = status(table)
-        assert (told.version, told.rows, len(told.runs)) == (1, 60, 1)
-        assert told.runs[0].units_done == told.runs[0].units == outcome.units
+        report = status(table)
+        assert (report.version, report.rows, len(report.runs)) == (1, 60, 1)
+        assert report.runs[0].units_done == report.runs[0].units == outcome.units
 
     def test_plain_and_compressed_json_lines_are_read(self, lake, tiny_model, reporter):
         lines = [json.dumps(row).encode() for row in rows(40)]

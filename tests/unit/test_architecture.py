@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HOUSE = ("jobs", "pipeline", "actors")
-MODULES = sorted(path for package in HOUSE for path in (ROOT / package).rglob("*.py"))
+PACKAGES = ("jobs", "pipeline", "actors")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LONGEST = 400  # lines
 
-# What a room may not know. `ray` belongs to pipeline/ alone, so that everything else runs and is tested without it.
+# Imports that a package may not have. Only pipeline/ imports `ray`, so that everything else runs and is tested without it.
 FORBIDDEN = {
     "actors": {"pipeline", "jobs", "ray", "tests", "benchmarks"},
     "pipeline": {"jobs", "tests", "benchmarks"},
@@ -56,13 +56,13 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def test_there_are_three_packages():
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(HOUSE)
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_package_imports_only_those_below_it(path: Path):
-    room = path.relative_to(ROOT).parts[0]
-    assert not FORBIDDEN[room].intersection(imported(path))
+    package = path.relative_to(ROOT).parts[0]
+    assert not FORBIDDEN[package].intersection(imported(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

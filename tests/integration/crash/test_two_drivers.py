@@ -73,16 +73,16 @@ def test_one_of_two_jobs_of_a_table_is_refused_and_no_rows_are_undone(lab, tally
 
     def attempt(caller, place, point):
         late = stop(here, caller, place, point)
-        rival = caller.run(here.do("rival", place))
-        assert rival.kind in ("", *REFUSED), rival.error
-        if not rival.kind:
-            assert wrong(state_of(place.table), here.rival) == []
+        other = caller.run(here.do("other_job", place))
+        assert other.kind in ("", *REFUSED), other.error
+        if not other.kind:
+            assert wrong(state_of(place.table), here.other_job) == []
         woken = caller.wake(late)
         assert woken.kind in ("", *REFUSED), woken.error
-        if rival.kind:
+        if other.kind:
             assert not woken.kind, woken.error
-            here.must(caller, "rival", place)
-        assert wrong(state_of(place.table), here.rival) == []
+            here.must(caller, "other_job", place)
+        assert wrong(state_of(place.table), here.other_job) == []
         here.must(caller, "command", place)
 
     here.each(points(here.calls), attempt, tally=tally, same_version=False)
@@ -90,15 +90,15 @@ def test_one_of_two_jobs_of_a_table_is_refused_and_no_rows_are_undone(lab, tally
 
 
 def test_a_driver_that_lost_its_lock_publishes_nothing_over_the_other_job(lab, tally, points, name):
-    """The hold is there for people; what keeps the table whole is what publish checks."""
+    """The table lock only prevents double work; the checks of publish keep the table whole."""
     here = lab(name)
 
     def attempt(caller, place, point):
         late = stop(here, caller, place, point)
-        here.must(caller, "rival_ahead", place)
+        here.must(caller, "other_job_ahead", place)
         woken = caller.wake(late)
         assert woken.kind in ("", *REFUSED), woken.error
-        assert wrong(state_of(place.table), here.rival) == []
+        assert wrong(state_of(place.table), here.other_job) == []
         here.must(caller, "command", place)
 
     here.each(points(here.calls), attempt, tally=tally, same_version=False)

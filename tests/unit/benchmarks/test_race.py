@@ -166,7 +166,7 @@ def test_the_pipeline_table_leaves_missing_results_blank():
     )
     page = pipeline.markdown(result, command="make bench", date="2026-01-02")
     assert f"| {pipeline.BASE} | 30.0 | 20.0 to 40.0 | 1.00 | 7.5 | 1.00 |" in page
-    assert "| a loop | 10.0 | 10.0 to 10.0 | 3.00 | not told |  |" in page
+    assert "| a loop | 10.0 | 10.0 to 10.0 | 3.00 | not reported |  |" in page
     assert "- Daft: failed: no" in page
 
 

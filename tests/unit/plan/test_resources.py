@@ -1,4 +1,4 @@
-"""How many encoders fit on which machines, and what a person is told where they do not."""
+"""The number of encoders on given machines, and the error where they do not fit."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_an_impossible_request_for_encoders_is_refused(run, machines, message):
 
 
 def test_there_are_no_more_encoders_than_units():
-    cards = size_pool(wishes(replicas={"min": 0, "max": 9}, gpus_per_replica=1), [READER, H100])
-    assert [cards.sizes(units) for units in (0, 1, 5, 1000)] == [(1, 1), (1, 1), (5, 5), (9, 9)]  # waiting is asking
+    gpus = size_pool(wishes(replicas={"min": 0, "max": 9}, gpus_per_replica=1), [READER, H100])
+    assert [gpus.sizes(units) for units in (0, 1, 5, 1000)] == [(1, 1), (1, 1), (5, 5), (9, 9)]  # waiting is asking
     cores = size_pool(wishes(replicas={"min": 2, "max": 9}), [READER])
     assert [cores.sizes(units) for units in (1, 5, 1000)] == [(1, 1), (2, 5), (2, 9)]
     assert size_pool(wishes(replicas=2), [READER]).sizes(1000) == (2, 2)
@@ -105,7 +105,7 @@ def test_a_few_threads_for_each_encoder_and_no_core_without(cores, expected):
 def test_threads_leave_cores_for_the_requested_encoders(replicas, cores, threads):
     pool = size_pool(wishes(replicas=replicas), [Machine(cpus=count, gpus=0) for count in cores])
     assert (pool.replicas, pool.threads) == (replicas, threads)
-    # Each fits a machine, with room beside it.
+    # Each fits a machine and leaves cores free.
     assert pool.cpus < max(cores)
 
 
