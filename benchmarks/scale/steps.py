@@ -71,7 +71,7 @@ def pieces(units: int) -> Iterator[Piece]:
 
 
 def model_receipt() -> Receipt:
-    """A receipt as the writer makes them."""
+    """A receipt with the fields of a real one."""
     rows = pa.table(
         {
             "id": [f"document-{number:012d}" for number in range(UNIT_ROWS)],
@@ -88,7 +88,7 @@ def model_receipt() -> Receipt:
 
 
 def receipts(units: int) -> Iterator[Receipt]:
-    """What `units` finished units leave."""
+    """Receipts of `units` finished units."""
     model = model_receipt()
     file = model.files[0]
     for unit in range(units):
@@ -110,7 +110,7 @@ def plan(table: str, units: int) -> dict[str, Any]:
 
 
 def prepare(table: str, units: int) -> dict[str, Any]:
-    """Receipts of finished units, and the digests that their driver would have left; not measured."""
+    """Write the receipts of finished units and their receipt batches. Not measured."""
     ledger = Ledger(table, RUN)
     if ledger.description() is None:
         ledger.freeze(RunDescription("backfill", units, units * UNIT_ROWS), units_to_table([]))
@@ -130,7 +130,7 @@ def prepare(table: str, units: int) -> dict[str, Any]:
 
 
 def prepare_files(table: str, units: int) -> dict[str, Any]:
-    """A data file of the size that its receipt says for each unit; not measured."""
+    """Write a data file of the size in its receipt for each unit. Not measured."""
     folder = Path(table) / "data" / RUN
     folder.mkdir(parents=True)
     for receipt in receipts(units):
@@ -139,7 +139,7 @@ def prepare_files(table: str, units: int) -> dict[str, Any]:
 
 
 def resume(table: str, units: int) -> dict[str, Any]:
-    """Find out what is left of a plan."""
+    """Find the remaining units of a plan."""
     ledger = Ledger(table, RUN)
     clock = Clock()
     description = clock.time("describe", ledger.frozen)
@@ -185,7 +185,7 @@ def publish(table: str, units: int) -> dict[str, Any]:
 
 
 def unique(table: str, rows: int) -> dict[str, Any]:
-    """Look for ids that two units have, among so many rows."""
+    """Find ids that two units have in common among `rows` rows."""
     made = []
     for unit, start in enumerate(range(0, rows, UNIT_IDS)):
         ids = [f"document-{number:012d}" for number in range(start, start + UNIT_IDS)]
@@ -213,7 +213,7 @@ def rows(table: str, count: int) -> dict[str, Any]:
 
 
 def driver(table: str, count: int) -> dict[str, Any]:
-    """What the driver of a Ray run spends on each of `count` units of one row."""
+    """Measure the CPU time of a Ray run's driver for each of `count` units of one row."""
     from benchmarks.scale.small import drive_units
 
     return drive_units(Path(table), count)

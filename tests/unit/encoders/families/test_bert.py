@@ -6,8 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
-from transformers import AutoModel
 
 from actors.encoders import describe, load_encoder
 from actors.encoders.compute.device import Compute
@@ -25,6 +23,8 @@ def encoder(minilm):
 
 @pytest.fixture(scope="module")
 def expected(minilm):
+    from sentence_transformers import SentenceTransformer
+
     return SentenceTransformer(str(minilm), device="cpu").encode(TEXTS, normalize_embeddings=True)
 
 
@@ -56,6 +56,8 @@ def test_other_rows_and_order_change_no_vector(encoder):
     ],
 )
 def test_token_states_match_transformers(tmp_path, kind, tokenizer, prefix, dtype):
+    from transformers import AutoModel
+
     folder = write_bert(tmp_path / "model", kind=kind, tokenizer=tokenizer, prefix=prefix, dtype=dtype)
     encoder = load_encoder(str(folder), dtype="float32")
     plain = write_bert(tmp_path / "plain", kind=kind, tokenizer=tokenizer, dtype=dtype)
