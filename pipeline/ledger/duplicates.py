@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
@@ -28,6 +28,7 @@ from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import digest_of, hash_strings
 from actors.unit.table_files import read_stored
 from actors.unit.writer import parquet_bytes, quarantine_bytes
+from actors.vectors import VectorColumn
 from pipeline.ledger.repeated_hashes import Repeats
 
 LIMIT_BYTES = 16 << 20  # hashes of two million rows; sorting them takes twice as much
@@ -144,7 +145,9 @@ def _documents(table: str, receipt: Receipt, hashes: npt.NDArray[np.uint64]) -> 
     return rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
 
 
-def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str) -> Receipt:
+def quarantine_duplicates(
+    table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str, outputs: Sequence[VectorColumn]
+) -> Receipt:
     """Write new files for a unit without the rows of `ids` and a quarantine file with them; return the new receipt.
 
     The old files stay until vacuum, because another driver may be publishing them at the same time.
@@ -155,6 +158,7 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
         receipt: Receipt of the unit; its files may be another run's.
         ids: Ids whose rows are quarantined.
         run: Name of the run whose data folder gets the new files.
+        outputs: Columns of vectors.
     """
     attempt = secrets.token_hex(6)
     files: list[DataFile] = []
@@ -171,7 +175,7 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
         if unique.num_rows == 0:
             continue
         lineage = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"vectide", b"{}").decode()
-        payload, stats = parquet_bytes(unique, lineage)
+        payload, stats = parquet_bytes(unique, lineage, outputs)
         folders = file.path.split("/")[:-1]  # data/<run>/<partitions>; files of other tools have partitions only
         partitions = folders[2:] if folders[:1] == ["data"] else folders
         folder = "/".join(["data", run, *partitions])

@@ -207,7 +207,7 @@ class Runner:
             run=self.ledger.run,
             operation=self.operation,
             embedding_spec=self.embedding_spec,
-            schema=table_schema(surveyed.keep_schema, chunked=self.chunking is not None),
+            schema=table_schema(surveyed.keep_schema, self.model.outputs, chunked=self.chunking is not None),
             partition_by=self.job.table.partition_by,
             base=self.state,
             overrules=self.restores,
@@ -294,6 +294,7 @@ class Runner:
             partition_by=publication.partition_by,
             precision=self.job.table.precision,
             lineage=json.dumps(self.embedding_spec.lineage, sort_keys=True),
+            outputs=self.model.outputs,
         )
 
     def _publish(self, publication: commit.Publication, description: dict[str, Any], lock: TableLock) -> Outcome:
@@ -364,7 +365,9 @@ class Runner:
         if not duplicate_ids:
             return receipts
         overridden = [
-            duplicates.quarantine_duplicates(self.url, self.ledger.home(), all_receipts[unit], ids, run=self.ledger.run)
+            duplicates.quarantine_duplicates(
+                self.url, self.ledger.home(), all_receipts[unit], ids, run=self.ledger.run, outputs=self.model.outputs
+            )
             for unit, ids in sorted(duplicate_ids.items())
         ]
         if self.ledger.override_receipts(overridden):

@@ -102,7 +102,7 @@ def _write_upserts(comparison: Comparison, wanted: npt.NDArray[np.uint64], folde
             continue
         rows = comparison.read(path, vectors=True).filter(pa.array(mask))
         rows = rows.select(comparison.schema.names).cast(comparison.schema)
-        data, _ = parquet_bytes(rows, "{}")
+        data, _ = parquet_bytes(rows, "{}", comparison.outputs)
         storage.put(storage.join(folder, "upserts", f"part-{number:05d}.parquet"), data)
         written += rows.num_rows
     return written

@@ -59,6 +59,7 @@ class Comparison:
     def __init__(self, url: str, old: DeltaTable, new: DeltaTable) -> None:
         self.url = url
         before, after = delta_table.embedding_spec_of(old), delta_table.embedding_spec_of(new)
+        self.outputs = after.outputs if after is not None else ()
         self.embedding_spec_changed = before is None or after is None or before.fingerprint != after.fingerprint
         old_files, new_files = delta_table.file_sizes(old), delta_table.file_sizes(new)
         self.went = [path for path in old_files if path not in new_files]

@@ -20,7 +20,7 @@ class _StopError(Exception):
 
 
 class _Stopping(NullReporter):
-    def finished_unit(self, receipt: object) -> None:  # noqa: ARG002
+    def finished_unit(self, receipt: object) -> None:
         raise _StopError
 
 

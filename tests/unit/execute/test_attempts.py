@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.errors import PoisonUnit
+from actors.vectors import Encoded, dense
 from pipeline.execute.attempts import ENCODE_DEATHS, UNIT_DEATHS, UNIT_HANGS, WHOLE_UNIT, PriorAttempts, _AttemptCounts
 from pipeline.execute.stages.encode import EncodeStage, _Work
 
@@ -61,7 +62,7 @@ class Stage(EncodeStage):
                 raise Died
             if number in self.kills:
                 raise Died
-        return np.array(numbers, np.float32)[:, None]
+        return Encoded((dense(np.array(numbers, np.float32)[:, None]),))
 
 
 def encode(count: int, kills: set[int], hangs: set[int]) -> tuple[_Work, int]:
@@ -71,7 +72,7 @@ def encode(count: int, kills: set[int], hangs: set[int]) -> tuple[_Work, int]:
         attempt = Attempt(attempt_log)
         attempt.check()
         rows = pa.table({"number": range(count)})
-        work = _Work(rows, np.arange(count + 1), np.full((count, 1), -1, np.float32), {})
+        work = _Work(rows, np.arange(count + 1), np.zeros(count, np.int64))
         with contextlib.suppress(Died):
             Stage(kills, hangs, attempt)._encode_range(work, 0, count, attempt)
             assert attempt_log.total_deaths == deaths
@@ -89,7 +90,8 @@ def test_every_failing_row_is_found_and_the_deaths_are_bounded(count, data):
     reasons = {row: reason for row, (reason, _) in work.failed.items()}
     assert reasons == dict.fromkeys(kills, "killed_process") | dict.fromkeys(hangs, "timed_out")
     good = [row for row in range(count) if row not in reasons]
-    assert work.vectors[good, 0].tolist() == good
+    vectors = [vector for (part,) in work.parts for (vector,) in part.to_pylist()]
+    assert [vectors[place] for place in work.places[good]] == good
     # Two of the whole unit, one of each smaller range, and those of the row itself.
     assert deaths <= 2 + 3 * len(kills) + 2 * len(hangs)
 
