@@ -18,6 +18,8 @@ from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repositor
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.weight_files import read_tensors
 from actors.errors import ConfigError, ModelError
+from actors.schema import EMBEDDING
+from actors.vectors import VectorColumn, lineage_of
 
 _PRECISIONS = {
     "auto": "bfloat16",
@@ -79,6 +81,7 @@ class ModelSpec:
         weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
         adapters: Adapters added to the published ones or replacing them.
         vocab_size: Rows of the word table, 0 if not known. A token id beyond it is refused.
+        own_outputs: Outputs of a family that makes something else than one dense vector.
     """
 
     model: str
@@ -103,6 +106,12 @@ class ModelSpec:
     tokenizer_sha256: str
     adapters: tuple[AdapterRef, ...] = ()
     vocab_size: int = 0
+    own_outputs: tuple[VectorColumn, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[VectorColumn, ...]:
+        """The columns of vectors that the model makes; search compares the first one."""
+        return self.own_outputs or (VectorColumn(EMBEDDING, "dense", self.dim),)
 
     def lineage(self) -> dict[str, str | int | float | bool | None]:
         """Returns every property that changes vectors, as JSON values.
@@ -114,6 +123,7 @@ class ModelSpec:
         added = {"adapter_sha256": own[self.task]} if self.task in own else {}
         return {
             **added,
+            **lineage_of(self.outputs),
             "family": self.family,
             "variant": self.variant,
             "weights_sha256": self.weights_sha256,
@@ -215,6 +225,7 @@ def describe(model: str | EncoderSettings, **others: Any) -> ModelSpec:
             config_sha256=checkpoint.sha256_config(config),
             tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
             vocab_size=facts.vocab_size,
+            own_outputs=facts.outputs,
         )
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tokenizers
 
 from actors.encoders.running import Stats
+from actors.vectors import Encoded, dense
 from benchmarks.race import machine
 from benchmarks.race.peers import ROOT
 from benchmarks.race.session import peak_bytes
@@ -51,10 +51,10 @@ class NoModel:
         known = np.random.default_rng(0).normal(size=(997, self.dim))
         self._known = (known / np.linalg.norm(known, axis=1, keepdims=True)).astype(np.float32)
 
-    def encode_tokens(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> npt.NDArray[np.float32]:
+    def encode_rows(self, rows: pa.Table, chunking: None = None) -> Encoded:
         """Vectors of rows of token ids."""
-        del tasks
-        return np.take(self._known, np.arange(len(ids)) % len(self._known), axis=0)
+        del chunking
+        return Encoded((dense(np.take(self._known, np.arange(len(rows)) % len(self._known), axis=0)),))
 
 
 class NoModelStage(EncodeStage):

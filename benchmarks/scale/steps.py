@@ -21,6 +21,7 @@ from actors import storage
 from actors.schema import ID, SHARD, Piece, Shard
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import delta_statistics, parquet_bytes, receipt_path, table_schema
+from actors.vectors import VectorColumn
 from benchmarks.race.session import peak_bytes
 from pipeline.execute.progress import Outcome
 from pipeline.ledger import duplicates
@@ -164,12 +165,12 @@ def publish(table: str, units: int) -> dict[str, Any]:
     missing = clock.time("look for files", lambda: publishing.missing_files(table, files))
     if missing or len(files) != units:
         raise SystemExit(f"{len(missing)} of {len(files)} files are missing")
-    schema = table_schema(pa.schema([]))
+    schema = table_schema(pa.schema([]), (VectorColumn("embedding", "dense", 1),))
     publication = publishing.Publication(
         commit=RUN,
         run=RUN,
         operation="backfill",
-        embedding_spec=delta_table.EmbeddingSpec("fingerprint", {}, {}),
+        embedding_spec=delta_table.EmbeddingSpec("fingerprint", {"dim": 1}, {}),
         schema=schema,
         partition_by=(),
         base=None,
@@ -192,7 +193,7 @@ def unique(table: str, rows: int) -> dict[str, Any]:
         path = f"data/{RUN}/{unit:09d}.parquet"
         storage.put(
             storage.join(table, path),
-            parquet_bytes(pa.table({ID: ids, SHARD: [f"part-{unit:06d}.parquet"] * len(ids)}), "{}")[0],
+            parquet_bytes(pa.table({ID: ids, SHARD: [f"part-{unit:06d}.parquet"] * len(ids)}), "{}", ())[0],
         )
         made.append(path)
     clock = Clock()

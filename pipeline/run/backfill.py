@@ -209,7 +209,7 @@ class Runner:
             run=self.ledger.run,
             operation=self.operation,
             embedding_spec=self.embedding_spec,
-            schema=table_schema(surveyed.keep_schema, chunked=self.chunking is not None),
+            schema=table_schema(surveyed.keep_schema, self.model.outputs, chunked=self.chunking is not None),
             partition_by=self.job.table.partition_by,
             base=self.state,
             overrules=self.restores,
@@ -299,6 +299,7 @@ class Runner:
             partition_by=publication.partition_by,
             precision=self.job.table.precision,
             lineage=json.dumps(self.embedding_spec.lineage, sort_keys=True),
+            outputs=self.model.outputs,
         )
 
     def _publish(self, publication: commit.Publication, lock: TableLock) -> Outcome:
@@ -371,7 +372,11 @@ class Runner:
         for receipt in (*receipts.values(), *overrides):
             if ids := {name for file in receipt.files for name in duplicate_ids.get(file.path, ())}:
                 home = self.ledger.home()
-                overridden.append(duplicates.quarantine_duplicates(self.url, home, receipt, ids, run=self.ledger.run))
+                overridden.append(
+                    duplicates.quarantine_duplicates(
+                        self.url, home, receipt, ids, run=self.ledger.run, outputs=self.model.outputs
+                    )
+                )
         if self.ledger.override_receipts(overridden):
             return {**receipts, **{receipt.unit: receipt for receipt in overridden}}
         return self.ledger.receipts()

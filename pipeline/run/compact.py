@@ -96,6 +96,7 @@ def compact(
             partition_by=partition_by,
             precision=embedding_spec.lineage["precision_stored"],
             lineage=json.dumps(embedding_spec.lineage, sort_keys=True),
+            outputs=embedding_spec.outputs,
         )
         packed = run_packs(
             ledger,

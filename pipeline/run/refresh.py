@@ -266,7 +266,7 @@ class _Refresh(Runner):
         with Buckets(TEXT) as wanted:
             self._find_wanted(wanted)
             files = [*self._policy.vector_files(file.path for file in self._files), *self.find_unpublished_files()]
-            index = build_index(self.url, files, wanted, self._policy.untrusted(self.model.dim, self._foreign_rows))
+            index = build_index(self.url, files, wanted, self._policy.untrusted(self.model.outputs, self._foreign_rows))
         return self.planning.enter_context(index)
 
     def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:

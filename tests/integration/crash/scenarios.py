@@ -151,7 +151,7 @@ def careless(name: str, place: Place) -> None:
     SCENARIOS[name].command(place)
     opened = DeltaTable(str(place.table))
     row = opened.to_pyarrow_table().slice(0, 1).drop_columns(["lang"])
-    data, stats = parquet_bytes(row.set_column(0, "id", pa.array(["careless"])), "{}")
+    data, stats = parquet_bytes(row.set_column(0, "id", pa.array(["careless"])), "{}", ())
     path = f"data/lang=l0/{secrets.token_hex(6)}.parquet"
     storage.put(f"{place.table}/{path}", data)
     action = AddAction(path, len(data), {"lang": "l0"}, 0, data_change=True, stats=stats)

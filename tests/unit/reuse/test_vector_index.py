@@ -17,14 +17,16 @@ from actors import storage
 from actors.errors import StorageError
 from actors.source.content_hash import content_hashes
 from actors.storage.temp_dirs import SharedTempDir
+from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger, units_to_table
 from pipeline.ledger.run_description import RunDescription
 from pipeline.reuse import spill, vector_index
-from pipeline.reuse.lookup import reuse_of
+from pipeline.reuse.lookup import STORED, reuse_of
 from pipeline.reuse.spill import TEXT, Buckets, as_texts, contains, hash_bytes
 from pipeline.reuse.vector_index import build_index
 
 LITTLE = 3
+OUTPUTS = (VectorColumn("embedding", "dense", 2),)
 
 
 @pytest.fixture(autouse=True)
@@ -47,16 +49,22 @@ def write_files(table, files):
     """Files of a table: in each, texts with one vector a chunk."""
     paths = []
     for number, documents in enumerate(files):
-        ids, texts, vectors = [], [], []
+        ids, texts = [], []
+        places: list[int] = []
+        numbers: list[int] = []
         for place, (text, chunks) in enumerate(documents):
             ids += [f"{number}-{place}"] * chunks
             texts += [text] * chunks
-            vectors += [[float(number), float(place), float(chunk)] for chunk in range(chunks)]
+            places += [place] * chunks
+            numbers += range(chunks)
         rows = pa.table(
             {
                 "id": pa.array(ids, pa.string()),
                 "_hash": hashes_of(texts),
-                "embedding": pa.array(vectors, pa.list_(pa.float32(), 3)),
+                "start": pa.array([number] * len(ids), pa.int32()),
+                "tokens": pa.array(places, pa.int32()),
+                "chunk": pa.array(numbers, pa.int32()),
+                "embedding": pa.array([[0.6, 0.8]] * len(ids), pa.list_(pa.float32(), 2)),
             }
         )
         path = f"data/{number}.parquet"
@@ -80,7 +88,7 @@ def ask(table, run, paths, wanted, asked, *, limit=LITTLE):
     if built.parts == 0:
         return facts, [], []
     rows = pa.table({"_hash": hashes_of(asked)})
-    unknown, ready = reuse_of(table, ledger.home(), built.parts).split(rows, ["embedding"])
+    unknown, ready = reuse_of(table, ledger.home(), built.parts).split(rows, STORED, OUTPUTS)
     return facts, unknown["_hash"].to_pylist(), [] if ready is None else ready.to_pylist()
 
 
@@ -112,7 +120,7 @@ def test_the_memory_limit_changes_no_result(files, wanted, asked):
         assert parts >= rows / LITTLE
         assert much == little
         if places:
-            found = [tuple(row["embedding"][:2]) for row in little[1] if row["embedding"][2] == 0]
+            found = [(row["start"], row["tokens"]) for row in little[1] if row["chunk"] == 0]
             assert found == [places[text] for text in asked if text in places]
         reuse_of.cache_clear()
 
@@ -160,7 +168,9 @@ def test_a_reader_writes_all_files_after_another_was_killed(tmp_path, shared):
     (known / "index").rename(known / "unfinished")
     (known / "unfinished" / "hashes").write_bytes(b"half of it" * 1000)
     reuse_of.cache_clear()
-    _, ready = reuse_of(table, Ledger(table, "run").home(), parts).split(pa.table({"_hash": hashes_of(range(20))}), [])
+    _, ready = reuse_of(table, Ledger(table, "run").home(), parts).split(
+        pa.table({"_hash": hashes_of(range(20))}), [], OUTPUTS
+    )
     assert ready is not None
     assert ready.num_rows == 20
     del stands
