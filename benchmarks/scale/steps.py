@@ -21,6 +21,7 @@ from actors import storage
 from actors.schema import ID, SHARD, Piece, Shard
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import delta_statistics, parquet_bytes, receipt_path, table_schema
+from actors.vectors import VectorColumn
 from benchmarks.race.session import peak_bytes
 from pipeline.execute.progress import Outcome
 from pipeline.ledger import duplicates
@@ -71,7 +72,7 @@ def pieces(units: int) -> Iterator[Piece]:
 
 
 def model_receipt() -> Receipt:
-    """A receipt as the writer makes them."""
+    """A receipt with the fields of a real one."""
     rows = pa.table(
         {
             "id": [f"document-{number:012d}" for number in range(UNIT_ROWS)],
@@ -88,7 +89,7 @@ def model_receipt() -> Receipt:
 
 
 def receipts(units: int) -> Iterator[Receipt]:
-    """What `units` finished units leave."""
+    """Receipts of `units` finished units."""
     model = model_receipt()
     file = model.files[0]
     for unit in range(units):
@@ -110,7 +111,7 @@ def plan(table: str, units: int) -> dict[str, Any]:
 
 
 def prepare(table: str, units: int) -> dict[str, Any]:
-    """Receipts of finished units, and the digests that their driver would have left; not measured."""
+    """Write the receipts of finished units and their receipt batches. Not measured."""
     ledger = Ledger(table, RUN)
     if ledger.description() is None:
         ledger.freeze(RunDescription("backfill", units, units * UNIT_ROWS), units_to_table([]))
@@ -130,7 +131,7 @@ def prepare(table: str, units: int) -> dict[str, Any]:
 
 
 def prepare_files(table: str, units: int) -> dict[str, Any]:
-    """A data file of the size that its receipt says for each unit; not measured."""
+    """Write a data file of the size in its receipt for each unit. Not measured."""
     folder = Path(table) / "data" / RUN
     folder.mkdir(parents=True)
     for receipt in receipts(units):
@@ -139,7 +140,7 @@ def prepare_files(table: str, units: int) -> dict[str, Any]:
 
 
 def resume(table: str, units: int) -> dict[str, Any]:
-    """Find out what is left of a plan."""
+    """Find the remaining units of a plan."""
     ledger = Ledger(table, RUN)
     clock = Clock()
     description = clock.time("describe", ledger.frozen)
@@ -164,12 +165,12 @@ def publish(table: str, units: int) -> dict[str, Any]:
     missing = clock.time("look for files", lambda: publishing.missing_files(table, files))
     if missing or len(files) != units:
         raise SystemExit(f"{len(missing)} of {len(files)} files are missing")
-    schema = table_schema(pa.schema([]))
+    schema = table_schema(pa.schema([]), (VectorColumn("embedding", "dense", 1),))
     publication = publishing.Publication(
         commit=RUN,
         run=RUN,
         operation="backfill",
-        embedding_spec=delta_table.EmbeddingSpec("fingerprint", {}, {}),
+        embedding_spec=delta_table.EmbeddingSpec("fingerprint", {"dim": 1}, {}),
         schema=schema,
         partition_by=(),
         base=None,
@@ -185,14 +186,14 @@ def publish(table: str, units: int) -> dict[str, Any]:
 
 
 def unique(table: str, rows: int) -> dict[str, Any]:
-    """Look for ids that two units have, among so many rows."""
+    """Find ids that two units have in common among `rows` rows."""
     made = []
     for unit, start in enumerate(range(0, rows, UNIT_IDS)):
         ids = [f"document-{number:012d}" for number in range(start, start + UNIT_IDS)]
         path = f"data/{RUN}/{unit:09d}.parquet"
         storage.put(
             storage.join(table, path),
-            parquet_bytes(pa.table({ID: ids, SHARD: [f"part-{unit:06d}.parquet"] * len(ids)}), "{}")[0],
+            parquet_bytes(pa.table({ID: ids, SHARD: [f"part-{unit:06d}.parquet"] * len(ids)}), "{}", ())[0],
         )
         made.append(path)
     clock = Clock()
@@ -213,7 +214,7 @@ def rows(table: str, count: int) -> dict[str, Any]:
 
 
 def driver(table: str, count: int) -> dict[str, Any]:
-    """What the driver of a Ray run spends on each of `count` units of one row."""
+    """Measure the CPU time of a Ray run's driver for each of `count` units of one row."""
     from benchmarks.scale.small import drive_units
 
     return drive_units(Path(table), count)

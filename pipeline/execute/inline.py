@@ -22,11 +22,16 @@ from pipeline.plan.resources import Pool
 
 
 class InlineExecutor:
-    """Runs units inside this process, one after the other; loads the model at the first text."""
+    """Runs units inside this process, one after the other; loads the model at the first text.
 
-    def __init__(self) -> None:
+    Args:
+        device: Device of the encoder, "cpu" or "cuda".
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
         threads = os.cpu_count() or 1
-        self.pool = Pool(replicas=1, gpus=0.0, cpus=threads, threads=threads, io_cpus=1.0, device="cpu")
+        gpus = float(device != "cpu")
+        self.pool = Pool(replicas=1, gpus=gpus, cpus=threads, threads=threads, io_cpus=1.0, device=device)
         self.attempt_log: AttemptLog = NoAttemptLog()
         for name, value in ENCODER_ENV.items():
             os.environ.setdefault(name, value)  # oneDNN reads them at the first matrix product

@@ -28,6 +28,7 @@ from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import digest_of, hash_strings
 from actors.unit.table_files import data_path, partition_folders, read_stored, run_of
 from actors.unit.writer import parquet_bytes, quarantine_bytes
+from actors.vectors import VectorColumn
 from pipeline.ledger.repeated_hashes import Repeats
 
 LIMIT_BYTES = 16 << 20  # hashes of two million rows; sorting them takes twice as much
@@ -133,7 +134,9 @@ def _documents(table: str, path: str, hashes: npt.NDArray[np.uint64]) -> pa.Tabl
     return rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
 
 
-def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str) -> Receipt:
+def quarantine_duplicates(
+    table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str, outputs: Sequence[VectorColumn]
+) -> Receipt:
     """Write new files for a unit without the rows of `ids` and a quarantine file with them; return the new receipt.
 
     The old files stay until vacuum, because another driver may be publishing them at the same time.
@@ -144,6 +147,7 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
         receipt: Receipt of the unit; its files may be another run's.
         ids: Ids whose rows are quarantined.
         run: Name of the run whose data folder gets the new files.
+        outputs: Columns of vectors.
     """
     attempt = secrets.token_hex(6)
     files: list[DataFile] = []
@@ -160,7 +164,7 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
         if unique.num_rows == 0:
             continue
         lineage = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"vectide", b"{}").decode()
-        payload, stats = parquet_bytes(unique, lineage)
+        payload, stats = parquet_bytes(unique, lineage, outputs)
         path = data_path(run, partition_folders(file.path), f"{receipt.unit:09d}-{attempt}-{number}")
         storage.put(storage.join(table, path), payload)
         digest = None if run_of(file.path) is None else digest_of(unique, file.partition)

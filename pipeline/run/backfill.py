@@ -159,7 +159,7 @@ class Runner:
         is_default = (run.replicas, run.gpus_per_replica, run.labels) == ("auto", default_gpus, None)
         is_first_try = self.context.retries is None and self.ledger.description() is None
         return inline_if_small(
-            run.address,
+            run,
             fits_in_process=is_default and is_first_try and fits_in_process(self.tokens(), self.context.model),
         ) or executor_for(run)
 
@@ -213,7 +213,9 @@ class Runner:
             run=self.ledger.run,
             operation=self.operation,
             embedding_spec=self.context.embedding_spec,
-            schema=table_schema(surveyed.keep_schema, chunked=self.context.chunking is not None),
+            schema=table_schema(
+                surveyed.keep_schema, self.context.model.outputs, chunked=self.context.chunking is not None
+            ),
             partition_by=self.context.job.table.partition_by,
             base=self.context.state,
             overrules=self.context.restores,
@@ -345,7 +347,9 @@ class Runner:
             if ids := {name for file in receipt.files for name in duplicate_ids.get(file.path, ())}:
                 home = self.ledger.home()
                 overridden.append(
-                    duplicates.quarantine_duplicates(self.context.url, home, receipt, ids, run=self.ledger.run)
+                    duplicates.quarantine_duplicates(
+                        self.context.url, home, receipt, ids, run=self.ledger.run, outputs=self.context.model.outputs
+                    )
                 )
         if self.ledger.override_receipts(overridden):
             return {**receipts, **{receipt.unit: receipt for receipt in overridden}}

@@ -28,16 +28,7 @@ from pipeline.table.foreign import Foreign, look
 
 def describe_model(job: Job) -> ModelSpec:
     """Return the checked model of a job, without loading its weights."""
-    encoder = job.encoder
-    return describe(
-        encoder.model,
-        revision=encoder.revision,
-        task=encoder.task,
-        dim=encoder.dim,
-        max_tokens=encoder.max_tokens,
-        dtype=encoder.dtype,
-        allow_untrained_dim=encoder.allow_untrained_dim,
-    )
+    return describe(job.encoder.settings())
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ def writer_spec(publication: Publication, ledger: Ledger) -> WriterSpec:
         partition_by=publication.partition_by,
         precision=lineage["precision_stored"],
         lineage=json.dumps(lineage, sort_keys=True),
+        outputs=publication.embedding_spec.outputs,
     )
 
 
@@ -120,9 +121,9 @@ def run_packs(
     """
     description = ledger.frozen()
     if len(done) < description.units:
-        run = Run(address=address)
+        run = Run(address=address, gpus_per_replica=0)
         is_small = description.size_bytes <= inline_bytes
-        executor = inline_if_small(address, fits_in_process=is_small) or executor_for(run)
+        executor = inline_if_small(run, fits_in_process=is_small) or executor_for(run)
         reporter.started(
             Started(
                 run=ledger.run,

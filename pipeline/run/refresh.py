@@ -250,9 +250,8 @@ class _Refresh(Runner):
         with Buckets(TEXT) as wanted:
             self._find_wanted(wanted)
             files = [*self.policy.vector_files(file.path for file in self._files), *self.find_unpublished_files()]
-            index = build_index(
-                self.context.url, files, wanted, self.policy.untrusted(self.context.model.dim, self._foreign_rows)
-            )
+            untrusted = self.policy.untrusted(self.context.model.outputs, self._foreign_rows)
+            index = build_index(self.context.url, files, wanted, untrusted)
         return self.planning.enter_context(index)
 
     def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:

@@ -88,7 +88,7 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     documents = table.num_rows
     if spec.reuse:
         known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
-        table, batch.ready = known.split(table, spec.writer.schema.names, dim=spec.model.dim)
+        table, batch.ready = known.split(table, spec.writer.schema.names, spec.model.outputs)
     tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
     read_s = time.perf_counter()
     columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)

@@ -93,7 +93,7 @@ def test_duplicates_are_quarantined_and_the_receipt_adds_up(tmp_path):
     table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
     ledger.freeze(RunDescription("backfill", 1, 3), units_to_table([]))
     receipt = write(table, 4, ["a", "b", "c"])
-    overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r")
+    overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r", outputs=())
     assert (overridden.rows, overridden.documents, overridden.rows_quarantined, overridden.rows_read) == (2, 2, 1, 3)
     (file,) = overridden.files
     with storage.open_read(storage.join(table, file.path)) as opened:
@@ -102,7 +102,7 @@ def test_duplicates_are_quarantined_and_the_receipt_adds_up(tmp_path):
     (bad,) = ledger.quarantine([overridden]).to_pylist()
     assert (bad["id"], bad["shard"], bad["reason"], bad["unit"]) == ("b", "s4", "duplicate_id", 4)
     assert storage.exists(storage.join(table, receipt.files[0].path))
-    emptied = quarantine_duplicates(table, ledger.home(), receipt, {"a", "b", "c"}, run="r")
+    emptied = quarantine_duplicates(table, ledger.home(), receipt, {"a", "b", "c"}, run="r", outputs=())
     assert (emptied.files, emptied.rows, emptied.rows_quarantined) == ((), 0, 3)
 
 
@@ -111,7 +111,7 @@ def test_receipts_are_overridden_once(tmp_path):
     ledger.freeze(RunDescription("backfill", 1, 3), units_to_table([]))
     receipt = write(table, 0, ["a", "b"])
     storage.create(storage.join(ledger.home(), "receipts/000000/000000000.json"), receipt.to_json().encode())
-    overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r")
+    overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r", outputs=())
     assert ledger.override_receipts([overridden])
     assert not ledger.override_receipts([receipt])
     assert ledger.receipts() == {0: overridden}

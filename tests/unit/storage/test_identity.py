@@ -105,7 +105,7 @@ def test_an_inode_counts_between_runs_and_not_within_one():
         (" sha256:aa", " sha256:aa", True),
     ],
 )
-def test_what_counts_as_unchanged(before, now, same):
+def test_a_shard_is_unchanged_with_equal_size_and_tag(before, now, same):
     assert identity.unchanged(before, now) is same
 
 

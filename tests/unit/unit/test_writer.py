@@ -20,10 +20,12 @@ from actors.schema import Piece, QuarantinedRow, Shard, Unit
 from actors.unit.receipt import Receipt
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.unit.writer import WriterSpec, parquet_bytes, receipt_path, split_by, table_schema, write_unit
+from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
 from pipeline.ledger.run_description import RunDescription
 
 DIM = 4
+OUTPUTS = (VectorColumn("embedding", "dense", DIM),)
 
 
 def batch(unit=0, count=6, **changes):
@@ -50,9 +52,9 @@ def rows_of(unit_batch):
 @pytest.fixture
 def spec(tmp_path):
     table = str(tmp_path / "table")
-    schema = table_schema(pa.schema([("lang", pa.string())]))
+    schema = table_schema(pa.schema([("lang", pa.string())]), OUTPUTS)
     ledger = Ledger(table, "run1").url
-    return WriterSpec(table, ledger, "run1", schema, ("lang",), "float32", json.dumps({"model": "m"}))
+    return WriterSpec(table, ledger, "run1", schema, ("lang",), "float32", json.dumps({"model": "m"}), OUTPUTS)
 
 
 def files_below(folder):
@@ -129,7 +131,7 @@ def test_a_receipt_survives_json():
 def test_vectors_are_stored_in_byte_stream_split_and_read_back():
     table = rows_of(batch()).drop_columns(["_position"])
     plain = table.set_column(2, "embedding", table["embedding"].cast(pa.list_(pa.float32())))
-    data, stats = parquet_bytes(plain, "{}")
+    data, stats = parquet_bytes(plain, "{}", OUTPUTS)
     column = pq.read_metadata(pa.BufferReader(data)).row_group(0).column(2)
     assert column.path_in_schema == "embedding.list.element"
     assert "BYTE_STREAM_SPLIT" in column.encodings
