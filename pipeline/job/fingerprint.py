@@ -16,6 +16,7 @@ from actors.schema import Shard
 from actors.storage import identity
 from actors.text.chunk_rules import Chunking
 from actors.text.chunks import resolve
+from actors.unit.rounding import Precision
 from pipeline.job.config import Job
 
 # Keys that name the place of a model. They do not change its vectors; the fingerprint contains its hashes instead.
@@ -45,15 +46,14 @@ def chunking_of(model: ModelSpec, job: Job) -> Chunking | None:
     )
 
 
-def lineage(model: ModelSpec, job: Job) -> dict[str, Any]:
+def lineage(model: ModelSpec, chunking: Chunking | None, precision: Precision) -> dict[str, Any]:
     """Return the embedding spec as plain data; it is recorded in the table and in the footer of each file."""
-    chunking = chunking_of(model, job)
     return {
         "model": model.model,
         "revision": model.revision,
         **model.lineage(),
         **(chunking.lineage() if chunking is not None else {}),
-        "precision_stored": job.table.precision,
+        "precision_stored": precision,
     }
 
 
