@@ -29,8 +29,8 @@ from actors.unit.row_hashes import hash_strings
 from actors.unit.table_files import read_stored
 from pipeline.job import config
 from pipeline.quality.metrics import mean_ndcg, mean_overlap
+from pipeline.scan.block import Block, vectors_of
 from pipeline.scan.neighbours import nearest_rows
-from pipeline.scan.top_k import scan_top_k, unit_vectors
 from pipeline.search.search import query_model
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication
@@ -169,11 +169,12 @@ class Gate:
             hashes = hash_strings(rows[ID])
             wanted = np.isin(hashes, pool)
             if wanted.any():
-                taken = rows.filter(pa.array(wanted)).combine_chunks().to_batches()[0]
-                unit = unit_vectors(taken, int(side.embedding_spec.lineage["dim"]))
-                fit = np.isfinite(unit).all(axis=1)  # rows of another tool may have no vector
+                taken = rows[EMBEDDING].filter(pa.array(wanted)).combine_chunks()
+                stored = vectors_of(taken, int(side.embedding_spec.lineage["dim"]))
+                fit = np.isfinite(stored).all(axis=1)  # rows of another tool may have no vector
                 id_hashes.append(hashes[wanted][fit])
-                vectors.append(unit[fit])
+                lengths = np.linalg.norm(stored[fit], axis=1, keepdims=True)
+                vectors.append(stored[fit] / np.maximum(lengths, 1e-12))
         return np.concatenate(id_hashes), np.concatenate(vectors) if vectors else np.zeros((0, 1), dtype=np.float32)
 
     def _documents(self, side: _Side, names: list[str]) -> Iterator[pa.Table]:
@@ -191,19 +192,24 @@ class Gate:
 
     def _search(self, side: _Side, questions: list[str]) -> Iterator[dict[str, float]]:
         """Yield for each question the scores of its best documents; the best chunk of a document counts."""
-        from actors.encoders import load_encoder
+        from actors.encoders import load_encoder  # importing torch takes seconds
+        from pipeline.scan.products import Queries
+        from pipeline.scan.top_k import QUERY, SCORE, nearest
 
         vectors = load_encoder(query_model(side.embedding_spec, self._url)).encode(questions)
-        batches = (
-            batch
-            for path in side.paths
-            for batch in read_stored(self._url, path, [ID, EMBEDDING]).to_batches(max_chunksize=16_384)
-        )
-        for rows in scan_top_k(vectors, batches, K * 5 if side.chunked else K):
-            documents: dict[str, float] = {}
-            for score, row in rows:
-                documents.setdefault(row[ID], score)
-            yield dict(list(documents.items())[:K])
+        best = nearest(Queries(vectors), self._blocks(side, vectors.shape[1]), K * 5 if side.chunked else K)
+        documents: list[dict[str, float]] = [{} for _ in questions]
+        for row in best.to_pylist():
+            documents[row[QUERY]].setdefault(row[ID], row[SCORE])
+        for scores in documents:
+            yield dict(list(scores.items())[:K])
+
+    def _blocks(self, side: _Side, dim: int) -> Iterator[Block]:
+        first = 0
+        for path in side.paths:
+            for batch in read_stored(self._url, path, [ID, EMBEDDING]).to_batches(max_chunksize=65_536):
+                yield Block.of(batch, dim, first)
+                first += batch.num_rows
 
 
 def _read(url: str, key: str, columns: tuple[str, ...]) -> pa.Table:
