@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from actors.schema import EMBEDDING
+from actors.vectors import VectorColumn
 
 # The low bits of values of precision float16 (10 bits of mantissa) are a multiple of 2 to this power.
 _FLOAT16_SHIFT = 13
@@ -60,20 +59,20 @@ class Block:
         return Block(self.first, self.rows.take(pa.array(rows)), self.high[rows], low, self.inverse_norms[rows])
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch, dim: int, first: int) -> Block:
-        """Split a batch with the column `EMBEDDING`, lists of float32.
+    def of(cls, batch: pa.RecordBatch, column: VectorColumn, first: int) -> Block:
+        """Split a batch of rows of a table.
 
         Args:
-            batch: Rows of a table. A row without a finite vector of width `dim`, as another tool may have added it, gets
-                NaN in `inverse_norms`.
-            dim: Width of the vectors.
+            batch: Rows with all columns. A row without a finite vector of the column's width, as another tool may have added
+                it, gets NaN in `inverse_norms`.
+            column: The dense column of vectors.
             first: Position of the first row in the order of the scan.
         """
-        vectors = np.ascontiguousarray(vectors_of(batch.column(EMBEDDING), dim))
+        vectors = np.ascontiguousarray(column.matrix(batch.column(column.name)))
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
         fit = np.isfinite(norms) & (norms < np.finfo(np.float32).max)
         if not fit.all():
-            vectors[~fit] = 0
+            vectors = np.where(fit[:, None], vectors, np.float32(0))
         inverse = np.where(fit, 1 / np.maximum(norms, 1e-12), np.nan).astype(np.float32)
         bits = vectors.view(np.uint32)
         high = ((bits + np.uint32(1 << 15)) >> np.uint32(16)).astype(np.uint16)
@@ -83,7 +82,7 @@ class Block:
             low = rest.astype(np.int16)
         elif rest.any():
             low = (rest >> _FLOAT16_SHIFT).astype(np.int8)
-        return cls(first, batch.drop_columns([EMBEDDING]), high, low, inverse)
+        return cls(first, batch.drop_columns([column.name]), high, low, inverse)
 
     def stored(self, low: np.dtype[np.int8] | np.dtype[np.int16] | None) -> pa.RecordBatch | None:
         """Return the block as one batch, with low parts of this type; None if the type does not hold them."""
@@ -110,18 +109,6 @@ class Block:
             low = _unpacked(column, np.int8 if column.type.byte_width == high.shape[1] else np.int16)
         names = [name for name in batch.schema.names if name not in (_HIGH, _LOW, _INVERSE_NORM)]
         return cls(first, batch.select(names), high, low, batch.column(_INVERSE_NORM).to_numpy())
-
-
-def vectors_of(column: pa.Array, dim: int) -> npt.NDArray[np.float32]:
-    """Return lists of float32 as float32 [rows, dim]; a row without a vector of this width is NaN."""
-    fit = pc.fill_null(pc.equal(pc.list_value_length(column), dim), False).to_numpy(zero_copy_only=False)
-    fitting = column if fit.all() else column.filter(pa.array(fit))
-    vectors: npt.NDArray[np.float32] = fitting.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    if fit.all():
-        return vectors
-    whole = np.full((len(fit), dim), np.nan, dtype=np.float32)
-    whole[fit] = vectors
-    return whole
 
 
 def _packed(values: npt.NDArray[np.generic]) -> pa.Array:

@@ -8,17 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from actors.vectors import VectorColumn
 from pipeline.execute.ray_data import connect
 from pipeline.execute.ray_errors import root_error
-from pipeline.scan.products import Queries
 from pipeline.scan.table_scan import TableScan
-from pipeline.scan.top_k import merge, nearest
+from pipeline.scan.top_k import merge
 from pipeline.scan.vector_cache import VectorCache, default_folder
 from pipeline.table import delta_table
 
@@ -33,6 +31,7 @@ class ScanSettings:
     Attributes:
         url: URL of the table, which all machines can read.
         version: The version.
+        outputs: The columns of vectors; the first one is scanned.
         k: Rows per query.
         condition: A condition on the rows, or None.
         cache_bytes: Limit of the cache on each machine; None: no cache.
@@ -41,18 +40,19 @@ class ScanSettings:
 
     url: str
     version: int
+    outputs: tuple[VectorColumn, ...]
     k: int
     condition: pc.Expression | None = None
     cache_bytes: int | None = None
     cache_folder: str | None = None
 
 
-def nearest_on_ray(settings: ScanSettings, vectors: npt.NDArray[np.float32], address: str) -> pa.Table:
+def nearest_on_ray(settings: ScanSettings, queries: pa.Array, address: str) -> pa.Table:
     """Return the result of `top_k.nearest` over a version of a table, computed by a cluster.
 
     Args:
         settings: Settings of the scan.
-        vectors: Query vectors, float32 [queries, dim].
+        queries: Query vectors, as an encoder returns them for the scanned column.
         address: Address of the cluster, as in `run.address`.
 
     Raises:
@@ -61,8 +61,9 @@ def nearest_on_ray(settings: ScanSettings, vectors: npt.NDArray[np.float32], add
     """
     connect(address)
     files = len(delta_table.file_sizes(delta_table.need_table(settings.url, settings.version)))
-    parts = max(1, min(files, int(ray.cluster_resources().get("CPU", 1)) * _PARTS_PER_CPU, _MOST_PARTS))
-    shared = ray.put(vectors)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    parts = max(1, min(files, int(resources.get("CPU", 1)) * _PARTS_PER_CPU, _MOST_PARTS))
+    shared = ray.put(queries)
     try:
         results = ray.get([_nearest_of_part.remote(settings, (part, parts), shared) for part in range(parts)])
     except ray.exceptions.RayError as error:
@@ -71,9 +72,9 @@ def nearest_on_ray(settings: ScanSettings, vectors: npt.NDArray[np.float32], add
 
 
 @ray.remote(num_cpus=1, max_retries=3)
-def _nearest_of_part(settings: ScanSettings, part: tuple[int, int], vectors: npt.NDArray[np.float32]) -> pa.Table:
+def _nearest_of_part(settings: ScanSettings, part: tuple[int, int], queries: pa.Array) -> pa.Table:
     table = delta_table.need_table(settings.url, settings.version)
     folder = default_folder() if settings.cache_folder is None else Path(settings.cache_folder)
     cache = None if settings.cache_bytes is None else VectorCache(folder, settings.cache_bytes)
-    scan = TableScan(table, vectors.shape[1], cache, part)
-    return nearest(Queries(vectors, device="cpu"), scan.blocks(settings.condition), settings.k)
+    scan = TableScan(table, settings.outputs, cache, part)
+    return scan.nearest(queries, settings.k, condition=settings.condition, device="cpu")

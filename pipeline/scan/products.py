@@ -36,7 +36,7 @@ class Queries:
     """
 
     def __init__(self, vectors: npt.NDArray[np.float32], *, device: str = "auto") -> None:
-        self.vectors = np.ascontiguousarray(vectors, np.float32)
+        self.vectors = np.array(vectors, np.float32, order="C")  # a copy that torch may share
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)

@@ -6,7 +6,7 @@ that are left are multiplied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from urllib.parse import unquote
 
 import numpy as np
@@ -16,7 +16,9 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from actors import storage
-from actors.schema import EMBEDDING, Shard
+from actors.schema import Shard
+from actors.unit.table_files import data_folder, relative_path, run_of
+from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
 from pipeline.scan.vector_cache import VectorCache, decoded
 from pipeline.table import delta_table
@@ -31,7 +33,7 @@ class TableScan:
 
     Args:
         table: The open version.
-        dim: Width of the vectors.
+        outputs: The columns of vectors; the first one is scanned.
         cache: The local cache; None reads the files at each scan.
         part: Number of this part and number of parts: every so-many-th file, for a scan by several processes.
 
@@ -40,9 +42,15 @@ class TableScan:
         rows: Rows of the version.
     """
 
-    def __init__(self, table: DeltaTable, dim: int, cache: VectorCache | None, part: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        table: DeltaTable,
+        outputs: Sequence[VectorColumn],
+        cache: VectorCache | None,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         self._table = table
-        self._dim = dim
+        self._column = outputs[0]
         self._cache = cache
         self._part, self._parts = part
         self._url = delta_table.place_of(table)
@@ -52,19 +60,59 @@ class TableScan:
         self._numbers = {fragment.path: number for number, fragment in enumerate(dataset.get_fragments())}
         self._shards = None if cache is None else self._list()
         self._mapped: dict[str, list[Block]] = {}
-        self.schema = pa.schema([field for field in dataset.schema if field.name != EMBEDDING])
+        vectors = {output.name for output in outputs}
+        self.schema = pa.schema([field for field in dataset.schema if field.name not in vectors])
         self.rows = sum(delta_table.file_rows(table).values())
 
     def _list(self) -> dict[str, Shard]:
         """Return the objects of the table by path; a file that is missing is not in it."""
-        shards = {delta_table.relative(shard.path): shard for shard in storage.walk(storage.join(self._url, "data"))}
+        shards = {relative_path(shard.path): shard for shard in storage.walk(data_folder(self._url))}
         for path in map(unquote, self._numbers):
-            if path not in shards and not path.startswith("data/"):  # written by another tool
+            if path not in shards and run_of(path) is None:  # written by another tool
                 shards[path] = storage.stat(storage.join(self._url, path))
         return shards
 
+    def nearest(
+        self,
+        queries: pa.Array,
+        k: int,
+        *,
+        condition: pc.Expression | None = None,
+        device: str = "auto",
+        report: Callable[[int], None] = lambda _: None,
+    ) -> pa.Table:
+        """Return the `k` rows with the highest scores for each query; see `top_k.nearest`.
+
+        Args:
+            queries: Query vectors, as an encoder returns them for the scanned column.
+            k: Rows per query.
+            condition: A condition on the rows.
+            device: "cpu", "cuda" or "auto".
+            report: Called with the number of rows after each block.
+
+        Raises:
+            StorageError: the store refused or failed, or a file is missing.
+        """
+        from pipeline.scan import top_k  # importing torch takes seconds
+        from pipeline.scan.products import Queries
+
+        if self._column.kind == "dense":
+            vectors = Queries(self._column.matrix(queries), device=device)
+            return top_k.nearest(vectors, self.blocks(condition), k, report=report)
+        return top_k.nearest_of_batches(queries, self._batches(condition), k, self._column, report=report)
+
+    def _batches(self, condition: pc.Expression | None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows that meet a condition with their vectors, from the files of the table."""
+        names = [*self.schema.names, self._column.name]
+        with delta_table.asking(self._table):
+            for fragment in self._dataset.get_fragments(filter=condition):
+                if self._numbers[fragment.path] % self._parts == self._part:
+                    yield from fragment.to_batches(
+                        schema=self._dataset.schema, columns=names, filter=condition, batch_size=BATCH_ROWS
+                    )
+
     def blocks(self, condition: pc.Expression | None = None) -> Iterator[Block]:
-        """Yield the rows that meet a condition, file by file; a block without such rows is left out.
+        """Yield the rows that meet a condition, file by file, of a dense column; a block without such rows is left out.
 
         Raises:
             StorageError: the store refused or failed, or a file is missing.
@@ -83,15 +131,15 @@ class TableScan:
         if mapped is not None:
             return mapped
         first = self._numbers[fragment.path] << _FILE_BITS
-        names = [*self.schema.names, EMBEDDING]
+        names = [*self.schema.names, self._column.name]
 
         def read() -> Iterator[pa.RecordBatch]:
             yield from fragment.to_batches(schema=self._dataset.schema, columns=names, batch_size=BATCH_ROWS)
 
         shard = None if self._shards is None else self._shards.get(unquote(fragment.path))
         if self._cache is None or shard is None:
-            return decoded(read, self._dim, first)
-        blocks = self._cache.blocks(shard, self.schema, self._dim, first, read)
+            return decoded(read, self._column, first)
+        blocks = self._cache.blocks(shard, self.schema, self._column, first, read)
         if isinstance(blocks, list):
             self._mapped[fragment.path] = blocks
         return blocks

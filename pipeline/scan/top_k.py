@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from actors.schema import HASH, ID
+from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
 from pipeline.scan.products import Queries
 
@@ -85,10 +86,69 @@ def count_above(
     return counts
 
 
+def nearest_of_batches(
+    queries: pa.Array,
+    batches: Iterable[pa.RecordBatch],
+    k: int,
+    column: VectorColumn,
+    *,
+    report: Callable[[int], None] = lambda _: None,
+) -> pa.Table:
+    """Return the `k` rows with the highest scores for each query, as `nearest` does, of batches with any kind of vectors.
+
+    Args:
+        queries: Query vectors, as an encoder returns them for this column.
+        batches: Rows with the column of vectors, `ID` and the columns to return.
+        k: Rows per query.
+        column: The column of vectors.
+        report: Called with the number of rows after each batch.
+    """
+    if column.kind == "dense":
+        return nearest(Queries(column.matrix(queries)), _blocks(batches, column), k, report=report)
+    best, first = EMPTY.empty_table(), 0
+    for batch in batches:
+        scores = column.scores(queries, batch.column(column.name))
+        scores[np.isnan(scores)] = -np.inf
+        count = min(k, batch.num_rows)
+        row = np.argpartition(-scores, count - 1, axis=1)[:, :count].ravel() if count else np.zeros(0, np.int64)
+        query = np.repeat(np.arange(len(queries)), count)
+        fit = np.isfinite(scores[query, row])
+        found = _found(batch.drop_columns([column.name]), first, query[fit], row[fit], scores[query, row][fit])
+        best = _cut(_joined(best, found), k)
+        first += batch.num_rows
+        report(batch.num_rows)
+    return best
+
+
+def _blocks(batches: Iterable[pa.RecordBatch], column: VectorColumn) -> Iterator[Block]:
+    first = 0
+    for batch in batches:
+        yield Block.of(batch, column, first)
+        first += batch.num_rows
+
+
 def merge(results: Sequence[pa.Table], k: int) -> pa.Table:
     """Return the best `k` rows per query of several results of `nearest` over different blocks."""
-    filled = [result for result in results if result.num_columns > len(EMPTY)]
-    return _cut(pa.concat_tables(filled), k) if filled else EMPTY.empty_table()
+    joined = _joined(*results)
+    return _cut(joined, k) if joined.num_rows else joined
+
+
+def _joined(*results: pa.Table) -> pa.Table:
+    """Return the rows of results, of which some may have no rows and no columns of rows."""
+    return pa.concat_tables([result for result in results if result.num_columns > len(EMPTY)] or [EMPTY.empty_table()])
+
+
+def _found(
+    rows: pa.RecordBatch,
+    first: int,
+    query: npt.NDArray[np.int64],
+    row: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+) -> pa.Table:
+    """Return pairs of a query and a row as a result; `first` is the place of the first of the rows."""
+    taken = rows.take(pa.array(row))
+    columns = [pa.array(query.astype(np.int32)), pa.array(scores), pa.array(row + first), *taken.columns]
+    return pa.Table.from_arrays(columns, [*EMPTY.names, *taken.schema.names])
 
 
 class _Best:
@@ -143,11 +203,8 @@ class _Best:
         row: npt.NDArray[np.int64],
         exact: npt.NDArray[np.float32],
     ) -> None:
-        taken = block.rows.take(pa.array(row))
-        columns = [pa.array(query.astype(np.int32)), pa.array(exact), pa.array(row + block.first), *taken.columns]
-        found = pa.Table.from_arrays(columns, [*EMPTY.names, *taken.schema.names])
-        both = found if self.table.num_columns == len(EMPTY) else pa.concat_tables([self.table, found])
-        self.table = _cut(both, self._k).combine_chunks()
+        found = _found(block.rows, block.first, query, row, exact)
+        self.table = _cut(_joined(self.table, found), self._k).combine_chunks()
         queries = self.table.column(QUERY).to_numpy()
         full = np.flatnonzero(np.bincount(queries, minlength=len(self._floors)) == self._k)
         last = np.searchsorted(queries, full, side="right") - 1

@@ -26,6 +26,7 @@ import pyarrow as pa
 from actors.errors import ConfigError
 from actors.quantities import format_bytes
 from actors.schema import Shard
+from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
 
 VARIABLE = "VECTIDE_CACHE"
@@ -37,7 +38,7 @@ _PART_AGE_S = 3600.0
 # Types of the low parts, smallest first; which one a file needs is known when all of it has been read.
 _LOW_TYPES = (None, np.dtype(np.int8), np.dtype(np.int16))
 
-# Reads a file of the table: yields batches with `EMBEDDING` and all other columns of the scan.
+# Reads a file of the table: yields batches with the vectors and all other columns of the scan.
 Read = Callable[[], Iterable[pa.RecordBatch]]
 
 
@@ -68,25 +69,25 @@ class VectorCache:
         self._used: dict[str, int] = {}  # entries of this process by name, with their sizes: they are not deleted
         self.problem: str | None = None
 
-    def blocks(self, shard: Shard, schema: pa.Schema, dim: int, first: int, read: Read) -> Iterable[Block]:
+    def blocks(self, shard: Shard, schema: pa.Schema, column: VectorColumn, first: int, read: Read) -> Iterable[Block]:
         """Return the blocks of a table file: from its entry, which is written if there is none.
 
         Args:
             shard: The file.
             schema: Columns of the scan.
-            dim: Width of the vectors.
+            column: The dense column of vectors.
             first: Position of the file's first row in the order of the scan.
             read: Reads the file.
         """
-        name = _name_of(shard, schema, dim)
+        name = _name_of(shard, schema, column)
         try:
             blocks = self._open(name, first)
-            if blocks is None and self._has_room(shard.size_bytes) and self._write(name, dim, read):
+            if blocks is None and self._has_room(shard.size_bytes) and self._write(name, column, read):
                 blocks = self._open(name, first)
         except OSError as error:
             self.problem = f"the cache {str(self._folder)!r} is not used: {error.strerror or error}"
             blocks = None
-        return blocks if blocks is not None else decoded(read, dim, first)
+        return blocks if blocks is not None else decoded(read, column, first)
 
     def _has_room(self, size_bytes: int) -> bool:
         """Return False if the entries of this process and one more file exceed the limit.
@@ -123,7 +124,7 @@ class VectorCache:
             first += batch.num_rows
         return blocks
 
-    def _write(self, name: str, dim: int, read: Read) -> bool:
+    def _write(self, name: str, column: VectorColumn, read: Read) -> bool:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(os.stat(self._folder)):
             self.problem = (
@@ -133,7 +134,7 @@ class VectorCache:
             return False
         part = self._folder / f"{name}.{os.getpid()}-{secrets.token_hex(4)}{_PART_SUFFIX}"
         try:
-            if not any(_write_entry(part, dim, read, low) for low in _LOW_TYPES):
+            if not any(_write_entry(part, column, read, low) for low in _LOW_TYPES):
                 return False
             size_bytes = part.stat().st_size
             if not self._has_room(size_bytes):
@@ -163,20 +164,22 @@ class VectorCache:
             excess -= size
 
 
-def decoded(read: Read, dim: int, first: int) -> Iterator[Block]:
+def decoded(read: Read, column: VectorColumn, first: int) -> Iterator[Block]:
     """Yield the blocks of a file that is read from the table."""
     for batch in read():
-        yield Block.of(batch, dim, first)
+        yield Block.of(batch, column, first)
         first += batch.num_rows
 
 
-def _write_entry(path: Path, dim: int, read: Read, low: np.dtype[np.int8] | np.dtype[np.int16] | None) -> bool:
+def _write_entry(
+    path: Path, column: VectorColumn, read: Read, low: np.dtype[np.int8] | np.dtype[np.int16] | None
+) -> bool:
     """Write an entry with low parts of this type; return False if the type does not hold them."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "wb") as file, contextlib.ExitStack() as stack:
         writer = None
         for batch in read():
-            stored = Block.of(batch, dim, 0).stored(low)
+            stored = Block.of(batch, column, 0).stored(low)
             if stored is None:
                 return False
             if writer is None:
@@ -190,9 +193,9 @@ def _write_entry(path: Path, dim: int, read: Read, low: np.dtype[np.int8] | np.d
     return True
 
 
-def _name_of(shard: Shard, schema: pa.Schema, dim: int) -> str:
+def _name_of(shard: Shard, schema: pa.Schema, column: VectorColumn) -> str:
     columns = [f"{field.name}: {field.type}" for field in schema]
-    key = json.dumps([_FORMAT, shard.path, shard.size_bytes, shard.etag, columns, dim])
+    key = json.dumps([_FORMAT, shard.path, shard.size_bytes, shard.etag, columns, column.name, column.dim])
     return hashlib.sha256(key.encode()).hexdigest() + _SUFFIX
 
 

@@ -7,12 +7,11 @@ pass for many questions (`pipeline.scan`). Vectors are read from a cache on the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,8 +21,9 @@ from actors.encoders.spec import ModelSpec, describe
 from actors.errors import ConfigError, DataError, ModelError, TableConflict
 from actors.quantities import parse_bytes
 from actors.schema import HASH, ID
+from actors.vectors import VectorColumn
 from pipeline.job import fingerprint
-from pipeline.job.config import Encoder as EncoderSection
+from pipeline.job.encoder import Encoder as EncoderSection
 from pipeline.scan.table_scan import TableScan
 from pipeline.scan.vector_cache import DEFAULT_SIZE, VectorCache, default_folder
 from pipeline.search.sql_filter import parse_where
@@ -64,16 +64,8 @@ def query_model(embedding_spec: delta_table.EmbeddingSpec, url: str, *, model: s
     Raises:
         ModelError: the model cannot be found, or is another one.
     """
-    section = EncoderSection.model_validate(embedding_spec.encoder)
-    spec = describe(
-        model or section.model,
-        revision=None if model else section.revision,
-        task=section.task,
-        dim=section.dim,
-        max_tokens=section.max_tokens,
-        dtype=section.dtype,
-        allow_untrained_dim=section.allow_untrained_dim,
-    )
+    settings = EncoderSection.model_validate(embedding_spec.encoder).settings()
+    spec = describe(settings if model is None else replace(settings, model=model, revision=None))
     lineage = spec.lineage()
     table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
     if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
@@ -137,8 +129,8 @@ class Searcher:
         model = _QueryModel(query_model(embedding_spec, self.url, model=self._model), self._device)
         if before is not None and before.model.spec == model.spec:
             model = before.model
-        scan = TableScan(table, int(embedding_spec.lineage["dim"]), self._cache)
-        return _Snapshot(int(table.version()), embedding_spec.lineage, model, scan)
+        scan = TableScan(table, embedding_spec.outputs, self._cache)
+        return _Snapshot(int(table.version()), embedding_spec.lineage, embedding_spec.outputs, model, scan)
 
     @property
     def version(self) -> int:
@@ -240,15 +232,15 @@ class Searcher:
                 report(scanned, total)
 
         for number, part in enumerate(passes):
-            vectors = snapshot.model.encode(part)
-            best = self._nearest(snapshot, vectors, k, condition, add)
+            queries = snapshot.model.encode(part)
+            best = self._nearest(snapshot, queries, k, condition, add)
             results.append(_as_hits(best, number * _QUERIES))
         return pa.concat_tables(results) if results else _as_hits(snapshot.no_hits(), 0)
 
     def _nearest(
         self,
         snapshot: _Snapshot,
-        vectors: npt.NDArray[np.float32],
+        queries: pa.Array,
         k: int,
         condition: pc.Expression | None,
         report: Callable[[int], None],
@@ -256,14 +248,10 @@ class Searcher:
         if self._address is not None:
             from pipeline.scan.on_ray import ScanSettings, nearest_on_ray  # importing ray takes seconds
 
-            settings = ScanSettings(self.url, snapshot.version, k, condition, self._cache_bytes)
-            best = nearest_on_ray(settings, vectors, self._address)
+            settings = ScanSettings(self.url, snapshot.version, snapshot.outputs, k, condition, self._cache_bytes)
+            best = nearest_on_ray(settings, queries, self._address)
         else:
-            from pipeline.scan.products import Queries  # importing torch takes seconds
-            from pipeline.scan.top_k import nearest
-
-            queries = Queries(vectors, device=self._device)
-            best = nearest(queries, snapshot.scan.blocks(condition), k, report=report)
+            best = snapshot.scan.nearest(queries, k, condition=condition, device=self._device, report=report)
         return best if best.num_rows else snapshot.no_hits()
 
 
@@ -285,14 +273,14 @@ class _QueryModel:
                 self._encoder = load_encoder(self.spec, device=self._device)
             return self._encoder
 
-    def encode(self, questions: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Return the vectors of questions, float32 [questions, dim].
+    def encode(self, questions: Sequence[str]) -> pa.Array:
+        """Return the vectors of questions, as the first output of the model.
 
         Raises:
             DataError: the vector of a question is not finite or all zeros.
         """
         try:
-            return self.encoder.encode(list(questions))
+            return self.encoder.encode_queries(list(questions))
         except UnfitVectors as error:
             number, reason = next(iter(error.reasons.items()))
             raise DataError(f"the question {questions[number]!r} cannot be encoded: {reason}") from None
@@ -304,6 +292,7 @@ class _Snapshot:
 
     version: int
     lineage: dict[str, Any]
+    outputs: tuple[VectorColumn, ...]
     model: _QueryModel
     scan: TableScan
 

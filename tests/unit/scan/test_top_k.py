@@ -11,6 +11,7 @@ import pytest
 
 from actors.schema import EMBEDDING, HASH, ID
 from actors.unit.rounding import round_mantissa
+from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
 from pipeline.scan.products import Queries
 from pipeline.scan.top_k import PLACE, QUERY, SCORE, count_above, merge, nearest
@@ -30,9 +31,10 @@ class Data:
 
     def order(self, query: int, left_out: set[str] | None = None) -> npt.NDArray[np.int64]:
         """All rows with a vector, best first, by a plain sort of all scores."""
-        order = np.lexsort((np.arange(ROWS), np.array(self.ids), -self.scores[query]))
+        order: npt.NDArray[np.int64] = np.lexsort((np.arange(ROWS), np.array(self.ids), -self.scores[query]))
         order = order[np.isfinite(self.scores[query, order])]
-        return order[~np.isin(np.array(self.hashes)[order], list(left_out or ()))]
+        kept: npt.NDArray[np.int64] = order[~np.isin(np.array(self.hashes)[order], list(left_out or ()))]
+        return kept
 
 
 @pytest.fixture(scope="module", params=[(32, "float16"), (384, "float32"), (100, "bfloat16"), (7, "float16")])
@@ -51,7 +53,10 @@ def data(request) -> Data:
     batch = pa.RecordBatch.from_arrays(
         [pa.array(ids), pa.array(hashes), pa.array(stored, pa.list_(pa.float32()))], [ID, HASH, EMBEDDING]
     )
-    blocks = [Block.of(batch.slice(first, 1500), dim, first) for first in range(0, ROWS, 1500)]
+    blocks = [
+        Block.of(batch.slice(first, 1500), VectorColumn(EMBEDDING, "dense", dim), first)
+        for first in range(0, ROWS, 1500)
+    ]
     queries = random.normal(size=(50, dim)).astype(np.float32) / np.sqrt(dim, dtype=np.float32)
     queries[0] = vectors[TWINS[0]]
     exact = vectors.astype(np.float64)
@@ -63,7 +68,8 @@ def data(request) -> Data:
 
 
 def places(result: pa.Table, query: int) -> list[int]:
-    return result.filter(pa.compute.equal(result[QUERY], query))[PLACE].to_pylist()
+    found: list[int] = result.filter(pa.compute.equal(result[QUERY], query))[PLACE].to_pylist()
+    return found
 
 
 @pytest.mark.parametrize("count", [1, 3, 50])

@@ -14,11 +14,12 @@ import pytest
 from actors.errors import ConfigError
 from actors.schema import EMBEDDING, ID, Shard
 from actors.unit.rounding import Precision, round_mantissa
-from pipeline.scan import vector_cache
+from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
 from pipeline.scan.vector_cache import VectorCache
 
 DIM = 16
+COLUMN = VectorColumn(EMBEDDING, "dense", DIM)
 SHARD = Shard("file:///table/data/a.parquet", 1000, "tag")
 SCHEMA = pa.schema([(ID, pa.string())])
 
@@ -45,7 +46,7 @@ def unit(blocks: list[Block]) -> np.ndarray:
 
 def read(cache: VectorCache, file: File, shard: Shard = SHARD, schema: pa.Schema = SCHEMA) -> None:
     """Read a file through the cache; the vectors must be those of the file."""
-    blocks = list(cache.blocks(shard, schema, DIM, 7, file))
+    blocks = list(cache.blocks(shard, schema, COLUMN, 7, file))
     wide = file.vectors.astype(np.float64)
     np.testing.assert_array_equal(unit(blocks), wide / np.linalg.norm(wide, axis=1, keepdims=True))
     assert [block.first for block in blocks] == [7, 7 + len(file.vectors) // 2]
@@ -57,7 +58,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
@@ -161,7 +162,7 @@ def test_a_full_disk_leaves_no_part_and_the_table_is_read(folder, monkeypatch, c
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(vector_cache.os, call, full)
+    monkeypatch.setattr(f"os.{call}", full)
     cache = VectorCache(folder, 1 << 30)
     read(cache, File())
     assert not entries(folder)
@@ -182,7 +183,7 @@ def test_parts_of_killed_processes_are_deleted_after_an_hour(folder):
 def test_a_mapped_entry_stays_readable_when_it_is_deleted(folder):
     file = File()
     read(VectorCache(folder, 1 << 30), file)
-    blocks = list(VectorCache(folder, 1 << 30).blocks(SHARD, SCHEMA, DIM, 0, file))
+    blocks = list(VectorCache(folder, 1 << 30).blocks(SHARD, SCHEMA, COLUMN, 0, file))
     before = unit(blocks)
     entries(folder)[0].unlink()
     np.testing.assert_array_equal(unit(blocks), before)
