@@ -231,7 +231,8 @@ class Kernels:
         count, dim = rows.shape
         out = torch.empty(count)
         pointers = query.data_ptr(), factors.data_ptr(), out.data_ptr()
-        parallel_for(lambda first, last: self._products(rows.data_ptr(), first, last, dim, *pointers), max(count, 1))
+        if count:
+            parallel_for(lambda first, last: self._products(rows.data_ptr(), first, last, dim, *pointers), count)
         return out
 
 
