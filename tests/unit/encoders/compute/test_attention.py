@@ -83,6 +83,7 @@ def test_causal_attention_in_bfloat16_is_close():
         torch.testing.assert_close(actual.double(), expected, atol=0.03, rtol=0)
 
 
+@pytest.mark.slow  # the import takes seconds
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("scale", [None, 1.0])
