@@ -74,7 +74,8 @@ def run_name(content: str, base: str | None, *, foreign: str | None = None, retr
         foreign: The policy for commits of other tools, if there are some.
         retries: Name of the run whose quarantined rows are retried.
     """
-    return digest([content, base, foreign, retries], length=8)
+    special = [foreign, retries] if foreign or retries else []  # without them the name is that of earlier versions
+    return digest([content, base, *special], length=8)
 
 
 def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:
