@@ -124,7 +124,7 @@ class Runner:
 
     def survey_source(self) -> Survey:
         """Check the source and detect the types of its columns."""
-        return survey(self.job, self.shards)
+        return survey(self.job, self.shards, modality=self.model.modality)
 
     def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:
         """Cut the corpus into units, and index the vectors of unpublished files."""

@@ -182,10 +182,10 @@ class _Refresh(Runner):
             known = {name: schema.field(name).type for name in self.job.source.keep}
             # The survey of all shards below reports an error: an old shard may be the one that does not fit.
             with suppress(ConfigError):
-                surveyed = survey(self.job, to_read, known, corpus=self.shards)
+                surveyed = survey(self.job, to_read, known, modality=self.model.modality, corpus=self.shards)
                 if all(fits(surveyed.keep_schema.field(name).type, kind) for name, kind in known.items()):
                     return same, surveyed
-        return frozenset(), survey(self.job, self.shards)
+        return frozenset(), survey(self.job, self.shards, modality=self.model.modality)
 
     @property
     def _unchanged(self) -> frozenset[str]:
@@ -240,6 +240,7 @@ class _Refresh(Runner):
             task=source.task_column,
             unique_ids=source.unique_ids,
             folders=folders,
+            modality=self.model.modality,
         )
         shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else (self._to_read, ())
         return Survey(shards, spec, pa.schema(kept), dialects)
