@@ -52,7 +52,7 @@ class Encoder:
         budget: The controller of the token budget; None creates one for the device.
 
     Raises:
-        ConfigError: The device is not available.
+        ConfigError: The device is not available, or too small for the model.
         ModelError: The checkpoint is incomplete.
     """
 
@@ -76,7 +76,13 @@ class Encoder:
             tune_malloc()
         # A family that was passed in may have another word table than the checkpoint.
         self._vocab_size = spec.vocab_size if family is None else 0
-        self.family = family or build_family(spec, self.compute)
+        try:
+            self.family = family or build_family(spec, self.compute)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"the model does not fit the memory of {self.compute.device} ({error}). Use a larger GPU, end other "
+                f"processes on it, or encode on the CPU (device='cpu', in a job run.gpus_per_replica=0)."
+            ) from None
         self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
         self._tokenizer: Tokenizer | None = None
 

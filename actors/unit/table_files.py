@@ -1,8 +1,10 @@
-"""Reads columns of a table file with fixed types, whichever tool wrote the file.
+"""Paths of table files, and columns of a table file with fixed types, whichever tool wrote the file.
 
-Used by refresh, publish and compaction. A file that another tool rewrote (a delete, an optimize) may declare view or
-large list types, which many Arrow functions do not accept. Partition columns are not in files, and partition folders
-must not be read as columns.
+    <table>/data/<run>/<partition folders>/<unit>-<attempt>.parquet
+
+Other tools write elsewhere in the table's folder. A file that another tool rewrote (a delete, an optimize) may declare
+view or large list types, which many Arrow functions do not accept. Partition columns are not in files, and partition
+folders must not be read as columns.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from actors import storage
 from actors.schema import CHUNK, END, HASH, ID, SHARD, START, TOKENS
 from actors.vectors import VectorColumn
 
+_DATA = "data"
 TYPES = pa.schema(
     [
         (ID, pa.string()),
@@ -27,6 +30,32 @@ TYPES = pa.schema(
         (SHARD, pa.string()),
     ]
 )
+
+
+def data_folder(table: str, *run: str) -> str:
+    """Return the URL of the folder of a table's files, or of those of one run."""
+    return storage.join(table, _DATA, *run)
+
+
+def data_path(run: str, folders: Iterable[str], name: str) -> str:
+    """Return the path of a new file relative to the table, from its partition folders and its name without ending."""
+    return "/".join([_DATA, run, *folders, f"{name}.parquet"])
+
+
+def run_of(path: str) -> str | None:
+    """Return the run that wrote a file, from its path relative to the table; None for a file of another tool."""
+    first, *rest = path.split("/", 2)
+    return rest[0] if first == _DATA and len(rest) > 1 else None
+
+
+def partition_folders(path: str) -> list[str]:
+    """Return the partition folders in the path of a file relative to the table."""
+    return path.split("/")[0 if run_of(path) is None else 2 : -1]
+
+
+def relative_path(url: str) -> str:
+    """Return the path relative to the table of a file in its `data_folder`."""
+    return f"{_DATA}/{url.rpartition(f'/{_DATA}/')[2]}"
 
 
 def read_stored(table: str, path: str, names: Iterable[str], outputs: Sequence[VectorColumn] = ()) -> pa.Table:

@@ -29,6 +29,7 @@ from actors.schema import CHUNK, END, HASH, ID, QUARANTINE_SCHEMA, SHARD, START,
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.rounding import Precision
 from actors.unit.row_hashes import digest_of
+from actors.unit.table_files import data_path
 from actors.unit.unit_batch import UnitBatch
 from actors.vectors import VectorColumn
 
@@ -89,10 +90,10 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
     written: list[str] = []
     try:
         files = _write_partitions(batch, spec, attempt, written)
-        quarantine = None
+        quarantine: tuple[str, ...] = ()
         if batch.bad:
-            quarantine = f"quarantine/{batch.unit:09d}-{attempt}.parquet"
-            url = storage.join(spec.ledger, quarantine)
+            quarantine = (f"quarantine/{batch.unit:09d}-{attempt}.parquet",)
+            url = storage.join(spec.ledger, *quarantine)
             storage.put(url, quarantine_bytes(batch.bad, batch.unit))
             written.append(url)
     except StorageError:
@@ -154,8 +155,8 @@ def _write_partitions(batch: UnitBatch, spec: WriterSpec, attempt: str, written:
     files = []
     for values, part in split_by(table, spec.partition_by):
         named = zip(spec.partition_by, values, strict=True)
-        folder = "/".join(f"{_quoted(name)}={_hive(value)}" for name, value in named)
-        path = "/".join(filter(None, ["data", spec.run, folder, f"{batch.unit:09d}-{attempt}.parquet"]))
+        folders = (f"{_quoted(name)}={_hive(value)}" for name, value in named)
+        path = data_path(spec.run, folders, f"{batch.unit:09d}-{attempt}")
         data, stats = parquet_bytes(part, spec.lineage, spec.outputs)
         url = storage.join(spec.table, path)
         storage.put(url, data)

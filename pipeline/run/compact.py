@@ -82,11 +82,9 @@ def compact(
     ledger = Ledger(url, digest(["compact", str(state), target_bytes], length=8))
     with lock_table(url, ledger.run, what="vectide compact") as lock:
         commit.check_base(delta_table.open_table(url), url, state)
-        description = ledger.description()
-        if description is None:
+        if ledger.description() is None:
             probe_create(storage.join(url, FOLDER, "probes"))
-            facts = {"operation": "compact", "fingerprint": embedding_spec.fingerprint}
-            description = freeze_packs(ledger, packs, facts)
+            freeze_packs(ledger, packs, "compact", fingerprint=embedding_spec.fingerprint)
         done = ledger.done()
         schema = delta_table.plain_schema(opened)
         partition_by = tuple(opened.metadata().partition_columns)
@@ -102,7 +100,6 @@ def compact(
         )
         packed = run_packs(
             ledger,
-            description,
             done,
             writer,
             lock=lock,

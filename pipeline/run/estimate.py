@@ -141,7 +141,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         run = state.run  # the table is up to date: a backfill has nothing to do
     ledger = Ledger(url, run)
     frozen = ledger.description() if is_run_known else None
-    units = int(frozen["units"]) if frozen else plan.units
+    units = frozen.units if frozen else plan.units
     done = len(ledger.done()) if frozen else 0
     basis = "given"
     if tokens_per_s is None:

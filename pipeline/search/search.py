@@ -7,7 +7,7 @@ pass over the files with memory for one batch. For many queries per second, load
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from actors import storage
@@ -16,7 +16,7 @@ from actors.encoders.spec import ModelSpec, describe
 from actors.errors import ConfigError, DataError, ModelError, TableConflict
 from actors.schema import HASH, ID
 from pipeline.job import fingerprint
-from pipeline.job.config import Encoder as EncoderSection
+from pipeline.job.encoder import Encoder as EncoderSection
 from pipeline.scan.top_k import scan_top_k
 from pipeline.search.sql_filter import parse_where
 from pipeline.table import delta_table
@@ -52,16 +52,8 @@ def query_model(embedding_spec: delta_table.EmbeddingSpec, url: str, *, model: s
     Raises:
         ModelError: the model cannot be found, or is another one.
     """
-    section = EncoderSection.model_validate(embedding_spec.encoder)
-    spec = describe(
-        model or section.model,
-        revision=None if model else section.revision,
-        task=section.task,
-        dim=section.dim,
-        max_tokens=section.max_tokens,
-        dtype=section.dtype,
-        allow_untrained_dim=section.allow_untrained_dim,
-    )
+    settings = EncoderSection.model_validate(embedding_spec.encoder).settings()
+    spec = describe(settings if model is None else replace(settings, model=model, revision=None))
     lineage = spec.lineage()
     table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
     if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):

@@ -22,6 +22,7 @@ from actors import storage
 from actors.errors import ConfigError, NoSuchVersion, StorageError, TableConflict
 from actors.storage import providers
 from actors.storage.errors import redact
+from actors.unit.table_files import data_folder, relative_path, run_of
 from actors.unit.writer import as_text
 from actors.vectors import VectorColumn, outputs_of
 from pipeline.table import version_records
@@ -217,15 +218,10 @@ def stored_sizes(url: str, paths: Iterable[str]) -> dict[str, int]:
     Lists these folders, a thousand names a request, and opens no file.
     """
     sizes: dict[str, int] = {}
-    for run in sorted({path.split("/", 2)[1] for path in paths if path.startswith("data/")}):
-        for shard in storage.walk(storage.join(url, "data", run)):
-            sizes[relative(shard.path)] = shard.size_bytes
+    for run in sorted({run for path in paths if (run := run_of(path)) is not None}):
+        for shard in storage.walk(data_folder(url, run)):
+            sizes[relative_path(shard.path)] = shard.size_bytes
     return sizes
-
-
-def relative(path: str) -> str:
-    """Return the path of a data file relative to its table."""
-    return "data/" + path.rpartition("/data/")[2]
 
 
 def need_files(url: str, table: DeltaTable, paths: list[str]) -> None:
@@ -245,7 +241,7 @@ def absent_files(url: str, paths: Iterable[str]) -> list[str]:
     return [
         path
         for path in wanted
-        if path not in sizes and (path.startswith("data/") or not storage.exists(storage.join(url, path)))
+        if path not in sizes and (run_of(path) is not None or not storage.exists(storage.join(url, path)))
     ]
 
 

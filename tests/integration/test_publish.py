@@ -36,7 +36,7 @@ def publication(table: str) -> Publication:
     )
 
 
-def test_of_drivers_that_begin_a_table_at_once_one_does(tmp_path):
+def test_one_of_concurrent_drivers_creates_the_table(tmp_path):
     for number in range(ROUNDS):
         table = str(tmp_path / str(number))
         whole, gate = publication(table), Barrier(DRIVERS)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.errors import InvariantBroken, VectideError
+from actors.errors import DeviceLost, InvariantBroken, VectideError
 from actors.schema import CHUNK, HASH, PARTS, QuarantinedRow
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.vectors import Encoded
@@ -115,6 +115,8 @@ class EncodeStage:
         _ = self.encoder
         try:
             self._encode(batch)
+        except DeviceLost as error:
+            self.attempt_log.end_process(error)
         except VectideError as error:
             batch.error, batch.table = error, None
         batch.seconds["encode"] = time.perf_counter() - started
@@ -197,6 +199,7 @@ class EncodeStage:
                         raise
                     reason = str(error)
                 except (RuntimeError, ValueError, IndexError) as error:
+                    _check_device(error)
                     reason = f"{type(error).__name__}: {error}"
                 if high - low == 1:
                     work.failed[low] = ("encode_failed", reason[:500])
@@ -231,3 +234,14 @@ def _distinct(table: pa.Table) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     codes = table.column(HASH).combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
     return pa.array(firsts), inverse.astype(np.int64)
+
+
+def _check_device(error: Exception) -> None:
+    """Raise DeviceLost if the error is of the GPU and not of a row: every later row would fail too."""
+    from actors.encoders.compute.device import is_device_lost
+
+    if is_device_lost(error):
+        raise DeviceLost(
+            f"the GPU failed, so this process cannot use it any more ({error}). Finished units are kept: run the same "
+            f"command again, or encode on CPUs with run.gpus_per_replica=0"
+        ) from error

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from actors.errors import VectideError
 from actors.inputs import load_preparer
-from actors.schema import CONTENT, COST, PARTS, TASK, TOKENS, Unit
+from actors.schema import CONTENT, COST, PARTS, TASK, TOKENS, RewriteUnit, Unit
 from actors.source.read_unit import read_unit
 from actors.unit.unit_batch import UnitBatch, pack
 from pipeline.execute.attempts import AttemptLog
@@ -29,15 +29,15 @@ from pipeline.table.kept_rows import kept_of
 
 def read_and_tokenize(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog) -> pa.Table:
     """Read a unit and prepare its content for the model."""
-    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
+    unit: Unit | RewriteUnit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
     batch = UnitBatch(unit.number)
     attempt = attempt_log.attempt("read", unit.number)
     try:
         attempt.check()
-        if not unit.rewrite:
+        if isinstance(unit, Unit):
             _prepare(spec)
         with watch_unit(attempt, spec.row_timeout_s):
-            if unit.rewrite:
+            if isinstance(unit, RewriteUnit):
                 batch = copy_rows(unit, spec.writer)
             else:
                 _fill(batch, unit, spec)

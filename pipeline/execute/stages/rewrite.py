@@ -1,12 +1,11 @@
 """Copies rows of table files, for files that must be rewritten: the rows of unchanged shards are kept.
 
-Used by the first stage of a refresh, and by compaction, for rewrite units (`Unit.rewrite`). It reads nothing from the
+Used by the first stage of a refresh, and by compaction, for rewrite units. It reads nothing from the
 source and encodes nothing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import DataError
-from actors.schema import CHUNK, ID, SHARD, QuarantinedRow, Unit
+from actors.schema import CHUNK, ID, SHARD, QuarantinedRow, RewriteUnit
 from actors.unit.unit_batch import UnitBatch
 from actors.unit.writer import WriterSpec
 from actors.vectors import VectorColumn, reusable
@@ -36,7 +35,7 @@ def _replaced(ledger: str) -> pa.Array:
     return pq.read_table(pa.BufferReader(data))["path"].combine_chunks()
 
 
-def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
+def copy_rows(unit: RewriteUnit, spec: WriterSpec) -> UnitBatch:
     """Return the rows of the unit's files that are kept, with all columns of the table.
 
     A refresh quarantines a row that vectide wrote and that has no unit vector: its text is not in the table, and
@@ -46,10 +45,10 @@ def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
         DataError: a vector of another row is not finite.
     """
     parts, bad = [spec.schema.empty_table()], []
-    for piece in unit.pieces:
-        with storage.open_read(storage.join(spec.table, piece.shard.path)) as file:
-            rows = pq.read_table(file, partitioning=None)
-        partition = json.loads(piece.shard.etag)
+    for file in unit.files:
+        with storage.open_read(storage.join(spec.table, file.path)) as opened:
+            rows = pq.read_table(opened, partitioning=None)
+        partition = file.partition
         rows = rows.select([name for name in rows.column_names if name in spec.schema.names and name not in partition])
         for field in spec.schema:  # a file written by another tool may lack columns
             if field.name not in rows.column_names and field.name not in partition:
@@ -62,7 +61,7 @@ def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
             kept = pc.or_(pc.invert(removed), added)
             rows, unfit = _split_unfit(rows.filter(kept), added.filter(kept), spec.outputs)
             bad += unfit
-        _check_finite(rows, spec.outputs, piece.shard.path)
+        _check_finite(rows, spec.outputs, file.path)
         for name, value in partition.items():
             column = pa.array([value] * rows.num_rows, pa.string())
             rows = rows.append_column(name, pc.cast(column, spec.schema.field(name).type))

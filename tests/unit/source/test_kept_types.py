@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,7 +36,7 @@ from pipeline.plan.corpus import list_corpus, survey
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication, files_of, publish
 
-MAKING = delta_table.EmbeddingSpec("f", {"model": "m", "dim": 2}, {"model": "m"})
+SPEC = delta_table.EmbeddingSpec("f", {"model": "m", "dim": 2}, {"model": "m"})
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +77,15 @@ def published(folder: Path, keep: list[str], partition_by: tuple[str, ...] = ())
     outputs = (VectorColumn("embedding", "dense", 2),)
     schema, url = table_schema(found.keep_schema, outputs), str(folder / "table")
     spec = WriterSpec(url, Ledger(url, "run1").url, "run1", schema, partition_by, "float32", json.dumps({}), outputs)
-    parcel = UnitBatch(0, table, bad=result.bad, rows_read=result.rows_read, counts={"documents": rows})
-    receipt = write_unit(parcel, spec)
-    publish(url, Publication("c", "run1", "backfill", MAKING, schema, partition_by, None, receipt.files))
+    unit_batch = UnitBatch(0, table, bad=result.bad, rows_read=result.rows_read, counts={"documents": rows})
+    receipt = write_unit(unit_batch, spec)
+    publish(url, Publication("c", "run1", "backfill", SPEC, schema, partition_by, None, receipt.files))
     opened = DeltaTable(url)
     assert sum(file.rows for file in files_of(opened).values()) == rows
     # Polars takes partition values from the path, and names of columns as they are there.
     if all(name.isidentifier() and name.isascii() and len(name) < 100 for name in partition_by):
+        import polars as pl
+
         assert pl.read_delta(url).height == rows
     return opened, [row.reason for row in result.bad]
 

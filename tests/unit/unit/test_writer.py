@@ -22,6 +22,7 @@ from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.unit.writer import WriterSpec, parquet_bytes, receipt_path, split_by, table_schema, write_unit
 from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
+from pipeline.ledger.run_description import RunDescription
 
 DIM = 4
 OUTPUTS = (VectorColumn("embedding", "dense", DIM),)
@@ -121,8 +122,10 @@ def test_a_vector_that_is_not_finite_is_never_written(spec, value):
 
 
 def test_a_receipt_survives_json():
-    receipt = Receipt(3, "a", (), 2, 0, 0, 2, 0, 0, quarantine="quarantine/x.parquet", seconds={"read": 0.5})
+    receipt = Receipt(3, "a", (), 2, 0, 0, 2, 0, 0, quarantine=("quarantine/x.parquet",), seconds={"read": 0.5})
     assert Receipt.from_json(receipt.to_json()) == receipt
+    of_a_development_version = receipt.to_json().replace('["quarantine/x.parquet"]', '"quarantine/x.parquet"')
+    assert Receipt.from_json(of_a_development_version) == receipt
 
 
 def test_vectors_are_stored_in_byte_stream_split_and_read_back():
@@ -193,11 +196,11 @@ def test_the_first_frozen_plan_is_kept(tmp_path):
     assert ledger.description() is None
     first = units_to_table([Unit(0, (Piece(Shard("/a", 1, ""), 0, 1, 1),))])
     other = Ledger(str(tmp_path), "r")
-    frozen = ledger.freeze({"units": 1}, first)
-    assert other.freeze({"units": 2}, first.slice(0, 0), listing=first) == frozen
+    frozen = ledger.freeze(RunDescription("backfill", 1, 1), first)
+    assert other.freeze(RunDescription("backfill", 2, 1), first.slice(0, 0), listing=first) == frozen
     for reader in (ledger, other, Ledger(str(tmp_path), "r")):
         assert reader.description() == frozen
-        assert (frozen["units"], reader.plan()) == (1, first)
+        assert (frozen.units, reader.plan()) == (1, first)
         assert reader.listing() is None  # the listing of the other driver must not be combined with this plan
 
 
