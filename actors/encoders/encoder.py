@@ -30,6 +30,7 @@ from actors.encoders.pooling import finish, pool
 from actors.encoders.running import MicroBatch, Reduce, Runner, Stats, check_token_ids
 from actors.encoders.spec import ModelSpec, check_task
 from actors.errors import ConfigError
+from actors.inputs import prepare_questions
 from actors.schema import INPUT_IDS, TASK
 from actors.text.chunk_rules import By, Chunking
 from actors.text.chunks import Chunker, resolve
@@ -147,7 +148,7 @@ class Encoder:
         Raises:
             UnfitVectors: As for `encode`.
         """
-        encoded = self.encode_rows(pa.table({INPUT_IDS: self.tokenizer.tokenize(questions).ids}))
+        encoded = self.encode_rows(prepare_questions(self.spec, questions))
         if encoded.reasons:
             raise UnfitVectors("a question has no vector", encoded.reasons)
         return encoded.outputs[0]
@@ -156,7 +157,7 @@ class Encoder:
         """Encodes rows of a unit. This is the pipeline's hot path.
 
         Args:
-            rows: Columns of the read stage for the encoder.
+            rows: Columns that the preparer of the model's modality made, and maybe `TASK`.
             chunking: The rules that cut the texts, if they are cut.
 
         Raises:

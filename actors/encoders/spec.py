@@ -81,6 +81,7 @@ class ModelSpec:
         weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
         adapters: Adapters added to the published ones or replacing them.
         vocab_size: Rows of the word table, 0 if not known. A token id beyond it is refused.
+        modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
         own_outputs: Outputs of a family that makes something else than one dense vector.
     """
 
@@ -106,6 +107,7 @@ class ModelSpec:
     tokenizer_sha256: str
     adapters: tuple[AdapterRef, ...] = ()
     vocab_size: int = 0
+    modality: str = "text"
     own_outputs: tuple[VectorColumn, ...] = ()
 
     @property
@@ -124,6 +126,7 @@ class ModelSpec:
         return {
             **added,
             **lineage_of(self.outputs),
+            **({} if self.modality == "text" else {"modality": self.modality}),
             "family": self.family,
             "variant": self.variant,
             "weights_sha256": self.weights_sha256,
@@ -225,6 +228,7 @@ def describe(model: str | EncoderSettings, **others: Any) -> ModelSpec:
             config_sha256=checkpoint.sha256_config(config),
             tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
             vocab_size=facts.vocab_size,
+            modality=facts.modality,
             own_outputs=facts.outputs,
         )
 
