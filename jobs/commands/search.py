@@ -25,12 +25,15 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     model: Annotated[
         str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's model, if it has moved.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's adapter, if it has moved.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Search a table exactly, with the model, settings and query prompt that the table was embedded with."""
     from pipeline.search.search import Searcher
 
-    searcher = Searcher(table, version=version, model=model)
+    searcher = Searcher(table, version=version, model=model, adapter=adapter)
     hits = searcher.search([question], k=k, where=where)[0]
     if json:
         output.as_json(hits)
