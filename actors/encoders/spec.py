@@ -19,6 +19,8 @@ from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repositor
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.weight_files import read_tensors
 from actors.errors import ConfigError, ModelError
+from actors.schema import EMBEDDING
+from actors.vectors import VectorColumn, lineage_of
 
 _PRECISIONS = {
     "auto": "bfloat16",
@@ -80,6 +82,7 @@ class ModelSpec:
         weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
         adapters: Adapters added to the published ones or replacing them.
         vocab_size: Rows of the word table, 0 if not known. A token id beyond it is refused.
+        own_outputs: Outputs of a family that makes something else than one dense vector.
     """
 
     model: str
@@ -104,6 +107,12 @@ class ModelSpec:
     tokenizer_sha256: str
     adapters: tuple[AdapterRef, ...] = ()
     vocab_size: int = 0
+    own_outputs: tuple[VectorColumn, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[VectorColumn, ...]:
+        """The columns of vectors that the model makes; search compares the first one."""
+        return self.own_outputs or (VectorColumn(EMBEDDING, "dense", self.dim),)
 
     def lineage(self) -> dict[str, str | int | float | bool | None]:
         """Returns every property that changes vectors, as JSON values.
@@ -118,6 +127,7 @@ class ModelSpec:
             added["query_prompt"] = self.query_side().prompt
         return {
             **added,
+            **lineage_of(self.outputs),
             "family": self.family,
             "variant": self.variant,
             "weights_sha256": self.weights_sha256,
@@ -232,6 +242,7 @@ def describe(model: str | EncoderSettings, **others: Any) -> ModelSpec:
             config_sha256=checkpoint.sha256_config(config),
             tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
             vocab_size=facts.vocab_size,
+            own_outputs=facts.outputs,
         )
         spec = _with_task(_with_adapters(spec, settings, facts), settings, default_task, facts)
         # The weights are read last, so that a wrong setting is reported before that.

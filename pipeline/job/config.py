@@ -221,8 +221,8 @@ class Run(Section):
     gpus_per_replica: Annotated[float, Field(ge=0)] | Auto = Field(
         default="auto",
         description=(
-            "GPUs of one encoder: a whole number, or a fraction to share a GPU; `auto` is 1 where the cluster has GPUs and "
-            "`encoder.dtype` is not `int8`, else 0."
+            "GPUs of one encoder: a whole number, or a fraction to share a GPU; `auto` is 1 where the cluster (with "
+            "`inline`, this machine) has GPUs and `encoder.dtype` is not `int8`, else 0."
         ),
     )
     labels: Annotated[dict[str, str], BeforeValidator(check_labels)] | None = Field(
