@@ -29,6 +29,9 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     model: Annotated[
         str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's model, if it has moved.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's adapter, if it has moved.")
+    ] = None,
     questions: Annotated[
         str | None, typer.Option(metavar="URI", help="A Parquet file of questions: `text`, and `id` if there is one.")
     ] = None,
@@ -46,7 +49,12 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     if (questions is None) != (out is None):
         raise ConfigError("--questions and --out go together: the file of questions and the file of hits")
     searcher = Searcher(
-        table, version=version, model=model, cache_size=None if no_cache else cache_size, address=address
+        table,
+        version=version,
+        model=model,
+        adapter=adapter,
+        cache_size=None if no_cache else cache_size,
+        address=address,
     )
     if questions is not None and out is not None:
         _search_file(searcher, questions, out, k=k, where=where)

@@ -48,10 +48,15 @@ def chunking_of(model: ModelSpec, job: Job) -> Chunking | None:
 def lineage(model: ModelSpec, job: Job) -> dict[str, Any]:
     """Return the embedding spec as plain data; it is recorded in the table and in the footer of each file."""
     chunking = chunking_of(model, job)
+    by_row = job.source.task_column is not None
+    adapters = {
+        task: {"sha256": ref.sha256, "prompt": model.prompts[task]} for ref in model.adapters for task in ref.tasks
+    }
     return {
         "model": model.model,
         "revision": model.revision,
         **model.lineage(),
+        **({"adapters": adapters} if by_row and adapters else {}),
         **(chunking.lineage() if chunking is not None else {}),
         "precision_stored": job.table.precision,
     }

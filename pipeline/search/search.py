@@ -53,28 +53,45 @@ class Hit:
     columns: dict[str, Any]
 
 
-def query_model(embedding_spec: delta_table.EmbeddingSpec, url: str, *, model: str | None = None) -> ModelSpec:
-    """Return the query side of the model that encoded a version.
+def query_model(
+    embedding_spec: delta_table.EmbeddingSpec, url: str, *, model: str | None = None, adapter: str | None = None
+) -> ModelSpec:
+    """Return the query side of the model that encoded a version. Adapters for rows of other tasks are not needed.
 
     Args:
         embedding_spec: Embedding spec of the version.
         url: URL of the table, for messages.
         model: Location of the weights, if they have moved since the job; they must be the same weights.
+        adapter: Location of the adapter of the table's task, if it has moved; it must be the same one.
 
     Raises:
+        ConfigError: the table's task has no adapter.
         ModelError: the model cannot be found, or is another one.
     """
     settings = EncoderSection.model_validate(embedding_spec.encoder).settings()
-    spec = describe(settings if model is None else replace(settings, model=model, revision=None))
+    adapters = {
+        name: replace(each, path=adapter or each.path)
+        for name, each in settings.adapters.items()
+        if settings.task in each.prompts(name)
+    }
+    if adapter is not None and not adapters:
+        raise ConfigError(
+            f"--adapter {adapter!r}: the task of {url!r} is {settings.task!r}, which has no added adapter"
+        )
+    if model is not None:
+        settings = replace(settings, model=model, revision=None)
+    spec = describe(replace(settings, adapters=adapters))
     lineage = spec.lineage()
     table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
     if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
         different = [
             key for key in lineage if lineage[key] != table_lineage.get(key) and key not in ("model", "revision")
         ]
+        what, option, place = "model", "--model", spec.model
+        if different == ["adapter_sha256"]:
+            what, option, place = "adapter", "--adapter", spec.adapters[0].path
         raise ModelError(
-            f"{spec.model!r} is not the model that encoded {url!r} ({', '.join(different)} differ); give the right one "
-            f"with --model"
+            f"{place!r} is not the {what} that encoded {url!r} ({', '.join(different)} differ); give the right one with {option}"
         )
     return spec.query_side()
 
@@ -88,6 +105,7 @@ class Searcher:
         table: URL of the table's folder.
         version: Version to search; None: the current one.
         model: Location of the weights, if they have moved since the job; they must be the same weights.
+        adapter: Location of the adapter of the table's task, if it has moved; it must be the same one.
         device: "cpu", "cuda" or "auto".
         cache_size: Limit of the local cache of vectors, as in "20GiB"; None: no cache, each search reads the files.
         address: Ray cluster that scans the table, as in `run.address`; None: this process.
@@ -107,6 +125,7 @@ class Searcher:
         *,
         version: int | None = None,
         model: str | None = None,
+        adapter: str | None = None,
         device: str = "auto",
         cache_size: str | None = DEFAULT_SIZE,
         address: str | None = None,
@@ -114,6 +133,7 @@ class Searcher:
         self.url = storage.absolute(table)
         self._fixed = version is not None
         self._model = model
+        self._adapter = adapter
         self._device = device
         self._address = address
         self._cache_bytes = None if cache_size is None else parse_bytes(cache_size, option="the cache size")
@@ -126,7 +146,9 @@ class Searcher:
         embedding_spec = delta_table.embedding_spec_of(table)
         if embedding_spec is None:
             raise TableConflict(f"{self.url!r} is a Delta table that vectide did not make: it has no embedding spec")
-        model = _QueryModel(query_model(embedding_spec, self.url, model=self._model), self._device)
+        model = _QueryModel(
+            query_model(embedding_spec, self.url, model=self._model, adapter=self._adapter), self._device
+        )
         if before is not None and before.model.spec == model.spec:
             model = before.model
         scan = TableScan(table, embedding_spec.outputs, self._cache)
