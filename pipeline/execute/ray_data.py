@@ -178,6 +178,7 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, attempt_log: Attemp
                 **shared,
                 "threads": pool.threads,
                 "device": pool.device,
+                "gpus": pool.gpus,
                 "load_now": True,
                 "meter": EncoderMeter(Meter(spec.writer.table, spec.writer.run)),
             },

@@ -1,0 +1,41 @@
+"""Several encoders on one GPU, and readers beside encoders on GPUs."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from actors.encoders.compute.device import Compute
+from pipeline.execute.attempts import NoAttemptLog
+from pipeline.execute.stages.encode import EncodeStage
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "limits"),
+    [("cuda:0", 0.5, [0.475]), ("cuda:0", 0.25, [0.2375]), ("cuda:0", 1.0, []), ("cuda:0", 2.0, []), ("cpu", 0.5, [])],
+)
+def test_each_encoder_of_a_shared_gpu_keeps_to_its_share_of_the_memory(monkeypatch, device, gpus, limits):
+    called = []
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, on: called.append((share, str(on)))
+    )
+    encoder = SimpleNamespace(compute=Compute(torch.device(device), torch.bfloat16))
+    monkeypatch.setattr("actors.encoders.load_encoder", lambda *args, **kwargs: encoder)
+    spec: Any = SimpleNamespace(chunking=None, model=None)
+    stage = EncodeStage(spec, NoAttemptLog(), 1, device, gpus=gpus, load_now=True)
+    assert stage.encoder is encoder
+    assert called == [(pytest.approx(share), device) for share in limits]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", "expandable_segments:True"), ("cpu", None)])
+def test_memory_of_an_encoder_on_a_gpu_grows_in_segments(monkeypatch, device, expected):
+    """Torch reads the variable when it is imported, so the stage sets it before it loads the model."""
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")  # so that the test removes it at its end
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    spec: Any = SimpleNamespace(chunking=None)
+    EncodeStage(spec, NoAttemptLog(), 1, device)
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
