@@ -164,7 +164,13 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, attempt_log: Attemp
     _set_stall_timeout(_STALL_TIMEOUT_S[pool.grows], spec.row_timeout_s)
     dataset = (
         ray.data.from_blocks([to_block(unit) for unit in wave])
-        .map_batches(read_and_tokenize, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
+        .map_batches(
+            read_and_tokenize,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pool.io_cpus,
+            fn_kwargs={**shared, "beside_gpus": pool.device != "cpu"},
+        )
         .map_batches(
             EncodeStage,
             batch_size=1,
