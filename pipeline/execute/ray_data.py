@@ -169,7 +169,13 @@ def _run_wave(
     _set_stall_timeout(_STALL_TIMEOUT_S[pool.grows], spec.row_timeout_s)
     dataset = (
         ray.data.from_blocks([to_block(unit) for unit in wave])
-        .map_batches(read_and_tokenize, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
+        .map_batches(
+            read_and_tokenize,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pool.io_cpus,
+            fn_kwargs={**shared, "beside_gpus": pool.device != "cpu"},
+        )
         .map_batches(
             EncodeStage,
             batch_size=1,
@@ -183,6 +189,7 @@ def _run_wave(
                 **shared,
                 "threads": pool.threads,
                 "device": pool.device,
+                "gpus": pool.gpus,
                 "load_now": True,
                 "meter": EncoderMeter(Meter(spec.writer.table, spec.writer.run)),
             },
