@@ -23,6 +23,7 @@ from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
 from actors.encoders.compute.malloc import tune_malloc
 from actors.encoders.finite import UnfitVectors, refuse_unfit
+from actors.encoders.lora.files import takes_no_adapters
 from actors.encoders.lora.registry import AdapterRegistry
 from actors.encoders.lora.store import AdapterStore
 from actors.encoders.packed import PackedBatch
@@ -30,6 +31,7 @@ from actors.encoders.pooling import finish, pool
 from actors.encoders.running import MicroBatch, Reduce, Runner, Stats, check_token_ids
 from actors.encoders.spec import ModelSpec, check_task
 from actors.errors import ConfigError
+from actors.inputs import prepare_questions
 from actors.schema import INPUT_IDS, TASK
 from actors.text.chunk_rules import By, Chunking
 from actors.text.chunks import Chunker, resolve
@@ -111,7 +113,7 @@ class Encoder:
         """
         store = getattr(self.family, "adapters", None)
         if not isinstance(store, AdapterStore):
-            raise ConfigError(f"model {self.spec.model} is of family {self.spec.family!r}, which takes no adapters.")
+            raise takes_no_adapters(self.spec.model, self.spec.family)
         return AdapterRegistry(self, store)
 
     def use_spec(self, spec: ModelSpec) -> None:
@@ -147,7 +149,7 @@ class Encoder:
         Raises:
             UnfitVectors: As for `encode`.
         """
-        encoded = self.encode_rows(pa.table({INPUT_IDS: self.tokenizer.tokenize(questions).ids}))
+        encoded = self.encode_rows(prepare_questions(self.spec, questions))
         if encoded.reasons:
             raise UnfitVectors("a question has no vector", encoded.reasons)
         return encoded.outputs[0]
@@ -156,7 +158,7 @@ class Encoder:
         """Encodes rows of a unit. This is the pipeline's hot path.
 
         Args:
-            rows: Columns of the read stage for the encoder.
+            rows: Columns that the preparer of the model's modality made, and maybe `TASK`.
             chunking: The rules that cut the texts, if they are cut.
 
         Raises:

@@ -16,7 +16,6 @@ from actors.schema import Shard
 from actors.storage import identity
 from actors.text.chunk_rules import Chunking
 from actors.text.chunks import resolve
-from actors.unit.rounding import Precision
 from pipeline.job.config import Job
 
 # Keys that name the place of a model. They do not change its vectors; the fingerprint contains its hashes instead.
@@ -46,14 +45,19 @@ def chunking_of(model: ModelSpec, job: Job) -> Chunking | None:
     )
 
 
-def lineage(model: ModelSpec, chunking: Chunking | None, precision: Precision) -> dict[str, Any]:
+def lineage(model: ModelSpec, chunking: Chunking | None, job: Job) -> dict[str, Any]:
     """Return the embedding spec as plain data; it is recorded in the table and in the footer of each file."""
+    by_row = job.source.task_column is not None
+    adapters = {
+        task: {"sha256": ref.sha256, "prompt": model.prompts[task]} for ref in model.adapters for task in ref.tasks
+    }
     return {
         "model": model.model,
         "revision": model.revision,
         **model.lineage(),
+        **({"adapters": adapters} if by_row and adapters else {}),
         **(chunking.lineage() if chunking is not None else {}),
-        "precision_stored": precision,
+        "precision_stored": job.table.precision,
     }
 
 

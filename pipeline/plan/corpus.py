@@ -99,6 +99,7 @@ def survey(
     shards: tuple[Shard, ...],
     known: Mapping[str, pa.DataType] | None = None,
     *,
+    modality: str,
     corpus: tuple[Shard, ...] = (),
 ) -> Survey:
     """Check that the shards have what the job names.
@@ -107,6 +108,7 @@ def survey(
         job: What to look for.
         shards: Where.
         known: Types that kept columns have in shards that are not looked at, as the table stores them.
+        modality: The content that the model takes.
         corpus: All shards, where only some are to be read.
 
     Raises:
@@ -128,6 +130,7 @@ def survey(
         unique_ids=job.source.unique_ids,
         folders_of=(corpus or shards) if job.source.hive else (),
         known=known,
+        modality=modality,
     )
     keep_schema = pa.schema(source.keep)
     _check_partitions(job, keep_schema)

@@ -123,7 +123,7 @@ class Runner:
 
     def survey_source(self) -> Survey:
         """Check the source and detect the types of its columns."""
-        return survey(self.context.job, self.context.shards)
+        return survey(self.context.job, self.context.shards, modality=self.context.model.modality)
 
     def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:
         """Cut the corpus into units, and index the vectors of unpublished files."""

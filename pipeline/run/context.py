@@ -29,6 +29,7 @@ from pipeline.table.foreign import Foreign, look
 
 def describe_model(job: Job) -> ModelSpec:
     """Return the checked model of a job, without loading its weights."""
+    job.encoder.check_adapters_readable(job.run.address)
     return describe(job.encoder.settings())
 
 
@@ -92,7 +93,7 @@ def resolve_context(job: Job, reporter: Reporter, *, hash_limit_bytes: float = m
     listing = list_corpus(job)
     shards = identified(job, listing.shards, reporter.step, limit_bytes=hash_limit_bytes)
     chunking = fingerprint.chunking_of(model, job)
-    lineage = fingerprint.lineage(model, chunking, job.table.precision)
+    lineage = fingerprint.lineage(model, chunking, job)
     embedding_spec = delta_table.EmbeddingSpec(
         fingerprint.fingerprint(lineage), lineage, job.encoder.model_dump(mode="json")
     )

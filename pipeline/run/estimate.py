@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.encoders.spec import ModelSpec
+from actors.inputs import prepare_questions
+from actors.schema import COST, PARTS
 from actors.source import hive
 from actors.source.formats.dialects import DialectUse
 from actors.storage.listed import LeftOut
+from actors.text.chunk_rules import Chunking
 from pipeline.execute.progress import NullReporter
 from pipeline.job.config import Job
 from pipeline.ledger.ledger import Ledger
@@ -113,7 +117,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     model = context.model
     hash_bytes = sum(shard.size_bytes for shard in context.shards) if job.source.verify == "content" else 0
     is_run_known = hash_bytes <= HASHED_BYTES
-    surveyed = survey(job, context.shards)
+    surveyed = survey(job, context.shards, modality=model.modality)
     sample = take_sample(surveyed, model, context.chunking)
     replicas, cores = _encoders(job)
     plan = cut_plan(job, surveyed, model, sample, replicas=replicas, cores=cores)
@@ -129,7 +133,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     done = len(ledger.done()) if frozen else 0
     basis = "given"
     if tokens_per_s is None:
-        tokens_per_s, basis = measure(model, sample)
+        tokens_per_s, basis = measure(model, sample, context.chunking)
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
     numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
@@ -185,15 +189,15 @@ def _encoders(job: Job) -> tuple[int, int | None]:
     return on_cores([os.cpu_count() or 1], limit)
 
 
-def measure(model: ModelSpec, sample: Sample) -> tuple[float, str]:
+def measure(model: ModelSpec, sample: Sample, chunking: Chunking | None) -> tuple[float, str]:
     """Return the tokens per second of this machine on the sample, and the basis of that rate."""
     from actors.encoders import load_encoder
 
     encoder = load_encoder(model)
-    texts = list(sample.texts[:128]) or ["one short text"]
-    encoder.encode(texts[:16])  # the first call includes the warm-up
-    before = encoder.stats.tokens
+    rows = (prepare_questions(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, 128)
+    chunking = chunking if PARTS in rows.column_names else None
+    encoder.encode_rows(rows.slice(0, 16), chunking)  # the first call includes the warm-up
     started = time.perf_counter()
-    encoder.encode(texts)
+    encoder.encode_rows(rows, chunking)
     elapsed_s = max(time.perf_counter() - started, 1e-6)
-    return (encoder.stats.tokens - before) / elapsed_s, "measured on this machine with one process"
+    return pc.sum(rows[COST]).as_py() / elapsed_s, "measured on this machine with one process"

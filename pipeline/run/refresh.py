@@ -167,10 +167,12 @@ class _Refresh(Runner):
             known = {name: schema.field(name).type for name in self.context.job.source.keep}
             # The survey of all shards below reports an error: an old shard may be the one that does not fit.
             with suppress(ConfigError):
-                surveyed = survey(self.context.job, to_read, known, corpus=self.context.shards)
+                surveyed = survey(
+                    self.context.job, to_read, known, modality=self.context.model.modality, corpus=self.context.shards
+                )
                 if all(fits(surveyed.keep_schema.field(name).type, kind) for name, kind in known.items()):
                     return same, surveyed
-        return frozenset(), survey(self.context.job, self.context.shards)
+        return frozenset(), survey(self.context.job, self.context.shards, modality=self.context.model.modality)
 
     @property
     def _unchanged(self) -> frozenset[str]:
@@ -224,6 +226,7 @@ class _Refresh(Runner):
             task=source.task_column,
             unique_ids=source.unique_ids,
             folders=folders,
+            modality=self.context.model.modality,
         )
         shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else (self._to_read, ())
         return Survey(shards, spec, pa.schema(kept), dialects)
