@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -76,8 +77,9 @@ class ForeignPolicy:
                 f"what a backfill would"
             )
 
+    @cached_property
     def kept(self) -> pa.Table:
-        """Return the rows of other tools that this run keeps (`kept_rows.KEPT`)."""
+        """Rows of other tools that this run keeps (`kept_rows.KEPT`)."""
         foreign, before = self._foreign, self._kept_before
         if self._context.restores:
             return KEPT.empty_table()

@@ -34,12 +34,11 @@ from pipeline.job.config import Job
 from pipeline.ledger.duplicates import brings_ids
 from pipeline.ledger.ledger import Ledger, units_to_table
 from pipeline.plan.corpus import Survey, survey
-from pipeline.plan.sample import take_sample
-from pipeline.plan.units import Plan, cut_plan
+from pipeline.plan.units import Plan
 from pipeline.reuse.file_shards import TableFile, scan_files, scan_paths
 from pipeline.reuse.spill import TEXT, Buckets, Rows, as_texts, firsts, hash_bytes
 from pipeline.reuse.vector_index import Index, build_index
-from pipeline.run.backfill import Prepared, Runner
+from pipeline.run.backfill import Runner
 from pipeline.run.context import RunContext, resolve_context
 from pipeline.run.reembed import Reembedding
 from pipeline.table import delta_table
@@ -109,9 +108,9 @@ class _Refresh(Runner):
     @cached_property
     def _foreign_rows(self) -> Kept | None:
         """Kept rows that another tool added; None if there are none."""
-        if not of_kind(self.kept, ADDED).num_rows:
+        if not of_kind(self.policy.kept, ADDED).num_rows:
             return None
-        return look_up(self.kept, unique_ids=self.context.job.source.unique_ids)
+        return look_up(self.policy.kept, unique_ids=self.context.job.source.unique_ids)
 
     @cached_property
     def _old_quarantine(self) -> pa.Table:
@@ -180,10 +179,6 @@ class _Refresh(Runner):
         return self._unchanged_and_survey[0]
 
     @cached_property
-    def _to_read(self) -> tuple[Shard, ...]:
-        return tuple(shard for shard in self.context.shards if shard.path not in self._unchanged)
-
-    @cached_property
     def _files(self) -> list[TableFile]:
         """Files of the version that the refresh starts from, with the shards of their rows."""
         if self.policy.base is not None:
@@ -202,12 +197,9 @@ class _Refresh(Runner):
             return self._files
         return [file for file in self._files if not file.shards.keys() <= self._unchanged]
 
-    def survey_source(self) -> Survey:
-        """Return the survey of the shards to read. If a shard stays unread, the table's types are kept."""
-        return self._survey
-
     @cached_property
-    def _survey(self) -> Survey:
+    def surveyed(self) -> Survey:
+        """The survey of the shards to read. If a shard stays unread, the table's types are kept."""
         schema = delta_table.schema_of(self._version)
         source = self.context.job.source
         unchanged, surveyed = self._unchanged_and_survey
@@ -228,12 +220,12 @@ class _Refresh(Runner):
             folders=folders,
             modality=self.context.model.modality,
         )
-        shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else (self._to_read, ())
+        shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else ((), ())
         return Survey(shards, spec, pa.schema(kept), dialects)
 
     def _find_wanted(self, wanted: Buckets) -> None:
         """Add the content hashes of the rows to read to `wanted`."""
-        source = self._survey.source
+        source = self.surveyed.source
 
         def pieces(shard: Shard) -> list[Piece]:
             return open_format(source.format, shard.path).pieces(shard, _HASH_ROWS)
@@ -242,7 +234,7 @@ class _Refresh(Runner):
             return firsts(as_texts(hash_bytes(read_unit(Unit(0, (piece,)), source).table[HASH])))
 
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            parts = [piece for part in pool.map(pieces, self._survey.shards) for piece in part]
+            parts = [piece for part in pool.map(pieces, self.surveyed.shards) for piece in part]
             for start in range(0, len(parts), _HASH_THREADS):  # at most one piece a thread in memory
                 for part in pool.map(hashes, parts[start : start + _HASH_THREADS]):
                     wanted.add(part)
@@ -257,22 +249,18 @@ class _Refresh(Runner):
             index = build_index(self.context.url, files, wanted, untrusted)
         return self.planning.enter_context(index)
 
-    def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:
-        """Cut the changed shards into units, index their known texts, and add the rewrite units."""
+    def plan(self, executor: Executor) -> None:
+        """Cut the changed shards into units, index their known texts, add the rewrite units, and freeze all."""
         replaced = sorted({path for file in self._affected for path in file.shards} - self._unchanged)
-        pool = executor.pool
         plan = Plan(units_to_table([]), 0, 0, rows_exact=True, unit_rows=_REWRITE_ROWS)
-        if any(shard.size_bytes for shard in surveyed.shards):
-            sample = take_sample(surveyed, self.context.model, self.context.chunking)
-            plan = cut_plan(
-                self.context.job, surveyed, self.context.model, sample, replicas=pool.replicas, cores=pool.cores
-            )
+        if any(shard.size_bytes for shard in self.surveyed.shards):
+            plan = self.cut(executor.pool)
         rewrites = list(self._rewrite_units(plan.units, frozenset(replaced), max(plan.unit_rows, _REWRITE_ROWS)))
         quarantined = pa.concat_tables([self._old_quarantine, self.policy.quarantine()])
         unread = pc.is_in(quarantined["shard"], value_set=pa.array(sorted(self._unchanged), pa.string()))
         table_rows = sum(file.rows for file in self._files)
         affected_rows = sum(file.rows for file in self._affected)
-        return Prepared(
+        self.freeze(
             replace(
                 plan,
                 table=pa.concat_tables([plan.table, units_to_table(rewrites)]),
