@@ -31,7 +31,7 @@ from actors.source.spec import TEXT, SourceSpec, check_source, corpus_root
 __all__ = ["TEXT", "ReadResult", "SourceSpec", "check_source", "corpus_root", "read_sample", "read_unit"]
 
 _FETCHES = 8
-_IDS = "\0ids"  # no source column has this name
+_IDS, _JOINED = "\0ids", "\0text"  # no source column has such a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ReadResult:
     """Rows of a unit.
 
     Attributes:
-        table: `SourceSpec.schema()`: id, the kept columns, `_text`, `_task` if a task column is named, `_hash`,
+        table: `SourceSpec.schema()`: id, the kept columns as the table names them, `_text`, `_task` if a task column is named, `_hash`,
             `_shard`, `_position`; in the order of the source.
         bad: The quarantined rows.
         rows_read: Rows in the source: those of the table and the quarantined ones.
@@ -189,13 +189,13 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
     rows.quarantine(invalid)
     rows.quarantine(_without_id(rows.columns[_IDS]))
     rows.quarantine(_all_null([rows.columns[name] for name in source.text]))
-    rows.columns[TEXT] = _joined([rows.columns[name] for name in source.text])
-    rows.quarantine(_blank(rows.columns[TEXT]))
+    rows.columns[_JOINED] = _joined([rows.columns[name] for name in source.text])
+    rows.quarantine(_blank(rows.columns[_JOINED]))
 
     tasks = rows.columns[source.task] if source.task else None
-    columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), rows.columns[TEXT]]
+    columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), rows.columns[_JOINED]]
     columns += [tasks] if tasks is not None else []
-    columns += [content_hashes(rows.columns[TEXT], tasks), rows.columns[SHARD], rows.columns[POSITION]]
+    columns += [content_hashes(rows.columns[_JOINED], tasks), rows.columns[SHARD], rows.columns[POSITION]]
     return pa.table(columns, schema=source.schema())
 
 

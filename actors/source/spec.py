@@ -18,7 +18,7 @@ from actors import storage
 from actors.errors import ConfigError
 from actors.schema import HASH, ID, POSITION, SHARD, TASK, Shard
 from actors.source import hive
-from actors.source.column_names import misnamed
+from actors.source.column_names import kept_names, misnamed
 from actors.source.formats import Format, Wanted, open_format
 from actors.source.formats.base import REPEATED
 from actors.source.formats.jsonl import refuse_without_text
@@ -42,6 +42,7 @@ class SourceSpec:
         task: The column with the name of each row's task, or None.
         unique_ids: Whether rows with a repeated id are quarantined.
         folders: Those of the columns above that are folder names, with their types.
+        names: Name in the table of each column in `keep`, by its name in the source; by default the same.
     """
 
     format: str
@@ -52,6 +53,12 @@ class SourceSpec:
     task: str | None = None
     unique_ids: bool = True
     folders: hive.Columns = ()
+    names: tuple[tuple[str, str], ...] = ()
+
+    def kept_schema(self) -> pa.Schema:
+        """Return the kept columns as the table names them."""
+        names = dict(self.names)
+        return pa.schema([(names.get(name, name), kind) for name, kind in self.keep])
 
     def wanted(self) -> Wanted:
         """Return the columns to read from files, each once."""
@@ -68,7 +75,7 @@ class SourceSpec:
         """Return the schema of `ReadResult.table`."""
         task = [(TASK, pa.string())] if self.task else []
         added = [(TEXT, pa.string()), *task, (HASH, pa.string()), (SHARD, pa.string()), (POSITION, pa.int64())]
-        return pa.schema([(ID, pa.string()), *self.keep, *added])
+        return pa.schema([(ID, pa.string()), *self.kept_schema(), *added])
 
 
 def corpus_root(uri: str, shards: Sequence[Shard]) -> str:
@@ -97,7 +104,7 @@ def check_source(
     format: str = "auto",  # noqa: A002  (the key's name in a job file)
     text: Sequence[str] = ("text",),
     id: str | None = None,  # noqa: A002
-    keep: Sequence[str] = (),
+    keep: Sequence[str] | Mapping[str, str] = (),
     task: str | None = None,
     unique_ids: bool = True,
     folders_of: Sequence[Shard] = (),
@@ -107,7 +114,7 @@ def check_source(
 
     A kept column that some shards lack is null there. Shards without rows are ignored. The `name=value` folders of
     `folders_of`, which is the whole corpus if `source.hive` is on, are columns too. `known` has the types of kept columns
-    in other shards; they are merged with the types in `shards`.
+    in other shards; they are merged with the types in `shards`. `keep` may map names in the source to names in the table.
 
     Raises:
         ConfigError: A column is missing, occurs twice, or has an invalid type or name; formats are mixed; or there are no
@@ -120,17 +127,20 @@ def check_source(
     source_format = _one_format(format, shards)
     for shard in shards:
         _check_path(shard.path)
-    if wrong := misnamed(keep):
+    names = kept_names(keep)
+    if wrong := misnamed(names):
         raise ConfigError(f"source.{wrong}")
     if not text:
         raise ConfigError("source.text names no column. Name at least one")
-    if reserved := [name for name in (*text, id, task) if name in (POSITION, SHARD)]:
+    if reserved := [name for name in (*text, *names, id, task) if name in (POSITION, SHARD)]:
         raise ConfigError(f"{reserved[0]!r} is reserved for the readers. Rename that column in the source")
 
     with ThreadPoolExecutor(_THREADS) as pool:
         listed = zip(shards, pool.map(source_format.columns, shards), strict=True)
         columns_by_shard = {shard: columns for shard, columns in listed if columns}
-    folders = _folder_columns(folders_of, columns_by_shard, keep=keep, needed=(*text, id, task)) if folders_of else ()
+    folders = (
+        _folder_columns(folders_of, columns_by_shard, keep=list(names), needed=(*text, id, task)) if folders_of else ()
+    )
     types = dict(folders)
     for shard in columns_by_shard if folders_of else ():
         folder_types = {name: types.get(name, pa.string()) for name in hive.keys(shard.path)}
@@ -147,7 +157,7 @@ def check_source(
     if source_format.name == "jsonl":
         for shard in columns_by_shard:
             refuse_without_text(shard, text)
-    for name in keep:
+    for name in names:
         if name not in types:
             _check_not_repeated("keep", name, columns_by_shard)
     kept = tuple(
@@ -157,9 +167,9 @@ def check_source(
             if name in types
             else _kept_type(name, columns_by_shard, (known or {}).get(name), schemaless=source_format.schemaless),
         )
-        for name in keep
+        for name in names
     )
-    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders)
+    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders, tuple(names.items()))
 
 
 ColumnsByShard = Mapping[Shard, Mapping[str, pa.DataType]]

@@ -24,7 +24,19 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import InvariantBroken, StorageError
-from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, QUARANTINE_SCHEMA, SHARD, START, TOKENS, QuarantinedRow
+from actors.schema import (
+    CHUNK,
+    EMBEDDING,
+    END,
+    HASH,
+    ID,
+    KEPT_TEXT,
+    QUARANTINE_SCHEMA,
+    SHARD,
+    START,
+    TOKENS,
+    QuarantinedRow,
+)
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.rounding import Precision, round_mantissa
 from actors.unit.row_hashes import digest_of
@@ -308,12 +320,13 @@ def _quoted(text: str) -> str:
     return f"{quoted[:_LONGEST_NAME].rpartition('%')[0] or quoted[:_LONGEST_NAME]}~{digest}"
 
 
-def table_schema(keep: pa.Schema, *, chunked: bool = False) -> pa.Schema:
-    """Return the columns of a table of documents, or of chunks, in order."""
+def table_schema(keep: pa.Schema, *, chunked: bool = False, keep_text: bool = False) -> pa.Schema:
+    """Return the columns of a table of documents, or of chunks, in order, with the embedded text or without."""
     return pa.schema(
         [
             pa.field(ID, pa.string()),
             *(pa.field(name, pa.int32()) for name in (CHUNK, START, END) if chunked),
+            *([pa.field(KEPT_TEXT, pa.string())] if keep_text else []),
             *keep,
             pa.field(EMBEDDING, pa.list_(pa.float32())),
             pa.field(TOKENS, pa.int32()),

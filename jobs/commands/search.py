@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actors.schema import KEPT_TEXT
 from jobs import output
 from jobs.options import AsJson, Table
 
 if TYPE_CHECKING:
     from pipeline.search.search import Hit
 
-_MAX_CHARACTERS = 160  # of a column's value
+_MAX_CHARACTERS, _MAX_TEXT_CHARACTERS = 160, 200  # of a column's value, and of the text
 
 
 def search(  # noqa: PLR0917  (typer's arguments are options by name)
@@ -48,5 +50,12 @@ def _print(hits: Sequence[Hit]) -> None:
             if value is None or name == "tokens" or name.startswith("_"):
                 continue
             text = " ".join(str(value).split())
-            shortened = text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"
+            most = _MAX_TEXT_CHARACTERS if name == KEPT_TEXT else _MAX_CHARACTERS
+            shortened = text if len(text) <= most else text[: most - 1] + "…"
             console.print(f"            {name}: {shortened}")
+    if hits and KEPT_TEXT not in hits[0].columns:
+        print(
+            "the table has no texts to show: set table.keep_text: true in the job file and run vectide refresh, which "
+            "encodes nothing again",
+            file=sys.stderr,
+        )

@@ -122,13 +122,13 @@ def survey(
         format=job.source.format,
         id=job.source.id,
         text=job.source.text,
-        keep=job.source.keep,
+        keep=job.source.kept,
         task=job.source.task_column,
         unique_ids=job.source.unique_ids,
         folders_of=(corpus or shards) if job.source.hive else (),
         known=known,
     )
-    keep_schema = pa.schema(source.keep)
+    keep_schema = source.kept_schema()
     _check_partitions(job, keep_schema)
     return Survey(shards, source, keep_schema, dialects)
 

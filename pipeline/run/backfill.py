@@ -207,7 +207,9 @@ class Runner:
             run=self.ledger.run,
             operation=self.operation,
             embedding_spec=self.embedding_spec,
-            schema=table_schema(surveyed.keep_schema, chunked=self.chunking is not None),
+            schema=table_schema(
+                surveyed.keep_schema, chunked=self.chunking is not None, keep_text=self.job.table.keep_text
+            ),
             partition_by=self.job.table.partition_by,
             base=self.state,
             overrules=self.restores,

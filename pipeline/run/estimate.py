@@ -144,6 +144,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
     row_bytes = model.dim * _STORED_BYTES[job.table.precision] + 60
+    text_bytes = _compressed_bytes(sample) if job.table.keep_text else 0.0
     return Estimate(
         run=run,
         fingerprint=spec_hash,
@@ -161,7 +162,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         max_tokens=model.max_tokens,
         dim=model.dim,
         precision=job.table.precision,
-        output_bytes=int(plan.rows * sample.chunks_per_row * row_bytes),
+        output_bytes=int(plan.rows * (sample.chunks_per_row * row_bytes + text_bytes)),
         tokens_per_s=tokens_per_s,
         rate_basis=basis,
         seconds=seconds,
@@ -172,6 +173,11 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         left_out=listing.left_out,
         dialects=surveyed.dialects,
     )
+
+
+def _compressed_bytes(sample: Sample) -> float:
+    """Return the size of a text as a table stores it, on average."""
+    return len(pa.compress("".join(sample.texts).encode(), "zstd")) / max(sample.rows, 1)
 
 
 def _folders(job: Job, surveyed: Survey) -> tuple[FolderColumn, ...]:

@@ -21,11 +21,13 @@ from actors.encoders.finite import UnfitVectors
 from actors.errors import InvariantBroken, VectideError
 from actors.schema import (
     CHUNK,
+    CHUNK_TEXTS,
     CHUNKS,
     EMBEDDING,
     END,
     HASH,
     INPUT_IDS,
+    KEPT_TEXT,
     PREFIX,
     START,
     SUFFIX,
@@ -168,12 +170,16 @@ class EncodeStage:
         # Index of the vector of each row of the result: all vectors of its text, in order.
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
         vectors = np.repeat(work.starts[texts], counts) + within
-        table = table.drop_columns([name for name in _FOR_ENCODER if name in table.column_names and name != TASK])
+        chunk_texts = table.column(CHUNK_TEXTS).take(pa.array(kept)) if CHUNK_TEXTS in table.column_names else None
+        going = {*_FOR_ENCODER, CHUNK_TEXTS} - {TASK}
+        table = table.drop_columns([name for name in table.column_names if name in going])
         if len(vectors) != table.num_rows or len(kept) != table.num_rows:
             table = table.take(pa.array(np.repeat(kept, counts)))
         if self.chunking is not None:
             from actors.encoders.chunked import chunk_places
 
+            if chunk_texts is not None:
+                table = table.append_column(KEPT_TEXT, chunk_texts.combine_chunks().flatten())
             chunks = chunk_places(work.rows)
             table = table.append_column(CHUNK, pa.array(within.astype(np.int32)))
             for name in (START, END, TOKENS):

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from actors.encoders.spec import ModelSpec
 from actors.errors import VectideError
-from actors.schema import INPUT_IDS, TASK, TOKENS, Unit
+from actors.schema import CHUNK_TEXTS, CHUNKS, END, INPUT_IDS, KEPT_TEXT, START, TASK, TOKENS, Unit
 from actors.source.read_unit import TEXT, read_unit
 from actors.text.chunk_rules import Chunking
 from actors.text.chunks import Chunker
@@ -30,6 +30,8 @@ from pipeline.execute.task_column import resolve_tasks
 from pipeline.execute.watchdog import watch_unit
 from pipeline.reuse.lookup import reuse_of
 from pipeline.table.kept_rows import kept_of
+
+_ROW = "_row"  # number of a row among the texts of the unit
 
 
 @lru_cache(maxsize=2)
@@ -86,14 +88,22 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
         table, changed_rows = kept_of(spec.writer.ledger, unique_ids=spec.source.unique_ids).split(table)
         batch.bad += changed_rows
     documents = table.num_rows
+    keeps_text = KEPT_TEXT in spec.writer.schema.names and KEPT_TEXT not in table.column_names
+    texts = table.column(TEXT)  # not in the rows, which the next step may repeat for each chunk
+    table = table.drop_columns([TEXT]).append_column(_ROW, pa.array(np.arange(documents)))
     if spec.reuse:
         known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
         table, batch.ready = known.split(table, spec.writer.schema.names, dim=spec.model.dim)
     tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
     read_s = time.perf_counter()
-    columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)
-    if TEXT not in spec.writer.schema.names:
-        table = table.drop_columns([TEXT])
+    to_encode = texts.take(table[_ROW])
+    columns, truncated = _token_columns(spec, to_encode.to_pylist(), tasks)
+    if keeps_text and spec.chunking is None:
+        columns[KEPT_TEXT] = to_encode
+    elif keeps_text:
+        columns[CHUNK_TEXTS] = _chunk_texts(to_encode, columns[CHUNKS])
+    if keeps_text and batch.ready is not None:
+        batch.ready = batch.ready.append_column(KEPT_TEXT, _texts_of_ready(texts, batch.ready))
     for name, column in columns.items():
         table = table.append_column(name, column)
     batch.table = table
@@ -103,6 +113,28 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
         "truncated": truncated,
     }
     batch.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
+
+
+def _texts_of_ready(texts: pa.ChunkedArray, ready: pa.Table) -> pa.ChunkedArray | pa.Array:
+    """Return the embedded text of each row that has its vector already."""
+    if START not in ready.column_names:
+        return texts.take(ready[_ROW])
+    return _cut(texts, ready[_ROW], ready[START], ready[END])
+
+
+def _chunk_texts(texts: pa.ChunkedArray, chunks: pa.ChunkedArray) -> pa.Array:
+    """Return the texts of the chunks of each document, as lists."""
+    places = chunks.combine_chunks()
+    flat = _cut(texts, pc.list_parent_indices(places), *(places.flatten().field(name) for name in (START, END)))
+    offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(places).to_numpy())])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
+
+
+def _cut(texts: pa.ChunkedArray, rows: pa.Array, starts: pa.Array, ends: pa.Array) -> pa.Array:
+    """Return one part of a text a row: `rows` has the number of the text, `starts` and `ends` are in characters."""
+    whole = texts.to_pylist()
+    places = zip(rows.to_pylist(), starts.to_pylist(), ends.to_pylist(), strict=True)
+    return pa.array([whole[row][start:end] for row, start, end in places], pa.string())
 
 
 def _token_columns(
