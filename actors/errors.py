@@ -12,6 +12,7 @@
     ├── TooManyQuarantined            more rows were quarantined than `run.max_quarantined` allows
     ├── GateClosed                    a re-embedding does not meet the quality that the job requires
     ├── PoisonUnit                    a unit keeps killing its process
+    ├── DeviceLost                    a GPU failed, and no later call on it succeeds in this process
     ├── ClusterError                  Ray or a node failed: disk, memory, lost nodes
     │   └── ClusterStalled            no progress on the cluster for too long, such as no machine for the encoders
     ├── TableConflict                 the table has content that this job must not change
@@ -84,6 +85,10 @@ class GateClosed(VectideError):
 
 class PoisonUnit(VectideError):
     """A unit keeps killing its process and cannot be narrowed further."""
+
+
+class DeviceLost(VectideError):
+    """A GPU failed, and no later call on it succeeds in this process; finished units are kept."""
 
 
 class ClusterError(VectideError):

@@ -18,11 +18,11 @@ import torch
 
 from actors.batching.budget import BudgetController
 from actors.batching.planner import Ints
-from actors.encoders.build import Family, build_family
+from actors.encoders.build import Family, RowFamily, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
 from actors.encoders.compute.malloc import tune_malloc
-from actors.encoders.finite import refuse_unfit
+from actors.encoders.finite import UnfitVectors, refuse_unfit
 from actors.encoders.lora.registry import AdapterRegistry
 from actors.encoders.lora.store import AdapterStore
 from actors.encoders.packed import PackedBatch
@@ -30,9 +30,11 @@ from actors.encoders.pooling import finish, pool
 from actors.encoders.running import MicroBatch, Reduce, Runner, Stats, check_token_ids
 from actors.encoders.spec import ModelSpec, check_task
 from actors.errors import ConfigError
+from actors.schema import INPUT_IDS, TASK
 from actors.text.chunk_rules import By, Chunking
 from actors.text.chunks import Chunker, resolve
 from actors.text.tokenizer import Tokenizer
+from actors.vectors import Encoded, dense
 
 Floats = npt.NDArray[np.float32]
 
@@ -49,7 +51,7 @@ class Encoder:
         budget: The controller of the token budget; None creates one for the device.
 
     Raises:
-        ConfigError: The device is not available.
+        ConfigError: The device is not available, or too small for the model.
         ModelError: The checkpoint is incomplete.
     """
 
@@ -73,7 +75,13 @@ class Encoder:
             tune_malloc()
         # A family that was passed in may have another word table than the checkpoint.
         self._vocab_size = spec.vocab_size if family is None else 0
-        self.family = family or build_family(spec, self.compute)
+        try:
+            self.family = family or build_family(spec, self.compute)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"the model does not fit the memory of {self.compute.device} ({error}). Use a larger GPU, end other "
+                f"processes on it, or encode on the CPU (device='cpu', in a job run.gpus_per_replica=0)."
+            ) from None
         self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
         self._tokenizer: Tokenizer | None = None
 
@@ -133,8 +141,39 @@ class Encoder:
         self._check_tasks(tasks, len(texts))
         return self.encode_tokens(self.tokenizer.tokenize(texts, tasks).ids, tasks)
 
+    def encode_queries(self, questions: Sequence[str]) -> pa.Array:
+        """Encodes questions as the first output of the model, to compare with that column of a table.
+
+        Raises:
+            UnfitVectors: As for `encode`.
+        """
+        encoded = self.encode_rows(pa.table({INPUT_IDS: self.tokenizer.tokenize(questions).ids}))
+        if encoded.reasons:
+            raise UnfitVectors("a question has no vector", encoded.reasons)
+        return encoded.outputs[0]
+
+    def encode_rows(self, rows: pa.Table, chunking: Chunking | None = None) -> Encoded:
+        """Encodes rows of a unit. This is the pipeline's hot path.
+
+        Args:
+            rows: Columns of the read stage for the encoder.
+            chunking: The rules that cut the texts, if they are cut.
+
+        Raises:
+            ConfigError, DataError: As for `encode_tokens`.
+        """
+        tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else None
+        if isinstance(self.family, RowFamily):
+            return self.family.encode_rows(rows, tasks)
+        try:
+            if chunking is not None:
+                return Encoded((dense(self.encode_documents(rows, chunking, tasks)),))
+            return Encoded((dense(self.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks)),))
+        except UnfitVectors as error:
+            return Encoded((dense(error.vectors),), error.reasons)
+
     def encode_tokens(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> Floats:
-        """Encodes rows of token ids. This is the pipeline's hot path.
+        """Encodes rows of token ids.
 
         Args:
             ids: `list<int32>` [n], as `Tokenizer.tokenize` returns them; no row null or empty.
@@ -215,7 +254,7 @@ class Encoder:
     def encode_documents(
         self, documents: pa.Table, chunking: Chunking, tasks: Sequence[str | None] | None = None
     ) -> Floats:
-        """Encodes all chunks of texts. This is the pipeline's hot path with chunking.
+        """Encodes all chunks of texts.
 
         Args:
             documents: One row per text, as `Chunker.chunk` returns them.

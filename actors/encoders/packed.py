@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,25 @@ class Run:
         return slice(self.token, self.token + self.rows * self.length)
 
 
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """Neighbouring rows that are padded to the longest of them, which is at most twice as long as the shortest.
+
+    Attributes:
+        tokens: Slice of the flat token axis that holds the rows' tokens.
+        rows: Number of rows.
+        length: Tokens of the longest row.
+        places: int64 [tokens], the place of each token among `rows * length`.
+        valid: bool [rows, length], true where a place has a token.
+    """
+
+    tokens: slice
+    rows: int
+    length: int
+    places: torch.Tensor
+    valid: torch.Tensor
+
+
 @dataclass(slots=True)
 class PackedBatch:
     """Token ids of some rows and the position of each row.
@@ -56,6 +76,7 @@ class PackedBatch:
     _positions: torch.Tensor | None = field(default=None, repr=False)
     _offsets: torch.Tensor | None = field(default=None, repr=False)
     _lengths: torch.Tensor | None = field(default=None, repr=False)
+    _padded: tuple[Padded, ...] = field(default=(), repr=False)
 
     @property
     def rows(self) -> int:
@@ -96,6 +117,31 @@ class PackedBatch:
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """Repeats one value per row ([rows, ...]) for each of its tokens ([tokens, ...])."""
         return values.repeat_interleave(self.row_lengths(), dim=0, output_size=len(self.ids))
+
+    def padded(self) -> tuple[Padded, ...]:
+        """Returns all rows in groups of similar length, so that at most half of the places are padding.
+
+        Rows in order of length make the fewest groups: one for each halving of the length.
+        """
+        if not self._padded:
+            firsts, shortest, longest = [0], int(self.lengths[0]), int(self.lengths[0])
+            for row, length in enumerate(self.lengths.tolist()):
+                shortest, longest = min(shortest, length), max(longest, length)
+                if longest > 2 * shortest:
+                    firsts.append(row)
+                    shortest = longest = length
+            numbers = self.spread(torch.arange(self.rows, device=self.device))
+            self._padded = tuple(self._pad(first, stop, numbers) for first, stop in pairwise([*firsts, self.rows]))
+        return self._padded
+
+    def _pad(self, first: int, stop: int, numbers: torch.Tensor) -> Padded:
+        """Pads rows `first` to `stop`; `numbers` is the row of each token of the batch."""
+        start = int(self.lengths[:first].sum())
+        tokens = slice(start, start + int(self.lengths[first:stop].sum()))
+        length = int(self.lengths[first:stop].max())
+        places = (numbers[tokens] - first) * length + self.positions()[tokens]
+        valid = torch.arange(length, device=self.device) < self.row_lengths()[first:stop, None]
+        return Padded(tokens, stop - first, length, places, valid)
 
 
 def pack(

@@ -20,7 +20,7 @@ import torch
 from actors.batching.budget import BudgetController
 from actors.batching.planner import Ints, order_rows, take
 from actors.encoders.build import Family
-from actors.encoders.compute.device import Compute
+from actors.encoders.compute.device import Compute, is_out_of_memory
 from actors.encoders.compute.threads import Threads
 from actors.encoders.packed import PackedBatch, pack
 from actors.errors import DataError
@@ -82,7 +82,8 @@ class _Finished:
 class _TooLarge:
     start: int
     stop: int
-    error: torch.OutOfMemoryError
+    # Not the error itself: its traceback refers to all tensors of the failed forward pass.
+    message: str
 
 
 class Runner:
@@ -143,8 +144,10 @@ class Runner:
             try:
                 batch = self._pack(flat, starts, rows, ordered[start:stop], tasks_of)
                 value = self._forward(family, batch, reduce)
-            except torch.OutOfMemoryError as error:
-                return _TooLarge(start, stop, error)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                return _TooLarge(start, stop, str(error))
             return _Finished(MicroBatch(rows, batch, value), time.perf_counter() - started, budget_tokens)
 
         def next_one() -> Callable[[], _Finished | _TooLarge] | None:
@@ -162,7 +165,7 @@ class Runner:
         calls = threads.in_order(next_one) if threads is not None else _in_sequence(next_one)
         for done in calls:
             if isinstance(done, _TooLarge):
-                self._handle_out_of_memory(order[done.start : done.stop], ordered[done.start : done.stop], done.error)
+                self._handle_out_of_memory(order[done.start : done.stop], ordered[done.start : done.stop], done.message)
                 spans.appendleft((done.start, done.stop))
                 continue
             self._count(done)
@@ -204,14 +207,14 @@ class Runner:
             seconds=stats.seconds + finished.seconds,
         )
 
-    def _handle_out_of_memory(self, rows: Ints, lengths: Ints, error: torch.OutOfMemoryError) -> None:
+    def _handle_out_of_memory(self, rows: Ints, lengths: Ints, message: str) -> None:
         tokens = int(lengths.sum())
         self._stats = replace(self._stats, out_of_memory=self._stats.out_of_memory + 1)
         if len(rows) == 1:
             raise DataError(
                 f"row {int(rows[0])} with {tokens} tokens does not fit the memory of {self._compute.device} even alone. "
-                "Lower max_tokens, use a larger device, or run fewer processes on it."
-            ) from error
+                f"Lower max_tokens, use a larger device, or run fewer processes on it ({message})."
+            )
         self._budget.out_of_memory(tokens)
         if self._compute.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -42,7 +42,7 @@ class SourceSpec:
         task: The column with the name of each row's task, or None.
         unique_ids: Whether rows with a repeated id are quarantined.
         folders: Those of the columns above that are folder names, with their types.
-        names: Name in the table of each column in `keep`, by its name in the source; by default the same.
+        renamed: Name in the table by name in the source, of those in `keep` for which they differ.
     """
 
     format: str
@@ -53,11 +53,11 @@ class SourceSpec:
     task: str | None = None
     unique_ids: bool = True
     folders: hive.Columns = ()
-    names: tuple[tuple[str, str], ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
 
     def kept_schema(self) -> pa.Schema:
         """Return the kept columns as the table names them."""
-        names = dict(self.names)
+        names = dict(self.renamed)
         return pa.schema([(names.get(name, name), kind) for name, kind in self.keep])
 
     def wanted(self) -> Wanted:
@@ -169,7 +169,8 @@ def check_source(
         )
         for name in names
     )
-    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders, tuple(names.items()))
+    renamed = tuple((name, stored) for name, stored in names.items() if name != stored)
+    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders, renamed)
 
 
 ColumnsByShard = Mapping[Shard, Mapping[str, pa.DataType]]

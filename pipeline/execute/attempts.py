@@ -14,9 +14,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-from actors.errors import PoisonUnit
+from actors.errors import PoisonUnit, VectideError
 
 SUSPECT_AFTER = 2
 UNIT_DEATHS = 4
@@ -28,6 +28,7 @@ Span = tuple[int, int]  # row range [low, high) of a unit
 WHOLE_UNIT: Span = (-1, -1)  # the whole unit
 _REPORT_TIMEOUT_S = 20.0
 HANG_EXIT_CODE = 70  # exit code of a process that the watchdog ended
+DEVICE_EXIT_CODE = 71  # exit code of a process whose GPU failed
 STDERR = 2  # the file descriptor: a worker may replace `sys.stderr`
 
 
@@ -105,6 +106,9 @@ class AttemptLog(Protocol):
     def stats(self) -> tuple[int, int]:
         """Return the number of deaths in this run, and the number of encoders at work."""
 
+    def end_process(self, error: VectideError) -> NoReturn:
+        """End this worker, so that a new one tries the unit again; raise the error if there are no workers."""
+
 
 class NoAttemptLog:
     """Attempt log of an inline run, which records nothing.
@@ -119,6 +123,10 @@ class NoAttemptLog:
     def stats(self) -> tuple[int, int]:
         """Return no deaths and one encoder: this process."""
         return 0, 1
+
+    def end_process(self, error: VectideError) -> NoReturn:
+        """Raise the error, which ends the run."""
+        raise error
 
 
 @dataclass(slots=True)
@@ -262,3 +270,8 @@ class RayAttemptLog:
 
         deaths, busy = ray.get(self._actor.stats.remote())
         return deaths, busy
+
+    def end_process(self, error: VectideError) -> NoReturn:
+        """End this worker. The attempt has not ended, so it counts as a death."""
+        os.write(STDERR, f"error: {error}\n".encode())
+        os._exit(DEVICE_EXIT_CODE)

@@ -6,7 +6,6 @@ Used by all runs with a ledger: backfill, refresh, compaction.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from actors.errors import InvariantBroken, StorageError, VectideError
 from actors.unit.receipt import Receipt
@@ -36,7 +35,7 @@ def collect_outcomes(outcomes: Iterable[UnitOutcome], ledger: Ledger, reporter: 
             errors.append((outcome.unit, outcome.error))
             reporter.failed_unit(outcome.unit, outcome.error)
     if errors:
-        raise _first_error(errors, int((ledger.description() or {}).get("units", 0)))
+        raise _first_error(errors, ledger.frozen().units)
 
 
 def _first_error(errors: list[tuple[int, VectideError]], units: int) -> VectideError:
@@ -54,15 +53,15 @@ def count_units(receipts: dict[int, Receipt]) -> int:
     return len([receipt for receipt in receipts.values() if receipt.replaces is None])
 
 
-def load_complete_receipts(ledger: Ledger, description: dict[str, Any]) -> dict[int, Receipt]:
+def load_complete_receipts(ledger: Ledger) -> dict[int, Receipt]:
     """Return the receipts of a finished run by unit, after checking them.
 
     Raises:
         InvariantBroken: a receipt is missing, or its counts are inconsistent.
     """
-    receipts = ledger.receipts()
-    if count_units(receipts) != description["units"]:
-        raise InvariantBroken(f"there are {len(receipts)} receipts for a plan of {description['units']} units.")
+    receipts, units = ledger.receipts(), ledger.frozen().units
+    if count_units(receipts) != units:
+        raise InvariantBroken(f"there are {len(receipts)} receipts for a plan of {units} units.")
     for receipt in receipts.values():
         receipt.check()
     return receipts

@@ -13,12 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,8 +24,9 @@ from pydantic import (
 from actors.errors import ConfigError
 from actors.source.column_names import kept_names, misnamed
 from actors.text.chunk_rules import By, Mode
+from pipeline.job.encoder import Encoder
 from pipeline.job.validation import explain
-from pipeline.job.values import Columns, Kept, Size, Uri, check_labels
+from pipeline.job.values import Columns, Kept, Section, Size, Uri, check_labels
 
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 Auto = Literal["auto"]
@@ -43,22 +42,7 @@ def _zero_for_auto(value: object) -> object:
     return 0 if value == "auto" else value
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_booleans(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse true and false where no boolean is expected.
-
-        Python counts True as 1, so `max_quarantined: yes` would allow every row to be quarantined.
-        """
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError(f"must not be {str(value).lower()}; YAML reads yes, no, on and off as true and false")
-        return value
-
-
-class Source(_Section):
+class Source(Section):
     """Files to read and the columns to take from them."""
 
     uri: Uri = Field(
@@ -131,7 +115,7 @@ class Source(_Section):
         return kept_names(self.keep)
 
 
-class Table(_Section):
+class Table(Section):
     """Delta Lake table that the embeddings are written to."""
 
     uri: Uri = Field(
@@ -177,41 +161,7 @@ class Table(_Section):
         return uri
 
 
-class Encoder(_Section):
-    """Model and the settings that change its vectors."""
-
-    model: Annotated[str, Field(min_length=1)] = Field(
-        description="Id of a model on the Hugging Face Hub, or path of a folder that holds one."
-    )
-    revision: str | None = Field(
-        default=None, description="Branch, tag or commit of a model on the Hub; by default its main branch."
-    )
-    task: str | None = Field(
-        default=None,
-        description="Task of the model, such as `retrieval.passage`; by default the model's own default, or no task.",
-    )
-    dim: Annotated[int, Field(ge=1)] | None = Field(
-        default=None,
-        description="Number of dimensions to keep of each vector, as many as the model was trained for; by default all.",
-    )
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        default=None,
-        description="Tokens after which a text is cut, special tokens and prompt included; by default the model's limit.",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        default="auto",
-        description=(
-            "Number format to compute in: `auto` is bfloat16 where the hardware supports it, else float32; `int8` is for "
-            "CPUs, faster and approximate."
-        ),
-    )
-    allow_untrained_dim: bool = Field(
-        default=False,
-        description="Whether `dim` may be one that the model was not trained for, at a loss of accuracy; by default not.",
-    )
-
-
-class Chunking(_Section):
+class Chunking(Section):
     """Cutting of texts into chunks, each with a vector of its own."""
 
     mode: Mode = Field(
@@ -241,7 +191,7 @@ class Chunking(_Section):
         return self
 
 
-class Replicas(_Section):
+class Replicas(Section):
     """Pool of encoders that grows with the cluster, from `min` to `max`."""
 
     min: Annotated[int, Field(ge=0)] = Field(
@@ -262,7 +212,7 @@ def _kind(value: object) -> str:
     return "auto" if value == "auto" else "int" if isinstance(value, int) else "range"
 
 
-class Run(_Section):
+class Run(Section):
     """Distribution of the work; none of these keys changes a vector."""
 
     address: str = Field(
@@ -286,8 +236,8 @@ class Run(_Section):
     gpus_per_replica: Annotated[float, Field(ge=0)] | Auto = Field(
         default="auto",
         description=(
-            "GPUs of one encoder: a whole number, or a fraction to share a GPU; `auto` is 1 where the cluster has GPUs and "
-            "`encoder.dtype` is not `int8`, else 0."
+            "GPUs of one encoder: a whole number, or a fraction to share a GPU; `auto` is 1 where the cluster (with "
+            "`inline`, this machine) has GPUs and `encoder.dtype` is not `int8`, else 0."
         ),
     )
     labels: Annotated[dict[str, str], BeforeValidator(check_labels)] | None = Field(
@@ -324,7 +274,7 @@ class Run(_Section):
         return self
 
 
-class Generation(_Section):
+class Generation(Section):
     """Conditions for publishing a re-embedding, checked when a refresh changes the model or the chunking."""
 
     publish: bool = Field(
@@ -356,7 +306,7 @@ class Generation(_Section):
         return self
 
 
-class Job(_Section):
+class Job(Section):
     """One job file."""
 
     source: Source

@@ -62,13 +62,19 @@ def fingerprint(made_of: dict[str, Any]) -> str:
     return digest({key: value for key, value in made_of.items() if key not in _NAMES})
 
 
-def run_name(content: str, base: str | None) -> str:
+def run_name(content: str, base: str | None, *, foreign: str | None = None, retries: str | None = None) -> str:
     """Return the name of the run that replaces `base` with `content`.
 
     The same command on the same source and table has the same name, and so finds its own ledger. The base is part of
     the name: if a source returns to an earlier state, the version of that state was replaced, so a new run is needed.
+
+    Args:
+        content: See `content_name`.
+        base: The version that the run starts from; None if there is none.
+        foreign: The policy for commits of other tools, if there are some.
+        retries: Name of the run whose quarantined rows are retried.
     """
-    return digest([content, base], length=8)
+    return digest([content, base, foreign, retries], length=8)
 
 
 def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:

@@ -21,6 +21,7 @@ from actors.source.read_unit import SourceSpec, check_source, corpus_root
 from actors.storage.content_tags import with_tags
 from actors.storage.listed import Listing
 from actors.storage.own_table import own_file_read
+from actors.unit.table_files import data_folder
 from pipeline.job.config import Job
 
 
@@ -54,7 +55,7 @@ def list_corpus(job: Job) -> Listing:
     shards = listing.shards
     if not shards:
         raise _nothing_matches(job.source.uri, uri, listing)
-    own = storage.join(storage.absolute(job.table.uri), "data", "")
+    own = data_folder(storage.absolute(job.table.uri), "")
     inside = next((shard.path for shard in shards if shard.path.startswith(own)), None)
     if inside := inside or own_file_read(named, storage.absolute(job.table.uri), is_text):
         # Each refresh would embed the table into itself, and a vacuum take what it does not know.

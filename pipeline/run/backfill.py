@@ -12,15 +12,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import TableConflict, TooManyQuarantined
-from actors.unit.receipt import DataFile, Receipt
-from actors.unit.writer import WriterSpec, table_schema
+from actors.unit.receipt import DataFile, Receipt, override_of
+from actors.unit.writer import WriterSpec
 from pipeline.execute.choose import executor_for, inline_if_small
 from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts
 from pipeline.execute.outcome import Executor
@@ -30,6 +29,7 @@ from pipeline.job.config import Job
 from pipeline.ledger import duplicates
 from pipeline.ledger.create_probe import probe_create
 from pipeline.ledger.ledger import FOLDER, Ledger, listing_table, table_to_units
+from pipeline.ledger.run_description import RunDescription
 from pipeline.ledger.table_lock import TableLock, lock_table
 from pipeline.plan.corpus import Survey, survey
 from pipeline.plan.identify import retagged
@@ -60,12 +60,14 @@ class Prepared:
 
     Attributes:
         tables: Tables beside the plan, by name; some in parts.
-        facts: Additional keys of the description.
+        reuse: See `RunDescription`, also for the others.
     """
 
     plan: Plan
     tables: dict[str, pa.Table | Iterable[pa.Table]]
-    facts: dict[str, Any]
+    reuse: int
+    rows_kept: int = 0
+    texts_to_encode: int = 0
 
 
 class Runner:
@@ -89,6 +91,7 @@ class Runner:
         self.left_out = context.left_out
         self.foreign = context.foreign
         self.restores = context.restores
+        self.columns = context.columns
         self.ledger = Ledger(self.url, context.run_name())
         self.planning = contextlib.ExitStack()  # closes files on a local disk once the plan is frozen
 
@@ -132,7 +135,7 @@ class Runner:
         pool = executor.pool
         plan = cut_plan(self.job, surveyed, self.model, sample, replicas=pool.replicas, cores=pool.cores)
         index = self.planning.enter_context(build_index(self.url, self.find_unpublished_files(), None))
-        return Prepared(plan, {"reuse": index.tables()}, {"reuse": index.parts})
+        return Prepared(plan, {"reuse": index.tables()}, reuse=index.parts)
 
     def find_unpublished_files(self) -> list[str]:
         """Return the unpublished files of earlier runs with the same embedding spec."""
@@ -154,7 +157,7 @@ class Runner:
         is_default = (run.replicas, run.gpus_per_replica, run.labels) == ("auto", default_gpus, None)
         is_first_try = self.retries is None and self.ledger.description() is None
         return inline_if_small(
-            run.address, fits_in_process=is_default and is_first_try and fits_in_process(self.tokens(), self.model)
+            run, fits_in_process=is_default and is_first_try and fits_in_process(self.tokens(), self.model)
         ) or executor_for(run)
 
     def may_have_changed(self) -> bool:
@@ -169,8 +172,8 @@ class Runner:
         """Return the files of an earlier version that another tool removed and that the commit adds again."""
         return ()
 
-    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[Receipt]:  # noqa: ARG002
-        """Return the remaining files of the table that may have an id of these units, each as a receipt."""
+    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[DataFile]:  # noqa: ARG002
+        """Return the remaining files of the table that may have an id of these units."""
         return []
 
     def approve(self, publication: commit.Publication, outcome: Outcome) -> Outcome:  # noqa: ARG002
@@ -207,9 +210,7 @@ class Runner:
             run=self.ledger.run,
             operation=self.operation,
             embedding_spec=self.embedding_spec,
-            schema=table_schema(
-                surveyed.keep_schema, chunked=self.chunking is not None, keep_text=self.job.table.keep_text
-            ),
+            schema=self.columns(surveyed.keep_schema),
             partition_by=self.job.table.partition_by,
             base=self.state,
             overrules=self.restores,
@@ -217,35 +218,38 @@ class Runner:
         description = self.ledger.description()
         done = self.ledger.done() if description is not None else set()
         crashes = 0
-        if description is None or len(done) < description["units"]:
+        if description is None or len(done) < description.units:
             self.reporter.step("starting")
             with self.planning:
                 executor = self.executor()
-                description = description or self._freeze(surveyed, executor)
-            crashes = self._encode(publication, surveyed, description, done, executor)
-        return replace(self._publish(publication, description, lock), deaths=crashes)
+                if description is None:
+                    self._freeze(surveyed, executor)
+            crashes = self._encode(publication, surveyed, done, executor)
+        return replace(self._publish(publication, lock), deaths=crashes)
 
-    def _freeze(self, surveyed: Survey, executor: Executor) -> dict[str, Any]:
+    def _freeze(self, surveyed: Survey, executor: Executor) -> None:
         """Plan the run and freeze the plan. If a concurrent driver was first, its plan is used."""
         probe_create(storage.join(self.url, FOLDER, "probes"))
         self.reporter.step("planning")
         prepared = self.prepare(surveyed, executor)
-        return self.ledger.freeze(
-            {
-                "run": self.ledger.run,
-                "operation": self.operation,
-                "content": self.content,
-                "fingerprint": self.embedding_spec.fingerprint,
-                "lineage": self.embedding_spec.lineage,
-                "job": self.job.model_dump(mode="json"),
-                "shards": len(self.shards),
-                "units": prepared.plan.units,
-                "rows": prepared.plan.rows,
-                "rows_exact": prepared.plan.rows_exact,
-                "kept": self.kept.num_rows,
-                **prepared.facts,
-            },
-            prepared.plan.table,
+        plan = prepared.plan
+        self.ledger.freeze(
+            RunDescription(
+                operation=self.operation,
+                units=plan.units,
+                rows=plan.rows,
+                rows_exact=plan.rows_exact,
+                content=self.content,
+                fingerprint=self.embedding_spec.fingerprint,
+                lineage=self.embedding_spec.lineage,
+                job=self.job.model_dump(mode="json"),
+                shards=len(self.shards),
+                kept=self.kept.num_rows,
+                reuse=prepared.reuse,
+                rows_kept=prepared.rows_kept,
+                texts_to_encode=prepared.texts_to_encode,
+            ),
+            plan.table,
             listing=listing_table(self.shards),
             **({"kept": self.kept} if self.kept.num_rows else {}),
             **prepared.tables,
@@ -255,18 +259,18 @@ class Runner:
         self,
         publication: commit.Publication,
         surveyed: Survey,
-        description: dict[str, Any],
         done: set[int],
         executor: Executor,
     ) -> int:
         """Run the units without a receipt; return the number of workers that crashed."""
+        description = self.ledger.frozen()
         self.reporter.started(
             Started(
                 run=self.ledger.run,
-                units=description["units"],
+                units=description.units,
                 units_done=len(done),
-                rows=description["rows"],
-                rows_exact=description["rows_exact"],
+                rows=description.rows,
+                rows_exact=description.rows_exact,
                 replicas=executor.pool.replicas,
                 device=executor.pool.device,
                 left_out=self.left_out,
@@ -279,8 +283,8 @@ class Runner:
             self.model,
             self._writer(publication),
             self.chunking,
-            reuse=int(description.get("reuse", 0)),
-            kept=bool(description.get("kept", 0)),
+            reuse=description.reuse,
+            kept=bool(description.kept),
             row_timeout_s=self.job.run.row_timeout_s,
         )
         collect_outcomes(executor.run(units, stages), self.ledger, self.reporter)
@@ -296,21 +300,22 @@ class Runner:
             partition_by=publication.partition_by,
             precision=self.job.table.precision,
             lineage=json.dumps(self.embedding_spec.lineage, sort_keys=True),
+            outputs=self.model.outputs,
         )
 
-    def _publish(self, publication: commit.Publication, description: dict[str, Any], lock: TableLock) -> Outcome:
+    def _publish(self, publication: commit.Publication, lock: TableLock) -> Outcome:
         """Check that every row is accounted for, then commit."""
         self.reporter.step("checking that every row is accounted for")
-        receipts = load_complete_receipts(self.ledger, description)
+        receipts, description = load_complete_receipts(self.ledger), self.ledger.frozen()
         files = self._check_files(receipts, lock)
         source = self.job.source
         if source.id is not None and source.unique_ids and self.ledger.receipt_override() is None:
-            unique = self._unique(receipts, description["units"])
+            unique = self._unique(receipts, description.units)
             if unique is not receipts:
                 receipts, files = unique, self._check_files(unique, lock)
         outcome = Outcome(self.url, self.ledger.run, version=-1, published=False, left_out=self.left_out)
         outcome = outcome.plus(receipts.values())
-        self._check_quarantine(outcome, receipts.values(), int(description.get("rows_kept", 0)))
+        self._check_quarantine(outcome, receipts.values(), description.rows_kept)
         removed = self.removed()
         restored = {file.path: file for file in self.restored_files()}
         if removed is not None:
@@ -333,7 +338,7 @@ class Runner:
         lock.check()
         missing = delta_table.absent_files(self.url, restored)
         check_files(self.ledger, self.url, missing, len(restored))
-        kept = self.ledger.run if description.get("kept") else None
+        kept = self.ledger.run if description.kept else None
         publication = replace(publication, add=(*merged.files, *restored.values()), remove=removed, kept=kept)
         outcome = self.approve(publication, outcome)
         if outcome.staged:
@@ -356,19 +361,23 @@ class Runner:
 
     def _unique(self, receipts: dict[int, Receipt], units: int) -> dict[int, Receipt]:
         """Quarantine duplicate ids in all units but the first that has them; return the receipts after that."""
-        remaining = {
-            units + number: replace(receipt, unit=units + number)
-            for number, receipt in enumerate(self.files_with_possible_duplicate_ids(receipts.values()))
-        }
-        all_receipts = {**receipts, **remaining}
+        remaining = self.files_with_possible_duplicate_ids(receipts.values())
+        paths = [file.path for receipt in receipts.values() for file in receipt.files]
+        paths += [file.path for file in remaining]
         foreign_ids = set(of_kind(self.kept, ADDED)["id"].to_pylist())
-        duplicate_ids = duplicates.find_duplicates(self.url, all_receipts.values(), allowed=foreign_ids)
+        duplicate_ids = duplicates.find_duplicates(self.url, paths, allowed=foreign_ids)
         if not duplicate_ids:
             return receipts
-        overridden = [
-            duplicates.quarantine_duplicates(self.url, self.ledger.home(), all_receipts[unit], ids, run=self.ledger.run)
-            for unit, ids in sorted(duplicate_ids.items())
-        ]
+        overridden = []
+        overrides = (override_of(units + number, file) for number, file in enumerate(remaining))
+        for receipt in (*receipts.values(), *overrides):
+            if ids := {name for file in receipt.files for name in duplicate_ids.get(file.path, ())}:
+                home = self.ledger.home()
+                overridden.append(
+                    duplicates.quarantine_duplicates(
+                        self.url, home, receipt, ids, run=self.ledger.run, outputs=self.model.outputs
+                    )
+                )
         if self.ledger.override_receipts(overridden):
             return {**receipts, **{receipt.unit: receipt for receipt in overridden}}
         return self.ledger.receipts()

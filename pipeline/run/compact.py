@@ -82,11 +82,9 @@ def compact(
     ledger = Ledger(url, digest(["compact", str(state), target_bytes], length=8))
     with lock_table(url, ledger.run, what="vectide compact") as lock:
         commit.check_base(delta_table.open_table(url), url, state)
-        description = ledger.description()
-        if description is None:
+        if ledger.description() is None:
             probe_create(storage.join(url, FOLDER, "probes"))
-            facts = {"operation": "compact", "fingerprint": embedding_spec.fingerprint}
-            description = freeze_packs(ledger, packs, facts)
+            freeze_packs(ledger, packs, "compact", fingerprint=embedding_spec.fingerprint)
         done = ledger.done()
         schema = delta_table.plain_schema(opened)
         partition_by = tuple(opened.metadata().partition_columns)
@@ -98,10 +96,10 @@ def compact(
             partition_by=partition_by,
             precision=embedding_spec.lineage["precision_stored"],
             lineage=json.dumps(embedding_spec.lineage, sort_keys=True),
+            outputs=embedding_spec.outputs,
         )
         packed = run_packs(
             ledger,
-            description,
             done,
             writer,
             lock=lock,

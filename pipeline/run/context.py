@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pyarrow as pa
 from deltalake import DeltaTable
 
 from actors import storage
@@ -15,6 +16,7 @@ from actors.encoders.spec import ModelSpec, describe
 from actors.schema import Shard
 from actors.storage.listed import LeftOut
 from actors.text.chunk_rules import Chunking
+from actors.unit.writer import table_schema
 from pipeline.execute.progress import Reporter
 from pipeline.execute.task_column import check_task_column
 from pipeline.job import fingerprint
@@ -28,16 +30,7 @@ from pipeline.table.foreign import Foreign, look
 
 def describe_model(job: Job) -> ModelSpec:
     """Return the checked model of a job, without loading its weights."""
-    encoder = job.encoder
-    return describe(
-        encoder.model,
-        revision=encoder.revision,
-        task=encoder.task,
-        dim=encoder.dim,
-        max_tokens=encoder.max_tokens,
-        dtype=encoder.dtype,
-        allow_untrained_dim=encoder.allow_untrained_dim,
-    )
+    return describe(job.encoder.settings())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +65,19 @@ class RunContext:
         is_restore = self.job.table.foreign_commits == "restore"
         return is_restore and (self.foreign is not None or (self.state is not None and self.state.kept is not None))
 
+    def columns(self, keep: pa.Schema) -> pa.Schema:
+        """Return the columns of the table, given the kept ones."""
+        keep_text = self.job.table.keep_text
+        return table_schema(keep, self.model.outputs, chunked=self.chunking is not None, keep_text=keep_text)
+
     def run_name(self) -> str:
         """Return the name of the run. The same command on the same source and table gets the same name."""
-        base = None if self.state is None else str(self.state)
-        if self.foreign is not None or self.restores:
-            base = f"{base} {self.job.table.foreign_commits} foreign commits"
+        is_foreign = self.foreign is not None or self.restores
         return fingerprint.run_name(
-            self.content, base if self.retries is None else f"{base} again after {self.retries}"
+            self.content,
+            None if self.state is None else str(self.state),
+            foreign=self.job.table.foreign_commits if is_foreign else None,
+            retries=self.retries,
         )
 
 

@@ -30,7 +30,7 @@ from pipeline.run.context import describe_model
 from pipeline.table import delta_table
 from pipeline.table.foreign import foreign_commits, look
 
-# Bytes for each dimension, measured with zstd over byte-stream-split.
+# Bytes of each number, measured with zstd over byte-stream-split.
 _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
 
 
@@ -136,14 +136,15 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         run = state.run  # the table is up to date: a backfill has nothing to do
     ledger = Ledger(url, run)
     frozen = ledger.description() if is_run_known else None
-    units = int(frozen["units"]) if frozen else plan.units
+    units = frozen.units if frozen else plan.units
     done = len(ledger.done()) if frozen else 0
     basis = "given"
     if tokens_per_s is None:
         tokens_per_s, basis = measure(model, sample)
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
-    row_bytes = model.dim * _STORED_BYTES[job.table.precision] + 60
+    numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
+    row_bytes = numbers * _STORED_BYTES[job.table.precision] + 60
     text_bytes = _compressed_bytes(sample) if job.table.keep_text else 0.0
     return Estimate(
         run=run,

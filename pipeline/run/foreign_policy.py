@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from actors.errors import ForeignCommits
 from actors.schema import QUARANTINE_SCHEMA, QuarantinedRow
 from actors.unit.receipt import DataFile
+from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger
 from pipeline.reuse.vector_index import Untrusted
 from pipeline.run.context import RunContext
@@ -126,14 +127,14 @@ class ForeignPolicy:
     def _uses_foreign_files(self, foreign: Foreign) -> bool:
         return foreign.since is None or (bool(foreign.lost) and not self._chunked)
 
-    def untrusted(self, dim: int, kept: Kept | None) -> Untrusted | None:
+    def untrusted(self, outputs: tuple[VectorColumn, ...], kept: Kept | None) -> Untrusted | None:
         """Return the stored vectors that must not be reused without a check, given the kept rows of other tools."""
         foreign = self._foreign
         if kept is None and self._mode == "restore" and self._kept_before.num_rows:
             kept = look_up(self._kept_before, unique_ids=self._unique_ids)
         if foreign is None and kept is None:
             return None
-        return Untrusted(frozenset(foreign.came if foreign is not None else ()), dim, kept)
+        return Untrusted(frozenset(foreign.came if foreign is not None else ()), outputs, kept)
 
     def file_changes(self, affected: list[str]) -> dict[str, pa.Table]:
         """Return the tables `removed` and `restored` of the plan: paths to remove, and files to restore.

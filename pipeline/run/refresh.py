@@ -13,7 +13,7 @@ retried; or a kept column of another shard has a type whose values do not fit th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -24,18 +24,17 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError
-from actors.schema import HASH, Piece, Shard, Unit
+from actors.schema import HASH, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.source.formats import open_format
 from actors.source.formats.types import fits
 from actors.source.read_unit import SourceSpec, corpus_root, read_unit
 from actors.storage import identity
 from actors.unit.receipt import DataFile, Receipt
-from actors.unit.writer import table_schema
 from pipeline.execute.outcome import Executor
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.job.config import Job
 from pipeline.ledger.duplicates import brings_ids
-from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
+from pipeline.ledger.ledger import Ledger, units_to_table
 from pipeline.plan.corpus import Survey, survey
 from pipeline.plan.sample import take_sample
 from pipeline.plan.units import Plan, cut_plan
@@ -147,12 +146,11 @@ class _Refresh(Runner):
         if (
             listing is None
             or description is None
-            or {**description["job"]["source"], **without_effect} != {**source, **without_effect}
+            or {**description.job["source"], **without_effect} != {**source, **without_effect}
         ):
             return frozenset()
         kept = pa.schema([(name, pa.null()) for name in self.job.source.kept.values()])
-        columns = table_schema(kept, chunked=self.chunking is not None, keep_text=self.job.table.keep_text)
-        if columns.names != delta_table.schema_of(self._version).names:
+        if self.columns(kept).names != delta_table.schema_of(self._version).names:
             return frozenset()
         quarantined = self._old_quarantine
         to_retry = set(quarantined.filter(pc.equal(quarantined["reason"], "duplicate_id"))["shard"].to_pylist())
@@ -245,7 +243,7 @@ class _Refresh(Runner):
             task=source.task_column,
             unique_ids=source.unique_ids,
             folders=folders,
-            names=tuple(source.kept.items()),
+            renamed=tuple(source.kept.items()),
         )
         shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else (self._to_read, ())
         return Survey(shards, spec, spec.kept_schema(), dialects)
@@ -272,7 +270,7 @@ class _Refresh(Runner):
         with Buckets(TEXT) as wanted:
             self._find_wanted(wanted)
             files = [*self._policy.vector_files(file.path for file in self._files), *self.find_unpublished_files()]
-            index = build_index(self.url, files, wanted, self._policy.untrusted(self.model.dim, self._foreign_rows))
+            index = build_index(self.url, files, wanted, self._policy.untrusted(self.model.outputs, self._foreign_rows))
         return self.planning.enter_context(index)
 
     def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:
@@ -283,46 +281,50 @@ class _Refresh(Runner):
         if any(shard.size_bytes for shard in surveyed.shards):
             sample = take_sample(surveyed, self.model, self.chunking)
             plan = cut_plan(self.job, surveyed, self.model, sample, replicas=pool.replicas, cores=pool.cores)
-        units = list(table_to_units(plan.table))
-        units += self._rewrite_units(plan.units, frozenset(replaced), max(plan.unit_rows, _REWRITE_ROWS))
+        rewrites = list(self._rewrite_units(plan.units, frozenset(replaced), max(plan.unit_rows, _REWRITE_ROWS)))
         quarantined = pa.concat_tables([self._old_quarantine, self._policy.quarantine()])
         unread = pc.is_in(quarantined["shard"], value_set=pa.array(sorted(self._unchanged), pa.string()))
-        rewritten_rows = sum(piece.rows for unit in units if unit.rewrite for piece in unit.pieces)
         table_rows = sum(file.rows for file in self._files)
         affected_rows = sum(file.rows for file in self._affected)
         return Prepared(
-            replace(plan, table=units_to_table(units), units=len(units), rows=plan.rows + rewritten_rows),
+            replace(
+                plan,
+                table=pa.concat_tables([plan.table, units_to_table(rewrites)]),
+                units=plan.units + len(rewrites),
+                rows=plan.rows + sum(unit.rows for unit in rewrites),
+            ),
             {
                 "reuse": self._index.tables(),
                 "replaced": pa.table({"path": pa.array(replaced, pa.string())}),
                 **self._policy.file_changes([file.path for file in self._affected]),
                 "previous_quarantine": quarantined.filter(unread),
             },
-            {"reuse": self._index.parts, "rows_kept": table_rows - affected_rows, "texts_to_encode": self._texts()},
+            reuse=self._index.parts,
+            rows_kept=table_rows - affected_rows,
+            texts_to_encode=self._texts(),
         )
 
     def _texts(self) -> int:
         """Return the number of texts without a stored vector."""
         description = self.ledger.description()
         if description is not None:
-            return int(description["texts_to_encode"])
+            return description.texts_to_encode
         return self._index.unknown
 
-    def _rewrite_units(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterable[Unit]:
+    def _rewrite_units(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterator[RewriteUnit]:
         """Yield the rewrite units: unchanged rows of affected files."""
-        number, pieces, rows = first, [], 0
+        number, files, rows = first, [], 0
         for file in self._affected:
             unchanged_rows = file.others + sum(count for path, count in file.shards.items() if path not in replaced)
             if unchanged_rows == 0:
                 continue
-            values = json.dumps(self._partitions[file.path])
-            pieces.append(Piece(Shard(file.path, 0, values), 0, file.rows, unchanged_rows))
+            files.append(RewrittenFile(file.path, self._partitions[file.path], unchanged_rows))
             rows += unchanged_rows
             if rows >= unit_rows:
-                yield Unit(number, tuple(pieces), rewrite=True)
-                number, pieces, rows = number + 1, [], 0
-        if pieces:
-            yield Unit(number, tuple(pieces), rewrite=True)
+                yield RewriteUnit(number, tuple(files))
+                number, files, rows = number + 1, [], 0
+        if files:
+            yield RewriteUnit(number, tuple(files))
 
     def tokens(self) -> float:
         """Return an upper estimate of the tokens to encode, from the number of texts without a vector."""
@@ -340,28 +342,14 @@ class _Refresh(Runner):
             return ()
         return tuple(DataFile(**{**row, "partition": json.loads(row["partition"])}) for row in rows)
 
-    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[Receipt]:
-        """Return the remaining files as receipts of one file each; none if no id is new to the table."""
+    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[DataFile]:
+        """Return the remaining files; none if no id is new to the table."""
         added = (file.path for receipt in receipts for file in receipt.files)
         removed = {*self.removed(), *(file.path for file in self._affected)}
         if not brings_ids(self.url, added, removed):
             return []
-        remaining = []
-        for file in self._files:
-            if file.path in removed:
-                continue
-            data = DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
-            remaining.append(
-                replace(
-                    _NO_RECEIPT,
-                    files=(data,),
-                    rows_read=file.rows,
-                    documents=file.rows,
-                    rows=file.rows,
-                    replaces=file.path,
-                )
-            )
-        return remaining
-
-
-_NO_RECEIPT = Receipt(0, "", (), 0, 0, 0, 0, 0, 0)
+        return [
+            DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
+            for file in self._files
+            if file.path not in removed
+        ]

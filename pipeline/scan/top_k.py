@@ -11,42 +11,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from actors.schema import EMBEDDING, ID
-
-
-def unit_vectors(batch: pa.RecordBatch, dim: int) -> npt.NDArray[np.float32]:
-    """Return the vectors as float32 [rows, dim], normalized again because they were rounded before they were stored.
-
-    A row without a vector of this width, as another tool may have added it, is NaN, so that it is near to nothing.
-    """
-    column = batch.column(EMBEDDING)
-    fit = pc.fill_null(pc.equal(pc.list_value_length(column), dim), False).to_numpy(zero_copy_only=False)
-    fitting = column if fit.all() else column.filter(pa.array(fit))
-    vectors = fitting.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    if not fit.all():
-        whole = np.full((len(fit), dim), np.nan, dtype=np.float32)
-        whole[fit] = vectors
-        vectors = whole
-    unit: npt.NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit
+from actors.schema import ID
+from actors.vectors import VectorColumn
 
 
 def scan_top_k(
-    queries: npt.NDArray[np.float32], batches: Iterable[pa.RecordBatch], k: int
+    queries: pa.Array, batches: Iterable[pa.RecordBatch], k: int, column: VectorColumn
 ) -> list[list[tuple[float, dict[str, Any]]]]:
     """Return the `k` nearest rows of each query with their scores, best first.
 
     Args:
-        queries: Unit vectors, float32 [queries, dim].
-        batches: Rows with their vectors (`EMBEDDING`) and the columns to return.
+        queries: Unit vectors, as an encoder returns them for this column.
+        batches: Rows with their vectors and the columns to return.
         k: Rows per query.
+        column: The column with the vectors to compare.
     """
     best = TopK(len(queries), k)
     for batch in batches:
         if batch.num_rows:
-            best.add(queries @ unit_vectors(batch, queries.shape[1]).T, batch.drop_columns([EMBEDDING]))
+            best.add(column.scores(queries, batch.column(column.name)), batch.drop_columns([column.name]))
     return best.rows()
 
 

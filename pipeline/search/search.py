@@ -7,16 +7,16 @@ pass over the files with memory for one batch. For many queries per second, load
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from actors import storage
 from actors.encoders.finite import UnfitVectors
 from actors.encoders.spec import ModelSpec, describe
 from actors.errors import ConfigError, DataError, ModelError, TableConflict
-from actors.schema import EMBEDDING, HASH, ID
+from actors.schema import HASH, ID
 from pipeline.job import fingerprint
-from pipeline.job.config import Encoder as EncoderSection
+from pipeline.job.encoder import Encoder as EncoderSection
 from pipeline.scan.top_k import scan_top_k
 from pipeline.search.sql_filter import parse_where
 from pipeline.table import delta_table
@@ -52,16 +52,8 @@ def query_model(embedding_spec: delta_table.EmbeddingSpec, url: str, *, model: s
     Raises:
         ModelError: the model cannot be found, or is another one.
     """
-    section = EncoderSection.model_validate(embedding_spec.encoder)
-    spec = describe(
-        model or section.model,
-        revision=None if model else section.revision,
-        task=section.task,
-        dim=section.dim,
-        max_tokens=section.max_tokens,
-        dtype=section.dtype,
-        allow_untrained_dim=section.allow_untrained_dim,
-    )
+    settings = EncoderSection.model_validate(embedding_spec.encoder).settings()
+    spec = describe(settings if model is None else replace(settings, model=model, revision=None))
     lineage = spec.lineage()
     table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
     if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
@@ -100,6 +92,7 @@ class Searcher:
         if embedding_spec is None:
             raise TableConflict(f"{self.url!r} is a Delta table that vectide did not make: it has no embedding spec")
         self.lineage = embedding_spec.lineage
+        self._outputs = embedding_spec.outputs
         self.spec = query_model(embedding_spec, self.url, model=model)
         self._device = device
         self._encoder: Encoder | None = None
@@ -132,16 +125,17 @@ class Searcher:
             if not question.strip():
                 raise ConfigError(f"the question {question!r} is empty or only white space; give it some text")
         dataset = self._table.to_pyarrow_dataset()
-        names = [name for name in dataset.schema.names if name not in (EMBEDDING, HASH)]
+        hidden = {HASH, *(output.name for output in self._outputs)}
+        names = [name for name in dataset.schema.names if name not in hidden]
         condition = None if where is None else parse_where(where, dataset.schema)
         try:
-            queries = self.encoder.encode(list(questions))
+            queries = self.encoder.encode_queries(list(questions))
         except UnfitVectors as error:
             number, reason = next(iter(error.reasons.items()))
             raise DataError(f"the question {questions[number]!r} cannot be encoded: {reason}") from None
-        batches = dataset.to_batches(columns=[*names, EMBEDDING], filter=condition, batch_size=BATCH_ROWS)
+        batches = dataset.to_batches(columns=[*names, self._outputs[0].name], filter=condition, batch_size=BATCH_ROWS)
         with delta_table.asking(self._table):
-            best = scan_top_k(queries, batches, k)
+            best = scan_top_k(queries, batches, k, self._outputs[0])
         return [
             [
                 Hit(values[ID], score, {name: value for name, value in values.items() if name != ID})

@@ -78,6 +78,7 @@ class Changes:
 
     Attributes:
         embedding_spec_changed: Whether the vectors are from another model or setting; an index must not mix them.
+        outputs: The columns of vectors.
         fingerprint: Fingerprint of the later version's embedding spec.
         upsert_files: Number of positions with upserts; those with deletes follow.
 
@@ -91,6 +92,7 @@ class Changes:
         self._comparison = Comparison(url, old, new, every_file=_may_repeat(url, new))
         self.since, self.version, self.start = since, int(new.version()), start
         self.embedding_spec_changed = self._comparison.embedding_spec_changed
+        self.outputs = self._comparison.outputs
         embedding_spec = delta_table.embedding_spec_of(new)
         self.fingerprint = embedding_spec.fingerprint if embedding_spec else None
         self.upsert_files = len(self._comparison.new.files)
@@ -146,5 +148,5 @@ def _may_repeat(url: str, table: DeltaTable) -> bool:
     description = None if state is None else Ledger(url, state.run).description()
     if description is None:  # not known any more
         return True
-    source = description["job"]["source"]
+    source = description.job["source"]
     return source["id"] is not None and not source["unique_ids"]

@@ -102,6 +102,7 @@ class Comparison:
 
     def __init__(self, url: str, old: DeltaTable, new: DeltaTable, *, every_file: bool = False) -> None:
         before, after = delta_table.embedding_spec_of(old), delta_table.embedding_spec_of(new)
+        self.outputs = after.outputs if after is not None else ()
         self.embedding_spec_changed = before is None or after is None or before.fingerprint != after.fingerprint
         both = set() if every_file else delta_table.file_sizes(old).keys() & delta_table.file_sizes(new).keys()
         self.old, self.new = Side(url, old, both), Side(url, new, both)

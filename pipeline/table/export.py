@@ -77,7 +77,7 @@ def changes(table: str, since: int, out: str) -> Exported:
     for change in found:
         kind, number = "upserts", change.position - 1
         if change.upserts.num_rows:
-            data, _ = parquet_bytes(change.upserts, "{}")
+            data, _ = parquet_bytes(change.upserts, "{}", found.outputs)
         else:
             kind, number = "deletes", number - found.upsert_files
             sink = pa.BufferOutputStream()

@@ -19,6 +19,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.unit.receipt import DataFile
+from actors.unit.table_files import run_of
 
 _FOLDER = ("_vectide", "versions")
 _FACTS = b"vectide"
@@ -127,7 +128,7 @@ def with_digests(url: str, table: DeltaTable, files: Iterable[DataFile]) -> dict
         for path in unknown & digests.keys():
             by_path[path] = replace(by_path[path], digest=digests[path])
         unknown = {path for path in unknown if by_path[path].digest is None}
-        if not any(path.startswith("data/") for path in unknown):
+        if all(run_of(path) is None for path in unknown):
             break  # no record has the digest of a file that another tool wrote since the last one
     return by_path
 

@@ -240,7 +240,8 @@ def test_only_the_document_that_cannot_be_encoded_is_quarantined(tiny_model, mod
     table = Chunker(spec, chunking).chunk(texts)
     table = table.append_column(ID, [names]).append_column(HASH, [texts])
     table = table.append_column(SHARD, [["s"] * 9]).append_column(POSITION, [list(range(9))])
-    writer = WriterSpec("t", "l", "r", table_schema(pa.schema([]), chunked=True), (), "float32", "{}")
+    schema = table_schema(pa.schema([]), spec.outputs, chunked=True)
+    writer = WriterSpec("t", "l", "r", schema, (), "float32", "{}", spec.outputs)
     stage = EncodeStage(StageSpec(SourceSpec("jsonl", "/"), spec, writer, chunking), NoDeaths(), 1, "cpu")  # type: ignore[arg-type]
     q = stage.encoder.tokenizer.tokenize(["q"]).ids[0].as_py()[1]
     expected = [chunk for i, text in enumerate(texts) if i not in (4, 7) for chunk in one(stage.encoder, text, mode)]

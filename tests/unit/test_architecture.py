@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HOUSE = ("jobs", "pipeline", "actors")
-MODULES = sorted(path for package in HOUSE for path in (ROOT / package).rglob("*.py"))
+PACKAGES = ("jobs", "pipeline", "actors")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LONGEST = 400  # lines
 
-# What a room may not know. `ray` belongs to pipeline/ alone, so that everything else runs and is tested without it.
+# Imports that a package may not have. Only pipeline/ imports `ray`, so that everything else runs and is tested without it.
 FORBIDDEN = {
     "actors": {"pipeline", "jobs", "ray", "tests", "benchmarks"},
     "pipeline": {"jobs", "tests", "benchmarks"},
@@ -55,18 +55,18 @@ def imported(path: Path) -> Iterator[str]:
             yield str(node.module).partition(".")[0]
 
 
-def test_the_house_has_its_three_rooms():
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(HOUSE)
+def test_there_are_three_packages():
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_code_knows_only_what_stands_below_it(path: Path):
-    room = path.relative_to(ROOT).parts[0]
-    assert not FORBIDDEN[room].intersection(imported(path))
+def test_a_package_imports_only_those_below_it(path: Path):
+    package = path.relative_to(ROOT).parts[0]
+    assert not FORBIDDEN[package].intersection(imported(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_says_what_it_is_and_stays_small(path: Path):
+def test_a_module_has_a_docstring_and_at_most_400_lines(path: Path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "no docstring"
     assert len(text.splitlines()) <= LONGEST

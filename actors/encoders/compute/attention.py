@@ -5,9 +5,9 @@ Neighbouring heads of the query may share a head of key and value. The implement
 - CPU: our own loop over the packed rows (`actors.kernels`). If the kernels were not built, or attention is causal or heads
   are shared: one `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
 - CUDA in 16 bits without bias: one variable-length flash kernel for the whole micro-batch.
-- CUDA otherwise (float32, a bias, an older GPU): rows padded to the longest, in slices that bound the memory. Rows of a
-  micro-batch have similar lengths, so there is little padding. This implementation runs on a CPU too, where tests compare
-  it with the first.
+- CUDA otherwise (float32, a bias, an older GPU): rows padded to the longest of their group, in slices that bound the
+  memory. The shortest row of a group has at least half as many tokens, so at most half of the places are padding: a token
+  budget need not know about it. This implementation runs on a CPU too, where tests compare it with the first.
 
 A bias that depends only on the distance of two tokens (ALiBi, T5) is passed as one number per head and distance,
 `[heads, 2 * length - 1]`, not as a `[heads, length, length]` matrix: with the queries in reverse order the matrix
@@ -17,7 +17,7 @@ instead of 3 GiB.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from inspect import signature
 from typing import Any
@@ -26,13 +26,15 @@ import torch
 from torch.nn import functional
 
 from actors import kernels
-from actors.encoders.packed import PackedBatch, Run
+from actors.encoders.packed import PackedBatch, Padded, Run
 
 # length -> float32 [heads, 2 * length - 1] on the batch's device; column `j - i + length - 1` is for key j, query i.
 RelativeBias = Callable[[int], torch.Tensor]
 
 # Largest number of elements in one slice of padded scores with a bias.
 _SLICE_ELEMENTS = 64 * 2**20
+# Types that flash kernels take.
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def attend(
@@ -68,8 +70,8 @@ def attend(
         if kernel is not None:
             return attend_by_kernel(kernel, query, key, value, batch, scale=scale, bias=bias, approximate=approximate)
         return attend_runs(query, key, value, batch, scale=scale, bias=bias, causal=causal)
-    settings = varlen_settings(scale=scale, causal=causal, grouped=grouped)
-    if bias is None and _has_varlen(query, settings):
+    settings = varlen_settings(_varlen_parameters(), scale=scale, causal=causal, grouped=grouped)
+    if bias is None and settings is not None and _has_varlen(query):
         return _attend_varlen(query, key, value, batch, settings)
     return attend_padded(query, key, value, batch, scale=scale, bias=bias, causal=causal)
 
@@ -160,16 +162,28 @@ def _make_causal(bias: RelativeBias) -> RelativeBias:
     return causal_bias
 
 
-def varlen_settings(*, scale: float | None, causal: bool, grouped: bool) -> dict[str, Any]:
-    """Returns the arguments of torch's variable-length kernel that differ from its defaults."""
+def varlen_settings(
+    known: Collection[str], *, scale: float | None, causal: bool, grouped: bool
+) -> dict[str, Any] | None:
+    """Returns the arguments of torch's variable-length kernel that differ from its defaults, or None if it lacks one.
+
+    torch 2.10 has `is_causal` instead of `window_size`, and no `scale`. Up to 2.12 there is no `enable_gqa`: shared heads
+    are passed as they are. Older releases have no such kernel.
+
+    Args:
+        known: Names of the kernel's parameters in the installed torch; empty if there is no such kernel.
+        scale: As for `attend`.
+        causal: As for `attend`.
+        grouped: Heads of the query share heads of key and value.
+    """
     settings: dict[str, Any] = {}
     if scale is not None:
         settings["scale"] = scale
     if causal:
-        settings["window_size"] = (-1, 0)
-    if grouped:
+        settings |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if grouped and "enable_gqa" in known:
         settings["enable_gqa"] = True
-    return settings
+    return settings if known and settings.keys() <= set(known) else None
 
 
 @cache
@@ -182,13 +196,11 @@ def _varlen_parameters() -> frozenset[str]:
     return frozenset(signature(varlen_attn).parameters)
 
 
-def _has_varlen(query: torch.Tensor, settings: dict[str, Any]) -> bool:
-    if query.dtype not in (torch.bfloat16, torch.float16) or query.shape[2] % 8 or query.shape[2] > 256:
+def _has_varlen(query: torch.Tensor) -> bool:
+    """Returns True if the GPU and the form of the heads suit the variable-length kernel."""
+    if query.dtype not in _HALF or query.shape[2] % 8 or query.shape[2] > 256:
         return False
-    if torch.cuda.get_device_capability(query.device) < (8, 0):
-        return False
-    # Older releases have no such kernel, or one without some parameters, which would compute something else.
-    return bool(_varlen_parameters()) and settings.keys() <= _varlen_parameters()
+    return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _attend_varlen(
@@ -213,7 +225,7 @@ def attend_padded(
     causal: bool = False,
     slice_elements: int = _SLICE_ELEMENTS,
 ) -> torch.Tensor:
-    """Computes `attend` on rows padded to the longest; correct on every device.
+    """Computes `attend` on rows padded to similar lengths; correct on every device.
 
     Args:
         query: [tokens, heads, width].
@@ -227,37 +239,58 @@ def attend_padded(
     """
     if causal and bias is not None:
         bias, causal = _make_causal(bias), False
-    _, heads, width = query.shape
-    rows, longest = batch.rows, batch.max_length
-    slots = batch.spread(torch.arange(rows, device=batch.device) * longest) + batch.positions()
+    tokens, heads, width = query.shape
+    attend_group = partial(_attend_group, scale=scale, bias=bias, causal=causal, slice_elements=slice_elements)
+    out = torch.empty(tokens, heads * width, dtype=query.dtype, device=query.device)
+    for group in batch.padded():
+        q, k, v = (x[group.tokens] for x in (query, key, value))
+        out[group.tokens] = attend_group(q, k, v, group)
+    return out
+
+
+def _attend_group(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    group: Padded,
+    *,
+    scale: float | None,
+    bias: RelativeBias | None,
+    causal: bool,
+    slice_elements: int,
+) -> torch.Tensor:
+    heads, width = query.shape[1:]
+    rows, longest = group.rows, group.length
 
     def pad(x: torch.Tensor) -> torch.Tensor:
-        full = x.new_zeros(rows * longest, heads, width)
-        full[slots] = x
-        return full.view(rows, longest, heads, width).transpose(1, 2)
+        full = x.new_zeros(rows * longest, x.shape[1], width)
+        full[group.places] = x
+        return full.view(rows, longest, -1, width).transpose(1, 2)
 
-    if key.shape[1] != heads:
-        # Kernels for float32 do not support shared heads; torch would fall back to one that keeps all scores in memory.
+    shared = key.shape[1] != heads
+    if shared and not (causal and query.dtype in _HALF):
+        # Kernels for float32 or with a mask have no shared heads; torch would take one that keeps all scores in memory.
+        shared = False
         key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     q, k, v = pad(query), pad(key), pad(value)
     # Every row has a token, so every query has a key and no result becomes NaN.
-    valid = torch.arange(longest, device=batch.device) < batch.row_lengths()[:, None]
+    valid = group.valid[:, None, None, :]
     if causal:
         # Padding comes after a row's own tokens, so causal attention excludes it without a mask.
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
     elif bias is None:
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :], scale=scale)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=valid, scale=scale)
     else:
         out = torch.empty_like(q)
         relative = bias(longest)
         per_query = rows * heads * longest
         step = max(1, slice_elements // per_query)
-        columns = torch.arange(longest, device=batch.device)
+        columns = torch.arange(longest, device=query.device)
         for start in range(0, longest, step):
             stop = min(start + step, longest)
             distance = columns[None, :] - columns[start:stop, None] + (longest - 1)
-            mask = relative[:, distance].unsqueeze(0).masked_fill(~valid[:, None, None, :], float("-inf"))
+            mask = relative[:, distance].unsqueeze(0).masked_fill(~valid, float("-inf"))
             out[:, :, start:stop] = functional.scaled_dot_product_attention(
                 q[:, :, start:stop], k, v, attn_mask=mask.to(q.dtype), scale=scale
             )
-    return out.transpose(1, 2).reshape(rows * longest, heads * width)[slots]
+    return out.transpose(1, 2).reshape(rows * longest, heads * width)[group.places]

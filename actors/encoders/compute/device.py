@@ -108,3 +108,19 @@ def cpu_has_bfloat16() -> bool:
 
 def _gpu_has_bfloat16(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Returns True if memory ran out: in torch's allocator, in CUDA itself, or in cuBLAS for its workspace."""
+    message = str(error)
+    in_library = "CUDA error: out of memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message
+    return isinstance(error, torch.OutOfMemoryError) or in_library
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Returns True if no later call on the GPU succeeds in this process: an invalid address, a device-side assert, ECC.
+
+    torch has a class for these errors since 2.8; before, only the message tells.
+    """
+    named = type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error: ")
+    return isinstance(error, RuntimeError) and named and not is_out_of_memory(error)

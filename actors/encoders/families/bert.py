@@ -16,6 +16,7 @@ from actors.encoders.compute.linear import LayerNorm, Linear
 from actors.encoders.families.bert_layout import position_offset
 from actors.encoders.packed import PackedBatch
 from actors.encoders.weights import Weights
+from actors.errors import DataError
 
 
 class BertLayer:
@@ -73,6 +74,9 @@ class Bert:
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden] in the compute type."""
+        limit = len(self.positions) - (self.padding is not None)
+        if batch.max_length > limit:  # on a GPU the lookup would end the process
+            raise DataError(f"a row has {batch.max_length} tokens, this model has {limit} positions. Cut it first.")
         x = functional.embedding(batch.ids, self.words) + functional.embedding(
             self._position_rows(batch), self.positions
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.encoders.finite import UnfitVectors
-from actors.errors import InvariantBroken, VectideError
+from actors.errors import DeviceLost, InvariantBroken, VectideError
 from actors.schema import (
     CHUNK,
     CHUNK_TEXTS,
     CHUNKS,
-    EMBEDDING,
     END,
     HASH,
     INPUT_IDS,
@@ -36,6 +34,7 @@ from actors.schema import (
     QuarantinedRow,
 )
 from actors.unit.unit_batch import UnitBatch, pack, unpack
+from actors.vectors import Encoded
 from pipeline.execute.attempts import Attempt, AttemptLog, Span
 from pipeline.execute.stages.spec import StageSpec
 from pipeline.execute.watchdog import watchdog
@@ -57,15 +56,29 @@ class _Work:
 
     Attributes:
         rows: The columns for the encoder, one row per text.
-        starts: int64 [texts + 1], index of the first vector of each text: one vector per text, or per chunk.
-        vectors: float32 [starts[-1], dim].
+        starts: int64 [texts + 1], number of the first item of each text: a text has one, or one per chunk.
+        places: int64 [texts], place of the first item of each encoded text in the concatenated `parts`.
+        parts: Arrays of vectors of some texts, one per output of the model.
         failed: Text number to reason and error.
     """
 
     rows: pa.Table
     starts: npt.NDArray[np.int64]
-    vectors: npt.NDArray[np.float32]
-    failed: dict[int, tuple[str, str]]
+    places: npt.NDArray[np.int64]
+    parts: list[tuple[pa.Array, ...]] = field(default_factory=list)
+    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, low: int, high: int, encoded: Encoded) -> None:
+        """Add the vectors of the texts `low` to `high`."""
+        first = self.starts[low]
+        if (items := len(encoded.outputs[0])) != self.starts[high] - first:
+            raise InvariantBroken(f"the encoder made {items} vectors of {self.starts[high] - first}.")
+        self.places[low:high] = self.starts[low:high] - first + sum(len(part[0]) for part in self.parts)
+        self.parts.append(encoded.outputs)
+        for number, reason in encoded.reasons.items():
+            # A document without one of its chunks would look complete, so the whole document fails.
+            text = int(np.searchsorted(self.starts, first + number, side="right")) - 1
+            self.failed.setdefault(text, ("encode_failed", reason))
 
 
 class EncodeStage:
@@ -119,6 +132,8 @@ class EncodeStage:
         _ = self.encoder
         try:
             self._encode(batch)
+        except DeviceLost as error:
+            self.attempt_log.end_process(error)
         except VectideError as error:
             batch.error, batch.table = error, None
         batch.seconds["encode"] = time.perf_counter() - started
@@ -127,7 +142,7 @@ class EncodeStage:
         return pack(batch)
 
     def _encode(self, batch: UnitBatch) -> None:
-        """Add the embedding column, and move rows that cannot be encoded to `batch.bad`.
+        """Add the columns of vectors, and move rows that cannot be encoded to `batch.bad`.
 
         Equal texts of a unit are encoded once.
         """
@@ -156,10 +171,10 @@ class EncodeStage:
 
     def _work(self, rows: pa.Table) -> _Work:
         counts = np.ones(rows.num_rows, np.int64)
-        if self.chunking is not None:
+        if CHUNKS in rows.column_names:
             counts = pc.list_value_length(rows.column(CHUNKS)).to_numpy().astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)])
-        return _Work(rows, starts, np.zeros((int(starts[-1]), self.encoder.dim), dtype=np.float32), {})
+        return _Work(rows, starts, np.zeros(rows.num_rows, np.int64))
 
     def _with_vectors(
         self, table: pa.Table, work: _Work, kept: npt.NDArray[np.int64], inverse: npt.NDArray[np.int64]
@@ -167,26 +182,31 @@ class EncodeStage:
         """Return the kept rows with their vectors; with chunking, one row per chunk."""
         texts = inverse[kept]
         counts = np.diff(work.starts)[texts]
-        # Index of the vector of each row of the result: all vectors of its text, in order.
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        vectors = np.repeat(work.starts[texts], counts) + within
         chunk_texts = table.column(CHUNK_TEXTS).take(pa.array(kept)) if CHUNK_TEXTS in table.column_names else None
         going = {*_FOR_ENCODER, CHUNK_TEXTS} - {TASK}
         table = table.drop_columns([name for name in table.column_names if name in going])
-        if len(vectors) != table.num_rows or len(kept) != table.num_rows:
+        if len(within) != table.num_rows or len(kept) != table.num_rows:
             table = table.take(pa.array(np.repeat(kept, counts)))
-        if self.chunking is not None:
+        if CHUNKS in work.rows.column_names:
             from actors.encoders.chunked import chunk_places
 
             if chunk_texts is not None:
                 table = table.append_column(KEPT_TEXT, chunk_texts.combine_chunks().flatten())
             chunks = chunk_places(work.rows)
+            numbers = np.repeat(work.starts[texts], counts) + within
             table = table.append_column(CHUNK, pa.array(within.astype(np.int32)))
             for name in (START, END, TOKENS):
-                table = table.append_column(name, pa.array(chunks[name][vectors].astype(np.int32)))
-        whole = len(vectors) == len(work.vectors) and bool((vectors == np.arange(len(vectors))).all())
-        flat = pa.array((work.vectors if whole else work.vectors[vectors]).reshape(-1))
-        return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim))
+                table = table.append_column(name, pa.array(chunks[name][numbers].astype(np.int32)))
+        # Place of the vectors of each row of the result: all those of its text, in order.
+        places = np.repeat(work.places[texts], counts) + within
+        for number, output in enumerate(self.spec.model.outputs):
+            parts = [part[number] for part in work.parts]
+            vectors = parts[0] if len(parts) == 1 else pa.concat_arrays(parts or [pa.array([], output.type)])
+            if len(places) != len(vectors) or (places != np.arange(len(places))).any():
+                vectors = vectors.take(pa.array(places))
+            table = table.append_column(output.name, vectors)
+        return table
 
     def _encode_range(self, work: _Work, low: int, high: int, attempt: Attempt) -> None:
         """Encode rows `low` to `high`; split the range if it raises, or has killed or hung a process.
@@ -203,20 +223,14 @@ class EncodeStage:
         if not attempt.suspect(span):
             with attempt.trying(span), self._watched(attempt, span):
                 try:
-                    work.vectors[work.starts[low] : work.starts[high]] = self._vectors(work.rows.slice(low, high - low))
-                    return
-                except UnfitVectors as error:
-                    # A document without one of its chunks would look complete, so the whole document fails.
-                    work.vectors[work.starts[low] : work.starts[high]] = error.vectors
-                    for number, reason in error.reasons.items():
-                        text = int(np.searchsorted(work.starts, work.starts[low] + number, side="right")) - 1
-                        work.failed.setdefault(text, ("encode_failed", reason))
+                    work.add(low, high, self._vectors(work.rows.slice(low, high - low)))
                     return
                 except VectideError as error:
                     if isinstance(error, InvariantBroken):
                         raise
                     reason = str(error)
                 except (RuntimeError, ValueError, IndexError) as error:
+                    _check_device(error)
                     reason = f"{type(error).__name__}: {error}"
                 if high - low == 1:
                     work.failed[low] = ("encode_failed", reason[:500])
@@ -235,11 +249,8 @@ class EncodeStage:
         stats = self.encoder.stats
         return stats.micro_batches, stats.out_of_memory
 
-    def _vectors(self, rows: pa.Table) -> npt.NDArray[np.float32]:
-        tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else None
-        if self.chunking is not None:
-            return self.encoder.encode_documents(rows, self.chunking, tasks)
-        return self.encoder.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks)
+    def _vectors(self, rows: pa.Table) -> Encoded:
+        return self.encoder.encode_rows(rows, self.chunking)
 
 
 def _distinct(table: pa.Table) -> tuple[pa.Array, npt.NDArray[np.int64]]:
@@ -247,3 +258,14 @@ def _distinct(table: pa.Table) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     codes = table.column(HASH).combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
     return pa.array(firsts), inverse.astype(np.int64)
+
+
+def _check_device(error: Exception) -> None:
+    """Raise DeviceLost if the error is of the GPU and not of a row: every later row would fail too."""
+    from actors.encoders.compute.device import is_device_lost
+
+    if is_device_lost(error):
+        raise DeviceLost(
+            f"the GPU failed, so this process cannot use it any more ({error}). Finished units are kept: run the same "
+            f"command again, or encode on CPUs with run.gpus_per_replica=0"
+        ) from error

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from actors.encoders.spec import ModelSpec
 from actors.errors import VectideError
-from actors.schema import CHUNK_TEXTS, CHUNKS, END, INPUT_IDS, KEPT_TEXT, START, TASK, TOKENS, Unit
+from actors.schema import CHUNK_TEXTS, CHUNKS, END, INPUT_IDS, KEPT_TEXT, START, TASK, TOKENS, RewriteUnit, Unit
 from actors.source.read_unit import TEXT, read_unit
 from actors.text.chunk_rules import Chunking
 from actors.text.chunks import Chunker
@@ -48,15 +48,15 @@ def _chunker(model: ModelSpec, chunking: Chunking) -> Chunker:
 
 def read_and_tokenize(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog) -> pa.Table:
     """Read a unit and turn its texts into token ids."""
-    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
+    unit: Unit | RewriteUnit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
     batch = UnitBatch(unit.number)
     attempt = attempt_log.attempt("read", unit.number)
     try:
         attempt.check()
-        if not unit.rewrite:
+        if isinstance(unit, Unit):
             _prepare(spec)
         with watch_unit(attempt, spec.row_timeout_s):
-            if unit.rewrite:
+            if isinstance(unit, RewriteUnit):
                 batch = copy_rows(unit, spec.writer)
             else:
                 _fill(batch, unit, spec)
@@ -93,7 +93,7 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     table = table.drop_columns([TEXT]).append_column(_ROW, pa.array(np.arange(documents)))
     if spec.reuse:
         known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
-        table, batch.ready = known.split(table, spec.writer.schema.names, dim=spec.model.dim)
+        table, batch.ready = known.split(table, spec.writer.schema.names, spec.model.outputs)
     tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
     read_s = time.perf_counter()
     to_encode = texts.take(table[_ROW])

@@ -24,10 +24,10 @@ from actors.schema import HASH, ID, INPUT_IDS, TOKENS
 from actors.source.spec import SourceSpec
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.unit.writer import WriterSpec, table_schema
+from actors.vectors import VectorColumn
 from pipeline.execute.attempts import NoAttemptLog
 from pipeline.execute.stages.encode import EncodeStage
 from pipeline.execute.stages.spec import StageSpec
-from pipeline.reuse.lookup import unit_vectors_of
 from tests.checkpoints import write_bert, write_jina_v1, write_jina_v2, write_jina_v3, write_jina_v4
 from tests.checkpoints.jina_v3 import write_peft
 
@@ -154,7 +154,9 @@ def stage_and_rows(encoder: Encoder, texts: list[str], *, chunked: bool) -> tupl
         documents = Chunker(encoder.spec, chunking).chunk(texts, None)
         for name in documents.column_names:
             table = table.append_column(name, documents[name])
-    writer = WriterSpec("t", "l", "r", table_schema(pa.schema([]), chunked=chunked), (), "float32", "{}")
+    outputs = encoder.spec.outputs
+    schema = table_schema(pa.schema([]), outputs, chunked=chunked)
+    writer = WriterSpec("t", "l", "r", schema, (), "float32", "{}", outputs)
     spec = StageSpec(SourceSpec("jsonl", "s"), encoder.spec, writer, chunking)
     stage = EncodeStage(spec, NoAttemptLog(), 1, "cpu")
     stage.__dict__["encoder"] = encoder  # the value that the cached property stores
@@ -203,7 +205,7 @@ def test_only_unit_vectors_of_the_right_width_are_reused(data, dim, n):
         )
     column = pa.chunked_array([vectors], pa.list_(pa.float32()))
     good = {"fit"} | ({"made up"} if dim == 1 else set())
-    assert unit_vectors_of(column, dim).tolist() == [kind in good for kind in wanted]
+    assert VectorColumn("embedding", "dense", dim).reusable(column).tolist() == [kind in good for kind in wanted]
 
 
 # Weights

@@ -7,11 +7,23 @@ import contextlib
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.errors import PoisonUnit
-from pipeline.execute.attempts import ENCODE_DEATHS, UNIT_DEATHS, UNIT_HANGS, WHOLE_UNIT, PriorAttempts, _AttemptCounts
+from actors.errors import DeviceLost, PoisonUnit
+from actors.vectors import Encoded, dense
+from pipeline.execute.attempts import (
+    DEVICE_EXIT_CODE,
+    ENCODE_DEATHS,
+    UNIT_DEATHS,
+    UNIT_HANGS,
+    WHOLE_UNIT,
+    NoAttemptLog,
+    PriorAttempts,
+    RayAttemptLog,
+    _AttemptCounts,
+)
 from pipeline.execute.stages.encode import EncodeStage, _Work
 
 
@@ -61,7 +73,7 @@ class Stage(EncodeStage):
                 raise Died
             if number in self.kills:
                 raise Died
-        return np.array(numbers, np.float32)[:, None]
+        return Encoded((dense(np.array(numbers, np.float32)[:, None]),))
 
 
 def encode(count: int, kills: set[int], hangs: set[int]) -> tuple[_Work, int]:
@@ -71,7 +83,7 @@ def encode(count: int, kills: set[int], hangs: set[int]) -> tuple[_Work, int]:
         attempt = Attempt(attempt_log)
         attempt.check()
         rows = pa.table({"number": range(count)})
-        work = _Work(rows, np.arange(count + 1), np.full((count, 1), -1, np.float32), {})
+        work = _Work(rows, np.arange(count + 1), np.zeros(count, np.int64))
         with contextlib.suppress(Died):
             Stage(kills, hangs, attempt)._encode_range(work, 0, count, attempt)
             assert attempt_log.total_deaths == deaths
@@ -89,7 +101,8 @@ def test_every_failing_row_is_found_and_the_deaths_are_bounded(count, data):
     reasons = {row: reason for row, (reason, _) in work.failed.items()}
     assert reasons == dict.fromkeys(kills, "killed_process") | dict.fromkeys(hangs, "timed_out")
     good = [row for row in range(count) if row not in reasons]
-    assert work.vectors[good, 0].tolist() == good
+    vectors = [vector for (part,) in work.parts for (vector,) in part.to_pylist()]
+    assert [vectors[place] for place in work.places[good]] == good
     # Two of the whole unit, one of each smaller range, and those of the row itself.
     assert deaths <= 2 + 3 * len(kills) + 2 * len(hangs)
 
@@ -102,6 +115,50 @@ def test_a_row_that_hangs_costs_one_death_per_level():
 def test_a_unit_of_only_killing_rows_is_given_up():
     with pytest.raises(PoisonUnit, match=f"unit 0 has ended its process {ENCODE_DEATHS} times in the encode stage"):
         encode(400, set(range(400)), set())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: uncorrectable ECC error encountered"),  # of torch before 2.8
+    ],
+)
+def test_a_failed_gpu_is_no_bad_row_but_a_death(monkeypatch, error):
+    class Failing(Stage):
+        def _vectors(self, rows):
+            raise error
+
+    attempt_log = _AttemptCounts()
+    attempt = Attempt(attempt_log)
+    work = _Work(pa.table({"number": range(9)}), np.arange(10), np.zeros(9, np.int64))
+    with pytest.raises(DeviceLost, match=r"the GPU failed.*CUDA error.*run.gpus_per_replica=0") as raised:
+        Failing(set(), set(), attempt)._encode_range(work, 0, 9, attempt)
+    assert work.failed == {}
+    with pytest.raises(DeviceLost):  # a run in this process ends with the error
+        NoAttemptLog().end_process(raised.value)
+
+    def exit_process(code):
+        raise Died(code)
+
+    monkeypatch.setattr("os._exit", exit_process)
+    with pytest.raises(Died, match=str(DEVICE_EXIT_CODE)):  # a worker ends its process
+        RayAttemptLog.end_process(object.__new__(RayAttemptLog), raised.value)
+    assert attempt_log.begin("encode", 0)[0] == {(0, 9): 1}
+
+
+def test_an_error_of_one_row_is_no_failed_gpu():
+    class Refusing(Stage):
+        def _vectors(self, rows):
+            if 3 in rows.column("number").to_pylist():
+                raise RuntimeError("CUBLAS_STATUS_INVALID_VALUE of this row")
+            return Encoded((dense(np.zeros((rows.num_rows, 1), np.float32)),))
+
+    attempt = Attempt(_AttemptCounts())
+    work = _Work(pa.table({"number": range(9)}), np.arange(10), np.zeros(9, np.int64))
+    Refusing(set(), set(), attempt)._encode_range(work, 0, 9, attempt)
+    assert list(work.failed) == [3]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from actors.schema import EMBEDDING, ID
+from actors.vectors import VectorColumn, dense
 from pipeline.scan.neighbours import nearest_rows
-from pipeline.scan.top_k import scan_top_k, unit_vectors
+from pipeline.scan.top_k import scan_top_k
 
 
 def unit(rows: int, seed: int) -> npt.NDArray[np.float32]:
@@ -28,7 +29,7 @@ def test_a_scan_in_batches_finds_the_nearest_rows_of_all():
     vectors, queries = unit(100, 1), unit(3, 2)
     batches = [batch_of(vectors[:40], 0), batch_of(vectors[:0], 0), batch_of(vectors[40:], 40)]
     scores = queries @ vectors.T
-    for query, rows in enumerate(scan_top_k(queries, batches, 5)):
+    for query, rows in enumerate(scan_top_k(dense(queries), batches, 5, VectorColumn(EMBEDDING, "dense", 8))):
         expected = np.argsort(-scores[query])[:5]
         assert [values[ID] for _, values in rows] == [f"{row:03d}" for row in expected]
         np.testing.assert_allclose([score for score, _ in rows], scores[query, expected], atol=1e-6)
@@ -36,7 +37,7 @@ def test_a_scan_in_batches_finds_the_nearest_rows_of_all():
 
 def test_a_row_without_a_vector_of_this_width_is_not_a_number():
     column = pa.array([[3.0, 4.0], None, [1.0]], pa.list_(pa.float32()))
-    vectors = unit_vectors(pa.RecordBatch.from_arrays([column], [EMBEDDING]), 2)
+    vectors = VectorColumn(EMBEDDING, "dense", 2).unit_rows(column)
     np.testing.assert_allclose(vectors[0], [0.6, 0.8], atol=1e-7)
     assert np.isnan(vectors[1:]).all()
 

@@ -39,7 +39,7 @@ def by_hand(query, key, value, lengths, *, scale, bias, causal=False):
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("lengths", [[7, 5, 5, 1], [3, 3], [1], [2, 6, 2, 2, 6]])
+@pytest.mark.parametrize("lengths", [[7, 5, 5, 1], [3, 3], [1], [2, 6, 2, 2, 6], [17, 3, 2, 2, 1]])
 @pytest.mark.parametrize("bias", [None, uneven, alibi(HEADS, torch.device("cpu"))])
 @pytest.mark.parametrize("scale", [None, 1.0])
 def test_both_implementations_attend_within_each_row(lengths, bias, scale):
@@ -71,6 +71,31 @@ def test_causal_attention_and_shared_heads(lengths, groups, causal, bias, scale)
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [8192, *[100] * 573],
+        [512, 300, 256, 255, 128, 90, 3, 1],
+        [1, 512, 1, 512],
+        [7] * 5,
+        [4, 2, 1],
+        np.arange(1, 400),
+    ],
+)
+def test_at_most_half_of_the_padded_places_have_no_token(lengths):
+    lengths = np.array(lengths)
+    batch = pack(np.arange(lengths.sum()), lengths, device=torch.device("cpu"))
+    groups = batch.padded()
+    assert sum(group.rows * group.length for group in groups) <= 2 * lengths.sum()
+    assert [group.tokens.start for group in groups] == [0, *(group.tokens.stop for group in groups[:-1])]
+    assert groups[-1].tokens.stop == lengths.sum()
+    for group in groups:
+        assert torch.equal(group.valid.flatten().nonzero().flatten(), group.places)
+    in_order = np.sort(lengths)[::-1]
+    fewest = len(pack(np.arange(lengths.sum()), in_order, device=torch.device("cpu")).padded())
+    assert fewest <= 1 + np.log2(lengths.max() / lengths.min())
+
+
 def test_causal_attention_in_bfloat16_is_close():
     torch.manual_seed(0)
     lengths = [9, 4, 4]
@@ -83,17 +108,44 @@ def test_causal_attention_in_bfloat16_is_close():
         torch.testing.assert_close(actual.double(), expected, atol=0.03, rtol=0)
 
 
+# The variable-length kernel as torch releases have it: their keyword-only parameters, or those that may be given by name.
+KERNELS = {
+    "2.10": {"is_causal", "return_aux"},
+    "2.11": {"return_aux", "scale", "window_size"},
+    "2.12": {"return_aux", "scale", "window_size", "seqused_k", "block_table"},
+    "2.13": {"return_aux", "scale", "window_size", "seqused_k", "block_table", "enable_gqa", "num_splits"},
+}
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("scale", [None, 1.0])
-def test_varlen_settings_are_parameters_of_the_gpu_kernel(causal, grouped, scale):
-    """The kernel runs on GPUs only, but its parameter names can be checked anywhere."""
+@pytest.mark.parametrize("release", KERNELS)
+def test_the_gpu_kernel_of_each_torch_gets_only_parameters_that_it_has(causal, grouped, scale, release):
+    settings = varlen_settings(KERNELS[release], scale=scale, causal=causal, grouped=grouped)
+    if release == "2.10" and scale is not None:
+        assert settings is None  # it would use another scale
+        return
+    assert settings is not None
+    assert settings.keys() <= KERNELS[release]
+    # Causal: all tokens before, none after.
+    assert (settings.get("window_size") == (-1, 0) or settings.get("is_causal") is True) is causal
+    assert settings.get("scale") == scale
+    assert settings.get("enable_gqa", False) == (grouped and release == "2.13")
+    assert varlen_settings((), scale=scale, causal=causal, grouped=grouped) is None  # before 2.10
+
+
+def test_jina_v4_needs_no_padding_with_the_installed_torch():
+    """The kernel runs on GPUs only, but its parameters can be checked, and the shapes of its result traced, anywhere."""
     from torch.nn.attention.varlen import varlen_attn
 
-    settings = varlen_settings(scale=scale, causal=causal, grouped=grouped)
-    signature(varlen_attn).bind(*[None] * 7, **settings)
-    assert len(settings) == causal + grouped + (scale is not None)
-    assert settings.get("window_size", (-1, 0)) == (-1, 0)  # all tokens before, none after
+    settings = varlen_settings(signature(varlen_attn).parameters, scale=None, causal=True, grouped=True)
+    assert settings is not None
+    query, key, value = torch.empty(7, 16 + 2 * 2, 128, dtype=torch.bfloat16, device="meta").split([16, 2, 2], 1)
+    offsets = torch.empty(3, dtype=torch.int32, device="meta")
+    out = varlen_attn(query, key, value, offsets, offsets, 4, 4, **settings)
+    assert isinstance(out, torch.Tensor)
+    assert out.shape == (7, 16, 128)
 
 
 def test_the_bias_matrix_is_a_view():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
-from transformers import AutoModel
 
 from actors.encoders import describe, load_encoder
 from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
+from actors.errors import DataError
 from tests.checkpoints import SENTENCES, write_bert
 
 TEXTS = [*SENTENCES, "", "x", "two words", SENTENCES[1] * 30, "word " * 300]
@@ -23,6 +23,8 @@ def encoder(minilm):
 
 @pytest.fixture(scope="module")
 def expected(minilm):
+    from sentence_transformers import SentenceTransformer
+
     return SentenceTransformer(str(minilm), device="cpu").encode(TEXTS, normalize_embeddings=True)
 
 
@@ -54,6 +56,8 @@ def test_other_rows_and_order_change_no_vector(encoder):
     ],
 )
 def test_token_states_match_transformers(tmp_path, kind, tokenizer, prefix, dtype):
+    from transformers import AutoModel
+
     folder = write_bert(tmp_path / "model", kind=kind, tokenizer=tokenizer, prefix=prefix, dtype=dtype)
     encoder = load_encoder(str(folder), dtype="float32")
     plain = write_bert(tmp_path / "plain", kind=kind, tokenizer=tokenizer, dtype=dtype)
@@ -74,3 +78,15 @@ def test_pooling_is_read_from_the_repository(tmp_path, mode, column):
     expected = states / np.linalg.norm(states, axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.encode_tokens(ids), expected, atol=1e-6, rtol=0)
     assert max(len(row) for row in ids.to_pylist()) == 20
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_a_row_longer_than_the_position_table_is_refused(tmp_path, kind):
+    """On a GPU the lookup would end the process."""
+    folder = write_bert(tmp_path, kind=kind, tokenizer="byte_level")
+    encoder = load_encoder(str(folder), dtype="float32")
+    limit = encoder.spec.max_tokens
+    row = [7] * limit
+    assert encoder.encode_tokens(pa.array([row], pa.list_(pa.int32()))).shape == (1, encoder.dim)
+    with pytest.raises(DataError, match=f"has {limit + 1} tokens, this model has {limit} positions"):
+        encoder.encode_tokens(pa.array([[*row, 7]], pa.list_(pa.int32())))

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import JinaEmbeddingsV3Model
 
 from actors.encoders import load_encoder
 from actors.encoders.finite import UnfitVectors
@@ -47,6 +45,9 @@ def hub(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(native, tmp_path_factory):
     """Adapters written by PEFT, all factors random."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import JinaEmbeddingsV3Model
+
     root = tmp_path_factory.mktemp("trained")
     for seed, (name, settings) in enumerate(TRAINED.items()):
         torch.manual_seed(seed)
