@@ -5,9 +5,9 @@ A text that has a vector anywhere in the table keeps it bit for bit; only the ot
 of changed and of unchanged shards are rewritten. One commit adds and removes the files.
 
 An unchanged shard counts as changed in six cases: the previous version stored no listing; the job has other text columns;
-the table has other columns than the job wants (kept columns, the text);
-one of its rows was quarantined for an id that another row had, since that row may have been deleted; rows of it are to be
-retried; or a kept column of another shard has a type whose values do not fit the type in the table.
+the table has other columns than the job wants; one of its rows was quarantined for an id that another row had, since that row
+may have been deleted; rows of it are to be retried; or a kept column of another shard has a type whose values do not fit the
+type in the table.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class _Refresh(Runner):
         ):
             return frozenset()
         kept = pa.schema([(name, pa.null()) for name in self.job.source.kept.values()])
-        if self.columns(kept).names != delta_table.schema_of(self._version).names:
+        if {*self.columns(kept).names} != {*delta_table.schema_of(self._version).names}:
             return frozenset()
         quarantined = self._old_quarantine
         to_retry = set(quarantined.filter(pc.equal(quarantined["reason"], "duplicate_id"))["shard"].to_pylist())

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.dataset as ds
+
 from actors import storage
 from actors.encoders.finite import UnfitVectors
 from actors.encoders.spec import ModelSpec, describe
 from actors.errors import ConfigError, DataError, ModelError, TableConflict
-from actors.schema import HASH, ID
+from actors.schema import CHUNK, HASH, ID, KEPT_TEXT, SHARD
 from pipeline.job import fingerprint
 from pipeline.job.encoder import Encoder as EncoderSection
 from pipeline.scan.top_k import scan_top_k
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
 
 BATCH_ROWS = 16_384
+_TEXT_BATCH_ROWS = 1024
+_FILE = "__filename"  # column of a pyarrow dataset: the file of a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ class Searcher:
             if not question.strip():
                 raise ConfigError(f"the question {question!r} is empty or only white space; give it some text")
         dataset = self._table.to_pyarrow_dataset()
-        hidden = {HASH, *(output.name for output in self._outputs)}
+        hidden = {HASH, KEPT_TEXT, *(output.name for output in self._outputs)}
         names = [name for name in dataset.schema.names if name not in hidden]
         condition = None if where is None else parse_where(where, dataset.schema)
         try:
@@ -133,13 +137,31 @@ class Searcher:
         except UnfitVectors as error:
             number, reason = next(iter(error.reasons.items()))
             raise DataError(f"the question {questions[number]!r} cannot be encoded: {reason}") from None
-        batches = dataset.to_batches(columns=[*names, self._outputs[0].name], filter=condition, batch_size=BATCH_ROWS)
+        columns = [*names, _FILE, self._outputs[0].name]
+        batches = dataset.to_batches(columns=columns, filter=condition, batch_size=BATCH_ROWS)
         with delta_table.asking(self._table):
             best = scan_top_k(queries, batches, k, self._outputs[0])
-        return [
-            [
-                Hit(values[ID], score, {name: value for name, value in values.items() if name != ID})
-                for score, values in rows
-            ]
-            for rows in best
+            if KEPT_TEXT in dataset.schema.names:
+                _add_texts(dataset, [values for rows in best for _, values in rows])
+        order = [
+            name for name in dataset.schema.names if name not in (ID, HASH) and (name in names or name == KEPT_TEXT)
         ]
+        return [
+            [Hit(values[ID], score, {name: values[name] for name in order}) for score, values in rows] for rows in best
+        ]
+
+
+def _add_texts(dataset: ds.Dataset, hits: list[dict[str, Any]]) -> None:
+    """Add the text to each hit, from the files of the hits alone: texts are the largest column."""
+    ids: dict[str, list[str]] = {}
+    for hit in hits:
+        ids.setdefault(hit[_FILE], []).append(hit[ID])
+    keys = [_FILE, ID, SHARD, *([CHUNK] if CHUNK in dataset.schema.names else [])]
+    texts: dict[tuple[Any, ...], str | None] = {}
+    for fragment in dataset.get_fragments():
+        if fragment.path in ids:
+            wanted = ds.field(ID).isin(ids[fragment.path])
+            rows = fragment.to_table(dataset.schema, [*keys, KEPT_TEXT], filter=wanted, batch_size=_TEXT_BATCH_ROWS)
+            texts |= {tuple(row[key] for key in keys): row[KEPT_TEXT] for row in rows.to_pylist()}
+    for hit in hits:
+        hit[KEPT_TEXT] = texts.get(tuple(hit[key] for key in keys))
