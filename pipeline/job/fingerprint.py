@@ -45,9 +45,8 @@ def chunking_of(model: ModelSpec, job: Job) -> Chunking | None:
     )
 
 
-def lineage(model: ModelSpec, job: Job) -> dict[str, Any]:
+def lineage(model: ModelSpec, chunking: Chunking | None, job: Job) -> dict[str, Any]:
     """Return the embedding spec as plain data; it is recorded in the table and in the footer of each file."""
-    chunking = chunking_of(model, job)
     by_row = job.source.task_column is not None
     adapters = {
         task: {"sha256": ref.sha256, "prompt": model.prompts[task]} for ref in model.adapters for task in ref.tasks

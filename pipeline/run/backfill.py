@@ -315,8 +315,7 @@ class Runner:
             writer=writer_spec(publication, self.ledger),
             lock=transaction.lock,
             reporter=self.reporter,
-            file_size=self.context.job.table.file_size,
-            address=self.context.job.run.address,
+            job=self.context.job,
         )
         removed = None if removed is None else removed + merged.removed
         outcome = merged.count(outcome)

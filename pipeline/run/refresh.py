@@ -43,6 +43,7 @@ from pipeline.run.backfill import Prepared, Runner
 from pipeline.run.context import RunContext, resolve_context
 from pipeline.run.reembed import Reembedding
 from pipeline.table import delta_table
+from pipeline.table.commit import sized_files
 from pipeline.table.delta_table import State
 from pipeline.table.kept_rows import ADDED, Kept, look_up, of_kind
 from pipeline.table.quarantine import worth_retrying
@@ -190,10 +191,9 @@ class _Refresh(Runner):
         return scan_files(self.context.url, self._version, self._foreign_rows)
 
     @cached_property
-    def _partitions(self) -> dict[str, dict[str, str | None]]:
-        if self.policy.base is not None:
-            return {path: file.partition for path, file in self.policy.base.items()}
-        return delta_table.partition_values(self._version)
+    def _data_files(self) -> dict[str, DataFile]:
+        """The same files by path, as the log has them."""
+        return sized_files(self._version) if self.policy.base is None else self.policy.base
 
     @cached_property
     def _affected(self) -> list[TableFile]:
@@ -304,7 +304,7 @@ class _Refresh(Runner):
             unchanged_rows = file.others + sum(count for path, count in file.shards.items() if path not in replaced)
             if unchanged_rows == 0:
                 continue
-            files.append(RewrittenFile(file.path, self._partitions[file.path], unchanged_rows))
+            files.append(RewrittenFile(file.path, self._data_files[file.path].partition, unchanged_rows))
             rows += unchanged_rows
             if rows >= unit_rows:
                 yield RewriteUnit(number, tuple(files))
@@ -335,7 +335,7 @@ class _Refresh(Runner):
         if not brings_ids(self.context.url, added, removed):
             return []
         return [
-            DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
+            replace(self._data_files[file.path], rows=file.rows)  # another tool may not count them in the log
             for file in self._files
             if file.path not in removed
         ]
