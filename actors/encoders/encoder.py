@@ -23,6 +23,7 @@ from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
 from actors.encoders.compute.malloc import tune_malloc
 from actors.encoders.finite import UnfitVectors, refuse_unfit
+from actors.encoders.lora.files import takes_no_adapters
 from actors.encoders.lora.registry import AdapterRegistry
 from actors.encoders.lora.store import AdapterStore
 from actors.encoders.packed import PackedBatch
@@ -112,7 +113,7 @@ class Encoder:
         """
         store = getattr(self.family, "adapters", None)
         if not isinstance(store, AdapterStore):
-            raise ConfigError(f"model {self.spec.model} is of family {self.spec.family!r}, which takes no adapters.")
+            raise takes_no_adapters(self.spec.model, self.spec.family)
         return AdapterRegistry(self, store)
 
     def use_spec(self, spec: ModelSpec) -> None:

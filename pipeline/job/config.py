@@ -319,6 +319,11 @@ class Job(Section):
             )
         if self.chunking.mode != "none" and (wrong := misnamed(self.source.keep, chunked=True)):
             raise ValueError(f"source.{wrong}")
+        if self.source.task_column is None and (unused := self.encoder.unused_adapters()):
+            raise ValueError(
+                f"encoder.adapters names {unused[0]!r}, which no row uses; set encoder.task: {unused[0]}, or name the "
+                f"column of the rows' tasks in source.task_column"
+            )
         missing = [name for name in self.table.partition_by if name not in self.source.keep]
         if missing:
             raise ValueError(f"table.partition_by names {missing}, which source.keep does not; add them to source.keep")

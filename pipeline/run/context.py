@@ -28,6 +28,7 @@ from pipeline.table.foreign import Foreign, look
 
 def describe_model(job: Job) -> ModelSpec:
     """Return the checked model of a job, without loading its weights."""
+    job.encoder.check_adapters_readable(job.run.address)
     return describe(job.encoder.settings())
 
 

@@ -8,7 +8,6 @@ only vectors are reused from the remaining files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -25,16 +24,9 @@ from pipeline.run.context import RunContext
 from pipeline.table import kept_rows
 from pipeline.table.foreign import Foreign, foreign_commits
 from pipeline.table.kept_rows import ADDED, KEPT, KEYS, Kept, kept_table, look_up, of_kind
+from pipeline.table.version_records import FILE_COLUMNS, files_to_table
 
-_RESTORED = pa.schema(
-    [
-        ("path", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("rows", pa.int64()),
-        ("partition", pa.string()),
-        ("stats", pa.string()),
-    ]
-)
+_RESTORED = pa.schema([*FILE_COLUMNS, ("stats", pa.string())])
 
 
 class ForeignPolicy:
@@ -42,23 +34,21 @@ class ForeignPolicy:
 
     Args:
         context: Model, corpus and table when the run begins.
-        chunked: True if a row of the table is a chunk.
 
     Attributes:
-        undoes: True for a restore that has something to undo.
         reads_everything: True if every shard counts as changed and every file is replaced.
         base: Files that the run starts from, by path; None if these are the files of the current version.
     """
 
-    def __init__(self, context: RunContext, *, chunked: bool) -> None:
+    def __init__(self, context: RunContext) -> None:
         self._foreign = context.foreign
         self._mode = context.job.table.foreign_commits
         self._url = context.url
         self._unique_ids = context.job.source.unique_ids
-        self._chunked = chunked
+        self._chunked = context.chunking is not None
         run = context.state.kept if context.state is not None else None
         self._kept_before = KEPT.empty_table() if run is None else Ledger(context.url, run).table("kept")
-        self.undoes = context.restores
+        self._undoes = context.restores
         self.reads_everything = False
         self.base: dict[str, DataFile] | None = None
         if context.restores:
@@ -92,7 +82,7 @@ class ForeignPolicy:
     def kept(self) -> pa.Table:
         """Return the rows of other tools that this run keeps (`kept_rows.KEPT`)."""
         foreign, before = self._foreign, self._kept_before
-        if self.undoes:
+        if self._undoes:
             return KEPT.empty_table()
         if foreign is None or self._mode != "keep" or foreign.difference is None:
             return before
@@ -142,24 +132,12 @@ class ForeignPolicy:
         Args:
             affected: Files whose rows are written to new files.
         """
-        removed, restored = affected, pa.Table.from_pylist([], schema=_RESTORED)
+        removed, restored = affected, _RESTORED.empty_table()
         if self._foreign is not None and self.base is not None:
             added, rewritten = list(self._foreign.came), set(affected)
             unchanged = self.base.keys() - set(self._foreign.went)
-            restored = pa.Table.from_pylist(
-                [
-                    {
-                        "path": file.path,
-                        "size_bytes": file.size_bytes,
-                        "rows": file.rows,
-                        "partition": json.dumps(file.partition),
-                        "stats": file.stats,
-                    }
-                    for file in self.base.values()
-                    if file.path not in unchanged and file.path not in rewritten
-                ],
-                schema=_RESTORED,
-            )
+            gone = (file for path, file in self.base.items() if path not in unchanged and path not in rewritten)
+            restored = files_to_table(gone, _RESTORED)
             removed = added + [path for path in affected if path in unchanged]
         tables = {"removed": pa.table({"path": pa.array(removed, pa.string())})}
         return {**tables, "restored": restored} if restored.num_rows else tables

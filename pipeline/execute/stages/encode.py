@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.encoders.compute.environment import GPU_ENV
 from actors.errors import DeviceLost, InvariantBroken, VectideError
 from actors.schema import CHUNK, HASH, PARTS, QuarantinedRow
 from actors.unit.unit_batch import UnitBatch, pack, unpack
@@ -72,6 +74,7 @@ class EncodeStage:
         attempt_log: Record of crashed attempts, outside this process.
         threads: CPU threads for this replica.
         device: "cpu", "cuda" or "auto".
+        gpus: GPUs of this replica; a fraction limits its memory to its share of the GPU.
         load_now: Load the model now, while the first units are read, and not at the first text.
         meter: Records the metrics of the encoder after each unit.
     """
@@ -83,6 +86,7 @@ class EncodeStage:
         threads: int | None,
         device: str,
         *,
+        gpus: float = 1.0,
         load_now: bool = False,
         meter: EncoderMeter | None = None,
     ) -> None:
@@ -91,8 +95,12 @@ class EncodeStage:
         self.chunking = spec.chunking
         self._threads = threads
         self._device = device
+        self._gpus = gpus
         self._meter = meter
         self._padding = 0
+        if device != "cpu":
+            for name, value in GPU_ENV.items():
+                os.environ.setdefault(name, value)
         if load_now:
             _ = self.encoder
 
@@ -101,7 +109,9 @@ class EncodeStage:
         """The model, loaded at first use: a refresh may find all vectors in the table and never need it."""
         from actors.encoders import load_encoder
 
-        return load_encoder(self.spec.model, device=self._device, threads=self._threads)
+        encoder = load_encoder(self.spec.model, device=self._device, threads=self._threads)
+        encoder.compute.limit_memory(self._gpus)
+        return encoder
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return the unit with vectors, in the order of its rows."""

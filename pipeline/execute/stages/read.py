@@ -7,6 +7,7 @@ each reader process.
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 
@@ -27,8 +28,19 @@ from pipeline.reuse.lookup import reuse_of
 from pipeline.table.kept_rows import kept_of
 
 
-def read_and_tokenize(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog) -> pa.Table:
-    """Read a unit and prepare its content for the model."""
+def read_and_tokenize(
+    block: pa.Table, spec: StageSpec, attempt_log: AttemptLog, *, beside_gpus: bool = False
+) -> pa.Table:
+    """Read a unit and prepare its content for the model.
+
+    Args:
+        block: The unit.
+        spec: Settings of the run.
+        attempt_log: Record of crashed attempts, outside this process.
+        beside_gpus: Encoders on GPUs of this machine must get a core whenever they want one.
+    """
+    if beside_gpus:
+        _yield_cores()
     unit: Unit | RewriteUnit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
     batch = UnitBatch(unit.number)
     attempt = attempt_log.attempt("read", unit.number)
@@ -45,6 +57,16 @@ def read_and_tokenize(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog)
         batch.error = error
     attempt.done()
     return pack(batch)
+
+
+def _yield_cores() -> None:
+    """Let this process, a reader, compute in one thread and after all other processes.
+
+    The tokenizer would start a thread per core. With a reader per core, these would outnumber the cores, and the thread of
+    an encoder that launches kernels would wait for one of them while its GPU is idle.
+    """
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")  # read when the first texts are tokenized
+    os.nice(19)  # the lowest priority; a second call changes nothing
 
 
 def _prepare(spec: StageSpec) -> None:
