@@ -101,18 +101,22 @@ class VectorColumn:
         A row without a vector of this width, as another tool may have added it, is NaN, so that it is near to nothing. Of a
         multi column it is the normalized mean of the row's vectors.
         """
-        vectors = column if self.kind == "dense" else column.flatten()
-        fit = pc.fill_null(pc.equal(pc.list_value_length(vectors), self.dim), False).to_numpy(zero_copy_only=False)
-        fitting = vectors if fit.all() else vectors.filter(pa.array(fit))
-        flat: Floats = fitting.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
-        if not fit.all():
-            whole = np.full((len(fit), self.dim), np.nan, dtype=np.float32)
-            whole[fit] = flat
-            flat = whole
+        flat = self.matrix(column if self.kind == "dense" else column.flatten())
         if self.kind == "multi":
             flat = _of_rows(column, flat.T, np.add).T
         unit: Floats = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
         return unit
+
+    def matrix(self, vectors: pa.Array) -> Floats:
+        """Return an array of single vectors as float32 [vectors, dim]; one of another width, or none, is NaN."""
+        fit = pc.fill_null(pc.equal(pc.list_value_length(vectors), self.dim), False).to_numpy(zero_copy_only=False)
+        fitting = vectors if fit.all() else vectors.filter(pa.array(fit))
+        flat: Floats = fitting.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
+        if fit.all():
+            return flat
+        whole = np.full((len(fit), self.dim), np.nan, dtype=np.float32)
+        whole[fit] = flat
+        return whole
 
     def scores(self, queries: pa.Array, column: pa.Array) -> Floats:
         """Return the score of each query with each row, float32 [queries, rows]: the cosine.

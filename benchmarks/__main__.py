@@ -183,6 +183,35 @@ def memory(
 
 
 @app.command()
+def search(  # noqa: PLR0917  (typer calls it by name)
+    model: Model = None,
+    out: Out = DOCS,
+    rows: Annotated[int, typer.Option(help="Rows of the table.")] = 1_000_000,
+    dim: Annotated[int, typer.Option(help="Width of the vectors: that of the model, for the whole command.")] = 384,
+    questions: Annotated[int, typer.Option(help="Questions at once.")] = 1_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 5,
+) -> None:
+    """Exact search of a table against numpy, FAISS and usearch."""
+    from benchmarks import search as race
+    from benchmarks.race.engine import today
+
+    result = race.race(
+        WORK / "search",
+        model or packaged_model(),
+        rows=rows,
+        dim=dim,
+        many=questions,
+        repeats=repeats,
+        print_progress=print_progress,
+    )
+    date = today()
+    page = out / f"search_cpu_{date}.md"
+    page.write_text(race.markdown(result, command=command(), date=date))
+    print_progress(f"written: {page}")
+    print(page.read_text())
+
+
+@app.command()
 def gpu(
     model: Model = None,
     out: Out = DOCS,

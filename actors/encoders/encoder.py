@@ -8,6 +8,7 @@ and `running` forms the micro-batches.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -22,7 +23,9 @@ from actors.encoders.build import Family, RowFamily, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
 from actors.encoders.compute.malloc import tune_malloc
+from actors.encoders.compute.transfer import Departure, Departures
 from actors.encoders.finite import UnfitVectors, refuse_unfit
+from actors.encoders.lora.files import takes_no_adapters
 from actors.encoders.lora.registry import AdapterRegistry
 from actors.encoders.lora.store import AdapterStore
 from actors.encoders.packed import PackedBatch
@@ -30,6 +33,7 @@ from actors.encoders.pooling import finish, pool
 from actors.encoders.running import MicroBatch, Reduce, Runner, Stats, check_token_ids
 from actors.encoders.spec import ModelSpec, check_task
 from actors.errors import ConfigError
+from actors.inputs import prepare_questions
 from actors.schema import INPUT_IDS, TASK
 from actors.text.chunk_rules import By, Chunking
 from actors.text.chunks import Chunker, resolve
@@ -83,6 +87,7 @@ class Encoder:
                 f"processes on it, or encode on the CPU (device='cpu', in a job run.gpus_per_replica=0)."
             ) from None
         self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
+        self._departures = Departures(self.compute.device) if self.compute.device.type == "cuda" else None
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -111,7 +116,7 @@ class Encoder:
         """
         store = getattr(self.family, "adapters", None)
         if not isinstance(store, AdapterStore):
-            raise ConfigError(f"model {self.spec.model} is of family {self.spec.family!r}, which takes no adapters.")
+            raise takes_no_adapters(self.spec.model, self.spec.family)
         return AdapterRegistry(self, store)
 
     def use_spec(self, spec: ModelSpec) -> None:
@@ -147,7 +152,7 @@ class Encoder:
         Raises:
             UnfitVectors: As for `encode`.
         """
-        encoded = self.encode_rows(pa.table({INPUT_IDS: self.tokenizer.tokenize(questions).ids}))
+        encoded = self.encode_rows(prepare_questions(self.spec, questions))
         if encoded.reasons:
             raise UnfitVectors("a question has no vector", encoded.reasons)
         return encoded.outputs[0]
@@ -156,7 +161,7 @@ class Encoder:
         """Encodes rows of a unit. This is the pipeline's hot path.
 
         Args:
-            rows: Columns of the read stage for the encoder.
+            rows: Columns that the preparer of the model's modality made, and maybe `TASK`.
             chunking: The rules that cut the texts, if they are cut.
 
         Raises:
@@ -190,18 +195,21 @@ class Encoder:
                 carries the vectors of the other rows.
         """
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
-        done: list[tuple[Ints, torch.Tensor]] = []
+        away: deque[tuple[Ints, Departure]] = deque()
         for micro in self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True):
-            if micro.value.device.type == "cpu":
+            if self._departures is None:
                 vectors[micro.rows] = micro.value.numpy()
-            else:
-                done.append((micro.rows, micro.value))
-        if done:
-            # One copy for the whole block: a copy per micro-batch would make the GPU wait for the host.
-            started = time.perf_counter()
-            vectors[np.concatenate([rows for rows, _ in done])] = torch.cat([unit for _, unit in done]).cpu().numpy()
-            # CUDA calls return before the GPU has finished: most of the GPU's time passes in this copy.
-            self._runner.add_wait(time.perf_counter() - started)
+                continue
+            away.append((micro.rows, self._departures.start(micro.value)))
+            # The GPU is still computing what was launched after them: only what has arrived is put into place.
+            while away and away[0][1].has_ended():
+                rows, departure = away.popleft()
+                vectors[rows] = departure.array()
+        # CUDA calls return before the GPU has finished: most of the GPU's time passes here.
+        started = time.perf_counter()
+        for rows, departure in away:
+            vectors[rows] = departure.array()
+        self._runner.add_wait(time.perf_counter() - started)
         return refuse_unfit(vectors, "row {}".format)
 
     def encode_chunks(

@@ -50,6 +50,7 @@ class FamilyFacts:
         shared_adapters: All adapters are in one file, distinguished by their names in it, and each changes every linear
             layer that is used.
         adapters_key: The setting of config.json that lists them.
+        modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
         outputs: Vectors of a row; empty for a single dense one.
         targets: Layers that a LoRA adapter may change, by their names in PEFT's files; empty if the family has none.
     """
@@ -75,6 +76,7 @@ class FamilyFacts:
     adapters: Mapping[str, str] = field(default_factory=dict)
     shared_adapters: bool = False
     adapters_key: str = ""
+    modality: str = "text"
     outputs: tuple[VectorColumn, ...] = ()
     targets: Mapping[str, Target] = field(default_factory=dict)
 

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """A LoRA adapter to add to a model.
+
+    Attributes:
+        path: Its PEFT folder: a local directory, a URL or a hub id.
+        prompt: Text put before each text.
+        query_prompt: Text put before each query; None: queries have the same prompt as texts.
+    """
+
+    path: str
+    prompt: str = ""
+    query_prompt: str | None = None
+
+    def prompts(self, name: str) -> dict[str, str]:
+        """Returns its tasks with their prompts: `name`, and `<name>.query` if queries have a prompt of their own."""
+        return {name: self.prompt} | ({} if self.query_prompt is None else {f"{name}.query": self.query_prompt})
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +40,7 @@ class EncoderSettings:
             (products of 8-bit integers, CPUs only: faster, but an approximation whose quality must be measured).
         prompt: Text put before each text instead of the published one.
         allow_untrained_dim: Shorten vectors of a model that was not trained for it.
+        adapters: LoRA adapters to add to the model, by name. Each name becomes a task.
     """
 
     model: str
@@ -30,6 +51,7 @@ class EncoderSettings:
     dtype: str = "auto"
     prompt: str | None = None
     allow_untrained_dim: bool = False
+    adapters: Mapping[str, AdapterSettings] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: str | EncoderSettings, **others: Any) -> EncoderSettings:

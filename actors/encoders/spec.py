@@ -14,6 +14,7 @@ from typing import Any
 from actors.encoders import checkpoint
 from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts, check_adapters, check_tensors
+from actors.encoders.lora.files import adapter_folder, read_adapter, sha256_adapter, takes_no_adapters
 from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repository
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.weight_files import read_tensors
@@ -45,12 +46,12 @@ class AdapterRef:
     """Reference to an adapter that was added to a model.
 
     Attributes:
-        name: The task that uses it.
-        path: Its PEFT folder.
+        tasks: The tasks that use it: its name, and `<name>.query` if queries have a prompt of their own.
+        path: Its PEFT folder: an absolute path, a URL or a hub id.
         sha256: Hash of its content.
     """
 
-    name: str
+    tasks: tuple[str, ...]
     path: str
     sha256: str
 
@@ -81,6 +82,7 @@ class ModelSpec:
         weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
         adapters: Adapters added to the published ones or replacing them.
         vocab_size: Rows of the word table, 0 if not known. A token id beyond it is refused.
+        modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
         own_outputs: Outputs of a family that makes something else than one dense vector.
     """
 
@@ -106,6 +108,7 @@ class ModelSpec:
     tokenizer_sha256: str
     adapters: tuple[AdapterRef, ...] = ()
     vocab_size: int = 0
+    modality: str = "text"
     own_outputs: tuple[VectorColumn, ...] = ()
 
     @property
@@ -118,12 +121,16 @@ class ModelSpec:
 
         Name, revision and path are omitted: the hashes identify the model, and a copy in another place, or a revision that
         changed only a README, must not cause a re-embedding. Of the added adapters, only the one in use is included.
+        A table keeps the prompt of its queries in its settings, so that belongs to it too.
         """
-        own = {ref.name: ref.sha256 for ref in self.adapters}
-        added = {"adapter_sha256": own[self.task]} if self.task in own else {}
+        own = next((ref for ref in self.adapters if self.task in ref.tasks), None)
+        added = {} if own is None else {"adapter_sha256": own.sha256}
+        if own is not None and len(own.tasks) > 1:
+            added["query_prompt"] = self.query_side().prompt
         return {
             **added,
             **lineage_of(self.outputs),
+            **({} if self.modality == "text" else {"modality": self.modality}),
             "family": self.family,
             "variant": self.variant,
             "weights_sha256": self.weights_sha256,
@@ -151,6 +158,29 @@ class ModelSpec:
         if task is not None:
             check_task(task, self.tasks, where=self.model)
         return replace(self, task=task, prompt=self.prompts.get(task, "") if task is not None else "")
+
+    def with_adapter(self, prompts: Mapping[str, str], path: str, sha256: str) -> ModelSpec:
+        """Returns the spec with an adapter more, which replaces one of the same name.
+
+        Args:
+            prompts: The prompts of its tasks: that of its name, then that of its queries if they have another one.
+            path: Its PEFT folder: a local directory, a URL or a hub id.
+            sha256: Hash of its content.
+        """
+        name, *queries = prompts
+        if Path(path).expanduser().is_dir():
+            path = str(Path(path).expanduser().resolve())
+        return replace(
+            self,
+            tasks=tuple(dict.fromkeys((*self.tasks, *prompts))),
+            prompt=prompts.get(self.task or "", self.prompt),
+            prompts={**self.prompts, **prompts},
+            query_of={**self.query_of, name: queries[0]} if queries else self.query_of,
+            adapters=(
+                *(ref for ref in self.adapters if ref.tasks[0] != name),
+                AdapterRef(tuple(prompts), path, sha256),
+            ),
+        )
 
     def query_side(self) -> ModelSpec:
         """Returns the spec that encodes queries against vectors of this spec (itself if there is no difference)."""
@@ -193,17 +223,7 @@ def describe(model: str | EncoderSettings, **others: Any) -> ModelSpec:
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(_no_tokenizer(folder))
         tasks, prompts, default_task, query_of = _tasks(facts, repository)
-        if settings.task is not None:
-            check_task(settings.task, tasks, where=settings.model)
-        task = settings.task if settings.task is not None else default_task
-        if task is None and facts.needs_task:
-            raise ConfigError(
-                f"model {settings.model} needs a task, which chooses its adapter and its prompt: one of {', '.join(tasks)}. Set `task`."
-            )
-        published = prompts.get(task, "") if task is not None else ""
-        if settings.prompt is not None and task is not None:
-            prompts = {**prompts, task: settings.prompt}
-        return ModelSpec(
+        spec = ModelSpec(
             model=settings.model,
             revision=commit,
             path=str(folder),
@@ -212,21 +232,57 @@ def describe(model: str | EncoderSettings, **others: Any) -> ModelSpec:
             hidden=facts.hidden,
             dim=_dim(settings, facts),
             max_tokens=_max_tokens(settings, facts, repository),
-            task=task,
+            task=None,
             tasks=tasks,
-            prompt=published if settings.prompt is None else settings.prompt,
+            prompt=settings.prompt or "",
             prompts=prompts,
             query_of=query_of,
             pooling=repository.pooling or facts.pooling,
             normalize=True,
             precision=_PRECISIONS[settings.dtype],
             lowercase=repository.lowercase,
-            weights_sha256=checkpoint.sha256_files(folder, (*files, *facts.extra_files)),
+            weights_sha256="",
             config_sha256=checkpoint.sha256_config(config),
             tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
             vocab_size=facts.vocab_size,
+            modality=facts.modality,
             own_outputs=facts.outputs,
         )
+        spec = _with_task(_with_adapters(spec, settings, facts), settings, default_task, facts)
+        # The weights are read last, so that a wrong setting is reported before that.
+        return replace(spec, weights_sha256=checkpoint.sha256_files(folder, (*files, *facts.extra_files)))
+
+
+def _with_adapters(spec: ModelSpec, settings: EncoderSettings, facts: FamilyFacts) -> ModelSpec:
+    """Returns the spec with the adapters of the settings, each checked against the model."""
+    if settings.adapters and not facts.targets:
+        raise takes_no_adapters(spec.model, spec.family)
+    for name, adapter in settings.adapters.items():
+        prompts = adapter.prompts(name)
+        if taken := [task for task in prompts if task in spec.tasks]:
+            raise ConfigError(
+                f"adapter {name!r}: {taken[0]!r} is a task of {spec.model} already; its tasks are "
+                f"{', '.join(spec.tasks)}. Give the adapter another name."
+            )
+        with adapter_folder(name, adapter.path) as folder:
+            read_adapter(folder, facts.targets)
+            spec = spec.with_adapter(prompts, adapter.path, sha256_adapter(folder))
+    return spec
+
+
+def _with_task(spec: ModelSpec, settings: EncoderSettings, default_task: str | None, facts: FamilyFacts) -> ModelSpec:
+    """Returns the spec with the task and the prompt of the settings."""
+    task = settings.task if settings.task is not None else default_task
+    if task is None:
+        if facts.needs_task:
+            raise ConfigError(
+                f"model {spec.model} needs a task, which chooses its adapter and its prompt: one of "
+                f"{', '.join(spec.tasks)}. Set `task`."
+            )
+        return spec
+    if settings.prompt is not None:
+        spec = replace(spec, prompts={**spec.prompts, task: settings.prompt})
+    return spec.with_task(task)
 
 
 def _no_tokenizer(folder: Path) -> str:

@@ -34,6 +34,7 @@ from pipeline.execute.stages.read import read_and_tokenize
 from pipeline.execute.stages.spec import StageSpec, to_block
 from pipeline.execute.stages.write import rewrite, write
 from pipeline.job.config import Run
+from pipeline.job.values import cluster_at
 from pipeline.plan.resources import Machine, Pool, size_pool
 
 WAVE_UNITS = 20_000
@@ -77,7 +78,7 @@ def _init(address: str) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised and need no log
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    target = os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
+    target = cluster_at(address)
     _check_reachable(target, address)
     if target == "local":
         os.environ.update({name: os.environ.get(name, value) for name, value in ENCODER_ENV.items()})
@@ -168,7 +169,13 @@ def _run_wave(
     _set_stall_timeout(_STALL_TIMEOUT_S[pool.grows], spec.row_timeout_s)
     dataset = (
         ray.data.from_blocks([to_block(unit) for unit in wave])
-        .map_batches(read_and_tokenize, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
+        .map_batches(
+            read_and_tokenize,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pool.io_cpus,
+            fn_kwargs={**shared, "beside_gpus": pool.device != "cpu"},
+        )
         .map_batches(
             EncodeStage,
             batch_size=1,
@@ -182,6 +189,7 @@ def _run_wave(
                 **shared,
                 "threads": pool.threads,
                 "device": pool.device,
+                "gpus": pool.gpus,
                 "load_now": True,
                 "meter": EncoderMeter(Meter(spec.writer.table, spec.writer.run)),
             },

@@ -335,6 +335,11 @@ class Job(Section):
         kept = self.source.kept
         if wrong := misnamed(kept, chunked=self.chunking.mode != "none", keep_text=self.table.keep_text):
             raise ValueError(f"source.{wrong}")
+        if self.source.task_column is None and (unused := self.encoder.unused_adapters()):
+            raise ValueError(
+                f"encoder.adapters names {unused[0]!r}, which no row uses; set encoder.task: {unused[0]}, or name the "
+                f"column of the rows' tasks in source.task_column"
+            )
         missing = [name for name in self.table.partition_by if name not in kept.values()]
         if missing:
             raise ValueError(

@@ -45,13 +45,17 @@ def chunking_of(model: ModelSpec, job: Job) -> Chunking | None:
     )
 
 
-def lineage(model: ModelSpec, job: Job) -> dict[str, Any]:
+def lineage(model: ModelSpec, chunking: Chunking | None, job: Job) -> dict[str, Any]:
     """Return the embedding spec as plain data; it is recorded in the table and in the footer of each file."""
-    chunking = chunking_of(model, job)
+    by_row = job.source.task_column is not None
+    adapters = {
+        task: {"sha256": ref.sha256, "prompt": model.prompts[task]} for ref in model.adapters for task in ref.tasks
+    }
     return {
         "model": model.model,
         "revision": model.revision,
         **model.lineage(),
+        **({"adapters": adapters} if by_row and adapters else {}),
         **(chunking.lineage() if chunking is not None else {}),
         "precision_stored": job.table.precision,
     }
@@ -74,7 +78,8 @@ def run_name(content: str, base: str | None, *, foreign: str | None = None, retr
         foreign: The policy for commits of other tools, if there are some.
         retries: Name of the run whose quarantined rows are retried.
     """
-    return digest([content, base, foreign, retries], length=8)
+    special = [foreign, retries] if foreign or retries else []  # without them the name is that of earlier versions
+    return digest([content, base, *special], length=8)
 
 
 def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:

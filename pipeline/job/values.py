@@ -102,6 +102,11 @@ def _check_size(text: str) -> str:
     return text
 
 
+def cluster_at(address: str) -> str:
+    """Return what `run.address` stands for: "inline", "local" or the address of a Ray cluster."""
+    return os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
+
+
 Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
 Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Kept = Annotated[

@@ -99,6 +99,7 @@ def survey(
     shards: tuple[Shard, ...],
     known: Mapping[str, pa.DataType] | None = None,
     *,
+    modality: str,
     corpus: tuple[Shard, ...] = (),
 ) -> Survey:
     """Check that the shards have what the job names.
@@ -107,12 +108,17 @@ def survey(
         job: What to look for.
         shards: Where.
         known: Types that kept columns have in shards that are not looked at, as the table stores them.
+        modality: The content that the model takes.
         corpus: All shards, where only some are to be read.
 
     Raises:
         ConfigError: a column is missing or of a wrong type.
         DataError: a shard cannot be read as what it claims to be.
     """
+    if job.table.keep_text and modality != "text":
+        raise ConfigError(
+            f"table.keep_text stores texts, and the model takes {modality}; leave keep_text out of the job"
+        )
     dialects: tuple[DialectUse, ...] = ()
     if shards:
         source_format = open_format(job.source.format, shards[0].path).name
@@ -128,6 +134,7 @@ def survey(
         unique_ids=job.source.unique_ids,
         folders_of=(corpus or shards) if job.source.hive else (),
         known=known,
+        modality=modality,
     )
     keep_schema = source.kept_schema()
     _check_partitions(job, keep_schema)

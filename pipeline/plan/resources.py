@@ -26,6 +26,11 @@ _SHARE, _IO_CPUS = 0.66, 0.2
 _CROWDED, _CROWDED_IO_CPUS = (0.75, 0.77, 0.79, 0.81, 0.83), 0.25
 
 
+# CPUs that Ray reserves for an encoder on a GPU, whose thread launches the kernels, and for a task beside such encoders.
+# Of few CPUs, encoders take this part at most, and a task the part that Ray Data keeps for its stage.
+_BESIDE_GPU, _ENCODERS_PART, _STAGE_PART = 1.0, 2 / 3, 1 / 6
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Encoder processes and their resources.
@@ -115,8 +120,7 @@ def size_pool(run: Run, machines: Sequence[Machine]) -> Pool:
     gpus = sum(machine.gpus for machine in for_encoders)
     per_replica = run.gpus_per_replica if run.gpus_per_replica != "auto" else (1.0 if gpus >= 1 else 0.0)
     if per_replica > 0:
-        fit = sum(_fit(machine.gpus, per_replica) for machine in for_encoders)
-        return _on_gpus(run, fit, per_replica, gpus, labels)
+        return _on_gpus(run, per_replica, cpus, for_encoders, labels)
     return _on_cpus(run, cpus, for_encoders, labels)
 
 
@@ -127,8 +131,10 @@ def _fit(gpus: float, per_replica: float) -> int:
     return math.floor(1 / per_replica) * math.floor(gpus)
 
 
-def _on_gpus(run: Run, fit: int, per_replica: float, gpus: float, labels: Mapping[str, str]) -> Pool:
+def _on_gpus(run: Run, per_replica: float, cpus: float, machines: Sequence[Machine], labels: Mapping[str, str]) -> Pool:
     wanted = run.replicas
+    gpus, room = sum(machine.gpus for machine in machines), [_fit(machine.gpus, per_replica) for machine in machines]
+    fit = sum(room)
     if isinstance(wanted, Replicas):
         now, most = wanted.min, wanted.max
     else:
@@ -141,9 +147,25 @@ def _on_gpus(run: Run, fit: int, per_replica: float, gpus: float, labels: Mappin
             f"Lower run.replicas or run.gpus_per_replica (0 runs on CPUs), or let the pool grow with the cluster: "
             f"run.replicas: {{min: {min(fit, 1)}, max: {most}}}"
         )
+    # Of machines to come nothing is known: an encoder that asks for a CPU would not fit one that has none to give.
+    parts = [machine.cpus * _ENCODERS_PART / n for machine, n in zip(machines, room, strict=True) if n] or [0.0]
+    # Encoders that wait for a machine count too: Ray Data takes their CPUs from the readers.
+    parts.append(cpus * _ENCODERS_PART / most)
     return Pool(
-        most, per_replica, cpus=0.0, threads=None, io_cpus=0.5, device="cuda", least=max(now, 1), labels=labels or None
+        most,
+        per_replica,
+        cpus=_at_most_one(*parts),
+        threads=None,
+        io_cpus=_at_most_one(cpus * _STAGE_PART),
+        device="cuda",
+        least=max(now, 1),
+        labels=labels or None,
     )
+
+
+def _at_most_one(*cpus: float) -> float:
+    """Return the least of some numbers of CPUs, or a whole one, rounded down to what Ray can reserve."""
+    return math.floor(min([_BESIDE_GPU, *cpus]) * 10_000) / 10_000
 
 
 def _on_cpus(run: Run, cpus: float, machines: Sequence[Machine], labels: Mapping[str, str]) -> Pool:

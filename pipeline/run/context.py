@@ -6,6 +6,7 @@ if another tool has changed some.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ from pipeline.table.foreign import Foreign, look
 
 def describe_model(job: Job) -> ModelSpec:
     """Return the checked model of a job, without loading its weights."""
+    job.encoder.check_adapters_readable(job.run.address)
     return describe(job.encoder.settings())
 
 
@@ -81,8 +83,13 @@ class RunContext:
         )
 
 
-def resolve_context(job: Job, reporter: Reporter) -> RunContext:
+def resolve_context(job: Job, reporter: Reporter, *, hash_limit_bytes: float = math.inf) -> RunContext:
     """Check the model, list the corpus and read the table's log.
+
+    Args:
+        job: The job.
+        reporter: Receives the steps.
+        hash_limit_bytes: Size of the source above which it is not hashed, even if the job asks for that.
 
     Raises:
         VectideError: one of them does not exist, or is invalid.
@@ -91,8 +98,9 @@ def resolve_context(job: Job, reporter: Reporter) -> RunContext:
     check_task_column(job.source.task_column, model)
     reporter.step("listing the corpus")
     listing = list_corpus(job)
-    shards = identified(job, listing.shards, reporter.step)
-    lineage = fingerprint.lineage(model, job)
+    shards = identified(job, listing.shards, reporter.step, limit_bytes=hash_limit_bytes)
+    chunking = fingerprint.chunking_of(model, job)
+    lineage = fingerprint.lineage(model, chunking, job)
     embedding_spec = delta_table.EmbeddingSpec(
         fingerprint.fingerprint(lineage), lineage, job.encoder.model_dump(mode="json")
     )
@@ -105,7 +113,7 @@ def resolve_context(job: Job, reporter: Reporter) -> RunContext:
         job=job,
         url=url,
         model=model,
-        chunking=fingerprint.chunking_of(model, job),
+        chunking=chunking,
         shards=shards,
         embedding_spec=embedding_spec,
         content=fingerprint.content_name(job, embedding_spec.fingerprint, shards),

@@ -12,23 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from actors import storage
 from actors.encoders.spec import ModelSpec
+from actors.inputs import prepare_questions
+from actors.schema import COST, PARTS
 from actors.source import hive
 from actors.source.formats.dialects import DialectUse
 from actors.storage.listed import LeftOut
-from pipeline.job import fingerprint
+from actors.text.chunk_rules import Chunking
+from pipeline.execute.progress import NullReporter
 from pipeline.job.config import Job
 from pipeline.ledger.ledger import Ledger
-from pipeline.plan.corpus import Survey, list_corpus, survey
-from pipeline.plan.identify import identified
+from pipeline.plan.corpus import Survey, survey
 from pipeline.plan.resources import at_most, on_cores
 from pipeline.plan.sample import Sample, take_sample
 from pipeline.plan.units import cut_plan
-from pipeline.run.context import describe_model
-from pipeline.table import delta_table
-from pipeline.table.foreign import foreign_commits, look
+from pipeline.run.context import resolve_context
+from pipeline.table.foreign import foreign_commits
 
 # Bytes of each number, measured with zstd over byte-stream-split.
 _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
@@ -112,43 +113,35 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     Raises:
         VectideError: a backfill would refuse the job, the source or the table.
     """
-    model = describe_model(job)
-    listing = list_corpus(job)
-    shards = listing.shards
-    hash_bytes = sum(shard.size_bytes for shard in shards) if job.source.verify == "content" else 0
+    context = resolve_context(job, NullReporter(), hash_limit_bytes=HASHED_BYTES)
+    model = context.model
+    hash_bytes = sum(shard.size_bytes for shard in context.shards) if job.source.verify == "content" else 0
     is_run_known = hash_bytes <= HASHED_BYTES
-    if hash_bytes and is_run_known:
-        shards = identified(job, shards, lambda _: None)
-    surveyed = survey(job, shards)
-    sample = take_sample(surveyed, model, fingerprint.chunking_of(model, job))
+    surveyed = survey(job, context.shards, modality=model.modality)
+    sample = take_sample(surveyed, model, context.chunking)
     replicas, cores = _encoders(job)
     plan = cut_plan(job, surveyed, model, sample, replicas=replicas, cores=cores)
-    spec_hash = fingerprint.fingerprint(fingerprint.lineage(model, job))
-    url = storage.absolute(job.table.uri)
-    opened = delta_table.open_table(url)
-    state = delta_table.state_of(opened)
-    foreign = look(opened, url, state)
-    if foreign is not None and job.table.foreign_commits == "refuse":
-        raise foreign_commits(foreign, url)
-    content = fingerprint.content_name(job, spec_hash, surveyed.shards)
-    run = fingerprint.run_name(content, None if state is None else str(state)) if is_run_known else ""
-    if is_run_known and state is not None and foreign is None and Ledger(url, state.run).holds(content):
-        run = state.run  # the table is up to date: a backfill has nothing to do
-    ledger = Ledger(url, run)
+    if context.foreign is not None and job.table.foreign_commits == "refuse":
+        raise foreign_commits(context.foreign, context.url)
+    run = context.run_name() if is_run_known else ""
+    current = context.state if is_run_known and context.foreign is None else None
+    if current is not None and Ledger(context.url, current.run).holds(context.content):
+        run = current.run  # the table is up to date: a backfill has nothing to do
+    ledger = Ledger(context.url, run)
     frozen = ledger.description() if is_run_known else None
     units = frozen.units if frozen else plan.units
     done = len(ledger.done()) if frozen else 0
     basis = "given"
     if tokens_per_s is None:
-        tokens_per_s, basis = measure(model, sample)
+        tokens_per_s, basis = measure(model, sample, context.chunking)
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
     numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
     row_bytes = numbers * _STORED_BYTES[job.table.precision] + 60
-    text_bytes = _compressed_bytes(sample) if job.table.keep_text else 0.0
+    text_bytes = sample.compressed_bytes_per_row if job.table.keep_text else 0.0
     return Estimate(
         run=run,
-        fingerprint=spec_hash,
+        fingerprint=context.embedding_spec.fingerprint,
         shards=len(surveyed.shards),
         source_bytes=sum(shard.size_bytes for shard in surveyed.shards),
         rows=plan.rows,
@@ -171,14 +164,9 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         hash_bytes=hash_bytes,
         untagged=sum(not shard.etag for shard in surveyed.shards),
         hive=_folders(job, surveyed) if job.source.hive else None,
-        left_out=listing.left_out,
+        left_out=context.left_out,
         dialects=surveyed.dialects,
     )
-
-
-def _compressed_bytes(sample: Sample) -> float:
-    """Return the size of a text as a table stores it, on average."""
-    return len(pa.compress("".join(sample.texts).encode(), "zstd")) / max(sample.rows, 1)
 
 
 def _folders(job: Job, surveyed: Survey) -> tuple[FolderColumn, ...]:
@@ -202,15 +190,15 @@ def _encoders(job: Job) -> tuple[int, int | None]:
     return on_cores([os.cpu_count() or 1], limit)
 
 
-def measure(model: ModelSpec, sample: Sample) -> tuple[float, str]:
+def measure(model: ModelSpec, sample: Sample, chunking: Chunking | None) -> tuple[float, str]:
     """Return the tokens per second of this machine on the sample, and the basis of that rate."""
     from actors.encoders import load_encoder
 
     encoder = load_encoder(model)
-    texts = list(sample.texts[:128]) or ["one short text"]
-    encoder.encode(texts[:16])  # the first call includes the warm-up
-    before = encoder.stats.tokens
+    rows = (prepare_questions(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, 128)
+    chunking = chunking if PARTS in rows.column_names else None
+    encoder.encode_rows(rows.slice(0, 16), chunking)  # the first call includes the warm-up
     started = time.perf_counter()
-    encoder.encode(texts)
+    encoder.encode_rows(rows, chunking)
     elapsed_s = max(time.perf_counter() - started, 1e-6)
-    return (encoder.stats.tokens - before) / elapsed_s, "measured on this machine with one process"
+    return pc.sum(rows[COST]).as_py() / elapsed_s, "measured on this machine with one process"

@@ -23,7 +23,7 @@ from pipeline.job.config import Run
 from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
 from pipeline.ledger.run_description import RunDescription
 from pipeline.ledger.table_lock import TableLock
-from pipeline.table import commit
+from pipeline.table.commit import Publication
 
 # Starting a cluster for less than this costs more time than it saves.
 INLINE_BYTES = 1 << 30
@@ -55,6 +55,21 @@ def pack(files: Iterable[DataFile], target_bytes: int, small_bytes: float) -> It
 def partition_key(file: DataFile) -> str:
     """Return a text that files of one partition share."""
     return json.dumps(file.partition, sort_keys=True)
+
+
+def writer_spec(publication: Publication, ledger: Ledger) -> WriterSpec:
+    """Return the settings with which the files of a publication are written."""
+    lineage = publication.embedding_spec.lineage
+    return WriterSpec(
+        table=ledger.table_url,
+        ledger=ledger.home(),
+        run=ledger.run,
+        schema=publication.schema,
+        partition_by=publication.partition_by,
+        precision=lineage["precision_stored"],
+        lineage=json.dumps(lineage, sort_keys=True),
+        outputs=publication.embedding_spec.outputs,
+    )
 
 
 def freeze_packs(
@@ -96,7 +111,7 @@ def run_packs(
         ledger: The ledger of the packs.
         done: Numbers of the units that have a receipt.
         writer: Settings of the writer; its ledger is replaced by this one.
-        lock: Checked before the files: a vacuum that took the lock meanwhile may still be deleting files.
+        lock: Checked before the files.
         reporter: Receives the start and each unit.
         address: Executor; see `run.address` of a job.
         inline_bytes: Total size of the packs up to which this process does the work, unless a cluster is named.
@@ -123,8 +138,4 @@ def run_packs(
         units = (unit for unit in table_to_units(ledger.plan(), done) if isinstance(unit, RewriteUnit))
         outcomes = executor.rewrite(units, replace(writer, ledger=ledger.home()), run.row_timeout_s)
         collect_outcomes(outcomes, ledger, reporter)
-    receipts = load_complete_receipts(ledger)
-    files = tuple(file for receipt in receipts.values() for file in receipt.files)
-    lock.check()
-    check_files(ledger, writer.table, commit.missing_files(writer.table, files), len(files))
-    return files
+    return check_files(load_complete_receipts(ledger).values(), ledger, lock)

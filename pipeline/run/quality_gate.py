@@ -31,7 +31,6 @@ from actors.vectors import VectorColumn
 from pipeline.job import config
 from pipeline.quality.metrics import mean_ndcg, mean_overlap
 from pipeline.scan.neighbours import nearest_rows
-from pipeline.scan.top_k import scan_top_k
 from pipeline.search.search import query_model
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication
@@ -193,7 +192,8 @@ class Gate:
 
     def _search(self, side: _Side, questions: list[str]) -> Iterator[dict[str, float]]:
         """Yield for each question the scores of its best documents; the best chunk of a document counts."""
-        from actors.encoders import load_encoder
+        from actors.encoders import load_encoder  # importing torch takes seconds
+        from pipeline.scan.top_k import QUERY, SCORE, nearest_of_batches
 
         column = side.embedding_spec.outputs[0]
         queries = load_encoder(query_model(side.embedding_spec, self._url)).encode_queries(questions)
@@ -202,11 +202,12 @@ class Gate:
             for path in side.paths
             for batch in read_stored(self._url, path, [ID], [column]).to_batches(max_chunksize=16_384)
         )
-        for rows in scan_top_k(queries, batches, K * 5 if side.chunked else K, column):
-            documents: dict[str, float] = {}
-            for score, row in rows:
-                documents.setdefault(row[ID], score)
-            yield dict(list(documents.items())[:K])
+        best = nearest_of_batches(queries, batches, K * 5 if side.chunked else K, column)
+        documents: list[dict[str, float]] = [{} for _ in questions]
+        for row in best.to_pylist():
+            documents[row[QUERY]].setdefault(row[ID], row[SCORE])
+        for scores in documents:
+            yield dict(list(scores.items())[:K])
 
 
 def _read(url: str, key: str, columns: tuple[str, ...]) -> pa.Table:

@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import InvariantBroken
-from actors.schema import CHUNK, EMBEDDING, ID, SHARD, TOKENS
+from actors.schema import CHUNK, ID, SHARD, TOKENS
 from actors.unit.receipt import DataFile
 from actors.unit.row_hashes import hash_strings, row_hashes
 from pipeline.table import commit, delta_table
@@ -30,7 +30,7 @@ LIMIT_ROWS = 10_000_000
 _THREADS = 16
 _CHANGES = ("added", "changed", "removed")
 # Columns that do not count: they follow from others, or say where a row was read.
-_FOLLOWING = (EMBEDDING, TOKENS, SHARD)
+_FOLLOWING = (TOKENS, SHARD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,8 @@ class Comparison:
     def __init__(self, url: str, old: DeltaTable, new: DeltaTable, *, every_file: bool = False) -> None:
         before, after = delta_table.embedding_spec_of(old), delta_table.embedding_spec_of(new)
         self.outputs = after.outputs if after is not None else ()
+        vectors = {output.name for spec in (before, after) if spec is not None for output in spec.outputs}
+        self._following = {*_FOLLOWING, *vectors}
         self.embedding_spec_changed = before is None or after is None or before.fingerprint != after.fingerprint
         both = set() if every_file else delta_table.file_sizes(old).keys() & delta_table.file_sizes(new).keys()
         self.old, self.new = Side(url, old, both), Side(url, new, both)
@@ -129,7 +131,7 @@ class Comparison:
 
     def _load(self, side: Side, number: int, passes: int) -> pa.Table:
         """Return key, hash and number of the rows of one pass."""
-        names = [name for name in side.schema.names if name not in _FOLLOWING]
+        names = [name for name in side.schema.names if name not in self._following]
         other_spec = np.uint64(self.embedding_spec_changed and side is self.new)
 
         def load(place: int) -> pa.Table:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,15 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The parsed file; several tests walk it."""
+    return ast.parse(path.read_bytes())
+
+
 def imported(path: Path) -> Iterator[str]:
     """Top-level names of everything that a file imports, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -68,7 +75,7 @@ def test_a_package_imports_only_those_below_it(path: Path):
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_has_a_docstring_and_at_most_400_lines(path: Path):
     text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
+    assert ast.get_docstring(tree_of(path)), "no docstring"
     assert len(text.splitlines()) <= LONGEST
 
 
@@ -81,10 +88,11 @@ def module_of(path: Path) -> str:
 NAMES = {module_of(path): path for path in MODULES}
 
 
+@cache
 def modules_imported(path: Path) -> set[str]:
     """The modules of the three packages that a file imports, inside functions too."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             full = [f"{node.module}.{alias.name}" for alias in node.names]
             found.update(name if name in NAMES else str(node.module) for name in full)
@@ -155,7 +163,7 @@ def test_names_of_tests_have_fewer_than_80_characters():
     names = [
         node.name
         for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_bytes()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
     assert len(names) > 1000

@@ -10,6 +10,8 @@ from actors.errors import ConfigError
 
 _CPU_LADDER = (1024,)
 _GPU_LADDER = (16_384, 32_768, 65_536, 131_072)
+# The rest of a process's share is for CUDA's context and kernels, which torch does not count.
+_IN_TENSORS = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,15 @@ class Compute:
         return Memory(
             torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device), total - free, total
         )
+
+    def limit_memory(self, share: float) -> None:
+        """Limits the tensors of this process to a share of the GPU's memory; does nothing on a CPU or for a whole GPU.
+
+        Without a limit each process keeps all memory that it ever used, and another one on the same GPU runs out of it
+        whatever its own budget is.
+        """
+        if self.device.type == "cuda" and 0 < share < 1:
+            torch.cuda.set_per_process_memory_fraction(share * _IN_TENSORS, self.device)
 
 
 def find_compute(precision: str, device: str = "auto") -> Compute:

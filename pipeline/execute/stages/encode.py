@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,22 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.encoders.compute.environment import GPU_ENV
 from actors.errors import DeviceLost, InvariantBroken, VectideError
-from actors.schema import (
-    CHUNK,
-    CHUNK_TEXTS,
-    CHUNKS,
-    END,
-    HASH,
-    INPUT_IDS,
-    KEPT_TEXT,
-    PREFIX,
-    START,
-    SUFFIX,
-    TASK,
-    TOKENS,
-    QuarantinedRow,
-)
+from actors.schema import CHUNK, HASH, PARTS, QuarantinedRow
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.vectors import Encoded
 from pipeline.execute.attempts import Attempt, AttemptLog, Span
@@ -43,9 +31,6 @@ if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
     from pipeline.execute.metrics import EncoderMeter
 
-# Columns for the encoder, if the block has them: CHUNKS, PREFIX and SUFFIX only with chunking.
-_FOR_ENCODER = (INPUT_IDS, CHUNKS, PREFIX, SUFFIX, TASK)
-
 # A suspect range of up to this many rows is encoded row by row.
 _ONE_BY_ONE = 64
 
@@ -55,26 +40,26 @@ class _Work:
     """Distinct texts of a unit, with their vectors and errors.
 
     Attributes:
-        rows: The columns for the encoder, one row per text.
-        starts: int64 [texts + 1], number of the first item of each text: a text has one, or one per chunk.
-        places: int64 [texts], place of the first item of each encoded text in the concatenated `parts`.
-        parts: Arrays of vectors of some texts, one per output of the model.
+        rows: The inputs of the model, one row per text.
+        starts: int64 [texts + 1], number of the first item of each text: a text has one, or one per part.
+        places: int64 [texts], place of the first item of each encoded text in the concatenated arrays of `encoded`.
+        encoded: Arrays of vectors of some texts, one per output of the model.
         failed: Text number to reason and error.
     """
 
     rows: pa.Table
     starts: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]
-    parts: list[tuple[pa.Array, ...]] = field(default_factory=list)
+    encoded: list[tuple[pa.Array, ...]] = field(default_factory=list)
     failed: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, low: int, high: int, encoded: Encoded) -> None:
         """Add the vectors of the texts `low` to `high`."""
         first = self.starts[low]
         if (items := len(encoded.outputs[0])) != self.starts[high] - first:
-            raise InvariantBroken(f"the encoder made {items} vectors of {self.starts[high] - first}.")
-        self.places[low:high] = self.starts[low:high] - first + sum(len(part[0]) for part in self.parts)
-        self.parts.append(encoded.outputs)
+            raise InvariantBroken(f"the encoder made {items} vectors instead of {self.starts[high] - first}.")
+        self.places[low:high] = self.starts[low:high] - first + sum(len(part[0]) for part in self.encoded)
+        self.encoded.append(encoded.outputs)
         for number, reason in encoded.reasons.items():
             # A document without one of its chunks would look complete, so the whole document fails.
             text = int(np.searchsorted(self.starts, first + number, side="right")) - 1
@@ -89,6 +74,7 @@ class EncodeStage:
         attempt_log: Record of crashed attempts, outside this process.
         threads: CPU threads for this replica.
         device: "cpu", "cuda" or "auto".
+        gpus: GPUs of this replica; a fraction limits its memory to its share of the GPU.
         load_now: Load the model now, while the first units are read, and not at the first text.
         meter: Records the metrics of the encoder after each unit.
     """
@@ -100,6 +86,7 @@ class EncodeStage:
         threads: int | None,
         device: str,
         *,
+        gpus: float = 1.0,
         load_now: bool = False,
         meter: EncoderMeter | None = None,
     ) -> None:
@@ -108,8 +95,12 @@ class EncodeStage:
         self.chunking = spec.chunking
         self._threads = threads
         self._device = device
+        self._gpus = gpus
         self._meter = meter
         self._padding = 0
+        if device != "cpu":
+            for name, value in GPU_ENV.items():
+                os.environ.setdefault(name, value)
         if load_now:
             _ = self.encoder
 
@@ -118,7 +109,9 @@ class EncodeStage:
         """The model, loaded at first use: a refresh may find all vectors in the table and never need it."""
         from actors.encoders import load_encoder
 
-        return load_encoder(self.spec.model, device=self._device, threads=self._threads)
+        encoder = load_encoder(self.spec.model, device=self._device, threads=self._threads)
+        encoder.compute.limit_memory(self._gpus)
+        return encoder
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return the unit with vectors, in the order of its rows."""
@@ -146,11 +139,11 @@ class EncodeStage:
 
         Equal texts of a unit are encoded once.
         """
-        table = batch.table
-        if table is None:
+        table, inputs, batch.inputs = batch.table, batch.inputs, None
+        if table is None or inputs is None:
             raise InvariantBroken(f"unit {batch.unit} reached the encoder without rows.")
         firsts, inverse = _distinct(table)
-        work = self._work(table.select([name for name in _FOR_ENCODER if name in table.column_names]).take(firsts))
+        work = _work(inputs if len(firsts) == inputs.num_rows else inputs.take(firsts))
         attempt = self.attempt_log.attempt("encode", batch.unit)
         attempt.check()
         self._encode_range(work, 0, work.rows.num_rows, attempt)
@@ -169,40 +162,26 @@ class EncodeStage:
         batch.counts["documents"] -= int(len(keep) - keep.sum())
         batch.table = self._with_vectors(table, work, np.flatnonzero(keep), inverse)
 
-    def _work(self, rows: pa.Table) -> _Work:
-        counts = np.ones(rows.num_rows, np.int64)
-        if CHUNKS in rows.column_names:
-            counts = pc.list_value_length(rows.column(CHUNKS)).to_numpy().astype(np.int64)
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        return _Work(rows, starts, np.zeros(rows.num_rows, np.int64))
-
     def _with_vectors(
         self, table: pa.Table, work: _Work, kept: npt.NDArray[np.int64], inverse: npt.NDArray[np.int64]
     ) -> pa.Table:
-        """Return the kept rows with their vectors; with chunking, one row per chunk."""
+        """Return the kept rows with their vectors; of a text with parts, one row per part."""
         texts = inverse[kept]
         counts = np.diff(work.starts)[texts]
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        chunk_texts = table.column(CHUNK_TEXTS).take(pa.array(kept)) if CHUNK_TEXTS in table.column_names else None
-        going = {*_FOR_ENCODER, CHUNK_TEXTS} - {TASK}
-        table = table.drop_columns([name for name in table.column_names if name in going])
         if len(within) != table.num_rows or len(kept) != table.num_rows:
             table = table.take(pa.array(np.repeat(kept, counts)))
-        if CHUNKS in work.rows.column_names:
-            from actors.encoders.chunked import chunk_places
-
-            if chunk_texts is not None:
-                table = table.append_column(KEPT_TEXT, chunk_texts.combine_chunks().flatten())
-            chunks = chunk_places(work.rows)
-            numbers = np.repeat(work.starts[texts], counts) + within
+        if PARTS in work.rows.column_names:
             table = table.append_column(CHUNK, pa.array(within.astype(np.int32)))
-            for name in (START, END, TOKENS):
-                table = table.append_column(name, pa.array(chunks[name][numbers].astype(np.int32)))
+            parts = work.rows.column(PARTS).combine_chunks().flatten()
+            numbers = pa.array(np.repeat(work.starts[texts], counts) + within)
+            for column in parts.type:
+                table = table.append_column(column.name, parts.field(column.name).take(numbers))
         # Place of the vectors of each row of the result: all those of its text, in order.
         places = np.repeat(work.places[texts], counts) + within
         for number, output in enumerate(self.spec.model.outputs):
-            parts = [part[number] for part in work.parts]
-            vectors = parts[0] if len(parts) == 1 else pa.concat_arrays(parts or [pa.array([], output.type)])
+            arrays = [part[number] for part in work.encoded]
+            vectors = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays or [pa.array([], output.type)])
             if len(places) != len(vectors) or (places != np.arange(len(places))).any():
                 vectors = vectors.take(pa.array(places))
             table = table.append_column(output.name, vectors)
@@ -251,6 +230,13 @@ class EncodeStage:
 
     def _vectors(self, rows: pa.Table) -> Encoded:
         return self.encoder.encode_rows(rows, self.chunking)
+
+
+def _work(rows: pa.Table) -> _Work:
+    counts = np.ones(rows.num_rows, np.int64)
+    if PARTS in rows.column_names:
+        counts = pc.list_value_length(rows.column(PARTS)).to_numpy().astype(np.int64)
+    return _Work(rows, np.concatenate([[0], np.cumsum(counts)]), np.zeros(rows.num_rows, np.int64))
 
 
 def _distinct(table: pa.Table) -> tuple[pa.Array, npt.NDArray[np.int64]]:

@@ -32,7 +32,11 @@ def test_an_unknown_shape_is_refused():
     assert "'Jina v9' is none of" in done.output.replace("\n", " ")
 
 
-@pytest.mark.parametrize("family", ["bert", "v2", "v3", "v4", "v4 adapters"])
+# With `slow` are those that import sentence-transformers, which takes ten seconds.
+@pytest.mark.parametrize(
+    "family",
+    ["v2", "v4 adapters", *(pytest.param(family, marks=pytest.mark.slow) for family in ("bert", "v3", "v4"))],
+)
 def test_the_gpu_benchmark_measures_every_family_on_a_cpu(family):
     shape = Shape("tiny", family, 2, 48, 12, 96, groups=3 if family.startswith("v4") else None)
     rows = measure_shape(shape, {"short": mixes(200)["short"]}, device=CPU, repeats=1)
@@ -45,6 +49,7 @@ def test_the_gpu_benchmark_measures_every_family_on_a_cpu(family):
     assert cells.get(family, "| not installed |") in page
 
 
+@pytest.mark.slow
 def test_both_attention_implementations_of_a_peer_have_a_column():
     (row,) = measure_shape(Shape("tiny", "bert", 1, 48, 12, 96), {"short": mixes(100)["short"]}, device=CPU, repeats=1)
     row.ours, row.theirs = [100.0], {"sdpa": [40.0], FLASH: [50.0]}
@@ -52,6 +57,7 @@ def test_both_attention_implementations_of_a_peer_have_a_column():
     assert attentions(CPU) == ("sdpa",)  # flash-attention is for GPUs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["v3", "v4"])
 def test_a_peer_computes_the_same_model(tmp_path, family):
     from sentence_transformers import SentenceTransformer

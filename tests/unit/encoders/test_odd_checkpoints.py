@@ -325,6 +325,7 @@ def test_old_files_of_a_tokenizer_are_named(folder):
 # Special tokens that a text contains literally
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "tokenizer", "pad"), [("bert", "word_piece", "[PAD]"), ("xlm-roberta", "byte_level", "<pad>")]
 )

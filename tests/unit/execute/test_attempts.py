@@ -101,7 +101,7 @@ def test_every_failing_row_is_found_and_the_deaths_are_bounded(count, data):
     reasons = {row: reason for row, (reason, _) in work.failed.items()}
     assert reasons == dict.fromkeys(kills, "killed_process") | dict.fromkeys(hangs, "timed_out")
     good = [row for row in range(count) if row not in reasons]
-    vectors = [vector for (part,) in work.parts for (vector,) in part.to_pylist()]
+    vectors = [vector for (part,) in work.encoded for (vector,) in part.to_pylist()]
     assert [vectors[place] for place in work.places[good]] == good
     # Two of the whole unit, one of each smaller range, and those of the row itself.
     assert deaths <= 2 + 3 * len(kills) + 2 * len(hangs)

@@ -109,6 +109,44 @@ def test_threads_leave_cores_for_the_requested_encoders(replicas, cores, threads
     assert pool.cpus < max(cores)
 
 
+@pytest.mark.parametrize(
+    ("machines", "cpus", "io_cpus"),
+    [
+        ([Machine(16, 1)], 1.0, 1.0),
+        ([Machine(16, 8), READER], 1.0, 1.0),
+        ([Machine(192, 8)] * 4, 1.0, 1.0),
+        ([Machine(4, 1)], 1.0, 0.6666),
+        ([Machine(2, 1)], 1.0, 0.3333),
+        ([Machine(1, 1)], 0.6666, 0.1666),
+        ([Machine(8, 8)], 0.6666, 1.0),
+        ([Machine(0, 2), READER], 0.0, 1.0),  # Ray was told that there are no CPUs beside these GPUs
+    ],
+)
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_an_encoder_on_a_gpu_and_a_reader_get_a_core_each_where_there_are_enough(machines, cpus, io_cpus, share):
+    pool = size_pool(wishes(gpus_per_replica=share), machines)
+    each = min(cpus, *(machine.cpus * 2 / 3 / (machine.gpus / share) for machine in machines if machine.gpus))
+    assert pool.cpus == pytest.approx(each, abs=1e-4)
+    assert pool.io_cpus == io_cpus
+    # All encoders of a machine fit it, and on all machines together each other stage finds its part.
+    assert all(machine.cpus >= pool.cpus * machine.gpus / share for machine in machines)
+    total = sum(machine.cpus for machine in machines)
+    part = 0.5 * total / 3
+    assert part >= pool.io_cpus
+    assert total - part - max(part, pool.cpus * pool.replicas) >= part - 1e-9
+
+
+@pytest.mark.parametrize(("most", "cpus"), [(1, 1.0), (6, 1.0), (9, 0.7407), (100, 0.0666)])
+def test_encoders_that_wait_for_a_gpu_leave_cpus_for_readers(most, cpus):
+    pool = size_pool(wishes(gpus_per_replica=1, replicas={"min": 0, "max": most}), [READER, Machine(2, 1)])
+    assert (pool.cpus, pool.io_cpus) == (cpus, 1.0)
+
+
+def test_encoders_ask_for_no_cpu_of_machines_that_nothing_is_known_of():
+    pool = size_pool(wishes(gpus_per_replica=1, replicas={"min": 0, "max": 3}), [READER])
+    assert (pool.cpus, pool.io_cpus) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 7, 8, 16, 64, 192])
 @pytest.mark.parametrize("replicas", ["auto", 1, 2])
 def test_reads_and_writes_have_cores_beside_all_encoders(cpus, replicas):

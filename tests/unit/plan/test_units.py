@@ -56,7 +56,7 @@ def cut(folder, model, *, replicas=1, cores=1, **run) -> tuple[Survey, Plan, lis
             "run": run,
         }
     )
-    found = survey(job, list_corpus(job).shards)
+    found = survey(job, list_corpus(job).shards, modality="text")
     plan = cut_plan(job, found, model, take_sample(found, model), replicas=replicas, cores=cores)
     return found, plan, [unit for unit in table_to_units(plan.table) if isinstance(unit, Unit)]
 
@@ -114,7 +114,7 @@ def test_a_unit_of_short_rows_is_bounded_for_any_corpus(tmp_path, model, replica
             "encoder": {"model": model.path},
         }
     )
-    found = survey(job, list_corpus(job).shards)
+    found = survey(job, list_corpus(job).shards, modality="text")
     sample = take_sample(found, model)
     largest = {}
     for shards in (1, 10, 100):
@@ -131,7 +131,7 @@ def test_a_unit_of_short_rows_is_bounded_for_any_corpus(tmp_path, model, replica
 
 def test_many_encoders_and_short_rows_get_larger_blocks(model):
     job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
-    sample = Sample(rows=1, tokens_per_row=10.0, truncated_share=0.0, bytes_per_row=20.0, texts=("x",))
+    sample = Sample(rows=1, tokens_per_row=10.0, truncated_share=0.0, bytes_per_row=20.0, inputs=None)
     one, ten, thousand, more = (
         choose_unit_rows(job, model, sample, replicas=n, cores=None) for n in (1, 10, 1000, 9999)
     )
@@ -142,17 +142,17 @@ def test_many_encoders_and_short_rows_get_larger_blocks(model):
 
 def test_units_get_longer_with_more_encoders_than_the_driver_can_serve(model):
     job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
-    sample = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1.0, texts=("x",))
+    sample = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1.0, inputs=None)
     few, many, more = (choose_unit_rows(job, model, sample, replicas=n, cores=None) for n in (1, 140, 1400))
     assert few == many > 100
     assert more == pytest.approx(10 * few, rel=0.01)
-    long = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1e6, texts=("x",))
+    long = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1e6, inputs=None)
     assert choose_unit_rows(job, model, long, replicas=1400, cores=None) < 200  # what fits in memory is the limit still
 
 
 def test_units_of_encoders_with_more_cores_are_larger(model, monkeypatch):
     monkeypatch.setattr(throughput, "core_flops", lambda precision: 1e6)
     job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
-    sample = Sample(rows=1, tokens_per_row=1.0, truncated_share=0.0, bytes_per_row=1.0, texts=("x",))
+    sample = Sample(rows=1, tokens_per_row=1.0, truncated_share=0.0, bytes_per_row=1.0, inputs=None)
     one, four = (choose_unit_rows(job, model, sample, replicas=1, cores=cores) for cores in (1, 4))
     assert four == pytest.approx(4 * one, rel=0.05)

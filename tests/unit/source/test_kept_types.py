@@ -68,7 +68,7 @@ def published(folder: Path, keep: list[str], partition_by: tuple[str, ...] = ())
         "encoder": {"model": "m"},
     }
     job = parse_job(document)
-    found = survey(job, list_corpus(job).shards)
+    found = survey(job, list_corpus(job).shards, modality="text")
     pieces = [piece for shard in found.shards for piece in open_format("parquet", shard.path).pieces(shard, 1000)]
     result = read_unit(Unit(0, tuple(pieces)), found.source)
     rows = result.table.num_rows

@@ -28,12 +28,14 @@ def expected(minilm):
     return SentenceTransformer(str(minilm), device="cpu").encode(TEXTS, normalize_embeddings=True)
 
 
+@pytest.mark.slow
 def test_the_real_model_matches_sentence_transformers(encoder, expected):
     vectors = encoder.encode(TEXTS)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_within_its_tolerance(minilm, expected):
     encoder = Encoder(describe(str(minilm)), compute=Compute(torch.device("cpu"), torch.bfloat16))
     assert (encoder.encode(TEXTS) * expected).sum(1).min() >= 0.999

@@ -31,7 +31,7 @@ def test_a_valid_source(put):
         "parquet", "/corpus", ("text",), "doc", (("lang", pa.string()), ("extra", pa.float64())), None, True
     )
     assert pickle.loads(pickle.dumps(spec)) == spec
-    assert spec.schema().names == ["id", "lang", "extra", "_text", "_hash", "_shard", "_position"]
+    assert spec.schema().names == ["id", "lang", "extra", "_content", "_hash", "_shard", "_position"]
 
 
 @pytest.mark.parametrize("key", ["id", "text", "keep", "task"])
