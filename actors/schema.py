@@ -20,8 +20,10 @@ END = "end"
 HASH = "_hash"
 SHARD = "_shard"
 POSITION = "_position"
+CONTENT = "_content"
+COST = "_cost"
+PARTS = "_parts"
 INPUT_IDS = "_input_ids"
-CHUNKS = "_chunks"
 PREFIX = "_prefix"
 SUFFIX = "_suffix"
 TASK = "_task"
@@ -91,18 +93,43 @@ class Unit:
     Attributes:
         number: Its index in the plan, from 0.
         pieces: One for most formats; many if each shard is a single document.
-        rewrite: True for a rewrite unit: the pieces are files of the table and not of the source, and their rows are copied
-            unchanged. `shard.path` is relative to the table, and `shard.etag` has the partition values as JSON.
     """
 
     number: int
     pieces: tuple[Piece, ...]
-    rewrite: bool = False
 
     @property
     def rows(self) -> int:
         """Planned rows: an estimate if that of a piece is one."""
         return sum(piece.rows for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class RewrittenFile:
+    """One table file of a rewrite unit.
+
+    Attributes:
+        path: Relative to the table's folder.
+        partition: Partition column to value, in Delta Lake's text form; None is null.
+        rows: Number of rows to copy.
+    """
+
+    path: str
+    partition: dict[str, str | None]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteUnit:
+    """Unit that copies rows of table files unchanged. It reads nothing from the source."""
+
+    number: int
+    files: tuple[RewrittenFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows to copy."""
+        return sum(file.rows for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ console = Console(stderr=True)
 STARTED = time.monotonic()
 
 
-def _made(folder: Path) -> Path:
-    """The folder, there: what was measured for an hour must not be lost for want of a place."""
+def _make_folder(folder: Path) -> Path:
+    """Make the output folder before the measurement, so that no result is lost."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -37,19 +37,19 @@ Corpora = Annotated[
     Path | None, typer.Option(help="Folder of Parquet files with a column 'text'; docstrings without it.")
 ]
 Model = Annotated[Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2; the package's without it.")]
-Out = Annotated[Path, typer.Option(help="Where the result files go.", callback=_made)]
+Out = Annotated[Path, typer.Option(help="Where the result files go.", callback=_make_folder)]
 Threads = Annotated[int, typer.Option(help="CPU threads for each; 0 is all cores.")]
 DOCS = ROOT / "docs" / "benchmarks"
 WORK = ROOT / "data" / "race"
 
 
-def tell(text: str) -> None:
-    """Progress, with the minute."""
+def print_progress(text: str) -> None:
+    """Print one line of progress with the seconds since the start."""
     console.print(f"[dim]{time.monotonic() - STARTED:6.0f} s[/dim]  {text}", highlight=False)
 
 
 def command() -> str:
-    """What was typed, to be written into the result."""
+    """Return the command line for the result file."""
     return " ".join(["python -m benchmarks", *sys.argv[1:]])
 
 
@@ -100,11 +100,11 @@ def engine(  # noqa: PLR0917  (typer calls it by name)
         tokens=tokens,
         repeats=repeats,
         only=tuple(only or ()),
-        tell=tell,
+        print_progress=print_progress,
     )
     date = race.today()
     page = report.write(result, out, f"engine_cpu_{date}", command=command(), date=date)
-    tell(f"written: {page}")
+    print_progress(f"written: {page}")
     print(page.read_text())
 
 
@@ -128,12 +128,12 @@ def pipeline(  # noqa: PLR0917  (typer calls it by name)
         max_tokens=max_tokens,
         rows=rows,
         repeats=repeats,
-        tell=tell,
+        print_progress=print_progress,
     )
     date = today()
     page = out / f"pipeline_cpu_{date}.md"
     page.write_text(race.markdown(result, command=command(), date=date))
-    tell(f"written: {page}")
+    print_progress(f"written: {page}")
     print(page.read_text())
 
 
@@ -151,11 +151,13 @@ def scale(  # noqa: PLR0917  (typer calls it by name)
     from benchmarks.race.engine import today
     from benchmarks.scale import measure
 
-    found = measure.measure(work, units=units, files=files, ids=ids, rows=rows, driver_units=driver_units, tell=tell)
+    found = measure.measure(
+        work, units=units, files=files, ids=ids, rows=rows, driver_units=driver_units, print_progress=print_progress
+    )
     date = today()
     page = out / f"scale_cpu_{date}.md"
     page.write_text(measure.markdown(found, command=command(), date=date))
-    tell(f"written: {page}")
+    print_progress(f"written: {page}")
     print(page.read_text())
 
 
@@ -170,11 +172,42 @@ def memory(
     from benchmarks.race.engine import today
     from benchmarks.scale import memory as scale
 
-    found = scale.measure(work, rows=rows or [100_000, 1_000_000, 10_000_000], model=model, tell=tell)
+    found = scale.measure(
+        work, rows=rows or [100_000, 1_000_000, 10_000_000], model=model, print_progress=print_progress
+    )
     date = today()
     page = out / f"memory_cpu_{date}.md"
     page.write_text(scale.markdown(found, model=model, command=command(), date=date))
-    tell(f"written: {page}")
+    print_progress(f"written: {page}")
+    print(page.read_text())
+
+
+@app.command()
+def search(  # noqa: PLR0917  (typer calls it by name)
+    model: Model = None,
+    out: Out = DOCS,
+    rows: Annotated[int, typer.Option(help="Rows of the table.")] = 1_000_000,
+    dim: Annotated[int, typer.Option(help="Width of the vectors: that of the model, for the whole command.")] = 384,
+    questions: Annotated[int, typer.Option(help="Questions at once.")] = 1_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 5,
+) -> None:
+    """Exact search of a table against numpy, FAISS and usearch."""
+    from benchmarks import search as race
+    from benchmarks.race.engine import today
+
+    result = race.race(
+        WORK / "search",
+        model or packaged_model(),
+        rows=rows,
+        dim=dim,
+        many=questions,
+        repeats=repeats,
+        print_progress=print_progress,
+    )
+    date = today()
+    page = out / f"search_cpu_{date}.md"
+    page.write_text(race.markdown(result, command=command(), date=date))
+    print_progress(f"written: {page}")
     print(page.read_text())
 
 
@@ -188,12 +221,12 @@ def gpu(
     rows: Annotated[int, typer.Option(help="Rows of the backfill; 0 leaves it out.")] = 400_000,
     shape: Annotated[list[str] | None, typer.Option(help="Only the shapes of these names; all without it.")] = None,
 ) -> None:
-    """On a CUDA card: encoders by shape, and the card's idle share in a backfill."""
-    from benchmarks.gpu.card import backfill_idle, require_card
+    """On a CUDA GPU: encoders by shape, and the GPU's idle share in a backfill."""
     from benchmarks.gpu.measure import Row, measure_shape
     from benchmarks.gpu.page import markdown
     from benchmarks.gpu.shapes import SHAPES
     from benchmarks.gpu.timing import limit, mixes
+    from benchmarks.gpu.utilisation import backfill_idle, require_gpu
     from benchmarks.race.engine import today
     from benchmarks.race.mixes import read_texts
 
@@ -201,22 +234,22 @@ def gpu(
     unknown = set(shape or ()) - {each.name for each in SHAPES}
     if unknown:
         raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(each.name for each in SHAPES)}")
-    device = require_card()
+    device = require_gpu()
     bound = limit(device, 8192)
     found: list[Row] = []
     for each in wanted:
-        tell(each.name)
+        print_progress(each.name)
         found += measure_shape(each, mixes(max(1, int(tokens * each.share))), device=device, repeats=repeats)
     idle: dict[float, dict[str, float]] = {}
     if rows:
         texts = read_texts(own_corpora())
         for share in (1.0, 0.5, 0.25):
-            tell(f"backfill, {1 / share:.0f} replicas a card")
+            print_progress(f"backfill, {1 / share:.0f} replicas a GPU")
             idle[share] = backfill_idle(texts, model or packaged_model(), rows=rows, gpus_per_replica=share)
     date = today()
     page = out / f"gpu_{date}.md"
     page.write_text(markdown(found, bound, idle, command=command(), date=date))
-    tell(f"written: {page}")
+    print_progress(f"written: {page}")
     print(page.read_text())
 
 

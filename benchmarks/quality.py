@@ -1,6 +1,6 @@
 """Retrieval quality of a whole job: backfill a judged collection, search it with its own queries, report nDCG@10.
 
-Run as `python -m benchmarks.quality --collection FOLDER --model NAME_OR_DIR`. The folder holds `docs.parquet` (id, title,
+Run as `python -m benchmarks.quality --collection FOLDER --model NAME_OR_DIR`. The folder contains `docs.parquet` (id, title,
 text), `queries.parquet` (id, text) and `qrels.parquet` (query, doc). What is measured is what a user gets: the stored,
 rounded vectors and the search command's own path. The metric is ir-measures', which wraps trec_eval.
 """
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "int8"])
     parser.add_argument("--address", default="inline", help="run.address of the job")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, reporter() as told:
+    with tempfile.TemporaryDirectory() as folder, reporter() as progress:
         job = parse_job(
             {
                 "source": {"uri": str(arguments.collection / "docs.parquet"), "id": "id", "text": ["title", "text"]},
@@ -59,7 +59,7 @@ def main() -> None:
                 "run": {"address": arguments.address},
             }
         )
-        outcome = backfill(job, told)
+        outcome = backfill(job, progress)
         metrics = ndcg(outcome.table, arguments.collection)
     print(json.dumps({"rows": outcome.rows, "quarantined": outcome.quarantined, **metrics}))
 

@@ -1,7 +1,7 @@
 """What a refresh costs, as a share of the backfill: with nothing changed, 1 % of rows edited in 1 % of the shards, in all
 shards, and with everything cut into other shards.
 
-Run as `python -m benchmarks.refresh_cost --corpus FOLDER --model NAME_OR_DIR`. FOLDER holds Parquet shards with `id`,
+Run as `python -m benchmarks.refresh_cost --corpus FOLDER --model NAME_OR_DIR`. FOLDER contains Parquet shards with `id`,
 `title` and `text`; they are copied, so that they can be edited. Each command is a process of its own, as for a user, so
 its time has Python's start in it. Before each of the measured refreshes the table is as the last one left it.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import (
@@ -45,6 +45,22 @@ def reporter() -> Iterator[Reporter]:
     )
     with Progress(*columns, console=console) as progress:
         yield _Bar(progress)
+
+
+@contextlib.contextmanager
+def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that draws a bar of rows that are done, of all rows; it draws nothing if stderr is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class _Throughput:

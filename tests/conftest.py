@@ -38,6 +38,12 @@ _OTHERS_WERE_USED = pytest.StashKey[bool]()
 _CLUSTER, _UNIT = Path(__file__).parent / "cluster", Path(__file__).parent / "unit"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep searches out of the user's cache of vectors."""
+    os.environ["VECTIDE_CACHE"] = str(tmp_path_factory.mktemp("vectors") / "cache")
+
+
 def _uses_ray(item: pytest.Item) -> bool:
     return item.get_closest_marker("ray") is not None or item.path.is_relative_to(_CLUSTER)
 

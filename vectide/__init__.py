@@ -12,7 +12,19 @@ from pipeline.run.backfill import backfill
 from pipeline.run.estimate import estimate as plan
 from pipeline.run.refresh import refresh
 from pipeline.search.search import Searcher
-from pipeline.table.changes import changes
+from pipeline.table.changes import iter_changes
+from pipeline.table.export import changes
 from pipeline.table.status import status
 
-__all__ = ["Job", "Searcher", "backfill", "changes", "load_encoder", "load_job", "plan", "refresh", "status"]
+__all__ = [
+    "Job",
+    "Searcher",
+    "backfill",
+    "changes",
+    "iter_changes",
+    "load_encoder",
+    "load_job",
+    "plan",
+    "refresh",
+    "status",
+]

@@ -17,44 +17,28 @@ To add a model family, change these three places and no other:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from actors.encoders.settings import EncoderSettings
 from actors.encoders.spec import ModelSpec, describe
 
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
 
-__all__ = ["ModelSpec", "describe", "load_encoder"]
+__all__ = ["EncoderSettings", "ModelSpec", "describe", "load_encoder"]
 
 
 def load_encoder(
-    model: str | ModelSpec,
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    revision: str | None = None,
-    task: str | None = None,
-    dim: int | None = None,
-    max_tokens: int | None = None,
-    dtype: str = "auto",
-    prompt: str | None = None,
-    allow_untrained_dim: bool = False,
+    model: str | EncoderSettings | ModelSpec, *, device: str = "auto", threads: int | None = None, **settings: Any
 ) -> Encoder:
     """Loads a model for encoding.
 
     Args:
-        model: A hub id, a local directory, or a spec made by `describe`. With a spec, `revision` and the arguments
-            after it are ignored.
+        model: A hub id, a local directory, settings, or a spec made by `describe`.
         device: "auto" uses a GPU if there is one; or "cpu", "cuda", "cuda:1".
         threads: Torch threads on a CPU; None keeps the process's setting. One thread per process is fastest when
             there is one process per core.
-        revision: Branch, tag or commit of a hub id. This and all arguments below are as for `describe`.
-        task: One of the model's tasks; None selects its default.
-        dim: Width of shortened vectors; None keeps the full width.
-        max_tokens: Limit per text; None uses the repository's.
-        dtype: "auto", "bfloat16", "float32" or "int8".
-        prompt: Text put before each text instead of the published one.
-        allow_untrained_dim: Shorten vectors of a model that was not trained for it.
+        settings: With a hub id or directory: the other attributes of `EncoderSettings`, such as `task` and `dim`.
 
     Raises:
         ConfigError: A setting is invalid.
@@ -62,17 +46,10 @@ def load_encoder(
     """
     from actors.encoders.encoder import Encoder
 
-    if isinstance(model, ModelSpec):
-        spec = model
-    else:
-        spec = describe(
-            model,
-            revision=revision,
-            task=task,
-            dim=dim,
-            max_tokens=max_tokens,
-            dtype=dtype,
-            prompt=prompt,
-            allow_untrained_dim=allow_untrained_dim,
+    if not isinstance(model, ModelSpec):
+        model = describe(model, **settings)
+    elif settings:
+        raise TypeError(
+            f"{', '.join(settings)}: the spec of {model.model!r} is complete; describe it with that setting."
         )
-    return Encoder(spec, device=device, threads=threads)
+    return Encoder(model, device=device, threads=threads)

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
+import pyarrow as pa
 import torch
 
 from actors.encoders import checkpoint
@@ -22,6 +24,7 @@ from actors.encoders.spec import ModelSpec, folder_of
 from actors.encoders.weight_files import read_tensors
 from actors.encoders.weights import Weights
 from actors.errors import ModelError
+from actors.vectors import Encoded
 
 
 class Family(Protocol):
@@ -29,6 +32,20 @@ class Family(Protocol):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns hidden states [tokens, hidden] in the compute type; row r uses the task `batch.tasks[r]`."""
+        ...
+
+
+@runtime_checkable
+class RowFamily(Protocol):
+    """A loaded model whose input is something else than token ids, or whose output is more than one dense vector."""
+
+    def encode_rows(self, rows: pa.Table, tasks: Sequence[str | None] | None) -> Encoded:
+        """Encodes rows.
+
+        Args:
+            rows: The columns that the preparer of the model's modality made.
+            tasks: One per row; None uses the spec's.
+        """
         ...
 
 

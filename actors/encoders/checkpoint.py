@@ -81,8 +81,13 @@ def within(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
+def resolve(model: str, revision: str | None = None, *, what: str = "model") -> tuple[Path, str | None]:
     """Returns the local directory of a hub id or of a local directory; downloads the hub id's files if needed.
+
+    Args:
+        model: The hub id or directory.
+        revision: Branch, tag or commit of a hub id.
+        what: Name of `model` in messages.
 
     Returns:
         The directory, and the commit it was downloaded at (None for a local directory).
@@ -95,8 +100,8 @@ def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
         return local.resolve(), None
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ModelError(
-            f"model {model!r} is neither a directory on this machine nor a hub id of the form 'owner/name'. "
-            "Check the path, or copy the checkpoint to every machine first."
+            f"{what} {model!r} is neither a directory on this machine nor a hub id of the form 'owner/name'. "
+            "Check the path, or copy the directory to every machine first."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -106,7 +111,7 @@ def resolve(model: str, revision: str | None = None) -> tuple[Path, str | None]:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
-            f"model {model!r}{at} could not be fetched from the hub ({type(error).__name__}: {error}). "
+            f"{what} {model!r}{at} could not be fetched from the hub ({type(error).__name__}: {error}). "
             "Check the name and the network, fill the local hub cache, or give the path of a local copy."
         ) from error
     path = Path(folder)

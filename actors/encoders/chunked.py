@@ -25,7 +25,7 @@ from actors.encoders.pooling import finish
 from actors.encoders.running import MicroBatch, Reduce
 from actors.encoders.spec import ModelSpec
 from actors.encoders.windows import Windows, cut_windows
-from actors.schema import CHUNKS, INPUT_IDS
+from actors.schema import INPUT_IDS, PARTS
 from actors.text.chunk_rules import Chunking
 
 Floats = npt.NDArray[np.float32]
@@ -74,7 +74,7 @@ def encode_documents(
     encoder: TokenEncoder, documents: pa.Table, chunking: Chunking, tasks: Sequence[str | None] | None
 ) -> Floats:
     """Encodes all chunks, text by text, as float32 [chunks, dim]. See `Encoder.encode_documents`."""
-    chunks = pc.list_value_length(documents.column(CHUNKS)).to_numpy()
+    chunks = pc.list_value_length(documents.column(PARTS)).to_numpy()
     if chunking.mode == "split":
         each = (
             None if tasks is None else [task for task, count in zip(tasks, chunks, strict=True) for _ in range(count)]
@@ -104,27 +104,15 @@ def _chunk_name(chunks: Ints, number: int) -> str:
 
 def chunk_vectors(documents: pa.Table, vectors: Floats) -> list[list[ChunkVector]]:
     """Returns the chunks as objects, one list per text, with the vectors of `encode_documents`."""
-    places = chunk_places(documents)
-    columns = (places[name].tolist() for name in ("start", "end", "tokens"))
-    flat = [ChunkVector(*each) for each in zip(*columns, vectors, strict=True)]
-    ends = np.cumsum(places["counts"])
-    return [flat[end - count : end] for end, count in zip(ends, places["counts"], strict=True)]
-
-
-def chunk_places(documents: pa.Table) -> dict[str, Ints]:
-    """Returns start, end and number of tokens of each chunk, and the number of chunks of each text."""
-    counts = pc.list_value_length(documents.column(CHUNKS)).to_numpy().astype(np.int64)
-    flat = documents.column(CHUNKS).combine_chunks().flatten()
-    start, end, stop = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "end", "stop"))
-    before = np.concatenate([[0], stop[:-1]])
-    before[(np.cumsum(counts) - counts)[counts > 0]] = 0
-    return {"start": start, "end": end, "tokens": stop - before, "counts": counts}
+    parts = documents.column(PARTS).to_pylist()
+    flat = iter(vectors)
+    return [[ChunkVector(**part, vector=next(flat)) for part in parts_of_text] for parts_of_text in parts]
 
 
 def _chunk_ids(documents: pa.Table) -> pa.ListArray:
     """Returns the token ids of each chunk, one row per chunk."""
     values = documents.column(INPUT_IDS).combine_chunks().flatten()
-    ends = np.cumsum(chunk_places(documents)["tokens"])
+    ends = np.cumsum(documents.column(PARTS).combine_chunks().flatten().field("tokens").to_numpy())
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), values)
 
 

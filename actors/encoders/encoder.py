@@ -19,12 +19,13 @@ import torch
 
 from actors.batching.budget import BudgetController
 from actors.batching.planner import Ints
-from actors.encoders.build import Family, build_family
+from actors.encoders.build import Family, RowFamily, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
 from actors.encoders.compute.malloc import tune_malloc
 from actors.encoders.compute.transfer import Departure, Departures
-from actors.encoders.finite import refuse_unfit
+from actors.encoders.finite import UnfitVectors, refuse_unfit
+from actors.encoders.lora.files import takes_no_adapters
 from actors.encoders.lora.registry import AdapterRegistry
 from actors.encoders.lora.store import AdapterStore
 from actors.encoders.packed import PackedBatch
@@ -32,9 +33,12 @@ from actors.encoders.pooling import finish, pool
 from actors.encoders.running import MicroBatch, Reduce, Runner, Stats, check_token_ids
 from actors.encoders.spec import ModelSpec, check_task
 from actors.errors import ConfigError
+from actors.inputs import prepare_questions
+from actors.schema import INPUT_IDS, TASK
 from actors.text.chunk_rules import By, Chunking
 from actors.text.chunks import Chunker, resolve
 from actors.text.tokenizer import Tokenizer
+from actors.vectors import Encoded, dense
 
 Floats = npt.NDArray[np.float32]
 
@@ -112,7 +116,7 @@ class Encoder:
         """
         store = getattr(self.family, "adapters", None)
         if not isinstance(store, AdapterStore):
-            raise ConfigError(f"model {self.spec.model} is of family {self.spec.family!r}, which takes no adapters.")
+            raise takes_no_adapters(self.spec.model, self.spec.family)
         return AdapterRegistry(self, store)
 
     def use_spec(self, spec: ModelSpec) -> None:
@@ -142,8 +146,39 @@ class Encoder:
         self._check_tasks(tasks, len(texts))
         return self.encode_tokens(self.tokenizer.tokenize(texts, tasks).ids, tasks)
 
+    def encode_queries(self, questions: Sequence[str]) -> pa.Array:
+        """Encodes questions as the first output of the model, to compare with that column of a table.
+
+        Raises:
+            UnfitVectors: As for `encode`.
+        """
+        encoded = self.encode_rows(prepare_questions(self.spec, questions))
+        if encoded.reasons:
+            raise UnfitVectors("a question has no vector", encoded.reasons)
+        return encoded.outputs[0]
+
+    def encode_rows(self, rows: pa.Table, chunking: Chunking | None = None) -> Encoded:
+        """Encodes rows of a unit. This is the pipeline's hot path.
+
+        Args:
+            rows: Columns that the preparer of the model's modality made, and maybe `TASK`.
+            chunking: The rules that cut the texts, if they are cut.
+
+        Raises:
+            ConfigError, DataError: As for `encode_tokens`.
+        """
+        tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else None
+        if isinstance(self.family, RowFamily):
+            return self.family.encode_rows(rows, tasks)
+        try:
+            if chunking is not None:
+                return Encoded((dense(self.encode_documents(rows, chunking, tasks)),))
+            return Encoded((dense(self.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks)),))
+        except UnfitVectors as error:
+            return Encoded((dense(error.vectors),), error.reasons)
+
     def encode_tokens(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> Floats:
-        """Encodes rows of token ids. This is the pipeline's hot path.
+        """Encodes rows of token ids.
 
         Args:
             ids: `list<int32>` [n], as `Tokenizer.tokenize` returns them; no row null or empty.
@@ -227,7 +262,7 @@ class Encoder:
     def encode_documents(
         self, documents: pa.Table, chunking: Chunking, tasks: Sequence[str | None] | None = None
     ) -> Floats:
-        """Encodes all chunks of texts. This is the pipeline's hot path with chunking.
+        """Encodes all chunks of texts.
 
         Args:
             documents: One row per text, as `Chunker.chunk` returns them.

@@ -15,6 +15,7 @@ from typing import Any
 from actors.encoders.checkpoint import TensorInfo
 from actors.encoders.lora.files import AdapterFiles, Target, read_adapter
 from actors.errors import ModelError
+from actors.vectors import VectorColumn
 
 Config = Mapping[str, Any]
 Tensors = Mapping[str, TensorInfo]
@@ -49,6 +50,8 @@ class FamilyFacts:
         shared_adapters: All adapters are in one file, distinguished by their names in it, and each changes every linear
             layer that is used.
         adapters_key: The setting of config.json that lists them.
+        modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
+        outputs: Vectors of a row; empty for a single dense one.
         targets: Layers that a LoRA adapter may change, by their names in PEFT's files; empty if the family has none.
     """
 
@@ -73,6 +76,8 @@ class FamilyFacts:
     adapters: Mapping[str, str] = field(default_factory=dict)
     shared_adapters: bool = False
     adapters_key: str = ""
+    modality: str = "text"
+    outputs: tuple[VectorColumn, ...] = ()
     targets: Mapping[str, Target] = field(default_factory=dict)
 
     def adapter(self, folder: Path, name: str) -> AdapterFiles:

@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from actors.encoders import checkpoint
 from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts, check_adapters, check_tensors
+from actors.encoders.lora.files import adapter_folder, read_adapter, sha256_adapter, takes_no_adapters
 from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repository
+from actors.encoders.settings import EncoderSettings
 from actors.encoders.weight_files import read_tensors
 from actors.errors import ConfigError, ModelError
+from actors.schema import EMBEDDING
+from actors.vectors import VectorColumn, lineage_of
 
 _PRECISIONS = {
     "auto": "bfloat16",
@@ -41,12 +46,12 @@ class AdapterRef:
     """Reference to an adapter that was added to a model.
 
     Attributes:
-        name: The task that uses it.
-        path: Its PEFT folder.
+        tasks: The tasks that use it: its name, and `<name>.query` if queries have a prompt of their own.
+        path: Its PEFT folder: an absolute path, a URL or a hub id.
         sha256: Hash of its content.
     """
 
-    name: str
+    tasks: tuple[str, ...]
     path: str
     sha256: str
 
@@ -77,6 +82,8 @@ class ModelSpec:
         weights_sha256, config_sha256, tokenizer_sha256: Hashes of content, published adapters included.
         adapters: Adapters added to the published ones or replacing them.
         vocab_size: Rows of the word table, 0 if not known. A token id beyond it is refused.
+        modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
+        own_outputs: Outputs of a family that makes something else than one dense vector.
     """
 
     model: str
@@ -101,17 +108,29 @@ class ModelSpec:
     tokenizer_sha256: str
     adapters: tuple[AdapterRef, ...] = ()
     vocab_size: int = 0
+    modality: str = "text"
+    own_outputs: tuple[VectorColumn, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[VectorColumn, ...]:
+        """The columns of vectors that the model makes; search compares the first one."""
+        return self.own_outputs or (VectorColumn(EMBEDDING, "dense", self.dim),)
 
     def lineage(self) -> dict[str, str | int | float | bool | None]:
         """Returns every property that changes vectors, as JSON values.
 
         Name, revision and path are omitted: the hashes identify the model, and a copy in another place, or a revision that
         changed only a README, must not cause a re-embedding. Of the added adapters, only the one in use is included.
+        A table keeps the prompt of its queries in its settings, so that belongs to it too.
         """
-        own = {ref.name: ref.sha256 for ref in self.adapters}
-        added = {"adapter_sha256": own[self.task]} if self.task in own else {}
+        own = next((ref for ref in self.adapters if self.task in ref.tasks), None)
+        added = {} if own is None else {"adapter_sha256": own.sha256}
+        if own is not None and len(own.tasks) > 1:
+            added["query_prompt"] = self.query_side().prompt
         return {
             **added,
+            **lineage_of(self.outputs),
+            **({} if self.modality == "text" else {"modality": self.modality}),
             "family": self.family,
             "variant": self.variant,
             "weights_sha256": self.weights_sha256,
@@ -140,6 +159,29 @@ class ModelSpec:
             check_task(task, self.tasks, where=self.model)
         return replace(self, task=task, prompt=self.prompts.get(task, "") if task is not None else "")
 
+    def with_adapter(self, prompts: Mapping[str, str], path: str, sha256: str) -> ModelSpec:
+        """Returns the spec with an adapter more, which replaces one of the same name.
+
+        Args:
+            prompts: The prompts of its tasks: that of its name, then that of its queries if they have another one.
+            path: Its PEFT folder: a local directory, a URL or a hub id.
+            sha256: Hash of its content.
+        """
+        name, *queries = prompts
+        if Path(path).expanduser().is_dir():
+            path = str(Path(path).expanduser().resolve())
+        return replace(
+            self,
+            tasks=tuple(dict.fromkeys((*self.tasks, *prompts))),
+            prompt=prompts.get(self.task or "", self.prompt),
+            prompts={**self.prompts, **prompts},
+            query_of={**self.query_of, name: queries[0]} if queries else self.query_of,
+            adapters=(
+                *(ref for ref in self.adapters if ref.tasks[0] != name),
+                AdapterRef(tuple(prompts), path, sha256),
+            ),
+        )
+
     def query_side(self) -> ModelSpec:
         """Returns the spec that encodes queries against vectors of this spec (itself if there is no difference)."""
         task = self.query_of.get(self.task)
@@ -153,37 +195,21 @@ def check_task(task: str, tasks: tuple[str, ...], *, where: str) -> None:
         raise ConfigError(f"model {where} has no task {task!r}: {known}.")
 
 
-def describe(
-    model: str,
-    revision: str | None = None,
-    *,
-    task: str | None = None,
-    dim: int | None = None,
-    max_tokens: int | None = None,
-    dtype: str = "auto",
-    prompt: str | None = None,
-    allow_untrained_dim: bool = False,
-) -> ModelSpec:
+def describe(model: str | EncoderSettings, **others: Any) -> ModelSpec:
     """Detects the model of a checkpoint and checks the settings against it.
 
     Args:
-        model: Hub id or local directory.
-        revision: Branch, tag or commit of a hub id.
-        task: One of the model's tasks; None selects its default.
-        dim: Width of shortened vectors (pool, slice, normalise); None keeps the full width.
-        max_tokens: Limit per text, special tokens included; None uses the repository's.
-        dtype: "auto" (16-bit arithmetic where the hardware supports it), "bfloat16" (the same class), "float32", or "int8"
-            (products of 8-bit integers, CPUs only: faster, but an approximation whose quality must be measured).
-        prompt: Text put before each text instead of the published one.
-        allow_untrained_dim: Shorten vectors of a model that was not trained for it.
+        model: Settings, or a hub id or local directory.
+        others: With a hub id or directory: the other attributes of `EncoderSettings`.
 
     Raises:
         ConfigError: A setting does not fit the model.
         ModelError: The checkpoint is missing, incomplete or not supported.
     """
-    if dtype not in _PRECISIONS:
-        raise ConfigError(f"dtype {dtype!r} is not known; use one of {', '.join(_PRECISIONS)}.")
-    root, commit = checkpoint.resolve(model, revision)
+    settings = EncoderSettings.of(model, **others)
+    if settings.dtype not in _PRECISIONS:
+        raise ConfigError(f"dtype {settings.dtype!r} is not known; use one of {', '.join(_PRECISIONS)}.")
+    root, commit = checkpoint.resolve(settings.model, settings.revision)
     with checkpoint.understanding(root):
         repository = read_repository(root)
         folder = repository.folder
@@ -197,39 +223,66 @@ def describe(
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(_no_tokenizer(folder))
         tasks, prompts, default_task, query_of = _tasks(facts, repository)
-        if task is not None:
-            check_task(task, tasks, where=model)
-        task = task if task is not None else default_task
-        if task is None and facts.needs_task:
-            raise ConfigError(
-                f"model {model} needs a task, which chooses its adapter and its prompt: one of {', '.join(tasks)}. Set `task`."
-            )
-        published = prompts.get(task, "") if task is not None else ""
-        if prompt is not None and task is not None:
-            prompts = {**prompts, task: prompt}
-        return ModelSpec(
-            model=model,
+        spec = ModelSpec(
+            model=settings.model,
             revision=commit,
             path=str(folder),
             family=facts.family,
             variant=facts.variant,
             hidden=facts.hidden,
-            dim=_dim(dim, facts, model=model, allow_untrained=allow_untrained_dim),
-            max_tokens=_max_tokens(max_tokens, facts, repository, model=model),
-            task=task,
+            dim=_dim(settings, facts),
+            max_tokens=_max_tokens(settings, facts, repository),
+            task=None,
             tasks=tasks,
-            prompt=published if prompt is None else prompt,
+            prompt=settings.prompt or "",
             prompts=prompts,
             query_of=query_of,
             pooling=repository.pooling or facts.pooling,
             normalize=True,
-            precision=_PRECISIONS[dtype],
+            precision=_PRECISIONS[settings.dtype],
             lowercase=repository.lowercase,
-            weights_sha256=checkpoint.sha256_files(folder, (*files, *facts.extra_files)),
+            weights_sha256="",
             config_sha256=checkpoint.sha256_config(config),
             tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
             vocab_size=facts.vocab_size,
+            modality=facts.modality,
+            own_outputs=facts.outputs,
         )
+        spec = _with_task(_with_adapters(spec, settings, facts), settings, default_task, facts)
+        # The weights are read last, so that a wrong setting is reported before that.
+        return replace(spec, weights_sha256=checkpoint.sha256_files(folder, (*files, *facts.extra_files)))
+
+
+def _with_adapters(spec: ModelSpec, settings: EncoderSettings, facts: FamilyFacts) -> ModelSpec:
+    """Returns the spec with the adapters of the settings, each checked against the model."""
+    if settings.adapters and not facts.targets:
+        raise takes_no_adapters(spec.model, spec.family)
+    for name, adapter in settings.adapters.items():
+        prompts = adapter.prompts(name)
+        if taken := [task for task in prompts if task in spec.tasks]:
+            raise ConfigError(
+                f"adapter {name!r}: {taken[0]!r} is a task of {spec.model} already; its tasks are "
+                f"{', '.join(spec.tasks)}. Give the adapter another name."
+            )
+        with adapter_folder(name, adapter.path) as folder:
+            read_adapter(folder, facts.targets)
+            spec = spec.with_adapter(prompts, adapter.path, sha256_adapter(folder))
+    return spec
+
+
+def _with_task(spec: ModelSpec, settings: EncoderSettings, default_task: str | None, facts: FamilyFacts) -> ModelSpec:
+    """Returns the spec with the task and the prompt of the settings."""
+    task = settings.task if settings.task is not None else default_task
+    if task is None:
+        if facts.needs_task:
+            raise ConfigError(
+                f"model {spec.model} needs a task, which chooses its adapter and its prompt: one of "
+                f"{', '.join(spec.tasks)}. Set `task`."
+            )
+        return spec
+    if settings.prompt is not None:
+        spec = replace(spec, prompts={**spec.prompts, task: settings.prompt})
+    return spec.with_task(task)
 
 
 def _no_tokenizer(folder: Path) -> str:
@@ -255,12 +308,13 @@ def _tasks(
     return names, dict(repository.prompts), default, query_of
 
 
-def _dim(dim: int | None, facts: FamilyFacts, *, model: str, allow_untrained: bool) -> int:
+def _dim(settings: EncoderSettings, facts: FamilyFacts) -> int:
+    dim, model = settings.dim, settings.model
     if dim is None or dim == facts.hidden:
         return facts.hidden
     if not 0 < dim < facts.hidden:
         raise ConfigError(f"dim {dim} is outside 1..{facts.hidden}, the width of {model}.")
-    if allow_untrained or (facts.dims is not None and dim in facts.dims):
+    if settings.allow_untrained_dim or (facts.dims is not None and dim in facts.dims):
         return dim
     if not facts.dims:
         reason = f"{model} was not trained for shorter vectors, so cutting its {facts.hidden} loses accuracy blindly"
@@ -269,8 +323,8 @@ def _dim(dim: int | None, facts: FamilyFacts, *, model: str, allow_untrained: bo
     raise ConfigError(f"dim {dim}: {reason}. Leave dim out, or set allow_untrained_dim to take the loss.")
 
 
-def _max_tokens(asked: int | None, facts: FamilyFacts, repository: Repository, *, model: str) -> int:
-    if asked is None:
+def _max_tokens(settings: EncoderSettings, facts: FamilyFacts, repository: Repository) -> int:
+    if settings.max_tokens is None:
         configured = repository.max_tokens if facts.trust_repo_max_tokens else None
         if isinstance(configured, str) or (configured is not None and configured < SHORTEST_TEXT):
             raise ModelError(
@@ -278,9 +332,11 @@ def _max_tokens(asked: int | None, facts: FamilyFacts, repository: Repository, *
                 f"{SHORTEST_TEXT} or more, or null for what the model takes ({facts.max_tokens}). Set max_tokens, or fix the file."
             )
         return min(configured or facts.default_max_tokens or facts.max_tokens, facts.max_tokens)
-    if not SHORTEST_TEXT <= asked <= facts.max_tokens:
-        raise ConfigError(f"max_tokens {asked} is outside {SHORTEST_TEXT}..{facts.max_tokens}, what {model} can take.")
-    return asked
+    if not SHORTEST_TEXT <= settings.max_tokens <= facts.max_tokens:
+        raise ConfigError(
+            f"max_tokens {settings.max_tokens} is outside {SHORTEST_TEXT}..{facts.max_tokens}, what {settings.model} can take."
+        )
+    return settings.max_tokens
 
 
 def folder_of(spec: ModelSpec) -> Path:

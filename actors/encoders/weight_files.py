@@ -60,7 +60,7 @@ def read_tensors(folder: Path) -> tuple[tuple[str, ...], dict[str, TensorInfo]]:
         raise ModelError(
             f"{folder} has {', '.join((_ADAPTER, *_found(folder)))}: transformers would load the model that the adapter names, and "
             "add the adapter. Merge it into its model (PEFT's merge_and_unload) and save that, or give the model's folder and "
-            "load the adapter from Python with `encoder.adapters.load`."
+            "name the adapter in `encoder.adapters`."
         )
     index = _index(folder)
     files = _choose(folder) if index is None else tuple(sorted(set(index.values())))

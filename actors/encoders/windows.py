@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.schema import CHUNKS, INPUT_IDS, PREFIX, SUFFIX
+from actors.schema import INPUT_IDS, PARTS, PREFIX, SUFFIX
 
 Ints = npt.NDArray[np.int64]
 
@@ -55,9 +55,9 @@ def cut_windows(documents: pa.Table, *, max_tokens: int, overlap_tokens: int) ->
         overlap_tokens: Number of the text's own tokens that a window shares with the one before.
     """
     lengths = pc.list_value_length(documents.column(INPUT_IDS)).to_numpy()
-    chunks = pc.list_value_length(documents.column(CHUNKS)).to_numpy()
+    chunks = pc.list_value_length(documents.column(PARTS)).to_numpy()
     ids = _values(documents.column(INPUT_IDS))
-    stops = _values(pc.struct_field(_flat(documents.column(CHUNKS)), "stop"))
+    tokens = _values(pc.struct_field(_flat(documents.column(PARTS)), "tokens"))
     prefixes, suffixes = (documents.column(name).to_numpy() for name in (PREFIX, SUFFIX))
     id_ends, chunk_ends = np.cumsum(lengths), np.cumsum(chunks)
 
@@ -68,7 +68,7 @@ def cut_windows(documents: pa.Table, *, max_tokens: int, overlap_tokens: int) ->
     for row in range(documents.num_rows):
         own = ids[id_ends[row] - lengths[row] : id_ends[row]]
         chunk = int(chunk_ends[row] - chunks[row])
-        ends = stops[chunk : chunk_ends[row]]
+        ends = np.cumsum(tokens[chunk : chunk_ends[row]])
         prefix, suffix = int(prefixes[row]), int(suffixes[row])
         for low, high, shift in _window_ranges(len(own), prefix, suffix, max_tokens, overlap_tokens):
             if shift == 0 and high == len(own):

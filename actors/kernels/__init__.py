@@ -1,9 +1,9 @@
-"""CPU kernels in C: attention over packed rows, layer norm, GELU, rotary positions, and the steps around 8-bit products.
+"""CPU kernels in C: attention over packed rows, layer norm, GELU, rotary positions, 8-bit products, stored vectors.
 
-Called by `attention`, `linear`, `int8` and `rope` of the encoders. If a compiler is available at install, the C files of
-this folder are built into the module `vectide_kernels`. It does not use Python's C API and is called through ctypes,
-which releases the interpreter lock. If it was not built, or the processor has no AVX2, `find` returns None, and torch's
-operations compute the same more slowly (docs/log.md).
+Called by `attention`, `linear`, `int8` and `rope` of the encoders, and by the scan of a table. If a compiler is available
+at install, the C files of this folder are built into the module `vectide_kernels`. It does not use Python's C API and is
+called through ctypes, which releases the interpreter lock. If it was not built, or the processor has no AVX2, `find`
+returns None, and torch's operations compute the same more slowly (docs/log.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from actors.kernels.parallel import parallel_for
 InstructionSet = Literal["avx2", "avx512", "avx512_bf16"]
 
 _MODULE = "vectide_kernels"
-_INTERFACE_VERSION = 2  # of the argument lists below; processor.c returns the version that it was built with
+_INTERFACE_VERSION = 3  # of the argument lists below; processor.c returns the version that it was built with
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 _ATTEND = (_P, _P, _P, _P, ctypes.c_int, _P, _N, _N, _N, ctypes.c_float, _P, _N, _P, _N, _N)
 _ROUND = (_P, _N, _N, _P, _P, _P)
@@ -29,6 +29,7 @@ _NORM = (_P, _P, _N, _N, _P, _P, ctypes.c_float, _P)
 _GELU = (_P, _N)
 _ROTARY = (_P, _N, _N, _N, _N, _P, _P)
 _FINISH = (_P, _N, _N, _P, _P, _P, _P, _P, ctypes.c_int)
+_PRODUCTS = (_P, _N, _N, _N, _P, _P, _P)
 
 
 class Kernels:
@@ -57,6 +58,7 @@ class Kernels:
         self._rotary_float32 = _function(library, f"turn_{wide}", _ROTARY)
         self._round = _function(library, f"round_{wide}", _ROUND)
         self._finish = _function(library, f"finish_{wide}", _FINISH)
+        self._products = _function(library, f"products_{wide}", _PRODUCTS)
 
     def takes(self, dtype: torch.dtype) -> bool:
         """Return True if `attend` and `norm` accept states of this type."""
@@ -217,6 +219,21 @@ class Kernels:
             gelu,
         )
         return y
+
+    def products(self, rows: torch.Tensor, query: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """Return `(rows @ query) * factors`, float32 [n], with float32 sums.
+
+        Args:
+            rows: bfloat16 [n, dim], contiguous.
+            query: float32 [dim], contiguous.
+            factors: float32 [n], contiguous.
+        """
+        count, dim = rows.shape
+        out = torch.empty(count)
+        pointers = query.data_ptr(), factors.data_ptr(), out.data_ptr()
+        if count:
+            parallel_for(lambda first, last: self._products(rows.data_ptr(), first, last, dim, *pointers), count)
+        return out
 
 
 @cache

@@ -26,6 +26,12 @@ _FIRST_BYTES = np.zeros(256, dtype=bool)
 _FIRST_BYTES[[*range(0x21), 0x7F, 0xC2, 0xCD, 0xD8, 0xDB, 0xDC, 0xE0, 0xE1, 0xE2, 0xE3, 0xEF, 0xF0, 0xF3]] = True
 
 
+def blank_texts(texts: pa.StringArray) -> dict[int, tuple[str, str]]:
+    """Return reason and error of each blank text, by index."""
+    error = "the text is empty, or only white space and invisible characters"
+    return dict.fromkeys(blank_rows(texts).tolist(), ("empty_text", error))
+
+
 def blank_rows(texts: pa.StringArray) -> npt.NDArray[np.int64]:
     """Return the indices of the blank texts.
 

@@ -1,7 +1,7 @@
 """Content hash of a row: a refresh reuses the vector if the hash is unchanged.
 
-Used by the reader. blake2b of 16 bytes, as 32 hex digits, of the UTF-8 text. The task is the salt, so a text with a task
-never has the hash of another text. Reads the Arrow buffer directly, without a Python string per row.
+Used by the reader. blake2b of 16 bytes, as 32 hex digits, of the bytes of the content; those of a text are UTF-8. Task and
+modality are part of the hash, so the same bytes with another one never have the same hash. Reads the Arrow buffer directly, without a Python string per row.
 """
 
 from __future__ import annotations
@@ -19,27 +19,32 @@ def _salt(task: str | None) -> bytes:
     return b"" if task is None else blake2b(task.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
-def content_hashes(texts: pa.StringArray, tasks: pa.StringArray | None = None) -> pa.StringArray:
-    """Return the hash of each text, in hex.
+def content_hashes(
+    content: pa.StringArray | pa.BinaryArray, tasks: pa.StringArray | None = None, modality: bytes = b""
+) -> pa.StringArray:
+    """Return the hash of each content, in hex.
 
     Args:
-        texts: `string` without nulls.
+        content: `string` or `binary`, without nulls.
         tasks: One per row, or None; null means the run's own task.
+        modality: Salt of the modality, at most 16 bytes; texts have none.
     """
-    count = len(texts)
+    count = len(content)
     if count == 0:
         return pa.array([], pa.string())
-    _, offset_buffer, data_buffer = texts.buffers()
-    offsets = np.frombuffer(offset_buffer, np.int32)[texts.offset : texts.offset + count + 1].tolist()
+    _, offset_buffer, data_buffer = content.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int32)[content.offset : content.offset + count + 1].tolist()
     data = memoryview(data_buffer) if data_buffer is not None else memoryview(b"")
     spans = pairwise(offsets)
     if tasks is None:
-        digests = [blake2b(data[start:stop], digest_size=_DIGEST_BYTES).digest() for start, stop in spans]
+        digests = [
+            blake2b(data[start:stop], digest_size=_DIGEST_BYTES, person=modality).digest() for start, stop in spans
+        ]
     else:
         names = tasks.to_pylist()
         salts = {name: _salt(name) for name in set(names)}
         digests = [
-            blake2b(data[start:stop], digest_size=_DIGEST_BYTES, salt=salts[name]).digest()
+            blake2b(data[start:stop], digest_size=_DIGEST_BYTES, salt=salts[name], person=modality).digest()
             for (start, stop), name in zip(spans, names, strict=True)
         ]
     width = 2 * _DIGEST_BYTES

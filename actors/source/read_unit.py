@@ -1,4 +1,4 @@
-"""Reads a unit: valid rows as one Arrow table with id, text and content hash, and the quarantined rows.
+"""Reads a unit: valid rows as one Arrow table with id, content and content hash, and the quarantined rows.
 
 Called in a worker by the first stage of the dataflow, and by planning for a sample. No row is lost: `rows_read == table
 rows + quarantined rows` always. Work is vectorised; only columns with invalid values are searched for them.
@@ -18,17 +18,17 @@ import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import DataError, InvariantBroken
+from actors.inputs import MODALITIES
 from actors.progress_counter import count_progress
-from actors.schema import ID, POSITION, SHARD, Piece, QuarantinedRow, Shard, Unit
+from actors.schema import CONTENT, ID, POSITION, SHARD, Piece, QuarantinedRow, Shard, Unit
 from actors.source import hive
-from actors.source.blank import blank_rows
 from actors.source.columns import Invalid, cast_column, id_strings
 from actors.source.content_hash import content_hashes
 from actors.source.formats import FORMATS, Format, Wanted
 from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS
-from actors.source.spec import TEXT, SourceSpec, check_source, corpus_root
+from actors.source.spec import SourceSpec, check_source, corpus_root
 
-__all__ = ["TEXT", "ReadResult", "SourceSpec", "check_source", "corpus_root", "read_sample", "read_unit"]
+__all__ = ["ReadResult", "SourceSpec", "check_source", "corpus_root", "read_sample", "read_unit"]
 
 _FETCHES = 8
 _IDS = "\0ids"  # no source column has this name
@@ -39,7 +39,7 @@ class ReadResult:
     """Rows of a unit.
 
     Attributes:
-        table: `SourceSpec.schema()`: id, the kept columns, `_text`, `_task` if a task column is named, `_hash`,
+        table: `SourceSpec.schema()`: id, the kept columns, `_content`, `_task` if a task column is named, `_hash`,
             `_shard`, `_position`; in the order of the source.
         bad: The quarantined rows.
         rows_read: Rows in the source: those of the table and the quarantined ones.
@@ -172,11 +172,12 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> pa.Table:
     """Convert a batch to `SourceSpec.schema()`; quarantined rows are appended to `bad`."""
     rows = _Rows(table, bad)
-    kept = dict(source.keep)
+    modality, kept = MODALITIES[source.modality], dict(source.keep)
+    types = {**dict.fromkeys(source.text, modality.type), **kept}
     invalid: Invalid = {}
     for name in dict.fromkeys([*source.text, *kept, *([source.task] if source.task else [])]):
         with _naming_column(name, rows):
-            rows.columns[name], failed = cast_column(rows.columns[name], kept.get(name, pa.string()))
+            rows.columns[name], failed = cast_column(rows.columns[name], types.get(name, pa.string()))
         invalid = {**failed, **invalid}
     if source.id is None:
         rows.columns[_IDS] = _position_ids(rows.columns[SHARD], rows.columns[POSITION], source.root)
@@ -189,13 +190,17 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
     rows.quarantine(invalid)
     rows.quarantine(_without_id(rows.columns[_IDS]))
     rows.quarantine(_all_null([rows.columns[name] for name in source.text]))
-    rows.columns[TEXT] = _joined([rows.columns[name] for name in source.text])
-    rows.quarantine(_blank(rows.columns[TEXT]))
+    rows.columns[CONTENT] = _joined([rows.columns[name] for name in source.text])
+    rows.quarantine(modality.unfit(rows.columns[CONTENT]))
 
     tasks = rows.columns[source.task] if source.task else None
-    columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), rows.columns[TEXT]]
+    columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), rows.columns[CONTENT]]
     columns += [tasks] if tasks is not None else []
-    columns += [content_hashes(rows.columns[TEXT], tasks), rows.columns[SHARD], rows.columns[POSITION]]
+    columns += [
+        content_hashes(rows.columns[CONTENT], tasks, modality.salt),
+        rows.columns[SHARD],
+        rows.columns[POSITION],
+    ]
     return pa.table(columns, schema=source.schema())
 
 
@@ -231,7 +236,7 @@ def _all_null(parts: list[pa.StringArray]) -> Invalid:
 
 
 def _joined(parts: list[pa.StringArray]) -> pa.StringArray:
-    """Return the text of each row: its parts joined by a blank line, without null parts.
+    """Return the content of each row: its parts joined by a blank line, without null parts.
 
     Each row must have a part. Arrow's join drops rows without one, which would shift the following rows.
     """
@@ -239,11 +244,6 @@ def _joined(parts: list[pa.StringArray]) -> pa.StringArray:
     if len(joined) != len(parts[0]) or joined.null_count:
         raise InvariantBroken(f"{len(parts[0])} rows have {len(joined) - joined.null_count} texts.")
     return joined
-
-
-def _blank(texts: pa.StringArray) -> Invalid:
-    error = "the text is empty, or only white space and invisible characters"
-    return dict.fromkeys(blank_rows(texts).tolist(), ("empty_text", error))
 
 
 def _true(mask: pa.BooleanArray) -> list[int]:

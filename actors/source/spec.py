@@ -16,17 +16,18 @@ import pyarrow as pa
 
 from actors import storage
 from actors.errors import ConfigError
-from actors.schema import HASH, ID, POSITION, SHARD, TASK, Shard
+from actors.inputs import MODALITIES
+from actors.schema import CONTENT, HASH, ID, POSITION, SHARD, TASK, Shard
 from actors.source import hive
 from actors.source.column_names import misnamed
 from actors.source.formats import Format, Wanted, open_format
 from actors.source.formats.base import REPEATED
 from actors.source.formats.jsonl import refuse_without_text
-from actors.source.formats.types import is_id, is_text, merged, refusal, stored_type
+from actors.source.formats.types import fits, is_id, is_text, merged, refusal, stored_type
 from actors.storage.patterns import literal_depth
 
-TEXT = "_text"
 _THREADS = 16
+_WORDS = {pa.string(): "text", pa.binary(): "bytes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class SourceSpec:
         task: The column with the name of each row's task, or None.
         unique_ids: Whether rows with a repeated id are quarantined.
         folders: Those of the columns above that are folder names, with their types.
+        modality: Key of `actors.inputs.MODALITIES`: the content of the embedded columns.
     """
 
     format: str
@@ -52,6 +54,7 @@ class SourceSpec:
     task: str | None = None
     unique_ids: bool = True
     folders: hive.Columns = ()
+    modality: str = "text"
 
     def wanted(self) -> Wanted:
         """Return the columns to read from files, each once."""
@@ -67,7 +70,13 @@ class SourceSpec:
     def schema(self) -> pa.Schema:
         """Return the schema of `ReadResult.table`."""
         task = [(TASK, pa.string())] if self.task else []
-        added = [(TEXT, pa.string()), *task, (HASH, pa.string()), (SHARD, pa.string()), (POSITION, pa.int64())]
+        added = [
+            (CONTENT, MODALITIES[self.modality].type),
+            *task,
+            (HASH, pa.string()),
+            (SHARD, pa.string()),
+            (POSITION, pa.int64()),
+        ]
         return pa.schema([(ID, pa.string()), *self.keep, *added])
 
 
@@ -102,8 +111,9 @@ def check_source(
     unique_ids: bool = True,
     folders_of: Sequence[Shard] = (),
     known: Mapping[str, pa.DataType] | None = None,
+    modality: str = "text",
 ) -> SourceSpec:
-    """Check that a source can be read with these settings of a job file.
+    """Check that a source can be read with these settings of a job file, for a model of this modality.
 
     A kept column that some shards lack is null there. Shards without rows are ignored. The `name=value` folders of
     `folders_of`, which is the whole corpus if `source.hive` is on, are columns too. `known` has the types of kept columns
@@ -124,6 +134,11 @@ def check_source(
         raise ConfigError(f"source.{wrong}")
     if not text:
         raise ConfigError("source.text names no column. Name at least one")
+    content = MODALITIES[modality].type
+    if len(text) > 1 and not is_text(content):
+        raise ConfigError(
+            f"source.text names {len(text)} columns, and only texts are joined; the model takes {modality}. Name one"
+        )
     if reserved := [name for name in (*text, id, task) if name in (POSITION, SHARD)]:
         raise ConfigError(f"{reserved[0]!r} is reserved for the readers. Rename that column in the source")
 
@@ -143,7 +158,7 @@ def check_source(
     for key, name in [*(("text", name) for name in text), ("id", id), ("task_column", task)]:
         if name is not None:
             _check_not_repeated(key, name, columns_by_shard)
-            _check_needed(key, name, columns_by_shard, schemaless=source_format.schemaless)
+            _check_needed(key, name, columns_by_shard, content, schemaless=source_format.schemaless)
     if source_format.name == "jsonl":
         for shard in columns_by_shard:
             refuse_without_text(shard, text)
@@ -159,7 +174,7 @@ def check_source(
         )
         for name in keep
     )
-    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders)
+    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders, modality)
 
 
 ColumnsByShard = Mapping[Shard, Mapping[str, pa.DataType]]
@@ -215,8 +230,10 @@ def _check_not_repeated(key: str, name: str, columns_by_shard: ColumnsByShard) -
             )
 
 
-def _check_needed(key: str, name: str, columns_by_shard: ColumnsByShard, *, schemaless: bool) -> None:
-    """Raise ConfigError unless a text, id or task column is in every shard with a valid type."""
+def _check_needed(
+    key: str, name: str, columns_by_shard: ColumnsByShard, content: pa.DataType, *, schemaless: bool
+) -> None:
+    """Raise ConfigError unless a text, id or task column is in every shard with a valid type; `content` is that of texts."""
     having = [shard for shard, columns in columns_by_shard.items() if name in columns]
     if not having:
         raise _missing(key, name, columns_by_shard)
@@ -230,8 +247,8 @@ def _check_needed(key: str, name: str, columns_by_shard: ColumnsByShard, *, sche
         # A schemaless format is checked row by row: its head may be all nulls, or differ from later rows.
         if schemaless or pa.types.is_null(kind):
             continue
-        if not (is_id(kind) if key == "id" else is_text(kind)):
-            allowed = "text or whole numbers" if key == "id" else "text"
+        if not (is_id(kind) if key == "id" else fits(kind, content if key == "text" else pa.string())):
+            allowed = "text or whole numbers" if key == "id" else "text" if key == "task_column" else _WORDS[content]
             raise ConfigError(
                 f"source.{key} names {name!r}, which is {kind} in {shard.path!r}; it must be {allowed}. Name another "
                 f"column or cast this one"

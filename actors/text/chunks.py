@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError
-from actors.schema import CHUNKS, INPUT_IDS, PREFIX, SUFFIX
+from actors.schema import INPUT_IDS, PARTS, PREFIX, SUFFIX
 from actors.text.chunk_rules import BYS, MODES, By, Chunking, Cuts, Mode, cut
 from actors.text.tokenizer import Tokenizer, Whole, without_surrogates
 
@@ -30,8 +30,8 @@ SCHEMA = pa.schema(
     [
         # Split: the ids of all chunks, each with special tokens and prompt. Late: the ids of the whole text.
         (INPUT_IDS, pa.list_(pa.int32())),
-        # `stop`: end of the chunk in the ids; `start` and `end`: its characters in the text.
-        (CHUNKS, pa.list_(pa.struct([("stop", pa.int32()), ("start", pa.int32()), ("end", pa.int32())]))),
+        # The chunks: their characters in the text, and the number of their ids, which follow each other.
+        (PARTS, pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("tokens", pa.int32())]))),
         # Number of ids before and after those of the text; each window of a long text begins and ends with them.
         (PREFIX, pa.int32()),
         (SUFFIX, pa.int32()),
@@ -76,6 +76,10 @@ def resolve(
         )
     if mode == "none":
         return None
+    if spec.modality != "text":
+        raise ConfigError(
+            f"chunking.mode {mode} cuts texts, and {spec.model} takes {spec.modality}. Leave chunking out."
+        )
     prompts = {spec.prompt, *spec.prompts.values()} if every_task else {spec.prompt}
     text_tokens = spec.max_tokens - _overhead(spec, tuple(sorted(prompts)))
     if text_tokens < 1:
@@ -200,8 +204,9 @@ def _parts(text: str, cuts: Cuts) -> list[str]:
 
 def _table(ids: list[npt.NDArray[np.int32]], cuts: list[Cuts], prefix: list[int], suffix: list[int]) -> pa.Table:
     starts = [np.concatenate([[0], each.ends[:-1]]) for each in cuts]
-    fields = [_flat([each.stops for each in cuts]), _flat(starts), _flat([each.ends for each in cuts])]
-    chunks = pa.StructArray.from_arrays([pa.array(field) for field in fields], ["stop", "start", "end"])
+    tokens = [np.diff(each.stops, prepend=0) for each in cuts]
+    fields = [_flat(starts), _flat([each.ends for each in cuts]), _flat(tokens)]
+    chunks = pa.StructArray.from_arrays([pa.array(field) for field in fields], ["start", "end", "tokens"])
     columns = [
         pa.ListArray.from_arrays(_offsets([len(each) for each in ids]), pa.array(_flat(ids))),
         pa.ListArray.from_arrays(_offsets([len(each.stops) for each in cuts]), chunks),

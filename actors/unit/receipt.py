@@ -43,7 +43,7 @@ class Receipt:
         attempt: Random name of the attempt that finished first.
         encoded: Texts that went through the model: equal texts of a unit once, texts with a vector in the table never.
         replaces: Table file that the files of this receipt replace; only in receipt overrides.
-        quarantine: Path of the file of quarantined rows relative to the run's folder, or None.
+        quarantine: Paths of the files of quarantined rows, relative to the run's folder.
         truncated: Documents that were cut at the model's token limit.
         padding: Padding tokens that the model computed.
         seconds: Wall time by stage: read, tokenize, encode, write.
@@ -60,7 +60,7 @@ class Receipt:
     truncated: int
     encoded: int = 0
     replaces: str | None = None
-    quarantine: str | None = None
+    quarantine: tuple[str, ...] = ()
     padding: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -83,4 +83,13 @@ class Receipt:
         """Return the receipt that `to_json` wrote."""
         document = orjson.loads(text)
         document["files"] = tuple(DataFile(**file) for file in document["files"])
+        paths = document["quarantine"] or ()
+        # Receipts of a development version have the paths as one text.
+        document["quarantine"] = tuple(paths.split(",") if isinstance(paths, str) else paths)
         return cls(**document)
+
+
+def override_of(unit: int, file: DataFile) -> Receipt:
+    """Return the receipt override for a file of the table that is to be replaced, before its rows are."""
+    rows = file.rows
+    return Receipt(unit, "", (file,), rows, rows, rows, 0, 0, 0, replaces=file.path)

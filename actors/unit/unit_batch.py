@@ -17,7 +17,13 @@ from actors.errors import VectideError
 from actors.schema import QuarantinedRow
 
 SCHEMA = pa.schema(
-    [("unit", pa.int64()), ("header", pa.binary()), ("rows", pa.large_binary()), ("ready", pa.large_binary())]
+    [
+        ("unit", pa.int64()),
+        ("header", pa.binary()),
+        ("rows", pa.large_binary()),
+        ("inputs", pa.large_binary()),
+        ("ready", pa.large_binary()),
+    ]
 )
 
 
@@ -26,7 +32,8 @@ class UnitBatch:
     """Data of a unit between two stages.
 
     Attributes:
-        table: Rows for the encoder, or None after the unit failed.
+        table: Rows of the source, and from the encode stage on those of the table; None after the unit failed.
+        inputs: What the encoder needs of these rows (`actors.inputs`), until they are encoded.
         ready: Rows that already have all columns of the table, or None.
         bad: Rows quarantined so far.
         rows_read: Source rows read.
@@ -37,6 +44,7 @@ class UnitBatch:
 
     unit: int
     table: pa.Table | None = None
+    inputs: pa.Table | None = None
     ready: pa.Table | None = None
     bad: list[QuarantinedRow] = field(default_factory=list)
     rows_read: int = 0
@@ -49,7 +57,8 @@ def pack(batch: UnitBatch) -> pa.Table:
     """Return the batch as a table of one row (`SCHEMA`)."""
     header = pickle.dumps((batch.bad, batch.rows_read, batch.error, batch.seconds, batch.counts))
     arrays = [pa.array([batch.unit], pa.int64()), pa.array([header], pa.binary())]
-    return pa.Table.from_arrays([*arrays, _stream(batch.table), _stream(batch.ready)], schema=SCHEMA)
+    arrays += [_stream(table) for table in (batch.table, batch.inputs, batch.ready)]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def _stream(table: pa.Table | None) -> pa.Array:
@@ -74,6 +83,7 @@ def unpack(block: pa.Table) -> UnitBatch:
     return UnitBatch(
         unit=unit,
         table=_table(block.column("rows")),
+        inputs=_table(block.column("inputs")),
         ready=_table(block.column("ready")),
         bad=bad,
         rows_read=rows_read,

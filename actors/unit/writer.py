@@ -13,6 +13,7 @@ import json
 import secrets
 import time
 import urllib.parse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,13 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import InvariantBroken, StorageError
-from actors.schema import CHUNK, EMBEDDING, END, HASH, ID, QUARANTINE_SCHEMA, SHARD, START, TOKENS, QuarantinedRow
+from actors.schema import CHUNK, END, HASH, ID, QUARANTINE_SCHEMA, SHARD, START, TOKENS, QuarantinedRow
 from actors.unit.receipt import DataFile, Receipt
-from actors.unit.rounding import Precision, round_mantissa
+from actors.unit.rounding import Precision
 from actors.unit.row_hashes import digest_of
+from actors.unit.table_files import data_path
 from actors.unit.unit_batch import UnitBatch
+from actors.vectors import VectorColumn
 
 # Directory name of a null partition value, for Delta Lake and Hive readers.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -48,6 +51,7 @@ class WriterSpec:
         run: Name of the run, part of every data path.
         schema: Columns of the table in order, partition columns included.
         lineage: JSON for the footer of each file, under the key `vectide`.
+        outputs: Outputs of the model, columns of `schema` too.
     """
 
     table: str
@@ -57,6 +61,7 @@ class WriterSpec:
     partition_by: tuple[str, ...]
     precision: Precision
     lineage: str
+    outputs: tuple[VectorColumn, ...]
 
 
 def receipt_path(unit: int) -> str:
@@ -68,8 +73,7 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
     """Write the unit's files and then its receipt.
 
     Args:
-        batch: A unit with vectors: `batch.table` has every column of `spec.schema`, `embedding` as a
-            FixedSizeList<float32> or List<float32>.
+        batch: A unit with vectors: `batch.table` has every column of `spec.schema`.
         spec: Location and format of the files.
 
     Returns:
@@ -86,10 +90,10 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
     written: list[str] = []
     try:
         files = _write_partitions(batch, spec, attempt, written)
-        quarantine = None
+        quarantine: tuple[str, ...] = ()
         if batch.bad:
-            quarantine = f"quarantine/{batch.unit:09d}-{attempt}.parquet"
-            url = storage.join(spec.ledger, quarantine)
+            quarantine = (f"quarantine/{batch.unit:09d}-{attempt}.parquet",)
+            url = storage.join(spec.ledger, *quarantine)
             storage.put(url, quarantine_bytes(batch.bad, batch.unit))
             written.append(url)
     except StorageError:
@@ -151,9 +155,9 @@ def _write_partitions(batch: UnitBatch, spec: WriterSpec, attempt: str, written:
     files = []
     for values, part in split_by(table, spec.partition_by):
         named = zip(spec.partition_by, values, strict=True)
-        folder = "/".join(f"{_quoted(name)}={_hive(value)}" for name, value in named)
-        path = "/".join(filter(None, ["data", spec.run, folder, f"{batch.unit:09d}-{attempt}.parquet"]))
-        data, stats = parquet_bytes(part, spec.lineage)
+        folders = (f"{_quoted(name)}={_hive(value)}" for name, value in named)
+        path = data_path(spec.run, folders, f"{batch.unit:09d}-{attempt}")
+        data, stats = parquet_bytes(part, spec.lineage, spec.outputs)
         url = storage.join(spec.table, path)
         storage.put(url, data)
         written.append(url)
@@ -165,55 +169,34 @@ def _write_partitions(batch: UnitBatch, spec: WriterSpec, attempt: str, written:
 
 def _all_rows(batch: UnitBatch, spec: WriterSpec) -> pa.Table:
     """Return the rows that had their vectors before, then the newly encoded rows."""
-    parts = [
-        stored_table(part, spec.schema, spec.precision)
-        for part in (batch.ready, batch.table)
-        if part is not None and part.num_rows
-    ]
+    parts = [stored_table(part, spec) for part in (batch.ready, batch.table) if part is not None and part.num_rows]
     return pa.concat_tables([spec.schema.empty_table(), *parts])
 
 
-def stored_table(table: pa.Table, schema: pa.Schema, precision: Precision) -> pa.Table:
-    """Return rows with the table's columns and types, vectors rounded and as plain lists.
-
-    The vectors are not fixed-size lists: readers refuse a Delta table with that type in a file footer.
-    """
+def stored_table(table: pa.Table, spec: WriterSpec) -> pa.Table:
+    """Return rows with the table's columns and types, with vectors as they are stored."""
+    outputs = {output.name: output for output in spec.outputs}
     columns = []
-    for field in schema:
+    for field in spec.schema:
         column = table.column(field.name)
-        if field.name == EMBEDDING:
-            columns.append(_stored_vectors(column, precision))
+        if field.name in outputs:
+            columns.append(outputs[field.name].stored(column, spec.precision))
         else:
             columns.append(column if column.type == field.type else pc.cast(column, field.type))
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(columns, schema=spec.schema)
 
 
-def _stored_vectors(column: pa.ChunkedArray, precision: Precision) -> pa.ChunkedArray:
-    chunks = []
-    for chunk in column.chunks:
-        values = chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
-            raise InvariantBroken("a vector that is not finite reached the writer.")
-        # Rows of another tool that are kept may have no vector, or one of another width.
-        offsets = np.zeros(len(chunk) + 1, dtype=np.int32)
-        np.cumsum(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False), out=offsets[1:])
-        mask = chunk.is_null() if chunk.null_count else None
-        rounded = pa.array(round_mantissa(values, precision))
-        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), rounded, mask=mask))
-    return pa.chunked_array(chunks, pa.list_(pa.float32()))
-
-
-def parquet_bytes(table: pa.Table, lineage: str) -> tuple[bytes, str]:
+def parquet_bytes(table: pa.Table, lineage: str, outputs: Sequence[VectorColumn]) -> tuple[bytes, str]:
     """Return one Parquet file and its Delta statistics.
 
-    Vectors are byte-stream-split encoded, so that zstd compresses cleared mantissa bits well. The footer has no Arrow
-    schema (see `stored_table`).
+    Vectors (`outputs`) are byte-stream-split encoded, so that zstd compresses cleared mantissa bits well. The footer has no
+    Arrow schema (see `VectorColumn.type`).
     """
-    plain = [field.name for field in table.schema if field.name != EMBEDDING]
+    vectors = {output.name: output for output in outputs if output.name in table.column_names}
+    plain = [name for name in table.column_names if name not in vectors]
     dictionary = [
         name for name in plain if pa.types.is_string(table.schema.field(name).type) and name not in (ID, HASH)
     ]
-    encoding = {f"{EMBEDDING}.list.element": "BYTE_STREAM_SPLIT"} if EMBEDDING in table.column_names else None
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -221,7 +204,7 @@ def parquet_bytes(table: pa.Table, lineage: str) -> tuple[bytes, str]:
         compression="zstd",
         store_schema=False,
         use_dictionary=dictionary or False,
-        column_encoding=encoding,
+        column_encoding={output.leaf: "BYTE_STREAM_SPLIT" for output in vectors.values()} or None,
         write_statistics=plain,
         write_page_checksum=True,
     ) as writer:
@@ -308,14 +291,14 @@ def _quoted(text: str) -> str:
     return f"{quoted[:_LONGEST_NAME].rpartition('%')[0] or quoted[:_LONGEST_NAME]}~{digest}"
 
 
-def table_schema(keep: pa.Schema, *, chunked: bool = False) -> pa.Schema:
+def table_schema(keep: pa.Schema, outputs: Sequence[VectorColumn], *, chunked: bool = False) -> pa.Schema:
     """Return the columns of a table of documents, or of chunks, in order."""
     return pa.schema(
         [
             pa.field(ID, pa.string()),
             *(pa.field(name, pa.int32()) for name in (CHUNK, START, END) if chunked),
             *keep,
-            pa.field(EMBEDDING, pa.list_(pa.float32())),
+            *(pa.field(output.name, output.type) for output in outputs),
             pa.field(TOKENS, pa.int32()),
             pa.field(HASH, pa.string()),
             pa.field(SHARD, pa.string()),

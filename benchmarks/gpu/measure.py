@@ -1,4 +1,4 @@
-"""One shape after the other: ours on every mix, then sentence-transformers on the same weights."""
+"""Measure one shape after the other: Vectide on every mix, then sentence-transformers on the same weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measure_shape(shape: Shape, by_mix: dict[str, Ints], *, device: torch.device
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = shape.write(Path(folder) / "model")
-        # By the card's own precision: bfloat16 where it has it.
+        # By the GPU's own precision: bfloat16 where it has it.
         encoder = load_encoder(str(checkpoint), device=str(device), task=shape.task)
         config = json.loads((checkpoint / "config.json").read_text())
         vocabulary = int({**config, **config.get("text_config", {})}["vocab_size"])

@@ -21,7 +21,7 @@ _HEAD = (
     "| shape | mix | tokens/s | range | share of the limit | sentence-transformers bfloat16 | x | with flash_attention_2 | x "
     "| out of memory | budget |"
 )
-# Why there is nothing to compare with.
+# Reasons for a missing comparison.
 _PEERLESS = {"v2": "needs remote code", "v4 adapters": "has no adapters"}
 
 
@@ -31,17 +31,17 @@ def markdown(rows: Sequence[Row], bound: float, idle: dict[float, dict[str, floa
     Args:
         rows: What was measured.
         bound: Operations a second of square bfloat16 products.
-        idle: What `card.backfill_idle` found, by GPUs a replica.
+        idle: What `utilisation.backfill_idle` found, by GPUs a replica.
         command: What wrote it.
         date: Of today.
     """
-    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no card"
+    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     lines = [
-        "# Encoders on a card",
+        "# Encoders on a GPU",
         "",
         f"{date}, commit {machine.commit()}. Written by `{command}`.",
         "",
-        f"- Card: {name}; square bfloat16 products reach {bound / 1e12:,.1f} TFLOP/s",
+        f"- GPU: {name}; square bfloat16 products reach {bound / 1e12:,.1f} TFLOP/s",
         f"- Hardware: {machine.hardware()}",
         f"- Versions: {machine.versions('torch', 'sentence-transformers', 'transformers', 'ray')}",
         _NOTES,
@@ -59,10 +59,10 @@ def markdown(rows: Sequence[Row], bound: float, idle: dict[float, dict[str, floa
     if idle:
         lines += [
             "",
-            "A backfill of docstrings with all-MiniLM-L6-v2 on this card, from the first receipt to the last:",
+            "A backfill of docstrings with all-MiniLM-L6-v2 on this GPU, from the first receipt to the last:",
             "",
         ]
-        lines += ["| replicas a card | seconds | rows/s | card idle |", "|---:|---:|---:|---:|"]
+        lines += ["| replicas a GPU | seconds | rows/s | GPU idle |", "|---:|---:|---:|---:|"]
         for share, found in idle.items():
             lines.append(f"| {1 / share:.0f} | {found['seconds']:.1f} | {found['rows/s']:,.0f} | {found['idle']:.1%} |")
     return "\n".join(lines) + "\n"

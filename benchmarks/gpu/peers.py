@@ -66,7 +66,7 @@ def sentence_transformers(
         total = int(lengths.sum())
         tries: dict[int, float] = {}
         for rows in BATCHES:
-            # The largest is too large for the largest model on a small card.
+            # The largest is too large for the largest model on a small GPU.
             with suppress(torch.OutOfMemoryError):
                 tries[rows] = timed(partial(encode, rows), total, 1, device)[0]
         best = max(tries, key=tries.__getitem__)

@@ -1,4 +1,4 @@
-"""The shapes that are measured: sizes, how a checkpoint of them is written, and what their products cost."""
+"""The measured shapes: their sizes, checkpoints and operation counts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Shape:
 
     @property
     def task(self) -> str | None:
-        """What it is asked for; v4 must be asked for something."""
+        """The task of its encoder. v4 requires one."""
         return {"v4": "passage", "v4 adapters": "retrieval.passage"}.get(self.family)
 
     def operations(self, lengths: Sequence[int]) -> float:

@@ -1,4 +1,4 @@
-"""Mixes of random token ids, tokens a second of a call, and what the card reaches at best."""
+"""Mixes of random token ids, tokens a second of a call, and the highest rate of the GPU."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def random_ids(lengths: Ints, vocabulary: int) -> pa.ListArray:
 
 
 def wait(device: torch.device) -> None:
-    """Until the card has done what it was told to."""
+    """Wait until the GPU has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def let_go(device: torch.device) -> None:
-    """Gives back the memory of models that nothing names any more: two of 3 billion weights need not be there at once."""
+    """Free the memory of models without references, so that no two models of 3 billion weights are loaded at once."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

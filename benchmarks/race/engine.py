@@ -28,7 +28,7 @@ from pipeline.plan.throughput import has_bfloat16
 
 @dataclass(slots=True)
 class Result:
-    """Everything that a race found out.
+    """Results of a race.
 
     Attributes:
         measured: By mix, then by label.
@@ -60,7 +60,7 @@ def race(
     tokens: int,
     repeats: int,
     only: tuple[str, ...],
-    tell: Callable[[str], None],
+    print_progress: Callable[[str], None],
 ) -> Result:
     """Run it.
 
@@ -73,10 +73,10 @@ def race(
         tokens: Real tokens of each mix.
         repeats: Passes over each mix that count.
         only: Labels, or parts of them, of the peers to run; empty for all. The base always runs.
-        tell: Told what goes on.
+        print_progress: Gets one line for each step.
     """
     work.mkdir(parents=True, exist_ok=True)
-    tell(f"cutting mixes of {corpora}")
+    print_progress(f"cutting mixes of {corpora}")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     mixes, rest = cut_mixes(read_texts(corpora), tokenizer, max_tokens=max_tokens, tokens=tokens)
     paths = {mix.name: work / f"{mix.name.replace(' ', '-')}.json" for mix in mixes}
@@ -92,9 +92,9 @@ def race(
     )
     result.facts = {"threads": threads, "max_tokens": max_tokens, "repeats": repeats, "load": machine.load()}
     settings = {"model": str(model), "exported": str(HOME / "exported"), "threads": threads, "max_tokens": max_tokens}
-    sessions = _start(result, settings, work, only, tell)
+    sessions = _start(result, settings, work, only, print_progress)
     try:
-        _run(result, sessions, paths, work=work, repeats=repeats, tell=tell)
+        _run(result, sessions, paths, work=work, repeats=repeats, print_progress=print_progress)
     finally:
         for session in sessions.values():
             session.close()
@@ -102,7 +102,7 @@ def race(
 
 
 def _start(
-    result: Result, settings: dict[str, Any], work: Path, only: tuple[str, ...], tell: Callable[[str], None]
+    result: Result, settings: dict[str, Any], work: Path, only: tuple[str, ...], print_progress: Callable[[str], None]
 ) -> dict[str, Session]:
     """The workers of all peers that can run here, loaded and stopped."""
     peers, result.left_out = runnable(has_bfloat16())
@@ -111,29 +111,29 @@ def _start(
     broken = {
         name: reason
         for name in sorted({peer.environment for peer in peers if peer.environment})
-        if (reason := install(name, tell)) is not None
+        if (reason := install(name, print_progress)) is not None
     }
     for line in export(
         Path(settings["model"]),
         Path(settings["exported"]),
         calibration=work / "calibration.json",
         max_tokens=settings["max_tokens"],
-        tell=tell,
+        print_progress=print_progress,
     ):
-        tell(line)
+        print_progress(line)
     sessions: dict[str, Session] = {}
     for peer in [*peers, *(LIMIT[kind] for kind in LIMIT if kind in {peer.compute for peer in peers})]:
         if peer.environment in broken:
             result.left_out[peer.label] = broken[peer.environment]
             continue
-        tell(f"loading {peer.label}")
+        print_progress(f"loading {peer.label}")
         processes = os.cpu_count() or 1 if peer.each_core else 1
         log = work / f"{peer.label.replace(' ', '-')}.log"
         try:
             session = Session(peer, {**settings, "compute": peer.compute, "processes": processes}, log)
         except WorkerDied as error:
             result.left_out[peer.label] = f"does not start: {error}"
-            tell(f"{peer.label}: {error}")
+            print_progress(f"{peer.label}: {error}")
             continue
         sessions[peer.label] = session
         if peer not in LIMIT.values():
@@ -150,12 +150,12 @@ def _run(
     *,
     work: Path,
     repeats: int,
-    tell: Callable[[str], None],
+    print_progress: Callable[[str], None],
 ) -> None:
     labels = [peer.label for peer in result.peers]
     vectors: dict[str, list[np.ndarray[Any, Any]]] = {label: [] for label in labels}
     for mix in result.mixes:
-        tell(f"warming up on {mix.name}")
+        print_progress(f"warming up on {mix.name}")
         for label in labels:
             file = work / "vectors.npy"
             sessions[label].encode(paths[mix.name], file)
@@ -166,7 +166,7 @@ def _run(
     limits = {label: peer.compute for label, peer in ((limit.label, limit) for limit in LIMIT.values())}
     for mix in result.mixes:
         for number, order in enumerate(rounds(list(sessions), repeats)):
-            tell(f"{mix.name}: round {number + 1} of {repeats}")
+            print_progress(f"{mix.name}: round {number + 1} of {repeats}")
             for label in order:
                 if label in limits:
                     file = work / "vectors.npy"
@@ -184,10 +184,10 @@ def _run(
 
 
 def clear(work: Path) -> None:
-    """Remove what a race wrote on the way."""
+    """Remove the intermediate files of a race."""
     shutil.rmtree(work, ignore_errors=True)
 
 
 def today() -> str:
-    """The date that result files carry."""
+    """Return the date for result files."""
     return dt.datetime.now(dt.UTC).date().isoformat()

@@ -58,7 +58,7 @@ class Measured:
 
 
 def paired_ratio(one: Sequence[float], base: Sequence[float]) -> float:
-    """The median of how many times as fast `one` was, round by round: what others do to the machine hits both."""
+    """Return the median over rounds of the speed of `one` relative to `base`. Other load affects both of a round."""
     return statistics.median(ours / theirs for ours, theirs in zip(one, base, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What a result file says of the machine and the code that made it."""
+"""Facts about the machine and the code for result files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hardware() -> str:
 
 
 def versions(*packages: str) -> str:
-    """Of Python and some packages of this environment."""
+    """Return the versions of Python and some packages of this environment."""
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
 
 
@@ -43,5 +43,5 @@ def commit() -> str:
 
 
 def load() -> str:
-    """How busy the machine is: the load averages over 1, 5 and 15 minutes."""
+    """Return the load averages over 1, 5 and 15 minutes."""
     return ", ".join(f"{value:.1f}" for value in os.getloadavg())

@@ -1,4 +1,4 @@
-"""Who races, in which environment, and how an environment is made.
+"""The engines of the race, their environments, and the installation of an environment.
 
 Exact versions of each stand in `environments/*.txt`, so that a race can be run again. Ours runs in the environment of
 this process. What cannot run on a machine is left out with the reason, which the table then gives.
@@ -43,12 +43,14 @@ class Peer:
 
 LIMIT = {kind: Peer(f"limit {kind}", None, "limit", kind) for kind in ("float32", "bfloat16", "int8")}
 PEERS = (
-    Peer("vectide float32", None, "ours", note="one process"),
-    Peer("vectide float32, a process a core", None, "ours", each_core=True, note="one encoder for each"),
-    Peer("vectide bfloat16", None, "ours", "bfloat16", note="one process"),
-    Peer("vectide bfloat16, a process a core", None, "ours", "bfloat16", each_core=True, note="one encoder for each"),
-    Peer("vectide int8", None, "ours", "int8", note="one process, not calibrated"),
-    Peer("vectide int8, a process a core", None, "ours", "int8", each_core=True, note="one encoder for each"),
+    Peer("vectide float32", None, "vectide", note="one process"),
+    Peer("vectide float32, a process a core", None, "vectide", each_core=True, note="one encoder for each"),
+    Peer("vectide bfloat16", None, "vectide", "bfloat16", note="one process"),
+    Peer(
+        "vectide bfloat16, a process a core", None, "vectide", "bfloat16", each_core=True, note="one encoder for each"
+    ),
+    Peer("vectide int8", None, "vectide", "int8", note="one process, not calibrated"),
+    Peer("vectide int8, a process a core", None, "vectide", "int8", each_core=True, note="one encoder for each"),
     Peer(BASE, "sentence_transformers", "st", note="its defaults: batches of 32 by characters"),
     Peer("sentence-transformers bfloat16", "sentence_transformers", "st", "bfloat16", note="its other defaults"),
     Peer("ONNX Runtime float32", "onnxruntime", "onnx", note="our export, sorted by tokens, batches by tokens"),
@@ -62,7 +64,7 @@ PEERS = (
 
 
 def runnable(has_bfloat16: bool) -> tuple[list[Peer], dict[str, str]]:
-    """The peers for this processor, and for the others why not."""
+    """Return the peers for this processor, and the reason for each of the others."""
     wide = [peer for peer in PEERS if has_bfloat16 or peer.compute != "bfloat16"]
     without = {peer.label: "this processor has no bfloat16 arithmetic" for peer in PEERS if peer not in wide}
     return wide, without
@@ -73,14 +75,14 @@ def python_of(environment: str | None) -> Path:
     return Path(sys.executable) if environment is None else HOME / environment / "bin" / "python"
 
 
-def install(environment: str, tell: Callable[[str], None]) -> str | None:
-    """Make an environment as its file says, unless it is there; why not, where it cannot be made."""
+def install(environment: str, print_progress: Callable[[str], None]) -> str | None:
+    """Install an environment from its file unless it exists. Return the reason if that fails."""
     requirements = ENVIRONMENTS / f"{environment}.txt"
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
     stamp = HOME / environment / ".made-of"
     if stamp.exists() and stamp.read_text() == digest:
         return None
-    tell(f"installing {environment}")
+    print_progress(f"installing {environment}")
     HOME.mkdir(parents=True, exist_ok=True)
     commands = (
         [sys.executable, "-m", "venv", "--clear", str(HOME / environment)],
@@ -95,8 +97,10 @@ def install(environment: str, tell: Callable[[str], None]) -> str | None:
     return None
 
 
-def export(model: Path, out: Path, *, calibration: Path, max_tokens: int, tell: Callable[[str], None]) -> list[str]:
-    """What the peers need of the model in other forms, unless it is there; what went wrong, one line each."""
+def export(
+    model: Path, out: Path, *, calibration: Path, max_tokens: int, print_progress: Callable[[str], None]
+) -> list[str]:
+    """Export the model for the peers unless that is done. Return one line for each failure."""
     out.mkdir(parents=True, exist_ok=True)
     steps = {
         "onnx.done": ("onnxruntime", ["export", str(model), str(out)]),
@@ -106,7 +110,7 @@ def export(model: Path, out: Path, *, calibration: Path, max_tokens: int, tell: 
     for stamp, (environment, (script, *arguments)) in steps.items():
         if (out / stamp).exists():
             continue
-        tell(f"exporting for {environment}")
+        print_progress(f"exporting for {environment}")
         command = [str(python_of(environment)), "-m", f"{WORKERS}.{script}", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -1,7 +1,7 @@
 """The pipeline race: Parquet in, Parquet out, each way in a process of its own, in turn. Writes a table.
 
 Called by `python -m benchmarks pipeline`. Time begins with the process, so imports and Ray's start count; the parts of
-the start are told apart, and the rate after a third of the rows is the way's own once it runs.
+the start are separate, and the steady rate is that after a third of the rows.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from benchmarks.race import machine
 from benchmarks.race.figures import paired_ratio, rounds
 from benchmarks.race.mixes import LONGEST_CHARACTERS, read_texts
 from benchmarks.race.peers import ROOT, install, python_of
-from benchmarks.race.ways.told import FIRST_UNIT, STARTED
+from benchmarks.race.ways.results import FIRST_UNIT, STARTED
 from pipeline.plan.throughput import has_bfloat16
 
 SHARDS = 8
 LIMIT_S = 600
-# Whose rate each backfill could reach.
+# The rate that each backfill could reach.
 ENGINE = {f"vectide backfill{dtype}": f"vectide's engine alone{dtype}" for dtype in ("", ", float32", ", int8")}
 BASE = "Ray Data, an actor class around sentence-transformers"
 OURS = "vectide backfill"
@@ -40,30 +40,30 @@ OURS = "vectide backfill"
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way from Parquet to Parquet: its script, the environment that it needs (None: this process's), and what else
-    the script is told."""
+    """One way from Parquet to Parquet: its script, the environment that it needs (None: this process's), and its
+    further arguments."""
 
     label: str
     script: str
     environment: str | None = None
-    told: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 WAYS = (
     Way("vectide backfill", "vectide"),
-    Way("vectide backfill, float32", "vectide", told=("float32",)),
-    Way("vectide backfill, int8", "vectide", told=("int8",)),
+    Way("vectide backfill, float32", "vectide", arguments=("float32",)),
+    Way("vectide backfill, int8", "vectide", arguments=("int8",)),
     Way("vectide's engine alone", "engine"),
-    Way("vectide's engine alone, float32", "engine", told=("float32",)),
-    Way("vectide's engine alone, int8", "engine", told=("int8",)),
+    Way("vectide's engine alone, float32", "engine", arguments=("float32",)),
+    Way("vectide's engine alone, int8", "engine", arguments=("int8",)),
     Way(BASE, "ray_data"),
     Way("a loop around sentence-transformers", "loop"),
     Way("Daft, embed_text", "daft", "daft"),
 )
 
 
-# What a first receipt cannot come before: a graph of that shape with nothing in it.
-NOTHING = Way("nothing", "nothing")
+# A lower bound for the first receipt: a graph of the same shape that does no work.
+EMPTY_GRAPH = Way("an empty graph", "empty_graph")
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class Passed:
 
 @dataclass(slots=True)
 class Result:
-    """Everything that the race found out."""
+    """Results of the race."""
 
     rows: int
     tokens: int
@@ -97,9 +97,9 @@ def race(
     max_tokens: int,
     rows: int,
     repeats: int,
-    tell: Callable[[str], None],
+    print_progress: Callable[[str], None],
 ) -> Result:
-    """Run it over the first `rows` texts of a folder, as found."""
+    """Run the race over the first `rows` texts of a folder."""
     shutil.rmtree(work, ignore_errors=True)
     corpus = work / "corpus"
     texts = [text[:LONGEST_CHARACTERS] for text in read_texts(corpora)[:rows]]
@@ -113,22 +113,22 @@ def race(
     before = machine.load()
     ways = {}
     for way in WAYS:
-        if way.environment is not None and (reason := install(way.environment, tell)) is not None:
+        if way.environment is not None and (reason := install(way.environment, print_progress)) is not None:
             result.left_out[way.label] = reason
         else:
             ways[way.label] = way
     for number, order in enumerate(rounds(list(ways), repeats)):
         result.load_model_s.append(_load_model(model))
-        result.ray_alone_s.append(first(run(NOTHING, corpus, work / "out", model, max_tokens)["out"]))
+        result.ray_alone_s.append(first(run(EMPTY_GRAPH, corpus, work / "out", model, max_tokens)["out"]))
         for label in order:
             if label in result.left_out:
                 continue
-            tell(f"round {number + 1} of {repeats}: {label}")
+            print_progress(f"round {number + 1} of {repeats}: {label}")
             try:
                 facts = run(ways[label], corpus, work / "out", model, max_tokens)
             except RuntimeError as error:
                 result.left_out[label] = str(error)
-                tell(f"{label}: {error}")
+                print_progress(f"{label}: {error}")
                 continue
             if facts["rows"] != len(texts):
                 raise SystemExit(f"{label}: {facts['rows']} of {len(texts)} rows came out")
@@ -151,7 +151,7 @@ def _write(corpus: Path, texts: list[str]) -> None:
 
 
 def steady(came: list[list[float]]) -> float:
-    """Rows a second after a third of them was out; nan where the rest came at once.
+    """Return rows a second after the first third; nan where the rest was written at once.
 
     By then a start is over, with all that comes late in it. What is in flight at that moment counts for nothing where one encoder
     takes units one after the other, and in favour of ways that have several.
@@ -163,7 +163,7 @@ def steady(came: list[list[float]]) -> float:
 
 
 def first(came: list[list[float]]) -> float:
-    """When the first rows were out."""
+    """Return the time at which the first rows were written."""
     return came[0][0]
 
 
@@ -178,7 +178,7 @@ def run(way: Way, corpus: Path, out: Path, model: Path, max_tokens: int) -> dict
     command = [str(python_of(way.environment)), "-m", f"benchmarks.race.ways.{way.script}"]
     try:
         done = subprocess.run(
-            [*command, str(corpus), str(out), str(model), str(max_tokens), *way.told],
+            [*command, str(corpus), str(out), str(model), str(max_tokens), *way.arguments],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -204,7 +204,7 @@ def run(way: Way, corpus: Path, out: Path, model: Path, max_tokens: int) -> dict
 
 
 def _load_model(model: Path) -> float:
-    """Seconds that a new process needs to import torch and load the model: no first unit can come sooner."""
+    """Measure the seconds in which a new process imports torch and loads the model: a lower bound for the first unit."""
     code = "import sys; from actors.encoders import load_encoder; load_encoder(sys.argv[1], device='cpu')"
     started = time.perf_counter()
     subprocess.run([str(python_of(None)), "-c", code, str(model)], cwd=ROOT, check=True)
@@ -239,9 +239,9 @@ def markdown(result: Result, *, command: str, date: str) -> str:
         rates = passed.steady_rows_per_s
         both = base is not None and len(base.total_s) == len(passed.total_s)
         times = f"{paired_ratio(base.total_s, passed.total_s):.2f}" if both and base else ""
-        told = rates[0] == rates[0]  # not nan
-        runs = f"{paired_ratio(rates, base.steady_rows_per_s):.2f}" if both and base and told else ""
-        rate = f"{statistics.median(rates):,.1f}" if told else "not told"
+        has_rate = rates[0] == rates[0]  # not nan
+        runs = f"{paired_ratio(rates, base.steady_rows_per_s):.2f}" if both and base and has_rate else ""
+        rate = f"{statistics.median(rates):,.1f}" if has_rate else "not reported"
         alone = result.passed.get(ENGINE.get(label, ""))
         share = (
             f"{paired_ratio(rates, alone.steady_rows_per_s):.2f}" if alone and len(alone.total_s) == len(rates) else ""
@@ -261,7 +261,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
 
 
 def _beginning(result: Result) -> str:
-    """When the first receipt came, against what it cannot come before."""
+    """Compare the time of the first receipt with its lower bound."""
     ours = result.passed[OURS]
     ray, load = statistics.median(result.ray_alone_s), statistics.median(result.load_model_s)
     unit = statistics.median(parts[FIRST_UNIT] for parts in ours.parts)

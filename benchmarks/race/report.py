@@ -12,7 +12,7 @@ from benchmarks.race.peers import BASE
 
 
 def write(result: Result, folder: Path, stem: str, *, command: str, date: str) -> Path:
-    """Both files; the path of the Markdown."""
+    """Write both files and return the path of the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     plot(result, folder / f"{stem}.svg")
     page = folder / f"{stem}.md"
@@ -89,7 +89,7 @@ def _rows(result: Result, mix: str, best: dict[str, float]) -> list[str]:
     for label, found in sorted(measured.items(), key=lambda item: -item[1].rate):
         bound = best.get(by_label[label].compute, best.get("float32", float("nan")))
         share = result.operations[mix] / found.tokens * found.rate / bound
-        padding = "not told" if found.padding is None else f"{found.padding:.1%}"
+        padding = "not reported" if found.padding is None else f"{found.padding:.1%}"
         rows.append(
             f"| {label} | {found.rate:,.0f} | {min(found.rates):,.0f} to {max(found.rates):,.0f} "
             f"| {paired_ratio(found.rates, measured[BASE].rates):.2f} | {statistics.median(found.rates_by_core):,.0f} "

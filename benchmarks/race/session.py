@@ -1,4 +1,4 @@
-"""A worker process seen from the race: start it, ask it, hold it still while others run, read its memory.
+"""A worker process of the race: start it, send requests, pause it while others run, read its memory.
 
 All workers are loaded at once and take turns. One that waits is stopped by a signal, with all its children: threads
 that spin or poll would otherwise slow the one that runs.
@@ -56,7 +56,7 @@ class Session:
         self._signal(signal.SIGSTOP)
 
     def encode(self, texts: Path, vectors: Path | None = None) -> dict[str, Any]:
-        """Encode the texts of a file; what the worker says of it."""
+        """Encode the texts of a file and return the worker's answer."""
         self._signal(signal.SIGCONT)
         assert self._process.stdin is not None
         self._process.stdin.write(
@@ -68,7 +68,7 @@ class Session:
         return answer
 
     def peak_bytes(self) -> int:
-        """The most memory that its processes ever had resident, added up."""
+        """Return the sum of the peak resident memory of its processes."""
         return sum(peak_bytes(pid) for pid in group(self._process.pid))
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ def group(leader: int) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # The name, in brackets, may hold anything; the group is the third field behind it.
+            # The name, in brackets, may contain any character; the group is the third field behind it.
             fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
         except OSError:
             continue  # it ended while it was looked at
@@ -107,7 +107,7 @@ def group(leader: int) -> list[int]:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process ever had resident; 0 where there is none."""
+    """Return the peak resident memory of a process, or 0 without such a process."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -28,19 +28,26 @@ def run_step(step: str, table: Path, count: int) -> Facts:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     answers = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not answers:  # once it has answered, how it ends is its libraries' matter
+    if not answers:  # after its answer, the exit code is that of the libraries
         raise SystemExit(f"{step} of {count}: {(done.stderr.strip() or done.stdout.strip())[-2000:]}")
     return dict(json.loads(answers[-1].removeprefix("RESULT ")))
 
 
 def measure(
-    folder: Path, *, units: int, files: int, ids: int, rows: int, driver_units: int, tell: Callable[[str], None]
+    folder: Path,
+    *,
+    units: int,
+    files: int,
+    ids: int,
+    rows: int,
+    driver_units: int,
+    print_progress: Callable[[str], None],
 ) -> dict[str, dict[int, Facts]]:
     """Every step at a tenth of its size and at its size."""
     found: dict[str, dict[int, Facts]] = {}
 
     def step(name: str, count: int, place: str, label: str | None = None, size: int | None = None) -> None:
-        tell(f"{label or name}: {count:,}")
+        print_progress(f"{label or name}: {count:,}")
         facts = run_step(name, folder / place, count)
         found.setdefault(label or name, {})[size or count] = facts
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tokenizers
 
 from actors.encoders.running import Stats
+from actors.vectors import Encoded, dense
 from benchmarks.race import machine
 from benchmarks.race.peers import ROOT
 from benchmarks.race.session import peak_bytes
@@ -51,10 +51,10 @@ class NoModel:
         known = np.random.default_rng(0).normal(size=(997, self.dim))
         self._known = (known / np.linalg.norm(known, axis=1, keepdims=True)).astype(np.float32)
 
-    def encode_tokens(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> npt.NDArray[np.float32]:
+    def encode_rows(self, rows: pa.Table, chunking: None = None) -> Encoded:
         """Vectors of rows of token ids."""
-        del tasks
-        return np.take(self._known, np.arange(len(ids)) % len(self._known), axis=0)
+        del chunking
+        return Encoded((dense(np.take(self._known, np.arange(len(rows)) % len(self._known), axis=0)),))
 
 
 class NoModelStage(EncodeStage):
@@ -92,7 +92,7 @@ def write_corpus(folder: Path, rows: int) -> None:
 
 
 def run_one(folder: Path, model: str) -> Facts:
-    """A backfill of `folder/corpus` in this process: what it took."""
+    """Run a backfill of `folder/corpus` in this process and return its time and memory."""
     if model == "none":
         setattr(inline, "EncodeStage", NoModelStage)  # noqa: B010  (a plain assignment is what mypy refuses)
         model = str(write_bert(folder / "model", hidden=NO_MODEL_DIM, layers=1))  # from here the plan has its width
@@ -130,7 +130,7 @@ class PeakAfterUnits(Stopwatch):
             self._peaks["units"] = peak_bytes(os.getpid()) >> 20
 
 
-def measure(folder: Path, *, rows: Sequence[int], model: str, tell: Callable[[str], None]) -> list[Facts]:
+def measure(folder: Path, *, rows: Sequence[int], model: str, print_progress: Callable[[str], None]) -> list[Facts]:
     """One backfill of each size.
 
     Args:
@@ -141,9 +141,9 @@ def measure(folder: Path, *, rows: Sequence[int], model: str, tell: Callable[[st
     found = []
     for count in rows:
         shutil.rmtree(folder, ignore_errors=True)
-        tell(f"{count:,} rows: writing the corpus")
+        print_progress(f"{count:,} rows: writing the corpus")
         write_corpus(folder / "corpus", count)
-        tell(f"{count:,} rows: backfill")
+        print_progress(f"{count:,} rows: backfill")
         command = [sys.executable, "-m", "benchmarks.scale.memory", str(folder), model]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         answers = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -152,7 +152,7 @@ def measure(folder: Path, *, rows: Sequence[int], model: str, tell: Callable[[st
         facts = json.loads(answers[-1].removeprefix("RESULT "))
         if facts["rows"] != count:
             raise SystemExit(f"{facts['rows']} of {count} rows came out")
-        tell(f"{count:,} rows: {facts}")
+        print_progress(f"{count:,} rows: {facts}")
         found.append(facts)
     shutil.rmtree(folder, ignore_errors=True)
     return found

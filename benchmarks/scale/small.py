@@ -21,7 +21,7 @@ ROWS_A_SHARD = 5_000
 
 
 class Stopwatch:
-    """A reporter that keeps the times of what it is told."""
+    """A reporter that records the time of each call."""
 
     def __init__(self) -> None:
         self.begun = time.perf_counter()
@@ -41,7 +41,7 @@ class Stopwatch:
         self.driver_s.append(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
 
     def busy(self, encoders: int) -> None:
-        """Not asked for here."""
+        """Not needed here."""
 
     def failed_unit(self, unit: int, error: Exception) -> None:
         raise SystemExit(f"unit {unit}: {error}")

@@ -21,10 +21,12 @@ from actors import storage
 from actors.schema import ID, SHARD, Piece, Shard
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import delta_statistics, parquet_bytes, receipt_path, table_schema
+from actors.vectors import VectorColumn
 from benchmarks.race.session import peak_bytes
 from pipeline.execute.progress import Outcome
 from pipeline.ledger import duplicates
 from pipeline.ledger.ledger import RECEIPT_BATCH_UNITS, Ledger, listing_table, table_to_units, units_to_table
+from pipeline.ledger.run_description import RunDescription
 from pipeline.plan.units import _gather
 from pipeline.table import commit as publishing
 from pipeline.table import delta_table
@@ -70,7 +72,7 @@ def pieces(units: int) -> Iterator[Piece]:
 
 
 def model_receipt() -> Receipt:
-    """A receipt as the writer makes them."""
+    """A receipt with the fields of a real one."""
     rows = pa.table(
         {
             "id": [f"document-{number:012d}" for number in range(UNIT_ROWS)],
@@ -87,7 +89,7 @@ def model_receipt() -> Receipt:
 
 
 def receipts(units: int) -> Iterator[Receipt]:
-    """What `units` finished units leave."""
+    """Receipts of `units` finished units."""
     model = model_receipt()
     file = model.files[0]
     for unit in range(units):
@@ -102,17 +104,17 @@ def plan(table: str, units: int) -> dict[str, Any]:
     frozen = clock.time("to a table", lambda: units_to_table(cut))
     ledger = Ledger(table, RUN)
     shards = [piece.shard for piece in pieces(units) if piece.start == 0]
-    description = {"run": RUN, "units": units, "rows": units * UNIT_ROWS, "rows_exact": True, "fingerprint": "f"}
+    description = RunDescription("backfill", units, units * UNIT_ROWS, fingerprint="f")
     clock.time("freeze", lambda: ledger.freeze(description, frozen, listing=listing_table(shards)))
     size = (Path(ledger.home()) / "plan.parquet").stat().st_size
     return {**clock.facts(), "plan.parquet bytes": size}
 
 
 def prepare(table: str, units: int) -> dict[str, Any]:
-    """Receipts of finished units, and the digests that their driver would have left; not measured."""
+    """Write the receipts of finished units and their receipt batches. Not measured."""
     ledger = Ledger(table, RUN)
     if ledger.description() is None:
-        ledger.freeze({"run": RUN, "units": units}, units_to_table([]))
+        ledger.freeze(RunDescription("backfill", units, units * UNIT_ROWS), units_to_table([]))
     batch: list[Receipt] = []
     made: set[Path] = set()
     for receipt in receipts(units):
@@ -129,7 +131,7 @@ def prepare(table: str, units: int) -> dict[str, Any]:
 
 
 def prepare_files(table: str, units: int) -> dict[str, Any]:
-    """A data file of the size that its receipt says for each unit; not measured."""
+    """Write a data file of the size in its receipt for each unit. Not measured."""
     folder = Path(table) / "data" / RUN
     folder.mkdir(parents=True)
     for receipt in receipts(units):
@@ -138,14 +140,14 @@ def prepare_files(table: str, units: int) -> dict[str, Any]:
 
 
 def resume(table: str, units: int) -> dict[str, Any]:
-    """Find out what is left of a plan."""
+    """Find the remaining units of a plan."""
     ledger = Ledger(table, RUN)
     clock = Clock()
-    description = clock.time("describe", ledger.description)
+    description = clock.time("describe", ledger.frozen)
     done = clock.time("find what is done", ledger.done)
     frozen = clock.time("read the plan", ledger.plan)
     rest = clock.time("the units that are left", lambda: sum(1 for _ in table_to_units(frozen, done)))
-    if rest + len(done) != description["units"] or description["units"] != units:
+    if rest + len(done) != description.units or description.units != units:
         raise SystemExit(f"{rest} units are left and {len(done)} done of {units}")
     return {**clock.facts(), "units left": rest}
 
@@ -163,12 +165,12 @@ def publish(table: str, units: int) -> dict[str, Any]:
     missing = clock.time("look for files", lambda: publishing.missing_files(table, files))
     if missing or len(files) != units:
         raise SystemExit(f"{len(missing)} of {len(files)} files are missing")
-    schema = table_schema(pa.schema([]))
+    schema = table_schema(pa.schema([]), (VectorColumn("embedding", "dense", 1),))
     publication = publishing.Publication(
         commit=RUN,
         run=RUN,
         operation="backfill",
-        embedding_spec=delta_table.EmbeddingSpec("fingerprint", {}, {}),
+        embedding_spec=delta_table.EmbeddingSpec("fingerprint", {"dim": 1}, {}),
         schema=schema,
         partition_by=(),
         base=None,
@@ -184,23 +186,20 @@ def publish(table: str, units: int) -> dict[str, Any]:
 
 
 def unique(table: str, rows: int) -> dict[str, Any]:
-    """Look for ids that two units have, among so many rows."""
+    """Find ids that two units have in common among `rows` rows."""
     made = []
     for unit, start in enumerate(range(0, rows, UNIT_IDS)):
         ids = [f"document-{number:012d}" for number in range(start, start + UNIT_IDS)]
         path = f"data/{RUN}/{unit:09d}.parquet"
         storage.put(
             storage.join(table, path),
-            parquet_bytes(pa.table({ID: ids, SHARD: [f"part-{unit:06d}.parquet"] * len(ids)}), "{}")[0],
+            parquet_bytes(pa.table({ID: ids, SHARD: [f"part-{unit:06d}.parquet"] * len(ids)}), "{}", ())[0],
         )
-        model = model_receipt()
-        made.append(
-            replace(model, unit=unit, rows=len(ids), files=(replace(model.files[0], path=path, rows=len(ids)),))
-        )
+        made.append(path)
     clock = Clock()
     losers = clock.time("look for ids twice", lambda: duplicates.find_duplicates(table, made))
     if losers:
-        raise SystemExit(f"{len(losers)} units have ids of others")
+        raise SystemExit(f"{len(losers)} files have ids of others")
     return clock.facts()
 
 
@@ -215,7 +214,7 @@ def rows(table: str, count: int) -> dict[str, Any]:
 
 
 def driver(table: str, count: int) -> dict[str, Any]:
-    """What the driver of a Ray run spends on each of `count` units of one row."""
+    """Measure the CPU time of a Ray run's driver for each of `count` units of one row."""
     from benchmarks.scale.small import drive_units
 
     return drive_units(Path(table), count)

@@ -10,17 +10,19 @@ from jobs import output
 from jobs.options import AsJson, Table
 
 if TYPE_CHECKING:
-    from pipeline.table.changes import Changes
+    from pipeline.table.export import Exported
 
 
 def changes(
     table: Table,
     since: Annotated[int, typer.Option(min=0, metavar="VERSION", help="The version that the index holds.")],
-    out: Annotated[str, typer.Option(metavar="URI", help="An empty folder to write to.")],
+    out: Annotated[
+        str, typer.Option(metavar="URI", help="An empty folder to write to, or one with an unfinished export.")
+    ],
     json: AsJson = False,
 ) -> None:
     """Write, as Parquet, the upserts and deletes that bring a vector index from a version to the current one."""
-    from pipeline.table.changes import changes as run
+    from pipeline.table.export import changes as run
 
     written = run(table, since, out)
     if json:
@@ -29,7 +31,7 @@ def changes(
         _print(written)
 
 
-def _print(changes: Changes) -> None:
+def _print(changes: Exported) -> None:
     print(
         f"{changes.upserts:,} upserts and {changes.deletes:,} deletes from version {changes.since} to {changes.version}: "
         f"{changes.out}"

@@ -2,40 +2,83 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actors.errors import ConfigError
 from jobs import output
 from jobs.options import AsJson, Table
+from jobs.progress import rows_bar
+from pipeline.scan.vector_cache import DEFAULT_SIZE
 
 if TYPE_CHECKING:
-    from pipeline.search.search import Hit
+    from pipeline.search.search import Hit, Searcher
 
 _MAX_CHARACTERS = 160  # of a column's value
 
 
 def search(  # noqa: PLR0917  (typer's arguments are options by name)
     table: Table,
-    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    question: Annotated[str | None, typer.Argument(metavar="[QUESTION]")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
     where: Annotated[str | None, typer.Option(help="An SQL condition, as in \"lang = 'de'\".")] = None,
     version: Annotated[int | None, typer.Option(min=0, help="Version of the table; default: the current one.")] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's model, if it has moved.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's adapter, if it has moved.")
+    ] = None,
+    questions: Annotated[
+        str | None, typer.Option(metavar="URI", help="A Parquet file of questions: `text`, and `id` if there is one.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="URI", help="The Parquet file of hits for --questions.")] = None,
+    address: Annotated[str | None, typer.Option(help="Scan on this Ray cluster; the question is encoded here.")] = None,
+    cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_SIZE,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Read the table's files and no local cache.")] = False,
     json: AsJson = False,
 ) -> None:
     """Search a table exactly, with the model, settings and query prompt that the table was embedded with."""
     from pipeline.search.search import Searcher
 
-    searcher = Searcher(table, version=version, model=model)
-    hits = searcher.search([question], k=k, where=where)[0]
+    if (question is None) == (questions is None):
+        raise ConfigError("give one QUESTION, or a file of questions with --questions and --out")
+    if (questions is None) != (out is None):
+        raise ConfigError("--questions and --out go together: the file of questions and the file of hits")
+    searcher = Searcher(
+        table,
+        version=version,
+        model=model,
+        adapter=adapter,
+        cache_size=None if no_cache else cache_size,
+        address=address,
+    )
+    if questions is not None and out is not None:
+        _search_file(searcher, questions, out, k=k, where=where)
+        return
+    hits = searcher.search([str(question)], k=k, where=where)[0]
+    _warn(searcher)
     if json:
         output.as_json(hits)
     else:
         _print(hits)
+
+
+def _search_file(searcher: Searcher, questions: str, out: str, *, k: int, where: str | None) -> None:
+    from pipeline.search.questions import search_file
+
+    with rows_bar("scanning") as report:
+        count = search_file(searcher, questions, out, k=k, where=where, report=report)
+    _warn(searcher)
+    print(f"wrote {count:,} hits to {out}")
+
+
+def _warn(searcher: Searcher) -> None:
+    if searcher.cache_problem is not None:
+        print(f"note: {searcher.cache_problem}", file=sys.stderr)
 
 
 def _print(hits: Sequence[Hit]) -> None:

@@ -60,6 +60,7 @@ def submit(job: Job, address: str, out: IO[str], *, command: str = "backfill", d
         ConfigError: no dashboard answers at `address`, or its token is not on this machine.
         VectideError: the cluster refused the job, or its dashboard did not answer for `_MAX_FAILED_POLLS` polls.
     """
+    job.encoder.check_adapters_readable(address)
     client = _client(address)
     try:
         submission, is_new = _submit(client, job, command)

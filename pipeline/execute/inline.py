@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from actors.encoders.compute.environment import ENCODER_ENV
-from actors.schema import Unit
+from actors.schema import RewriteUnit, Unit
 from actors.unit.writer import WriterSpec
 from pipeline.execute.attempts import AttemptLog, NoAttemptLog
 from pipeline.execute.outcome import UnitOutcome, decode_outcome
@@ -36,7 +36,7 @@ class InlineExecutor:
         for name, value in ENCODER_ENV.items():
             os.environ.setdefault(name, value)  # oneDNN reads them at the first matrix product
 
-    def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
+    def run(self, units: Iterable[Unit | RewriteUnit], spec: StageSpec) -> Iterator[UnitOutcome]:
         """See `Executor`."""
         encode = EncodeStage(spec, self.attempt_log, self.pool.threads, self.pool.device)
         for unit in units:
@@ -44,7 +44,7 @@ class InlineExecutor:
                 write(encode(read_and_tokenize(to_block(unit), spec, self.attempt_log)), spec, self.attempt_log)
             )
 
-    def rewrite(self, units: Iterable[Unit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
+    def rewrite(self, units: Iterable[RewriteUnit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
         """See `Executor`."""
         for unit in units:
             yield decode_outcome(rewrite(to_block(unit), spec, self.attempt_log, limit_s))

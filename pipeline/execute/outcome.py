@@ -10,7 +10,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from actors.errors import VectideError
-from actors.schema import Unit
+from actors.schema import RewriteUnit, Unit
 from actors.unit.receipt import Receipt
 from actors.unit.writer import WriterSpec
 from pipeline.execute.attempts import AttemptLog
@@ -50,10 +50,10 @@ class Executor(Protocol):
     pool: Pool
     attempt_log: AttemptLog
 
-    def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
+    def run(self, units: Iterable[Unit | RewriteUnit], spec: StageSpec) -> Iterator[UnitOutcome]:
         """Run units and yield the outcome of each when it ends."""
 
-    def rewrite(self, units: Iterable[Unit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
+    def rewrite(self, units: Iterable[RewriteUnit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
         """Run units that only rewrite files of the table, without a model; yield outcomes as `run` does.
 
         `limit_s` is the longest time without progress.

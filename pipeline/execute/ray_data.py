@@ -23,7 +23,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from actors.encoders.compute.environment import ENCODER_ENV
 from actors.errors import ClusterStalled, ConfigError
-from actors.schema import Unit
+from actors.schema import RewriteUnit, Unit
 from actors.unit.writer import WriterSpec
 from pipeline.execute.attempts import AttemptLog, RayAttemptLog
 from pipeline.execute.metrics import EncoderMeter, Meter, RunMeter
@@ -34,6 +34,7 @@ from pipeline.execute.stages.read import read_and_tokenize
 from pipeline.execute.stages.spec import StageSpec, to_block
 from pipeline.execute.stages.write import rewrite, write
 from pipeline.job.config import Run
+from pipeline.job.values import cluster_at
 from pipeline.plan.resources import Machine, Pool, size_pool
 
 WAVE_UNITS = 20_000
@@ -77,7 +78,7 @@ def _init(address: str) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised and need no log
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    target = os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
+    target = cluster_at(address)
     _check_reachable(target, address)
     if target == "local":
         os.environ.update({name: os.environ.get(name, value) for name, value in ENCODER_ENV.items()})
@@ -135,7 +136,9 @@ def machines() -> list[Machine]:
     ]
 
 
-def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, attempt_log: AttemptLog) -> Iterator[UnitOutcome]:
+def run_units(
+    units: Iterable[Unit | RewriteUnit], spec: StageSpec, pool: Pool, attempt_log: AttemptLog
+) -> Iterator[UnitOutcome]:
     """Run units through the graph and yield the outcome of each when it ends.
 
     Raises:
@@ -158,7 +161,9 @@ def run_units(units: Iterable[Unit], spec: StageSpec, pool: Pool, attempt_log: A
     meter.deaths(attempt_log.stats()[0])
 
 
-def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, attempt_log: AttemptLog) -> Iterator[UnitOutcome]:
+def _run_wave(
+    wave: list[Unit | RewriteUnit], spec: StageSpec, pool: Pool, attempt_log: AttemptLog
+) -> Iterator[UnitOutcome]:
     shared = {"spec": spec, "attempt_log": attempt_log}
     least, most = pool.sizes(len(wave))
     _set_stall_timeout(_STALL_TIMEOUT_S[pool.grows], spec.row_timeout_s)
@@ -195,7 +200,7 @@ def _run_wave(wave: list[Unit], spec: StageSpec, pool: Pool, attempt_log: Attemp
 
 
 def rewrite_units(
-    units: Iterable[Unit], spec: WriterSpec, attempt_log: AttemptLog, limit_s: float | None
+    units: Iterable[RewriteUnit], spec: WriterSpec, attempt_log: AttemptLog, limit_s: float | None
 ) -> Iterator[UnitOutcome]:
     """Run units that rewrite table files, one task each on one CPU, and yield the outcome of each when it ends."""
     shared = {"spec": spec, "attempt_log": attempt_log, "limit_s": limit_s}
@@ -256,10 +261,10 @@ class RayExecutor:
         self.pool = size_pool(run, machines())
         self.attempt_log: AttemptLog = RayAttemptLog()
 
-    def run(self, units: Iterable[Unit], spec: StageSpec) -> Iterator[UnitOutcome]:
+    def run(self, units: Iterable[Unit | RewriteUnit], spec: StageSpec) -> Iterator[UnitOutcome]:
         """See `run_units`."""
         return run_units(units, spec, self.pool, self.attempt_log)
 
-    def rewrite(self, units: Iterable[Unit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
+    def rewrite(self, units: Iterable[RewriteUnit], spec: WriterSpec, limit_s: float | None) -> Iterator[UnitOutcome]:
         """See `rewrite_units`."""
         return rewrite_units(units, spec, self.attempt_log, limit_s)

@@ -13,12 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,8 +24,9 @@ from pydantic import (
 from actors.errors import ConfigError
 from actors.source.column_names import misnamed
 from actors.text.chunk_rules import By, Mode
+from pipeline.job.encoder import Encoder
 from pipeline.job.validation import explain
-from pipeline.job.values import Columns, Size, Uri, check_labels
+from pipeline.job.values import Columns, Section, Size, Uri, check_labels
 
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 Auto = Literal["auto"]
@@ -43,22 +42,7 @@ def _zero_for_auto(value: object) -> object:
     return 0 if value == "auto" else value
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_booleans(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse true and false where no boolean is expected.
-
-        Python counts True as 1, so `max_quarantined: yes` would allow every row to be quarantined.
-        """
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError(f"must not be {str(value).lower()}; YAML reads yes, no, on and off as true and false")
-        return value
-
-
-class Source(_Section):
+class Source(Section):
     """Files to read and the columns to take from them."""
 
     uri: Uri = Field(
@@ -122,7 +106,7 @@ class Source(_Section):
         return self
 
 
-class Table(_Section):
+class Table(Section):
     """Delta Lake table that the embeddings are written to."""
 
     uri: Uri = Field(
@@ -162,41 +146,7 @@ class Table(_Section):
         return uri
 
 
-class Encoder(_Section):
-    """Model and the settings that change its vectors."""
-
-    model: Annotated[str, Field(min_length=1)] = Field(
-        description="Id of a model on the Hugging Face Hub, or path of a folder that holds one."
-    )
-    revision: str | None = Field(
-        default=None, description="Branch, tag or commit of a model on the Hub; by default its main branch."
-    )
-    task: str | None = Field(
-        default=None,
-        description="Task of the model, such as `retrieval.passage`; by default the model's own default, or no task.",
-    )
-    dim: Annotated[int, Field(ge=1)] | None = Field(
-        default=None,
-        description="Number of dimensions to keep of each vector, as many as the model was trained for; by default all.",
-    )
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        default=None,
-        description="Tokens after which a text is cut, special tokens and prompt included; by default the model's limit.",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        default="auto",
-        description=(
-            "Number format to compute in: `auto` is bfloat16 where the hardware supports it, else float32; `int8` is for "
-            "CPUs, faster and approximate."
-        ),
-    )
-    allow_untrained_dim: bool = Field(
-        default=False,
-        description="Whether `dim` may be one that the model was not trained for, at a loss of accuracy; by default not.",
-    )
-
-
-class Chunking(_Section):
+class Chunking(Section):
     """Cutting of texts into chunks, each with a vector of its own."""
 
     mode: Mode = Field(
@@ -226,7 +176,7 @@ class Chunking(_Section):
         return self
 
 
-class Replicas(_Section):
+class Replicas(Section):
     """Pool of encoders that grows with the cluster, from `min` to `max`."""
 
     min: Annotated[int, Field(ge=0)] = Field(
@@ -247,7 +197,7 @@ def _kind(value: object) -> str:
     return "auto" if value == "auto" else "int" if isinstance(value, int) else "range"
 
 
-class Run(_Section):
+class Run(Section):
     """Distribution of the work; none of these keys changes a vector."""
 
     address: str = Field(
@@ -309,7 +259,7 @@ class Run(_Section):
         return self
 
 
-class Generation(_Section):
+class Generation(Section):
     """Conditions for publishing a re-embedding, checked when a refresh changes the model or the chunking."""
 
     publish: bool = Field(
@@ -341,7 +291,7 @@ class Generation(_Section):
         return self
 
 
-class Job(_Section):
+class Job(Section):
     """One job file."""
 
     source: Source
@@ -369,6 +319,11 @@ class Job(_Section):
             )
         if self.chunking.mode != "none" and (wrong := misnamed(self.source.keep, chunked=True)):
             raise ValueError(f"source.{wrong}")
+        if self.source.task_column is None and (unused := self.encoder.unused_adapters()):
+            raise ValueError(
+                f"encoder.adapters names {unused[0]!r}, which no row uses; set encoder.task: {unused[0]}, or name the "
+                f"column of the rows' tasks in source.task_column"
+            )
         missing = [name for name in self.table.partition_by if name not in self.source.keep]
         if missing:
             raise ValueError(f"table.partition_by names {missing}, which source.keep does not; add them to source.keep")

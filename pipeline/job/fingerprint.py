@@ -48,10 +48,15 @@ def chunking_of(model: ModelSpec, job: Job) -> Chunking | None:
 def lineage(model: ModelSpec, job: Job) -> dict[str, Any]:
     """Return the embedding spec as plain data; it is recorded in the table and in the footer of each file."""
     chunking = chunking_of(model, job)
+    by_row = job.source.task_column is not None
+    adapters = {
+        task: {"sha256": ref.sha256, "prompt": model.prompts[task]} for ref in model.adapters for task in ref.tasks
+    }
     return {
         "model": model.model,
         "revision": model.revision,
         **model.lineage(),
+        **({"adapters": adapters} if by_row and adapters else {}),
         **(chunking.lineage() if chunking is not None else {}),
         "precision_stored": job.table.precision,
     }
@@ -62,13 +67,20 @@ def fingerprint(made_of: dict[str, Any]) -> str:
     return digest({key: value for key, value in made_of.items() if key not in _NAMES})
 
 
-def run_name(content: str, base: str | None) -> str:
+def run_name(content: str, base: str | None, *, foreign: str | None = None, retries: str | None = None) -> str:
     """Return the name of the run that replaces `base` with `content`.
 
     The same command on the same source and table has the same name, and so finds its own ledger. The base is part of
     the name: if a source returns to an earlier state, the version of that state was replaced, so a new run is needed.
+
+    Args:
+        content: See `content_name`.
+        base: The version that the run starts from; None if there is none.
+        foreign: The policy for commits of other tools, if there are some.
+        retries: Name of the run whose quarantined rows are retried.
     """
-    return digest([content, base], length=8)
+    special = [foreign, retries] if foreign or retries else []  # without them the name is that of earlier versions
+    return digest([content, base, *special], length=8)
 
 
 def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:

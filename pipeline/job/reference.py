@@ -56,7 +56,7 @@ def reference() -> str:
 
 
 def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield one row a key of a section, each followed by the keys of the section that its value may be."""
+    """Yield one row a key of a section, each followed by the keys of the section that its value may be or has by name."""
     for name, field in section["properties"].items():
         required = name in section.get("required", ())
         default = "required" if required else _default(field["default"])
@@ -64,6 +64,13 @@ def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Itera
         for form in field.get("oneOf", ()):
             if "$ref" in form:
                 yield from _rows(f"{prefix}{name}.", _resolve(form, schema), schema)
+        if _has_sections(field):
+            yield from _rows(f"{prefix}{name}.<name>.", _resolve(field["additionalProperties"], schema), schema)
+
+
+def _has_sections(field: dict[str, Any]) -> bool:
+    """Return whether a field maps names to sections."""
+    return "$ref" in (field.get("additionalProperties") or {})
 
 
 def _resolve(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -88,13 +95,13 @@ def _form(form: dict[str, Any]) -> str:
     if form["type"] == "array":
         return "name or list of names"
     if form["type"] == "object":
-        return "mapping of text to text"
+        return f"mapping of {'names to paths or to the keys below' if _has_sections(form) else 'text to text'}"
     limits = ", ".join(text.format(f"{form[key]:,.12g}") for key, text in _LIMITS.items() if key in form)
     return _TYPES[form["type"]] + (f" ({limits})" if limits else "")
 
 
 def _default(value: object) -> str:
-    return "not set" if value is None or value == [] else _code(value)
+    return "not set" if value in (None, [], {}, "") else _code(value)
 
 
 def _code(value: object) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -80,7 +80,8 @@ def _known(location: tuple[int | str, ...], model: type[BaseModel], forms: Mappi
             continue
         field = section.model_fields.get(str(part))
         if field is None:
-            return []
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            section = field.annotation  # otherwise the next part names the form of the value
+            continue  # a name that the user gave, in a mapping of sections by name
+        for kind in (field.annotation, *(getattr(each, "__origin__", each) for each in get_args(field.annotation))):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                section = kind  # otherwise the next part names the form of the value
     return sorted(section.model_fields)

@@ -1,6 +1,6 @@
-"""Values that several keys of the job file share: URIs, lists of columns, and the labels of machines.
+"""Parts that several sections of the job file share: the base class, URIs, lists of columns, the labels of machines.
 
-Used by `pipeline.job.config`. Validators raise ValueError, which pydantic reports with the key.
+Used by `pipeline.job.config` and `pipeline.job.encoder`. Validators raise ValueError, which pydantic reports with the key.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from actors.errors import ConfigError
 from actors.quantities import parse_bytes
@@ -20,6 +20,23 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL = re.compile(rf"(?:[A-Za-z0-9.-]{{1,253}}/)?{_WORD}")
 _LABEL_VALUE = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))")
+
+
+class Section(BaseModel):
+    """A section of the job file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false where no boolean is expected.
+
+        Python counts True as 1, so `max_quarantined: yes` would allow every row to be quarantined.
+        """
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"must not be {str(value).lower()}; YAML reads yes, no, on and off as true and false")
+        return value
 
 
 def _expand(value: object) -> object:
@@ -66,6 +83,11 @@ def _check_size(text: str) -> str:
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return text
+
+
+def cluster_at(address: str) -> str:
+    """Return what `run.address` stands for: "inline", "local" or the address of a Ray cluster."""
+    return os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
 
 
 Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
@@ -26,8 +26,9 @@ from actors import storage
 from actors.schema import ID, SHARD, QuarantinedRow
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import digest_of, hash_strings
-from actors.unit.table_files import read_stored
+from actors.unit.table_files import data_path, partition_folders, read_stored, run_of
 from actors.unit.writer import parquet_bytes, quarantine_bytes
+from actors.vectors import VectorColumn
 from pipeline.ledger.repeated_hashes import Repeats
 
 LIMIT_BYTES = 16 << 20  # hashes of two million rows; sorting them takes twice as much
@@ -37,44 +38,38 @@ _Loaded = TypeVar("_Loaded")
 
 
 def find_duplicates(
-    table: str, receipts: Iterable[Receipt], *, allowed: Collection[str] = (), limit_bytes: int = LIMIT_BYTES
-) -> dict[int, set[str]]:
-    """Return the ids of each unit that an earlier row of the corpus has too.
+    table: str, paths: Sequence[str], *, allowed: Collection[str] = (), limit_bytes: int = LIMIT_BYTES
+) -> dict[str, set[str]]:
+    """Return the ids of each file that an earlier row of the corpus has too.
 
-    A row is earlier if the path of its shard sorts first, or if it is in the same shard and in a unit with a lower number.
+    A row is earlier if the path of its shard sorts first, or if it is in the same shard and in an earlier file.
 
     Args:
         table: URL of the table's folder.
-        receipts: Receipts of all units; files of the table that stay may be passed as receipts too.
+        paths: Files in the order of the plan, relative to `table`. No two rows of one file are documents with one id.
         allowed: Ids that may repeat, because another tool added rows with them.
         limit_bytes: Bytes of hashes to keep in memory; further hashes go to a local disk.
 
     Returns:
-        Unit number to the ids whose rows the unit must quarantine.
+        Path of a file to the ids whose rows must be quarantined.
 
     Raises:
         StorageError: the local disk is full or failed.
     """
-    ordered = sorted(receipts, key=lambda receipt: receipt.unit)
     with Repeats(limit_bytes) as repeats:
-        for hashes in _read_ahead(table, lambda receipt: _hashes_of(table, receipt), ordered):
+        for hashes in _read_ahead(table, lambda path: _hashes_of(table, path), paths):
             repeats.add(hashes)
         repeated = repeats.find()
     if len(repeated) == 0:
         return {}
     places: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    candidates = _read_ahead(table, lambda receipt: _documents(table, receipt, repeated), ordered)
-    for receipt, documents in zip(ordered, candidates, strict=True):
+    for number, documents in enumerate(_read_ahead(table, lambda path: _documents(table, path, repeated), paths)):
         for row in documents.to_pylist():
-            places[row[ID]].append((row[SHARD], receipt.unit))
-    duplicates: dict[int, set[str]] = defaultdict(set)
-    for name, places_of_id in places.items():
-        if name in allowed:
-            continue
-        first = min(places_of_id)
-        for place in places_of_id:
-            if place != first:
-                duplicates[place[1]].add(name)
+            places[row[ID]].append((row[SHARD], number))
+    duplicates: dict[str, set[str]] = defaultdict(set)
+    for name in places.keys() - set(allowed):
+        for _, number in sorted(places[name])[1:]:
+            duplicates[paths[number]].add(name)
     return dict(duplicates)
 
 
@@ -109,42 +104,39 @@ def _ids(table: str, paths: Iterable[str], limit_bytes: int) -> pa.Array | None:
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string()).unique()
 
 
-def _read_ahead(table: str, load: Callable[[Receipt], _Loaded], receipts: list[Receipt]) -> Iterator[_Loaded]:
-    """Yield `load(receipt)` for each receipt, in order, with as many results in memory as there are threads.
+def _read_ahead(table: str, load: Callable[[str], _Loaded], paths: Sequence[str]) -> Iterator[_Loaded]:
+    """Yield `load(path)` for each file, in order, with as many results in memory as there are threads.
 
     A remote store gets more threads, because they mostly wait.
     """
     threads = min(_THREADS, os.cpu_count() or 1) if storage.is_local(table) else _THREADS
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[_Loaded]] = deque()
-        for receipt in receipts:
-            pending.append(pool.submit(load, receipt))
+        for path in paths:
+            pending.append(pool.submit(load, path))
             if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _hashes_of(table: str, receipt: Receipt) -> npt.NDArray[np.uint64]:
-    """Return the hashes of a unit's ids, each once: with chunking an id is there once a chunk, and readers have already
+def _hashes_of(table: str, path: str) -> npt.NDArray[np.uint64]:
+    """Return the hashes of a file's ids, each once: with chunking an id is there once a chunk, and readers have already
     quarantined duplicates within the unit."""
-    # Rows that another tool wrote may have no id.
-    parts = [hash_strings(read_stored(table, file.path, [ID])[ID].drop_null()) for file in receipt.files]
-    return np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *parts]))
+    return np.unique(hash_strings(read_stored(table, path, [ID])[ID].drop_null()))  # another tool may write no id
 
 
-def _documents(table: str, receipt: Receipt, hashes: npt.NDArray[np.uint64]) -> pa.Table:
-    """Return the documents (id and shard) of a unit whose hash is one of `hashes`, each once."""
-    parts = [pa.table({ID: pa.array([], pa.string()), SHARD: pa.array([], pa.string())})]
-    for file in receipt.files:
-        rows = read_stored(table, file.path, [ID, SHARD])
-        rows = rows.filter(pc.and_(pc.is_valid(rows[ID]), pc.is_valid(rows[SHARD])))
-        parts.append(rows.filter(pa.array(np.isin(hash_strings(rows[ID]), hashes))))
-    rows = pa.concat_tables(parts)
+def _documents(table: str, path: str, hashes: npt.NDArray[np.uint64]) -> pa.Table:
+    """Return the documents (id and shard) of a file whose hash is one of `hashes`, each once."""
+    rows = read_stored(table, path, [ID, SHARD])
+    rows = rows.filter(pc.and_(pc.is_valid(rows[ID]), pc.is_valid(rows[SHARD])))
+    rows = rows.filter(pa.array(np.isin(hash_strings(rows[ID]), hashes)))
     return rows.group_by(ID, use_threads=False).aggregate([(SHARD, "min")]).rename_columns([ID, SHARD])
 
 
-def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str) -> Receipt:
+def quarantine_duplicates(
+    table: str, ledger: str, receipt: Receipt, ids: set[str], *, run: str, outputs: Sequence[VectorColumn]
+) -> Receipt:
     """Write new files for a unit without the rows of `ids` and a quarantine file with them; return the new receipt.
 
     The old files stay until vacuum, because another driver may be publishing them at the same time.
@@ -155,6 +147,7 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
         receipt: Receipt of the unit; its files may be another run's.
         ids: Ids whose rows are quarantined.
         run: Name of the run whose data folder gets the new files.
+        outputs: Columns of vectors.
     """
     attempt = secrets.token_hex(6)
     files: list[DataFile] = []
@@ -171,18 +164,14 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
         if unique.num_rows == 0:
             continue
         lineage = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"vectide", b"{}").decode()
-        payload, stats = parquet_bytes(unique, lineage)
-        folders = file.path.split("/")[:-1]  # data/<run>/<partitions>; files of other tools have partitions only
-        partitions = folders[2:] if folders[:1] == ["data"] else folders
-        folder = "/".join(["data", run, *partitions])
-        path = f"{folder}/{receipt.unit:09d}-{attempt}-{number}.parquet"
+        payload, stats = parquet_bytes(unique, lineage, outputs)
+        path = data_path(run, partition_folders(file.path), f"{receipt.unit:09d}-{attempt}-{number}")
         storage.put(storage.join(table, path), payload)
-        digest = digest_of(unique, file.partition) if folders[:1] == ["data"] else None
+        digest = None if run_of(file.path) is None else digest_of(unique, file.partition)
         files.append(DataFile(path, len(payload), unique.num_rows, file.partition, stats, digest))
     bad_rows = list(quarantined.values())
     quarantine_path = f"quarantine/{receipt.unit:09d}-{attempt}.parquet"
     storage.put(storage.join(ledger, quarantine_path), quarantine_bytes(bad_rows, receipt.unit))
-    quarantine_paths = ",".join(filter(None, [receipt.quarantine, quarantine_path]))
     overridden = replace(
         receipt,
         attempt=attempt,
@@ -190,7 +179,7 @@ def quarantine_duplicates(table: str, ledger: str, receipt: Receipt, ids: set[st
         rows=sum(file.rows for file in files),
         documents=receipt.documents - len(bad_rows),
         rows_quarantined=receipt.rows_quarantined + len(bad_rows),
-        quarantine=quarantine_paths,
+        quarantine=(*receipt.quarantine, quarantine_path),
     )
     overridden.check()
     return overridden

@@ -30,6 +30,9 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -37,19 +40,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
-from actors.errors import InvariantBroken, StorageError, TableConflict
-from actors.schema import QUARANTINE_SCHEMA, Dialect, Piece, Shard, Unit
+from actors.errors import InvariantBroken, StorageError
+from actors.schema import QUARANTINE_SCHEMA, Dialect, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import UNITS_A_FOLDER
+from pipeline.ledger.run_description import RunDescription
 
 FOLDER = "_vectide"
-FORMAT = 1  # of the names in a ledger; a ledger without it is from before the first release
 PLAN_SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
         ("path", pa.string()),
         ("size_bytes", pa.int64()),
-        ("etag", pa.string()),
+        ("etag", pa.string()),  # for a rewrite, the partition values of the file as JSON
         ("start", pa.int64()),
         ("stop", pa.int64()),
         ("rows", pa.int64()),
@@ -81,48 +84,48 @@ def listing_table(shards: Iterable[Shard]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema([PLAN_SCHEMA.field(n) for n in ("path", "size_bytes", "etag")]))
 
 
-def units_to_table(units: Iterable[Unit]) -> pa.Table:
-    """Return a plan as a table (`PLAN_SCHEMA`), one line a piece."""
+def units_to_table(units: Iterable[Unit | RewriteUnit]) -> pa.Table:
+    """Return a plan as a table (`PLAN_SCHEMA`), one line a piece, or a file of a rewrite unit."""
     columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
     for unit in units:
-        for piece in unit.pieces:
-            values = (
-                unit.number,
-                piece.shard.path,
-                piece.shard.size_bytes,
-                piece.shard.etag,
-                piece.start,
-                piece.stop,
-                piece.rows,
-                piece.rows_exact,
-                unit.rewrite,
-                piece.shard.dialect.quote if piece.shard.dialect else None,
-                piece.shard.dialect.escape if piece.shard.dialect else None,
-            )
-            for name, value in zip(PLAN_SCHEMA.names, values, strict=True):
+        for line in _rewrite_lines(unit) if isinstance(unit, RewriteUnit) else _lines(unit):
+            for name, value in zip(PLAN_SCHEMA.names, line, strict=True):
                 columns[name].append(value)
     return pa.table(columns, schema=PLAN_SCHEMA)
 
 
-def table_to_units(table: pa.Table, skip: frozenset[int] | set[int] = frozenset()) -> Iterator[Unit]:
+def _lines(unit: Unit) -> Iterator[tuple[Any, ...]]:
+    for piece in unit.pieces:
+        shard = piece.shard
+        place = (shard.path, shard.size_bytes, shard.etag, piece.start, piece.stop, piece.rows, piece.rows_exact)
+        dialect = (shard.dialect.quote, shard.dialect.escape) if shard.dialect else (None, None)
+        yield unit.number, *place, False, *dialect
+
+
+def _rewrite_lines(unit: RewriteUnit) -> Iterator[tuple[Any, ...]]:
+    for file in unit.files:
+        yield unit.number, file.path, 0, json.dumps(file.partition), 0, file.rows, file.rows, True, True, None, None
+
+
+def table_to_units(table: pa.Table, skip: Collection[int] = ()) -> Iterator[Unit | RewriteUnit]:
     """Yield the units of a plan in order, without those whose number is in `skip`."""
     if skip:  # filtered as columns, because most units of a large plan may be finished
         skipped = pa.array(sorted(skip), pa.int64())
         table = table.filter(pc.invert(pc.is_in(table["unit"], value_set=skipped)))
-    number: int | None = None
-    rewrite = False
-    pieces: list[Piece] = []
-    for batch in table.to_batches(max_chunksize=10_000):
-        for row in batch.to_pylist():
-            if row["unit"] != number:
-                if number is not None:
-                    yield Unit(number, tuple(pieces), rewrite)
-                number, rewrite, pieces = row["unit"], row["rewrite"], []
-            dialect = Dialect(row["quote"], row["escape"]) if row.get("quote") is not None else None
-            shard = Shard(row["path"], row["size_bytes"], row["etag"], dialect=dialect)
-            pieces.append(Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"]))
-    if number is not None:
-        yield Unit(number, tuple(pieces), rewrite)
+    rows = (row for batch in table.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
+    for (number, rewrite), lines in itertools.groupby(rows, key=itemgetter("unit", "rewrite")):
+        if rewrite:
+            yield RewriteUnit(
+                number, tuple(RewrittenFile(row["path"], json.loads(row["etag"]), row["rows"]) for row in lines)
+            )
+        else:
+            yield Unit(number, tuple(map(_piece, lines)))
+
+
+def _piece(row: dict[str, Any]) -> Piece:
+    dialect = Dialect(row["quote"], row["escape"]) if row.get("quote") is not None else None
+    shard = Shard(row["path"], row["size_bytes"], row["etag"], dialect=dialect)
+    return Piece(shard, row["start"], row["stop"], row["rows"], row["rows_exact"])
 
 
 def merge_ledger(ledger: Ledger) -> Ledger:
@@ -148,11 +151,11 @@ class Ledger:
         self.run = run
         self.table_url = table
         self.url = storage.join(runs_folder(table), run)
-        self._description: dict[str, Any] | None = None
+        self._description: RunDescription | None = None
 
     def freeze(
-        self, description: dict[str, Any], plan: pa.Table, **tables: pa.Table | Iterable[pa.Table]
-    ) -> dict[str, Any]:
+        self, description: RunDescription, plan: pa.Table, **tables: pa.Table | Iterable[pa.Table]
+    ) -> RunDescription:
         """Write the plan and its tables, unless a concurrent driver of the same run was first.
 
         Each driver writes its tables to a folder of its own. `run.json`, created last and if absent, names that folder,
@@ -172,7 +175,7 @@ class Ledger:
                 continue
             for number, part in enumerate(table):
                 self._put(f"{place}/{name}/{number:03d}.parquet", part)
-        text = json.dumps({**description, "format": FORMAT, "plan": place}, indent=1, sort_keys=True)
+        text = replace(description, run=self.run, plan=place).to_json()
         storage.create(storage.join(self.url, "run.json"), text.encode())
         stored = self.description()
         if stored is None:
@@ -184,31 +187,20 @@ class Ledger:
         pq.write_table(table, sink, compression="zstd")
         storage.put(storage.join(self.url, path), bytes(sink.getvalue()))
 
-    def description(self) -> dict[str, Any] | None:
+    def description(self) -> RunDescription | None:
         """Return the description that `freeze` stored, or None if no plan is frozen yet.
 
         Raises:
             TableConflict: a development version of vectide wrote the ledger, with other names.
         """
         if self._description is None:
-            try:
-                description = dict(json.loads(storage.read(storage.join(self.url, "run.json"))))
-            except FileNotFoundError:
-                return None
-            if description.get("format") != FORMAT:
-                raise TableConflict(
-                    f"{self.url!r} is the ledger of a version of vectide from before the first release, which has other "
-                    f"names. Name another table.uri and backfill it anew"
-                )
-            self._description = description
+            with suppress(FileNotFoundError):
+                text = storage.read(storage.join(self.url, "run.json"))
+                self._description = RunDescription.from_json(text, url=self.url)
         return self._description
 
-    def holds(self, content: str) -> bool:
-        """Return whether `content` (see `fingerprint.content_name`) is what this run publishes."""
-        return (self.description() or {}).get("content") == content
-
-    def home(self) -> str:
-        """Return the URL of the folder of the plan in use, with its tables and receipts.
+    def frozen(self) -> RunDescription:
+        """Return the description of a run whose plan is frozen.
 
         Raises:
             FileNotFoundError: no plan is frozen.
@@ -216,7 +208,20 @@ class Ledger:
         description = self.description()
         if description is None:
             raise FileNotFoundError(f"{self.url!r} has no frozen plan")
-        return storage.join(self.url, description["plan"])
+        return description
+
+    def holds(self, content: str) -> bool:
+        """Return whether `content` (see `fingerprint.content_name`) is what this run publishes."""
+        description = self.description()
+        return description is not None and description.content == content
+
+    def home(self) -> str:
+        """Return the URL of the folder of the plan in use, with its tables and receipts.
+
+        Raises:
+            FileNotFoundError: no plan is frozen.
+        """
+        return storage.join(self.url, self.frozen().plan)
 
     def plan(self) -> pa.Table:
         """Return the frozen plan (`PLAN_SCHEMA`).
@@ -330,7 +335,7 @@ class Ledger:
 
     def quarantine(self, receipts: Iterable[Receipt]) -> pa.Table:
         """Return the quarantined rows of the run (`QUARANTINE_SCHEMA`)."""
-        paths = [path for receipt in receipts for path in (receipt.quarantine or "").split(",") if path]
+        paths = [path for receipt in receipts for path in receipt.quarantine]
         with ThreadPoolExecutor(_THREADS) as pool:
             files = pool.map(lambda path: storage.read(storage.join(self.home(), path)), paths)
             tables = [pq.read_table(pa.BufferReader(data)) for data in files]

@@ -21,6 +21,7 @@ from actors.source.read_unit import SourceSpec, check_source, corpus_root
 from actors.storage.content_tags import with_tags
 from actors.storage.listed import Listing
 from actors.storage.own_table import own_file_read
+from actors.unit.table_files import data_folder
 from pipeline.job.config import Job
 
 
@@ -54,7 +55,7 @@ def list_corpus(job: Job) -> Listing:
     shards = listing.shards
     if not shards:
         raise _nothing_matches(job.source.uri, uri, listing)
-    own = storage.join(storage.absolute(job.table.uri), "data", "")
+    own = data_folder(storage.absolute(job.table.uri), "")
     inside = next((shard.path for shard in shards if shard.path.startswith(own)), None)
     if inside := inside or own_file_read(named, storage.absolute(job.table.uri), is_text):
         # Each refresh would embed the table into itself, and a vacuum take what it does not know.
@@ -98,6 +99,7 @@ def survey(
     shards: tuple[Shard, ...],
     known: Mapping[str, pa.DataType] | None = None,
     *,
+    modality: str,
     corpus: tuple[Shard, ...] = (),
 ) -> Survey:
     """Check that the shards have what the job names.
@@ -106,6 +108,7 @@ def survey(
         job: What to look for.
         shards: Where.
         known: Types that kept columns have in shards that are not looked at, as the table stores them.
+        modality: The content that the model takes.
         corpus: All shards, where only some are to be read.
 
     Raises:
@@ -127,6 +130,7 @@ def survey(
         unique_ids=job.source.unique_ids,
         folders_of=(corpus or shards) if job.source.hive else (),
         known=known,
+        modality=modality,
     )
     keep_schema = pa.schema(source.keep)
     _check_partitions(job, keep_schema)

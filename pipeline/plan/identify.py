@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from actors.schema import Shard, Unit
+from actors.schema import RewriteUnit, Shard, Unit
 from actors.storage import identity
 from actors.storage.content_tags import with_hashes
 from pipeline.job.config import Job
@@ -47,14 +47,14 @@ def untagged(shards: Sequence[Shard]) -> str:
     )
 
 
-def retagged(units: Iterable[Unit], shards: Sequence[Shard]) -> Iterator[Unit]:
+def retagged(units: Iterable[Unit | RewriteUnit], shards: Sequence[Shard]) -> Iterator[Unit | RewriteUnit]:
     """Units of a frozen plan, with the tags that their shards have now where the bytes are known to be the same.
 
     Without this each reader would hash a shard that was only touched since the plan was frozen.
     """
     now = {shard.path: shard for shard in shards if identity.hash_of(shard.etag)}
     for unit in units:
-        if unit.rewrite or not now:
+        if isinstance(unit, RewriteUnit) or not now:
             yield unit
             continue
         pieces = []

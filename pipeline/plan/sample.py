@@ -7,15 +7,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.encoders.spec import ModelSpec, folder_of
-from actors.schema import CHUNKS, INPUT_IDS
-from actors.source.read_unit import TEXT, read_sample
+from actors.inputs import load_preparer
+from actors.schema import CONTENT, COST, PARTS
+from actors.source.read_unit import read_sample
 from actors.text.chunk_rules import Chunking
-from actors.text.chunks import Chunker
-from actors.text.tokenizer import Tokenizer
 from pipeline.plan.corpus import Survey
 from pipeline.plan.throughput import core_flops
 
@@ -34,44 +33,40 @@ class Sample:
         chunks_per_row: Mean number of vectors of a row.
         truncated_share: Share of the texts that were cut, 0 to 1.
         bytes_per_row: Mean size of a row as read, without its vector.
-        texts: The texts themselves.
+        inputs: The same rows, prepared for the model; None if there are none.
     """
 
     rows: int
     tokens_per_row: float
     truncated_share: float
     bytes_per_row: float
-    texts: tuple[str, ...]
+    inputs: pa.Table | None
     chunks_per_row: float = 1.0
 
 
 def take_sample(found: Survey, model: ModelSpec, chunking: Chunking | None = None) -> Sample:
-    """Read, tokenize and cut a few rows from the heads of shards spread over the corpus."""
+    """Read and prepare a few rows from the heads of shards spread over the corpus."""
     step = max(1, len(found.shards) // SAMPLE_SHARDS)
-    texts: list[str] = []
+    content: list[pa.Array] = []
     size_bytes = 0
     for shard in found.shards[::step][:SAMPLE_SHARDS]:
         if shard.size_bytes == 0:
             continue
         table = read_sample(shard, found.source, rows=SAMPLE_ROWS).table
         size_bytes += table.nbytes
-        texts += table.column(TEXT).to_pylist()
-    if not texts:
-        return Sample(0, 1.0, 0.0, 1.0, ())
-    if chunking is None:
-        tokens = Tokenizer(model).tokenize(texts)
-        ids, truncated_share, chunks_per_row = tokens.ids, float(np.mean(tokens.truncated)), 1.0
-    else:
-        documents = Chunker(model, chunking).chunk(texts)
-        ids, truncated_share = documents.column(INPUT_IDS), 0.0
-        chunks_per_row = float(pc.mean(pc.list_value_length(documents.column(CHUNKS))).as_py())
+        content += table.column(CONTENT).chunks
+    count = sum(map(len, content))
+    if not count:
+        return Sample(0, 1.0, 0.0, 1.0, None)
+    prepared = load_preparer(model, chunking).prepare(pa.chunked_array(content))
+    has_parts = PARTS in prepared.rows.column_names
     return Sample(
-        rows=len(texts),
-        tokens_per_row=float(pc.mean(pc.list_value_length(ids)).as_py()),
-        truncated_share=truncated_share,
-        bytes_per_row=size_bytes / len(texts),
-        texts=tuple(texts),
-        chunks_per_row=chunks_per_row,
+        rows=count,
+        tokens_per_row=float(pc.mean(prepared.rows[COST]).as_py()),
+        truncated_share=prepared.truncated / count,
+        bytes_per_row=size_bytes / count,
+        inputs=prepared.rows,
+        chunks_per_row=float(pc.mean(pc.list_value_length(prepared.rows[PARTS])).as_py()) if has_parts else 1.0,
     )
 
 

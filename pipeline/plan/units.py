@@ -68,7 +68,8 @@ def choose_unit_rows(job: Job, model: ModelSpec, sample: Sample, *, replicas: in
     tokens_per_s = encoder_tokens_per_s(flops_per_token(model), model.precision, cores=cores)
     rows_per_s = tokens_per_s / max(sample.tokens_per_row, 1.0)
     kept_up = replicas / _UNITS_PER_S * rows_per_s
-    stored = (sample.bytes_per_row + 4 * model.dim) * sample.chunks_per_row  # kept columns go with every chunk
+    numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
+    stored = (sample.bytes_per_row + 4 * numbers) * sample.chunks_per_row  # kept columns go with every chunk
     row_bytes = stored + 4 * sample.tokens_per_row
     by_memory = min(max(_UNIT_BYTES / (row_bytes + _ROW_BYTES), kept_up), _UNIT_BYTES_AT_MOST / row_bytes)
     return max(1, int(min(max(UNIT_S * rows_per_s, kept_up), by_memory)))

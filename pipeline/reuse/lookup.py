@@ -11,28 +11,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import StorageError
-from actors.schema import CHUNK, EMBEDDING, END, HASH, START, TOKENS
+from actors.schema import CHUNK, END, HASH, START, TOKENS
 from actors.storage.temp_dirs import SharedTempDir, disk_errors
 from actors.unit.table_files import read_stored
+from actors.vectors import VectorColumn, reusable
 from pipeline.reuse.spill import Rows, contains, hash_bytes
 
-# Columns that are read from the table; the other columns of a row come from the current source.
-STORED = (EMBEDDING, TOKENS, CHUNK, START, END)
+# Columns that are read from the table with the vectors; the other columns of a row come from the current source.
+STORED = (TOKENS, CHUNK, START, END)
 CACHE_BYTES = 1 << 30
-# Largest difference of a stored vector's squared length from 1; rounding to bfloat16 changes it by at most 0.008.
-_SQUARE_SLACK = 0.02
 PLACED = np.dtype([("row", "<i8"), ("file", "<i4"), ("count", "<i4")])
 _HASHES, _PLACES, _FILES = "hashes", "places", "files.json"
 
@@ -64,15 +62,15 @@ class Reuse:
         self._cached_bytes = 0
 
     def split(
-        self, rows: pa.Table, names: Iterable[str], *, dim: int | None = None
+        self, rows: pa.Table, names: Iterable[str], outputs: Sequence[VectorColumn]
     ) -> tuple[pa.Table, pa.Table | None]:
         """Return the rows that need the encoder, and the other rows with their stored columns (None if there are none).
 
         Args:
             rows: Rows of a unit as read, with `_hash`.
             names: Columns of the table; those in `STORED` are read from it.
-            dim: Width of the vectors. A text with a stored vector that is not a unit vector of this width needs the
-                encoder, because another tool or an older version may have written it. None takes all stored vectors.
+            outputs: Its columns of vectors. A text with a stored vector that is not a unit vector needs the encoder, because
+                another tool or an older version may have written it.
         """
         hashes = hash_bytes(rows[HASH])
         known = contains(self._places.hashes, hashes)
@@ -80,23 +78,22 @@ class Reuse:
             return rows, None
         places = self._places.rows[np.searchsorted(self._places.hashes, hashes[known])]
         stored = [name for name in STORED if name in set(names)]
-        old = self._fetch(places, stored)
-        if dim is not None and EMBEDDING in stored:
-            usable = unit_vectors_of(old[EMBEDDING], dim)
-            if not usable.all():
-                text_of = np.repeat(np.arange(len(places)), places["count"])
-                complete = np.bincount(text_of, weights=~usable, minlength=len(places)) == 0
-                known[np.flatnonzero(known)[~complete]] = False
-                places, old = places[complete], old.filter(pa.array(complete[text_of]))
-                if not known.any():
-                    return rows, None
+        old = self._fetch(places, stored, outputs)
+        usable = reusable(old, outputs)
+        if not usable.all():
+            text_of = np.repeat(np.arange(len(places)), places["count"])
+            complete = np.bincount(text_of, weights=~usable, minlength=len(places)) == 0
+            known[np.flatnonzero(known)[~complete]] = False
+            places, old = places[complete], old.filter(pa.array(complete[text_of]))
+            if not known.any():
+                return rows, None
         repeats = np.repeat(np.flatnonzero(known), places["count"])
         ready = rows.take(pa.array(repeats))
-        for name in stored:
+        for name in old.column_names:
             ready = ready.append_column(name, old[name])
         return rows.filter(pa.array(~known)), ready
 
-    def _fetch(self, places: Rows, stored: list[str]) -> pa.Table:
+    def _fetch(self, places: Rows, stored: list[str], outputs: Sequence[VectorColumn]) -> pa.Table:
         """Return the stored rows of places, in the order of the places."""
         order: dict[str, list[int]] = {}
         for number, file in enumerate(places["file"]):
@@ -108,40 +105,24 @@ class Reuse:
             places_in_file = places[numbers]
             counts = places_in_file["count"]
             within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-            parts.append(self._file(path, stored).take(pa.array(np.repeat(places_in_file["row"], counts) + within)))
+            rows = pa.array(np.repeat(places_in_file["row"], counts) + within)
+            parts.append(self._file(path, stored, outputs).take(rows))
             begins = np.repeat(ends[numbers] - counts, counts) + within
             target[begins] = np.arange(filled, filled + len(within))
             filled += len(within)
         return pa.concat_tables(parts).combine_chunks().take(pa.array(target))
 
-    def _file(self, path: str, stored: list[str]) -> pa.Table:
+    def _file(self, path: str, stored: list[str], outputs: Sequence[VectorColumn]) -> pa.Table:
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]
-        table = read_stored(self._table, path, stored)
+        table = read_stored(self._table, path, stored, outputs)
         self._cache[path] = table
         self._cached_bytes += table.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
             _, oldest = self._cache.popitem(last=False)
             self._cached_bytes -= oldest.nbytes
         return table
-
-
-def unit_vectors_of(column: pa.ChunkedArray, dim: int) -> npt.NDArray[np.bool_]:
-    """Return which stored vectors can be reused, bool [rows]: finite, `dim` wide and of unit length within rounding.
-
-    The first unit vector (1, 0, ...) is not reused, because older versions wrote it for texts without a vector.
-    """
-    vectors = column.combine_chunks()
-    lengths = pc.fill_null(pc.list_value_length(vectors), -1).to_numpy(zero_copy_only=False)
-    usable: npt.NDArray[np.bool_] = lengths == dim
-    values = (vectors if usable.all() else vectors.filter(pa.array(usable))).flatten()
-    flat = values.to_numpy(zero_copy_only=False).reshape(-1, dim)  # a null becomes NaN
-    squares = np.einsum("ij,ij->i", flat, flat)
-    placeholder = (flat[:, 0] == 1.0) & (squares == 1.0) if dim > 1 else False
-    # A comparison with NaN is false.
-    usable[usable] = (np.abs(squares - 1.0) < _SQUARE_SLACK) & ~placeholder
-    return usable
 
 
 @lru_cache(maxsize=1)

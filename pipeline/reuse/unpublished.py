@@ -38,7 +38,7 @@ def find_unpublished_files(
     def open_ledger(name: str) -> Ledger | None:
         ledger = Ledger(table, name)
         description = ledger.description()
-        if description is None or description.get("fingerprint") != fingerprint:
+        if description is None or description.fingerprint != fingerprint:
             return None
         return None if not published and delta_table.is_published(opened, name) else ledger
 

@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors import storage
-from actors.schema import CHUNK, EMBEDDING, HASH, ID, SHARD
+from actors.schema import CHUNK, HASH, ID, SHARD
 from actors.storage.temp_dirs import SharedTempDir, disk_errors
 from actors.unit.table_files import read_stored
+from actors.vectors import VectorColumn, reusable
 from pipeline.reuse import spill
 from pipeline.reuse.spill import BUCKETS, PLACE, Buckets, Rows, contains, hash_bytes
 from pipeline.table.kept_rows import Kept
@@ -114,13 +115,13 @@ class Untrusted:
     """Rules that exclude vectors of a table that other tools write to.
 
     Attributes:
-        paths: Files of other tools; a vector of theirs must have `dim` numbers, all finite.
-        dim: Width of the vectors.
+        paths: Files of other tools; their vectors must be unit vectors.
+        outputs: Columns of vectors.
         excluded: Rows that another tool added or changed, whose vectors are not used; None if there are none.
     """
 
     paths: frozenset[str]
-    dim: int
+    outputs: tuple[VectorColumn, ...]
     excluded: Kept | None
 
     def sound(self, table: str, path: str) -> npt.NDArray[np.bool_]:
@@ -128,15 +129,9 @@ class Untrusted:
         with storage.open_read(storage.join(table, path)) as file:
             names = pq.ParquetFile(file).schema_arrow.names
         keys = [ID, SHARD, HASH, *([CHUNK] if CHUNK in names else [])]
-        rows = read_stored(table, path, [*keys, EMBEDDING] if path in self.paths else keys)
-        sound = np.ones(rows.num_rows, dtype=bool)
-        if path in self.paths:
-            vectors = rows[EMBEDDING].combine_chunks()
-            lengths = pc.fill_null(pc.list_value_length(vectors), -1).to_numpy(zero_copy_only=False)
-            owners = pc.list_parent_indices(vectors).to_numpy(zero_copy_only=False)
-            values = pc.fill_null(vectors.flatten(), float("nan")).to_numpy(zero_copy_only=False)
-            sound &= lengths == self.dim
-            sound[owners[~np.isfinite(values)]] = False
+        outputs = self.outputs if path in self.paths else ()
+        rows = read_stored(table, path, keys, outputs)
+        sound = reusable(rows, outputs)
         if self.excluded is not None:
             sound &= ~self.excluded.is_added(rows).to_numpy()
         return sound

@@ -8,21 +8,20 @@ skip it. The trade-off: a pack is built in memory, which takes some four times t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 
 from actors import storage
 from actors.errors import ConfigError, TableConflict
-from actors.unit.writer import WriterSpec
 from pipeline.execute.progress import NullReporter, Reporter
 from pipeline.job.fingerprint import digest
 from pipeline.ledger.create_probe import probe_create
 from pipeline.ledger.ledger import FOLDER, Ledger
-from pipeline.ledger.table_lock import lock_table
-from pipeline.run.packs import INLINE_BYTES, freeze_packs, pack, run_packs
-from pipeline.table import commit, delta_table
+from pipeline.run.packs import INLINE_BYTES, freeze_packs, pack, run_packs, writer_spec
+from pipeline.table import delta_table
+from pipeline.table.commit import Publication, files_of
 from pipeline.table.features import check_features
 from pipeline.table.foreign import foreign_commits, look
+from pipeline.table.transaction import table_transaction
 
 TARGET_BYTES = 128 << 20
 
@@ -74,59 +73,42 @@ def compact(
     check_features(opened, url)
     if (foreign := look(opened, url, state)) is not None:
         raise foreign_commits(foreign, url)
-    files = commit.files_of(opened)
+    files = files_of(opened)
     packs = list(pack(files.values(), target_bytes, target_bytes / 2))
     untouched = Compacted(url, state.version, False, len(files), len(files), 0, 0, 0)
     if not packs:
         return untouched
     ledger = Ledger(url, digest(["compact", str(state), target_bytes], length=8))
-    with lock_table(url, ledger.run, what="vectide compact") as lock:
-        commit.check_base(delta_table.open_table(url), url, state)
-        description = ledger.description()
-        if description is None:
+    with table_transaction(url, ledger.run, state, what="vectide compact") as transaction:
+        if transaction.published is not None:
+            return replace(untouched, version=transaction.published)
+        if ledger.description() is None:
             probe_create(storage.join(url, FOLDER, "probes"))
-            facts = {"operation": "compact", "fingerprint": embedding_spec.fingerprint}
-            description = freeze_packs(ledger, packs, facts)
-        done = ledger.done()
-        schema = delta_table.plain_schema(opened)
-        partition_by = tuple(opened.metadata().partition_columns)
-        writer = WriterSpec(
-            table=url,
-            ledger=ledger.home(),
-            run=ledger.run,
-            schema=schema,
-            partition_by=partition_by,
-            precision=embedding_spec.lineage["precision_stored"],
-            lineage=json.dumps(embedding_spec.lineage, sort_keys=True),
+            freeze_packs(ledger, packs, "compact", fingerprint=embedding_spec.fingerprint)
+        removed = tuple(ledger.table("removed")["path"].to_pylist())
+        publication = Publication(
+            commit=ledger.run,
+            run=state.run,
+            operation="compact",
+            embedding_spec=embedding_spec,
+            schema=delta_table.plain_schema(opened),
+            partition_by=tuple(opened.metadata().partition_columns),
+            base=state,
+            remove=removed,
+            data_change=False,
+            kept=state.kept,
         )
         packed = run_packs(
             ledger,
-            description,
-            done,
-            writer,
-            lock=lock,
+            ledger.done(),
+            writer_spec(publication, ledger),
+            lock=transaction.lock,
             reporter=reporter,
             address=address,
             inline_bytes=inline_bytes,
         )
         reporter.step("publishing")
-        removed = tuple(ledger.table("removed")["path"].to_pylist())
-        version = commit.publish(
-            url,
-            commit.Publication(
-                commit=ledger.run,
-                run=state.run,
-                operation="compact",
-                embedding_spec=embedding_spec,
-                schema=schema,
-                partition_by=partition_by,
-                base=state,
-                add=packed,
-                remove=removed,
-                data_change=False,
-                kept=state.kept,
-            ),
-        )
+        version = transaction.publish(replace(publication, add=packed))
     return replace(
         untouched,
         version=version,

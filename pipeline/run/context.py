@@ -28,16 +28,8 @@ from pipeline.table.foreign import Foreign, look
 
 def describe_model(job: Job) -> ModelSpec:
     """Return the checked model of a job, without loading its weights."""
-    encoder = job.encoder
-    return describe(
-        encoder.model,
-        revision=encoder.revision,
-        task=encoder.task,
-        dim=encoder.dim,
-        max_tokens=encoder.max_tokens,
-        dtype=encoder.dtype,
-        allow_untrained_dim=encoder.allow_untrained_dim,
-    )
+    job.encoder.check_adapters_readable(job.run.address)
+    return describe(job.encoder.settings())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +66,12 @@ class RunContext:
 
     def run_name(self) -> str:
         """Return the name of the run. The same command on the same source and table gets the same name."""
-        base = None if self.state is None else str(self.state)
-        if self.foreign is not None or self.restores:
-            base = f"{base} {self.job.table.foreign_commits} foreign commits"
+        is_foreign = self.foreign is not None or self.restores
         return fingerprint.run_name(
-            self.content, base if self.retries is None else f"{base} again after {self.retries}"
+            self.content,
+            None if self.state is None else str(self.state),
+            foreign=self.job.table.foreign_commits if is_foreign else None,
+            retries=self.retries,
         )
 
 

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors import storage
 from actors.encoders.spec import ModelSpec
+from actors.inputs import prepare_questions
+from actors.schema import COST, PARTS
 from actors.source import hive
 from actors.source.formats.dialects import DialectUse
 from actors.storage.listed import LeftOut
+from actors.text.chunk_rules import Chunking
 from pipeline.job import fingerprint
 from pipeline.job.config import Job
 from pipeline.ledger.ledger import Ledger
@@ -30,7 +34,7 @@ from pipeline.run.context import describe_model
 from pipeline.table import delta_table
 from pipeline.table.foreign import foreign_commits, look
 
-# Bytes for each dimension, measured with zstd over byte-stream-split.
+# Bytes of each number, measured with zstd over byte-stream-split.
 _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
 
 
@@ -119,8 +123,9 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     is_run_known = hash_bytes <= HASHED_BYTES
     if hash_bytes and is_run_known:
         shards = identified(job, shards, lambda _: None)
-    surveyed = survey(job, shards)
-    sample = take_sample(surveyed, model, fingerprint.chunking_of(model, job))
+    surveyed = survey(job, shards, modality=model.modality)
+    chunking = fingerprint.chunking_of(model, job)
+    sample = take_sample(surveyed, model, chunking)
     replicas, cores = _encoders(job)
     plan = cut_plan(job, surveyed, model, sample, replicas=replicas, cores=cores)
     spec_hash = fingerprint.fingerprint(fingerprint.lineage(model, job))
@@ -136,14 +141,15 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         run = state.run  # the table is up to date: a backfill has nothing to do
     ledger = Ledger(url, run)
     frozen = ledger.description() if is_run_known else None
-    units = int(frozen["units"]) if frozen else plan.units
+    units = frozen.units if frozen else plan.units
     done = len(ledger.done()) if frozen else 0
     basis = "given"
     if tokens_per_s is None:
-        tokens_per_s, basis = measure(model, sample)
+        tokens_per_s, basis = measure(model, sample, chunking)
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
-    row_bytes = model.dim * _STORED_BYTES[job.table.precision] + 60
+    numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
+    row_bytes = numbers * _STORED_BYTES[job.table.precision] + 60
     return Estimate(
         run=run,
         fingerprint=spec_hash,
@@ -195,15 +201,15 @@ def _encoders(job: Job) -> tuple[int, int | None]:
     return on_cores([os.cpu_count() or 1], limit)
 
 
-def measure(model: ModelSpec, sample: Sample) -> tuple[float, str]:
+def measure(model: ModelSpec, sample: Sample, chunking: Chunking | None) -> tuple[float, str]:
     """Return the tokens per second of this machine on the sample, and the basis of that rate."""
     from actors.encoders import load_encoder
 
     encoder = load_encoder(model)
-    texts = list(sample.texts[:128]) or ["one short text"]
-    encoder.encode(texts[:16])  # the first call includes the warm-up
-    before = encoder.stats.tokens
+    rows = (prepare_questions(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, 128)
+    chunking = chunking if PARTS in rows.column_names else None
+    encoder.encode_rows(rows.slice(0, 16), chunking)  # the first call includes the warm-up
     started = time.perf_counter()
-    encoder.encode(texts)
+    encoder.encode_rows(rows, chunking)
     elapsed_s = max(time.perf_counter() - started, 1e-6)
-    return (encoder.stats.tokens - before) / elapsed_s, "measured on this machine with one process"
+    return pc.sum(rows[COST]).as_py() / elapsed_s, "measured on this machine with one process"

@@ -8,7 +8,6 @@ only vectors are reused from the remaining files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -18,22 +17,16 @@ import pyarrow.compute as pc
 from actors.errors import ForeignCommits
 from actors.schema import QUARANTINE_SCHEMA, QuarantinedRow
 from actors.unit.receipt import DataFile
+from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger
 from pipeline.reuse.vector_index import Untrusted
 from pipeline.run.context import RunContext
 from pipeline.table import kept_rows
 from pipeline.table.foreign import Foreign, foreign_commits
 from pipeline.table.kept_rows import ADDED, KEPT, KEYS, Kept, kept_table, look_up, of_kind
+from pipeline.table.version_records import FILE_COLUMNS, files_to_table
 
-_RESTORED = pa.schema(
-    [
-        ("path", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("rows", pa.int64()),
-        ("partition", pa.string()),
-        ("stats", pa.string()),
-    ]
-)
+_RESTORED = pa.schema([*FILE_COLUMNS, ("stats", pa.string())])
 
 
 class ForeignPolicy:
@@ -41,23 +34,21 @@ class ForeignPolicy:
 
     Args:
         context: Model, corpus and table when the run begins.
-        chunked: True if a row of the table is a chunk.
 
     Attributes:
-        undoes: True for a restore that has something to undo.
         reads_everything: True if every shard counts as changed and every file is replaced.
         base: Files that the run starts from, by path; None if these are the files of the current version.
     """
 
-    def __init__(self, context: RunContext, *, chunked: bool) -> None:
+    def __init__(self, context: RunContext) -> None:
         self._foreign = context.foreign
         self._mode = context.job.table.foreign_commits
         self._url = context.url
         self._unique_ids = context.job.source.unique_ids
-        self._chunked = chunked
+        self._chunked = context.chunking is not None
         run = context.state.kept if context.state is not None else None
         self._kept_before = KEPT.empty_table() if run is None else Ledger(context.url, run).table("kept")
-        self.undoes = context.restores
+        self._undoes = context.restores
         self.reads_everything = False
         self.base: dict[str, DataFile] | None = None
         if context.restores:
@@ -91,7 +82,7 @@ class ForeignPolicy:
     def kept(self) -> pa.Table:
         """Return the rows of other tools that this run keeps (`kept_rows.KEPT`)."""
         foreign, before = self._foreign, self._kept_before
-        if self.undoes:
+        if self._undoes:
             return KEPT.empty_table()
         if foreign is None or self._mode != "keep" or foreign.difference is None:
             return before
@@ -126,14 +117,14 @@ class ForeignPolicy:
     def _uses_foreign_files(self, foreign: Foreign) -> bool:
         return foreign.since is None or (bool(foreign.lost) and not self._chunked)
 
-    def untrusted(self, dim: int, kept: Kept | None) -> Untrusted | None:
+    def untrusted(self, outputs: tuple[VectorColumn, ...], kept: Kept | None) -> Untrusted | None:
         """Return the stored vectors that must not be reused without a check, given the kept rows of other tools."""
         foreign = self._foreign
         if kept is None and self._mode == "restore" and self._kept_before.num_rows:
             kept = look_up(self._kept_before, unique_ids=self._unique_ids)
         if foreign is None and kept is None:
             return None
-        return Untrusted(frozenset(foreign.came if foreign is not None else ()), dim, kept)
+        return Untrusted(frozenset(foreign.came if foreign is not None else ()), outputs, kept)
 
     def file_changes(self, affected: list[str]) -> dict[str, pa.Table]:
         """Return the tables `removed` and `restored` of the plan: paths to remove, and files to restore.
@@ -141,24 +132,12 @@ class ForeignPolicy:
         Args:
             affected: Files whose rows are written to new files.
         """
-        removed, restored = affected, pa.Table.from_pylist([], schema=_RESTORED)
+        removed, restored = affected, _RESTORED.empty_table()
         if self._foreign is not None and self.base is not None:
             added, rewritten = list(self._foreign.came), set(affected)
             unchanged = self.base.keys() - set(self._foreign.went)
-            restored = pa.Table.from_pylist(
-                [
-                    {
-                        "path": file.path,
-                        "size_bytes": file.size_bytes,
-                        "rows": file.rows,
-                        "partition": json.dumps(file.partition),
-                        "stats": file.stats,
-                    }
-                    for file in self.base.values()
-                    if file.path not in unchanged and file.path not in rewritten
-                ],
-                schema=_RESTORED,
-            )
+            gone = (file for path, file in self.base.items() if path not in unchanged and path not in rewritten)
+            restored = files_to_table(gone, _RESTORED)
             removed = added + [path for path in affected if path in unchanged]
         tables = {"removed": pa.table({"path": pa.array(removed, pa.string())})}
         return {**tables, "restored": restored} if restored.num_rows else tables

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 
-from actors.schema import Piece, Shard, Unit
+from actors.schema import RewriteUnit, RewrittenFile
 from actors.unit.receipt import DataFile
 from actors.unit.writer import WriterSpec
 from pipeline.execute.choose import executor_for, inline_if_small
@@ -22,8 +21,9 @@ from pipeline.execute.completion import check_files, collect_outcomes, load_comp
 from pipeline.execute.progress import Reporter, Started
 from pipeline.job.config import Run
 from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
+from pipeline.ledger.run_description import RunDescription
 from pipeline.ledger.table_lock import TableLock
-from pipeline.table import commit
+from pipeline.table.commit import Publication
 
 # Starting a cluster for less than this costs more time than it saves.
 INLINE_BYTES = 1 << 30
@@ -57,34 +57,46 @@ def partition_key(file: DataFile) -> str:
     return json.dumps(file.partition, sort_keys=True)
 
 
-def freeze_packs(ledger: Ledger, packs: list[list[DataFile]], facts: dict[str, str]) -> dict[str, Any]:
+def writer_spec(publication: Publication, ledger: Ledger) -> WriterSpec:
+    """Return the settings with which the files of a publication are written."""
+    lineage = publication.embedding_spec.lineage
+    return WriterSpec(
+        table=ledger.table_url,
+        ledger=ledger.home(),
+        run=ledger.run,
+        schema=publication.schema,
+        partition_by=publication.partition_by,
+        precision=lineage["precision_stored"],
+        lineage=json.dumps(lineage, sort_keys=True),
+        outputs=publication.embedding_spec.outputs,
+    )
+
+
+def freeze_packs(
+    ledger: Ledger, packs: list[list[DataFile]], operation: str, *, fingerprint: str = ""
+) -> RunDescription:
     """Write the plan of rewriting packs, unless it exists; return the description in use."""
+    files = [file for part in packs for file in part]
     units = [
-        Unit(
-            number,
-            tuple(Piece(Shard(file.path, 0, json.dumps(file.partition)), 0, file.rows, file.rows) for file in part),
-            rewrite=True,
-        )
+        RewriteUnit(number, tuple(RewrittenFile(file.path, file.partition, file.rows) for file in part))
         for number, part in enumerate(packs)
     ]
     return ledger.freeze(
-        {
-            **facts,
-            "run": ledger.run,
-            "units": len(units),
-            "rows": sum(file.rows for part in packs for file in part),
-            "rows_exact": True,
-            "size_bytes": sum(file.size_bytes for part in packs for file in part),
-        },
+        RunDescription(
+            operation,
+            units=len(units),
+            rows=sum(file.rows for file in files),
+            fingerprint=fingerprint,
+            size_bytes=sum(file.size_bytes for file in files),
+        ),
         units_to_table(units),
-        removed=pa.table({"path": pa.array([file.path for part in packs for file in part], pa.string())}),
+        removed=pa.table({"path": pa.array([file.path for file in files], pa.string())}),
         replaced=pa.table({"path": pa.array([], pa.string())}),
     )
 
 
 def run_packs(
     ledger: Ledger,
-    description: dict[str, Any],
     done: Collection[int],
     writer: WriterSpec,
     *,
@@ -97,10 +109,9 @@ def run_packs(
 
     Args:
         ledger: The ledger of the packs.
-        description: Its description.
         done: Numbers of the units that have a receipt.
         writer: Settings of the writer; its ledger is replaced by this one.
-        lock: Checked before the files: a vacuum that took the lock meanwhile may still be deleting files.
+        lock: Checked before the files.
         reporter: Receives the start and each unit.
         address: Executor; see `run.address` of a job.
         inline_bytes: Total size of the packs up to which this process does the work, unless a cluster is named.
@@ -108,26 +119,23 @@ def run_packs(
     Raises:
         VectideError: a unit failed, or a file is missing.
     """
-    if len(done) < description["units"]:
+    description = ledger.frozen()
+    if len(done) < description.units:
         run = Run(address=address, gpus_per_replica=0)
-        is_small = description["size_bytes"] <= inline_bytes
+        is_small = description.size_bytes <= inline_bytes
         executor = inline_if_small(run, fits_in_process=is_small) or executor_for(run)
         reporter.started(
             Started(
                 run=ledger.run,
-                units=description["units"],
+                units=description.units,
                 units_done=len(done),
-                rows=description["rows"],
+                rows=description.rows,
                 rows_exact=True,
                 replicas=executor.pool.replicas,
                 device="cpu",
             )
         )
-        units = table_to_units(ledger.plan(), set(done))
+        units = (unit for unit in table_to_units(ledger.plan(), done) if isinstance(unit, RewriteUnit))
         outcomes = executor.rewrite(units, replace(writer, ledger=ledger.home()), run.row_timeout_s)
         collect_outcomes(outcomes, ledger, reporter)
-    receipts = load_complete_receipts(ledger, description)
-    files = tuple(file for receipt in receipts.values() for file in receipt.files)
-    lock.check()
-    check_files(ledger, writer.table, commit.missing_files(writer.table, files), len(files))
-    return files
+    return check_files(load_complete_receipts(ledger).values(), ledger, lock)

@@ -24,13 +24,13 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError, DataError, GateClosed
-from actors.schema import CHUNK, EMBEDDING, ID
+from actors.schema import CHUNK, ID
 from actors.unit.row_hashes import hash_strings
 from actors.unit.table_files import read_stored
+from actors.vectors import VectorColumn
 from pipeline.job import config
 from pipeline.quality.metrics import mean_ndcg, mean_overlap
 from pipeline.scan.neighbours import nearest_rows
-from pipeline.scan.top_k import scan_top_k, unit_vectors
 from pipeline.search.search import query_model
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication
@@ -165,21 +165,22 @@ class Gate:
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32]]:
         """Return the hashes of the ids of a version that are in the pool, uint64 [n], and their vectors, float32 [n, dim]."""
         id_hashes, vectors = [np.zeros(0, dtype=np.uint64)], []
-        for rows in self._documents(side, [ID, EMBEDDING]):
+        column = side.embedding_spec.outputs[0]
+        for rows in self._documents(side, [ID], column):
             hashes = hash_strings(rows[ID])
             wanted = np.isin(hashes, pool)
             if wanted.any():
                 taken = rows.filter(pa.array(wanted)).combine_chunks().to_batches()[0]
-                unit = unit_vectors(taken, int(side.embedding_spec.lineage["dim"]))
+                unit = column.unit_rows(taken.column(column.name))
                 fit = np.isfinite(unit).all(axis=1)  # rows of another tool may have no vector
                 id_hashes.append(hashes[wanted][fit])
                 vectors.append(unit[fit])
         return np.concatenate(id_hashes), np.concatenate(vectors) if vectors else np.zeros((0, 1), dtype=np.float32)
 
-    def _documents(self, side: _Side, names: list[str]) -> Iterator[pa.Table]:
+    def _documents(self, side: _Side, names: list[str], *vectors: VectorColumn) -> Iterator[pa.Table]:
         """Yield the rows of a version file by file; of each document only the first row."""
         for path in side.paths:
-            rows = read_stored(self._url, path, [*names, CHUNK] if side.chunked else names)
+            rows = read_stored(self._url, path, [*names, CHUNK] if side.chunked else names, vectors)
             yield rows.filter(pc.equal(rows[CHUNK], 0)) if side.chunked else rows
 
     def ndcg(self, judged: Judged) -> tuple[float, float, int]:
@@ -191,19 +192,22 @@ class Gate:
 
     def _search(self, side: _Side, questions: list[str]) -> Iterator[dict[str, float]]:
         """Yield for each question the scores of its best documents; the best chunk of a document counts."""
-        from actors.encoders import load_encoder
+        from actors.encoders import load_encoder  # importing torch takes seconds
+        from pipeline.scan.top_k import QUERY, SCORE, nearest_of_batches
 
-        vectors = load_encoder(query_model(side.embedding_spec, self._url)).encode(questions)
+        column = side.embedding_spec.outputs[0]
+        queries = load_encoder(query_model(side.embedding_spec, self._url)).encode_queries(questions)
         batches = (
             batch
             for path in side.paths
-            for batch in read_stored(self._url, path, [ID, EMBEDDING]).to_batches(max_chunksize=16_384)
+            for batch in read_stored(self._url, path, [ID], [column]).to_batches(max_chunksize=16_384)
         )
-        for rows in scan_top_k(vectors, batches, K * 5 if side.chunked else K):
-            documents: dict[str, float] = {}
-            for score, row in rows:
-                documents.setdefault(row[ID], score)
-            yield dict(list(documents.items())[:K])
+        best = nearest_of_batches(queries, batches, K * 5 if side.chunked else K, column)
+        documents: list[dict[str, float]] = [{} for _ in questions]
+        for row in best.to_pylist():
+            documents[row[QUERY]].setdefault(row[ID], row[SCORE])
+        for scores in documents:
+            yield dict(list(scores.items())[:K])
 
 
 def _read(url: str, key: str, columns: tuple[str, ...]) -> pa.Table:

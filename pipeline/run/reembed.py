@@ -9,16 +9,12 @@ locked during the whole run, so the current version is not refreshed meanwhile.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 
-import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipeline.execute.progress import Outcome, Reporter
-from pipeline.reuse import unpublished
 from pipeline.run.backfill import Runner
 from pipeline.run.context import RunContext
-from pipeline.run.foreign_policy import ForeignPolicy
 from pipeline.run.quality_gate import Gate, Judged, read_judged
 from pipeline.table.commit import Publication
 
@@ -34,11 +30,11 @@ class Reembedding(Runner):
 
     operation = "generation"
     command = "vectide refresh (re-embedding)"
+    reuses_published = True  # so that a version that was rolled back is not encoded again
 
     def __init__(self, context: RunContext, version: DeltaTable, reporter: Reporter) -> None:
         super().__init__(context, reporter)
         self._version = version
-        self._policy = ForeignPolicy(context, chunked=self.chunking is not None)
         self._judged: Judged | None = None  # read before anything is encoded
 
     def check_embedding_spec(self) -> None:
@@ -47,7 +43,7 @@ class Reembedding(Runner):
         Raises:
             ConfigError, DataError: queries or judgements cannot be read.
         """
-        self._judged = read_judged(self.job.generation)
+        self._judged = read_judged(self.context.job.generation)
 
     def check_foreign(self) -> None:
         """Apply `table.foreign_commits`. Rows that another tool added cannot be kept, since their vectors are old.
@@ -55,20 +51,8 @@ class Reembedding(Runner):
         Raises:
             ForeignCommits, TableConflict: the job refuses the changes of other tools, or they cannot be kept.
         """
-        self._policy.check(self.command)
-        self.foreign = None
-        super().check_foreign()
-
-    @cached_property
-    def kept(self) -> pa.Table:
-        """Rows of other tools that are kept, with those removed since the last commit."""
-        return self._policy.kept()
-
-    def find_unpublished_files(self) -> list[str]:
-        """Return also files of published runs, so that a version that was rolled back is not encoded again."""
-        return unpublished.find_unpublished_files(
-            self.url, self.embedding_spec.fingerprint, self.table, exclude_run=self.ledger.run, published=True
-        )
+        self.policy.check(self.command)
+        self.check_added()
 
     def approve(self, publication: Publication, outcome: Outcome) -> Outcome:
         """Run the quality gate; return a staged outcome if the job says `generation.publish: false`.
@@ -77,6 +61,6 @@ class Reembedding(Runner):
             GateClosed: a metric is below the limit of the job.
         """
         self.reporter.step("comparing it with the current version")
-        settings = self.job.generation
-        checks = Gate(self.url, self._version, publication).check(settings, self._judged)
+        settings = self.context.job.generation
+        checks = Gate(self.context.url, self._version, publication).check(settings, self._judged)
         return replace(outcome, checks=checks, staged=not settings.publish)

@@ -11,8 +11,7 @@ retried; or a kept column of another shard has a type whose values do not fit th
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +22,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError
-from actors.schema import HASH, Piece, Shard, Unit
+from actors.schema import HASH, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.source.formats import open_format
 from actors.source.formats.types import fits
 from actors.source.read_unit import SourceSpec, corpus_root, read_unit
@@ -33,7 +32,7 @@ from pipeline.execute.outcome import Executor
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.job.config import Job
 from pipeline.ledger.duplicates import brings_ids
-from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
+from pipeline.ledger.ledger import Ledger, units_to_table
 from pipeline.plan.corpus import Survey, survey
 from pipeline.plan.sample import take_sample
 from pipeline.plan.units import Plan, cut_plan
@@ -42,12 +41,12 @@ from pipeline.reuse.spill import TEXT, Buckets, Rows, as_texts, firsts, hash_byt
 from pipeline.reuse.vector_index import Index, build_index
 from pipeline.run.backfill import Prepared, Runner
 from pipeline.run.context import RunContext, resolve_context
-from pipeline.run.foreign_policy import ForeignPolicy
 from pipeline.run.reembed import Reembedding
 from pipeline.table import delta_table
 from pipeline.table.delta_table import State
 from pipeline.table.kept_rows import ADDED, Kept, look_up, of_kind
 from pipeline.table.quarantine import worth_retrying
+from pipeline.table.version_records import table_to_files
 
 _TEXT_TOKENS = 256  # estimated tokens of a text before it is read
 _HASH_ROWS = 50_000
@@ -96,8 +95,7 @@ class _Refresh(Runner):
     def __init__(self, context: RunContext, version: DeltaTable, state: State, reporter: Reporter) -> None:
         super().__init__(context, reporter)
         self._version = version
-        self._before = Ledger(self.url, state.run)
-        self._policy = ForeignPolicy(context, chunked=self.chunking is not None)
+        self._before = Ledger(self.context.url, state.run)
 
     def check_foreign(self) -> None:
         """Apply `table.foreign_commits`.
@@ -105,29 +103,14 @@ class _Refresh(Runner):
         Raises:
             ForeignCommits: the job refuses the changes of other tools, or they cannot be kept.
         """
-        self._policy.check(self.command)
-
-    def check_embedding_spec(self) -> None:
-        """Raise TableConflict if the table has another embedding spec; a restore may find none, and writes it again."""
-        if self.table is not None and not (self.restores and delta_table.embedding_spec_of(self.table) is None):
-            super().check_embedding_spec()
-
-    @cached_property
-    def kept(self) -> pa.Table:
-        """Rows of other tools that are kept, with those changed since the last commit."""
-        return self._policy.kept()
+        self.policy.check(self.command)
 
     @cached_property
     def _foreign_rows(self) -> Kept | None:
         """Kept rows that another tool added; None if there are none."""
         if not of_kind(self.kept, ADDED).num_rows:
             return None
-        return look_up(self.kept, unique_ids=self.job.source.unique_ids)
-
-    @cached_property
-    def _base(self) -> dict[str, DataFile] | None:
-        """Files of the version that a restore starts from; None if the refresh starts from the current version."""
-        return self._policy.base
+        return look_up(self.kept, unique_ids=self.context.job.source.unique_ids)
 
     @cached_property
     def _old_quarantine(self) -> pa.Table:
@@ -136,26 +119,27 @@ class _Refresh(Runner):
     @cached_property
     def _untouched(self) -> frozenset[str]:
         """Paths of shards that did not change since the current version was published."""
-        if self._policy.reads_everything:
+        if self.policy.reads_everything:
             return frozenset()
         listing = self._before.listing()
         description = self._before.description()
         without_effect = {"uri": None, "verify": None}  # these keys do not change a row
-        source = self.job.source.model_dump(mode="json")
+        source = self.context.job.source.model_dump(mode="json")
         if (
             listing is None
             or description is None
-            or {**description["job"]["source"], **without_effect} != {**source, **without_effect}
+            or {**description.job["source"], **without_effect} != {**source, **without_effect}
         ):
             return frozenset()
         quarantined = self._old_quarantine
         to_retry = set(quarantined.filter(pc.equal(quarantined["reason"], "duplicate_id"))["shard"].to_pylist())
-        if self.retries is not None:
+        if self.context.retries is not None:
             to_retry.update(worth_retrying(quarantined)["shard"].to_pylist())
-            ledger = Ledger(self.url, self.retries)  # an unpublished run may have quarantined rows of the table
+            # An unpublished run may have quarantined rows of the table.
+            ledger = Ledger(self.context.url, self.context.retries)
             to_retry.update(worth_retrying(ledger.quarantine(ledger.receipts().values()))["shard"].to_pylist())
         same = set()
-        for shard in self.shards:
+        for shard in self.context.shards:
             size_bytes, etag = listing.get(shard.path, (-1, ""))
             if size_bytes == shard.size_bytes and identity.unchanged(etag, shard.etag):
                 same.add(shard.path)
@@ -163,7 +147,7 @@ class _Refresh(Runner):
 
     def may_have_changed(self) -> bool:
         """Return whether a shard has no tag: such a shard counts as changed."""
-        return any(not shard.etag for shard in self.shards)
+        return any(not shard.etag for shard in self.context.shards)
 
     @cached_property
     def _unchanged_and_survey(self) -> tuple[frozenset[str], Survey | None]:
@@ -174,18 +158,20 @@ class _Refresh(Runner):
         again.
         """
         same = self._untouched
-        to_read = tuple(shard for shard in self.shards if shard.path not in same)
+        to_read = tuple(shard for shard in self.context.shards if shard.path not in same)
         if not to_read:
             return same, None
         if same:
             schema = delta_table.schema_of(self._version)
-            known = {name: schema.field(name).type for name in self.job.source.keep}
+            known = {name: schema.field(name).type for name in self.context.job.source.keep}
             # The survey of all shards below reports an error: an old shard may be the one that does not fit.
             with suppress(ConfigError):
-                surveyed = survey(self.job, to_read, known, corpus=self.shards)
+                surveyed = survey(
+                    self.context.job, to_read, known, modality=self.context.model.modality, corpus=self.context.shards
+                )
                 if all(fits(surveyed.keep_schema.field(name).type, kind) for name, kind in known.items()):
                     return same, surveyed
-        return frozenset(), survey(self.job, self.shards)
+        return frozenset(), survey(self.context.job, self.context.shards, modality=self.context.model.modality)
 
     @property
     def _unchanged(self) -> frozenset[str]:
@@ -194,25 +180,25 @@ class _Refresh(Runner):
 
     @cached_property
     def _to_read(self) -> tuple[Shard, ...]:
-        return tuple(shard for shard in self.shards if shard.path not in self._unchanged)
+        return tuple(shard for shard in self.context.shards if shard.path not in self._unchanged)
 
     @cached_property
     def _files(self) -> list[TableFile]:
         """Files of the version that the refresh starts from, with the shards of their rows."""
-        if self._base is not None:
-            return scan_paths(self.url, self._base)
-        return scan_files(self.url, self._version, self._foreign_rows)
+        if self.policy.base is not None:
+            return scan_paths(self.context.url, self.policy.base)
+        return scan_files(self.context.url, self._version, self._foreign_rows)
 
     @cached_property
     def _partitions(self) -> dict[str, dict[str, str | None]]:
-        if self._base is not None:
-            return {path: file.partition for path, file in self._base.items()}
+        if self.policy.base is not None:
+            return {path: file.partition for path, file in self.policy.base.items()}
         return delta_table.partition_values(self._version)
 
     @cached_property
     def _affected(self) -> list[TableFile]:
         """Files with rows of shards that changed or were deleted."""
-        if self._policy.reads_everything:
+        if self.policy.reads_everything:
             return self._files
         return [file for file in self._files if not file.shards.keys() <= self._unchanged]
 
@@ -223,7 +209,7 @@ class _Refresh(Runner):
     @cached_property
     def _survey(self) -> Survey:
         schema = delta_table.schema_of(self._version)
-        source = self.job.source
+        source = self.context.job.source
         unchanged, surveyed = self._unchanged_and_survey
         kept = [
             (name, surveyed.keep_schema.field(name).type if surveyed and not unchanged else schema.field(name).type)
@@ -233,13 +219,14 @@ class _Refresh(Runner):
         folders = tuple((name, types.get(name, kind)) for name, kind in surveyed.source.folders) if surveyed else ()
         spec = SourceSpec(
             format=surveyed.source.format if surveyed else "parquet",
-            root=corpus_root(source.uri, self.shards),
+            root=corpus_root(source.uri, self.context.shards),
             text=source.text,
             id=source.id,
             keep=tuple(kept),
             task=source.task_column,
             unique_ids=source.unique_ids,
             folders=folders,
+            modality=self.context.model.modality,
         )
         shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else (self._to_read, ())
         return Survey(shards, spec, pa.schema(kept), dialects)
@@ -265,8 +252,9 @@ class _Refresh(Runner):
         """Index of stored vectors for the texts to read: those of the table first, then those of unpublished files."""
         with Buckets(TEXT) as wanted:
             self._find_wanted(wanted)
-            files = [*self._policy.vector_files(file.path for file in self._files), *self.find_unpublished_files()]
-            index = build_index(self.url, files, wanted, self._policy.untrusted(self.model.dim, self._foreign_rows))
+            files = [*self.policy.vector_files(file.path for file in self._files), *self.find_unpublished_files()]
+            untrusted = self.policy.untrusted(self.context.model.outputs, self._foreign_rows)
+            index = build_index(self.context.url, files, wanted, untrusted)
         return self.planning.enter_context(index)
 
     def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:
@@ -275,52 +263,58 @@ class _Refresh(Runner):
         pool = executor.pool
         plan = Plan(units_to_table([]), 0, 0, rows_exact=True, unit_rows=_REWRITE_ROWS)
         if any(shard.size_bytes for shard in surveyed.shards):
-            sample = take_sample(surveyed, self.model, self.chunking)
-            plan = cut_plan(self.job, surveyed, self.model, sample, replicas=pool.replicas, cores=pool.cores)
-        units = list(table_to_units(plan.table))
-        units += self._rewrite_units(plan.units, frozenset(replaced), max(plan.unit_rows, _REWRITE_ROWS))
-        quarantined = pa.concat_tables([self._old_quarantine, self._policy.quarantine()])
+            sample = take_sample(surveyed, self.context.model, self.context.chunking)
+            plan = cut_plan(
+                self.context.job, surveyed, self.context.model, sample, replicas=pool.replicas, cores=pool.cores
+            )
+        rewrites = list(self._rewrite_units(plan.units, frozenset(replaced), max(plan.unit_rows, _REWRITE_ROWS)))
+        quarantined = pa.concat_tables([self._old_quarantine, self.policy.quarantine()])
         unread = pc.is_in(quarantined["shard"], value_set=pa.array(sorted(self._unchanged), pa.string()))
-        rewritten_rows = sum(piece.rows for unit in units if unit.rewrite for piece in unit.pieces)
         table_rows = sum(file.rows for file in self._files)
         affected_rows = sum(file.rows for file in self._affected)
         return Prepared(
-            replace(plan, table=units_to_table(units), units=len(units), rows=plan.rows + rewritten_rows),
+            replace(
+                plan,
+                table=pa.concat_tables([plan.table, units_to_table(rewrites)]),
+                units=plan.units + len(rewrites),
+                rows=plan.rows + sum(unit.rows for unit in rewrites),
+            ),
             {
                 "reuse": self._index.tables(),
                 "replaced": pa.table({"path": pa.array(replaced, pa.string())}),
-                **self._policy.file_changes([file.path for file in self._affected]),
+                **self.policy.file_changes([file.path for file in self._affected]),
                 "previous_quarantine": quarantined.filter(unread),
             },
-            {"reuse": self._index.parts, "rows_kept": table_rows - affected_rows, "texts_to_encode": self._texts()},
+            reuse=self._index.parts,
+            rows_kept=table_rows - affected_rows,
+            texts_to_encode=self._texts(),
         )
 
     def _texts(self) -> int:
         """Return the number of texts without a stored vector."""
         description = self.ledger.description()
         if description is not None:
-            return int(description["texts_to_encode"])
+            return description.texts_to_encode
         return self._index.unknown
 
-    def _rewrite_units(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterable[Unit]:
+    def _rewrite_units(self, first: int, replaced: frozenset[str], unit_rows: int) -> Iterator[RewriteUnit]:
         """Yield the rewrite units: unchanged rows of affected files."""
-        number, pieces, rows = first, [], 0
+        number, files, rows = first, [], 0
         for file in self._affected:
             unchanged_rows = file.others + sum(count for path, count in file.shards.items() if path not in replaced)
             if unchanged_rows == 0:
                 continue
-            values = json.dumps(self._partitions[file.path])
-            pieces.append(Piece(Shard(file.path, 0, values), 0, file.rows, unchanged_rows))
+            files.append(RewrittenFile(file.path, self._partitions[file.path], unchanged_rows))
             rows += unchanged_rows
             if rows >= unit_rows:
-                yield Unit(number, tuple(pieces), rewrite=True)
-                number, pieces, rows = number + 1, [], 0
-        if pieces:
-            yield Unit(number, tuple(pieces), rewrite=True)
+                yield RewriteUnit(number, tuple(files))
+                number, files, rows = number + 1, [], 0
+        if files:
+            yield RewriteUnit(number, tuple(files))
 
     def tokens(self) -> float:
         """Return an upper estimate of the tokens to encode, from the number of texts without a vector."""
-        return self._texts() * min(self.model.max_tokens, _TEXT_TOKENS)
+        return self._texts() * min(self.context.model.max_tokens, _TEXT_TOKENS)
 
     def removed(self) -> tuple[str, ...]:
         """Return the paths of the files that the frozen plan removes."""
@@ -329,33 +323,19 @@ class _Refresh(Runner):
     def restored_files(self) -> tuple[DataFile, ...]:
         """Return the files that the frozen plan restores."""
         try:
-            rows = self.ledger.table("restored").to_pylist()
+            rows = self.ledger.table("restored")
         except FileNotFoundError:
             return ()
-        return tuple(DataFile(**{**row, "partition": json.loads(row["partition"])}) for row in rows)
+        return tuple(table_to_files(rows))
 
-    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[Receipt]:
-        """Return the remaining files as receipts of one file each; none if no id is new to the table."""
+    def files_with_possible_duplicate_ids(self, receipts: Iterable[Receipt]) -> list[DataFile]:
+        """Return the remaining files; none if no id is new to the table."""
         added = (file.path for receipt in receipts for file in receipt.files)
         removed = {*self.removed(), *(file.path for file in self._affected)}
-        if not brings_ids(self.url, added, removed):
+        if not brings_ids(self.context.url, added, removed):
             return []
-        remaining = []
-        for file in self._files:
-            if file.path in removed:
-                continue
-            data = DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
-            remaining.append(
-                replace(
-                    _NO_RECEIPT,
-                    files=(data,),
-                    rows_read=file.rows,
-                    documents=file.rows,
-                    rows=file.rows,
-                    replaces=file.path,
-                )
-            )
-        return remaining
-
-
-_NO_RECEIPT = Receipt(0, "", (), 0, 0, 0, 0, 0, 0)
+        return [
+            DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
+            for file in self._files
+            if file.path not in removed
+        ]

@@ -68,8 +68,8 @@ def _has_rows_to_retry(context: RunContext, run: str) -> bool:
     """Return whether a run with the same embedding spec is complete and quarantined rows that may succeed now."""
     ledger = Ledger(context.url, run)
     description = ledger.description()
-    if description is None or description["fingerprint"] != context.embedding_spec.fingerprint:
+    if description is None or description.fingerprint != context.embedding_spec.fingerprint:
         return False
     receipts = ledger.receipts()
-    is_complete = count_units(receipts) >= description["units"]
+    is_complete = count_units(receipts) >= description.units
     return is_complete and bool(worth_retrying(ledger.quarantine(receipts.values())).num_rows)

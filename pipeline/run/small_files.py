@@ -20,6 +20,7 @@ from actors import storage
 from actors.errors import StorageError
 from actors.quantities import parse_bytes
 from actors.unit.receipt import DataFile
+from actors.unit.table_files import run_of
 from actors.unit.writer import WriterSpec
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.ledger.ledger import Ledger, merge_ledger
@@ -90,12 +91,12 @@ def merge_small_files(
         packs = list(choose_packs(files, _staying(table, removed), parse_bytes(file_size, option="table.file_size")))
         if not packs:
             return Merged(files)
-        description = freeze_packs(merge, packs, {"operation": "merge"})
+        description = freeze_packs(merge, packs, "merge")
     old = merge.table("removed")["path"].to_pylist()
     done = merge.done()
-    if len(done) < description["units"]:
-        reporter.step(f"merging {len(old)} small files into {description['units']}")
-    new = run_packs(merge, description, done, writer, lock=lock, reporter=NullReporter(), address=address)
+    if len(done) < description.units:
+        reporter.step(f"merging {len(old)} small files into {description.units}")
+    new = run_packs(merge, done, writer, lock=lock, reporter=NullReporter(), address=address)
     merged, own = set(old), {file.path for file in files}
     return Merged(
         files=(*(file for file in files if file.path not in merged), *new),
@@ -112,7 +113,7 @@ def _staying(table: DeltaTable | None, removed: tuple[str, ...] | None) -> list[
     if table is None or removed is None:
         return []
     files = commit.sized_files(table)
-    return [files[path] for path in sorted(files.keys() - set(removed)) if path.startswith("data/")]
+    return [files[path] for path in sorted(files.keys() - set(removed)) if run_of(path) is not None]
 
 
 def delete_discarded(table: str, paths: Iterable[str]) -> None:

@@ -1,118 +1,152 @@
-"""Export of the upserts and deletes that bring a vector index from one version of a table to another, as Parquet.
+"""Upserts and deletes that bring a vector index from one version of a table to another, one file of the table at a time.
 
-    <out>/upserts/part-00000.parquet ...   whole rows, as the table has them, vectors and partition columns included
-    <out>/deletes/part-00000.parquet ...   the keys of removed rows: id, and in a table of chunks also chunk
-    <out>/changes.json                     versions, fingerprint and counts; written last
+Used by the sinks: `pipeline.table.export` writes Parquet. An upsert is an added or changed row. If a changed document has
+fewer chunks than before, its last chunks are among the deletes. No key is in both, so they may be applied in any order, and
+repeatedly.
 
-Called by `jobs changes`. An upsert is an added or changed row. If a changed document has fewer chunks than before,
-its last chunks are among the deletes. Both may be applied in any order, and repeatedly: no key is in both.
+The keys of all changed rows are compared before the first change, in passes of bounded memory. Of each row of a changed file
+one bit is kept: 125 MB for a billion rows. A sink that stops starts again at the position that it stored: versions do not
+change, so the same changes follow.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError
-from actors.schema import CHUNK, ID
-from actors.unit.row_hashes import hash_strings
-from actors.unit.writer import parquet_bytes
+from pipeline.ledger.ledger import Ledger
 from pipeline.table import delta_table
-from pipeline.table.diff import Comparison, compare
-
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+from pipeline.table.diff import Comparison, Side
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """Upserts from one new file of the table, or deletes from one file that left it.
+
+    Attributes:
+        position: Where to start again once this change is applied.
+        upserts: Whole rows, with vectors and partition columns; none if there are deletes.
+        deletes: Keys: id, and in a table of chunks also chunk; none if there are upserts.
+    """
+
+    position: int
+    upserts: pa.Table
+    deletes: pa.Table
+
+
+class _Chosen:
+    """Chosen rows of one side, a bit a row."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._bits = np.zeros(side.starts[-1] // 8 + 1, dtype=np.uint8)
+
+    def add(self, numbers: pa.ChunkedArray) -> None:
+        """Choose rows by number."""
+        rows = numbers.to_numpy()
+        np.bitwise_or.at(self._bits, rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8))
+
+    def read(self, file: int, names: list[str]) -> pa.Table:
+        """Return the chosen rows of a file; a file without any is not read."""
+        start, stop = self._side.starts[file : file + 2]
+        bits = np.unpackbits(self._bits[start >> 3 : (stop >> 3) + 1], bitorder="little")
+        mask: npt.NDArray[np.bool_] = bits[start & 7 :][: stop - start].astype(bool)
+        schema = pa.schema([self._side.schema.field(name) for name in names])
+        parts, row = [schema.empty_table()], 0
+        for batch in self._side.read(self._side.files[file], names) if mask.any() else ():
+            parts.append(batch.filter(pa.array(mask[row : row + batch.num_rows])))
+            row += batch.num_rows
+        return pa.concat_tables(parts)
+
+
 class Changes:
-    """Result of an export."""
+    """Changes from one version of a table to another. Each iteration reads the files again.
 
-    table: str
-    since: int
-    version: int
-    out: str
-    upserts: int
-    deletes: int
-    embedding_spec_changed: bool
-    fingerprint: str | None
+    Args:
+        url: URL of the table.
+        since: The earlier version.
+        version: The later version; None is the current one.
+        start: Position to start from; 0 is the first change.
+
+    Attributes:
+        embedding_spec_changed: Whether the vectors are from another model or setting; an index must not mix them.
+        outputs: The columns of vectors.
+        fingerprint: Fingerprint of the later version's embedding spec.
+        upsert_files: Number of positions with upserts; those with deletes follow.
+
+    Raises:
+        ConfigError: there is no table, or no such position.
+        TableConflict: there is no such version, or a vacuum took some of its files.
+    """
+
+    def __init__(self, url: str, since: int, version: int | None = None, start: int = 0) -> None:
+        old, new = delta_table.need_table(url, since), delta_table.need_table(url, version)
+        self._comparison = Comparison(url, old, new, every_file=_may_repeat(url, new))
+        self.since, self.version, self.start = since, int(new.version()), start
+        self.embedding_spec_changed = self._comparison.embedding_spec_changed
+        self.outputs = self._comparison.outputs
+        embedding_spec = delta_table.embedding_spec_of(new)
+        self.fingerprint = embedding_spec.fingerprint if embedding_spec else None
+        self.upsert_files = len(self._comparison.new.files)
+        positions = self.upsert_files + len(self._comparison.old.files)
+        if not 0 <= start <= positions:
+            raise ConfigError(
+                f"the changes from version {since} to {self.version} of {url!r} have positions 0 to {positions}, not {start}; "
+                f"start from a position that a change of the same two versions had"
+            )
+
+    def __iter__(self) -> Iterator[Change]:
+        comparison = self._comparison
+        upserts, deletes = _Chosen(comparison.new), _Chosen(comparison.old)
+        for rows, new_rows in comparison.rows():
+            removed = pc.equal(rows["change"], "removed")
+            deletes.add(rows["number"].filter(removed))
+            keys = rows.filter(pc.invert(removed)).select(comparison.keys)
+            upserts.add(new_rows.join(keys, comparison.keys, join_type="left semi")["number"])
+        names = comparison.new.schema.names
+        no_upserts, no_deletes = comparison.new.schema.empty_table(), comparison.key_schema.empty_table()
+        for file in range(self.start, self.upsert_files):
+            if (rows := upserts.read(file, names)).num_rows:
+                yield Change(file + 1, rows, no_deletes)
+        for file in range(max(self.start - self.upsert_files, 0), len(comparison.old.files)):
+            key_names = [name for name in comparison.keys if name in comparison.old.schema.names]
+            if (rows := deletes.read(file, key_names)).num_rows:
+                keys = pa.table(comparison.key_columns(rows), schema=comparison.key_schema)
+                yield Change(self.upsert_files + file + 1, no_upserts, keys)
 
 
-def changes(table: str, since: int, out: str) -> Changes:
-    """Export the changes from version `since` to the current one.
+def iter_changes(table: str, since: int, version: int | None = None, *, start: int = 0) -> Changes:
+    """Return an iterable of the changes from version `since` to a later one, with that version's number and fingerprint.
+
+    A sink applies each change and stores `version` and `position`. Given both, as `version` and `start`, another call goes
+    on there. After the last change the index holds `version`.
 
     Args:
         table: URI of the table.
         since: Version of the index.
-        out: URI of a folder that is empty or does not exist.
+        version: The version to bring it to; None is the current one.
+        start: Position of the last change that was applied.
 
     Raises:
-        ConfigError: there is no table, or `out` holds something.
+        ConfigError: there is no table, or no such position.
         TableConflict: there is no such version, or a vacuum took some of its files.
     """
-    url, folder = storage.absolute(table), storage.absolute(out)
-    if next(iter(storage.walk(folder)), None) is not None:
-        raise ConfigError(f"--out {out!r} holds something already; name a folder that is empty or not there")
-    current = delta_table.need_table(url)
-    version = int(current.version())
-    comparison = compare(url, since, version)
-    upserts: list[npt.NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64)]
-    deletes = 0
-    for number, rows in enumerate(comparison.rows()):
-        removed = pc.equal(rows["change"], "removed")
-        keys = rows.filter(removed).select(comparison.keys)
-        if keys.num_rows:
-            sink = pa.BufferOutputStream()
-            pq.write_table(keys, sink, compression="zstd", store_schema=False)
-            storage.put(storage.join(folder, "deletes", f"part-{number:05d}.parquet"), bytes(sink.getvalue()))
-            deletes += keys.num_rows
-        upserts.append(_key_hashes(rows.filter(pc.invert(removed)), comparison))
-    written = _write_upserts(comparison, np.unique(np.concatenate(upserts)), folder)
-    embedding_spec = delta_table.embedding_spec_of(current)
-    done = Changes(
-        table=url,
-        since=since,
-        version=version,
-        out=folder,
-        upserts=written,
-        deletes=deletes,
-        embedding_spec_changed=comparison.embedding_spec_changed,
-        fingerprint=embedding_spec.fingerprint if embedding_spec else None,
-    )
-    storage.put(storage.join(folder, "changes.json"), json.dumps(asdict(done), indent=1).encode())
-    return done
+    return Changes(storage.absolute(table), since, version, start)
 
 
-def _write_upserts(comparison: Comparison, wanted: npt.NDArray[np.uint64], folder: str) -> int:
-    """Write the rows with wanted keys, one output file for each new file; return the number of rows.
-
-    If two keys have the same hash, an unchanged row is upserted too, which is harmless.
-    """
-    written = 0
-    for number, path in enumerate(comparison.came):
-        keys = comparison.read(path)
-        mask = np.isin(_key_hashes(keys, comparison), wanted)
-        if not mask.any():
-            continue
-        rows = comparison.read(path, vectors=True).filter(pa.array(mask))
-        rows = rows.select(comparison.schema.names).cast(comparison.schema)
-        data, _ = parquet_bytes(rows, "{}")
-        storage.put(storage.join(folder, "upserts", f"part-{number:05d}.parquet"), data)
-        written += rows.num_rows
-    return written
-
-
-def _key_hashes(rows: pa.Table, comparison: Comparison) -> npt.NDArray[np.uint64]:
-    """Return a hash of id and chunk, uint64 [rows]."""
-    hashes = hash_strings(rows[ID].cast(pa.string()))
-    if CHUNK in comparison.keys:
-        chunks = rows[CHUNK].to_numpy() if CHUNK in rows.column_names else np.zeros(rows.num_rows)
-        with np.errstate(over="ignore"):
-            hashes = hashes * _ODD + chunks.astype(np.uint64)
-    return hashes
+def _may_repeat(url: str, table: DeltaTable) -> bool:
+    """Return whether several rows may have one id: then a file that both versions have may hold a row of a changed id."""
+    state = delta_table.state_of(table)
+    description = None if state is None else Ledger(url, state.run).description()
+    if description is None:  # not known any more
+        return True
+    source = description.job["source"]
+    return source["id"] is not None and not source["unique_ids"]

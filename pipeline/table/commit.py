@@ -23,6 +23,7 @@ from actors.errors import CommitConflict, CommitUnknown, InvariantBroken, Storag
 from actors.source.calendar import has_naive_times
 from actors.storage.errors import redact
 from actors.unit.receipt import DataFile
+from actors.unit.table_files import run_of
 from pipeline.table import delta_table, version_records
 from pipeline.table.delta_table import EmbeddingSpec, State
 from pipeline.table.row_diff import digest_of_file
@@ -201,7 +202,7 @@ def _with_digests(url: str, table: DeltaTable, files: Iterable[DataFile]) -> dic
     """
     by_path = version_records.with_digests(url, table, files)
     for path, file in by_path.items():
-        if file.digest is None and not path.startswith("data/"):
+        if file.digest is None and run_of(path) is None:
             by_path[path] = replace(file, digest=digest_of_file(url, table, file))
     return by_path
 

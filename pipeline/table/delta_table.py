@@ -20,10 +20,11 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from actors import storage
 from actors.errors import ConfigError, NoSuchVersion, StorageError, TableConflict
-from actors.schema import EMBEDDING
 from actors.storage import providers
 from actors.storage.errors import redact
+from actors.unit.table_files import data_folder, relative_path, run_of
 from actors.unit.writer import as_text
+from actors.vectors import VectorColumn, outputs_of
 from pipeline.table import version_records
 
 # Keys of each of our commits in the log.
@@ -56,6 +57,11 @@ class EmbeddingSpec:
     fingerprint: str
     lineage: dict[str, Any]
     encoder: dict[str, Any]
+
+    @property
+    def outputs(self) -> tuple[VectorColumn, ...]:
+        """The columns of vectors."""
+        return outputs_of(self.lineage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +154,7 @@ def embedding_spec_of(table: DeltaTable) -> EmbeddingSpec | None:
     Raises:
         TableConflict: a development version of vectide made the table, with other names in its ledger.
     """
-    schema = schema_of(table)
-    if EMBEDDING not in schema.names:
-        return None
-    metadata = schema.field(EMBEDDING).metadata or {}
+    metadata = {key: value for field in schema_of(table) for key, value in (field.metadata or {}).items()}
     if _OLD_EMBEDDING_SPEC.encode() in metadata:
         raise TableConflict(
             f"{place_of(table)!r} was made by a version of vectide from before the first release, whose ledger has other "
@@ -162,8 +165,8 @@ def embedding_spec_of(table: DeltaTable) -> EmbeddingSpec | None:
 
 
 def with_embedding_spec(schema: pa.Schema, embedding_spec: EmbeddingSpec) -> pa.Schema:
-    """Return `schema` with the embedding spec in the metadata of the vector column."""
-    index = schema.get_field_index(EMBEDDING)
+    """Return `schema` with the embedding spec in the metadata of the first vector column."""
+    index = schema.get_field_index(embedding_spec.outputs[0].name)
     text = json.dumps(
         {
             "fingerprint": embedding_spec.fingerprint,
@@ -215,15 +218,10 @@ def stored_sizes(url: str, paths: Iterable[str]) -> dict[str, int]:
     Lists these folders, a thousand names a request, and opens no file.
     """
     sizes: dict[str, int] = {}
-    for run in sorted({path.split("/", 2)[1] for path in paths if path.startswith("data/")}):
-        for shard in storage.walk(storage.join(url, "data", run)):
-            sizes[relative(shard.path)] = shard.size_bytes
+    for run in sorted({run for path in paths if (run := run_of(path)) is not None}):
+        for shard in storage.walk(data_folder(url, run)):
+            sizes[relative_path(shard.path)] = shard.size_bytes
     return sizes
-
-
-def relative(path: str) -> str:
-    """Return the path of a data file relative to its table."""
-    return "data/" + path.rpartition("/data/")[2]
 
 
 def need_files(url: str, table: DeltaTable, paths: list[str]) -> None:
@@ -243,7 +241,7 @@ def absent_files(url: str, paths: Iterable[str]) -> list[str]:
     return [
         path
         for path in wanted
-        if path not in sizes and (path.startswith("data/") or not storage.exists(storage.join(url, path)))
+        if path not in sizes and (run_of(path) is not None or not storage.exists(storage.join(url, path)))
     ]
 
 

@@ -70,7 +70,7 @@ def digest_of_file(url: str, table: DeltaTable, file: DataFile) -> int:
     """Read a file and return the digest of its rows, as the writer computes it (`actors.unit.row_hashes`)."""
     schema = delta_table.plain_schema(table)
     names = [name for name in schema.names if name not in file.partition]
-    return total(digest_of(rows, file.partition) for rows in _read(url, file, schema, names))
+    return total(digest_of(rows, file.partition) for rows in read_rows(url, file, schema, names))
 
 
 def same_rows(url: str, table: DeltaTable, old: list[DataFile], new: list[DataFile]) -> bool | None:
@@ -91,7 +91,7 @@ def _documents(keys: pa.Table) -> pa.ChunkedArray:
 
 def _sorted_counts(url: str, schema: pa.Schema, files: Iterable[DataFile]) -> tuple[Hashes, npt.NDArray[np.int64]]:
     """Return the hash of each distinct row, sorted, and its number of occurrences."""
-    parts = [row_hashes(rows) for file in files for rows in _read(url, file, schema, schema.names)]
+    parts = [row_hashes(rows) for file in files for rows in read_rows(url, file, schema, schema.names)]
     values, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]), return_counts=True)
     return values, counts.astype(np.int64)
 
@@ -118,7 +118,7 @@ def _keys(url: str, schema: pa.Schema, files: Iterable[DataFile], wanted: Hashes
         return parts[0]
     names = [name for name in KEYS.names if name in schema.names]
     for file in files:
-        for rows in _read(url, file, schema, schema.names):
+        for rows in read_rows(url, file, schema, schema.names):
             hashes = row_hashes(rows)
             mask = np.isin(hashes, wanted, invert=others)
             if not others:
@@ -135,7 +135,7 @@ def _keys(url: str, schema: pa.Schema, files: Iterable[DataFile], wanted: Hashes
     return pa.concat_tables(parts)
 
 
-def _read(url: str, file: DataFile, schema: pa.Schema, names: Iterable[str]) -> Iterable[pa.Table]:
+def read_rows(url: str, file: DataFile, schema: pa.Schema, names: Iterable[str]) -> Iterable[pa.Table]:
     """Yield the rows of a file in batches, with the table's columns and types; a column that the file lacks is null."""
     with storage.open_read(storage.join(url, file.path)) as opened:
         stored = pq.ParquetFile(opened)

@@ -110,10 +110,10 @@ def _run(url: str, name: str, table: DeltaTable | None, published: dict[str, int
     reasons = bad.group_by("reason").aggregate([("reason", "count")]).to_pydict()
     return RunState(
         run=name,
-        fingerprint=description["fingerprint"],
-        units=description["units"],
+        fingerprint=description.fingerprint,
+        units=description.units,
         units_done=len(receipts),
-        rows=description["rows"],
+        rows=description.rows,
         rows_done=sum(receipt.documents for receipt in receipts),
         quarantined=sum(receipt.rows_quarantined for receipt in receipts),
         reasons=dict(zip(reasons["reason"], reasons["reason_count"], strict=True)),

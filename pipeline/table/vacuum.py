@@ -20,6 +20,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError, NoSuchVersion
+from actors.unit.table_files import data_folder, relative_path, run_of
 from pipeline.ledger.ledger import FOLDER, Ledger, files_of_run, run_names
 from pipeline.ledger.table_lock import lock_table
 from pipeline.table import delta_table, version_records
@@ -56,7 +57,7 @@ class _Plan:
     files: set[str]
     runs: set[str]
     versions: int
-    unfinished: list[str]
+    unfinished: set[str]
     oldest: int = 0  # the first version that is kept
 
 
@@ -80,20 +81,18 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
         opened = delta_table.open_table(url)
         before_s = _now_s(url) - keep_s
         plan = _stays(url, opened, before_s, unfinished=unfinished)
-        data = list(storage.walk(storage.join(url, "data")))
-        relative = {shard.path: delta_table.relative(shard.path) for shard in data}
+        data = list(storage.walk(data_folder(url)))
+        relative = {shard.path: relative_path(shard.path) for shard in data}
         going = [shard for shard in data if relative[shard.path] not in plan.files and shard.written_s < before_s]
         ledgers = [name for name in run_names(url) if name not in plan.runs]
-        kept_bytes = sum(
-            shard.size_bytes for shard in data if relative[shard.path].split("/", 2)[1] in set(plan.unfinished)
-        )
+        kept_bytes = sum(shard.size_bytes for shard in data if run_of(relative[shard.path]) in plan.unfinished)
         if not dry_run:
             lock.check_unbroken()
             for name in ledgers:
                 _forget(url, name)
             _delete(shard.path for shard in going)
             _forget_records(url, opened, plan.oldest)
-            storage.prune(storage.join(url, "data"))
+            storage.prune(data_folder(url))
     return Vacuumed(
         table=url,
         dry_run=dry_run,
@@ -117,7 +116,7 @@ def _now_s(url: str) -> float:
 
 
 def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: bool) -> _Plan:
-    plan = _Plan(set(), set(), 0, [])
+    plan = _Plan(set(), set(), 0, set())
     if opened is not None:
         plan.files.update(delta_table.file_sizes(opened))
         state = delta_table.state_of(opened)
@@ -152,7 +151,7 @@ def _stays(url: str, opened: DeltaTable | None, before_s: float, *, unfinished: 
         if published or (unfinished and written_s < before_s):
             continue
         plan.runs.add(name)
-        plan.unfinished.append(name)
+        plan.unfinished.add(name)
         plan.files.update(file.path for file in files_of_run(ledger))
     return plan
 

@@ -10,7 +10,7 @@ of the version. A record is valid only if the table has its commit as an applica
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -19,18 +19,12 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.unit.receipt import DataFile
+from actors.unit.table_files import run_of
 
 _FOLDER = ("_vectide", "versions")
 _FACTS = b"vectide"
-_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("rows", pa.int64()),
-        ("partition", pa.string()),
-        ("digest", pa.uint64()),
-    ]
-)
+FILE_COLUMNS = (("path", pa.string()), ("size_bytes", pa.int64()), ("rows", pa.int64()), ("partition", pa.string()))
+_SCHEMA = pa.schema([*FILE_COLUMNS, ("digest", pa.uint64())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +51,10 @@ class Anchor:
 
 def write(url: str, anchor: Anchor) -> None:
     """Write the record of a version before its commit. A repeat of the same commit writes the same."""
-    rows = [
-        (file.path, file.size_bytes, file.rows, json.dumps(file.partition), file.digest)
-        for file in anchor.files.values()
-    ]
-    columns = [list(values) for values in zip(*rows, strict=True)] or [[] for _ in _SCHEMA]
     facts = {"run": anchor.run, "kept": anchor.kept, "table": anchor.table, "columns": anchor.columns}
     schema = _SCHEMA.with_metadata({_FACTS: json.dumps(facts).encode()})
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd")
+    pq.write_table(files_to_table(anchor.files.values(), schema), sink, compression="zstd")
     storage.put(_place(url, anchor.version, anchor.commit), bytes(sink.getvalue()))
 
 
@@ -76,18 +65,26 @@ def read(url: str, version: int, commit: str) -> Anchor | None:
     except FileNotFoundError:
         return None
     facts = json.loads((record.schema.metadata or {})[_FACTS])
-    files = {
-        row["path"]: DataFile(
-            row["path"],
-            row["size_bytes"],
-            row["rows"],
-            json.loads(row["partition"]),
-            json.dumps({"numRecords": row["rows"]}),
-            row.get("digest"),
-        )
-        for row in record.to_pylist()
-    }
+    files = {file.path: file for file in table_to_files(record)}
     return Anchor(version, commit, facts["run"], facts["kept"], facts["table"], tuple(facts["columns"]), files)
+
+
+def files_to_table(files: Iterable[DataFile], schema: pa.Schema) -> pa.Table:
+    """Return files as a table of `FILE_COLUMNS` and any other fields of a file."""
+    others = schema.names[len(FILE_COLUMNS) :]
+    rows = (
+        (file.path, file.size_bytes, file.rows, json.dumps(file.partition), *(getattr(file, name) for name in others))
+        for file in files
+    )
+    columns = [list(values) for values in zip(*rows, strict=True)]
+    return pa.table(columns, schema=schema) if columns else schema.empty_table()
+
+
+def table_to_files(table: pa.Table) -> Iterator[DataFile]:
+    """Yield the files of such a table; without statistics in it, these are the number of rows."""
+    for row in table.to_pylist():
+        stats = json.dumps({"numRecords": row["rows"]})
+        yield DataFile(**{"stats": stats, **row, "partition": json.loads(row["partition"])})
 
 
 def names(url: str) -> list[tuple[int, str]]:
@@ -127,7 +124,7 @@ def with_digests(url: str, table: DeltaTable, files: Iterable[DataFile]) -> dict
         for path in unknown & digests.keys():
             by_path[path] = replace(by_path[path], digest=digests[path])
         unknown = {path for path in unknown if by_path[path].digest is None}
-        if not any(path.startswith("data/") for path in unknown):
+        if all(run_of(path) is None for path in unknown):
             break  # no record has the digest of a file that another tool wrote since the last one
     return by_path
 

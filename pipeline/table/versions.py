@@ -14,10 +14,10 @@ from deltalake import DeltaTable
 from actors import storage
 from actors.errors import ForeignCommits, TableConflict
 from pipeline.job.fingerprint import digest
-from pipeline.ledger.table_lock import lock_table
 from pipeline.table import commit, delta_table
 from pipeline.table.features import check_features
 from pipeline.table.foreign import look
+from pipeline.table.transaction import table_transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +111,21 @@ def rollback(table: str, to: int) -> RolledBack:
     if state is None or restored is None or embedding_spec is None:
         raise TableConflict(f"version {to} of {url!r} holds no rows that vectide published; see `vectide versions`")
     current_files, old_files = delta_table.file_sizes(current), commit.files_of(old)
+    rows = sum(file.rows for file in old_files.values())
     if current_files.keys() == old_files.keys() and embedding_spec == delta_table.embedding_spec_of(current):
-        return RolledBack(url, state.version, to, sum(file.rows for file in old_files.values()), 0, 0)
+        return RolledBack(url, state.version, to, rows, 0, 0)
     name = digest(["rollback", str(state), to], length=8)
-    with lock_table(url, name, what="vectide rollback") as lock:
-        commit.check_base(delta_table.open_table(url), url, state)
-        lock.check()  # before the files are checked: no vacuum may run from here on
+    with table_transaction(url, name, state, what="vectide rollback") as transaction:
+        if transaction.published is not None:
+            return RolledBack(url, transaction.published, to, rows, 0, 0)
+        transaction.lock.check()  # before the files are checked: no vacuum may run from here on
         delta_table.need_files(url, old, list(old_files))
         other = embedding_spec.fingerprint != getattr(delta_table.embedding_spec_of(current), "fingerprint", None)
         other = other or not commit.same_columns(current, delta_table.schema_of(old))
         # One commit must not both add and remove a file. If the schema changes, all files are replaced.
         add = [file for path, file in old_files.items() if other or path not in current_files]
         remove = [path for path in current_files if other or path not in old_files]
-        version = commit.publish(
-            url,
+        version = transaction.publish(
             commit.Publication(
                 commit=name,
                 run=restored.run,
@@ -140,5 +141,4 @@ def rollback(table: str, to: int) -> RolledBack:
                 facts=(("vectide.restores", str(to)),),
             ),
         )
-    rows = sum(file.rows for file in old_files.values())
     return RolledBack(url, version, to, rows, len(add), len(remove))

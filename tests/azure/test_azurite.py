@@ -40,7 +40,7 @@ class TestAzurite(StoreSuite):
     MANY_KEYS = 5100
 
 
-def test_a_create_has_one_winner_of_32_in_every_round(lake):
+def test_one_of_32_concurrent_creates_succeeds_in_every_round(lake):
     for number in range(20):
         url, gate = f"{lake}/races/{number}", threading.Barrier(32)
 
@@ -60,7 +60,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     def drive(_: int) -> object:
         try:
             return backfill(job, Silent())
-        except Exception as error:  # noqa: BLE001  (a driver may be told to come back; it must not publish twice)
+        except Exception as error:  # noqa: BLE001  (a driver may be refused; it must not publish twice)
             return error
 
     with ThreadPoolExecutor(2) as pool:
@@ -70,7 +70,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     assert DeltaTable(f"{lake}/table", storage_options=options(f"{lake}/table")).version() == 1
 
 
-def test_another_spelling_of_the_protocol_is_the_same_place(lake, tiny_model, reporter):
+def test_other_url_schemes_name_the_same_store(lake, tiny_model, reporter):
     """Every command by `az://`."""
     lake = lake.replace("abfs://", "az://")
     job = make_job(put_corpus(lake, rows(24), rows(24, start=24)), f"{lake}/table", tiny_model)
@@ -83,7 +83,7 @@ def test_another_spelling_of_the_protocol_is_the_same_place(lake, tiny_model, re
     assert Searcher(f"{lake}/table").search(["title 7"], k=1)
 
 
-def test_a_large_object_goes_up_in_parts_and_comes_back_whole(lake):
+def test_a_large_object_is_uploaded_in_parts_and_read_back_whole(lake):
     data = bytes(range(256)) * (110 * 4096)  # 110 MiB: more than the driver puts in one request
     storage.put(f"{lake}/large", data)
     assert storage.stat(f"{lake}/large").size_bytes == len(data)
@@ -116,16 +116,16 @@ def test_account_and_signature_serve_both_clients(lake, server, monkeypatch, tin
     assert backfill(make_job(corpus, f"{lake}/table", tiny_model), reporter).rows == 20
     assert status(f"{lake}/table").version == 1
     assert len(stored(f"{lake}/table")) == 20
-    with pytest.raises(StorageError, match="access denied") as told:
+    with pytest.raises(StorageError, match="access denied") as caught:
         storage.put("abfs://another/x", b"x")
-    assert "sig=" not in str(told.value)
+    assert "sig=" not in str(caught.value)
 
 
 def test_a_run_on_ray_leaves_no_secret_anywhere(lake, server, tiny_model, tmp_path):
     backfill_leaves_none(lake, tiny_model, tmp_path, {**os.environ, **server.environment()}, [], server.key)
 
 
-def test_what_travels_to_workers_holds_no_secret(lake, server, tiny_model, monkeypatch):
+def test_objects_sent_to_workers_contain_no_secret(lake, server, tiny_model, monkeypatch):
     for data in travelling(lake, tiny_model, monkeypatch):
         assert not found(data, server.key)
     assert not found(repr(delta_table.open_table(f"{lake}/table")).encode(), server.key)
@@ -134,7 +134,7 @@ def test_what_travels_to_workers_holds_no_secret(lake, server, tiny_model, monke
 WRONG = "d3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmc="
 
 
-def test_a_wrong_key_is_said_so_everywhere_and_never_repeated(lake, server, monkeypatch, tiny_model, reporter):
+def test_every_command_reports_a_wrong_key_without_repeating_it(lake, server, monkeypatch, tiny_model, reporter):
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", server.connection(WRONG))
     azure.forget_clients()
     calls = (
@@ -151,10 +151,10 @@ def test_a_wrong_key_is_said_so_everywhere_and_never_repeated(lake, server, monk
         lambda url: backfill(make_job(f"{url}/*.parquet", f"{url}/table", tiny_model), reporter),
     )
     for call in calls:
-        with pytest.raises(StorageError, match="access denied.*Check the credentials in the environment") as told:
+        with pytest.raises(StorageError, match="access denied.*Check the credentials in the environment") as caught:
             call(f"{lake}/x")
-        assert WRONG not in str(told.value)
-        assert "\n" not in str(told.value)
+        assert WRONG not in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_command_line_ends_in_one_sentence(lake, server, tiny_model, tmp_path):
@@ -178,7 +178,7 @@ def test_the_command_line_ends_in_one_sentence(lake, server, tiny_model, tmp_pat
         assert WRONG not in said
 
 
-def test_an_account_where_nothing_answers(lake, monkeypatch):
+def test_an_unreachable_account_is_an_error(lake, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
     monkeypatch.setattr(s3, "TABLE_RETRIES", 1)
     nowhere = "AccountName=lake;AccountKey=bm9ib2R5;BlobEndpoint=http://127.0.0.1:1/lake"
@@ -190,10 +190,10 @@ def test_an_account_where_nothing_answers(lake, monkeypatch):
 
 
 @pytest.mark.parametrize("given", ["", "no connection string", "AccountName=lake;AccountKey=not*base64"])
-def test_an_environment_that_makes_no_sense(lake, monkeypatch, given):
+def test_an_invalid_environment_is_an_error(lake, monkeypatch, given):
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", given)
     azure.forget_clients()
     for call in (storage.read, delta_table.open_table):
-        with pytest.raises((ConfigError, StorageError)) as told:
+        with pytest.raises((ConfigError, StorageError)) as caught:
             call(f"{lake}/x")
-        assert "not*base64" not in str(told.value)
+        assert "not*base64" not in str(caught.value)

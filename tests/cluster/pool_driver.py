@@ -28,7 +28,7 @@ from pipeline.job.load import load_job
 from pipeline.run.backfill import Runner
 from pipeline.run.context import resolve_context
 
-LABEL = "vectide.test/card"
+LABEL = "vectide.test/gpu"
 METRICS_WAIT_S = 60
 FREE_UNITS = 4
 

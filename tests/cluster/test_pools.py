@@ -32,7 +32,7 @@ def driven(tmp_path_factory, tiny_model):
     source[7]["text"] = source[7]["title"] = ""
     source[9]["id"] = None
     run = {"unit_rows": 16, "replicas": {"min": 0, "max": 3}, "gpus_per_replica": 0.5}
-    run |= {"labels": {"vectide.test/card": "in(H100, A100)"}, "max_quarantined": 0.1}
+    run |= {"labels": {"vectide.test/gpu": "in(H100, A100)"}, "max_quarantined": 0.1}
     corpus = write_corpus(folder / "corpus", [source], row_group_size=16)
     job = make_job(corpus, folder / "table", tiny_model, run=run)
     (folder / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))

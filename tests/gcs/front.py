@@ -1,9 +1,8 @@
 """Google Cloud Storage's XML API, put in front of an emulator that has only the JSON API whole.
 
 The client inside `deltalake` speaks the XML API, gcsfs the JSON API. The emulator refuses a plain PUT of the first, so every
-request of it is said here in the words of the second: one store, which decides alone whether a create has won. The
-trade-off: what a person sees of the XML API is this file's reading of its reference (cloud.google.com/storage/docs/xml-api)
-and not Google's.
+request is translated into the second: one store alone decides which create succeeds. The trade-off: the XML API here is
+this file's reading of its reference (cloud.google.com/storage/docs/xml-api) and not Google's.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def fake_gcs() -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         behind = free.getsockname()[1]
     with front(behind) as port:
-        # What it is told to call itself is what it gives as the place of a long upload.
+        # The server answers a resumable upload with this address.
         command = [str(program()), "-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(behind)]
         command += [
             "-external-url",

@@ -29,7 +29,7 @@ class TestFakeGcs(StoreSuite):
     MANY_KEYS = 2100
 
 
-def test_a_create_has_one_winner_of_32_in_every_round(lake):
+def test_one_of_32_concurrent_creates_succeeds_in_every_round(lake):
     for number in range(20):
         url, gate = f"{lake}/races/{number}", threading.Barrier(32)
 
@@ -49,7 +49,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     def drive(_: int) -> object:
         try:
             return backfill(job, Silent())
-        except Exception as error:  # noqa: BLE001  (a driver may be told to come back; it must not publish twice)
+        except Exception as error:  # noqa: BLE001  (a driver may be refused; it must not publish twice)
             return error
 
     with ThreadPoolExecutor(2) as pool:
@@ -59,7 +59,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     assert DeltaTable(f"{lake}/table", storage_options=options(f"{lake}/table")).version() == 1
 
 
-def test_every_command_by_the_other_spelling_of_the_protocol(lake, tiny_model, reporter):
+def test_every_command_accepts_gcs_urls(lake, tiny_model, reporter):
     lake = lake.replace("gs://", "gcs://")
     job = make_job(put_corpus(lake, rows(24), rows(24, start=24)), f"{lake}/table", tiny_model)
     probe_create(f"{lake}/probes")
@@ -71,18 +71,18 @@ def test_every_command_by_the_other_spelling_of_the_protocol(lake, tiny_model, r
     assert len(stored(storage.absolute(f"{lake}/table"))) == 47  # `deltalake` by itself reads `gs://` only
 
 
-def test_workers_of_a_ray_find_the_store_by_the_environment(lake, server, tiny_model, tmp_path):
+def test_ray_workers_reach_the_store_by_environment_variables(lake, server, tiny_model, tmp_path):
     backfill_leaves_none(
         lake, tiny_model, tmp_path, {**os.environ, **server.environment()}, [], "no secret: nobody asks"
     )
 
 
-def test_a_store_where_nothing_answers(lake, monkeypatch):
+def test_an_unreachable_store_is_an_error(lake, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
     monkeypatch.setattr(gcs, "TRIES", 1)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
     gcs.forget_clients()
     for call in (storage.read, delta_table.open_table):
-        with pytest.raises(StorageError, match="nothing answers|cannot be reached|127.0.0.1:1") as told:
+        with pytest.raises(StorageError, match="nothing answers|cannot be reached|127.0.0.1:1") as caught:
             call(f"{lake}/x")
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)

@@ -23,7 +23,7 @@ __all__ = ["lake"]  # a fixture
 
 
 class Silent:
-    """A reporter that remembers what it was told."""
+    """A reporter that records every call."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
@@ -49,7 +49,7 @@ class Silent:
 
 
 class Stops(Exception):
-    """What a test raises in the middle of a run, in the place of a kill."""
+    """Raised by a test in the middle of a run instead of a kill."""
 
 
 class Stopping(Silent):
@@ -83,7 +83,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A mock of S3, started once, with credentials that no other text can hold by chance."""
+    """A mock of S3, started once, with credentials that no other text contains by chance."""
     with moto(f"AKIA{secrets.token_hex(8).upper()}", f"keep/me+hidden/{secrets.token_hex(16)}") as started:
         yield started
 

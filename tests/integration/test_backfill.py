@@ -30,7 +30,7 @@ def on_ray(test):
 
 
 def stored(table):
-    """Id to (lang, vector) of the current version, which must not hold an id twice."""
+    """Id to (lang, vector) of the current version, which must not contain an id twice."""
     frame = DeltaTable(str(table)).to_pyarrow_table().to_pylist()
     found = {row["id"]: (row["lang"], np.array(row["embedding"], dtype=np.float32)) for row in frame}
     assert len(found) == len(frame)
@@ -73,7 +73,7 @@ def test_the_same_command_again_has_nothing_to_do(tmp_path, tiny_model, reporter
     assert DeltaTable(str(tmp_path / "table")).version() == 1
 
 
-def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(tmp_path, tiny_model, reporter):
+def test_a_stopped_run_resumes_and_encodes_nothing_twice(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(64)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
 
@@ -175,7 +175,7 @@ def test_a_changed_source_reuses_the_vectors_of_a_stopped_backfill(tmp_path, tin
     assert (outcome.version, outcome.rows, outcome.encoded) == (1, 45, 45 - 32)
 
 
-def test_a_delta_table_of_somebody_else_is_left_alone(tmp_path, tiny_model, reporter):
+def test_a_delta_table_of_another_tool_is_refused(tmp_path, tiny_model, reporter):
     import deltalake
 
     deltalake.write_deltalake(str(tmp_path / "table"), pa.table({"x": [1]}))
@@ -184,7 +184,7 @@ def test_a_delta_table_of_somebody_else_is_left_alone(tmp_path, tiny_model, repo
         backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
 
 
-def test_bad_rows_are_set_aside_with_place_and_reason(tmp_path, tiny_model, reporter):
+def test_invalid_rows_are_quarantined_with_place_and_reason(tmp_path, tiny_model, reporter):
     good = rows(40)
     good[3] = {**good[3], "title": None, "text": None}
     good[17] = {**good[17], "title": " ", "text": "\n"}
@@ -210,7 +210,7 @@ def test_duplicate_ids_may_be_allowed(tmp_path, tiny_model, reporter):
     assert outcome.rows == 10
 
 
-def test_too_many_bad_rows_publish_nothing_and_lose_nothing(tmp_path, tiny_model, reporter):
+def test_too_many_quarantined_rows_publish_nothing_and_lose_nothing(tmp_path, tiny_model, reporter):
     bad = [{**row, "title": None, "text": None} if number % 2 else row for number, row in enumerate(rows(20))]
     corpus = write_corpus(tmp_path / "corpus", [bad])
     job = make_job(corpus, tmp_path / "table", tiny_model)
@@ -223,7 +223,7 @@ def test_too_many_bad_rows_publish_nothing_and_lose_nothing(tmp_path, tiny_model
     assert len(reporter.receipts) == encoded
 
 
-def test_a_unit_of_bad_rows_only_still_leaves_its_receipt(tmp_path, tiny_model, reporter):
+def test_a_unit_of_quarantined_rows_only_writes_its_receipt(tmp_path, tiny_model, reporter):
     empty = [{**row, "title": None, "text": ""} for row in rows(16)]
     corpus = write_corpus(tmp_path / "corpus", [empty, rows(16, start=16)], row_group_size=16)
     outcome = backfill(make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=1), reporter)
@@ -276,7 +276,7 @@ def test_without_an_id_column_ids_come_from_place(tmp_path, tiny_model, reporter
     assert stored(tmp_path / "table").keys() == {f"part-0000.parquet:{number}" for number in range(3)}
 
 
-def test_equal_texts_are_encoded_alike(tmp_path, tiny_model, reporter):
+def test_equal_texts_have_equal_vectors(tmp_path, tiny_model, reporter):
     same = [{**row, "title": "same", "text": "text"} for row in rows(12)]
     corpus = write_corpus(tmp_path / "corpus", [same], row_group_size=12)
     backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
@@ -315,7 +315,7 @@ def test_search_finds_a_text_by_itself_and_filters(tmp_path, tiny_model, reporte
         searcher.search(["x"], where="nosuch = 1")
 
 
-def test_search_refuses_another_model_than_the_tables_own(tmp_path, tiny_model, reporter):
+def test_search_refuses_another_model_than_the_tables(tmp_path, tiny_model, reporter):
     from tests.checkpoints.bert import write_bert
 
     corpus = write_corpus(tmp_path / "corpus", [rows(5)])
@@ -327,13 +327,13 @@ def test_search_refuses_another_model_than_the_tables_own(tmp_path, tiny_model, 
     assert Searcher(str(tmp_path / "table"), model=str(moved)).search(["title 1"], k=1)
 
 
-def test_a_truncated_parquet_file_is_named_before_anything_is_paid(tmp_path, tiny_model, reporter):
+def test_a_truncated_parquet_file_is_named_before_any_encoding(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(20), rows(20, start=20)])
     broken = corpus / "part-0001.parquet"
     broken.write_bytes(broken.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"part-0001.parquet"):
         backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
-    # The hold that was given back, and nothing else: no plan, no data, no table.
+    # The released table lock and nothing else: no plan, no data, no table.
     assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock"}
     assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}
 
@@ -365,7 +365,7 @@ def test_a_file_damaged_inside_fails_its_unit_and_keeps_the_others(tmp_path, tin
         ({"encoder__task": "retrieval.query"}, "has no task"),
     ],
 )
-def test_mistakes_end_before_the_first_unit(tmp_path, tiny_model, reporter, changes, message):
+def test_invalid_jobs_end_before_the_first_unit(tmp_path, tiny_model, reporter, changes, message):
     corpus = write_corpus(tmp_path / "corpus", [rows(5)])
     with pytest.raises(ConfigError, match=message):
         backfill(make_job(changes.pop("source__uri", corpus), tmp_path / "table", tiny_model, **changes), reporter)
@@ -373,11 +373,11 @@ def test_mistakes_end_before_the_first_unit(tmp_path, tiny_model, reporter, chan
 
 
 @on_ray
-def test_more_gpus_than_there_are_is_said_before_anything_is_planned(tmp_path, tiny_model, reporter):
+def test_too_many_requested_gpus_are_refused_before_the_plan(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(5)])
     job = make_job(corpus, tmp_path / "table", tiny_model, run__gpus_per_replica=1, run__address="local")
     with pytest.raises(ConfigError, match="do not fit: the cluster has 0 GPUs"):
         backfill(job, reporter)
-    # The hold that was given back, and nothing else: no plan, no data, no table.
+    # The released table lock and nothing else: no plan, no data, no table.
     assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock"}
     assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}

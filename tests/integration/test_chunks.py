@@ -12,9 +12,10 @@ from deltalake import DeltaTable
 
 from actors.encoders import describe, load_encoder
 from actors.errors import ConfigError, TableConflict
+from actors.inputs import load_preparer
 from actors.schema import HASH, ID, POSITION, SHARD
 from actors.source.read_unit import SourceSpec
-from actors.text.chunks import Chunker, resolve
+from actors.text.chunks import resolve
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.unit.writer import WriterSpec, table_schema
 from pipeline.execute.stages.encode import EncodeStage
@@ -237,16 +238,16 @@ def test_only_the_document_that_cannot_be_encoded_is_quarantined(tiny_model, mod
     texts[7] = texts[4]  # an equal text is encoded once, and both rows are quarantined
     texts[8] = texts[3]
     names = [f"d{number}" for number in range(9)]
-    table = Chunker(spec, chunking).chunk(texts)
-    table = table.append_column(ID, [names]).append_column(HASH, [texts])
-    table = table.append_column(SHARD, [["s"] * 9]).append_column(POSITION, [list(range(9))])
-    writer = WriterSpec("t", "l", "r", table_schema(pa.schema([]), chunked=True), (), "float32", "{}")
+    inputs = load_preparer(spec, chunking).prepare(pa.chunked_array([texts])).rows
+    table = pa.table({ID: names, HASH: texts, SHARD: ["s"] * 9, POSITION: list(range(9))})
+    schema = table_schema(pa.schema([]), spec.outputs, chunked=True)
+    writer = WriterSpec("t", "l", "r", schema, (), "float32", "{}", spec.outputs)
     stage = EncodeStage(StageSpec(SourceSpec("jsonl", "/"), spec, writer, chunking), NoDeaths(), 1, "cpu")  # type: ignore[arg-type]
     q = stage.encoder.tokenizer.tokenize(["q"]).ids[0].as_py()[1]
     expected = [chunk for i, text in enumerate(texts) if i not in (4, 7) for chunk in one(stage.encoder, text, mode)]
     stage.encoder.family = RaisingFamily(stage.encoder.family, q + 36)  # the token of "q" inside a word
 
-    batch = unpack(stage(pack(UnitBatch(0, table, rows_read=9, counts={"documents": 9}))))
+    batch = unpack(stage(pack(UnitBatch(0, table, inputs, rows_read=9, counts={"documents": 9}))))
     assert batch.error is None
     assert [(row.id, row.position, row.reason) for row in batch.bad] == [
         ("d4", 4, "encode_failed"),

@@ -97,7 +97,7 @@ def parted(tmp_path, tiny_model) -> Here:
     return made
 
 
-def test_a_log_that_was_cleaned_up_costs_nothing(here):
+def test_a_cleaned_log_changes_no_result(here):
     here.clean()
     assert not (here.table / "_delta_log" / f"{1:020d}.json").exists()
     outcome = here.refresh()
@@ -112,7 +112,7 @@ def test_a_log_that_was_cleaned_up_costs_nothing(here):
 
 @pytest.mark.parametrize("clean", [False, True], ids=["log kept", "log cleaned up"])
 @pytest.mark.parametrize("vacuumed", [False, True], ids=["files kept", "files vacuumed"])
-def test_an_optimize_of_another_tool_is_no_change(parted, clean, vacuumed):
+def test_an_optimize_of_another_tool_changes_no_row(parted, clean, vacuumed):
     parted.edit(0, r1="first")
     parted.refresh()
     parted.open.optimize.compact()
@@ -128,7 +128,7 @@ def test_an_optimize_of_another_tool_is_no_change(parted, clean, vacuumed):
 
 @pytest.mark.parametrize("clean", [False, True], ids=["log kept", "log cleaned up"])
 @pytest.mark.parametrize("change", ["update", "replace"])
-def test_rows_that_differ_are_found_without_the_files_of_our_version(parted, change, clean):
+def test_changed_rows_are_found_without_the_files_of_vectides_version(parted, change, clean):
     """As many rows as before, the log cleaned up and our files vacuumed: only digests tell."""
     if change == "update":
         parted.open.update(new_values={"lang": "zz"}, predicate="id = 'r3'")
@@ -160,7 +160,7 @@ def test_digests_stay_known_over_refreshes_compactions_and_rollbacks(parted):
     assert not parted.refresh().published
 
 
-def test_what_another_tool_did_is_refused_by_version_tool_and_rows(here):
+def test_a_foreign_commit_is_refused_with_version_tool_and_rows(here):
     here.open.delete("id in ('r3', 'r9')")
     here.append()
     said = (
@@ -169,16 +169,16 @@ def test_what_another_tool_did_is_refused_by_version_tool_and_rows(here):
     for command in (here.refresh, lambda: backfill(here.job("keep"), Silent())):
         with pytest.raises(
             ForeignCommits, match=said + ".*version 3 by WRITE.*--foreign-commits keep or restore"
-        ) as told:
+        ) as caught:
             command()
-        assert told.value.exit_code == 1
+        assert caught.value.exit_code == 1
     with pytest.raises(ForeignCommits, match="2 rows removed"):
         compact(str(here.table), Silent())
     assert "2 rows removed" in (status(str(here.table)).foreign or "")
     assert here.open.version() == 3
 
 
-def test_keep_leaves_what_others_did_for_good(parted):
+def test_keep_leaves_foreign_changes_for_good(parted):
     parted.open.delete("id in ('r3', 'r9')")
     parted.append(_shard=None, _hash=None)
     outcome = parted.refresh("keep")
@@ -200,7 +200,7 @@ def test_keep_leaves_what_others_did_for_good(parted):
     assert parted.ids() == sorted([*wanted, "r3"])
 
 
-def test_rows_that_are_kept_away_are_accounted_for(here):
+def test_rows_removed_by_another_tool_are_counted(here):
     here.open.delete("id like 'r1%'")  # half of the table: not bad rows, so no limit is met
     here.refresh("keep")
     state = delta_table.state_of(here.open)
@@ -212,7 +212,7 @@ def test_rows_that_are_kept_away_are_accounted_for(here):
     assert len(here.ids()) + bad.num_rows == 24
 
 
-def test_restore_makes_the_table_what_a_backfill_would(parted):
+def test_restore_gives_the_table_of_a_backfill(parted):
     parted.open.delete("id in ('r3', 'r9')")
     parted.open.update({"lang": "'xx'"}, predicate="id = 'r5'")
     parted.append()
@@ -226,7 +226,7 @@ def test_restore_makes_the_table_what_a_backfill_would(parted):
     assert_same(parted.table, parted.fresh())
 
 
-def test_restore_undoes_what_was_kept_before(parted):
+def test_restore_undoes_changes_kept_before(parted):
     parted.open.delete("id in ('r3', 'r9')")
     parted.append()
     parted.refresh("keep")
@@ -235,7 +235,7 @@ def test_restore_undoes_what_was_kept_before(parted):
     assert not parted.refresh().published
 
 
-def test_restore_encodes_only_what_is_nowhere_any_more(parted):
+def test_restore_encodes_only_texts_without_a_stored_vector(parted):
     parted.open.delete("id in ('r3', 'r9')")
     parted.open.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
     with pytest.raises(ForeignCommits, match="cannot keep that: the changed rows are unknown"):
@@ -244,14 +244,14 @@ def test_restore_encodes_only_what_is_nowhere_any_more(parted):
     assert_same(parted.table, parted.fresh())
 
 
-def test_our_vacuum_leaves_what_a_restore_needs(here):
+def test_vacuum_leaves_the_files_that_a_restore_needs(here):
     here.open.delete("id in ('r3', 'r9')")
     vacuum(str(here.table), 0)
     assert here.refresh("restore").encoded == 0
     assert_same(here.table, here.fresh())
 
 
-def test_vectors_that_another_tool_wrote_are_not_taken(here):
+def test_vectors_of_another_tool_are_not_reused(here):
     """Another tool overwrites vectors and keeps the hash; a copy of the text elsewhere must not get them."""
     zeros = "[" + ",".join(["0.0"] * len(here.open.to_pyarrow_table()["embedding"][0])) + "]"
     here.open.update({"embedding": zeros}, predicate="id in ('r3', 'r9')")
@@ -314,7 +314,7 @@ def test_another_set_of_columns_is_refused_or_undone(here):
     assert "note" not in here.open.to_pyarrow_table().column_names
 
 
-def test_a_table_that_was_overwritten_comes_back(here):
+def test_an_overwritten_table_is_restored(here):
     write_deltalake(str(here.table), pa.table({"x": [1]}), mode="overwrite", schema_mode="overwrite")
     with pytest.raises(ForeignCommits, match="columns removed: id"):
         here.refresh()
@@ -322,7 +322,7 @@ def test_a_table_that_was_overwritten_comes_back(here):
     assert_same(here.table, here.fresh())
 
 
-def test_a_table_of_which_nothing_is_known_says_so(here):
+def test_a_table_without_a_vectide_version_is_refused(here):
     here.clean()
     shutil.rmtree(here.table / "_vectide")
     for mode in ("refuse", "keep"):
@@ -335,7 +335,7 @@ def test_a_table_of_which_nothing_is_known_says_so(here):
     assert not here.refresh().published
 
 
-def test_another_model_leaves_out_what_others_removed(here):
+def test_another_model_leaves_out_rows_removed_by_others(here):
     here.open.delete("id in ('r3', 'r9')")
     with pytest.raises(ForeignCommits, match="2 rows removed"):
         here.refresh(encoder__max_tokens=4)
@@ -349,7 +349,7 @@ def test_another_model_leaves_out_what_others_removed(here):
     assert_same(here.table, here.fresh())
 
 
-def test_a_rollback_to_rows_of_others_is_refused_and_one_to_ours_is_not(here):
+def test_a_rollback_to_foreign_rows_is_refused_and_one_to_own_rows_is_not(here):
     here.open.delete("id in ('r3', 'r9')")
     with pytest.raises(ForeignCommits, match="no run of vectide made"):
         rollback(str(here.table), 2)
@@ -359,7 +359,7 @@ def test_a_rollback_to_rows_of_others_is_refused_and_one_to_ours_is_not(here):
 
 
 @pytest.mark.parametrize("mode", ["keep", "restore"])
-def test_a_refresh_over_foreign_commits_that_was_stopped_goes_on(parted, mode):
+def test_a_stopped_refresh_over_foreign_commits_resumes(parted, mode):
     parted.open.delete("id in ('r3', 'r9')")
     parted.append()
     parted.edit(0, r1="changed")
@@ -382,7 +382,7 @@ def test_a_refresh_over_foreign_commits_that_was_stopped_goes_on(parted, mode):
         ({"delta.constraints.short": "tokens < 100"}, "has check constraints"),
     ],
 )
-def test_what_our_commits_cannot_honour_is_refused_first(here, settings, said):
+def test_unsupported_table_features_are_refused_first(here, settings, said):
     if "delta.appendOnly" in settings:
         here.open.alter.set_table_properties(settings)
     else:

@@ -1,4 +1,4 @@
-"""A local disk that gets full in the middle of a run: one sentence, nothing published, and the same command goes on."""
+"""A local disk that gets full in the middle of a run: one sentence, nothing published, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def may_mount() -> bool:
     return subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode == 0
 
 
-def test_a_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(tmp_path, tiny_model):
+def test_a_full_disk_ends_in_one_sentence_and_the_same_command_resumes(tmp_path, tiny_model):
     chance = random.Random(0)
     source = rows(40)
     for number, row in enumerate(source):

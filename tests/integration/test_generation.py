@@ -26,7 +26,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def first(tmp_path, corpus, tiny_model, reporter):
-    """The job of the first generation, which is published as version 1."""
+    """The job that version 1 was published with."""
     job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"])
     backfill(job, reporter)
     return job
@@ -44,14 +44,14 @@ def embedding_spec(table, version=None):
     return found
 
 
-def test_a_backfill_does_not_mix_and_names_the_way_out(first, reporter):
+def test_a_backfill_does_not_mix_embedding_specs_and_names_the_fix(first, reporter):
     with pytest.raises(
         TableConflict, match="max_tokens: 64 in the table, 5 in the job.*`vectide refresh` re-embeds beside the current"
     ):
         backfill(second(first), reporter)
 
 
-def test_readers_stay_on_the_first_until_one_commit_changes_everything(tmp_path, corpus, tiny_model, first):
+def test_readers_see_the_old_vectors_until_one_commit(tmp_path, corpus, tiny_model, first):
     table = tmp_path / "table"
 
     class Watching(Silent):
@@ -60,9 +60,9 @@ def test_readers_stay_on_the_first_until_one_commit_changes_everything(tmp_path,
             assert DeltaTable(str(table)).version() == 1
             assert embedding_spec(table).lineage["max_tokens"] == 64
 
-    told = Watching()
-    outcome = refresh(second(first), told)
-    assert "publishing" in told.steps
+    reporter = Watching()
+    outcome = refresh(second(first), reporter)
+    assert "publishing" in reporter.steps
     assert (outcome.version, outcome.rows, outcome.encoded, outcome.published) == (2, 50, 50, True)
     assert [embedding_spec(table, number).lineage["max_tokens"] for number in (1, 2)] == [64, 5]
     fresh = make_job(corpus, tmp_path / "fresh", tiny_model, table__partition_by=["lang"], encoder__max_tokens=5)
@@ -73,13 +73,13 @@ def test_readers_stay_on_the_first_until_one_commit_changes_everything(tmp_path,
     assert len(DeltaTable(str(table), version=1).to_pyarrow_table()) == 50
 
 
-def test_a_generation_that_is_held_is_cut_over_later_without_encoding(tmp_path, first, reporter):
+def test_an_unpublished_re_embedding_is_published_later_without_encoding(tmp_path, first, reporter):
     staged = refresh(second(first, publish=False), reporter)
     assert (staged.staged, staged.published, staged.encoded, staged.rows) == (True, False, 50, 50)
     assert DeltaTable(str(tmp_path / "table")).version() == 1
-    told = Silent()
-    outcome = refresh(second(first), told)
-    assert (outcome.version, outcome.rows, told.receipts) == (2, 50, [])
+    reporter = Silent()
+    outcome = refresh(second(first), reporter)
+    assert (outcome.version, outcome.rows, reporter.receipts) == (2, 50, [])
 
 
 def test_a_changed_source_reuses_the_vectors_of_a_stopped_re_embedding(tmp_path, corpus, first, reporter):
@@ -90,7 +90,7 @@ def test_a_changed_source_reuses_the_vectors_of_a_stopped_re_embedding(tmp_path,
     assert (outcome.version, outcome.rows, outcome.encoded) == (3, 55, 5)
 
 
-def test_a_generation_with_other_columns_takes_over_with_them(tmp_path, corpus, tiny_model, first, reporter):
+def test_a_re_embedding_with_other_columns_is_published_with_them(tmp_path, corpus, tiny_model, first, reporter):
     job = make_job(
         corpus,
         tmp_path / "table",
@@ -119,7 +119,7 @@ def test_other_partitions_are_refused(tmp_path, corpus, tiny_model, first, repor
         refresh(make_job(corpus, tmp_path / "table", tiny_model, encoder__max_tokens=9), reporter)
 
 
-def test_the_gate_keeps_out_a_generation_that_sees_the_corpus_otherwise(tmp_path, first, reporter):
+def test_the_gate_refuses_a_re_embedding_with_other_neighbours(tmp_path, first, reporter):
     other = write_bert(tmp_path / "other", seed=7)
     encoder = first.encoder.model_copy(update={"model": str(other)})
     strict = first.generation.model_copy(update={"min_agreement": 0.999})
@@ -128,13 +128,13 @@ def test_the_gate_keeps_out_a_generation_that_sees_the_corpus_otherwise(tmp_path
         refresh(job, reporter)
     assert DeltaTable(str(tmp_path / "table")).version() == 1
     lenient = first.generation.model_copy(update={"min_agreement": 0.0})
-    told = Silent()
-    outcome = refresh(job.model_copy(update={"generation": lenient}), told)
-    assert (outcome.version, told.receipts) == (2, [])
+    reporter = Silent()
+    outcome = refresh(job.model_copy(update={"generation": lenient}), reporter)
+    assert (outcome.version, reporter.receipts) == (2, [])
     assert outcome.checks[0].startswith("agreement of 10 neighbours 0.")
 
 
-def test_a_generation_that_sees_the_corpus_alike_passes_a_strict_gate(tmp_path, corpus, tiny_model, first, reporter):
+def test_a_re_embedding_with_equal_neighbours_passes_a_strict_gate(tmp_path, corpus, tiny_model, first, reporter):
     same_but_name = second(first, min_agreement=1.0)
     same_but_name = same_but_name.model_copy(
         update={"encoder": first.encoder.model_copy(update={"max_tokens": 63})}  # no text is that long
@@ -155,7 +155,7 @@ def judged(folder, relevant):
     return {"queries": str(folder / "queries.parquet"), "judgements": str(folder / "qrels.parquet")}
 
 
-def test_a_generation_that_ranks_worse_is_kept_out_and_one_that_does_not_is_let_in(tmp_path, first, reporter):
+def test_the_gate_refuses_a_re_embedding_with_a_worse_ranking(tmp_path, first, reporter):
     places = judged(tmp_path, lambda n: f"r{n}")
     # Cut at three tokens all texts are nearly the same: the rows are not found any more.
     worse = second(first, **places).model_copy(update={"encoder": first.encoder.model_copy(update={"max_tokens": 3})})
@@ -172,7 +172,7 @@ def test_a_generation_that_ranks_worse_is_kept_out_and_one_that_does_not_is_let_
     assert "on 10 queries" in check
 
 
-def test_judgements_that_are_not_there_are_named(tmp_path, first, reporter):
+def test_missing_judgements_are_named(tmp_path, first, reporter):
     places = judged(tmp_path, lambda n: f"r{n}")
     job = second(first, **{**places, "queries": str(tmp_path / "none.parquet")})
     runs = run_names(first.table.uri)
@@ -200,10 +200,10 @@ def test_a_rollback_undoes_a_re_embedding_and_a_refresh_repeats_it_for_free(tmp_
     ]
 
 
-def test_an_interrupted_generation_goes_on(tmp_path, first):
+def test_an_interrupted_re_embedding_resumes(tmp_path, first):
     with pytest.raises(Stops):
         refresh(second(first), Stopping(after=2))
     assert DeltaTable(str(tmp_path / "table")).version() == 1
-    told = Silent()
-    outcome = refresh(second(first), told)
-    assert (outcome.version, outcome.rows, len(told.receipts)) == (2, 50, outcome.units - 2)
+    reporter = Silent()
+    outcome = refresh(second(first), reporter)
+    assert (outcome.version, outcome.rows, len(reporter.receipts)) == (2, 50, outcome.units - 2)

@@ -39,7 +39,8 @@ class History(RuleBasedStateMachine):
         self.next_id = 0
         self.fresh = 0
         self.max_tokens = 64
-        self.ever: dict[int, set[str]] = defaultdict(set)  # content hashes that each making has a vector of, or had
+        # Content hashes that each embedding spec has or had a vector of.
+        self.ever: dict[int, set[str]] = defaultdict(set)
         self.add_shard(3)
 
     def teardown(self):
@@ -82,7 +83,7 @@ class History(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def repeat_an_id(self, data):
-        """The same id in another shard: one of the two is set aside."""
+        """The same id in another shard: one of the two is quarantined."""
         name, other = (data.draw(st.sampled_from(sorted(self.shards))) for _ in range(2))
         row = data.draw(st.sampled_from(self.shards[name]))
         self.shards[other].append({**row, "text": "another text of the same id"})
@@ -125,7 +126,7 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def change_the_model(self):
-        """Cut at four tokens, equal beginnings become equal vectors: another making that differs."""
+        """Cut at four tokens, equal beginnings become equal vectors: another embedding spec."""
         self.max_tokens = 4 if self.max_tokens == 64 else 64
 
     @precondition(lambda self: self.is_there)
@@ -187,7 +188,7 @@ class History(RuleBasedStateMachine):
         ever = self.ever[self.max_tokens]
         if outcome.published and not stop:
             # Each text that was never seen is encoded. Equal texts of two units may both be, and so is a text that is
-            # set aside for its id afterwards; but nothing that the version before had, where it was of this making.
+            # quarantined for its id afterwards; but no row of the version before, if it has this embedding spec.
             assert len(set(there) - ever) <= outcome.encoded
             if self.published_with == self.max_tokens:
                 assert outcome.encoded <= len([text for text in there if text not in before]) + whole.quarantined
@@ -196,7 +197,7 @@ class History(RuleBasedStateMachine):
 
     @property
     def published_with(self):
-        """The making of the version before the current one, by its limit of tokens."""
+        """The embedding spec of the version before the current one, by its token limit."""
         from pipeline.table import delta_table
 
         current = DeltaTable(str(self.table)).version()
@@ -219,7 +220,7 @@ def content(table, version=None):
     return sorted((row["id"], row["_shard"], row["lang"], row["_hash"], tuple(row["embedding"])) for row in found)
 
 
-def test_any_history_ends_like_a_fresh_backfill(tiny_model):
+def test_any_history_ends_like_a_new_backfill(tiny_model):
     History.model = tiny_model
     run_state_machine_as_test(
         History,

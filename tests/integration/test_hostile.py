@@ -19,7 +19,7 @@ from tests.unit.source.test_paths import TRICKS
 
 
 @pytest.mark.parametrize("column", ["lang", "../../../outside"])
-def test_ids_and_partitions_that_would_be_paths(tmp_path, tiny_model, reporter, column):
+def test_ids_and_partitions_that_look_like_paths(tmp_path, tiny_model, reporter, column):
     source = [{**row, "id": trick or "empty", column: trick} for row, trick in zip(rows(99), TRICKS, strict=False)]
     source.append({**rows(1, start=50)[0], "id": "none", column: None})
     corpus = write_corpus(tmp_path / "in" / "corpus", [source[:9], source[9:]])
@@ -43,7 +43,7 @@ def test_ids_and_partitions_that_would_be_paths(tmp_path, tiny_model, reporter, 
     assert os.listdir(folder) == ["table"]
 
 
-def test_a_file_whose_name_the_log_escapes_is_taken_out_with_the_others(tmp_path, tiny_model, reporter):
+def test_a_file_whose_name_the_log_escapes_is_removed_with_the_others(tmp_path, tiny_model, reporter):
     """Delta's log writes paths as URLs; a removal under the escaped name would remove nothing, and double the rows."""
     corpus = write_corpus(tmp_path / "corpus", [rows(9)])
     table = tmp_path / "table"

@@ -66,7 +66,7 @@ def write_job(path: Path, corpus: Path, table: Path, model: Path) -> Path:
     return path
 
 
-def test_a_run_killed_again_and_again_ends_like_one_that_never_was(tmp_path, tiny_model):
+def test_a_run_killed_several_times_ends_like_a_whole_one(tmp_path, tiny_model):
     corpus = write_corpus(tmp_path / "corpus", [rows(240)])
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     job = write_job(tmp_path / "killed.yaml", corpus, killed, tiny_model)

@@ -36,7 +36,7 @@ def faulty(server) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize(("faults", "turn"), [(PASSING, 0), (PASSING, 5), (FAULTS, 3)], ids=["0", "5", "all"])
-def test_every_kind_of_request_meets_a_fault(trial, faults, turn):
+def test_a_run_survives_a_fault_in_each_kind_of_request(trial, faults, turn):
     tally = Tally()
     trial.misbehave(*faults_by_turns(faults, turn))
     trial.until_it_ends(backfill, tally)
@@ -45,7 +45,7 @@ def test_every_kind_of_request_meets_a_fault(trial, faults, turn):
 
 
 @pytest.mark.parametrize("kind", ["receipt create", "commit"])
-def test_what_landed_without_a_word_is_found(trial, kind):
+def test_a_write_whose_response_was_lost_is_found(trial, kind):
     """A create is read back, a commit is looked up in the log; neither is done twice."""
     trial.misbehave(Fault("500 done", *KINDS[kind], times=3))
     assert backfill(trial.job, Silent()).published
@@ -53,7 +53,7 @@ def test_what_landed_without_a_word_is_found(trial, kind):
 
 
 @pytest.mark.parametrize("kind", ["receipt create", "commit"])
-def test_a_store_that_stays_away_ends_the_run_and_readers_keep_what_they_have(trial, kind):
+def test_an_unreachable_store_ends_the_run_and_readers_keep_their_version(trial, kind):
     backfill(trial.job, Silent())
     storage.put(f"{trial.lake}/corpus/part-0002.parquet", parquet(rows(2, start=90)))
     trial.misbehave(Fault("503", *KINDS[kind], times=FOREVER), Fault("503", "PUT", r"/_delta_log/0+2", times=FOREVER))
@@ -67,7 +67,7 @@ def test_a_store_that_stays_away_ends_the_run_and_readers_keep_what_they_have(tr
 @pytest.mark.parametrize(
     ("kind", "what"), [("source head", "expired 400"), ("receipt create", "expired 403"), ("commit", "expired 400")]
 )
-def test_credentials_that_expire_end_the_run_in_one_sentence_and_new_ones_go_on(trial, tmp_path, kind, what):
+def test_expired_credentials_end_the_run_and_new_ones_resume_it(trial, tmp_path, kind, what):
     profile = tmp_path / "credentials"
     keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = a-secret-key-of-some-length\n"
     profile.write_text(keys.format("AKIAOLD"))
@@ -75,10 +75,10 @@ def test_credentials_that_expire_end_the_run_in_one_sentence_and_new_ones_go_on(
     trial.monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     trial.monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     trial.monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
-    with pytest.raises(VectideError, match="the credentials have expired .ExpiredToken.. Renew them and run") as told:
+    with pytest.raises(VectideError, match="the credentials have expired .ExpiredToken.. Renew them and run") as caught:
         backfill(trial.job, Silent())
-    assert "\n" not in str(told.value)
-    profile.write_text(keys.format("AKIANEW"))  # and nothing else: a watch goes on in the same process
+    assert "\n" not in str(caught.value)
+    profile.write_text(keys.format("AKIANEW"))  # and nothing else: a watch continues in the same process
     assert backfill(trial.job, Silent()).published
     trial.check(Tally())
 
@@ -125,7 +125,7 @@ def in_format(format_: str, table: list[dict[str, object]]) -> bytes:
     return "\n".join(str(row["text"]) for row in table).encode()
 
 
-def test_a_question_to_a_store_that_is_away_ends_in_one_sentence(trial):
+def test_a_read_command_on_an_unreachable_store_ends_in_one_sentence(trial):
     backfill(trial.job, Silent())
     table = f"{trial.lake}/table"
     trial.misbehave()
@@ -137,8 +137,8 @@ def test_a_question_to_a_store_that_is_away_ends_in_one_sentence(trial):
     }
     for kind, ask in asked.items():
         trial.misbehave(Fault("503", *KINDS[kind], times=FOREVER))
-        with pytest.raises(StorageError) as told:
+        with pytest.raises(StorageError) as caught:
             ask()
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
     trial.misbehave(Fault("cut within", *KINDS["receipt read"]))
     assert status(table).rows == len(trial.expected.stored)

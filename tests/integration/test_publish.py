@@ -11,6 +11,7 @@ from deltalake import DeltaTable
 from actors import storage
 from actors.unit.receipt import DataFile
 from actors.unit.writer import parquet_bytes, table_schema
+from actors.vectors import VectorColumn
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication, publish
 
@@ -19,14 +20,15 @@ ROUNDS = 12
 
 
 def publication(table: str) -> Publication:
-    schema = table_schema(pa.schema([]))
-    data, stats = parquet_bytes(schema.empty_table(), "{}")
+    outputs = (VectorColumn("embedding", "dense", 2),)
+    schema = table_schema(pa.schema([]), outputs)
+    data, stats = parquet_bytes(schema.empty_table(), "{}", outputs)
     storage.put(storage.join(table, "data/r/0.parquet"), data)
     return Publication(
         commit="r",
         run="r",
         operation="backfill",
-        embedding_spec=delta_table.EmbeddingSpec("f", {}, {}),
+        embedding_spec=delta_table.EmbeddingSpec("f", {"dim": 2}, {}),
         schema=schema,
         partition_by=(),
         base=None,
@@ -34,7 +36,7 @@ def publication(table: str) -> Publication:
     )
 
 
-def test_of_drivers_that_begin_a_table_at_once_one_does(tmp_path):
+def test_one_of_concurrent_drivers_creates_the_table(tmp_path):
     for number in range(ROUNDS):
         table = str(tmp_path / str(number))
         whole, gate = publication(table), Barrier(DRIVERS)

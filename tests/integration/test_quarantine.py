@@ -1,4 +1,4 @@
-"""The rows that were set aside, as a person and a program see them."""
+"""Quarantined rows as a person and a program read them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def listed(*arguments):
     return done.stdout
 
 
-def test_every_row_set_aside_is_listed_with_its_place_and_the_reason(made, tmp_path):
+def test_every_quarantined_row_is_listed_with_its_place_and_reason(made, tmp_path):
     _, outcome = made
     text = listed(tmp_path / "table")
     assert f"{tmp_path}/table, version 1: 4 rows quarantined (2 missing_id, 2 null_text)" in text
@@ -51,14 +51,14 @@ def test_every_row_set_aside_is_listed_with_its_place_and_the_reason(made, tmp_p
     ]
 
 
-def test_a_reason_and_a_number_of_rows_can_be_asked_for(made, tmp_path):
+def test_quarantine_filters_by_reason_and_limits_rows(made, tmp_path):
     found = quarantine(str(tmp_path / "table"), reason="null_text", limit=1)
     assert (found.total, found.reasons, [row.id for row in found.rows]) == (2, {"null_text": 2}, ["r3"])
     assert "these are the first 1; --limit 4 shows all" in listed(tmp_path / "table", "--limit", 1)
     assert quarantine(str(tmp_path / "table"), reason="timed_out").total == 0
 
 
-def test_a_refresh_still_knows_the_rows_of_shards_that_it_left_alone(made, tmp_path, reporter):
+def test_a_refresh_keeps_the_quarantined_rows_of_unchanged_shards(made, tmp_path, reporter):
     job, first = made
     write_one(tmp_path / "corpus" / "part-0001.parquet", rows(20, start=20))
     assert refresh(job, reporter).version == 2
@@ -68,7 +68,7 @@ def test_a_refresh_still_knows_the_rows_of_shards_that_it_left_alone(made, tmp_p
     assert (before.version, before.total) == (None, 4)
 
 
-def test_a_run_that_set_too_much_aside_says_how_to_list_it(tmp_path, tiny_model, reporter):
+def test_a_run_with_too_many_quarantined_rows_names_the_list_command(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [bad_rows(0)])
     with pytest.raises(TooManyQuarantined, match=f"`vectide quarantine {tmp_path}/table --run [0-9a-f]+` lists all"):
         backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
@@ -76,7 +76,7 @@ def test_a_run_that_set_too_much_aside_says_how_to_list_it(tmp_path, tiny_model,
     assert (found.version, found.total) == (None, 2)
 
 
-def test_what_is_not_there_is_refused(made, tmp_path):
+def test_a_missing_table_or_run_is_refused(made, tmp_path):
     with pytest.raises(ConfigError, match="there is no table and no run at"):
         quarantine(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="has no run 'other'; `vectide status` lists"):

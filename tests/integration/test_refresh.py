@@ -37,7 +37,7 @@ def assert_same(table, fresh):
         np.testing.assert_allclose(vector, right[key][3], atol=1e-3)
 
 
-def test_a_table_that_is_not_there_is_backfilled(tmp_path, tiny_model, reporter):
+def test_a_missing_table_is_backfilled(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(20)])
     outcome = refresh(make_job(corpus, tmp_path / "table", tiny_model), reporter)
     assert (outcome.version, outcome.rows, outcome.encoded) == (1, 20, 20)
@@ -107,7 +107,7 @@ def test_an_index_larger_than_memory_finds_the_same(tmp_path, tiny_model, report
     with pytest.raises(Stops):
         refresh(job, Stopping())
     table = str(tmp_path / "table")
-    assert max((Ledger(table, run).description() or {}).get("reuse", 0) for run in run_names(table)) > 4
+    assert max(Ledger(table, run).frozen().reuse for run in run_names(table)) > 4
     outcome = refresh(job, reporter)
     assert (outcome.rows, outcome.encoded) == (60, 14)
     backfill(make_job(corpus, tmp_path / "fresh", tiny_model), reporter)
@@ -126,7 +126,7 @@ def test_rows_of_other_shards_in_the_same_file_stay(tmp_path, tiny_model, report
 
 
 def test_partitions_with_awkward_names_are_replaced_and_not_doubled(tmp_path, tiny_model, reporter):
-    """Delta's log writes paths as URLs: a file is found, carried and taken out by its own name."""
+    """Delta's log writes paths as URLs: a file is found, rewritten and removed by its own name."""
     names = ("a b", "100%", "%20", "é", "日本", "x/y", "..", "a=b", "~", "c#d?")
     source = [{**row, "lang": names[number % len(names)]} for number, row in enumerate(rows(40))]
     corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
@@ -142,7 +142,7 @@ def test_partitions_with_awkward_names_are_replaced_and_not_doubled(tmp_path, ti
     assert len(stored(tmp_path / "table")) == 25
 
 
-def test_a_source_that_returns_to_what_it_was_is_made_again(tmp_path, tiny_model, reporter):
+def test_a_source_that_returns_to_an_earlier_state_makes_a_new_version(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(10)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
     backfill(job, reporter)
@@ -156,7 +156,7 @@ def test_a_source_that_returns_to_what_it_was_is_made_again(tmp_path, tiny_model
     assert len(stored(tmp_path / "table")) == 10
 
 
-def test_another_choice_of_text_reads_everything_again(tmp_path, tiny_model, reporter):
+def test_other_text_columns_read_everything_again(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(10)])
     backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
     job = make_job(corpus, tmp_path / "table", tiny_model, source__text=["title"])
@@ -165,7 +165,7 @@ def test_another_choice_of_text_reads_everything_again(tmp_path, tiny_model, rep
     assert_same(tmp_path / "table", tmp_path / "fresh")
 
 
-def test_an_id_set_aside_comes_back_when_the_row_before_it_goes(tmp_path, tiny_model, reporter):
+def test_a_quarantined_duplicate_returns_when_the_first_row_is_deleted(tmp_path, tiny_model, reporter):
     first, second = rows(10), rows(10, start=5)
     corpus = write_corpus(tmp_path / "corpus", [first, second])
     job = make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=0.5)
@@ -187,7 +187,7 @@ def test_an_earlier_shard_takes_an_id_from_a_file_that_stays(tmp_path, tiny_mode
     assert_same(tmp_path / "table", tmp_path / "fresh")
 
 
-def test_a_refresh_that_was_stopped_goes_on(tmp_path, tiny_model, reporter):
+def test_a_stopped_refresh_resumes(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(60)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
     backfill(job, reporter)
@@ -197,14 +197,14 @@ def test_a_refresh_that_was_stopped_goes_on(tmp_path, tiny_model, reporter):
         refresh(job, Stopping(after=2))
     assert len(stored(tmp_path / "table")) == 60
     assert DeltaTable(str(tmp_path / "table")).version() == 1
-    told = Silent()
-    outcome = refresh(job, told)
-    assert (outcome.version, outcome.rows, len(told.receipts)) == (2, 60, outcome.units - 2)
+    reporter = Silent()
+    outcome = refresh(job, reporter)
+    assert (outcome.version, outcome.rows, len(reporter.receipts)) == (2, 60, outcome.units - 2)
     backfill(make_job(corpus, tmp_path / "fresh", tiny_model), reporter)
     assert_same(tmp_path / "table", tmp_path / "fresh")
 
 
-def test_a_commit_in_between_is_not_written_over(tmp_path, tiny_model, reporter):
+def test_a_commit_in_between_is_not_overwritten(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(20)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
     backfill(job, reporter)
@@ -212,7 +212,7 @@ def test_a_commit_in_between_is_not_written_over(tmp_path, tiny_model, reporter)
 
     class Meanwhile(Silent):
         def step(self, text):
-            if text == "publishing":  # somebody with another tool, who knows nothing of our holds
+            if text == "publishing":  # somebody with another tool, which does not know the table lock
                 DeltaTable(str(tmp_path / "table")).delete("id = 'r3'")
 
     with pytest.raises(CommitConflict, match="another writer changed"):
@@ -225,7 +225,7 @@ def test_a_commit_in_between_is_not_written_over(tmp_path, tiny_model, reporter)
     assert len(stored(tmp_path / "table")) == 21
 
 
-def test_a_second_run_of_the_table_is_refused_by_the_name_of_the_first(tmp_path, tiny_model, reporter):
+def test_a_second_run_of_the_table_is_refused_and_names_the_first(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(20)])
     job = make_job(corpus, tmp_path / "table", tiny_model)
     backfill(job, reporter)
@@ -242,7 +242,7 @@ def test_a_second_run_of_the_table_is_refused_by_the_name_of_the_first(tmp_path,
     assert refresh(job, reporter).rows == 5
 
 
-def test_bad_rows_of_shards_that_stay_are_still_accounted_for(tmp_path, tiny_model, reporter):
+def test_quarantined_rows_of_unchanged_shards_are_still_counted(tmp_path, tiny_model, reporter):
     bad: list[dict[str, object]] = [*rows(19), {"id": "bad", "title": None, "text": None, "lang": "l0"}]
     corpus = write_corpus(tmp_path / "corpus", [bad, rows(20, start=30)])
     job = make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=0.05)

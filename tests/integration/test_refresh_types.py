@@ -76,7 +76,7 @@ def test_a_changed_shard_without_the_column_is_null_there(tmp_path, tiny_model, 
     assert column(tmp_path / "table") == (pa.int64(), ["a0", "b0"], [1, None])
 
 
-def test_json_lines_that_come_to_hold_other_numbers(tmp_path, tiny_model, reporter):
+def test_json_lines_whose_numbers_change_their_type(tmp_path, tiny_model, reporter):
     def lines(name, *values):
         rows = [{"id": f"{name}{value}", "title": "t", "text": f"{name}{value}", "c": value} for value in values]
         (corpus / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -16,7 +16,7 @@ class TestMoto(S3Suite):
     """The suite."""
 
 
-def test_no_credentials_at_all(lake, monkeypatch):
+def test_missing_credentials_are_an_error(lake, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
@@ -27,7 +27,7 @@ def test_no_credentials_at_all(lake, monkeypatch):
             call(f"{lake}/x")
 
 
-def test_a_profile_that_is_not_there(lake, monkeypatch):
+def test_a_missing_profile_is_an_error(lake, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     forget_clients()
     for call in (storage.read, delta_table.open_table):
@@ -35,7 +35,7 @@ def test_a_profile_that_is_not_there(lake, monkeypatch):
             call(f"{lake}/x")
 
 
-def test_an_endpoint_where_nothing_answers(lake, monkeypatch):
+def test_an_unreachable_endpoint_is_an_error(lake, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
     monkeypatch.setattr(s3, "TABLE_RETRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

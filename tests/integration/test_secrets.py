@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "session-token-that-nobody-may-see-f3a9c1"
 
 
-def test_the_search_finds_each_spelling():
+def test_the_secret_scanner_finds_each_encoding():
     for spelling in spellings("keep/me+hidden"):
         assert found(b"\x00 " + spelling + b" \xff", "keep/me+hidden")
     assert not found(b"keep me hidden", "keep/me+hidden")
@@ -35,11 +35,11 @@ def test_a_run_on_ray_leaves_no_secret_anywhere(lake, server, tiny_model, tmp_pa
     backfill_leaves_none(lake, tiny_model, tmp_path, environment, [server.access_key], server.secret_key, TOKEN)
 
 
-def test_what_travels_to_workers_holds_no_secret(lake, server, tiny_model, monkeypatch):
+def test_objects_sent_to_workers_contain_no_secret(lake, server, tiny_model, monkeypatch):
     monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
     for data in travelling(lake, tiny_model, monkeypatch):
         assert not found(data, server.secret_key, server.access_key, TOKEN)
-    # The one place that does hold them is made for each opening of a table, and is not kept.
+    # The one object that does contain them is made for each opening of a table and not stored.
     options = delta_table.storage_options(f"{lake}/table")
     assert options is not None
     assert found(pickle.dumps(options), server.secret_key)

@@ -12,7 +12,7 @@ from actors.errors import ConfigError
 from pipeline.ledger.ledger import Ledger, merge_ledger
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
-from pipeline.table.changes import changes
+from pipeline.table.export import changes
 from pipeline.table.vacuum import vacuum
 from pipeline.table.versions import versions
 from tests.integration.conftest import Silent, Stops, make_job, rows, write_corpus, write_one
@@ -69,7 +69,7 @@ def test_a_backfill_ends_in_few_files_in_one_commit_with_the_same_rows(tmp_path,
     assert on_disk(tmp_path / "table") == set(DeltaTable(str(tmp_path / "table")).get_add_actions()["path"].to_pylist())
 
 
-def test_large_files_and_few_files_are_left_alone(tmp_path, corpus, new_job):
+def test_large_files_and_few_files_are_not_merged(tmp_path, corpus, new_job):
     backfill(new_job(table__file_size="8KiB"), Silent())  # below a KiB is small
     backfill(new_job("plain", table__file_size=None), Silent())
     assert files_of_partitions(tmp_path / "table") == files_of_partitions(tmp_path / "plain")
@@ -81,7 +81,7 @@ def test_large_files_and_few_files_are_left_alone(tmp_path, corpus, new_job):
 
 @pytest.mark.parametrize("when", ["merging", "publishing"])
 @pytest.mark.parametrize("vacuumed", [False, True])
-def test_a_run_that_was_stopped_at_its_merge_resumes(tmp_path, new_job, when, vacuumed):
+def test_a_run_stopped_during_its_merge_resumes(tmp_path, new_job, when, vacuumed):
     with pytest.raises(Stops):
         backfill(new_job(), StoppingAtMerge(when))
     if vacuumed:
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_at_its_merge_resumes(tmp_path, new_job, when, va
     assert_same(tmp_path / "table", tmp_path / "plain")
 
 
-def test_refreshes_leave_no_trail_of_small_files(tmp_path, corpus, new_job):
+def test_refreshes_do_not_accumulate_small_files(tmp_path, corpus, new_job):
     backfill(new_job(), Silent())
     most = 0
     for number in range(14):
@@ -111,6 +111,6 @@ def test_refreshes_leave_no_trail_of_small_files(tmp_path, corpus, new_job):
 
 
 @pytest.mark.parametrize("size", ["0", "large", "-1MiB", ""])
-def test_a_size_that_is_none_is_refused(new_job, size):
+def test_an_invalid_size_is_refused(new_job, size):
     with pytest.raises(ConfigError, match=re.escape(f"table.file_size: the size {size!r} must be a size above 0")):
         new_job(table__file_size=size)

@@ -53,9 +53,9 @@ def test_with_hashes_a_touched_shard_is_not_read_and_a_changed_one_is(tmp_path, 
     corpus = tmp_path / "corpus"
     write_all(corpus)
     job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None, source__verify="content")
-    told = Silent()
-    backfill(job, told)
-    assert any(step.startswith("hashing ") for step in told.steps)
+    reporter = Silent()
+    backfill(job, reporter)
+    assert any(step.startswith("hashing ") for step in reporter.steps)
     for path in corpus.iterdir():
         os.utime(path)
     assert came_to(refresh(job, Silent())) == (False, 0, 0)
@@ -65,7 +65,7 @@ def test_with_hashes_a_touched_shard_is_not_read_and_a_changed_one_is(tmp_path, 
     assert refresh(by_tag, Silent()).rows_read == 0  # the listing of the run before has the tags too
 
 
-def test_a_stopped_run_goes_on_over_touched_shards_without_hashing_them_twice(tmp_path, tiny_model, monkeypatch):
+def test_a_stopped_run_resumes_without_hashing_touched_shards_twice(tmp_path, tiny_model, monkeypatch):
     corpus = tmp_path / "corpus"
     write_all(corpus)
     job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None, source__verify="content")
@@ -81,10 +81,10 @@ def test_a_stopped_run_goes_on_over_touched_shards_without_hashing_them_twice(tm
         return real(shard, *more)
 
     monkeypatch.setattr(content_tags, "content_hash", noted)
-    told = Silent()
-    assert backfill(job, told).rows == 60
-    assert told.start is not None
-    assert told.start.units_done == 2
+    reporter = Silent()
+    assert backfill(job, reporter).rows == 60
+    assert reporter.start is not None
+    assert reporter.start.units_done == 2
     assert len(hashed) == 3
 
 
@@ -117,15 +117,15 @@ def test_a_change_in_the_middle_of_a_run_is_noticed_with_hashes_too(tmp_path, ti
         backfill(job, _Touching(corpus, change=True))
 
 
-def test_an_object_without_a_tag_counts_as_changed_and_that_is_said(tmp_path, tiny_model, monkeypatch):
+def test_an_object_without_a_tag_counts_as_changed_and_is_reported(tmp_path, tiny_model, monkeypatch):
     corpus = tmp_path / "corpus"
     write_all(corpus)
     monkeypatch.setattr(identity, "local_tag", lambda _: "")
     job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None)
-    told = Silent()
-    backfill(job, told)
-    said = [step for step in told.steps if "3 of 3 objects have no tag" in step]
-    assert said
+    reporter = Silent()
+    backfill(job, reporter)
+    reports = [step for step in reporter.steps if "3 of 3 objects have no tag" in step]
+    assert reports
     assert estimate(job, tokens_per_s=1.0).untagged == 3
     assert came_to(backfill(job, Silent())) == (False, 0, 0)
     put_in_place(corpus / "p1.parquet", [{**row, "text": str(row["text"]).upper()} for row in rows(20, start=20)])
@@ -133,7 +133,7 @@ def test_an_object_without_a_tag_counts_as_changed_and_that_is_said(tmp_path, ti
     assert came_to(refresh(job, Silent())) == (True, 0, 60)
 
 
-def test_plan_says_what_hashing_reads_and_does_not_hash_much(tmp_path, tiny_model, monkeypatch):
+def test_plan_reports_the_bytes_to_hash_and_hashes_little(tmp_path, tiny_model, monkeypatch):
     corpus = tmp_path / "corpus"
     write_all(corpus)
     job = make_job(corpus, tmp_path / "table", tiny_model, table__file_size=None, source__verify="content")
@@ -181,7 +181,7 @@ def test_folders_become_columns_of_the_table(tmp_path, tiny_model):
     assert {row["year"] for row in found.to_pylist()} == {"2020", "2021", "2022", "new", None}
 
 
-def test_another_table_of_ours_is_no_source(tmp_path, tiny_model):
+def test_another_vectide_table_is_refused_as_a_source(tmp_path, tiny_model):
     write_all(tmp_path / "corpus")
     backfill(make_job(tmp_path / "corpus", tmp_path / "table", tiny_model), Silent())
     for source in ("table", "table/data", "table/data/*/*.parquet"):

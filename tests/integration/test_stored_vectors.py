@@ -62,7 +62,7 @@ def spoil(job, change, *names: str, chunk: int = 0) -> None:
 
 
 @pytest.mark.parametrize("kind", UNFIT)
-def test_a_row_that_stays_unfit_is_quarantined_and_encoded_when_retried(corpus, job, kind, reporter):
+def test_a_row_without_a_finite_vector_is_quarantined_and_retried(corpus, job, kind, reporter):
     backfill(job)
     right = vectors(job)
     spoil(job, UNFIT[kind], "r3")
@@ -77,7 +77,7 @@ def test_a_row_that_stays_unfit_is_quarantined_and_encoded_when_retried(corpus, 
         np.testing.assert_allclose(found[name], vector, atol=1e-6)
 
 
-def test_a_document_of_which_one_chunk_is_unfit_goes_whole(corpus, tmp_path, tiny_model, reporter):
+def test_a_document_with_one_invalid_chunk_is_quarantined_whole(corpus, tmp_path, tiny_model, reporter):
     job = make_job(
         corpus,
         tmp_path / "table",
@@ -99,7 +99,7 @@ def test_a_document_of_which_one_chunk_is_unfit_goes_whole(corpus, tmp_path, tin
 
 
 @pytest.mark.parametrize("theirs", [None, [0.5] * 3, []])
-def test_a_row_of_another_tool_without_a_vector_spoils_no_other(corpus, job, theirs):
+def test_a_foreign_row_without_a_vector_affects_no_other_row(corpus, job, theirs):
     backfill(job)
     right = vectors(job)
     table = DeltaTable(job.table.uri).to_pyarrow_table()
@@ -121,7 +121,7 @@ def test_a_row_of_another_tool_without_a_vector_spoils_no_other(corpus, job, the
             np.testing.assert_allclose(found[name], vector, atol=1e-6)
 
 
-def test_a_model_that_cannot_be_loaded_is_said_once(corpus, tmp_path, reporter):
+def test_a_model_that_cannot_be_loaded_is_reported_once(corpus, tmp_path, reporter):
     model = write_bert(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     tensors["embeddings.LayerNorm.bias"][3] = NAN

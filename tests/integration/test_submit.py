@@ -167,6 +167,13 @@ def test_a_missing_dashboard_is_reported(tmp_path, tiny_model):
         submit(job, f"http://127.0.0.1:{free_port()}", io.StringIO())
 
 
+def test_an_adapter_of_this_machine_is_not_submitted(tmp_path, tiny_model):
+    adapters = {"legal": str(tmp_path)}
+    job = make_job(tmp_path, tmp_path / "table", tiny_model, encoder__adapters=adapters, encoder__task="legal")
+    with pytest.raises(ConfigError, match=f"encoder.adapters.legal is '{tmp_path}', a folder of this machine"):
+        submit(job, f"http://127.0.0.1:{free_port()}", io.StringIO())
+
+
 def test_the_upload_has_the_packages_and_the_job_with_absolute_paths(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-value")

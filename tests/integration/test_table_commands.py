@@ -1,4 +1,4 @@
-"""Commands on an existing table: versions, rollback, diff, changes, compact, vacuum."""
+"""Commands on an existing table: versions, rollback, diff, compact, vacuum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
@@ -20,7 +19,6 @@ from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.packs import pack
 from pipeline.run.refresh import refresh
-from pipeline.table.changes import changes
 from pipeline.table.diff import diff
 from pipeline.table.vacuum import vacuum
 from pipeline.table.versions import rollback, versions
@@ -98,7 +96,7 @@ def test_a_rollback_to_a_missing_version_is_refused(tmp_path, job):
         rollback(str(tmp_path / "nothing"), 1)
 
 
-# ------------------------------------------------------------------------------------------------------ diff and changes
+# ------------------------------------------------------------------------------------------------------ ---------- diff
 
 
 def test_a_diff_counts_added_changed_and_removed_rows(tmp_path, job):
@@ -140,49 +138,6 @@ def test_a_new_embedding_spec_changes_every_row(tmp_path, job, reporter):
         0,
         True,
     )
-
-
-def apply(index, out):
-    """Apply changes to an index, as its owner would."""
-    if (out / "deletes").exists():
-        for row in ds.dataset(out / "deletes").to_table().to_pylist():
-            del index[tuple(row.values())]
-    summary = json.loads((out / "changes.json").read_text())
-    upserts = 0
-    if (out / "upserts").exists():
-        for row in ds.dataset(out / "upserts").to_table().to_pylist():
-            index[(row["id"], row["chunk"]) if "chunk" in row else (row["id"],)] = row
-            upserts += 1
-    assert upserts == summary["upserts"]
-
-
-@pytest.mark.parametrize("chunking", [{"mode": "none"}, {"mode": "split", "max_tokens": 4}])
-def test_an_index_that_applies_the_changes_equals_the_table(tmp_path, tiny_model, reporter, chunking):
-    source = rows(40)
-    source[5]["text"] = "one two three four five six seven eight nine ten " * 3
-    corpus = write_corpus(tmp_path / "corpus", [source[:20], source[20:]])
-    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"], chunking=chunking)
-    backfill(job, reporter)
-    table = tmp_path / "table"
-
-    def content():
-        keys = ("id", "chunk") if chunking["mode"] != "none" else ("id",)
-        return {tuple(row[key] for key in keys): row for row in DeltaTable(str(table)).to_pyarrow_table().to_pylist()}
-
-    index = content()
-    source[5] = {**source[5], "text": "short now"}
-    write_corpus(corpus, [source[:12], [*source[20:], *rows(3, start=60)]])
-    refresh(job, reporter)
-    done = changes(str(table), 1, str(tmp_path / "out"))
-    assert done.deletes > 0
-    apply(index, tmp_path / "out")
-    current = content()
-    assert index.keys() == current.keys()
-    for key, row in index.items():
-        assert row["embedding"] == current[key]["embedding"]
-        assert (row["lang"], row["_hash"]) == (current[key]["lang"], current[key]["_hash"])
-    with pytest.raises(ConfigError, match="holds something already"):
-        changes(str(table), 1, str(tmp_path / "out"))
 
 
 # --------------------------------------------------------------------------------------------------------------- compact

@@ -75,11 +75,11 @@ def test_an_inline_run_that_hangs_ends_with_one_error_and_keeps_units(tmp_path, 
 def test_a_compaction_that_hangs_is_ended():
     work = (
         "import time\n"
-        "from actors.schema import Unit\n"
+        "from actors.schema import RewriteUnit\n"
         "from pipeline.execute.attempts import NoAttemptLog\n"
         "from pipeline.execute.stages import spec, write\n"
         "write.copy_rows = lambda unit, spec: time.sleep(600)\n"
-        "write.rewrite(spec.to_block(Unit(7, (), rewrite=True)), None, NoAttemptLog(), 0.5)"
+        "write.rewrite(spec.to_block(RewriteUnit(7, ())), None, NoAttemptLog(), 0.5)"
     )
     command = [sys.executable, "-c", work]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

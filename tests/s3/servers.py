@@ -46,7 +46,7 @@ class _Store:
     def __init__(self, kind: str, daemons: tuple[str, ...], access_key: str) -> None:
         self._start = _HERE / kind / "start.sh"
         self._daemons = daemons
-        self.folder = Path(tempfile.mkdtemp(prefix=f"vt-{kind}-"))  # short: it holds unix sockets
+        self.folder = Path(tempfile.mkdtemp(prefix=f"vt-{kind}-"))  # short: it contains unix sockets
         port = _free_port()
         self.server = Server(f"http://127.0.0.1:{port}", access_key, f"keep-hidden-{secrets.token_hex(16)}")
         self._environment = {

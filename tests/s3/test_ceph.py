@@ -33,7 +33,7 @@ class TestCeph(S3Suite):
     MANY_KEYS = 10_000
 
 
-def test_a_create_has_one_winner_of_32_in_every_round(lake):
+def test_one_of_32_concurrent_creates_succeeds_in_every_round(lake):
     for number in range(20):
         url, gate = f"{lake}/races/{number}", threading.Barrier(32)
 
@@ -53,7 +53,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     def drive(_: int) -> object:
         try:
             return backfill(job, Silent())
-        except Exception as error:  # noqa: BLE001  (a driver may be told to come back; it must not publish twice)
+        except Exception as error:  # noqa: BLE001  (a driver may be refused; it must not publish twice)
             return error
 
     with ThreadPoolExecutor(2) as pool:
@@ -63,7 +63,7 @@ def test_two_drivers_of_one_job_publish_once(lake, tiny_model):
     assert DeltaTable(f"{lake}/table", storage_options=options(f"{lake}/table")).version() == 1
 
 
-def test_a_large_object_goes_up_in_parts_and_comes_back_whole(lake, server):
+def test_a_large_object_is_uploaded_in_parts_and_read_back_whole(lake, server):
     data = bytes(range(256)) * (110 * 4096)  # 110 MiB: more than the driver puts in one request
     storage.put(f"{lake}/large", data)
     assert storage.stat(f"{lake}/large").size_bytes == len(data)
@@ -86,7 +86,7 @@ def wrong(request, lake, monkeypatch, server):
     return lake, secret
 
 
-def test_wrong_credentials_are_said_so_everywhere_and_never_repeated(wrong, tiny_model, reporter):
+def test_every_command_reports_wrong_credentials_without_repeating_them(wrong, tiny_model, reporter):
     lake, secret = wrong
     calls = (
         storage.read,
@@ -102,10 +102,10 @@ def test_wrong_credentials_are_said_so_everywhere_and_never_repeated(wrong, tiny
         lambda url: backfill(make_job(f"{url}/*.parquet", f"{url}/table", tiny_model), reporter),
     )
     for call in calls:
-        with pytest.raises(StorageError, match="access denied.*Check the credentials in the environment") as told:
+        with pytest.raises(StorageError, match="access denied.*Check the credentials in the environment") as caught:
             call(f"{lake}/x")
-        assert secret not in str(told.value)
-        assert "\n" not in str(told.value)
+        assert secret not in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_command_line_ends_in_one_sentence(lake, server, tiny_model, tmp_path):
@@ -192,15 +192,15 @@ class Breaking(Silent):
 
 
 @pytest.fixture
-def mended(ceph):
+def restarted(ceph):
     """The gateway is up again for the next test, whatever became of this one."""
     yield
     ceph.kill_gateway()
     ceph.start_gateway()
 
 
-@pytest.mark.usefixtures("mended")
-def test_a_run_outlives_a_gateway_that_is_gone_for_a_while(lake, ceph, tiny_model):
+@pytest.mark.usefixtures("restarted")
+def test_a_run_survives_a_temporary_outage_of_the_gateway(lake, ceph, tiny_model):
     job = make_job(put_corpus(lake, rows(96)), f"{lake}/table", tiny_model)
     breaking = Breaking(ceph, after=2, back_after_s=2)
     outcome = backfill(job, breaking)
@@ -209,10 +209,8 @@ def test_a_run_outlives_a_gateway_that_is_gone_for_a_while(lake, ceph, tiny_mode
     assert len(stored(f"{lake}/table")) == 96
 
 
-@pytest.mark.usefixtures("mended")
-def test_a_gateway_that_stays_away_ends_the_run_and_the_same_command_ends_it_right(
-    lake, ceph, tiny_model, reporter, monkeypatch
-):
+@pytest.mark.usefixtures("restarted")
+def test_a_lasting_outage_ends_the_run_and_the_same_command_completes_it(lake, ceph, tiny_model, reporter, monkeypatch):
     job = make_job(put_corpus(lake, rows(96)), f"{lake}/table", tiny_model)
     with monkeypatch.context() as retry_options:
         retry_options.setattr(storage, "ATTEMPTS", 2)
@@ -227,7 +225,7 @@ def test_a_gateway_that_stays_away_ends_the_run_and_the_same_command_ends_it_rig
     assert len(stored(f"{lake}/table")) == 96
 
 
-@pytest.mark.usefixtures("mended")
+@pytest.mark.usefixtures("restarted")
 def test_a_gateway_killed_before_the_commit(lake, ceph, tiny_model, reporter):
     job = make_job(put_corpus(lake, rows(32)), f"{lake}/table", tiny_model)
     breaking = Breaking(ceph, step="publishing", back_after_s=1)

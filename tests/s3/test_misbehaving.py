@@ -36,7 +36,7 @@ def faulty(ceph) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("turn", range(len(FAULTS)))
-def test_every_kind_of_request_meets_every_fault(trial, turn):
+def test_a_run_survives_every_fault_in_each_kind_of_request(trial, turn):
     faults = faults_by_turns(FAULTS, turn)
     trial.misbehave(*faults)
     trial.until_it_ends(backfill, TALLY)
@@ -46,7 +46,7 @@ def test_every_kind_of_request_meets_every_fault(trial, turn):
 
 
 @pytest.mark.parametrize("turn", range(0, len(FAULTS), 4))
-def test_a_refresh_goes_through_them_too(trial, turn):
+def test_a_refresh_survives_every_fault_too(trial, turn):
     backfill(trial.job, Silent())
     change_source(trial.lake)
     fresh = f"{trial.lake}/fresh"

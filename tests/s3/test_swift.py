@@ -26,19 +26,19 @@ def server():
         yield started.server
 
 
-def test_asked_in_sequence_it_looks_safe(lake):
+def test_sequential_creates_on_swift_look_exclusive(lake):
     for number in range(10):
         assert storage.create(f"{lake}/{number}", b"first")
         assert not storage.create(f"{lake}/{number}", b"second")
 
 
-def test_the_probe_is_a_race_and_refuses_it(lake, server):
+def test_the_probe_races_creates_and_refuses_swift(lake, server):
     with pytest.raises(UnsafeStore, match=r"does not honour an exclusive create: \d+ of 16 racing callers"):
         probe_create(f"{lake}/probes", rounds=20)
     assert keys(server, lake) == []
 
 
-def test_a_backfill_ends_before_anything_is_planned(lake, tiny_model, reporter, monkeypatch):
+def test_a_backfill_on_swift_ends_before_the_plan(lake, tiny_model, reporter, monkeypatch):
     monkeypatch.setattr("pipeline.run.backfill.probe_create", partial(probe_create, rounds=20))  # as good as certain
     job = make_job(put_corpus(lake, rows(20)), f"{lake}/table", tiny_model)
     with pytest.raises(UnsafeStore, match="Use a store that does"):

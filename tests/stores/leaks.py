@@ -54,7 +54,7 @@ def backfill_leaves_none(
         tiny_model: The model.
         tmp_path: Where the job file goes.
         environment: All of the command's.
-        names: Part of a credential that a table must not hold either, though a log may: the name of a key.
+        names: Part of a credential that a table must not contain, though a log may: the name of a key.
         secrets: What must be nowhere.
     """
     table = f"{lake}/table"

@@ -32,7 +32,7 @@ from tests.stores.proxy import Fault, Proxy, hurry
 from tests.stores.server import BUCKET, use
 from tests.stores.suite import options, parquet, put_corpus
 
-# What a run asks a store for, in about its order: name to method, and what path and query hold.
+# The requests of a run in about their order: name to method, and a pattern of path and query.
 KINDS = {
     "source list": ("GET", r"list-type=2&prefix=[^&]*/corpus"),
     "log list": ("GET", r"list-type=2&prefix=[^&]*/_delta_log"),
@@ -69,7 +69,7 @@ Stored = dict[str, tuple[str | None, list[float]]]
 
 @dataclass(slots=True)
 class Tally:
-    """What many scenarios came to, for people."""
+    """Totals of many scenarios, for the report."""
 
     injected: int = 0
     runs: int = 0
@@ -77,25 +77,25 @@ class Tally:
     lost: int = 0
     doubled: int = 0
     pairs: set[tuple[str, str]] = field(default_factory=set)
-    told: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return (
             f"{self.injected} faults injected, {len(self.pairs)} pairs of fault and kind of request, {self.runs} runs of "
-            f"which {len(self.told)} stopped, {self.rows} rows checked, {self.lost} lost, {self.doubled} doubled"
+            f"which {len(self.errors)} stopped, {self.rows} rows checked, {self.lost} lost, {self.doubled} doubled"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a run that met no fault made."""
+    """Results of a run without a fault."""
 
     stored: Stored
     quarantine: list[tuple[str, int, str]]
 
 
 def put_rows(lake: str) -> str:
-    """A small corpus with a row that is set aside by the reader, and one by the check for duplicate ids."""
+    """A small corpus with a row that the reader quarantines, and one that the check for duplicate ids does."""
     source = rows(33)
     source[7]["title"] = source[7]["text"] = None
     source[32]["id"] = "r3"
@@ -153,10 +153,10 @@ def change_source(lake: str) -> None:
 
 @dataclass(slots=True)
 class Trial:
-    """One job on a store that does wrong.
+    """One job on a store with faults.
 
     Attributes:
-        expected: What the table must hold in the end.
+        expected: Expected content of the table at the end.
     """
 
     lake: str
@@ -171,27 +171,25 @@ class Trial:
         return job_of(self.lake, self.model)
 
     def misbehave(self, *faults: Fault) -> None:
-        """From here on the store does wrong."""
+        """Inject faults from here on."""
         self.faulty.play(*faults)
         use(self.faulty.server, self.monkeypatch)
         hurry(self.monkeypatch)
 
     def until_it_ends(self, work: Callable[[Job, Silent], Outcome], tally: Tally) -> Outcome:
-        """The same command again and again; the errors that stop it must be ours, and nobody's mistake."""
+        """Repeat the command until it succeeds; each error must be a VectideError other than ConfigError."""
         for _ in range(_RUNS):
             tally.runs += 1
-            told = None
             try:
                 return work(self.job, Silent())
             except VectideError as error:
-                told = error
-            tally.told.append(str(told))
-            assert not isinstance(told, ConfigError), told
-            assert "\n" not in str(told)
-        raise AssertionError(f"{_RUNS} runs did not end; the last: {tally.told[-3:]}")
+                tally.errors.append(str(error))
+                assert not isinstance(error, ConfigError), error  # noqa: PT017  (a run may also succeed)
+                assert "\n" not in str(error)  # noqa: PT017
+        raise AssertionError(f"{_RUNS} runs did not end; the last: {tally.errors[-3:]}")
 
     def check(self, tally: Tally) -> None:
-        """The table is as if nothing had happened. Looks past the proxy."""
+        """Check that the table equals that of a run without faults. Reads without the proxy."""
         injected = self.faulty.injected()
         tally.injected += len(injected)
         tally.pairs |= {(what, kind_of(method, target)) for what, method, target in injected}

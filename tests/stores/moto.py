@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from tests.stores.server import Server
 
 # The mock looks whether a key is there and then puts it, in two steps and many threads: once in some hundred races two
-# callers won an exclusive create. One write at a time keeps the promise of the store that it stands for.
+# callers won an exclusive create. One write at a time gives the guarantee of the real store.
 _SCRIPT = """
 import threading
 from moto.s3.responses import S3Response

@@ -106,5 +106,6 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "TABLE_FIRST_WAIT_MS", 2)
     monkeypatch.setattr(s3, "TABLE_LONGEST_WAIT_MS", 20)
     monkeypatch.setattr(s3, "ANSWER_S", _ANSWER_S)
-    monkeypatch.setattr(s3, "DRIVER_TRIES", 1)  # between its tries the driver waits up to a second, and cannot be told
+    # The driver waits up to a second between its tries, which has no setting.
+    monkeypatch.setattr(s3, "DRIVER_TRIES", 1)
     forget_clients()

@@ -1,6 +1,6 @@
 """A proxy in front of an S3 server that does wrong what a script tells it to. See proxy.py, which starts it.
 
-A process of its own, and nothing but the standard library: `deltalake` holds Python's lock in some of its calls, so a
+A process of its own, and nothing but the standard library: `deltalake` keeps Python's lock in some of its calls, so a
 proxy inside the process under test would never come to answer. Paths, queries and headers pass as they are, so that
 signatures stay right. The trade-off: an answer is read whole before it is passed on, fine for the small objects of tests.
 """
@@ -42,7 +42,7 @@ CONNECTIONS = ("cut", "cut done", "cut within", "slow", "silent done")
 
 @dataclass(slots=True)
 class Script:
-    """What is to go wrong, and what was seen since it was told.
+    """The faults to inject, and the requests since they were set.
 
     Attributes:
         faults: As `proxy.Fault`, each with the number of requests `met` so far.
@@ -57,15 +57,15 @@ class Script:
     injected: list[list[str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def told(self, document: dict[str, Any]) -> None:
-        """Forget what was seen, and begin anew."""
+    def set_faults(self, document: dict[str, Any]) -> None:
+        """Replace the faults and forget earlier requests."""
         with self.lock:
             self.faults = [{**fault, "met": 0} for fault in document["faults"]]
             self.silent_s, self.slow_s = document["silent_s"], document["slow_s"]
             self.seen, self.injected = [], []
 
     def take(self, method: str, target: str, signed: str) -> str | None:
-        """Note a request; what is to go wrong with it. Of several faults the first counts."""
+        """Record a request and return its fault. Of several faults the first counts."""
         with self.lock:
             self.seen.append([method, target])
             hit: str | None = None
@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _control(self, body: bytes) -> None:
         if self.command == "PUT":
-            self.script.told(json.loads(body))
+            self.script.set_faults(json.loads(body))
         with self.script.lock:
             data = json.dumps({"seen": self.script.seen, "injected": self.script.injected}).encode()
         self._send(_Answer(200, [], data, len(data)))
@@ -206,7 +206,7 @@ class _Listening(ThreadingHTTPServer):
 
 def _error(status: int, code: str) -> _Answer:
     body = (
-        f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>as told</Message></Error>'.encode()
+        f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>injected</Message></Error>'.encode()
     )
     return _Answer(status, [("Content-Type", "application/xml")], body, len(body))
 

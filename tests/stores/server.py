@@ -86,7 +86,7 @@ class Server:
             time.sleep(0.1)
 
     def _has_bucket(self, client) -> bool:
-        # Asked first, because a gateway just after a crash answers it at once and lets the making of a bucket wait.
+        # Asked first, because a gateway just after a crash answers it at once and answers the creation of a bucket later.
         try:
             client.head_bucket(Bucket=BUCKET)
             return True

@@ -29,8 +29,8 @@ from pipeline.run.compact import compact
 from pipeline.run.refresh import refresh
 from pipeline.search.search import Searcher
 from pipeline.table import delta_table
-from pipeline.table.changes import changes
 from pipeline.table.diff import diff
+from pipeline.table.export import changes
 from pipeline.table.status import status
 from pipeline.table.vacuum import vacuum
 from pipeline.table.versions import rollback, versions
@@ -60,7 +60,7 @@ def options(url: str) -> dict[str, str]:
 
 
 def stored(table: str) -> dict[Any, dict[str, Any]]:
-    """The rows of the current version by id, which must not hold an id twice."""
+    """The rows of the current version by id, which must not contain an id twice."""
     found = DeltaTable(table, storage_options=options(table)).to_pyarrow_table().to_pylist()
     by_id = {row["id"]: row for row in found}
     assert len(by_id) == len(found)
@@ -107,11 +107,11 @@ class StoreSuite:
 
         (hits,) = Searcher(table).search([texts[7]], k=3)
         assert hits[0].id == "r7"
-        told = status(table)
-        assert (told.version, told.rows, len(told.runs)) == (1, 60, 1)
-        assert told.runs[0].units_done == told.runs[0].units == outcome.units
+        report = status(table)
+        assert (report.version, report.rows, len(report.runs)) == (1, 60, 1)
+        assert report.runs[0].units_done == report.runs[0].units == outcome.units
 
-    def test_json_lines_plain_and_packed(self, lake, tiny_model, reporter):
+    def test_plain_and_compressed_json_lines_are_read(self, lake, tiny_model, reporter):
         lines = [json.dumps(row).encode() for row in rows(40)]
         storage.put(f"{lake}/corpus/a b.jsonl", b"\n".join(lines[:20]) + b"\nnot json\n")
         storage.put(f"{lake}/corpus/100%.jsonl.gz", gzip.compress(b"\n".join(lines[20:])))
@@ -137,7 +137,7 @@ class StoreSuite:
         found = stored(f"{lake}/table")
         assert {row["text"] for row in found.values()} == {f"the text of {name}" for name in AWKWARD}
 
-    def test_a_run_that_was_stopped_goes_on_and_encodes_nothing_twice(self, lake, tiny_model, reporter):
+    def test_a_stopped_run_resumes_and_encodes_nothing_twice(self, lake, tiny_model, reporter):
         job = make_job(put_corpus(lake, rows(96)), f"{lake}/table", tiny_model)
         stopping = Stopping(after=2)
         with pytest.raises(Stops):
@@ -150,7 +150,7 @@ class StoreSuite:
         assert len(reporter.receipts) == outcome.units - 2
         assert len(stored(f"{lake}/table")) == 96
 
-    def test_an_exclusive_create_has_one_winner_of_many(self, lake):
+    def test_one_of_many_exclusive_creates_succeeds(self, lake):
         for number in range(4):
             url = f"{lake}/races/{number}"
             with ThreadPoolExecutor(32) as pool:
@@ -160,7 +160,7 @@ class StoreSuite:
             assert storage.create(url, b"%d" % won.index(True))  # a retry inside a client meets its own success
             assert not storage.create(url, b"late")
 
-    def test_a_table_in_a_bucket_is_looked_after(self, lake, tiny_model, reporter):
+    def test_a_table_in_a_bucket_is_maintained(self, lake, tiny_model, reporter):
         """Every command on a table, over partitions with awkward names; time stands still nowhere, so ages are the store's."""
         source = [{**row, "lang": AWKWARD[number % 3]} for number, row in enumerate(rows(24))]
         uri = put_corpus(lake, source[:12], source[12:])
@@ -199,7 +199,7 @@ class StoreSuite:
         assert server.keys(lake) == []
 
     @pytest.mark.parametrize("name", AWKWARD)
-    def test_a_name_is_a_name(self, lake, server, name):
+    def test_awkward_object_names_are_read_and_written(self, lake, server, name):
         url = f"{lake}/{name}/{name}"
         assert storage.create(url, b"first")
         storage.put(url, b"second")
@@ -222,7 +222,7 @@ class StoreSuite:
         assert len(storage.glob(f"{many}/*/*.json").shards) == self.MANY_KEYS
         assert len(storage.folders(many)) == -(-self.MANY_KEYS // 100)
 
-    def test_a_missing_object_and_an_empty_place_are_answers(self, lake):
+    def test_a_missing_object_and_an_empty_folder_are_no_errors(self, lake):
         for call in (storage.read, storage.stat, storage.open_read, storage.open_arrow):
             with pytest.raises(FileNotFoundError):
                 call(f"{lake}/nothing")
@@ -235,7 +235,7 @@ class StoreSuite:
         with pytest.raises(ConfigError, match="there is no table and no run at"):
             status(f"{lake}/nothing")
 
-    def test_a_bucket_that_is_not_there_is_said_so_everywhere(self, lake, tiny_model, reporter):
+    def test_every_command_names_a_missing_bucket(self, lake, tiny_model, reporter):
         nowhere = f"{lake.partition('://')[0]}://no-such-bucket-here/x"
         calls = (
             storage.read,

@@ -7,16 +7,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HOUSE = ("jobs", "pipeline", "actors")
-MODULES = sorted(path for package in HOUSE for path in (ROOT / package).rglob("*.py"))
+PACKAGES = ("jobs", "pipeline", "actors")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LONGEST = 400  # lines
 
-# What a room may not know. `ray` belongs to pipeline/ alone, so that everything else runs and is tested without it.
+# Imports that a package may not have. Only pipeline/ imports `ray`, so that everything else runs and is tested without it.
 FORBIDDEN = {
     "actors": {"pipeline", "jobs", "ray", "tests", "benchmarks"},
     "pipeline": {"jobs", "tests", "benchmarks"},
@@ -45,9 +46,15 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The parsed file; several tests walk it."""
+    return ast.parse(path.read_bytes())
+
+
 def imported(path: Path) -> Iterator[str]:
     """Top-level names of everything that a file imports, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -55,20 +62,20 @@ def imported(path: Path) -> Iterator[str]:
             yield str(node.module).partition(".")[0]
 
 
-def test_the_house_has_its_three_rooms():
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(HOUSE)
+def test_there_are_three_packages():
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_code_knows_only_what_stands_below_it(path: Path):
-    room = path.relative_to(ROOT).parts[0]
-    assert not FORBIDDEN[room].intersection(imported(path))
+def test_a_package_imports_only_those_below_it(path: Path):
+    package = path.relative_to(ROOT).parts[0]
+    assert not FORBIDDEN[package].intersection(imported(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_says_what_it_is_and_stays_small(path: Path):
+def test_a_module_has_a_docstring_and_at_most_400_lines(path: Path):
     text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
+    assert ast.get_docstring(tree_of(path)), "no docstring"
     assert len(text.splitlines()) <= LONGEST
 
 
@@ -81,10 +88,11 @@ def module_of(path: Path) -> str:
 NAMES = {module_of(path): path for path in MODULES}
 
 
+@cache
 def modules_imported(path: Path) -> set[str]:
     """The modules of the three packages that a file imports, inside functions too."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             full = [f"{node.module}.{alias.name}" for alias in node.names]
             found.update(name if name in NAMES else str(node.module) for name in full)
@@ -155,7 +163,7 @@ def test_names_of_tests_have_fewer_than_80_characters():
     names = [
         node.name
         for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_bytes()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
     assert len(names) > 1000

@@ -1,6 +1,6 @@
 """Reads a LoRA adapter from a PEFT folder and checks it against its model. Torch-free.
 
-Called by `describe` on the driver (for a checkpoint's own adapters) and by `lora.store` when an adapter is loaded, so
+Called by `describe` on the driver and by `lora.store` when an adapter is loaded, so
 that an adapter that does not fit fails with a reason before anything is encoded. PEFT features beyond plain LoRA (DoRA,
 trained biases, replaced modules, ranks per layer) are refused: ignoring them would give other vectors than the adapter's
 author had.
@@ -9,13 +9,16 @@ author had.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.encoders.checkpoint import TensorInfo, read_json, sha256_files, tensor_index
-from actors.errors import ModelError
+from actors import storage
+from actors.encoders.checkpoint import TensorInfo, read_json, resolve, sha256_files, tensor_index, understanding
+from actors.errors import ConfigError, ModelError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -92,6 +95,40 @@ class AdapterFiles:
     folder: Path
     scale: float
     parts: tuple[Part, ...]
+
+
+@contextmanager
+def adapter_folder(name: str, path: str) -> Iterator[Path]:
+    """Yields the PEFT folder of an adapter on this machine; that of a URL is downloaded and removed afterwards.
+
+    Args:
+        name: The adapter's name, for messages.
+        path: A local directory, a URL or a hub id.
+
+    Raises:
+        ModelError: There is no such folder, or the caller found something wrong in it.
+    """
+    with tempfile.TemporaryDirectory(prefix="vectide-adapter-") as download:
+        folder = Path(download)
+        try:
+            if "://" in path:
+                for file in FILES:
+                    with suppress(FileNotFoundError):
+                        (folder / file).write_bytes(storage.read(storage.join(path, file)))
+            else:
+                folder, _ = resolve(path, what="its path")
+            with understanding(folder):
+                yield folder
+        except ModelError as error:
+            raise ModelError(f"adapter {name!r}: {str(error).replace(download, path)}") from error
+
+
+def takes_no_adapters(model: str, family: str) -> ConfigError:
+    """Returns the error for a model of a family without LoRA."""
+    return ConfigError(
+        f"model {model} is of family {family!r}, which takes no LoRA adapters; Jina v3 and v4 do. Take one of those, or "
+        "merge the adapter into its model (PEFT's merge_and_unload) and give the merged model."
+    )
 
 
 def read_adapter(

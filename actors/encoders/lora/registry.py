@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from actors.encoders.lora.files import sha256_adapter
+from actors.encoders.lora.files import adapter_folder, sha256_adapter
 from actors.encoders.lora.store import AdapterStore
-from actors.encoders.spec import AdapterRef, ModelSpec, check_task
+from actors.encoders.spec import ModelSpec, check_task
 from actors.errors import ConfigError, ModelError
 
 
@@ -48,7 +48,7 @@ class AdapterRegistry:
 
         Args:
             name: The task.
-            path: Folder with adapter_config.json and adapter_model.safetensors.
+            path: PEFT folder: a local directory, a URL or a hub id.
             prompt: Text put before each text of this task; None keeps the task's prompt (a new task: no prompt).
 
         Raises:
@@ -56,19 +56,14 @@ class AdapterRegistry:
         """
         if not name:
             raise ConfigError("an adapter needs a name that is not empty: it becomes a value of `task`.")
-        folder = Path(path).expanduser().resolve()
-        self._store.load(name, folder)
         spec = self._encoder.spec
-        prompts = {**spec.prompts, name: spec.prompts.get(name, "") if prompt is None else prompt}
-        others = tuple(ref for ref in spec.adapters if ref.name != name)
+        tasks = next((ref.tasks for ref in spec.adapters if ref.tasks[0] == name), (name,))
+        prompts = {task: spec.prompts.get(task, "") for task in tasks}
+        with adapter_folder(name, str(path)) as folder:
+            self._store.load(tasks, folder)
+            sha256 = sha256_adapter(folder)
         self._encoder.use_spec(
-            replace(
-                spec,
-                tasks=(*spec.tasks, *(() if name in spec.tasks else (name,))),
-                prompts=prompts,
-                prompt=prompts[name] if name == spec.task and prompt is not None else spec.prompt,
-                adapters=(*others, AdapterRef(name, str(folder), sha256_adapter(folder))),
-            )
+            spec.with_adapter(prompts if prompt is None else {**prompts, name: prompt}, str(path), sha256)
         )
 
     def remove(self, name: str) -> None:
@@ -79,33 +74,30 @@ class AdapterRegistry:
         """
         spec = self._encoder.spec
         check_task(name, spec.tasks, where=spec.model)
-        if name == spec.task:
+        names = next((ref.tasks for ref in spec.adapters if ref.tasks[0] == name), (name,))
+        if spec.task in names:
             raise ConfigError(f"adapter {name!r} is the encoder's own task. Load an encoder with another task first.")
         self._encoder.use_spec(
             replace(
                 spec,
-                tasks=tuple(task for task in spec.tasks if task != name),
-                prompts={task: text for task, text in spec.prompts.items() if task != name},
-                adapters=tuple(ref for ref in spec.adapters if ref.name != name),
+                tasks=tuple(task for task in spec.tasks if task not in names),
+                prompts={task: text for task, text in spec.prompts.items() if task not in names},
+                adapters=tuple(ref for ref in spec.adapters if ref.tasks[0] != name),
             )
         )
-        self._store.remove(name)
+        self._store.remove(names)
 
 
-def add_adapters(family: object, spec: ModelSpec) -> None:
+def add_adapters(family: Any, spec: ModelSpec) -> None:
     """Loads the adapters that a spec lists into a family that was just built.
 
     Raises:
-        ModelError: An adapter is not on this machine, or has another hash than the spec's.
+        ModelError: An adapter cannot be read on this machine, or has another hash than the spec's.
     """
     for ref in spec.adapters:
-        store = getattr(family, "adapters", None)
-        folder = Path(ref.path)
-        if not isinstance(store, AdapterStore) or not folder.is_dir():
-            raise ModelError(f"adapter {ref.name!r} at {ref.path} is not on this machine. Copy it to the same path.")
-        store.load(ref.name, folder)
-        if sha256_adapter(folder) != ref.sha256:
-            raise ModelError(
-                f"adapter {ref.name!r} at {ref.path} is not the one that the plan was made with. "
-                "Put the same adapter on every machine."
-            )
+        with adapter_folder(ref.tasks[0], ref.path) as folder:
+            family.adapters.load(ref.tasks, folder)
+            if sha256_adapter(folder) != ref.sha256:
+                raise ModelError(
+                    f"{ref.path} is not the one that the plan was made with. Put the same adapter on every machine."
+                )

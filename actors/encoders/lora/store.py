@@ -128,18 +128,18 @@ class AdapterStore:
         """Names of the loaded adapters."""
         return tuple(self._adapters)
 
-    def load(self, name: str, folder: Path) -> None:
-        """Loads a PEFT folder as `name`. An adapter with this name is replaced.
+    def load(self, names: Sequence[str], folder: Path) -> None:
+        """Loads a PEFT folder under one or several names. Adapters with these names are replaced.
 
         Raises:
             ModelError: It does not fit this model, or has values that are not finite. The store is unchanged.
         """
         adapter = load_adapter(read_adapter(folder, self._targets), compute=self._compute)
-        self._adapters = {**self._adapters, name: adapter}
+        self._adapters = {**self._adapters, **dict.fromkeys(names, adapter)}
 
-    def remove(self, name: str) -> None:
-        """Removes an adapter. Does nothing for an unknown name; the caller checks names."""
-        self._adapters = {known: adapter for known, adapter in self._adapters.items() if known != name}
+    def remove(self, names: Sequence[str]) -> None:
+        """Removes adapters. Does nothing for an unknown name; the caller checks names."""
+        self._adapters = {known: adapter for known, adapter in self._adapters.items() if known not in names}
 
     def route(self, batch: PackedBatch) -> Route | None:
         """Returns the route of a micro-batch, or None if it uses no adapter.

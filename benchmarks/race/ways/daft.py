@@ -7,7 +7,7 @@ import sys
 import daft
 from daft.functions import embed_text
 
-from benchmarks.race.ways.told import since_start, tell
+from benchmarks.race.ways.results import print_result, since_start
 
 
 def main(corpus: str, out: str, model: str, max_tokens: str) -> None:
@@ -18,7 +18,7 @@ def main(corpus: str, out: str, model: str, max_tokens: str) -> None:
     frame.write_parquet(f"{out}/table")
     done = since_start()
     rows = daft.read_parquet(f"{out}/table/*.parquet").count_rows()
-    tell(rows=rows, out=[(done, rows)], parts={"imports": started, "all": done - started})
+    print_result(rows=rows, out=[(done, rows)], parts={"imports": started, "all": done - started})
 
 
 if __name__ == "__main__":

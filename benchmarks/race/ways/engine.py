@@ -1,5 +1,7 @@
-"""The engine alone on the same texts: one process with all cores, nothing read or written while the clock runs. What a backfill's
-rate is held against."""
+"""The engine alone on the same texts: one process with all cores, nothing read or written while the clock runs.
+
+The rate of a backfill is compared with it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.race.ways.told import since_start, tell
-from benchmarks.race.workers.ours import One
+from benchmarks.race.ways.results import print_result, since_start
 from benchmarks.race.workers.serve import Settings
+from benchmarks.race.workers.vectide import One
 
 PASSES = 3
 
@@ -29,7 +31,7 @@ def main(corpus: str, out: str, model: str, max_tokens: str, dtype: str = "auto"
         engine.encode(texts)
         came.append((since_start(), len(texts)))
     # The first pass finds the budget.
-    tell(rows=len(texts), out=came, parts={"imports, model": loaded, f"{PASSES} passes": came[-1][0] - loaded})
+    print_result(rows=len(texts), out=came, parts={"imports, model": loaded, f"{PASSES} passes": came[-1][0] - loaded})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.race.ways.told import since_start, tell
+from benchmarks.race.ways.results import print_result, since_start
 
 
 def main(corpus: str, out: str, model: str, max_tokens: str) -> None:
@@ -32,7 +32,7 @@ def main(corpus: str, out: str, model: str, max_tokens: str) -> None:
         "first file": came[0][0] - started,
         "all other files": came[-1][0] - came[0][0],
     }
-    tell(rows=sum(rows for _, rows in came), out=came, parts=parts)
+    print_result(rows=sum(rows for _, rows in came), out=came, parts=parts)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The usual way with Ray Data: read_parquet, an actor class around `SentenceTransformer.encode`, write_parquet.
 
-It gets the same cores as ours: an actor for each, with one thread. Ray is told of one core more than there are, because Ray Data's
+It gets the same cores as Vectide: one actor and one thread a core. Ray gets one core more than there are, because Ray Data's
 listing of files asks for a whole one: with actors on all of them, the run waits for ever.
 """
 
@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.race.ways.told import note, noted, since_start, tell
+from benchmarks.race.ways.results import print_result, record_rows, recorded_rows, since_start
 
 BATCH = 256
 
 
 class Embed:
-    """What the documentation of Ray shows."""
+    """The actor class that the documentation of Ray shows."""
 
     def __init__(self, model: str, max_tokens: int, notes: str) -> None:
         import torch
@@ -31,7 +31,7 @@ class Embed:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch["embedding"] = self._model.encode(list(batch["text"]), batch_size=32, show_progress_bar=False)
-        note(self._notes, len(batch["text"]))
+        record_rows(self._notes, len(batch["text"]))
         return batch
 
 
@@ -60,14 +60,14 @@ def main(corpus: str, out: str, model: str, max_tokens: str) -> None:
         )
         .write_parquet(f"{out}/table", ray_remote_args={"num_cpus": 0.25})
     )
-    came = noted(notes)
+    came = recorded_rows(notes)
     parts = {
         "imports, Ray's start": started,
         "workers, model, first batch": came[0][0] - started,
         "all other batches": came[-1][0] - came[0][0],
         "writing the last": since_start() - came[-1][0],
     }
-    tell(rows=sum(rows for _, rows in came), out=came, parts=parts)
+    print_result(rows=sum(rows for _, rows in came), out=came, parts=parts)
 
 
 if __name__ == "__main__":

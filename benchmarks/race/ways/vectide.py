@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from actors.unit.receipt import Receipt
-from benchmarks.race.ways.told import FIRST_UNIT, since_start, tell
+from benchmarks.race.ways.results import FIRST_UNIT, print_result, since_start
 from pipeline.execute.progress import Started
 from pipeline.job.config import parse_job
 from pipeline.run.backfill import backfill
 
 
-class Told:
+class Times:
     """A reporter that keeps times."""
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class Told:
         self.units.append((since_start(), receipt.rows))
 
     def busy(self, encoders: int) -> None:
-        """Not asked for here."""
+        """Not needed here."""
 
     def failed_unit(self, unit: int, error: Exception) -> None:
         raise SystemExit(f"unit {unit}: {error}")
 
 
 def main(corpus: str, out: str, model: str, max_tokens: str, dtype: str = "auto") -> None:
-    told = Told()
+    times = Times()
     outcome = backfill(
         parse_job(
             {
@@ -49,18 +49,18 @@ def main(corpus: str, out: str, model: str, max_tokens: str, dtype: str = "auto"
                 "run": {"address": "local"},
             }
         ),
-        told,
+        times,
     )
     parts = {
-        "imports, listing": told.steps["starting"],
-        "Ray's start": told.steps["planning"] - told.steps["starting"],
-        "plan": told.steps["units begin"] - told.steps["planning"],
-        "workers, model": told.units[0][0] - told.steps["units begin"] - told.first_unit_s,
-        FIRST_UNIT: told.first_unit_s,
-        "all other units": told.units[-1][0] - told.units[0][0],
-        "check and publish": since_start() - told.units[-1][0],
+        "imports, listing": times.steps["starting"],
+        "Ray's start": times.steps["planning"] - times.steps["starting"],
+        "plan": times.steps["units begin"] - times.steps["planning"],
+        "workers, model": times.units[0][0] - times.steps["units begin"] - times.first_unit_s,
+        FIRST_UNIT: times.first_unit_s,
+        "all other units": times.units[-1][0] - times.units[0][0],
+        "check and publish": since_start() - times.units[-1][0],
     }
-    tell(rows=outcome.rows, out=told.units, parts=parts)
+    print_result(rows=outcome.rows, out=times.units, parts=parts)
 
 
 if __name__ == "__main__":

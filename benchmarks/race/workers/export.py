@@ -66,7 +66,7 @@ def export(module: torch.nn.Module, file: Path, names: list[str]) -> None:
 
 
 def has_vnni() -> bool:
-    """Whether the processor adds int8 products without saturating in between."""
+    """Return True if the processor adds int8 products without saturating in between."""
     flags = Path("/proc/cpuinfo").read_text().split()
     return "avx512_vnni" in flags or "avx_vnni" in flags
 

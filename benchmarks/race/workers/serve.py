@@ -1,6 +1,6 @@
-"""How a worker speaks: one line of JSON in, one line out. Imported in every environment, so it needs numpy alone.
+"""Protocol of a worker: one line of JSON in, one line out. Imported in every environment, so it needs numpy alone.
 
-A worker loads its engine, says so, and then encodes what it is told to, one request at a time. Texts are read from a
+A worker loads its engine, says so, and then encodes one request at a time. Texts are read from a
 file before the clock starts and vectors are written after it has stopped: texts in, vectors out is what is timed.
 """
 
@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is started with.
+    """Settings with which a worker is started.
 
     Attributes:
         model: Folder of the published checkpoint.

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,23 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.encoders.compute.environment import GPU_ENV
-from actors.encoders.finite import UnfitVectors
 from actors.errors import DeviceLost, InvariantBroken, VectideError
-from actors.schema import (
-    CHUNK,
-    CHUNKS,
-    EMBEDDING,
-    END,
-    HASH,
-    INPUT_IDS,
-    PREFIX,
-    START,
-    SUFFIX,
-    TASK,
-    TOKENS,
-    QuarantinedRow,
-)
+from actors.schema import CHUNK, HASH, PARTS, QuarantinedRow
 from actors.unit.unit_batch import UnitBatch, pack, unpack
+from actors.vectors import Encoded
 from pipeline.execute.attempts import Attempt, AttemptLog, Span
 from pipeline.execute.stages.spec import StageSpec
 from pipeline.execute.watchdog import watchdog
@@ -43,9 +30,6 @@ from pipeline.execute.watchdog import watchdog
 if TYPE_CHECKING:
     from actors.encoders.encoder import Encoder
     from pipeline.execute.metrics import EncoderMeter
-
-# Columns for the encoder, if the block has them: CHUNKS, PREFIX and SUFFIX only with chunking.
-_FOR_ENCODER = (INPUT_IDS, CHUNKS, PREFIX, SUFFIX, TASK)
 
 # A suspect range of up to this many rows is encoded row by row.
 _ONE_BY_ONE = 64
@@ -56,16 +40,30 @@ class _Work:
     """Distinct texts of a unit, with their vectors and errors.
 
     Attributes:
-        rows: The columns for the encoder, one row per text.
-        starts: int64 [texts + 1], index of the first vector of each text: one vector per text, or per chunk.
-        vectors: float32 [starts[-1], dim].
+        rows: The inputs of the model, one row per text.
+        starts: int64 [texts + 1], number of the first item of each text: a text has one, or one per part.
+        places: int64 [texts], place of the first item of each encoded text in the concatenated arrays of `encoded`.
+        encoded: Arrays of vectors of some texts, one per output of the model.
         failed: Text number to reason and error.
     """
 
     rows: pa.Table
     starts: npt.NDArray[np.int64]
-    vectors: npt.NDArray[np.float32]
-    failed: dict[int, tuple[str, str]]
+    places: npt.NDArray[np.int64]
+    encoded: list[tuple[pa.Array, ...]] = field(default_factory=list)
+    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, low: int, high: int, encoded: Encoded) -> None:
+        """Add the vectors of the texts `low` to `high`."""
+        first = self.starts[low]
+        if (items := len(encoded.outputs[0])) != self.starts[high] - first:
+            raise InvariantBroken(f"the encoder made {items} vectors of {self.starts[high] - first}.")
+        self.places[low:high] = self.starts[low:high] - first + sum(len(part[0]) for part in self.encoded)
+        self.encoded.append(encoded.outputs)
+        for number, reason in encoded.reasons.items():
+            # A document without one of its chunks would look complete, so the whole document fails.
+            text = int(np.searchsorted(self.starts, first + number, side="right")) - 1
+            self.failed.setdefault(text, ("encode_failed", reason))
 
 
 class EncodeStage:
@@ -137,15 +135,15 @@ class EncodeStage:
         return pack(batch)
 
     def _encode(self, batch: UnitBatch) -> None:
-        """Add the embedding column, and move rows that cannot be encoded to `batch.bad`.
+        """Add the columns of vectors, and move rows that cannot be encoded to `batch.bad`.
 
         Equal texts of a unit are encoded once.
         """
-        table = batch.table
-        if table is None:
+        table, inputs, batch.inputs = batch.table, batch.inputs, None
+        if table is None or inputs is None:
             raise InvariantBroken(f"unit {batch.unit} reached the encoder without rows.")
         firsts, inverse = _distinct(table)
-        work = self._work(table.select([name for name in _FOR_ENCODER if name in table.column_names]).take(firsts))
+        work = _work(inputs if len(firsts) == inputs.num_rows else inputs.take(firsts))
         attempt = self.attempt_log.attempt("encode", batch.unit)
         attempt.check()
         self._encode_range(work, 0, work.rows.num_rows, attempt)
@@ -164,35 +162,30 @@ class EncodeStage:
         batch.counts["documents"] -= int(len(keep) - keep.sum())
         batch.table = self._with_vectors(table, work, np.flatnonzero(keep), inverse)
 
-    def _work(self, rows: pa.Table) -> _Work:
-        counts = np.ones(rows.num_rows, np.int64)
-        if self.chunking is not None:
-            counts = pc.list_value_length(rows.column(CHUNKS)).to_numpy().astype(np.int64)
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        return _Work(rows, starts, np.zeros((int(starts[-1]), self.encoder.dim), dtype=np.float32), {})
-
     def _with_vectors(
         self, table: pa.Table, work: _Work, kept: npt.NDArray[np.int64], inverse: npt.NDArray[np.int64]
     ) -> pa.Table:
-        """Return the kept rows with their vectors; with chunking, one row per chunk."""
+        """Return the kept rows with their vectors; of a text with parts, one row per part."""
         texts = inverse[kept]
         counts = np.diff(work.starts)[texts]
-        # Index of the vector of each row of the result: all vectors of its text, in order.
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        vectors = np.repeat(work.starts[texts], counts) + within
-        table = table.drop_columns([name for name in _FOR_ENCODER if name in table.column_names and name != TASK])
-        if len(vectors) != table.num_rows or len(kept) != table.num_rows:
+        if len(within) != table.num_rows or len(kept) != table.num_rows:
             table = table.take(pa.array(np.repeat(kept, counts)))
-        if self.chunking is not None:
-            from actors.encoders.chunked import chunk_places
-
-            chunks = chunk_places(work.rows)
+        if PARTS in work.rows.column_names:
             table = table.append_column(CHUNK, pa.array(within.astype(np.int32)))
-            for name in (START, END, TOKENS):
-                table = table.append_column(name, pa.array(chunks[name][vectors].astype(np.int32)))
-        whole = len(vectors) == len(work.vectors) and bool((vectors == np.arange(len(vectors))).all())
-        flat = pa.array((work.vectors if whole else work.vectors[vectors]).reshape(-1))
-        return table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim))
+            parts = work.rows.column(PARTS).combine_chunks().flatten()
+            numbers = pa.array(np.repeat(work.starts[texts], counts) + within)
+            for column in parts.type:
+                table = table.append_column(column.name, parts.field(column.name).take(numbers))
+        # Place of the vectors of each row of the result: all those of its text, in order.
+        places = np.repeat(work.places[texts], counts) + within
+        for number, output in enumerate(self.spec.model.outputs):
+            arrays = [part[number] for part in work.encoded]
+            vectors = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays or [pa.array([], output.type)])
+            if len(places) != len(vectors) or (places != np.arange(len(places))).any():
+                vectors = vectors.take(pa.array(places))
+            table = table.append_column(output.name, vectors)
+        return table
 
     def _encode_range(self, work: _Work, low: int, high: int, attempt: Attempt) -> None:
         """Encode rows `low` to `high`; split the range if it raises, or has killed or hung a process.
@@ -209,14 +202,7 @@ class EncodeStage:
         if not attempt.suspect(span):
             with attempt.trying(span), self._watched(attempt, span):
                 try:
-                    work.vectors[work.starts[low] : work.starts[high]] = self._vectors(work.rows.slice(low, high - low))
-                    return
-                except UnfitVectors as error:
-                    # A document without one of its chunks would look complete, so the whole document fails.
-                    work.vectors[work.starts[low] : work.starts[high]] = error.vectors
-                    for number, reason in error.reasons.items():
-                        text = int(np.searchsorted(work.starts, work.starts[low] + number, side="right")) - 1
-                        work.failed.setdefault(text, ("encode_failed", reason))
+                    work.add(low, high, self._vectors(work.rows.slice(low, high - low)))
                     return
                 except VectideError as error:
                     if isinstance(error, InvariantBroken):
@@ -242,11 +228,15 @@ class EncodeStage:
         stats = self.encoder.stats
         return stats.micro_batches, stats.out_of_memory
 
-    def _vectors(self, rows: pa.Table) -> npt.NDArray[np.float32]:
-        tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else None
-        if self.chunking is not None:
-            return self.encoder.encode_documents(rows, self.chunking, tasks)
-        return self.encoder.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks)
+    def _vectors(self, rows: pa.Table) -> Encoded:
+        return self.encoder.encode_rows(rows, self.chunking)
+
+
+def _work(rows: pa.Table) -> _Work:
+    counts = np.ones(rows.num_rows, np.int64)
+    if PARTS in rows.column_names:
+        counts = pc.list_value_length(rows.column(PARTS)).to_numpy().astype(np.int64)
+    return _Work(rows, np.concatenate([[0], np.cumsum(counts)]), np.zeros(rows.num_rows, np.int64))
 
 
 def _distinct(table: pa.Table) -> tuple[pa.Array, npt.NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""First stage: read a unit and turn its texts into token ids.
+"""First stage: read a unit and prepare its content for the model, such as texts as token ids.
 
 A unit that fails does not end the run: the unit batch passes its error on, all other units finish and get their
 receipts, and the driver reports the error at the end. This module does not import torch, which would take seconds in
@@ -10,19 +10,14 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from functools import lru_cache
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.encoders.spec import ModelSpec
 from actors.errors import VectideError
-from actors.schema import INPUT_IDS, TASK, TOKENS, Unit
-from actors.source.read_unit import TEXT, read_unit
-from actors.text.chunk_rules import Chunking
-from actors.text.chunks import Chunker
-from actors.text.tokenizer import Tokenizer
+from actors.inputs import load_preparer
+from actors.schema import CONTENT, COST, PARTS, TASK, TOKENS, RewriteUnit, Unit
+from actors.source.read_unit import read_unit
 from actors.unit.unit_batch import UnitBatch, pack
 from pipeline.execute.attempts import AttemptLog
 from pipeline.execute.stages.rewrite import copy_rows
@@ -33,22 +28,10 @@ from pipeline.reuse.lookup import reuse_of
 from pipeline.table.kept_rows import kept_of
 
 
-@lru_cache(maxsize=2)
-def _tokenizer(model: ModelSpec) -> Tokenizer:
-    """Return the tokenizer, which is loaded once per process."""
-    return Tokenizer(model)
-
-
-@lru_cache(maxsize=2)
-def _chunker(model: ModelSpec, chunking: Chunking) -> Chunker:
-    """Return the chunker, which is loaded once per process."""
-    return Chunker(model, chunking)
-
-
 def read_and_tokenize(
     block: pa.Table, spec: StageSpec, attempt_log: AttemptLog, *, beside_gpus: bool = False
 ) -> pa.Table:
-    """Read a unit and turn its texts into token ids.
+    """Read a unit and prepare its content for the model.
 
     Args:
         block: The unit.
@@ -58,15 +41,15 @@ def read_and_tokenize(
     """
     if beside_gpus:
         _yield_cores()
-    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
+    unit: Unit | RewriteUnit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
     batch = UnitBatch(unit.number)
     attempt = attempt_log.attempt("read", unit.number)
     try:
         attempt.check()
-        if not unit.rewrite:
+        if isinstance(unit, Unit):
             _prepare(spec)
         with watch_unit(attempt, spec.row_timeout_s):
-            if unit.rewrite:
+            if isinstance(unit, RewriteUnit):
                 batch = copy_rows(unit, spec.writer)
             else:
                 _fill(batch, unit, spec)
@@ -87,17 +70,17 @@ def _yield_cores() -> None:
 
 
 def _prepare(spec: StageSpec) -> None:
-    """Load the tokenizer and the index of known texts before the watchdog starts.
+    """Load the preparer and the index of known texts before the watchdog starts.
 
     A tokenizer may be downloaded and the index may be sorted, and neither increments the progress counter.
     """
-    _tokenizer(spec.model) if spec.chunking is None else _chunker(spec.model, spec.chunking)
+    load_preparer(spec.model, spec.chunking)
     if spec.reuse:
         reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
 
 
 def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
-    """Fill the batch with the unit's rows and their token ids."""
+    """Fill the batch with the unit's rows and the model's inputs."""
     started = time.perf_counter()
     result = read_unit(unit, spec.source)
     batch.bad = list(result.bad)
@@ -110,30 +93,19 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     documents = table.num_rows
     if spec.reuse:
         known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
-        table, batch.ready = known.split(table, spec.writer.schema.names, dim=spec.model.dim)
+        table, batch.ready = known.split(table, spec.writer.schema.names, spec.model.outputs)
     tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
     read_s = time.perf_counter()
-    columns, truncated = _token_columns(spec, table.column(TEXT).to_pylist(), tasks)
-    if TEXT not in spec.writer.schema.names:
-        table = table.drop_columns([TEXT])
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    batch.table = table
+    prepared = load_preparer(spec.model, spec.chunking).prepare(table.column(CONTENT), tasks)
+    batch.inputs, cost = prepared.rows, prepared.rows.column(COST)
+    if tasks is not None:
+        batch.inputs = batch.inputs.append_column(TASK, table.column(TASK))
+    batch.table = table.drop_columns([CONTENT])
+    if PARTS not in prepared.rows.column_names:
+        batch.table = batch.table.append_column(TOKENS, cost)
     batch.counts = {
         "documents": documents,
-        "tokens": int(pc.sum(pc.list_value_length(columns[INPUT_IDS])).as_py() or 0),
-        "truncated": truncated,
+        "tokens": pc.sum(cost, min_count=0).as_py(),
+        "truncated": prepared.truncated,
     }
     batch.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
-
-
-def _token_columns(
-    spec: StageSpec, texts: list[str], tasks: list[str | None] | None
-) -> tuple[dict[str, pa.Array | pa.ChunkedArray], int]:
-    """Return the columns for the encode stage, and the number of texts truncated at the model's limit."""
-    if spec.chunking is not None:
-        documents = _chunker(spec.model, spec.chunking).chunk(texts, tasks)
-        return dict(zip(documents.column_names, documents.columns, strict=True)), 0
-    tokens = _tokenizer(spec.model).tokenize(texts, tasks)
-    columns = {INPUT_IDS: tokens.ids, TOKENS: pc.list_value_length(tokens.ids)}
-    return columns, int(np.count_nonzero(tokens.truncated))

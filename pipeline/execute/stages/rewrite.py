@@ -1,12 +1,12 @@
 """Copies rows of table files, for files that must be rewritten: the rows of unchanged shards are kept.
 
-Used by the first stage of a refresh, and by compaction, for rewrite units (`Unit.rewrite`). It reads nothing from the
+Used by the first stage of a refresh, and by compaction, for rewrite units. It reads nothing from the
 source and encodes nothing.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import DataError
-from actors.schema import CHUNK, EMBEDDING, ID, SHARD, QuarantinedRow, Unit
+from actors.schema import CHUNK, ID, SHARD, QuarantinedRow, RewriteUnit
 from actors.unit.unit_batch import UnitBatch
 from actors.unit.writer import WriterSpec
-from pipeline.reuse.lookup import unit_vectors_of
+from actors.vectors import VectorColumn, reusable
 from pipeline.table.kept_rows import document_keys, kept_of
 
 _UNFIT = (
@@ -35,7 +35,7 @@ def _replaced(ledger: str) -> pa.Array:
     return pq.read_table(pa.BufferReader(data))["path"].combine_chunks()
 
 
-def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
+def copy_rows(unit: RewriteUnit, spec: WriterSpec) -> UnitBatch:
     """Return the rows of the unit's files that are kept, with all columns of the table.
 
     A refresh quarantines a row that vectide wrote and that has no unit vector: its text is not in the table, and
@@ -45,10 +45,10 @@ def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
         DataError: a vector of another row is not finite.
     """
     parts, bad = [spec.schema.empty_table()], []
-    for piece in unit.pieces:
-        with storage.open_read(storage.join(spec.table, piece.shard.path)) as file:
-            rows = pq.read_table(file, partitioning=None)
-        partition = json.loads(piece.shard.etag)
+    for file in unit.files:
+        with storage.open_read(storage.join(spec.table, file.path)) as opened:
+            rows = pq.read_table(opened, partitioning=None)
+        partition = file.partition
         rows = rows.select([name for name in rows.column_names if name in spec.schema.names and name not in partition])
         for field in spec.schema:  # a file written by another tool may lack columns
             if field.name not in rows.column_names and field.name not in partition:
@@ -59,9 +59,9 @@ def copy_rows(unit: Unit, spec: WriterSpec) -> UnitBatch:
             removed = pc.is_in(rows[SHARD], value_set=replaced)
             added = kept_of(spec.ledger, unique_ids=True).is_added(rows)
             kept = pc.or_(pc.invert(removed), added)
-            rows, unfit = _split_unfit(rows.filter(kept), added.filter(kept), int(json.loads(spec.lineage)["dim"]))
+            rows, unfit = _split_unfit(rows.filter(kept), added.filter(kept), spec.outputs)
             bad += unfit
-        _check_finite(rows, piece.shard.path)
+        _check_finite(rows, spec.outputs, file.path)
         for name, value in partition.items():
             column = pa.array([value] * rows.num_rows, pa.string())
             rows = rows.append_column(name, pc.cast(column, spec.schema.field(name).type))
@@ -83,15 +83,17 @@ def _documents(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.equal(pc.fill_null(rows[CHUNK], 0), 0)) if CHUNK in rows.column_names else rows
 
 
-def _split_unfit(rows: pa.Table, added: pa.ChunkedArray, dim: int) -> tuple[pa.Table, list[QuarantinedRow]]:
+def _split_unfit(
+    rows: pa.Table, added: pa.ChunkedArray, outputs: Sequence[VectorColumn]
+) -> tuple[pa.Table, list[QuarantinedRow]]:
     """Rows that may be published again, and the documents that may not.
 
     Args:
         rows: Rows of the table that stay.
         added: Bool [rows], those that another tool added and a person keeps: they may have no vector, or one of another model.
-        dim: Width of the vectors.
+        outputs: Columns of vectors.
     """
-    fit = pc.or_(pa.array(unit_vectors_of(rows[EMBEDDING], dim)), added)
+    fit = pc.or_(pa.array(reusable(rows, outputs)), added)
     if pc.all(fit, min_count=0).as_py():
         return rows, []
     # A document of which a chunk is missing would look like a shorter one, so the whole document is quarantined.
@@ -103,14 +105,12 @@ def _split_unfit(rows: pa.Table, added: pa.ChunkedArray, dim: int) -> tuple[pa.T
     ]
 
 
-def _check_finite(rows: pa.Table, path: str) -> None:
+def _check_finite(rows: pa.Table, outputs: Sequence[VectorColumn], path: str) -> None:
     """Raise DataError if a vector of a table file is not finite: it must not be published again."""
-    vectors = rows[EMBEDDING].combine_chunks()
-    values = vectors.flatten().to_numpy(zero_copy_only=False)
-    finite = np.isfinite(values)
+    finite = np.logical_and.reduce([output.finite(rows[output.name]) for output in outputs])
     if finite.all():
         return
-    numbers = np.unique(pc.list_parent_indices(vectors).to_numpy()[~finite])
+    numbers = np.flatnonzero(~finite)
     first_id = rows[ID][int(numbers[0])].as_py()
     raise DataError(
         f"{path} of the table has {len(numbers)} rows whose vectors are not finite (first: id {first_id!r}). "

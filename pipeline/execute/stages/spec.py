@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from actors.encoders.spec import ModelSpec
-from actors.schema import Unit
+from actors.schema import RewriteUnit, Unit
 from actors.source.read_unit import SourceSpec
 from actors.text.chunk_rules import Chunking
 from actors.unit.writer import WriterSpec
@@ -27,6 +27,6 @@ class StageSpec:
     kept: bool = False  # True if changes of other tools are kept; they take precedence over rows of the source
 
 
-def to_block(unit: Unit) -> pa.Table:
+def to_block(unit: Unit | RewriteUnit) -> pa.Table:
     """Return a unit as an input block of the first stage."""
     return pa.table({"unit": [unit.number], "payload": [pickle.dumps(unit)]})

@@ -8,7 +8,7 @@ from collections import Counter
 import pyarrow as pa
 
 from actors.errors import VectideError
-from actors.schema import Unit
+from actors.schema import RewriteUnit
 from actors.unit.unit_batch import unpack
 from actors.unit.writer import WriterSpec, write_unit
 from pipeline.execute.attempts import AttemptLog
@@ -45,7 +45,7 @@ def rewrite(block: pa.Table, spec: WriterSpec, attempt_log: AttemptLog, limit_s:
 
     `limit_s` is the longest time without progress.
     """
-    unit: Unit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
+    unit: RewriteUnit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
     outcome: object
     attempt = attempt_log.attempt("rewrite", unit.number)
     try:

@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Tally:
-    """What the summary at the end says of a test."""
+    """Counts of a test for the summary at the end."""
     return TALLIES.setdefault(request.node.name, Tally())
 
 

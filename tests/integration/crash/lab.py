@@ -41,15 +41,15 @@ class Lab:
         self.whole: State = state_of(folder / "whole")
 
     @cached_property
-    def rival(self) -> State:
-        """What the other job makes of the table."""
-        place = copy(self.before, self._folder / "rival")
+    def other_job(self) -> State:
+        """State of the table after the other job."""
+        place = copy(self.before, self._folder / "other_job")
         with Caller(self._address) as caller:
-            self.must(caller, "rival", place)
+            self.must(caller, "other_job", place)
         return state_of(place.table)
 
     def do(self, function: str, place: Place, point: Point | None = None) -> Command:
-        """A command of the scenario, or its rival."""
+        """A command of the scenario, or the other job."""
         args = (self.name, place) if function in ("prepare", "command", "careless") else (place,)
         return Command(f"{_FUNCTIONS}:{function}", args, place.table, point)
 

@@ -22,7 +22,7 @@ from actors import storage
 
 Side = Literal["before", "after"]
 SIDES: tuple[Side, Side] = ("before", "after")
-# What `storage.retried` is told that it does, where that changes the store.
+# The operations of `storage.retried` that change the store.
 _CHANGES = ("write", "create", "delete", "link", "replace", "begin the log", "commit")
 _LOG = {"create": "begin the log", "create_write_transaction": "commit"}
 

@@ -42,7 +42,7 @@ class Place:
     def job(
         self, corpus: str = "corpus", *, max_tokens: int | None = None, foreign: str = "refuse", unit_rows: int = 8
     ) -> Job:
-        """Two partitions, by default two units, and room for the bad rows."""
+        """Two partitions, by default two units, and a limit above its quarantined rows."""
         return make_job(
             self.source / corpus,
             self.table,
@@ -69,7 +69,7 @@ class Scenario:
     command: Callable[[Place], object]
 
 
-# A rival of each command: another job, of another source, on the same table.
+# The other job of each command: another source, the same table.
 OTHER = "other"
 BAD: dict[str, object] = {"id": "bad", "title": None, "text": None, "lang": "l0"}
 TWICE: dict[str, object] = {"id": "r1", "title": "another", "text": "of the same id", "lang": "l1"}
@@ -151,7 +151,7 @@ def careless(name: str, place: Place) -> None:
     SCENARIOS[name].command(place)
     opened = DeltaTable(str(place.table))
     row = opened.to_pyarrow_table().slice(0, 1).drop_columns(["lang"])
-    data, stats = parquet_bytes(row.set_column(0, "id", pa.array(["careless"])), "{}")
+    data, stats = parquet_bytes(row.set_column(0, "id", pa.array(["careless"])), "{}", ())
     path = f"data/lang=l0/{secrets.token_hex(6)}.parquet"
     storage.put(f"{place.table}/{path}", data)
     action = AddAction(path, len(data), {"lang": "l0"}, 0, data_change=True, stats=stats)
@@ -164,19 +164,19 @@ def careless(name: str, place: Place) -> None:
 
 
 def clear(place: Place) -> None:
-    """A vacuum that keeps nothing for its age, and gives up what did not end."""
+    """Run a vacuum that keeps no file for its age and removes unfinished runs."""
     vacuum(str(place.table), 0, unfinished=True)
 
 
-def rival(place: Place) -> None:
+def other_job(place: Place) -> None:
     """Another job on the same table."""
     refresh(place.job(OTHER), Silent())
 
 
-def rival_ahead(place: Place) -> None:
-    """The same with a clock that is an hour ahead: whoever holds the table seems to be long dead."""
+def other_job_ahead(place: Place) -> None:
+    """The same with a clock that is an hour ahead: every other owner of the table lock seems to be long dead."""
     _be_ahead()
-    rival(place)
+    other_job(place)
 
 
 def vacuum_ahead(place: Place) -> None:

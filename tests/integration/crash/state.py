@@ -1,4 +1,4 @@
-"""What a table holds, as far as a crash could change it, and what differs from a table that no crash has seen."""
+"""The state of a table after a crash, and its differences from a table without one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class State:
     Attributes:
         rows: By id and source file: everything but the vector, and the vector.
         times: How often each of those is there.
-        quarantine: Source file, id and reason of every row that was set aside.
+        quarantine: Source file, id and reason of every quarantined row.
         missing: Files of the version that are not there with their size.
     """
 
@@ -33,7 +33,7 @@ class State:
 
 
 def state_of(table: Path) -> State:
-    """Everything that readers see of a table, and that what they are told to read is there."""
+    """Return everything that readers see of a table, and the files that are missing."""
     opened = DeltaTable(str(table))
     found = opened.to_pyarrow_table().to_pylist()
     made = delta_table.state_of(opened)
@@ -79,14 +79,14 @@ class Difference:
 
 
 def difference(found: State, whole: State, *, same_version: bool = True) -> Difference:
-    """What is wrong with `found`."""
+    """Return the differences of `found` from `whole`."""
     lost, more = whole.times - found.times, found.times - whole.times
     bad = (found.quarantine - whole.quarantine) + (whole.quarantine - found.quarantine)
     wrong: dict[str, list[Any]] = {
         "lost": sorted(lost),
         "doubled, or not of the source": sorted(more),
         "other values": [key for key in whole.rows.keys() & found.rows.keys() if not _same(whole, found, key)],
-        "set aside otherwise": list(bad),
+        "quarantined otherwise": list(bad),
         "files that are not there": found.missing,
         "another version": [found.version] if same_version and found.version != whole.version else [],
     }
@@ -97,7 +97,7 @@ def difference(found: State, whole: State, *, same_version: bool = True) -> Diff
 
 @dataclass(slots=True)
 class Tally:
-    """What was tried, and what came of it."""
+    """Counts of the tried points and their results."""
 
     points: int = 0
     rows: int = 0

@@ -11,7 +11,7 @@ from tests.integration.crash.state import Tally, difference, state_of, unnamed
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_killed_at_any_point_and_run_again_it_ends_like_one_that_never_was(lab, tally, every_point, name):
+def test_a_command_killed_at_any_point_and_repeated_ends_like_a_whole_one(lab, tally, every_point, name):
     here = lab(name)
 
     def attempt(caller, place, point):
@@ -29,7 +29,7 @@ def test_killed_at_any_point_and_run_again_it_ends_like_one_that_never_was(lab, 
     assert tally.wrong == []
 
 
-def test_a_command_that_repeats_itself_is_found_out(zygote, tmp_path, tiny_model):
+def test_the_lab_detects_a_command_that_publishes_twice(zygote, tmp_path, tiny_model):
     """The comparison can fail: a row that is appended without asking is there twice after one of the deaths."""
     here = Lab(zygote, tmp_path, tiny_model, "refresh", command="careless")
 

@@ -37,7 +37,7 @@ def wrong(found, whole):
     return difference(found, whole, same_version=False).words
 
 
-def test_a_driver_that_wakes_up_late_finds_the_work_done(lab, tally, points, name):
+def test_a_driver_paused_at_any_point_changes_nothing_afterwards(lab, tally, points, name):
     here = lab(name)
 
     def attempt(caller, place, point):
@@ -51,7 +51,7 @@ def test_a_driver_that_wakes_up_late_finds_the_work_done(lab, tally, points, nam
     assert tally.wrong == []
 
 
-def test_two_drivers_started_at_once_do_the_job_once_when_one_is_killed(lab, tally, points, name):
+def test_two_concurrent_drivers_publish_once_when_one_is_killed(lab, tally, points, name):
     here = lab(name)
 
     def attempt(caller, place, point):
@@ -68,21 +68,21 @@ def test_two_drivers_started_at_once_do_the_job_once_when_one_is_killed(lab, tal
     assert tally.wrong == []
 
 
-def test_of_two_jobs_of_one_table_one_is_refused_and_neither_undoes_the_other(lab, tally, points, name):
+def test_one_of_two_jobs_of_a_table_is_refused_and_no_rows_are_undone(lab, tally, points, name):
     here = lab(name)
 
     def attempt(caller, place, point):
         late = stop(here, caller, place, point)
-        rival = caller.run(here.do("rival", place))
-        assert rival.kind in ("", *REFUSED), rival.error
-        if not rival.kind:
-            assert wrong(state_of(place.table), here.rival) == []
+        other = caller.run(here.do("other_job", place))
+        assert other.kind in ("", *REFUSED), other.error
+        if not other.kind:
+            assert wrong(state_of(place.table), here.other_job) == []
         woken = caller.wake(late)
         assert woken.kind in ("", *REFUSED), woken.error
-        if rival.kind:
+        if other.kind:
             assert not woken.kind, woken.error
-            here.must(caller, "rival", place)
-        assert wrong(state_of(place.table), here.rival) == []
+            here.must(caller, "other_job", place)
+        assert wrong(state_of(place.table), here.other_job) == []
         here.must(caller, "command", place)
 
     here.each(points(here.calls), attempt, tally=tally, same_version=False)
@@ -90,22 +90,22 @@ def test_of_two_jobs_of_one_table_one_is_refused_and_neither_undoes_the_other(la
 
 
 def test_a_driver_that_lost_its_lock_publishes_nothing_over_the_other_job(lab, tally, points, name):
-    """The hold is there for people; what keeps the table whole is what publish checks."""
+    """The table lock only prevents double work; the checks of publish keep the table whole."""
     here = lab(name)
 
     def attempt(caller, place, point):
         late = stop(here, caller, place, point)
-        here.must(caller, "rival_ahead", place)
+        here.must(caller, "other_job_ahead", place)
         woken = caller.wake(late)
         assert woken.kind in ("", *REFUSED), woken.error
-        assert wrong(state_of(place.table), here.rival) == []
+        assert wrong(state_of(place.table), here.other_job) == []
         here.must(caller, "command", place)
 
     here.each(points(here.calls), attempt, tally=tally, same_version=False)
     assert tally.wrong == []
 
 
-def test_a_vacuum_that_takes_a_driver_for_dead_takes_no_file_of_a_version(lab, tally, points, name):
+def test_a_vacuum_beside_a_paused_driver_removes_no_file_of_a_version(lab, tally, points, name):
     """It keeps nothing for its age, which is the hardest case. The driver may then find that files are missing."""
     here = lab(name)
 

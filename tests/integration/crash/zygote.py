@@ -139,7 +139,7 @@ def _do(command: Command) -> Ended:
     module, _, name = command.function.partition(":")
     try:
         getattr(importlib.import_module(module), name)(*command.args)
-    except Exception as error:  # noqa: BLE001  (told to the test)
+    except Exception as error:  # noqa: BLE001  (sent to the test)
         return Ended(error=traceback.format_exc(), kind=type(error).__name__)
     return Ended(calls=tuple(fuse.calls))
 

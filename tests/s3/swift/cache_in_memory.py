@@ -1,4 +1,4 @@
-"""A filter for Swift's proxy that stands in for memcached: a dictionary, for one process.
+"""A filter for Swift's proxy that replaces memcached: a dictionary, for one process.
 
 Loaded by Swift itself, from its own virtual environment.
 """

@@ -44,7 +44,7 @@ def test_a_file_that_is_not_python_gives_nothing(source: bytes):
     assert list(docstrings.docs("broken", source)) == []
 
 
-def test_private_modules_tests_and_packages_not_asked_for_are_left_out(tmp_path: Path):
+def test_private_modules_tests_and_other_packages_are_left_out(tmp_path: Path):
     for name in ("a/__init__.py", "a/b.py", "a/_c.py", "a/tests/d.py", "e.py", "site-packages/f.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -52,7 +52,7 @@ def test_private_modules_tests_and_packages_not_asked_for_are_left_out(tmp_path:
     assert [module for module, _ in docstrings.sources(tmp_path, ("e",))] == ["e"]
 
 
-def test_choice_takes_from_every_package_in_turn_and_nothing_twice():
+def test_the_selection_takes_from_each_package_in_turn_without_repeats():
     def doc(name: str, text: str) -> docstrings.Doc:
         return docstrings.Doc(name, name.partition(":")[0], "function", text)
 
@@ -74,7 +74,7 @@ def test_a_corpus_is_written_in_shards_with_every_row_once(tmp_path: Path):
     assert not (tmp_path / "corpus.unfinished").exists()
 
 
-def test_a_corpus_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_existing_corpus_is_not_rewritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "corpus").mkdir()
     assert docstrings.main(["--out", str(tmp_path / "corpus")]) == 0
     assert "is there already" in capsys.readouterr().out

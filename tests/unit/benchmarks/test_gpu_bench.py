@@ -1,4 +1,4 @@
-"""What measures a card, on a CPU: shapes, their operations, peers, and the page."""
+"""The GPU benchmark on a CPU: shapes, their operations, peers, and the page."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ from benchmarks.gpu.timing import mixes
 CPU = torch.device("cpu")
 
 
-def test_a_machine_without_a_card_is_told_so_in_one_sentence(monkeypatch):
+def test_a_machine_without_a_gpu_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = CliRunner().invoke(app, ["gpu"])
     assert done.exit_code == 1
-    assert "sees no CUDA card here" in str(done.output) + str(done.exception)
+    assert "sees no CUDA GPU here" in str(done.output) + str(done.exception)
 
 
-def test_a_shape_that_is_none_is_told_so():
+def test_an_unknown_shape_is_refused():
     done = CliRunner().invoke(app, ["gpu", "--shape", "Jina v9"])
     assert done.exit_code == 2
     assert "'Jina v9' is none of" in done.output.replace("\n", " ")
 
 
-@pytest.mark.parametrize("family", ["bert", "v2", "v3", "v4", "v4 adapters"])
-def test_what_measures_a_card_measures_every_family_here_too(family):
+# With `slow` are those that import sentence-transformers, which takes ten seconds.
+@pytest.mark.parametrize(
+    "family",
+    ["v2", "v4 adapters", *(pytest.param(family, marks=pytest.mark.slow) for family in ("bert", "v3", "v4"))],
+)
+def test_the_gpu_benchmark_measures_every_family_on_a_cpu(family):
     shape = Shape("tiny", family, 2, 48, 12, 96, groups=3 if family.startswith("v4") else None)
     rows = measure_shape(shape, {"short": mixes(200)["short"]}, device=CPU, repeats=1)
     assert [len(row.ours) for row in rows] == [1]
@@ -41,17 +45,19 @@ def test_what_measures_a_card_measures_every_family_here_too(family):
     page = markdown(rows, 1e12, {0.5: {"seconds": 2.0, "rows/s": 50.0, "idle": 0.04}}, command="c", date="d")
     assert "| tiny | short |" in page
     assert "| 2 | 2.0 | 50 | 4.0% |" in page
-    said = {"v2": "| needs remote code |  | needs remote code |", "v4 adapters": "| has no adapters |  |"}
-    assert said.get(family, "| not installed |") in page
+    cells = {"v2": "| needs remote code |  | needs remote code |", "v4 adapters": "| has no adapters |  |"}
+    assert cells.get(family, "| not installed |") in page
 
 
-def test_both_ways_of_a_peer_to_attend_have_a_column():
+@pytest.mark.slow
+def test_both_attention_implementations_of_a_peer_have_a_column():
     (row,) = measure_shape(Shape("tiny", "bert", 1, 48, 12, 96), {"short": mixes(100)["short"]}, device=CPU, repeats=1)
     row.ours, row.theirs = [100.0], {"sdpa": [40.0], FLASH: [50.0]}
     assert "| 40 | 2.50 | 50 | 2.00 |" in markdown([row], 1e12, {}, command="c", date="d")
-    assert attentions(CPU) == ("sdpa",)  # flash-attention is for cards
+    assert attentions(CPU) == ("sdpa",)  # flash-attention is for GPUs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["v3", "v4"])
 def test_a_peer_computes_the_same_model(tmp_path, family):
     from sentence_transformers import SentenceTransformer

@@ -28,7 +28,7 @@ from benchmarks.scale import measure
 from tests.checkpoints.files import letters
 
 
-def test_each_round_has_everyone_once_and_another_one_first():
+def test_each_round_has_every_engine_once_and_another_one_first():
     orders = list(rounds(["a", "b", "c"], 4))
     assert orders[:3] == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
     assert orders[3] == orders[0]
@@ -39,14 +39,14 @@ def test_a_ratio_is_taken_round_by_round():
     assert paired_ratio([30.0, 40.0, 15.0], [10.0, 20.0, 5.0]) == 3.0
 
 
-def test_rates_count_real_tokens_and_padding_is_told_apart():
+def test_rates_count_real_tokens_without_padding():
     found = Measured(tokens=900, seconds=[1.0, 3.0, 2.0], places=1000)
     assert found.rate == 450.0
     assert found.padding == pytest.approx(0.1)
     assert Measured(tokens=900, seconds=[1.0]).padding is None
 
 
-def test_the_worst_cosine_is_found_whatever_the_lengths_of_the_vectors():
+def test_the_lowest_cosine_is_found_for_vectors_of_any_length():
     base = np.array([[1, 0], [0, 2]], np.float32)
     worst, mean = cosines(np.array([[5, 0], [1, 1]], np.float32), base)
     assert worst == pytest.approx(math.sqrt(0.5))
@@ -73,7 +73,7 @@ def test_mixes_have_the_lengths_that_they_are_named_for():
     assert rest
 
 
-def test_texts_come_from_every_folder_in_turn_and_the_same_each_time(tmp_path: Path):
+def test_texts_come_from_every_folder_in_turn_and_in_a_fixed_order(tmp_path: Path):
     for folder, count in (("big", 5), ("small", 2)):
         (tmp_path / folder).mkdir()
         texts = [f"{folder} {number}" for number in range(count)]
@@ -100,7 +100,7 @@ def test_padded_batches_hold_every_row_once_and_keep_to_the_budget():
         assert ((tokens == 7) == (mask == 1)).all()
 
 
-def test_what_a_processor_lacks_is_left_out_with_the_reason():
+def test_an_unsupported_precision_is_left_out_with_the_reason():
     everyone, nobody = runnable(has_bfloat16=True)
     assert (tuple(everyone), nobody) == (PEERS, {})
     some, without = runnable(has_bfloat16=False)
@@ -134,7 +134,7 @@ def a_result() -> Result:
     return result
 
 
-def test_the_table_says_who_was_how_fast_and_who_did_not_run():
+def test_the_table_lists_rates_and_engines_that_did_not_run():
     page = report.markdown(a_result(), plot_name="plot.svg", command="make bench", date="2026-01-02")
     # 500 tokens a second of 1e6 operations each: a quarter of the best product, 2 GFLOP/s.
     assert "| vectide float32 | 500 | 250 to 500 | 2.00 | 500 | 4.00 | 0.0% | 25% |" in page
@@ -143,14 +143,14 @@ def test_the_table_says_who_was_how_fast_and_who_did_not_run():
     assert page.index("| vectide float32") < page.index(f"| {BASE}")
 
 
-def test_a_rate_once_it_runs_leaves_out_the_first_third():
+def test_the_steady_rate_leaves_out_the_first_third():
     assert pipeline.steady([[5.0, 10], [6.0, 50], [7.0, 60], [8.0, 60]]) == 60.0
     assert pipeline.steady([[5.0, 30], [6.0, 30], [7.0, 30]]) == 30.0
     assert math.isnan(pipeline.steady([[5.0, 10]]))
     assert pipeline.first([[6.0, 30], [7.0, 30]]) == 6.0
 
 
-def test_the_page_holds_the_first_receipt_against_what_it_cannot_come_before():
+def test_the_page_compares_the_first_receipt_with_its_lower_bound():
     ours = pipeline.Passed([20.0], [8.0], [10.0], [{"first unit: read, encode, write": 0.5}])
     result = pipeline.Result(100, 5000, {pipeline.OURS: ours}, {}, ("1", "2"), [2.0, 1.0, 1.5], [5.0])
     page = pipeline.markdown(result, command="make bench", date="2026-01-02")
@@ -158,7 +158,7 @@ def test_the_page_holds_the_first_receipt_against_what_it_cannot_come_before():
     assert "together 7.0 s" in page
 
 
-def test_the_pipeline_table_leaves_blank_what_a_way_does_not_tell():
+def test_the_pipeline_table_leaves_missing_results_blank():
     slow = pipeline.Passed([20.0, 40.0], [9.0, 9.0], [10.0, 5.0], [{"all": 20.0}, {"all": 40.0}])
     fast = pipeline.Passed([10.0, 10.0], [9.0, 9.0], [float("nan")] * 2, [{"all": 10.0}, {"all": 10.0}])
     result = pipeline.Result(
@@ -166,11 +166,11 @@ def test_the_pipeline_table_leaves_blank_what_a_way_does_not_tell():
     )
     page = pipeline.markdown(result, command="make bench", date="2026-01-02")
     assert f"| {pipeline.BASE} | 30.0 | 20.0 to 40.0 | 1.00 | 7.5 | 1.00 |" in page
-    assert "| a loop | 10.0 | 10.0 to 10.0 | 3.00 | not told |  |" in page
+    assert "| a loop | 10.0 | 10.0 to 10.0 | 3.00 | not reported |  |" in page
     assert "- Daft: failed: no" in page
 
 
-def test_the_scale_table_tells_how_much_ten_times_the_size_took():
+def test_the_scale_table_has_the_cost_of_ten_times_the_size():
     sizes = {
         10: {"seconds": {"commit": 0.5}, "peak_mib": {"commit": 100}},
         100: {"seconds": {"commit": 5.0}, "peak_mib": {"commit": 110}},
@@ -180,13 +180,13 @@ def test_the_scale_table_tells_how_much_ten_times_the_size_took():
     assert "| peak memory after: commit | 100 MiB | 110 MiB | 1.1 |" in page
 
 
-def test_a_process_and_its_peak_of_memory_are_found():
+def test_the_peak_memory_of_a_process_is_read():
     assert os.getpid() in group(os.getpgrp())
     assert peak_bytes(os.getpid()) > 10 << 20
     assert peak_bytes(2**22 + 1) == 0
 
 
-def test_a_worker_answers_what_it_is_asked_and_keeps_what_it_prints_apart(tmp_path: Path):
+def test_a_worker_answers_requests_and_prints_elsewhere(tmp_path: Path):
     script = tmp_path / "worker.py"
     script.write_text(
         "import numpy as np\n"
@@ -213,7 +213,7 @@ def test_a_worker_answers_what_it_is_asked_and_keeps_what_it_prints_apart(tmp_pa
     assert "a library says something" in done.stderr
 
 
-def test_a_place_for_the_pages_is_there_before_anything_is_measured(tmp_path):
+def test_the_output_folder_is_made_before_the_measurement(tmp_path):
     ask = CliRunner().invoke
     place = tmp_path / "new" / "pages"
     assert ask(app, ["pipeline", "--corpora", str(tmp_path), "--out", str(place)]).exit_code == 1  # no text there

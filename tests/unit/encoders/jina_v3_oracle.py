@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import PeftModel
-from transformers import JinaEmbeddingsV3Model
 
 from tests.checkpoints.jina_v3 import TASKS
 
@@ -24,6 +22,9 @@ class Oracle:
     """A checkpoint in the native layout, with its adapters and the adapters in `others`."""
 
     def __init__(self, folder: Path, **others: Path) -> None:
+        from peft import PeftModel
+        from transformers import JinaEmbeddingsV3Model
+
         loaded: Any = JinaEmbeddingsV3Model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         base, info = loaded
         assert not info["missing_keys"]

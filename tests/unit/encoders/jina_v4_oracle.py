@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.checkpoints.jina_v3 import write_peft
 from tests.checkpoints.jina_v4 import ADAPTERS
@@ -43,6 +41,9 @@ class Oracle:
     """A checkpoint of any layout; `adapters` are PEFT folders by name."""
 
     def __init__(self, folder: Path, adapters: dict[str, Path] | None = None) -> None:
+        from peft import PeftModel
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -202,11 +203,12 @@ def test_every_token_counts_once_in_windows_that_fit(lengths, prefix, suffix, li
     for own in lengths:
         total = max(prefix + own + suffix, 1)
         inner = sorted(data.draw(st.sets(st.integers(1, total), max_size=6)) | {total})
-        rows.append({"_input_ids": list(range(total)), "_chunks": [{"stop": s, "start": 0, "end": 0} for s in inner]})
+        parts = [{"start": 0, "end": 0, "tokens": high - low} for low, high in pairwise([0, *inner])]
+        rows.append({"_input_ids": list(range(total)), "_parts": parts})
     table = pa.table(
         {
             "_input_ids": pa.array([row["_input_ids"] for row in rows], pa.list_(pa.int32())),
-            "_chunks": pa.array([row["_chunks"] for row in rows]),
+            "_parts": pa.array([row["_parts"] for row in rows]),
             "_prefix": pa.array([prefix] * len(rows), pa.int32()),
             "_suffix": pa.array([suffix] * len(rows), pa.int32()),
         }
@@ -225,7 +227,7 @@ def test_every_token_counts_once_in_windows_that_fit(lengths, prefix, suffix, li
                 chunk_of_token[row, token] = int(windows.chunk[place])
     first = 0
     for row, each in enumerate(rows):
-        stops = [chunk["stop"] for chunk in each["_chunks"]]
+        stops = np.cumsum([part["tokens"] for part in each["_parts"]])
         for token in each["_input_ids"]:
             assert chunk_of_token.pop((row, token)) == first + np.searchsorted(stops, token, side="right")
         first += len(stops)
@@ -243,7 +245,7 @@ def test_slices_of_documents_are_encoded_correctly(spec):
     for chunking in (Chunking("late", 20, "sentence", 10), Chunking("split", 20, "sentence")):
         documents = Chunker(spec, chunking).chunk(texts)
         whole = encoder.encode_documents(documents, chunking)
-        counts = [len(row["_chunks"]) for row in documents.to_pylist()]
+        counts = [len(row["_parts"]) for row in documents.to_pylist()]
         ends = np.cumsum(counts)
         part = encoder.encode_documents(documents.slice(2, 2), chunking)
         np.testing.assert_allclose(part, whole[ends[1] : ends[3]], atol=1e-5)

@@ -20,14 +20,16 @@ from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
 from actors.encoders.finite import UnfitVectors
 from actors.errors import DataError, ModelError
-from actors.schema import HASH, ID, INPUT_IDS, TOKENS
+from actors.inputs import load_preparer
+from actors.schema import HASH, ID
 from actors.source.spec import SourceSpec
+from actors.text.chunks import resolve
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.unit.writer import WriterSpec, table_schema
+from actors.vectors import VectorColumn
 from pipeline.execute.attempts import NoAttemptLog
 from pipeline.execute.stages.encode import EncodeStage
 from pipeline.execute.stages.spec import StageSpec
-from pipeline.reuse.lookup import unit_vectors_of
 from tests.checkpoints import write_bert, write_jina_v1, write_jina_v2, write_jina_v3, write_jina_v4
 from tests.checkpoints.jina_v3 import write_peft
 
@@ -122,8 +124,8 @@ def test_encode_names_the_index_of_the_text(intact):
 def test_the_encode_stage_quarantines_whole_texts(intact, chunked):
     bad = intact.tokenizer.tokenize(["b"]).ids[0].as_py()[1]
     texts = ["a", "c c c c c c b", "b", "d e", "a"]
-    stage, table = stage_and_rows(corrupted(intact, NAN, bad=bad), texts, chunked=chunked)
-    done = unpack(stage(pack(UnitBatch(0, table=table, counts={"documents": len(texts)}))))
+    stage, batch = stage_and_rows(corrupted(intact, NAN, bad=bad), texts, chunked=chunked)
+    done = unpack(stage(pack(batch)))
     assert done.table is not None
     assert [(row.position, row.reason) for row in done.bad] == [(1, "encode_failed"), (2, "encode_failed")]
     assert all("not finite" in row.error for row in done.bad)
@@ -133,9 +135,7 @@ def test_the_encode_stage_quarantines_whole_texts(intact, chunked):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def stage_and_rows(encoder: Encoder, texts: list[str], *, chunked: bool) -> tuple[EncodeStage, pa.Table]:
-    from actors.text.chunks import Chunker, resolve
-
+def stage_and_rows(encoder: Encoder, texts: list[str], *, chunked: bool) -> tuple[EncodeStage, UnitBatch]:
     chunking = resolve(encoder.spec, mode="late", max_tokens=4, by="tokens") if chunked else None
     table = pa.table(
         {
@@ -145,20 +145,14 @@ def stage_and_rows(encoder: Encoder, texts: list[str], *, chunked: bool) -> tupl
             "_position": list(range(len(texts))),
         }
     )
-    if chunking is None:
-        ids = encoder.tokenizer.tokenize(texts).ids
-        table = table.append_column(INPUT_IDS, ids).append_column(
-            TOKENS, pa.array([len(row) for row in ids], pa.int32())
-        )
-    else:
-        documents = Chunker(encoder.spec, chunking).chunk(texts, None)
-        for name in documents.column_names:
-            table = table.append_column(name, documents[name])
-    writer = WriterSpec("t", "l", "r", table_schema(pa.schema([]), chunked=chunked), (), "float32", "{}")
+    inputs = load_preparer(encoder.spec, chunking).prepare(pa.chunked_array([texts])).rows
+    outputs = encoder.spec.outputs
+    schema = table_schema(pa.schema([]), outputs, chunked=chunked)
+    writer = WriterSpec("t", "l", "r", schema, (), "float32", "{}", outputs)
     spec = StageSpec(SourceSpec("jsonl", "s"), encoder.spec, writer, chunking)
     stage = EncodeStage(spec, NoAttemptLog(), 1, "cpu")
     stage.__dict__["encoder"] = encoder  # the value that the cached property stores
-    return stage, table
+    return stage, UnitBatch(0, table=table, inputs=inputs, counts={"documents": len(texts)})
 
 
 def test_a_token_outside_the_word_table_raises(intact):
@@ -203,7 +197,7 @@ def test_only_unit_vectors_of_the_right_width_are_reused(data, dim, n):
         )
     column = pa.chunked_array([vectors], pa.list_(pa.float32()))
     good = {"fit"} | ({"made up"} if dim == 1 else set())
-    assert unit_vectors_of(column, dim).tolist() == [kind in good for kind in wanted]
+    assert VectorColumn("embedding", "dense", dim).reusable(column).tolist() == [kind in good for kind in wanted]
 
 
 # Weights

@@ -345,3 +345,13 @@ def test_layer_norm_after_a_product_is_the_norm_of_the_sum():
         norm = LayerNorm(torch.ones(24), torch.zeros(24), 1e-6, compute=compute)
         result = norm.after(Linear(weight, bias, compute=compute), x, residual)
         torch.testing.assert_close(result, exact, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("dim", [1, 7, 8, 31, 32, 63, 64, 100, 384, 1024])
+@pytest.mark.parametrize("rows", [0, 1, 3, 50])
+def test_products_of_rows_with_one_vector(kernel, dim, rows):
+    torch.manual_seed(dim)
+    vectors, query, factors = torch.randn(rows, dim).bfloat16(), torch.randn(dim), torch.rand(rows)
+    expected = (vectors.double() @ query.double()) * factors.double()
+    torch.testing.assert_close(kernel.products(vectors, query, factors).double(), expected, rtol=1e-5, atol=1e-4)

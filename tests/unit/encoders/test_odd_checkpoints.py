@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
 
 from actors.encoders import describe, load_encoder
 from actors.errors import ModelError
@@ -326,12 +325,15 @@ def test_old_files_of_a_tokenizer_are_named(folder):
 # Special tokens that a text contains literally
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "tokenizer", "pad"), [("bert", "word_piece", "[PAD]"), ("xlm-roberta", "byte_level", "<pad>")]
 )
 @pytest.mark.parametrize("lower", [False, True])
 def test_literal_special_tokens_and_lower_case_match_sentence_transformers(tmp_path, kind, tokenizer, pad, lower):
     """Version 6 of sentence-transformers lower-cases in the tokenizer, after it has split off special tokens."""
+    from sentence_transformers import SentenceTransformer
+
     folder = write_bert(tmp_path / "model", kind=kind, tokenizer=tokenizer, pooling=POOLING, max_tokens=62)
     edit(folder / "sentence_bert_config.json", do_lower_case=lower)
     edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", pad_token=pad)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.encoders import describe, load_encoder
+from actors.encoders import EncoderSettings, describe, load_encoder
 from actors.errors import ConfigError, ModelError
 from tests.checkpoints import write_bert, write_jina_v2
 
@@ -55,6 +55,18 @@ def test_a_spec_survives_pickling_and_its_lineage_is_json(folder):
     assert pickle.loads(pickle.dumps(spec)) == spec
     assert json.loads(json.dumps(spec.lineage())) == spec.lineage()
     assert str(folder) not in json.dumps(spec.lineage())
+
+
+def test_settings_are_passed_whole_or_one_by_one(folder):
+    settings = EncoderSettings(str(folder), max_tokens=10, dtype="float32")
+    spec = describe(settings)
+    assert spec == describe(str(folder), max_tokens=10, dtype="float32")
+    assert load_encoder(settings).spec == spec
+    for complete in (settings, spec):
+        with pytest.raises(TypeError, match=r"dtype: the (settings|spec) of .* (are|is) complete"):
+            load_encoder(complete, dtype="bfloat16")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'maxtokens'"):
+        load_encoder(str(folder), maxtokens=10)
 
 
 def test_a_copy_elsewhere_has_the_same_lineage(folder, tmp_path):

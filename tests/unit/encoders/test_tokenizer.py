@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from actors.encoders import describe
 from actors.errors import ConfigError
@@ -23,6 +22,8 @@ def spec(minilm):
 
 
 def test_the_real_tokenizer_matches_transformers(minilm, spec):
+    from transformers import AutoTokenizer
+
     texts = [*SENTENCES, "", LONG]
     expected = AutoTokenizer.from_pretrained(minilm)(texts, truncation=True, max_length=256)["input_ids"]
     tokens = Tokenizer(spec).tokenize(texts)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.errors import DeviceLost, PoisonUnit
+from actors.vectors import Encoded, dense
 from pipeline.execute.attempts import (
     DEVICE_EXIT_CODE,
     ENCODE_DEATHS,
@@ -72,7 +73,7 @@ class Stage(EncodeStage):
                 raise Died
             if number in self.kills:
                 raise Died
-        return np.array(numbers, np.float32)[:, None]
+        return Encoded((dense(np.array(numbers, np.float32)[:, None]),))
 
 
 def encode(count: int, kills: set[int], hangs: set[int]) -> tuple[_Work, int]:
@@ -82,7 +83,7 @@ def encode(count: int, kills: set[int], hangs: set[int]) -> tuple[_Work, int]:
         attempt = Attempt(attempt_log)
         attempt.check()
         rows = pa.table({"number": range(count)})
-        work = _Work(rows, np.arange(count + 1), np.full((count, 1), -1, np.float32), {})
+        work = _Work(rows, np.arange(count + 1), np.zeros(count, np.int64))
         with contextlib.suppress(Died):
             Stage(kills, hangs, attempt)._encode_range(work, 0, count, attempt)
             assert attempt_log.total_deaths == deaths
@@ -100,7 +101,8 @@ def test_every_failing_row_is_found_and_the_deaths_are_bounded(count, data):
     reasons = {row: reason for row, (reason, _) in work.failed.items()}
     assert reasons == dict.fromkeys(kills, "killed_process") | dict.fromkeys(hangs, "timed_out")
     good = [row for row in range(count) if row not in reasons]
-    assert work.vectors[good, 0].tolist() == good
+    vectors = [vector for (part,) in work.encoded for (vector,) in part.to_pylist()]
+    assert [vectors[place] for place in work.places[good]] == good
     # Two of the whole unit, one of each smaller range, and those of the row itself.
     assert deaths <= 2 + 3 * len(kills) + 2 * len(hangs)
 
@@ -130,7 +132,7 @@ def test_a_failed_gpu_is_no_bad_row_but_a_death(monkeypatch, error):
 
     attempt_log = _AttemptCounts()
     attempt = Attempt(attempt_log)
-    work = _Work(pa.table({"number": range(9)}), np.arange(10), np.zeros((9, 1), np.float32), {})
+    work = _Work(pa.table({"number": range(9)}), np.arange(10), np.zeros(9, np.int64))
     with pytest.raises(DeviceLost, match=r"the GPU failed.*CUDA error.*run.gpus_per_replica=0") as raised:
         Failing(set(), set(), attempt)._encode_range(work, 0, 9, attempt)
     assert work.failed == {}
@@ -151,10 +153,10 @@ def test_an_error_of_one_row_is_no_failed_gpu():
         def _vectors(self, rows):
             if 3 in rows.column("number").to_pylist():
                 raise RuntimeError("CUBLAS_STATUS_INVALID_VALUE of this row")
-            return np.zeros((rows.num_rows, 1), np.float32)
+            return Encoded((dense(np.zeros((rows.num_rows, 1), np.float32)),))
 
     attempt = Attempt(_AttemptCounts())
-    work = _Work(pa.table({"number": range(9)}), np.arange(10), np.zeros((9, 1), np.float32), {})
+    work = _Work(pa.table({"number": range(9)}), np.arange(10), np.zeros(9, np.int64))
     Refusing(set(), set(), attempt)._encode_range(work, 0, 9, attempt)
     assert list(work.failed) == [3]
 

@@ -169,3 +169,33 @@ def test_file_that_is_no_job_is_refused(tmp_path, content, message):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the job file .*nowhere.yaml"):
         load_job(str(tmp_path / "nowhere.yaml"))
+
+
+ADAPTERS = {"legal": "adapters/legal", "tax": {"path": "s3://lake/tax", "prompt": "Tax: "}}
+
+
+def test_adapters_are_paths_or_sections():
+    job = parse_job(changed(encoder__adapters=ADAPTERS, source__task_column="task"))
+    adapters = job.encoder.settings().adapters
+    assert [(adapter.path, adapter.prompt, adapter.query_prompt) for adapter in adapters.values()] == [
+        ("adapters/legal", "", None),
+        ("s3://lake/tax", "Tax: ", None),
+    ]
+    assert parse_job(job.model_dump(mode="json")) == job
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        ("adapters/legal", r"must be adapters by name, as in \{legal: adapters/legal\}, not 'adapters/legal'"),
+        ({False: "a"}, r"must be adapters by name.*, not \{False: 'a'\}"),
+        ({"": "a"}, "must be adapters by name"),
+        ({"legal": None}, "has None for 'legal'; it must be the path of a PEFT folder"),
+        ({"legal": {"pth": "a"}}, "encoder.adapters.legal.pth: no such key; did you mean 'path'"),
+        ({"legal": {"path": "${NOPE}"}}, r"encoder.adapters.legal.path: \$\{NOPE\} is not set"),
+        (ADAPTERS, "encoder.adapters names 'tax', which no row uses; set encoder.task: tax, or name the column"),
+    ],
+)
+def test_adapters_that_are_no_such_section_are_refused(adapters, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_job(changed(encoder__task="legal", encoder__adapters=adapters))

@@ -130,7 +130,7 @@ def test_any_file(file, data):
     accepted(lambda: load_job(str(file), settings=["run.replicas=2"], defaults={"encoder.dim": 3}))
 
 
-@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
+@pytest.mark.parametrize("opening", [pytest.param("[", marks=pytest.mark.slow), "{a: ", "- ", "? "])
 def test_deeply_nested_file_is_refused(file, opening):
     file.write_text(opening * 4_000)
     with pytest.raises(ConfigError, match="is not a YAML file"):

@@ -15,6 +15,7 @@ from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import hash_strings
 from pipeline.ledger.duplicates import brings_ids, find_duplicates, quarantine_duplicates
 from pipeline.ledger.ledger import Ledger, units_to_table
+from pipeline.ledger.run_description import RunDescription
 
 
 def write(table, unit, ids):
@@ -66,13 +67,14 @@ def test_duplicates_are_those_that_a_plain_loop_finds(units, limit_bytes):
 
     with tempfile.TemporaryDirectory() as table:
         receipts = [write(table, unit, ids) for unit, ids in enumerate(units)]
-        expected: dict[int, set[str]] = {}
+        paths = [receipt.files[0].path for receipt in receipts]
+        expected: dict[str, set[str]] = {}
         seen: set[str] = set()
-        for unit, ids in enumerate(units):
+        for path, ids in zip(paths, units, strict=True):
             if repeated := set(ids) & seen:
-                expected[unit] = repeated
+                expected[path] = repeated
             seen |= set(ids)
-        assert find_duplicates(table, list(reversed(receipts)), limit_bytes=limit_bytes) == expected
+        assert find_duplicates(table, paths, limit_bytes=limit_bytes) == expected
 
 
 def test_brings_ids_is_false_if_the_replaced_files_had_all_ids(tmp_path):
@@ -89,9 +91,9 @@ def test_brings_ids_is_false_if_the_replaced_files_had_all_ids(tmp_path):
 
 def test_duplicates_are_quarantined_and_the_receipt_adds_up(tmp_path):
     table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
-    ledger.freeze({"units": 1}, units_to_table([]))
+    ledger.freeze(RunDescription("backfill", 1, 3), units_to_table([]))
     receipt = write(table, 4, ["a", "b", "c"])
-    overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r")
+    overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r", outputs=())
     assert (overridden.rows, overridden.documents, overridden.rows_quarantined, overridden.rows_read) == (2, 2, 1, 3)
     (file,) = overridden.files
     with storage.open_read(storage.join(table, file.path)) as opened:
@@ -100,16 +102,16 @@ def test_duplicates_are_quarantined_and_the_receipt_adds_up(tmp_path):
     (bad,) = ledger.quarantine([overridden]).to_pylist()
     assert (bad["id"], bad["shard"], bad["reason"], bad["unit"]) == ("b", "s4", "duplicate_id", 4)
     assert storage.exists(storage.join(table, receipt.files[0].path))
-    emptied = quarantine_duplicates(table, ledger.home(), receipt, {"a", "b", "c"}, run="r")
+    emptied = quarantine_duplicates(table, ledger.home(), receipt, {"a", "b", "c"}, run="r", outputs=())
     assert (emptied.files, emptied.rows, emptied.rows_quarantined) == ((), 0, 3)
 
 
 def test_receipts_are_overridden_once(tmp_path):
     table, ledger = str(tmp_path), Ledger(str(tmp_path), "r")
-    ledger.freeze({"units": 1}, units_to_table([]))
+    ledger.freeze(RunDescription("backfill", 1, 3), units_to_table([]))
     receipt = write(table, 0, ["a", "b"])
     storage.create(storage.join(ledger.home(), "receipts/000000/000000000.json"), receipt.to_json().encode())
-    overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r")
+    overridden = quarantine_duplicates(table, ledger.home(), receipt, {"b"}, run="r", outputs=())
     assert ledger.override_receipts([overridden])
     assert not ledger.override_receipts([receipt])
     assert ledger.receipts() == {0: overridden}

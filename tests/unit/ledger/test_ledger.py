@@ -9,21 +9,22 @@ import pytest
 
 from actors import storage
 from actors.errors import TableConflict
-from actors.schema import Dialect, Piece, Shard, Unit
+from actors.schema import Dialect, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.writer import UNITS_A_FOLDER, receipt_path
 from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
+from pipeline.ledger.run_description import RunDescription
 
 
 def receipt(unit: int) -> Receipt:
     file = DataFile(f"data/run/{unit}.parquet", 10, 2, {"lang": None}, '{"numRecords":2}')
-    return Receipt(unit, f"attempt{unit}", (file,), 3, 2, 2, 1, 20, 0, 2, quarantine="q", seconds={"read": 0.5})
+    return Receipt(unit, f"attempt{unit}", (file,), 3, 2, 2, 1, 20, 0, 2, quarantine=("q",), seconds={"read": 0.5})
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     ledger = Ledger(str(tmp_path / "table"), "run")
-    ledger.freeze({"units": 1}, units_to_table([]))
+    ledger.freeze(RunDescription("backfill", 1, 3), units_to_table([]))
     return ledger
 
 
@@ -68,7 +69,7 @@ def test_later_plan_has_no_receipt_of_an_earlier_plan(ledger: Ledger):
     home = ledger.home()
     storage.delete(storage.join(ledger.url, "run.json"))
     again = Ledger(str(Path(ledger.url).parents[2]), "run")
-    again.freeze({"units": 9}, units_to_table([]))
+    again.freeze(RunDescription("backfill", 9, 9), units_to_table([]))
     storage.create(storage.join(home, receipt_path(5)), receipt(5).to_json().encode())
     assert again.done() == set()
 
@@ -100,12 +101,12 @@ def test_object_that_is_no_receipt_is_ignored(ledger: Ledger):
 
 def test_plan_is_read_back_without_the_finished_units():
     shard = Shard("corpus/a.parquet", 10, "etag")
-    units = [
-        Unit(
-            number, tuple(Piece(shard, 10 * piece, 10 * piece + 10, 10) for piece in range(number % 2 + 1)), number == 2
-        )
+    units: list[Unit | RewriteUnit] = [
+        Unit(number, tuple(Piece(shard, 10 * piece, 10 * piece + 10, 10) for piece in range(number % 2 + 1)))
         for number in range(5)
     ]
+    files = [RewrittenFile("data/r/a.parquet", {"lang": "de"}, 3), RewrittenFile("b.parquet", {"lang": None}, 4)]
+    units[2] = RewriteUnit(2, tuple(files))
     table = units_to_table(units)
     assert list(table_to_units(table)) == units
     assert list(table_to_units(table, {0, 3, 99})) == [units[1], units[2], units[4]]

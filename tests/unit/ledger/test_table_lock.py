@@ -58,7 +58,7 @@ def test_released_lock_is_free_at_once(tmp_path, clock):
     second.check()
 
 
-def test_lock_without_renewal_is_taken_over_and_its_owner_told(tmp_path, clock):
+def test_lock_without_renewal_is_taken_over_and_its_owner_gets_an_error(tmp_path, clock):
     first = elsewhere(make(tmp_path, "a", clock))
     first.take()
     clock.now += 59

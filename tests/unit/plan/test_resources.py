@@ -1,4 +1,4 @@
-"""How many encoders fit on which machines, and what a person is told where they do not."""
+"""The number of encoders on given machines, and the error where they do not fit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def wishes(**run):
         ({"replicas": {"max": 4}}, [READER], (1, 4, 0.0)),
     ],
 )
-def test_encoders_are_as_many_as_fit_and_are_wished_for(run, machines, expected):
+def test_as_many_encoders_as_fit_and_are_requested(run, machines, expected):
     pool = size_pool(wishes(**run), machines)
     assert (pool.least, pool.replicas, pool.gpus) == expected
     assert pool.device == ("cuda" if pool.gpus else "cpu")
@@ -59,20 +59,20 @@ def test_encoders_are_as_many_as_fit_and_are_wished_for(run, machines, expected)
         ({"replicas": {"min": 9, "max": 9}}, [READER], "run.replicas.min is 9, but there are 8 CPUs"),
     ],
 )
-def test_a_wish_that_cannot_be_met_is_refused(run, machines, message):
+def test_an_impossible_request_for_encoders_is_refused(run, machines, message):
     with pytest.raises(ConfigError, match=message):
         size_pool(wishes(**run), machines)
 
 
-def test_no_encoder_is_started_without_a_unit():
-    cards = size_pool(wishes(replicas={"min": 0, "max": 9}, gpus_per_replica=1), [READER, H100])
-    assert [cards.sizes(units) for units in (0, 1, 5, 1000)] == [(1, 1), (1, 1), (5, 5), (9, 9)]  # waiting is asking
+def test_there_are_no_more_encoders_than_units():
+    gpus = size_pool(wishes(replicas={"min": 0, "max": 9}, gpus_per_replica=1), [READER, H100])
+    assert [gpus.sizes(units) for units in (0, 1, 5, 1000)] == [(1, 1), (1, 1), (5, 5), (9, 9)]  # waiting is asking
     cores = size_pool(wishes(replicas={"min": 2, "max": 9}), [READER])
     assert [cores.sizes(units) for units in (1, 5, 1000)] == [(1, 1), (2, 5), (2, 9)]
     assert size_pool(wishes(replicas=2), [READER]).sizes(1000) == (2, 2)
 
 
-def test_only_a_pool_that_may_become_larger_grows():
+def test_only_a_pool_with_a_larger_maximum_grows():
     assert size_pool(wishes(replicas={"min": 0, "max": 2}, gpus_per_replica=1), [READER]).grows
     assert not size_pool(wishes(replicas={"min": 2, "max": 2}), [READER, H100]).grows
     assert not size_pool(wishes(), [READER, H100]).grows
@@ -102,10 +102,10 @@ def test_a_few_threads_for_each_encoder_and_no_core_without(cores, expected):
     ("replicas", "cores", "threads"),
     [(1, [8], 8), (3, [8], 2), (8, [8], 1), (20, [8], 1), (1, [2, 2, 2], 2), (4, [2, 2, 2], 1), (2, [4, 16], 8)],
 )
-def test_as_many_threads_as_leave_room_for_the_encoders_asked_for(replicas, cores, threads):
+def test_threads_leave_cores_for_the_requested_encoders(replicas, cores, threads):
     pool = size_pool(wishes(replicas=replicas), [Machine(cpus=count, gpus=0) for count in cores])
     assert (pool.replicas, pool.threads) == (replicas, threads)
-    # Each fits a machine, with room beside it.
+    # Each fits a machine and leaves cores free.
     assert pool.cpus < max(cores)
 
 
@@ -149,7 +149,7 @@ def test_encoders_ask_for_no_cpu_of_machines_that_nothing_is_known_of():
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 7, 8, 16, 64, 192])
 @pytest.mark.parametrize("replicas", ["auto", 1, 2])
-def test_a_read_and_a_write_find_room_beside_all_encoders(cpus, replicas):
+def test_reads_and_writes_have_cores_beside_all_encoders(cpus, replicas):
     pool = size_pool(wishes(replicas=replicas), [Machine(cpus=cpus, gpus=0)])
     # How Ray Data shares out CPUs: half of them in equal parts to its stages, in their order; encoders have what they need.
     part = 0.5 * cpus / 3
@@ -159,14 +159,14 @@ def test_a_read_and_a_write_find_room_beside_all_encoders(cpus, replicas):
 
 @pytest.mark.parametrize("cores", [[2, 1, 1], [3, 3], [4, 4], [12, 12], [16, 8], [64, 64]])
 @pytest.mark.parametrize("replicas", ["auto", 3, {"min": 1, "max": 9}])
-def test_encoders_that_come_from_a_lost_machine_leave_room_to_read_and_write(cores, replicas):
+def test_encoders_moved_from_a_lost_machine_leave_cores_to_read_and_write(cores, replicas):
     pool = size_pool(wishes(replicas=replicas), [Machine(cpus=count, gpus=0) for count in cores])
     for count in cores:
         fit = int(count / pool.cpus)
         assert fit == 0 or count - fit * pool.cpus >= pool.io_cpus
 
 
-def test_a_pool_that_grows_leaves_room_on_one_machine():
+def test_a_growing_pool_leaves_cores_on_one_machine():
     for cpus in (2, 3, 4, 8, 12):
         pool = size_pool(wishes(replicas={"min": 1, "max": 99}), [Machine(cpus=cpus, gpus=0)])
         assert cpus - int(cpus / pool.cpus) * pool.cpus >= pool.io_cpus

@@ -13,7 +13,7 @@ from pipeline.plan import throughput
         ({"avx512f", "avx512_bf16", "avx512_vnni"}, ["float32", "bfloat16", "int8"]),
     ],
 )
-def test_a_core_is_reckoned_by_what_the_processor_has(monkeypatch, flags, rising):
+def test_the_estimate_for_a_core_depends_on_processor_flags(monkeypatch, flags, rising):
     monkeypatch.setattr(throughput, "processor_flags", lambda: frozenset(flags))
     found = [throughput.core_flops(precision) for precision in rising]
     assert found == sorted(set(found))
@@ -21,7 +21,7 @@ def test_a_core_is_reckoned_by_what_the_processor_has(monkeypatch, flags, rising
         assert throughput.core_flops("bfloat16") == throughput.core_flops("float32")
 
 
-def test_every_flag_makes_it_faster_or_nothing(monkeypatch):
+def test_no_processor_flag_lowers_the_estimate(monkeypatch):
     def rate(*flags):
         monkeypatch.setattr(throughput, "processor_flags", lambda: frozenset(flags))
         return [throughput.core_flops(precision) for precision in ("float32", "bfloat16", "int8")]
@@ -31,7 +31,7 @@ def test_every_flag_makes_it_faster_or_nothing(monkeypatch):
     assert all(a <= b for a, b in zip(wide, all_of_it, strict=True))
 
 
-def test_a_card_is_bounded_by_what_texts_can_be_tokenized(monkeypatch):
+def test_the_estimate_for_a_gpu_is_limited_by_tokenization(monkeypatch):
     assert throughput.encoder_tokens_per_s(1.0, "bfloat16", cores=None) == 500_000
     assert throughput.encoder_tokens_per_s(1e12, "bfloat16", cores=None) == pytest.approx(150)
     monkeypatch.setattr(throughput, "processor_flags", frozenset)

@@ -56,9 +56,9 @@ def cut(folder, model, *, replicas=1, cores=1, **run) -> tuple[Survey, Plan, lis
             "run": run,
         }
     )
-    found = survey(job, list_corpus(job).shards)
+    found = survey(job, list_corpus(job).shards, modality="text")
     plan = cut_plan(job, found, model, take_sample(found, model), replicas=replicas, cores=cores)
-    return found, plan, list(table_to_units(plan.table))
+    return found, plan, [unit for unit in table_to_units(plan.table) if isinstance(unit, Unit)]
 
 
 def fill(folder, name: str, shards: int = 2, **options) -> None:
@@ -91,7 +91,7 @@ def test_row_groups_larger_or_smaller_than_the_early_unit(tmp_path, model):
     assert rows[:2] == [15, 15]  # each half of the first row group: no more than an eighth of 125
 
 
-def test_a_size_that_was_asked_for_is_that_of_all_units(tmp_path, model):
+def test_a_requested_unit_size_applies_to_all_units(tmp_path, model):
     fill(tmp_path, ".parquet")
     _, _, units = cut(tmp_path, model, unit_rows=100)
     assert [sum(piece.rows for piece in unit.pieces) for unit in units] == [100] * 10
@@ -103,7 +103,7 @@ def test_the_same_corpus_is_cut_in_the_same_way(tmp_path, model):
 
 
 @pytest.mark.parametrize("replicas", [1, 4])
-def test_a_unit_of_short_rows_is_bounded_whatever_the_corpus_holds(tmp_path, model, replicas):
+def test_a_unit_of_short_rows_is_bounded_for_any_corpus(tmp_path, model, replicas):
     shard_rows, text = 1_000_000, "a short text"
     column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(shard_rows, np.int32)), [text])
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet", row_group_size=100_000)
@@ -114,7 +114,7 @@ def test_a_unit_of_short_rows_is_bounded_whatever_the_corpus_holds(tmp_path, mod
             "encoder": {"model": model.path},
         }
     )
-    found = survey(job, list_corpus(job).shards)
+    found = survey(job, list_corpus(job).shards, modality="text")
     sample = take_sample(found, model)
     largest = {}
     for shards in (1, 10, 100):
@@ -129,9 +129,9 @@ def test_a_unit_of_short_rows_is_bounded_whatever_the_corpus_holds(tmp_path, mod
     assert largest[10] == largest[100]
 
 
-def test_a_block_is_larger_only_where_so_many_encoders_end_units_of_short_rows(model):
+def test_many_encoders_and_short_rows_get_larger_blocks(model):
     job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
-    sample = Sample(rows=1, tokens_per_row=10.0, truncated_share=0.0, bytes_per_row=20.0, texts=("x",))
+    sample = Sample(rows=1, tokens_per_row=10.0, truncated_share=0.0, bytes_per_row=20.0, inputs=None)
     one, ten, thousand, more = (
         choose_unit_rows(job, model, sample, replicas=n, cores=None) for n in (1, 10, 1000, 9999)
     )
@@ -140,19 +140,19 @@ def test_a_block_is_larger_only_where_so_many_encoders_end_units_of_short_rows(m
     assert more * (4 * model.dim + 20) < 192 << 20
 
 
-def test_units_get_longer_where_the_driver_would_not_keep_up_with_so_many_encoders(model):
+def test_units_get_longer_with_more_encoders_than_the_driver_can_serve(model):
     job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
-    sample = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1.0, texts=("x",))
+    sample = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1.0, inputs=None)
     few, many, more = (choose_unit_rows(job, model, sample, replicas=n, cores=None) for n in (1, 140, 1400))
     assert few == many > 100
     assert more == pytest.approx(10 * few, rel=0.01)
-    long = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1e6, texts=("x",))
+    long = Sample(rows=1, tokens_per_row=30_000.0, truncated_share=0.0, bytes_per_row=1e6, inputs=None)
     assert choose_unit_rows(job, model, long, replicas=1400, cores=None) < 200  # what fits in memory is the limit still
 
 
 def test_units_of_encoders_with_more_cores_are_larger(model, monkeypatch):
     monkeypatch.setattr(throughput, "core_flops", lambda precision: 1e6)
     job = parse_job({"source": {"uri": "x", "text": "text"}, "table": {"uri": "y"}, "encoder": {"model": model.path}})
-    sample = Sample(rows=1, tokens_per_row=1.0, truncated_share=0.0, bytes_per_row=1.0, texts=("x",))
+    sample = Sample(rows=1, tokens_per_row=1.0, truncated_share=0.0, bytes_per_row=1.0, inputs=None)
     one, four = (choose_unit_rows(job, model, sample, replicas=1, cores=cores) for cores in (1, 4))
     assert four == pytest.approx(4 * one, rel=0.05)

@@ -17,25 +17,28 @@ from actors import storage
 from actors.errors import StorageError
 from actors.source.content_hash import content_hashes
 from actors.storage.temp_dirs import SharedTempDir
+from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger, units_to_table
+from pipeline.ledger.run_description import RunDescription
 from pipeline.reuse import spill, vector_index
-from pipeline.reuse.lookup import reuse_of
+from pipeline.reuse.lookup import STORED, reuse_of
 from pipeline.reuse.spill import TEXT, Buckets, as_texts, contains, hash_bytes
 from pipeline.reuse.vector_index import build_index
 
 LITTLE = 3
+OUTPUTS = (VectorColumn("embedding", "dense", 2),)
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Where rooms are."""
+def shared(tmp_path, monkeypatch):
+    """The folder of the shared temp dirs."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     return tmp_path / "tmp" / f"vectide-{os.getuid()}"
 
 
-def left_in(home):
-    return list(home.iterdir()) if home.exists() else []
+def entries_of(shared):
+    return list(shared.iterdir()) if shared.exists() else []
 
 
 def hashes_of(texts):
@@ -46,16 +49,22 @@ def write_files(table, files):
     """Files of a table: in each, texts with one vector a chunk."""
     paths = []
     for number, documents in enumerate(files):
-        ids, texts, vectors = [], [], []
+        ids, texts = [], []
+        places: list[int] = []
+        numbers: list[int] = []
         for place, (text, chunks) in enumerate(documents):
             ids += [f"{number}-{place}"] * chunks
             texts += [text] * chunks
-            vectors += [[float(number), float(place), float(chunk)] for chunk in range(chunks)]
+            places += [place] * chunks
+            numbers += range(chunks)
         rows = pa.table(
             {
                 "id": pa.array(ids, pa.string()),
                 "_hash": hashes_of(texts),
-                "embedding": pa.array(vectors, pa.list_(pa.float32(), 3)),
+                "start": pa.array([number] * len(ids), pa.int32()),
+                "tokens": pa.array(places, pa.int32()),
+                "chunk": pa.array(numbers, pa.int32()),
+                "embedding": pa.array([[0.6, 0.8]] * len(ids), pa.list_(pa.float32(), 2)),
             }
         )
         path = f"data/{number}.parquet"
@@ -74,12 +83,12 @@ def ask(table, run, paths, wanted, asked, *, limit=LITTLE):
             texts.add(as_texts(hash_bytes(pa.chunked_array([hashes_of(part)]))))
         with build_index(table, paths, None if wanted is None else texts) as built:
             ledger = Ledger(table, run)
-            ledger.freeze({}, units_to_table([]), reuse=built.tables())
+            ledger.freeze(RunDescription("backfill", 0, 0), units_to_table([]), reuse=built.tables())
             facts = built.rows, built.unknown, built.parts
     if built.parts == 0:
         return facts, [], []
     rows = pa.table({"_hash": hashes_of(asked)})
-    unknown, ready = reuse_of(table, ledger.home(), built.parts).split(rows, ["embedding"])
+    unknown, ready = reuse_of(table, ledger.home(), built.parts).split(rows, STORED, OUTPUTS)
     return facts, unknown["_hash"].to_pylist(), [] if ready is None else ready.to_pylist()
 
 
@@ -94,7 +103,7 @@ documents = st.lists(st.tuples(texts, st.integers(1, 3)), max_size=12)
     st.none() | st.lists(st.lists(texts, max_size=10), max_size=4),
     st.lists(texts, max_size=12),
 )
-def test_it_is_the_same_however_little_memory_it_may_take(files, wanted, asked):
+def test_the_memory_limit_changes_no_result(files, wanted, asked):
     with tempfile.TemporaryDirectory() as table:
         paths = write_files(table, files)
         (rows, unknown, _), *much = ask(table, "much", paths, wanted, asked, limit=1000)
@@ -111,32 +120,32 @@ def test_it_is_the_same_however_little_memory_it_may_take(files, wanted, asked):
         assert parts >= rows / LITTLE
         assert much == little
         if places:
-            found = [tuple(row["embedding"][:2]) for row in little[1] if row["embedding"][2] == 0]
+            found = [(row["start"], row["tokens"]) for row in little[1] if row["chunk"] == 0]
             assert found == [places[text] for text in asked if text in places]
         reuse_of.cache_clear()
 
 
-def test_nothing_is_left_on_the_disk(tmp_path, home):
+def test_no_file_is_left_on_the_disk(tmp_path, shared):
     files = [[(text, 1) for text in range(start, start + 10)] for start in range(0, 60, 10)]
     paths = write_files(str(tmp_path / "table"), files)
     wanted = [range(40), range(20, 80)]
     facts, *_ = ask(str(tmp_path / "table"), "run", paths, wanted, range(70))
     assert facts == (60, 20, facts[2])
     assert facts[2] >= 20
-    assert [path.name[:6] for path in left_in(home) if path.suffix == ""] == ["known-"]  # what the reader maps
+    assert [path.name[:6] for path in entries_of(shared) if path.suffix == ""] == ["known-"]  # what the reader maps
     reuse_of.cache_clear()
-    assert left_in(home) == []
+    assert entries_of(shared) == []
 
 
-def test_nor_after_an_error(tmp_path, home):
+def test_no_file_is_left_on_the_disk_after_an_error(tmp_path, shared):
     files = [[(text, 1) for text in range(start, start + 10)] for start in range(0, 60, 10)]
     paths = write_files(str(tmp_path / "table"), files)
     with pytest.raises(FileNotFoundError, match="missing"):
         ask(str(tmp_path / "table"), "run", [*paths, "data/missing.parquet"], [range(60)], [])
-    assert left_in(home) == []
+    assert entries_of(shared) == []
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, home, monkeypatch):
+def test_a_full_disk_is_reported_in_one_sentence(tmp_path, shared, monkeypatch):
     def refuses(self, *args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -144,32 +153,34 @@ def test_a_full_disk_is_one_sentence(tmp_path, home, monkeypatch):
     monkeypatch.setattr(spill, "open", refuses, raising=False)
     with pytest.raises(StorageError, match="the disk is full. Free some space and run the same command again"):
         ask(str(tmp_path / "table"), "run", paths, None, [])
-    assert left_in(home) == []
+    assert entries_of(shared) == []
 
 
-def test_a_reader_writes_all_after_another_was_killed_while_writing(tmp_path, home):
+def test_a_reader_writes_all_files_after_another_was_killed(tmp_path, shared):
     table = str(tmp_path / "table")
     paths = write_files(table, [[(text, 1) for text in range(20)]])
     ask(table, "run", paths, None, [])
     reuse_of.cache_clear()
     parts = len(list(storage.walk(storage.join(Ledger(table, "run").home(), "reuse"))))
     stands = reuse_of(table, Ledger(table, "run").home(), parts)
-    (known,) = [path for path in left_in(home) if path.is_dir()]
+    (known,) = [path for path in entries_of(shared) if path.is_dir()]
     stands_in = SharedTempDir(known.name)  # a second process
     (known / "index").rename(known / "unfinished")
     (known / "unfinished" / "hashes").write_bytes(b"half of it" * 1000)
     reuse_of.cache_clear()
-    _, ready = reuse_of(table, Ledger(table, "run").home(), parts).split(pa.table({"_hash": hashes_of(range(20))}), [])
+    _, ready = reuse_of(table, Ledger(table, "run").home(), parts).split(
+        pa.table({"_hash": hashes_of(range(20))}), [], OUTPUTS
+    )
     assert ready is not None
     assert ready.num_rows == 20
     del stands
     reuse_of.cache_clear()
     assert known.exists()
     stands_in.leave()
-    assert left_in(home) == []
+    assert entries_of(shared) == []
 
 
-def test_a_room_whose_last_holder_was_killed_is_cleared_by_whoever_comes_next(home):
+def test_a_shared_temp_dir_of_a_killed_process_is_cleared_by_the_next(shared):
     killed, alive = SharedTempDir("killed"), SharedTempDir("alive")
     for temp_dir in (killed, alive):
         (temp_dir.path / "file").write_bytes(b"some")
@@ -180,16 +191,16 @@ def test_a_room_whose_last_holder_was_killed_is_cleared_by_whoever_comes_next(ho
     assert list(SharedTempDir("killed").path.iterdir()) == []
     assert (SharedTempDir("alive").path / "file").exists()
     alive.leave()
-    assert left_in(home) == []
+    assert entries_of(shared) == []
 
 
-def test_a_folder_of_rooms_that_is_another_users_is_not_used(home, monkeypatch):
+def test_a_temp_folder_of_another_user_is_not_used(shared, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 7)
     with pytest.raises(StorageError, match="another user's; set TMPDIR"):
         SharedTempDir("name")
 
 
-def test_a_part_that_is_gone_is_an_error(tmp_path):
+def test_a_missing_part_is_an_error(tmp_path):
     table = str(tmp_path / "table")
     paths = write_files(table, [[(text, 1) for text in range(20)]])
     facts, *_ = ask(table, "run", paths, None, [])

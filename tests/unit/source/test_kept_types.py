@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,13 +29,14 @@ from actors.source.formats.types import stored_type
 from actors.source.read_unit import check_source, read_unit
 from actors.unit.unit_batch import UnitBatch
 from actors.unit.writer import WriterSpec, table_schema, write_unit
+from actors.vectors import VectorColumn
 from pipeline.job.config import parse_job
 from pipeline.ledger.ledger import Ledger
 from pipeline.plan.corpus import list_corpus, survey
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication, files_of, publish
 
-MAKING = delta_table.EmbeddingSpec("f", {"model": "m"}, {"model": "m"})
+SPEC = delta_table.EmbeddingSpec("f", {"model": "m", "dim": 2}, {"model": "m"})
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +68,24 @@ def published(folder: Path, keep: list[str], partition_by: tuple[str, ...] = ())
         "encoder": {"model": "m"},
     }
     job = parse_job(document)
-    found = survey(job, list_corpus(job).shards)
+    found = survey(job, list_corpus(job).shards, modality="text")
     pieces = [piece for shard in found.shards for piece in open_format("parquet", shard.path).pieces(shard, 1000)]
     result = read_unit(Unit(0, tuple(pieces)), found.source)
     rows = result.table.num_rows
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(2 * rows, np.float32)), 2)
     table = result.table.append_column("embedding", vectors).append_column("tokens", pa.array([1] * rows, pa.int32()))
-    schema, url = table_schema(found.keep_schema), str(folder / "table")
-    spec = WriterSpec(url, Ledger(url, "run1").url, "run1", schema, partition_by, "float32", json.dumps({}))
-    parcel = UnitBatch(0, table, bad=result.bad, rows_read=result.rows_read, counts={"documents": rows})
-    receipt = write_unit(parcel, spec)
-    publish(url, Publication("c", "run1", "backfill", MAKING, schema, partition_by, None, receipt.files))
+    outputs = (VectorColumn("embedding", "dense", 2),)
+    schema, url = table_schema(found.keep_schema, outputs), str(folder / "table")
+    spec = WriterSpec(url, Ledger(url, "run1").url, "run1", schema, partition_by, "float32", json.dumps({}), outputs)
+    unit_batch = UnitBatch(0, table, bad=result.bad, rows_read=result.rows_read, counts={"documents": rows})
+    receipt = write_unit(unit_batch, spec)
+    publish(url, Publication("c", "run1", "backfill", SPEC, schema, partition_by, None, receipt.files))
     opened = DeltaTable(url)
     assert sum(file.rows for file in files_of(opened).values()) == rows
     # Polars takes partition values from the path, and names of columns as they are there.
     if all(name.isidentifier() and name.isascii() and len(name) < 100 for name in partition_by):
+        import polars as pl
+
         assert pl.read_delta(url).height == rows
     return opened, [row.reason for row in result.bad]
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from actors.unit.receipt import Receipt
 from actors.unit.unit_batch import UnitBatch
 from actors.unit.writer import WriterSpec, table_schema, write_unit
+from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger
 
 TRICKS = (
@@ -59,8 +60,9 @@ def written(folder: Path, column: str, values: list[str | None]) -> Receipt:
         }
     )
     url = str(folder / "table")
-    schema = table_schema(pa.schema([(column, pa.string())]))
-    spec = WriterSpec(url, Ledger(url, "run1").url, "run1", schema, (column,), "float32", json.dumps({}))
+    outputs = (VectorColumn("embedding", "dense", 2),)
+    schema = table_schema(pa.schema([(column, pa.string())]), outputs)
+    spec = WriterSpec(url, Ledger(url, "run1").url, "run1", schema, (column,), "float32", json.dumps({}), outputs)
     return write_unit(UnitBatch(0, table, rows_read=len(values), counts={"documents": len(values)}), spec)
 
 

@@ -73,8 +73,8 @@ def test_a_response_without_a_reason_is_detected():
 
 
 def test_a_refused_create_is_detected_in_both_forms():
-    told = {"Error": {"Code": "PreconditionFailed", "Condition": "If-None-Match"}}
-    assert errors.is_refused_create(translate_boto_error(ClientError(told, "PutObject")))
+    response = {"Error": {"Code": "PreconditionFailed", "Condition": "If-None-Match"}}
+    assert errors.is_refused_create(translate_boto_error(ClientError(response, "PutObject")))
     assert errors.is_refused_create(from_s3("PreconditionFailed", 412))
     assert not errors.is_refused_create(from_s3("ConditionalRequestConflict", 409))
     assert not errors.is_refused_create(OSError(errno.EINVAL, "something else that is invalid"))
@@ -98,18 +98,18 @@ def test_a_refused_create_is_detected_in_both_forms():
 )
 def test_each_error_names_the_fix(monkeypatch, error, kind, message):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    told = errors.to_vectide_error("s3://lake/x", "read", error, 8)
-    assert type(told) is kind
-    assert message in str(told)
-    assert "\n" not in str(told)
+    converted = errors.to_vectide_error("s3://lake/x", "read", error, 8)
+    assert type(converted) is kind
+    assert message in str(converted)
+    assert "\n" not in str(converted)
 
 
 def test_own_errors_pass_except_transient_ones():
     ours = ConfigError("as it was")
     assert errors.to_vectide_error("s3://lake/x", "read", ours, 1) is ours
-    told = errors.to_vectide_error("s3://lake/x", "create", TransientError("was refused, yet nothing is there"), 8)
-    assert type(told) is StorageError
-    assert "after 8 tries: TransientError: was refused, yet nothing is there" in str(told)
+    converted = errors.to_vectide_error("s3://lake/x", "create", TransientError("was refused, yet nothing is there"), 8)
+    assert type(converted) is StorageError
+    assert "after 8 tries: TransientError: was refused, yet nothing is there" in str(converted)
 
 
 def test_a_message_of_another_library_is_one_short_line_without_secrets(monkeypatch):
@@ -141,15 +141,15 @@ SECRET = "wJalrXUtnFEMI"
 )
 def test_a_url_with_credentials_in_it_is_refused_without_repeating_them(url, monkeypatch):
     for call in (storage.absolute, storage.read, lambda url: storage.put(url, b"")):
-        with pytest.raises(ConfigError, match="has credentials in it.*AWS_SECRET_ACCESS_KEY") as told:
+        with pytest.raises(ConfigError, match="has credentials in it.*AWS_SECRET_ACCESS_KEY") as caught:
             call(url)
-        assert SECRET not in str(told.value)
+        assert SECRET not in str(caught.value)
     monkeypatch.setenv("CORPUS", url)
     for written in (url, "${CORPUS}"):
         job = {"source": {"uri": written}, "table": {"uri": "/table"}, "encoder": {"model": "m"}}
-        with pytest.raises(ConfigError, match="source.uri: .*has credentials in it") as told:
+        with pytest.raises(ConfigError, match="source.uri: .*has credentials in it") as caught:
             parse_job(job)
-        assert SECRET not in str(told.value)
+        assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,10 @@ def no_place(monkeypatch):
     ],
 )
 def test_errors_of_azure_and_google_name_the_fix(url, error, kind, message):
-    told = errors.to_vectide_error(url, "read", error, 1)
-    assert type(told) is kind
-    assert message in str(told)
-    assert "AWS" not in str(told)
+    converted = errors.to_vectide_error(url, "read", error, 1)
+    assert type(converted) is kind
+    assert message in str(converted)
+    assert "AWS" not in str(converted)
 
 
 def test_busy_responses_of_azure_and_google_are_transient():

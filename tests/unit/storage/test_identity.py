@@ -13,7 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from actors import storage
 from actors.errors import SourceChanged, StorageError
-from actors.schema import Piece, Shard, Unit
+from actors.schema import Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.source.formats.base import verify
 from actors.storage import content_tags, identity
 from pipeline.plan.identify import retagged, untagged
@@ -105,7 +105,7 @@ def test_an_inode_counts_between_runs_and_not_within_one():
         (" sha256:aa", " sha256:aa", True),
     ],
 )
-def test_what_counts_as_unchanged(before, now, same):
+def test_a_shard_is_unchanged_with_equal_size_and_tag(before, now, same):
     assert identity.unchanged(before, now) is same
 
 
@@ -178,11 +178,12 @@ def test_objects_without_a_tag_are_counted():
 
 
 def test_a_frozen_plan_resumes_with_new_tags_of_touched_shards():
-    def unit(etag: str, **more: bool) -> Unit:
-        return Unit(0, (Piece(Shard("a", 1, etag), 0, 1, 1),), **more)
+    def unit(etag: str) -> Unit:
+        return Unit(0, (Piece(Shard("a", 1, etag), 0, 1, 1),))
 
     now = [Shard("a", 1, "u sha256:aa")]
     assert list(retagged([unit("t sha256:aa")], now)) == [unit("u sha256:aa")]
     assert list(retagged([unit("t sha256:bb")], now)) == [unit("t sha256:bb")]
     assert list(retagged([unit("t")], [Shard("a", 1, "t")])) == [unit("t")]
-    assert list(retagged([unit("{}", rewrite=True)], now)) == [unit("{}", rewrite=True)]
+    rewrite = RewriteUnit(0, (RewrittenFile("a", {}, 1),))
+    assert list(retagged([rewrite], now)) == [rewrite]

@@ -41,9 +41,9 @@ def test_gcs_and_gs_urls_are_spelled_alike():
 
 def test_a_missing_driver_is_named():
     for url, package in (("az://lake/x", "adlfs"), ("gs://lake/x", "gcsfs")):
-        told = errors.no_driver(url, ImportError("fsspec's own words"))
-        assert type(told) is ConfigError
-        assert f"not installed: pip install {package}" in str(told)
+        error = errors.no_driver(url, ImportError("fsspec's own words"))
+        assert type(error) is ConfigError
+        assert f"not installed: pip install {package}" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_the_table_gets_the_credentials_of_googles_driver(monkeypatch):
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/keys/lake.json")
     assert given("gs://lake/x") == {"google_application_credentials": "/keys/lake.json"}
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:1")
-    told = given("gs://lake/x")
-    assert json.loads(told["google_service_account_key"])["gcs_base_url"] == "http://127.0.0.1:1"
-    assert told["allow_http"] == "true"
+    options = given("gs://lake/x")
+    assert json.loads(options["google_service_account_key"])["gcs_base_url"] == "http://127.0.0.1:1"
+    assert options["allow_http"] == "true"
     assert gcs.driver_options()["token"] == "anon"
 
 

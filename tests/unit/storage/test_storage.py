@@ -29,7 +29,7 @@ def test_put_replaces_and_leaves_no_temporary_file(tmp_path):
     assert os.listdir(tmp_path / "a") == ["b.json"]
 
 
-def test_create_has_one_winner_of_many(tmp_path):
+def test_one_of_many_concurrent_creates_succeeds(tmp_path):
     url = str(tmp_path / "receipt.json")
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda number: storage.create(url, b"%d" % number), range(64)))
@@ -149,7 +149,7 @@ def test_the_probe_passes_a_local_disk_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_probe_finds_a_store_that_lets_several_racers_win(tmp_path, monkeypatch):
+def test_the_probe_finds_a_store_where_several_creates_succeed(tmp_path, monkeypatch):
     """A store that answers right in sequence and wrong in a race: exists() and then write."""
 
     def racy(url, data):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def specs(tmp_path_factory):
 
 
 def pieces(text, row):
-    return [text[chunk["start"] : chunk["end"]] for chunk in row["_chunks"]]
+    return [text[chunk["start"] : chunk["end"]] for chunk in row["_parts"]]
 
 
 def may_cut(whole, token):
@@ -72,7 +72,7 @@ def chunks_of_words(text, *, by, max_tokens):
 def test_chunks_concatenate_to_the_text_and_keep_their_limit(specs, kind, by, text, max_tokens):
     (row,) = Chunker(specs[kind], Chunking("late", max_tokens, by)).chunk([text]).to_pylist()
     assert "".join(pieces(text, row)) == text
-    stops = [chunk["stop"] for chunk in row["_chunks"]]
+    stops = list(accumulate(part["tokens"] for part in row["_parts"]))
     assert stops[-1] == len(row["_input_ids"])
     assert stops == sorted(set(stops))
     whole = next(Tokenizer(replace(specs[kind], max_tokens=10_000)).tokenize_whole([text]))
@@ -88,7 +88,7 @@ def test_chunks_concatenate_to_the_text_and_keep_their_limit(specs, kind, by, te
 def test_in_mode_split_a_chunk_has_the_ids_of_its_text_alone(specs, kind, text):
     (row,) = Chunker(specs[kind], Chunking("split", 12, "sentence")).chunk([text]).to_pylist()
     alone = Tokenizer(specs[kind]).tokenize(pieces(text, row)).ids.to_pylist()
-    stops = [0, *(chunk["stop"] for chunk in row["_chunks"])]
+    stops = accumulate((part["tokens"] for part in row["_parts"]), initial=0)
     assert [row["_input_ids"][low:high] for low, high in pairwise(stops)] == alone
 
 

@@ -20,9 +20,12 @@ from actors.schema import Piece, QuarantinedRow, Shard, Unit
 from actors.unit.receipt import Receipt
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.unit.writer import WriterSpec, parquet_bytes, receipt_path, split_by, table_schema, write_unit
+from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
+from pipeline.ledger.run_description import RunDescription
 
 DIM = 4
+OUTPUTS = (VectorColumn("embedding", "dense", DIM),)
 
 
 def batch(unit=0, count=6, **changes):
@@ -49,9 +52,9 @@ def rows_of(unit_batch):
 @pytest.fixture
 def spec(tmp_path):
     table = str(tmp_path / "table")
-    schema = table_schema(pa.schema([("lang", pa.string())]))
+    schema = table_schema(pa.schema([("lang", pa.string())]), OUTPUTS)
     ledger = Ledger(table, "run1").url
-    return WriterSpec(table, ledger, "run1", schema, ("lang",), "float32", json.dumps({"model": "m"}))
+    return WriterSpec(table, ledger, "run1", schema, ("lang",), "float32", json.dumps({"model": "m"}), OUTPUTS)
 
 
 def files_below(folder):
@@ -119,14 +122,16 @@ def test_a_vector_that_is_not_finite_is_never_written(spec, value):
 
 
 def test_a_receipt_survives_json():
-    receipt = Receipt(3, "a", (), 2, 0, 0, 2, 0, 0, quarantine="quarantine/x.parquet", seconds={"read": 0.5})
+    receipt = Receipt(3, "a", (), 2, 0, 0, 2, 0, 0, quarantine=("quarantine/x.parquet",), seconds={"read": 0.5})
     assert Receipt.from_json(receipt.to_json()) == receipt
+    of_a_development_version = receipt.to_json().replace('["quarantine/x.parquet"]', '"quarantine/x.parquet"')
+    assert Receipt.from_json(of_a_development_version) == receipt
 
 
 def test_vectors_are_stored_in_byte_stream_split_and_read_back():
     table = rows_of(batch()).drop_columns(["_position"])
     plain = table.set_column(2, "embedding", table["embedding"].cast(pa.list_(pa.float32())))
-    data, stats = parquet_bytes(plain, "{}")
+    data, stats = parquet_bytes(plain, "{}", OUTPUTS)
     column = pq.read_metadata(pa.BufferReader(data)).row_group(0).column(2)
     assert column.path_in_schema == "embedding.list.element"
     assert "BYTE_STREAM_SPLIT" in column.encodings
@@ -191,11 +196,11 @@ def test_the_first_frozen_plan_is_kept(tmp_path):
     assert ledger.description() is None
     first = units_to_table([Unit(0, (Piece(Shard("/a", 1, ""), 0, 1, 1),))])
     other = Ledger(str(tmp_path), "r")
-    frozen = ledger.freeze({"units": 1}, first)
-    assert other.freeze({"units": 2}, first.slice(0, 0), listing=first) == frozen
+    frozen = ledger.freeze(RunDescription("backfill", 1, 1), first)
+    assert other.freeze(RunDescription("backfill", 2, 1), first.slice(0, 0), listing=first) == frozen
     for reader in (ledger, other, Ledger(str(tmp_path), "r")):
         assert reader.description() == frozen
-        assert (frozen["units"], reader.plan()) == (1, first)
+        assert (frozen.units, reader.plan()) == (1, first)
         assert reader.listing() is None  # the listing of the other driver must not be combined with this plan
 
 

@@ -117,6 +117,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.slow  # the import takes seconds
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("scale", [None, 1.0])

@@ -6,8 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
-from transformers import AutoModel
 
 from actors.encoders import describe, load_encoder
 from actors.encoders.compute.device import Compute
@@ -25,15 +23,19 @@ def encoder(minilm):
 
 @pytest.fixture(scope="module")
 def expected(minilm):
+    from sentence_transformers import SentenceTransformer
+
     return SentenceTransformer(str(minilm), device="cpu").encode(TEXTS, normalize_embeddings=True)
 
 
+@pytest.mark.slow
 def test_the_real_model_matches_sentence_transformers(encoder, expected):
     vectors = encoder.encode(TEXTS)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_within_its_tolerance(minilm, expected):
     encoder = Encoder(describe(str(minilm)), compute=Compute(torch.device("cpu"), torch.bfloat16))
     assert (encoder.encode(TEXTS) * expected).sum(1).min() >= 0.999
@@ -56,6 +58,8 @@ def test_other_rows_and_order_change_no_vector(encoder):
     ],
 )
 def test_token_states_match_transformers(tmp_path, kind, tokenizer, prefix, dtype):
+    from transformers import AutoModel
+
     folder = write_bert(tmp_path / "model", kind=kind, tokenizer=tokenizer, prefix=prefix, dtype=dtype)
     encoder = load_encoder(str(folder), dtype="float32")
     plain = write_bert(tmp_path / "plain", kind=kind, tokenizer=tokenizer, dtype=dtype)

@@ -12,8 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import T5EncoderModel
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from actors.encoders import describe, load_encoder
 from actors.encoders.compute.device import Compute
@@ -55,6 +53,8 @@ def expected_states(model, ids):
 
 
 def test_every_published_layout_matches_transformers(folder):
+    from transformers import T5EncoderModel
+
     encoder = load_encoder(str(folder), dtype="float32")
     model = T5EncoderModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     rows = encoder.tokenizer.tokenize(TEXTS).ids
@@ -69,6 +69,8 @@ def test_every_published_layout_matches_transformers(folder):
 
 @pytest.mark.parametrize(("count", "farthest"), [(32, 128), (32, 64), (16, 128), (8, 20)])
 def test_distance_buckets_match_transformers(count, farthest):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
     distance = torch.arange(-600, 601)
     theirs = T5Attention._relative_position_bucket(distance, num_buckets=count, max_distance=farthest)
     assert torch.equal(bucket(distance, count, farthest), theirs)

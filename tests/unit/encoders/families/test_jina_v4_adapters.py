@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from actors.encoders import load_encoder
 from actors.encoders.compute.device import Compute
@@ -49,6 +47,9 @@ TRAINED: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
     """Adapters written by PEFT, all factors random: one of the whole model, one of its language model."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
     root = tmp_path_factory.mktemp("trained")
     for seed, (name, how) in enumerate(TRAINED.items()):
         torch.manual_seed(seed)

@@ -153,6 +153,7 @@ def test_a_file_without_rows_has_no_pieces(put, data):
     assert CSV.pieces(put("a.csv", data), 5) == []
 
 
+@pytest.mark.slow
 def test_a_reader_seeks_to_its_piece(put_in_memory, tables, asked):
     shard = put_in_memory("a.csv", b"id,text\n" + b"1,aaaa\n" * 500_000)
     last = CSV.pieces(shard, 100_000)[-1]

@@ -126,7 +126,7 @@ def test_folder_columns_for_text_id_or_task_are_text(corpus):
     shards = corpus(**{f"k={value}/id={value}/a.parquet": data for value in ("1", "2")})
     source = check(shards, text=("k", "text"), id="id", task="k", keep=("k",))
     assert source.keep == (("k", pa.string()),)
-    assert [(row["id"], row["_text"], row["_task"], row["k"]) for row in rows(shards, source)] == [
+    assert [(row["id"], row["_content"], row["_task"], row["k"]) for row in rows(shards, source)] == [
         ("1", "1\n\none", "1", "1"),
         ("2", "2\n\none", "2", "2"),
     ]
@@ -180,7 +180,7 @@ def test_contradicting_folders_are_refused(corpus, files, settings, message):
 
 def test_folder_names_that_the_job_does_not_use_are_not_checked(corpus):
     shards = corpus(**{"k=1/k=2/text=x/a.parquet": parquet(body=["a"], text=["b"])})
-    assert rows(shards, check(shards, text=("body",)))[0]["_text"] == "a"
+    assert rows(shards, check(shards, text=("body",)))[0]["_content"] == "a"
 
 
 def test_a_missing_column_that_is_a_folder_name_has_a_hint(corpus):

@@ -36,7 +36,7 @@ def rows_of(put, lines, **types):
 
 
 @given(row=st.dictionaries(st.text(max_size=4), VALUES, max_size=4))
-def test_what_json_dumps_writes_is_read_at_any_depth(row):
+def test_output_of_json_dumps_is_read_at_any_depth(row):
     line = json.dumps(row).encode()
     assert repr(parse_line(line)) == repr(json.loads(line))
 

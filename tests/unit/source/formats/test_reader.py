@@ -53,8 +53,8 @@ def test_a_row_has_its_text_hash_position_and_kept_columns(put):
     result = read([shard], id="n", text=("title", "text"), keep=("lang",))
     place = {"_shard": shard.path}
     assert result.table.to_pylist() == [
-        {"id": "7", "lang": "de", "_text": "T\n\na", "_hash": expected_hash(b"T\n\na"), **place, "_position": 0},
-        {"id": "8", "lang": None, "_text": "b", "_hash": expected_hash(b"b"), **place, "_position": 1},
+        {"id": "7", "lang": "de", "_content": "T\n\na", "_hash": expected_hash(b"T\n\na"), **place, "_position": 0},
+        {"id": "8", "lang": None, "_content": "b", "_hash": expected_hash(b"b"), **place, "_position": 1},
     ]
     assert result.rows_read == 2
 
@@ -99,7 +99,10 @@ def test_invalid_texts_and_ids_are_quarantined_with_a_reason(put):
 def test_one_part_of_a_text_is_enough_and_none_is_not(put):
     data = {"a": ["x", None, None, "", None], "b": [None, None, "y", " ", "z"]}
     result = read([put("a.parquet", parquet(data))], text=("a", "b"))
-    assert result.table.select(["_text", "_position"]).to_pydict() == {"_text": ["x", "y", "z"], "_position": [0, 2, 4]}
+    assert result.table.select(["_content", "_position"]).to_pydict() == {
+        "_content": ["x", "y", "z"],
+        "_position": [0, 2, 4],
+    }
     assert [(row.position, row.reason) for row in result.bad] == [(1, "null_text"), (3, "empty_text")]
 
 
@@ -189,7 +192,7 @@ def test_a_kept_column_that_a_shard_lacks_is_null_there_and_widens(put):
     ]
     table = read(shards, keep=("n",)).table
     assert table.column("n").to_pylist() == [1, None, 2**40]
-    assert table.column("_text").to_pylist() == ["a", "b", "c"]
+    assert table.column("_content").to_pylist() == ["a", "b", "c"]
 
 
 def test_kept_types_survive(put):
@@ -264,9 +267,9 @@ def test_json_lines_through_the_reader(put):
     pieces = open_format("auto", shard.path).pieces(shard, 2)
     result = read_unit(Unit(0, tuple(pieces)), source)
     assert result.rows_read == 6
-    assert result.table.select(["id", "n", "meta", "_text"]).to_pylist() == [
-        {"id": "1", "n": 1.0, "meta": '{"x":[1]}', "_text": "a"},
-        {"id": "two", "n": 2.5, "meta": None, "_text": "b"},
+    assert result.table.select(["id", "n", "meta", "_content"]).to_pylist() == [
+        {"id": "1", "n": 1.0, "meta": '{"x":[1]}', "_content": "a"},
+        {"id": "two", "n": 2.5, "meta": None, "_content": "b"},
     ]
     assert sorted((row.id or "", row.reason) for row in result.bad) == [
         ("", "missing_id"),
@@ -281,7 +284,7 @@ def test_an_id_column_may_be_kept_too(put):
     table = read([shard], id="doc", keep=("doc", "text")).table
     assert table.column("id").to_pylist() == ["1", "2"]
     assert table.column("doc").to_pylist() == [1, 2]
-    assert table.column("text").to_pylist() == table.column("_text").to_pylist()
+    assert table.column("text").to_pylist() == table.column("_content").to_pylist()
 
 
 @pytest.mark.parametrize("where", ["put", "put_in_memory"])
@@ -295,7 +298,7 @@ def test_a_unit_of_many_documents_keeps_their_order(request, where):
     good = [
         (shard.path, text.decode()) for shard, text in zip(shards, texts, strict=True) if text not in (b"", b"\xff")
     ]
-    assert list(zip(*(result.table.column(n).to_pylist() for n in ("_shard", "_text")), strict=True)) == good
+    assert list(zip(*(result.table.column(n).to_pylist() for n in ("_shard", "_content")), strict=True)) == good
     assert sorted(row.reason for row in result.bad) == ["empty_text"] * 29 + ["invalid_utf8"]
     assert set(result.table.column("name").to_pylist()) == {"a.md"}
 
@@ -326,7 +329,7 @@ def test_a_sample_is_the_first_rows_as_the_reader_sees_them(put, name):
     }.get(name, ("text\n" + "\n".join(texts)).encode())
     shard = put(name, data)
     result = read_sample(shard, check_source([shard], root="/"), rows=10)
-    assert result.table.column("_text").to_pylist() == texts[:10]
+    assert result.table.column("_content").to_pylist() == texts[:10]
     assert result.rows_read == 10
     assert read_sample(shard, check_source([shard], root="/"), rows=10_000).rows_read == 3000
 

@@ -31,11 +31,11 @@ def test_a_valid_source(put):
         "parquet", "/corpus", ("text",), "doc", (("lang", pa.string()), ("extra", pa.float64())), None, True
     )
     assert pickle.loads(pickle.dumps(spec)) == spec
-    assert spec.schema().names == ["id", "lang", "extra", "_text", "_hash", "_shard", "_position"]
+    assert spec.schema().names == ["id", "lang", "extra", "_content", "_hash", "_shard", "_position"]
 
 
 @pytest.mark.parametrize("key", ["id", "text", "keep", "task"])
-def test_a_missing_column_says_which_are_there_and_the_nearest(put, key):
+def test_a_missing_column_is_reported_with_all_columns_and_the_nearest(put, key):
     shard = put("a.parquet", parquet(text=["a"], title=["b"]))
     value = "titel" if key in ("id", "task") else ("titel",)
     with pytest.raises(ConfigError, match=r"'titel'.*\['text', 'title'\]; did you mean 'title'\?"):
@@ -109,7 +109,7 @@ def test_shards_without_rows_are_ignored(put):
     check([put("a.csv", b""), put("b.csv", b"text\na\n")])
 
 
-def test_no_files(tmp_path):
+def test_a_source_without_files_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"there are no files at '/corpus'\. Check source\.uri"):
         check(storage.glob(str(tmp_path)).shards)
 

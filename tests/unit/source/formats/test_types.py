@@ -174,14 +174,14 @@ def test_a_value_that_cannot_be_cast_is_quarantined_with_its_value(array, wrong,
     assert target is not None
     # Behind a slice there is a value that does not fit, and no row of it.
     for part, shift in ((array, 0), (pa.concat_arrays([array.take([wrong[0]]), array]).slice(1), 0)):
-        found, misfits = cast_column(part, target)
-        assert sorted(misfits) == [index + shift for index in wrong]
-        assert all(reason == "wrong_type" for reason, _ in misfits.values())
-        assert text in misfits[wrong[0]][1]
+        found, invalid = cast_column(part, target)
+        assert sorted(invalid) == [index + shift for index in wrong]
+        assert all(reason == "wrong_type" for reason, _ in invalid.values())
+        assert text in invalid[wrong[0]][1]
         assert found.type == target
         assert found.null_count == array.null_count + len(wrong)
-    sound, misfits = cast_column(array.take([index for index in range(len(array)) if index not in wrong]), target)
-    assert not misfits
+    sound, invalid = cast_column(array.take([index for index in range(len(array)) if index not in wrong]), target)
+    assert not invalid
     outside = pa.concat_arrays([array.take([wrong[0]]), sound.cast(array.type)]).slice(1)
     assert cast_column(outside, target) == (sound, {})
 
@@ -212,20 +212,20 @@ def test_a_value_that_cannot_be_cast_is_quarantined_with_its_value(array, wrong,
 def test_a_cast_that_keeps_every_value(array, target, values):
     target = stored_type(target)
     assert target is not None
-    found, misfits = cast_column(array, target)
-    assert (found.type, found.to_pylist(), misfits) == (target, values, {})
+    found, invalid = cast_column(array, target)
+    assert (found.type, found.to_pylist(), invalid) == (target, values, {})
     assert str(found.to_pylist()) == str(values)  # -0.0 is equal to 0.0
 
 
 def test_not_a_number_is_a_value():
-    found, misfits = cast_column(pa.array([float("nan"), -0.0], pa.float32()), pa.float64())
-    assert (str(found.to_pylist()), misfits) == ("[nan, -0.0]", {})
+    found, invalid = cast_column(pa.array([float("nan"), -0.0], pa.float32()), pa.float64())
+    assert (str(found.to_pylist()), invalid) == ("[nan, -0.0]", {})
 
 
 def test_a_whole_number_that_no_float_equals_is_quarantined():
-    found, misfits = cast_column(pa.array([1, 2**53 + 1]), pa.float64())
+    found, invalid = cast_column(pa.array([1, 2**53 + 1]), pa.float64())
     assert found.to_pylist() == [1.0, None]
-    assert misfits[1][1].startswith("9007199254740993 is not exact as double")
+    assert invalid[1][1].startswith("9007199254740993 is not exact as double")
 
 
 @pytest.mark.parametrize(

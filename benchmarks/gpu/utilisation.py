@@ -1,4 +1,4 @@
-"""How much of the time a card has nothing to do in a backfill, and whether there is one."""
+"""Idle share of a GPU during a backfill, and the check that there is a GPU."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 
 
 class Utilisation(threading.Thread):
-    """Asks the driver five times a second for how much of the time the card had work; each answer is over its last moments."""
+    """Reads the GPU's utilisation from the driver five times a second."""
 
-    def __init__(self, card: int) -> None:
+    def __init__(self, gpu: int) -> None:
         super().__init__(daemon=True)
         self._process = subprocess.Popen(
             [
@@ -27,7 +27,7 @@ class Utilisation(threading.Thread):
                 "-lms",
                 "200",
                 "-i",
-                str(card),
+                str(gpu),
             ],
             stdout=subprocess.PIPE,
             text=True,
@@ -40,19 +40,19 @@ class Utilisation(threading.Thread):
             self.samples.append((time.perf_counter(), float(line)))
 
     def stop(self) -> None:
-        """End the asking."""
+        """Stop reading."""
         self._process.terminate()
         self._process.wait()
         self.join()
 
     def idle(self, start: float, stop: float) -> float:
-        """Mean share of the time between two moments in which the card had nothing to do."""
+        """Mean share of the time between two moments in which the GPU had nothing to do."""
         busy = [percent for at, percent in self.samples if start <= at <= stop]
         return 1 - statistics.mean(busy) / 100 if busy else float("nan")
 
 
 def backfill_idle(texts: Sequence[str], model: Path, *, rows: int, gpus_per_replica: float) -> dict[str, float]:
-    """A backfill of `rows` rows: seconds, rows a second and the card's idle share from the first receipt to the last."""
+    """A backfill of `rows` rows: seconds, rows a second and the GPU's idle share from the first receipt to the last."""
     import pyarrow.parquet as pq
 
     from benchmarks.scale.small import Stopwatch
@@ -79,23 +79,23 @@ def backfill_idle(texts: Sequence[str], model: Path, *, rows: int, gpus_per_repl
                 "run": {"address": "local", "gpus_per_replica": gpus_per_replica},
             }
         )
-        watch, card = Stopwatch(), Utilisation(0)
-        card.start()
+        watch, gpu = Stopwatch(), Utilisation(0)
+        gpu.start()
         backfill(job, watch)
-        card.stop()
+        gpu.stop()
     first, last = watch.begun + watch.ended[0], watch.begun + watch.ended[-1]
-    return {"seconds": last - first, "rows/s": rows / (last - first), "idle": card.idle(first, last)}
+    return {"seconds": last - first, "rows/s": rows / (last - first), "idle": gpu.idle(first, last)}
 
 
-def require_card() -> torch.device:
-    """The first card.
+def require_gpu() -> torch.device:
+    """Return the first GPU.
 
     Raises:
         SystemExit: torch sees none.
     """
     if not torch.cuda.is_available():
         raise SystemExit(
-            f"torch {torch.__version__} sees no CUDA card here: bench-gpu measures cards only. Run it on a machine that has "
+            f"torch {torch.__version__} sees no CUDA GPU here: bench-gpu measures GPUs only. Run it on a machine that has "
             f"one, with a torch built for CUDA; `make bench` measures on a CPU"
         )
     return torch.device("cuda", 0)

@@ -1,4 +1,4 @@
-"""What every way tells at its end, and when rows came out on the way. Imported in every environment: no dependency."""
+"""The result of every way and the times of its rows. Imported in every environment, so it has no dependency."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def since_start() -> float:
     return time.monotonic() - float(os.environ[STARTED])
 
 
-def note(folder: Path, rows: int) -> None:
-    """Some rows are embedded: called where that happens, in any process."""
+def record_rows(folder: Path, rows: int) -> None:
+    """Record that rows are embedded. Called in the process that embeds them."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{os.getpid()}.txt").open("a") as file:
         file.write(f"{since_start()} {rows}\n")
 
 
-def noted(folder: Path) -> list[tuple[float, int]]:
-    """What was noted by all processes, in order of time."""
+def recorded_rows(folder: Path) -> list[tuple[float, int]]:
+    """Return the times and rows that all processes recorded, in order of time."""
     lines = [line.split() for path in folder.glob("*.txt") for line in path.read_text().splitlines()]
     return sorted((float(at), int(rows)) for at, rows in lines)
 
 
-def tell(**facts: Any) -> None:
-    """The result, for the race to read."""
+def print_result(**facts: Any) -> None:
+    """Print the result as one line, which the race reads."""
     print("RESULT " + json.dumps({**facts, "end": since_start()}), flush=True)

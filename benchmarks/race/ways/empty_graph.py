@@ -1,4 +1,4 @@
-"""A graph of the shape of a backfill's with nothing in it: what Ray and Ray Data take until a first row can come out."""
+"""A Ray Data graph shaped like a backfill's that does no work: the time of Ray and Ray Data until the first row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import pyarrow as pa
 import ray.data
 
-from benchmarks.race.ways.told import since_start, tell
+from benchmarks.race.ways.results import print_result, since_start
 from pipeline.execute.ray_data import connect, machines
 from pipeline.job.config import parse_job
 from pipeline.plan.resources import size_pool
@@ -20,7 +20,7 @@ def _on(block: pa.Table) -> pa.Table:
 
 
 class On:
-    """An actor that hands on what it gets."""
+    """An actor that returns its input."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return block
@@ -47,7 +47,7 @@ def main(corpus: str, out: str, model: str, *rest: str) -> None:
         .map_batches(_on, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus)
     )
     came = [(since_start(), bundle.num_rows() or 0) for bundle in dataset.iter_internal_ref_bundles()]
-    tell(rows=sum(rows for _, rows in came), out=came, parts={"imports, Ray's start": started})
+    print_result(rows=sum(rows for _, rows in came), out=came, parts={"imports, Ray's start": started})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""The settings of an encoder, as a user chooses them. Torch-free; `spec.describe` checks them against a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """A LoRA adapter to add to a model.
+
+    Attributes:
+        path: Its PEFT folder: a local directory, a URL or a hub id.
+        prompt: Text put before each text.
+        query_prompt: Text put before each query; None: queries have the same prompt as texts.
+    """
+
+    path: str
+    prompt: str = ""
+    query_prompt: str | None = None
+
+    def prompts(self, name: str) -> dict[str, str]:
+        """Returns its tasks with their prompts: `name`, and `<name>.query` if queries have a prompt of their own."""
+        return {name: self.prompt} | ({} if self.query_prompt is None else {f"{name}.query": self.query_prompt})
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """A model and the settings that change its vectors.
+
+    Attributes:
+        model: Hub id or local directory.
+        revision: Branch, tag or commit of a hub id.
+        task: One of the model's tasks; None selects its default.
+        dim: Width of shortened vectors (pool, slice, normalise); None keeps the full width.
+        max_tokens: Limit per text, special tokens included; None uses the repository's.
+        dtype: "auto" (16-bit arithmetic where the hardware supports it), "bfloat16" (the same class), "float32", or "int8"
+            (products of 8-bit integers, CPUs only: faster, but an approximation whose quality must be measured).
+        prompt: Text put before each text instead of the published one.
+        allow_untrained_dim: Shorten vectors of a model that was not trained for it.
+        adapters: LoRA adapters to add to the model, by name. Each name becomes a task.
+    """
+
+    model: str
+    revision: str | None = None
+    task: str | None = None
+    dim: int | None = None
+    max_tokens: int | None = None
+    dtype: str = "auto"
+    prompt: str | None = None
+    allow_untrained_dim: bool = False
+    adapters: Mapping[str, AdapterSettings] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: str | EncoderSettings, **others: Any) -> EncoderSettings:
+        """Returns settings as they are, or those of a model's name and of the other attributes.
+
+        Raises:
+            TypeError: There is no such attribute, or settings were given twice.
+        """
+        if isinstance(model, str):
+            return cls(model, **others)
+        if others:
+            raise TypeError(f"{', '.join(others)}: the settings of {model.model!r} are complete; change them there.")
+        return model

@@ -1,0 +1,16 @@
+/* Products of rows of bfloat16 with one vector, with AVX-512. */
+
+#if defined(__x86_64__)
+
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
+#include "avx512.h"
+
+static inline __attribute__((always_inline)) __m512 widen(const uint16_t *from) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+}
+
+#define PRODUCTS products_avx512
+
+#include "products.h"
+
+#endif

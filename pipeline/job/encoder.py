@@ -1,0 +1,109 @@
+"""The section `encoder` of the job file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from actors.encoders.settings import AdapterSettings, EncoderSettings
+from actors.errors import ConfigError
+from pipeline.job.validation import shown
+from pipeline.job.values import Section, Uri, cluster_at
+
+
+class Adapter(Section):
+    """LoRA adapter that is added to the model."""
+
+    path: Uri = Field(
+        description="PEFT folder of the adapter: a path, a URL, or the id of a repository on the Hugging Face Hub."
+    )
+    prompt: str = Field(default="", description="Text put before each text of the adapter's task; by default none.")
+    query_prompt: str | None = Field(
+        default=None,
+        description=(
+            "Text put before each query in place of `prompt`, under the task `<name>.query`; by default queries have `prompt`."
+        ),
+    )
+
+
+def _by_name(value: object) -> object:
+    """Read a path that stands alone as `{path: ...}`."""
+    if not (isinstance(value, dict) and all(isinstance(name, str) and name for name in value)):
+        raise ValueError(f"must be adapters by name, as in {{legal: adapters/legal}}, not {shown(value)}")
+    if wrong := [name for name, adapter in value.items() if not isinstance(adapter, str | dict | BaseModel)]:
+        raise ValueError(
+            f"has {shown(value[wrong[0]])} for {wrong[0]!r}; it must be the path of a PEFT folder, or "
+            f"{{path: ..., prompt: ..., query_prompt: ...}}"
+        )
+    return {name: {"path": adapter} if isinstance(adapter, str) else adapter for name, adapter in value.items()}
+
+
+class Encoder(Section):
+    """Model and the settings that change its vectors."""
+
+    model: Annotated[str, Field(min_length=1)] = Field(
+        description="Id of a model on the Hugging Face Hub, or path of a folder that holds one."
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a model on the Hub; by default its main branch."
+    )
+    task: str | None = Field(
+        default=None,
+        description="Task of the model, such as `retrieval.passage`; by default the model's own default, or no task.",
+    )
+    dim: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Number of dimensions to keep of each vector, as many as the model was trained for; by default all.",
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Tokens after which a text is cut, special tokens and prompt included; by default the model's limit.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        default="auto",
+        description=(
+            "Number format to compute in: `auto` is bfloat16 where the hardware supports it, else float32; `int8` is for "
+            "CPUs, faster and approximate."
+        ),
+    )
+    allow_untrained_dim: bool = Field(
+        default=False,
+        description="Whether `dim` may be one that the model was not trained for, at a loss of accuracy; by default not.",
+    )
+    adapters: Annotated[dict[str, Adapter], BeforeValidator(_by_name)] = Field(
+        default={},
+        exclude_if=lambda adapters: not adapters,  # a job without them is written as before there were any
+        description=(
+            "LoRA adapters to add to a model of Jina v3 or v4, by name, as in `{legal: adapters/legal}`; `task` or "
+            "`source.task_column` then names them."
+        ),
+    )
+
+    def settings(self) -> EncoderSettings:
+        """Return the settings with which the encoder is loaded."""
+        adapters = {name: AdapterSettings(**dict(adapter)) for name, adapter in self.adapters.items()}
+        return EncoderSettings(**{**dict(self), "adapters": adapters})
+
+    def unused_adapters(self) -> list[str]:
+        """Return the names of the adapters that `task` does not use."""
+        return [name for name, each in self.settings().adapters.items() if self.task not in each.prompts(name)]
+
+    def check_adapters_readable(self, address: str) -> None:
+        """Raise ConfigError if an adapter is a folder of this machine and a cluster runs the encoders.
+
+        Args:
+            address: `run.address`.
+        """
+        cluster = cluster_at(address)
+        if cluster in ("inline", "local"):
+            return
+        for name, adapter in self.adapters.items():
+            folder = Path(adapter.path).expanduser()
+            if adapter.path.startswith((".", "/", "~")) or ("://" not in adapter.path and folder.is_dir()):
+                raise ConfigError(
+                    f"encoder.adapters.{name} is {adapter.path!r}, a folder of this machine, and the machines of the "
+                    f"cluster {cluster!r} read it; give a URL that they can read, as in s3://bucket/{name}, or the id of "
+                    f"a repository on the Hub, or file://{folder.absolute()} if each of them has that folder"
+                )

@@ -1,0 +1,153 @@
+"""Reads the vectors of one version of a table as blocks, from the local cache or from its files.
+
+A condition is applied first to partitions and to the statistics of files, then to rows, and only the vectors of the rows
+that are left are multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+
+from actors import storage
+from actors.schema import Shard
+from actors.unit.table_files import data_folder, relative_path, run_of
+from actors.vectors import VectorColumn
+from pipeline.scan.block import Block
+from pipeline.scan.vector_cache import VectorCache, decoded
+from pipeline.table import delta_table
+
+BATCH_ROWS = 65_536
+_FILE_BITS = 40  # positions in the scan: the number of the file above, the row in the file below
+_ROW = "_row"
+
+
+class TableScan:
+    """Vectors of one version.
+
+    Args:
+        table: The open version.
+        outputs: The columns of vectors; the first one is scanned.
+        cache: The local cache; None reads the files at each scan.
+        part: Number of this part and number of parts: every so-many-th file, for a scan by several processes.
+
+    Attributes:
+        schema: Columns of the version, without the vectors.
+        rows: Rows of the version.
+    """
+
+    def __init__(
+        self,
+        table: DeltaTable,
+        outputs: Sequence[VectorColumn],
+        cache: VectorCache | None,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._table = table
+        self._column = outputs[0]
+        self._cache = cache
+        self._part, self._parts = part
+        self._url = delta_table.place_of(table)
+        with delta_table.asking(table):
+            dataset = table.to_pyarrow_dataset()
+        self._dataset = dataset
+        self._numbers = {fragment.path: number for number, fragment in enumerate(dataset.get_fragments())}
+        self._shards = None if cache is None else self._list()
+        self._mapped: dict[str, list[Block]] = {}
+        vectors = {output.name for output in outputs}
+        self.schema = pa.schema([field for field in dataset.schema if field.name not in vectors])
+        self.rows = sum(delta_table.file_rows(table).values())
+
+    def _list(self) -> dict[str, Shard]:
+        """Return the objects of the table by path; a file that is missing is not in it."""
+        shards = {relative_path(shard.path): shard for shard in storage.walk(data_folder(self._url))}
+        for path in map(unquote, self._numbers):
+            if path not in shards and run_of(path) is None:  # written by another tool
+                shards[path] = storage.stat(storage.join(self._url, path))
+        return shards
+
+    def nearest(
+        self,
+        queries: pa.Array,
+        k: int,
+        *,
+        condition: pc.Expression | None = None,
+        device: str = "auto",
+        report: Callable[[int], None] = lambda _: None,
+    ) -> pa.Table:
+        """Return the `k` rows with the highest scores for each query; see `top_k.nearest`.
+
+        Args:
+            queries: Query vectors, as an encoder returns them for the scanned column.
+            k: Rows per query.
+            condition: A condition on the rows.
+            device: "cpu", "cuda" or "auto".
+            report: Called with the number of rows after each block.
+
+        Raises:
+            StorageError: the store refused or failed, or a file is missing.
+        """
+        from pipeline.scan import top_k  # importing torch takes seconds
+        from pipeline.scan.products import Queries
+
+        if self._column.kind == "dense":
+            vectors = Queries(self._column.matrix(queries), device=device)
+            return top_k.nearest(vectors, self.blocks(condition), k, report=report)
+        return top_k.nearest_of_batches(queries, self._batches(condition), k, self._column, report=report)
+
+    def _batches(self, condition: pc.Expression | None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows that meet a condition with their vectors, from the files of the table."""
+        names = [*self.schema.names, self._column.name]
+        with delta_table.asking(self._table):
+            for fragment in self._dataset.get_fragments(filter=condition):
+                if self._numbers[fragment.path] % self._parts == self._part:
+                    yield from fragment.to_batches(
+                        schema=self._dataset.schema, columns=names, filter=condition, batch_size=BATCH_ROWS
+                    )
+
+    def blocks(self, condition: pc.Expression | None = None) -> Iterator[Block]:
+        """Yield the rows that meet a condition, file by file, of a dense column; a block without such rows is left out.
+
+        Raises:
+            StorageError: the store refused or failed, or a file is missing.
+        """
+        with delta_table.asking(self._table):
+            for fragment in self._dataset.get_fragments(filter=condition):
+                if self._numbers[fragment.path] % self._parts != self._part:
+                    continue
+                for block in self._blocks_of(fragment):
+                    selected = block if condition is None else _matching(block, condition)
+                    if selected.rows.num_rows:
+                        yield selected
+
+    def _blocks_of(self, fragment: ds.Fragment) -> Iterable[Block]:
+        mapped = self._mapped.get(fragment.path)
+        if mapped is not None:
+            return mapped
+        first = self._numbers[fragment.path] << _FILE_BITS
+        names = [*self.schema.names, self._column.name]
+
+        def read() -> Iterator[pa.RecordBatch]:
+            yield from fragment.to_batches(schema=self._dataset.schema, columns=names, batch_size=BATCH_ROWS)
+
+        shard = None if self._shards is None else self._shards.get(unquote(fragment.path))
+        if self._cache is None or shard is None:
+            return decoded(read, self._column, first)
+        blocks = self._cache.blocks(shard, self.schema, self._column, first, read)
+        if isinstance(blocks, list):
+            self._mapped[fragment.path] = blocks
+        return blocks
+
+
+def _matching(block: Block, condition: pc.Expression) -> Block:
+    """Return the rows of a block that meet a condition."""
+    numbers = pa.array(np.arange(block.rows.num_rows))
+    rows = pa.Table.from_batches([block.rows]).append_column(_ROW, numbers)
+    matching = ds.dataset(rows).to_table(columns=[_ROW], filter=condition, use_threads=False)[_ROW].to_numpy()
+    return block if len(matching) == len(numbers) else block.select(matching)

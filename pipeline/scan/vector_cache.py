@@ -1,0 +1,203 @@
+"""Local cache of table files in the form that a scan reads, mapped into memory.
+
+Data files never change, so an entry is valid as long as the object has the same URL, size and tag; all of these and the
+columns of the table are hashed into its name. An entry is an Arrow IPC file. It is written under another name, synced and
+renamed, so a reader never opens a part of one; two processes that write the same entry write the same bytes. The folder
+and its files must belong to the user and must not be writable by others. Entries that were not used for longest are
+deleted when the cache is larger than its limit; a deleted file that is mapped stays readable. If the cache cannot be used,
+the scan reads the table, and `VectorCache.problem` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from actors.errors import ConfigError
+from actors.quantities import format_bytes
+from actors.schema import Shard
+from actors.vectors import VectorColumn
+from pipeline.scan.block import Block
+
+VARIABLE = "VECTIDE_CACHE"
+DEFAULT_SIZE = "20GiB"
+_FORMAT = 1  # of the entries; part of their names
+_SUFFIX = ".vectors"
+_PART_SUFFIX = ".part"
+_PART_AGE_S = 3600.0
+# Types of the low parts, smallest first; which one a file needs is known when all of it has been read.
+_LOW_TYPES = (None, np.dtype(np.int8), np.dtype(np.int16))
+
+# Reads a file of the table: yields batches with the vectors and all other columns of the scan.
+Read = Callable[[], Iterable[pa.RecordBatch]]
+
+
+def default_folder() -> Path:
+    """Return the folder of the cache: $VECTIDE_CACHE, or `vectide` in the user's folder for caches."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vectide"
+
+
+class VectorCache:
+    """Entries of one folder.
+
+    Args:
+        folder: Created at the first entry.
+        limit_bytes: Size of all entries together.
+
+    Attributes:
+        problem: Why entries cannot be written or read; None if they can.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"the cache {str(folder)!r} is not a folder; name another one in {VARIABLE}")
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self._used: dict[str, int] = {}  # entries of this process by name, with their sizes: they are not deleted
+        self.problem: str | None = None
+
+    def blocks(self, shard: Shard, schema: pa.Schema, column: VectorColumn, first: int, read: Read) -> Iterable[Block]:
+        """Return the blocks of a table file: from its entry, which is written if there is none.
+
+        Args:
+            shard: The file.
+            schema: Columns of the scan.
+            column: The dense column of vectors.
+            first: Position of the file's first row in the order of the scan.
+            read: Reads the file.
+        """
+        name = _name_of(shard, schema, column)
+        try:
+            blocks = self._open(name, first)
+            if blocks is None and self._has_room(shard.size_bytes) and self._write(name, column, read):
+                blocks = self._open(name, first)
+        except OSError as error:
+            self.problem = f"the cache {str(self._folder)!r} is not used: {error.strerror or error}"
+            blocks = None
+        return blocks if blocks is not None else decoded(read, column, first)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        """Return False if the entries of this process and one more file exceed the limit.
+
+        A scan that is larger than the cache would delete each entry before the next scan reads it.
+        """
+        if sum(self._used.values()) + size_bytes <= self._limit_bytes:
+            return True
+        self.problem = (
+            f"the table is larger than the cache ({format_bytes(self._limit_bytes)}): files beyond it are read from the "
+            f"table for each search; --cache-size enlarges it"
+        )
+        return False
+
+    def _open(self, name: str, first: int) -> list[Block] | None:
+        """Return the mapped blocks of an entry, or None if there is none that is complete and our own."""
+        path = self._folder / name
+        try:
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if not _is_private(status) or not _is_private(os.stat(self._folder)):
+                    self.problem = f"{str(path)!r} is not used: it belongs to another user or others may write to it"
+                    return None
+                with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
+                    batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        except (FileNotFoundError, pa.ArrowInvalid):  # none, or one that a full disk or a crash cut off
+            return None
+        self._used[name] = status.st_size
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the time of the last use
+        blocks = []
+        for batch in batches:
+            blocks.append(Block.from_stored(batch, first))
+            first += batch.num_rows
+        return blocks
+
+    def _write(self, name: str, column: VectorColumn, read: Read) -> bool:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(os.stat(self._folder)):
+            self.problem = (
+                f"the cache {str(self._folder)!r} is not used: it belongs to another user or others may write to it; "
+                f"name another folder in {VARIABLE}"
+            )
+            return False
+        part = self._folder / f"{name}.{os.getpid()}-{secrets.token_hex(4)}{_PART_SUFFIX}"
+        try:
+            if not any(_write_entry(part, column, read, low) for low in _LOW_TYPES):
+                return False
+            size_bytes = part.stat().st_size
+            if not self._has_room(size_bytes):
+                return False
+            self._used[name] = size_bytes
+            self._delete_oldest()
+            os.replace(part, self._folder / name)
+        finally:
+            part.unlink(missing_ok=True)
+        return True
+
+    def _delete_oldest(self) -> None:
+        """Delete entries that this process does not use until all fit, and what killed processes left."""
+        entries = []
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if path.suffix == _SUFFIX and path.name not in self._used:
+                    entries.append((status.st_mtime, status.st_size, path))
+                elif path.suffix == _PART_SUFFIX and status.st_mtime < time.time() - _PART_AGE_S:
+                    path.unlink()
+        excess = sum(self._used.values()) + sum(size for _, size, _ in entries) - self._limit_bytes
+        for _, size, path in sorted(entries):
+            if excess <= 0:
+                return
+            path.unlink(missing_ok=True)
+            excess -= size
+
+
+def decoded(read: Read, column: VectorColumn, first: int) -> Iterator[Block]:
+    """Yield the blocks of a file that is read from the table."""
+    for batch in read():
+        yield Block.of(batch, column, first)
+        first += batch.num_rows
+
+
+def _write_entry(
+    path: Path, column: VectorColumn, read: Read, low: np.dtype[np.int8] | np.dtype[np.int16] | None
+) -> bool:
+    """Write an entry with low parts of this type; return False if the type does not hold them."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file, contextlib.ExitStack() as stack:
+        writer = None
+        for batch in read():
+            stored = Block.of(batch, column, 0).stored(low)
+            if stored is None:
+                return False
+            if writer is None:
+                writer = stack.enter_context(pa.ipc.new_file(file, stored.schema))
+            writer.write_batch(stored)
+        if writer is None:
+            writer = stack.enter_context(pa.ipc.new_file(file, pa.schema([])))
+        stack.close()
+        file.flush()
+        os.fsync(file.fileno())
+    return True
+
+
+def _name_of(shard: Shard, schema: pa.Schema, column: VectorColumn) -> str:
+    columns = [f"{field.name}: {field.type}" for field in schema]
+    key = json.dumps([_FORMAT, shard.path, shard.size_bytes, shard.etag, columns, column.name, column.dim])
+    return hashlib.sha256(key.encode()).hexdigest() + _SUFFIX
+
+
+def _is_private(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,0 +1,187 @@
+"""A family with several vectors a row, alone or beside one dense vector: written, continued, compared and searched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from actors.encoders import load_encoder
+from actors.encoders.families.detect import FAMILIES
+from actors.errors import DataError, GateClosed
+from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact
+from pipeline.run.estimate import estimate
+from pipeline.run.refresh import refresh
+from pipeline.search.search import Searcher
+from pipeline.table.quarantine import quarantine
+from tests.integration.conftest import make_job, write_corpus
+from tests.toys.late import DIM, layout, write_late
+
+BOTH, MULTI = ("embedding", "embedding_multi"), ("embedding_multi",)
+TEXTS = [*(f"text {'abcdefgh'[number % 8]} {number}" for number in range(20)), "text a 16", "a q", "b x"]
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "toy_late", (layout, "tests.toys.late:build"))
+
+
+def rows_of(texts: list[str]) -> list[dict[str, object]]:
+    return [{"id": f"r{number}", "text": text, "lang": f"l{number % 2}"} for number, text in enumerate(texts)]
+
+
+def job_of(tmp_path, outputs, **changes):
+    model = write_late(tmp_path / "model", *outputs)
+    changes = {"source__text": ["text"], "run__unit_rows": 8, "run__max_quarantined": 0.2, **changes}
+    return make_job(tmp_path / "corpus", tmp_path / "table", model, **changes)
+
+
+def stored(table) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in DeltaTable(str(table)).to_pyarrow_table().to_pylist()}
+
+
+@pytest.mark.parametrize("outputs", [BOTH, MULTI])
+def test_every_row_has_the_vectors_of_its_tokens(tmp_path, outputs):
+    write_corpus(tmp_path / "corpus", [rows_of(TEXTS)])
+    job = job_of(tmp_path, outputs, table__precision="float32")
+    outcome = backfill(job)
+    assert (outcome.rows, outcome.encoded, outcome.quarantined) == (21, 20, 2)
+    assert [(row.id, row.error) for row in quarantine(job.table.uri).rows] == [
+        ("r21", "RuntimeError: the toy cannot encode this token"),
+        ("r22", "a toy's reason"),
+    ]
+    encoder = load_encoder(str(tmp_path / "model"))
+    found = stored(tmp_path / "table")
+    words = encoder.family.words  # type: ignore[attr-defined]
+    for number, text in enumerate(TEXTS[:21]):
+        row = found[f"r{number}"]
+        ids = encoder.tokenizer.tokenize([text]).ids[0].as_py()
+        assert row["tokens"] == len(ids)
+        np.testing.assert_array_equal(np.float32(row["embedding_multi"]), words[ids])
+        if outputs == BOTH:
+            np.testing.assert_allclose(np.linalg.norm(row["embedding"]), 1, atol=1e-5)
+    (uri,) = DeltaTable(str(tmp_path / "table")).file_uris()
+    group = pq.ParquetFile(uri.removeprefix("file://")).metadata.row_group(0)
+    columns = {
+        group.column(number).path_in_schema: group.column(number).encodings for number in range(group.num_columns)
+    }
+    assert "BYTE_STREAM_SPLIT" in columns["embedding_multi.list.element.list.element"]
+
+
+@pytest.mark.parametrize("outputs", [BOTH, MULTI])
+def test_a_refresh_keeps_all_vectors_of_a_known_text(tmp_path, outputs):
+    write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
+    job = job_of(tmp_path, outputs)
+    backfill(job)
+    before = stored(tmp_path / "table")
+    write_corpus(tmp_path / "corpus", [rows_of([*TEXTS[:19], "another"])])
+    outcome = refresh(job)
+    assert (outcome.rows, outcome.encoded) == (20, 1)
+    after = stored(tmp_path / "table")
+    assert {name: row for name, row in after.items() if name != "r19"} == {
+        name: row for name, row in before.items() if name != "r19"
+    }
+    assert after["r19"] != before["r19"]
+
+
+def spoil(table, name: str, change) -> None:
+    """Change the vectors of one row in the table's only file."""
+    (uri,) = DeltaTable(str(table)).file_uris()
+    path = uri.removeprefix("file://")
+    rows = pq.ParquetFile(path).read()
+    changed = [
+        change(vectors) if row == name else vectors
+        for row, vectors in zip(rows["id"].to_pylist(), rows["embedding_multi"].to_pylist(), strict=True)
+    ]
+    place = rows.schema.get_field_index("embedding_multi")
+    column = pa.array(changed, rows.schema.field(place).type)
+    pq.write_table(rows.set_column(place, "embedding_multi", column), path, store_schema=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vectors: [],
+        lambda vectors: None,
+        lambda vectors: [*vectors[:-1], vectors[-1][:-1]],
+        lambda vectors: [[0.0] * DIM, *vectors[1:]],
+        lambda vectors: [[float("nan")] * DIM, *vectors[1:]],
+    ],
+)
+def test_vectors_that_cannot_be_reused_are_encoded_again(tmp_path, change):
+    write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
+    job = job_of(tmp_path, BOTH)
+    backfill(job)
+    before = stored(tmp_path / "table")
+    spoil(tmp_path / "table", "r3", change)
+    write_corpus(tmp_path / "corpus", [rows_of([*TEXTS[:19], "another"])])
+    assert refresh(job).encoded == 2
+    assert stored(tmp_path / "table")["r3"] == before["r3"]
+
+
+@pytest.mark.parametrize("outputs", [BOTH, MULTI])
+def test_a_search_compares_the_first_output(tmp_path, outputs):
+    write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
+    job = job_of(tmp_path, outputs, table__precision="float32")
+    backfill(job)
+    searcher = Searcher(job.table.uri)
+    hits = searcher.search([TEXTS[7], "c a"], k=20)
+    found = stored(tmp_path / "table")
+    queries = searcher.encoder.encode_queries([TEXTS[7], "c a"]).to_pylist()
+    for best, query in zip(hits, queries, strict=True):
+        assert set(best[0].columns) == {"lang", "tokens", "_shard"}
+        for hit in best:
+            if outputs == BOTH:
+                expected = float(np.dot(query, found[hit.id]["embedding"]))
+            else:
+                expected = sum(max(np.dot(a, b) for b in found[hit.id]["embedding_multi"]) for a in query)
+            assert hit.score == pytest.approx(expected, abs=1e-4)
+    assert hits[0][0].id == "r7"
+    with pytest.raises(DataError, match="the question 'x' cannot be encoded: a toy's reason"):
+        searcher.search(["a", "x"])
+
+
+def test_files_are_merged_with_their_vectors(tmp_path):
+    write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
+    job = job_of(tmp_path, BOTH, table__file_size=None)
+    backfill(job)
+    before = stored(tmp_path / "table")
+    assert len(DeltaTable(job.table.uri).file_uris()) > 1
+    assert compact(job.table.uri, target_bytes=1 << 20, address="inline").files_after == 1
+    assert stored(tmp_path / "table") == before
+
+
+def test_a_duplicate_id_of_another_unit_is_taken_out(tmp_path):
+    rows = rows_of(TEXTS[:20])
+    rows[15]["id"] = "r2"
+    write_corpus(tmp_path / "corpus", [rows])
+    outcome = backfill(job_of(tmp_path, MULTI))
+    assert (outcome.rows, outcome.quarantined) == (19, 1)
+
+
+@pytest.mark.parametrize("outputs", [BOTH, MULTI])
+def test_a_gate_compares_the_first_output(tmp_path, outputs):
+    write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
+    job = job_of(tmp_path, outputs, generation__min_agreement=0.99)
+    backfill(job)
+    write_late(tmp_path / "model", *outputs, seed=1)
+    with pytest.raises(GateClosed, match=r"agrees with the old one on 0\.[0-8]"):
+        refresh(job)
+    other = job_of(tmp_path, BOTH if outputs == MULTI else MULTI, generation__min_agreement=0.0)
+    assert refresh(other).published
+    names = DeltaTable(job.table.uri).to_pyarrow_table().column_names
+    assert {"embedding", "embedding_multi"} & set(names) == set(BOTH if outputs == MULTI else MULTI)
+    assert Searcher(job.table.uri).search(["c a"], k=1)[0]
+
+
+def test_the_estimated_size_counts_every_vector(tmp_path):
+    write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
+    for outputs, dense in ((BOTH, 1), (MULTI, 0)):
+        estimated = estimate(job_of(tmp_path, outputs, table__precision="float32"), tokens_per_s=1.0)
+        numbers = (estimated.output_bytes / 20 - 60) / 4.08
+        assert numbers == pytest.approx(DIM * (dense + estimated.tokens_per_row), rel=0.01)

@@ -1,0 +1,188 @@
+"""Search of a table: from the cache and without it, new versions, files of questions, on Ray."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from actors.errors import ConfigError, DataError
+from jobs.cli import main
+from pipeline.run.backfill import backfill
+from pipeline.run.refresh import refresh
+from pipeline.search.search import QUESTION, RANK, SCORE, Searcher
+from tests.integration.conftest import make_job, rows, write_corpus, write_one
+
+QUESTIONS = ["text number 7", "text number 23", "title 4"]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VECTIDE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return a function that runs a command and returns its exit code and output."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["vectide", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_corpus(tmp_path / "corpus", [rows(20), rows(20, start=20)])
+
+
+@pytest.fixture
+def job(cache, corpus, tmp_path, tiny_model):
+    job = make_job(corpus, tmp_path / "table", tiny_model, table__partition_by=["lang"])
+    backfill(job)
+    return job
+
+
+def by_loop(searcher: Searcher, question: str, k: int, keep=lambda row: True) -> list[tuple[str, float]]:
+    """The nearest rows by a sort of all scores in float64."""
+    table = DeltaTable(searcher.url).to_pyarrow_table().to_pylist()
+    query = searcher.encoder.encode([question])[0].astype(np.float64)
+    scored = []
+    for row in filter(keep, table):
+        vector = np.array(row["embedding"], np.float64)
+        scored.append((row["id"], float(np.float32(vector @ query / np.linalg.norm(vector)))))
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+def pairs(hits) -> list[tuple[str, float]]:
+    return [(hit.id, hit.score) for hit in hits]
+
+
+def test_the_hits_are_those_of_a_loop_with_and_without_the_cache(cache, job):
+    for size in ("1GiB", "1GiB", None):  # fills the cache, reads it, does without
+        searcher = Searcher(job.table.uri, cache_size=size)
+        for question, hits in zip(QUESTIONS, searcher.search(QUESTIONS, k=7), strict=True):
+            assert [hit.id for hit in hits] == [row_id for row_id, _ in by_loop(searcher, question, 7)]
+            assert [hit.score for hit in hits] == pytest.approx([score for _, score in by_loop(searcher, question, 7)])
+            assert set(hits[0].columns) == {"lang", "tokens", "_shard"}
+        assert searcher.cache_problem is None
+    assert len(list(cache.iterdir())) == len(DeltaTable(job.table.uri).file_uris())
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_condition_selects_rows_and_opens_no_file_of_other_partitions(cache, job, cached):
+    size = "1GiB" if cached else None
+    searcher = Searcher(job.table.uri, cache_size=size)
+    hits = searcher.search(["text number 7"], k=50, where="lang = 'l1' AND id > 'r2'")[0]
+    expected = by_loop(searcher, "text number 7", 50, lambda row: row["lang"] == "l1" and row["id"] > "r2")
+    assert [hit.id for hit in hits] == [row_id for row_id, _ in expected]
+    files = [uri for uri in DeltaTable(job.table.uri).file_uris() if "lang=l1" in uri]
+    assert len(list(cache.iterdir()) if cache.exists() else []) == (len(files) if cached else 0)
+    assert searcher.search(["text"], where="lang = 'none'") == [[]]
+
+
+def test_a_searcher_sees_a_new_version_after_refresh(job, corpus):
+    searcher, fixed = Searcher(job.table.uri), Searcher(job.table.uri, version=1)
+    before = pairs(searcher.search(QUESTIONS, k=5)[0])
+    assert not searcher.refresh()
+    write_one(corpus / "part-0002.parquet", [{**rows(1)[0], "id": "new", "title": "text", "text": "number 7"}])
+    refresh(job)
+    assert pairs(searcher.search(QUESTIONS, k=5)[0]) == before
+    encoder = searcher.encoder
+    assert searcher.refresh()
+    assert searcher.version == 2
+    assert searcher.encoder is encoder
+    assert "new" in [hit.id for hit in searcher.search(QUESTIONS, k=41)[0]]
+    assert not fixed.refresh()
+    assert fixed.version == 1
+    assert pairs(fixed.search(QUESTIONS, k=5)[0]) == before
+
+
+def test_an_entry_of_the_cache_that_is_cut_off_is_read_from_the_table(cache, job):
+    expected = Searcher(job.table.uri).search(QUESTIONS, k=5)
+    for entry in cache.iterdir():
+        entry.write_bytes(entry.read_bytes()[:-9])
+    assert Searcher(job.table.uri).search(QUESTIONS, k=5) == expected
+
+
+def test_a_file_of_questions_becomes_a_file_of_hits(job, tmp_path, run):
+    questions, out = tmp_path / "questions.parquet", tmp_path / "hits.parquet"
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": QUESTIONS}), questions)
+    code, printed = run("search", job.table.uri, "--questions", questions, "--out", out, "-k", 4)
+    assert code == 0, printed
+    assert f"wrote 12 hits to {out}" in printed
+    hits = pq.read_table(out)
+    assert hits.column_names[:4] == ["question", "rank", "score", "id"]
+    expected = Searcher(job.table.uri).search(QUESTIONS, k=4)
+    for name, question_hits in zip("abc", expected, strict=True):
+        mine = hits.filter(pc.equal(hits["question"], name))
+        assert mine["rank"].to_pylist() == [1, 2, 3, 4]
+        assert list(zip(mine["id"].to_pylist(), mine["score"].to_pylist(), strict=True)) == pairs(question_hits)
+
+
+def test_many_questions_take_several_passes(job, monkeypatch):
+    monkeypatch.setattr("pipeline.search.search._QUERIES", 2)
+    progress: list[tuple[int, int]] = []
+    hits = Searcher(job.table.uri).search_table(
+        QUESTIONS, k=3, report=lambda done, total: progress.append((done, total))
+    )
+    assert hits[QUESTION].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert hits[RANK].to_pylist() == [1, 2, 3] * 3
+    monkeypatch.undo()
+    assert hits.equals(Searcher(job.table.uri).search_table(QUESTIONS, k=3))
+    assert progress[-1] == (80, 80)
+    assert hits[SCORE].type == pa.float32()
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "why"),
+    [
+        (pa.table({"question": ["a"]}), ConfigError, "has no column 'text', only question"),
+        (pa.table({"text": pa.array(["a", None])}), DataError, "with 1 nulls"),
+        (pa.table({"text": [1]}), DataError, "is int64"),
+        (pa.table({"text": ["a", " "]}), ConfigError, "is empty or only white space"),
+    ],
+)
+def test_a_file_of_bad_questions_is_refused(job, tmp_path, table, error, why):
+    from pipeline.search.questions import search_file
+
+    pq.write_table(table, tmp_path / "questions.parquet")
+    with pytest.raises(error, match=why):
+        search_file(Searcher(job.table.uri), str(tmp_path / "questions.parquet"), str(tmp_path / "out.parquet"), k=3)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "give one QUESTION, or a file"),
+        (["question", "--questions", "q.parquet", "--out", "o.parquet"], "give one QUESTION, or a file"),
+        (["--questions", "q.parquet"], "--questions and --out go together"),
+        (["question", "--out", "o.parquet"], "--questions and --out go together"),
+        (["--questions", "q.parquet", "--out", "o.parquet"], "does not exist"),
+        (["question", "--cache-size", "many"], "the cache size 'many' must be a size"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(job, arguments, why, run):
+    code, printed = run("search", job.table.uri, *arguments)
+    assert code == 2
+    assert why in printed
+
+
+@pytest.mark.ray
+def test_a_scan_on_ray_returns_the_same_hits(ray_session, job):
+    expected = Searcher(job.table.uri).search(QUESTIONS, k=6)
+    assert Searcher(job.table.uri, address="local").search(QUESTIONS, k=6) == expected
+    where = "lang <> 'l0'"
+    found = Searcher(job.table.uri, address="local", cache_size=None).search(QUESTIONS, k=50, where=where)
+    assert found == Searcher(job.table.uri).search(QUESTIONS, k=50, where=where)

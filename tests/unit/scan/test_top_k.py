@@ -1,0 +1,134 @@
+"""Scans of blocks against a loop over all rows in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from actors.schema import EMBEDDING, HASH, ID
+from actors.unit.rounding import round_mantissa
+from actors.vectors import VectorColumn
+from pipeline.scan.block import Block
+from pipeline.scan.products import Queries
+from pipeline.scan.top_k import PLACE, QUERY, SCORE, count_above, merge, nearest
+
+ROWS = 10_000
+NO_VECTOR, NARROW, INFINITE, ZERO = 33, 44, 55, 66
+TWINS = (20, 500, 600)  # rows with one vector
+
+
+@dataclasses.dataclass
+class Data:
+    blocks: list[Block]
+    ids: list[str]
+    hashes: list[str]
+    queries: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]  # [queries, rows]; -inf for a row without a vector
+
+    def order(self, query: int, left_out: set[str] | None = None) -> npt.NDArray[np.int64]:
+        """All rows with a vector, best first, by a plain sort of all scores."""
+        order: npt.NDArray[np.int64] = np.lexsort((np.arange(ROWS), np.array(self.ids), -self.scores[query]))
+        order = order[np.isfinite(self.scores[query, order])]
+        kept: npt.NDArray[np.int64] = order[~np.isin(np.array(self.hashes)[order], list(left_out or ()))]
+        return kept
+
+
+@pytest.fixture(scope="module", params=[(32, "float16"), (384, "float32"), (100, "bfloat16"), (7, "float16")])
+def data(request) -> Data:
+    dim, precision = request.param
+    random = np.random.default_rng(dim)
+    vectors = random.normal(size=(ROWS, dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[list(TWINS)] = vectors[TWINS[0]]
+    vectors[100:200] *= 3  # another tool's rows need not have length 1
+    vectors = round_mantissa(vectors, precision)
+    stored: list[list[float] | None] = vectors.tolist()
+    stored[NO_VECTOR], stored[NARROW], stored[ZERO] = None, [1.0], [0.0] * dim
+    stored[INFINITE] = [float("inf"), *[0.0] * (dim - 1)]
+    ids, hashes = [f"{row % 997:04d}" for row in range(ROWS)], [f"h{row // 2}" for row in range(ROWS)]
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(ids), pa.array(hashes), pa.array(stored, pa.list_(pa.float32()))], [ID, HASH, EMBEDDING]
+    )
+    blocks = [
+        Block.of(batch.slice(first, 1500), VectorColumn(EMBEDDING, "dense", dim), first)
+        for first in range(0, ROWS, 1500)
+    ]
+    queries = random.normal(size=(50, dim)).astype(np.float32) / np.sqrt(dim, dtype=np.float32)
+    queries[0] = vectors[TWINS[0]]
+    exact = vectors.astype(np.float64)
+    exact[ZERO] = 0
+    exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)
+    scores = np.stack([(exact * query).sum(axis=1) for query in queries]).astype(np.float32)
+    scores[:, [NO_VECTOR, NARROW, INFINITE]] = -np.inf
+    return Data(blocks, ids, hashes, queries, scores)
+
+
+def places(result: pa.Table, query: int) -> list[int]:
+    found: list[int] = result.filter(pa.compute.equal(result[QUERY], query))[PLACE].to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 3, 50])
+@pytest.mark.parametrize("k", [1, 10, 300, 20_000])
+def test_the_nearest_rows_are_those_of_a_loop_with_ties_by_id(data, count, k):
+    result = nearest(Queries(data.queries[:count], device="cpu"), data.blocks, k)
+    for query in range(count):
+        order = data.order(query)[:k].tolist()
+        assert places(result, query) == order
+        mine = result.filter(pa.compute.equal(result[QUERY], query))
+        assert mine[SCORE].to_pylist() == [float(data.scores[query, row]) for row in order]
+        assert mine[ID].to_pylist() == [data.ids[row] for row in order]
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_results_of_two_halves_merge_to_that_of_the_whole(data, count):
+    queries = Queries(data.queries[:count], device="cpu")
+    halves = [nearest(queries, data.blocks[half::2], 10) for half in (0, 1)]
+    assert merge([*halves, nearest(queries, [], 10)], 10).equals(nearest(queries, data.blocks, 10))
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_rows_of_excluded_hashes_are_not_returned(data, count):
+    excluded = [{*(data.hashes[row] for row in data.order(query)[:7]), "other"} for query in range(count)]
+    result = nearest(Queries(data.queries[:count], device="cpu"), data.blocks, 10, exclude=excluded)
+    for query in range(count):
+        assert places(result, query) == data.order(query, excluded[query])[:10].tolist()
+
+
+@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("rank", [0, 30, 5000])
+def test_rows_above_a_score_are_counted_strictly(data, count, rank):
+    queries = Queries(data.queries[:count], device="cpu")
+    thresholds = np.array([data.scores[query, data.order(query)[rank]] for query in range(count)], np.float32)
+    above = [data.scores[query] > thresholds[query] for query in range(count)]
+    np.testing.assert_array_equal(count_above(queries, data.blocks, thresholds), [rows.sum() for rows in above])
+    ignored = [{*(data.hashes[row] for row in data.order(query)[:7]), "other"} for query in range(count)]
+    hashes = np.array(data.hashes)
+    expected = [(above[query] & ~np.isin(hashes, list(ignored[query]))).sum() for query in range(count)]
+    np.testing.assert_array_equal(count_above(queries, data.blocks, thresholds, ignore=ignored), expected)
+
+
+def test_without_kernels_the_result_is_the_same(data, monkeypatch):
+    expected = nearest(Queries(data.queries[:3], device="cpu"), data.blocks, 10)
+    monkeypatch.setattr("actors.kernels.find", lambda: None)
+    assert nearest(Queries(data.queries[:3], device="cpu"), data.blocks, 10).equals(expected)
+
+
+def test_an_approximate_score_is_within_its_margin(data):
+    for count in (1, 50):
+        queries = Queries(data.queries[:count], device="cpu")
+        for block in data.blocks:
+            scores, margins = queries.approximate(block, 0, block.rows.num_rows)
+            exact = data.scores[:count, block.first : block.first + block.rows.num_rows]
+            found = scores.float().numpy()
+            np.testing.assert_array_equal(np.isfinite(found), np.isfinite(exact))
+            rows = np.isfinite(exact).all(axis=0)
+            assert (np.abs(found[:, rows] - exact[:, rows]) <= margins[:, None]).all()
+
+
+def test_no_blocks_give_no_rows():
+    assert nearest(Queries(np.ones((2, 4), np.float32), device="cpu"), [], 3).num_rows == 0
