@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from actors.encoders.compute.transfer import to_device
 from actors.encoders.finite import UnfitVectors, refuse_unfit
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish
@@ -159,5 +160,6 @@ def sums_on_gpu(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor
     # `segment_reduce` needs segments that cover all tokens, so the gap before each stretch is a segment too, even if empty.
     before = starts - np.concatenate([[0], stops[:-1]])
     lengths = np.append(np.stack([before, stops - starts], axis=1).reshape(-1), len(hidden) - stops[-1])
-    segments = torch.from_numpy(lengths).to(hidden.device)
-    return torch.segment_reduce(hidden.float(), "sum", lengths=segments, axis=0, initial=0)[1::2]
+    segments = to_device(lengths, hidden.device)
+    # `unsafe` leaves out a check of the lengths, for which the host would wait.
+    return torch.segment_reduce(hidden.float(), "sum", lengths=segments, axis=0, initial=0, unsafe=True)[1::2]

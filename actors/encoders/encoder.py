@@ -8,6 +8,7 @@ and `running` forms the micro-batches.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -22,6 +23,7 @@ from actors.encoders.build import Family, RowFamily, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
 from actors.encoders.compute.malloc import tune_malloc
+from actors.encoders.compute.transfer import Departure, Departures
 from actors.encoders.finite import UnfitVectors, refuse_unfit
 from actors.encoders.lora.files import takes_no_adapters
 from actors.encoders.lora.registry import AdapterRegistry
@@ -85,6 +87,7 @@ class Encoder:
                 f"processes on it, or encode on the CPU (device='cpu', in a job run.gpus_per_replica=0)."
             ) from None
         self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
+        self._departures = Departures(self.compute.device) if self.compute.device.type == "cuda" else None
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -192,18 +195,21 @@ class Encoder:
                 carries the vectors of the other rows.
         """
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
-        done: list[tuple[Ints, torch.Tensor]] = []
+        away: deque[tuple[Ints, Departure]] = deque()
         for micro in self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True):
-            if micro.value.device.type == "cpu":
+            if self._departures is None:
                 vectors[micro.rows] = micro.value.numpy()
-            else:
-                done.append((micro.rows, micro.value))
-        if done:
-            # One copy for the whole block: a copy per micro-batch would make the GPU wait for the host.
-            started = time.perf_counter()
-            vectors[np.concatenate([rows for rows, _ in done])] = torch.cat([unit for _, unit in done]).cpu().numpy()
-            # CUDA calls return before the GPU has finished: most of the GPU's time passes in this copy.
-            self._runner.add_wait(time.perf_counter() - started)
+                continue
+            away.append((micro.rows, self._departures.start(micro.value)))
+            # The GPU is still computing what was launched after them: only what has arrived is put into place.
+            while away and away[0][1].has_ended():
+                rows, departure = away.popleft()
+                vectors[rows] = departure.array()
+        # CUDA calls return before the GPU has finished: most of the GPU's time passes here.
+        started = time.perf_counter()
+        for rows, departure in away:
+            vectors[rows] = departure.array()
+        self._runner.add_wait(time.perf_counter() - started)
         return refuse_unfit(vectors, "row {}".format)
 
     def encode_chunks(

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from actors.encoders.compute.transfer import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -60,22 +62,32 @@ class Padded:
 class PackedBatch:
     """Token ids of some rows and the position of each row.
 
+    All numbers that the device needs are parts of one int32 buffer, which is copied to it once.
+
     Attributes:
-        ids: int64 [tokens] on the device.
+        ids: int32 [tokens] on the device.
+        positions: int32 [tokens] on the device, each token's position in its row, from 0.
+        offsets: int32 [rows + 1] on the device, the start of each row and the end of the last.
+        row_lengths: int32 [rows] on the device.
+        row_tasks: int32 [rows] on the device, place of each row's task in `task_names`, -1 for a row without; empty
+            if `tasks` is None.
         lengths: Tokens of each row, each 1 or more.
         runs: Neighbouring rows of equal length, covering all rows in order.
         tasks: One per row (None: no task), or None if no row has one.
+        task_names: The distinct tasks, sorted.
         numbers: int64 [rows], the caller's numbers of the rows; by default from 0.
     """
 
     ids: torch.Tensor
+    positions: torch.Tensor
+    offsets: torch.Tensor
+    row_lengths: torch.Tensor
+    row_tasks: torch.Tensor
     lengths: npt.NDArray[np.int64]
     runs: tuple[Run, ...]
-    tasks: tuple[str | None, ...] | None = None
-    numbers: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    _positions: torch.Tensor | None = field(default=None, repr=False)
-    _offsets: torch.Tensor | None = field(default=None, repr=False)
-    _lengths: torch.Tensor | None = field(default=None, repr=False)
+    tasks: tuple[str | None, ...] | None
+    task_names: tuple[str, ...]
+    numbers: npt.NDArray[np.int64]
     _padded: tuple[Padded, ...] = field(default=(), repr=False)
 
     @property
@@ -93,30 +105,9 @@ class PackedBatch:
         """Device of the tensors."""
         return self.ids.device
 
-    def row_lengths(self) -> torch.Tensor:
-        """Returns the tokens of each row, int64 [rows] on the device."""
-        if self._lengths is None:
-            self._lengths = torch.from_numpy(self.lengths).to(self.device)
-        return self._lengths
-
-    def positions(self) -> torch.Tensor:
-        """Returns each token's position in its row, from 0, int64 [tokens]."""
-        if self._positions is None:
-            ends = np.cumsum(self.lengths)
-            positions = np.arange(int(ends[-1])) - np.repeat(ends - self.lengths, self.lengths)
-            self._positions = torch.from_numpy(positions).to(self.device)
-        return self._positions
-
-    def offsets(self) -> torch.Tensor:
-        """Returns the start of each row and the end of the last, int32 [rows + 1]."""
-        if self._offsets is None:
-            ends = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)
-            self._offsets = torch.from_numpy(ends).to(self.device)
-        return self._offsets
-
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """Repeats one value per row ([rows, ...]) for each of its tokens ([tokens, ...])."""
-        return values.repeat_interleave(self.row_lengths(), dim=0, output_size=len(self.ids))
+        return values.repeat_interleave(self.row_lengths, dim=0, output_size=len(self.ids))
 
     def padded(self) -> tuple[Padded, ...]:
         """Returns all rows in groups of similar length, so that at most half of the places are padding.
@@ -139,8 +130,8 @@ class PackedBatch:
         start = int(self.lengths[:first].sum())
         tokens = slice(start, start + int(self.lengths[first:stop].sum()))
         length = int(self.lengths[first:stop].max())
-        places = (numbers[tokens] - first) * length + self.positions()[tokens]
-        valid = torch.arange(length, device=self.device) < self.row_lengths()[first:stop, None]
+        places = (numbers[tokens] - first) * length + self.positions[tokens]
+        valid = torch.arange(length, device=self.device) < self.row_lengths[first:stop, None]
         return Padded(tokens, stop - first, length, places, valid)
 
 
@@ -170,13 +161,23 @@ def pack(
         Run(row=int(row), rows=int(rows), length=int(lengths[row]), token=int(starts[row]))
         for row, rows in zip(firsts, counts, strict=True)
     )
-    flat = torch.from_numpy(np.ascontiguousarray(ids, np.int64))
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
+    tokens, rows = int(starts[-1]), len(lengths)
+    positions = np.arange(tokens) - np.repeat(starts[:-1], lengths)
+    names = tuple(sorted({task for task in tasks or () if task is not None}))
+    places = {name: place for place, name in enumerate(names)}
+    row_tasks = [-1 if task is None else places[task] for task in tasks or ()]
+    sizes = [tokens, tokens, rows + 1, rows, len(row_tasks)]
+    buffer = to_device(np.concatenate([ids, positions, starts, lengths, row_tasks]).astype(np.int32), device)
+    ids_, positions_, offsets_, lengths_, tasks_ = torch.split(buffer, sizes)
     return PackedBatch(
-        flat,
-        lengths,
-        runs,
-        None if tasks is None else tuple(tasks),
-        np.arange(len(lengths)) if numbers is None else numbers,
+        ids=ids_,
+        positions=positions_,
+        offsets=offsets_,
+        row_lengths=lengths_,
+        row_tasks=tasks_,
+        lengths=lengths,
+        runs=runs,
+        tasks=None if tasks is None else tuple(tasks),
+        task_names=names,
+        numbers=np.arange(rows) if numbers is None else numbers,
     )

@@ -22,15 +22,16 @@ def pool(hidden: torch.Tensor, batch: PackedBatch, how: str) -> torch.Tensor:
         float32 [rows, hidden], not normalised.
     """
     if how == "cls":
-        return hidden[batch.offsets()[:-1].long()].float()
+        return hidden[batch.offsets[:-1].long()].float()
     if how == "last":
-        return hidden[batch.offsets()[1:].long() - 1].float()
+        return hidden[batch.offsets[1:].long() - 1].float()
     if hidden.device.type == "cpu":
         # For rows of equal length a plain mean over an axis is faster than a segmented one.
         return torch.cat(
             [hidden[run.tokens].view(run.rows, run.length, -1).mean(1, dtype=torch.float32) for run in batch.runs]
         )
-    return torch.segment_reduce(hidden.float(), "mean", lengths=batch.row_lengths(), axis=0)
+    # `unsafe` leaves out a check of the lengths, for which the host would wait.
+    return torch.segment_reduce(hidden.float(), "mean", lengths=batch.row_lengths, axis=0, unsafe=True)
 
 
 def finish(pooled: torch.Tensor, dim: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ class Rope:
         """Returns cosines and sines of every token, float32 [tokens, width / 2] each; the same for all layers."""
         if batch.max_length > self._table.shape[1]:
             self._table = self._angles(2 * batch.max_length)
-        cos, sin = self._table[:, batch.positions()]
+        cos, sin = self._table[:, batch.positions]
         return cos, sin
 
     def _angles(self, length: int) -> torch.Tensor:

@@ -91,5 +91,7 @@ def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:
     for shard in shards:
         listing.update(f"{shard.path}\0{shard.size_bytes}\0{identity.content_part(shard.etag)}\n".encode())
     source = job.source.model_dump(mode="json", exclude={"uri", "verify"})
-    layout = {"partition_by": job.table.partition_by, "precision": job.table.precision}
+    layout: dict[str, object] = {"partition_by": job.table.partition_by, "precision": job.table.precision}
+    if job.table.keep_text:
+        layout["keep_text"] = True
     return digest([print_, listing.hexdigest(), source, layout], length=8)

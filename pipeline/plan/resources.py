@@ -147,13 +147,14 @@ def _on_gpus(run: Run, per_replica: float, cpus: float, machines: Sequence[Machi
             f"Lower run.replicas or run.gpus_per_replica (0 runs on CPUs), or let the pool grow with the cluster: "
             f"run.replicas: {{min: {min(fit, 1)}, max: {most}}}"
         )
-    # Those that wait for a machine count too: Ray Data takes their CPUs from the readers.
-    per_encoder = [cpus * _ENCODERS_PART / most]
-    per_encoder += [machine.cpus * _ENCODERS_PART / n for machine, n in zip(machines, room, strict=True) if n]
+    # Of machines to come nothing is known: an encoder that asks for a CPU would not fit one that has none to give.
+    parts = [machine.cpus * _ENCODERS_PART / n for machine, n in zip(machines, room, strict=True) if n] or [0.0]
+    # Encoders that wait for a machine count too: Ray Data takes their CPUs from the readers.
+    parts.append(cpus * _ENCODERS_PART / most)
     return Pool(
         most,
         per_replica,
-        cpus=_at_most_one(*per_encoder),
+        cpus=_at_most_one(*parts),
         threads=None,
         io_cpus=_at_most_one(cpus * _STAGE_PART),
         device="cuda",

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from actors import storage
 from actors.errors import TableConflict, TooManyQuarantined
 from actors.unit.receipt import DataFile, Receipt, override_of
-from actors.unit.writer import table_schema
 from pipeline.execute.choose import executor_for, inline_if_small
 from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts, need_files
 from pipeline.execute.outcome import Executor
@@ -190,15 +189,12 @@ class Runner:
         if self.context.table is not None:
             commit.check_partitions(self.context.table, self.context.url, self.context.job.table.partition_by)
         self.reporter.step("reading the columns of its files")
-        schema = table_schema(
-            self.surveyed.keep_schema, self.context.model.outputs, chunked=self.context.chunking is not None
-        )
         publication = commit.Publication(
             commit=self.ledger.run,
             run=self.ledger.run,
             operation=self.operation,
             embedding_spec=self.context.embedding_spec,
-            schema=schema,
+            schema=self.context.columns(self.surveyed.keep_schema),
             partition_by=self.context.job.table.partition_by,
             base=self.context.state,
             overrules=self.context.restores,

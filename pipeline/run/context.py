@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pyarrow as pa
 from deltalake import DeltaTable
 
 from actors import storage
@@ -16,6 +17,7 @@ from actors.encoders.spec import ModelSpec, describe
 from actors.schema import Shard
 from actors.storage.listed import LeftOut
 from actors.text.chunk_rules import Chunking
+from actors.unit.writer import table_schema
 from pipeline.execute.progress import Reporter
 from pipeline.execute.task_column import check_task_column
 from pipeline.job import fingerprint
@@ -64,6 +66,11 @@ class RunContext:
         """True if the run undoes changes of other tools: new ones, or those that an earlier run kept."""
         is_restore = self.job.table.foreign_commits == "restore"
         return is_restore and (self.foreign is not None or (self.state is not None and self.state.kept is not None))
+
+    def columns(self, keep: pa.Schema) -> pa.Schema:
+        """Return the columns of the table, given the kept ones."""
+        keep_text = self.job.table.keep_text
+        return table_schema(keep, self.model.outputs, chunked=self.chunking is not None, keep_text=keep_text)
 
     def run_name(self) -> str:
         """Return the name of the run. The same command on the same source and table gets the same name."""

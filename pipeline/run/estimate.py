@@ -138,6 +138,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
     numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
     row_bytes = numbers * _STORED_BYTES[job.table.precision] + 60
+    text_bytes = sample.compressed_bytes_per_row if job.table.keep_text else 0.0
     return Estimate(
         run=run,
         fingerprint=context.embedding_spec.fingerprint,
@@ -155,7 +156,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         max_tokens=model.max_tokens,
         dim=model.dim,
         precision=job.table.precision,
-        output_bytes=int(plan.rows * sample.chunks_per_row * row_bytes),
+        output_bytes=int(plan.rows * (sample.chunks_per_row * row_bytes + text_bytes)),
         tokens_per_s=tokens_per_s,
         rate_basis=basis,
         seconds=seconds,

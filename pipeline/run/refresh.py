@@ -4,9 +4,10 @@ Called by `jobs refresh`. Shards that did not change since the current version a
 A text that has a vector anywhere in the table keeps it bit for bit; only the other texts are encoded. Files that hold rows
 of changed and of unchanged shards are rewritten. One commit adds and removes the files.
 
-An unchanged shard counts as changed in five cases: the previous version stored no listing; the job has other text columns;
-one of its rows was quarantined for an id that another row had, since that row may have been deleted; rows of it are to be
-retried; or a kept column of another shard has a type whose values do not fit the type in the table.
+An unchanged shard counts as changed in six cases: the previous version stored no listing; the job has other text columns;
+the table has other columns than the job wants; one of its rows was quarantined for an id that another row had, since that row
+may have been deleted; rows of it are to be retried; or a kept column of another shard has a type whose values do not fit the
+type in the table.
 """
 
 from __future__ import annotations
@@ -131,6 +132,9 @@ class _Refresh(Runner):
             or {**description.job["source"], **without_effect} != {**source, **without_effect}
         ):
             return frozenset()
+        kept = pa.schema([(name, pa.null()) for name in self.context.job.source.kept.values()])
+        if {*self.context.columns(kept).names} != {*delta_table.schema_of(self._version).names}:
+            return frozenset()
         quarantined = self._old_quarantine
         to_retry = set(quarantined.filter(pc.equal(quarantined["reason"], "duplicate_id"))["shard"].to_pylist())
         if self.context.retries is not None:
@@ -163,13 +167,13 @@ class _Refresh(Runner):
             return same, None
         if same:
             schema = delta_table.schema_of(self._version)
-            known = {name: schema.field(name).type for name in self.context.job.source.keep}
+            known = {name: schema.field(stored).type for name, stored in self.context.job.source.kept.items()}
             # The survey of all shards below reports an error: an old shard may be the one that does not fit.
             with suppress(ConfigError):
                 surveyed = survey(
                     self.context.job, to_read, known, modality=self.context.model.modality, corpus=self.context.shards
                 )
-                if all(fits(surveyed.keep_schema.field(name).type, kind) for name, kind in known.items()):
+                if all(fits(kind, known[name]) for name, kind in surveyed.source.keep):
                     return same, surveyed
         return frozenset(), survey(self.context.job, self.context.shards, modality=self.context.model.modality)
 
@@ -203,25 +207,25 @@ class _Refresh(Runner):
         schema = delta_table.schema_of(self._version)
         source = self.context.job.source
         unchanged, surveyed = self._unchanged_and_survey
-        kept = [
-            (name, surveyed.keep_schema.field(name).type if surveyed and not unchanged else schema.field(name).type)
-            for name in source.keep
-        ]
-        types = dict(kept)
+        today = dict(surveyed.source.keep) if surveyed and not unchanged else {}
+        types = {
+            name: today[name] if name in today else schema.field(stored).type for name, stored in source.kept.items()
+        }
         folders = tuple((name, types.get(name, kind)) for name, kind in surveyed.source.folders) if surveyed else ()
         spec = SourceSpec(
             format=surveyed.source.format if surveyed else "parquet",
             root=corpus_root(source.uri, self.context.shards),
             text=source.text,
             id=source.id,
-            keep=tuple(kept),
+            keep=tuple(types.items()),
             task=source.task_column,
             unique_ids=source.unique_ids,
             folders=folders,
             modality=self.context.model.modality,
+            renamed=tuple(source.kept.items()),
         )
         shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else ((), ())
-        return Survey(shards, spec, pa.schema(kept), dialects)
+        return Survey(shards, spec, spec.kept_schema(), dialects)
 
     def _find_wanted(self, wanted: Buckets) -> None:
         """Add the content hashes of the rows to read to `wanted`."""

@@ -126,6 +126,8 @@ def publish(url: str, publication: Publication) -> int:
         check_embedding_spec(table, url, publication.embedding_spec)
     check_partitions(table, url, publication.partition_by)
     check_base(table, url, publication.base)
+    if same_columns(table, schema):  # deltalake ignores another order
+        schema = pa.schema([schema.field(name) for name in delta_table.schema_of(table).names])
     before = sized_files(table)
     row_counts = {path: file.rows for path, file in before.items()}
     removed = set(row_counts) if publication.remove is None else set(publication.remove)
@@ -222,8 +224,8 @@ def _column_names(schema: pa.Schema) -> tuple[str, ...]:
 
 
 def same_columns(table: DeltaTable, schema: pa.Schema) -> bool:
-    """Return whether a table has these columns, with these types, in this order."""
-    return delta_table.column_names(table) == _column_names(schema)
+    """Return whether a table has these columns, with these types, in any order."""
+    return sorted(delta_table.column_names(table)) == sorted(_column_names(schema))
 
 
 def _conflict(url: str, reason: str) -> CommitConflict:

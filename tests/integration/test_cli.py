@@ -49,6 +49,7 @@ COMMANDS = {
         "--where",
         "--version",
         "--model",
+        "--adapter",
         "--questions",
         "--out",
         "--address",

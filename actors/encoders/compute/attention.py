@@ -208,7 +208,7 @@ def _attend_varlen(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    offsets, longest = batch.offsets(), batch.max_length
+    offsets, longest = batch.offsets, batch.max_length
     kernel: Callable[..., Any] = varlen_attn
     out: torch.Tensor = kernel(query, key, value, offsets, offsets, longest, longest, **settings)
     return out.reshape(query.shape[0], -1)

@@ -91,12 +91,12 @@ class Bert:
         In RoBERTa a padding token, which a text may contain literally, has a row of its own and is not counted.
         """
         if self.padding is None:
-            return batch.positions()
+            return batch.positions
         counts = batch.ids != self.padding
         if batch.device.type == "cpu" and bool(counts.all()):  # on a GPU this test would cost more than it saves
-            return batch.positions() + 1
+            return batch.positions + 1
         counted = torch.cumsum(counts, 0)
-        before = (counted - counts.long())[batch.offsets()[:-1].long()]
+        before = (counted - counts.long())[batch.offsets[:-1].long()]
         return (counted - batch.spread(before)) * counts
 
 

@@ -50,13 +50,15 @@ class Route:
 
     Args:
         adapters: The adapters in use, at least one.
-        owner: int64 [tokens], number of each token's adapter or -1 for none; None if all tokens use the first.
+        users: For each adapter the numbers of its tasks.
+        task: int32 [tokens], number of each token's task; None if all tokens use the first adapter.
     """
 
-    def __init__(self, adapters: Sequence[Adapter], owner: torch.Tensor | None) -> None:
+    def __init__(self, adapters: Sequence[Adapter], users: Sequence[Sequence[int]], task: torch.Tensor | None) -> None:
         self._adapters = adapters
-        self._owner = owner
-        self._masks: dict[tuple[int, ...], torch.Tensor] = {}
+        self._users = users
+        self._task = task
+        self._masks: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
 
     def add(self, module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds the adapters' contribution for input `x` to the output `y` [tokens, outputs] of a linear layer, in place."""
@@ -79,21 +81,23 @@ class Route:
         return [i for i, _ in numbered], [factors for _, factors in numbered]
 
     def _widen(self, narrow: torch.Tensor, numbers: list[int], factors: list[Factors], y: torch.Tensor) -> torch.Tensor:
-        if self._owner is not None:
+        if self._task is not None:
             # Not a product with 0: the result of another row's adapter for this token may be infinite.
-            narrow = narrow.masked_fill(self._mask(numbers, factors, self._owner), 0)
+            narrow = narrow.masked_fill(self._mask(numbers, factors, self._task), 0)
         up = factors[0].up if len(factors) == 1 else torch.cat([f.up for f in factors], dim=1)
         return y.addmm_(narrow, up.T)
 
-    def _mask(self, numbers: list[int], factors: list[Factors], owner: torch.Tensor) -> torch.Tensor:
+    def _mask(self, numbers: list[int], factors: list[Factors], task: torch.Tensor) -> torch.Tensor:
         """Returns bool [tokens, all ranks]: true where a column is of another adapter than the token's.
 
-        Cached, because most layers have the same mask.
+        Cached, because most layers have the same mask. Computed on the device: a copy of it would make the host wait.
         """
-        columns = tuple(n for n, f in zip(numbers, factors, strict=True) for _ in range(f.up.shape[1]))
-        if columns not in self._masks:
-            self._masks[columns] = owner[:, None] != torch.tensor(columns, device=owner.device)
-        return self._masks[columns]
+        ranks = tuple((number, f.up.shape[1]) for number, f in zip(numbers, factors, strict=True))
+        if ranks not in self._masks:
+            other = [torch.stack([task != user for user in self._users[number]]).all(0) for number, _ in ranks]
+            columns = [mask[:, None].expand(-1, rank) for mask, (_, rank) in zip(other, ranks, strict=True)]
+            self._masks[ranks] = torch.cat(columns, dim=1)
+        return self._masks[ranks]
 
 
 def adding(route: Route | None, layer: str) -> Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -143,21 +147,23 @@ class AdapterStore:
         Raises:
             ConfigError: A row's adapter is not loaded, or was removed.
         """
-        if batch.tasks is None or not any(batch.tasks):
+        if batch.tasks is None or not batch.task_names:
             return None
         current = self._adapters
-        used = sorted({task for task in batch.tasks if task is not None})
-        absent = [task for task in used if task not in current]
+        absent = [task for task in batch.task_names if task not in current]
         if absent:
             raise ConfigError(f"no adapter {absent[0]!r} is loaded; there are {', '.join(current) or 'none'}.")
         # Tasks that differ only in their prompts share an adapter object: compute with it once. Some tasks have an empty one.
-        distinct = {id(current[task]): current[task] for task in used if current[task]}
-        if not distinct:
+        adapters: dict[int, Adapter] = {}
+        users: dict[int, list[int]] = {}
+        for number, task in enumerate(batch.task_names):
+            if adapter := current[task]:
+                adapters[id(adapter)] = adapter
+                users.setdefault(id(adapter), []).append(number)
+        if not adapters:
             return None
-        number = {key: i for i, key in enumerate(distinct)}
-        owners = [-1 if task is None else number.get(id(current[task]), -1) for task in batch.tasks]
-        owner = batch.spread(torch.tensor(owners, device=batch.device)) if any(owners) else None
-        return Route(list(distinct.values()), owner)
+        same = None not in batch.tasks and len(next(iter(users.values()))) == len(batch.task_names)
+        return Route(list(adapters.values()), list(users.values()), None if same else batch.spread(batch.row_tasks))
 
 
 def load_adapter(files: AdapterFiles, *, compute: Compute) -> Adapter:

@@ -30,7 +30,7 @@ class Tight:
         self.sizes.append((batch.rows, len(batch.ids)))
         states = torch.ones(len(batch.ids), self.hidden)
         states[:, 0] = batch.ids
-        states[:, 1] = batch.positions()
+        states[:, 1] = batch.positions
         return states
 
 

@@ -136,10 +136,15 @@ def test_an_encoder_on_a_gpu_and_a_reader_get_a_core_each_where_there_are_enough
     assert total - part - max(part, pool.cpus * pool.replicas) >= part - 1e-9
 
 
-@pytest.mark.parametrize(("most", "cpus"), [(1, 1.0), (5, 1.0), (9, 0.5925), (100, 0.0533)])
+@pytest.mark.parametrize(("most", "cpus"), [(1, 1.0), (6, 1.0), (9, 0.7407), (100, 0.0666)])
 def test_encoders_that_wait_for_a_gpu_leave_cpus_for_readers(most, cpus):
-    pool = size_pool(wishes(gpus_per_replica=1, replicas={"min": 0, "max": most}), [READER])
+    pool = size_pool(wishes(gpus_per_replica=1, replicas={"min": 0, "max": most}), [READER, Machine(2, 1)])
     assert (pool.cpus, pool.io_cpus) == (cpus, 1.0)
+
+
+def test_encoders_ask_for_no_cpu_of_machines_that_nothing_is_known_of():
+    pool = size_pool(wishes(gpus_per_replica=1, replicas={"min": 0, "max": 3}), [READER])
+    assert (pool.cpus, pool.io_cpus) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 7, 8, 16, 64, 192])

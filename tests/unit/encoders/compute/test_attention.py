@@ -165,7 +165,7 @@ def test_a_batch_has_the_positions_of_its_rows():
         (1, 2, 3, 4),
         (3, 1, 2, 10),
     ]
-    assert batch.positions().tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 0, 1]
-    assert batch.offsets().tolist() == [0, 4, 7, 10, 12]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 0, 1]
+    assert batch.offsets.tolist() == [0, 4, 7, 10, 12]
     assert batch.spread(torch.tensor([1, 2, 3, 4])).tolist() == [1] * 4 + [2] * 3 + [3] * 3 + [4] * 2
     assert batch.tasks == ("a", "b", "a", "b")
