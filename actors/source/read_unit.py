@@ -191,8 +191,8 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
     rows.quarantine(invalid)
     rows.quarantine(_without_id(rows.columns[_IDS]))
     rows.quarantine(_all_null([rows.columns[name] for name in source.text]))
-    content = rows.columns[_CONTENT] = _joined([rows.columns[name] for name in source.text])
-    rows.quarantine(modality.unfit(content))
+    rows.columns[_CONTENT] = _joined([rows.columns[name] for name in source.text])
+    rows.quarantine(modality.unfit(rows.columns[_CONTENT]))
 
     content, tasks = rows.columns[_CONTENT], rows.columns[source.task] if source.task else None
     columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), content]

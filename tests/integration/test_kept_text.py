@@ -11,6 +11,7 @@ from actors.encoders.spec import describe
 from actors.errors import ConfigError
 from actors.schema import INPUT_IDS
 from actors.text.tokenizer import Tokenizer
+from jobs.commands.search import _print
 from pipeline.execute.stages.encode import EncodeStage
 from pipeline.ledger.ledger import run_names
 from pipeline.run.backfill import backfill
@@ -18,7 +19,7 @@ from pipeline.run.compact import compact
 from pipeline.run.estimate import estimate
 from pipeline.run.refresh import refresh
 from pipeline.run.retry import refresh_again
-from pipeline.search.search import Searcher
+from pipeline.search.search import Hit, Searcher
 from pipeline.table.changes import iter_changes
 from pipeline.table.diff import diff
 from pipeline.table.status import status
@@ -134,6 +135,15 @@ def test_search_returns_the_text_of_each_hit(tmp_path, new_job):
         assert "__filename" not in hit.columns
     found = Searcher(str(tmp_path / "table")).search(["x"], k=9, where="text LIKE '%𝄞%'")[0]
     assert {hit.id for hit in found} == {"r3", "r11"}
+
+
+def test_search_prints_the_first_200_characters(capsys):
+    text = "".join(f"{number:04d}" for number in range(90))
+    _print([Hit("a", 0.5, {"text": text, "url": text, "tokens": 3})])
+    printed = capsys.readouterr()
+    assert f"            text: {text[:199]}…\n" in printed.out
+    assert f"            url: {text[:159]}…\n" in printed.out
+    assert printed.err == ""
 
 
 # ------------------------------------------------------------------------------------------------------- renamed columns
