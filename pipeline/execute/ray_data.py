@@ -52,6 +52,7 @@ _KEEP_IDLE_MS = 600_000
 # Interval of queries to the attempt log: a query per unit would be too many at a hundred units per second.
 _STATS_INTERVAL_S = 1.0
 _CONNECT_TIMEOUT_S = 10.0
+_GPU_ACTOR_THREADS = 3
 
 
 def connect(address: str) -> None:
@@ -165,7 +166,6 @@ def _run_wave(
     wave: list[Unit | RewriteUnit], spec: StageSpec, pool: Pool, attempt_log: AttemptLog
 ) -> Iterator[UnitOutcome]:
     shared = {"spec": spec, "attempt_log": attempt_log}
-    least, most = pool.sizes(len(wave))
     _set_stall_timeout(_STALL_TIMEOUT_S[pool.grows], spec.row_timeout_s)
     dataset = (
         ray.data.from_blocks([to_block(unit) for unit in wave])
@@ -180,8 +180,7 @@ def _run_wave(
             EncodeStage,
             batch_size=1,
             batch_format="pyarrow",
-            # A pool grows only if more tasks per actor are in flight than Ray's threshold of 1.75.
-            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
+            compute=_actors(pool, len(wave)),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
             label_selector=dict(pool.labels) if pool.labels else None,
@@ -197,6 +196,22 @@ def _run_wave(
         .map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=pool.io_cpus, fn_kwargs=shared)
     )
     yield from _outcomes(dataset, pool.describe())
+
+
+def _actors(pool: Pool, units: int) -> ray.data.ActorPoolStrategy:
+    """Return the actors of the encode stage for so many units."""
+    least, most = pool.sizes(units)
+    if pool.device == "cpu":
+        # A pool grows only if more tasks per actor are in flight than Ray's threshold of 1.75.
+        return ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2)
+    # On a GPU a unit is unpacked and another one packed while a third is computed: the stage sees to the turns.
+    return ray.data.ActorPoolStrategy(
+        min_size=least,
+        max_size=most,
+        max_tasks_in_flight_per_actor=_GPU_ACTOR_THREADS + 1,
+        max_concurrent_calls_per_actor=_GPU_ACTOR_THREADS,
+        enable_true_multi_threading=True,
+    )
 
 
 def rewrite_units(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,6 +70,8 @@ class _Work:
 class EncodeStage:
     """The encode stage. Ray Data creates one instance in each actor of the pool.
 
+    Threads may call it side by side: one unit is computed at a time, and others are unpacked and packed meanwhile.
+
     Args:
         spec: Settings of the run.
         attempt_log: Record of crashed attempts, outside this process.
@@ -98,6 +101,7 @@ class EncodeStage:
         self._gpus = gpus
         self._meter = meter
         self._padding = 0
+        self._computing = threading.Lock()
         if device != "cpu":
             for name, value in GPU_ENV.items():
                 os.environ.setdefault(name, value)
@@ -123,31 +127,37 @@ class EncodeStage:
         started = time.perf_counter()
         # A model that cannot be loaded ends the run and not this unit: all others would end the same way.
         _ = self.encoder
+        waited_s = 0.0
         try:
-            self._encode(batch)
+            waited_s = self._encode(batch)
         except DeviceLost as error:
             self.attempt_log.end_process(error)
         except VectideError as error:
             batch.error, batch.table = error, None
-        batch.seconds["encode"] = time.perf_counter() - started
-        if self._meter is not None:
-            self._meter.record(self.encoder.stats, self.encoder.compute.memory())
+        batch.seconds["encode"] = time.perf_counter() - started - waited_s
         return pack(batch)
 
-    def _encode(self, batch: UnitBatch) -> None:
+    def _encode(self, batch: UnitBatch) -> float:
         """Add the columns of vectors, and move rows that cannot be encoded to `batch.bad`.
 
         Equal texts of a unit are encoded once.
+
+        Returns:
+            Seconds of waiting for another unit.
         """
         table, inputs, batch.inputs = batch.table, batch.inputs, None
         if table is None or inputs is None:
             raise InvariantBroken(f"unit {batch.unit} reached the encoder without rows.")
         firsts, inverse = _distinct(table)
         work = _work(inputs if len(firsts) == inputs.num_rows else inputs.take(firsts))
-        attempt = self.attempt_log.attempt("encode", batch.unit)
-        attempt.check()
-        self._encode_range(work, 0, work.rows.num_rows, attempt)
-        attempt.done()
+        waiting = time.perf_counter()
+        with self._computing:
+            waited_s = time.perf_counter() - waiting
+            attempt = self.attempt_log.attempt("encode", batch.unit)
+            attempt.check()
+            self._encode_range(work, 0, work.rows.num_rows, attempt)
+            attempt.done()
+            self._record(batch)
         keep = np.ones(table.num_rows, dtype=bool)
         if work.failed:
             columns = [table.column(name).to_pylist() for name in ("_shard", "_position", "id")]
@@ -157,10 +167,16 @@ class EncodeStage:
                 batch.bad.append(QuarantinedRow(shard, position, name, reason, error))
                 keep[row] = False
         batch.counts["encoded"] = work.rows.num_rows - len(work.failed)
-        padding = self.encoder.stats.padding_tokens
-        batch.counts["padding"], self._padding = padding - self._padding, padding
         batch.counts["documents"] -= int(len(keep) - keep.sum())
         batch.table = self._with_vectors(table, work, np.flatnonzero(keep), inverse)
+        return waited_s
+
+    def _record(self, batch: UnitBatch) -> None:
+        """Record what the encoder did since the previous unit."""
+        stats = self.encoder.stats
+        batch.counts["padding"], self._padding = stats.padding_tokens - self._padding, stats.padding_tokens
+        if self._meter is not None:
+            self._meter.record(stats, self.encoder.compute.memory())
 
     def _with_vectors(
         self, table: pa.Table, work: _Work, kept: npt.NDArray[np.int64], inverse: npt.NDArray[np.int64]
