@@ -6,13 +6,17 @@ translated. Any other error is raised unchanged, because it is a bug in this pac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from ray import exceptions
 
+from actors import errors
 from actors.errors import ClusterError, VectideError
 from actors.storage.errors import redact
 
+# The last line of a traceback of a VectideError.
+_RAISED = re.compile(r"^actors\.errors\.(\w+): (.+)$", re.MULTILINE)
 _DISK = (
     "the local disk of a node is full: Ray writes there what does not fit into its object store (/tmp/ray, unless Ray was "
     "started with another --temp-dir). Free some space or lower run.unit_rows"
@@ -42,6 +46,12 @@ def root_error(error: BaseException) -> BaseException:
     for cause in causes:
         if isinstance(cause, VectideError):
             return cause
+    for cause in causes:
+        # Of an error that a worker raised while it loaded its model, Ray keeps only the traceback as a text.
+        if isinstance(cause, exceptions.RayActorError) and (raised := _RAISED.findall(str(cause))):
+            name, message = raised[-1]
+            translated: VectideError = getattr(errors, name)(message)
+            return translated
     for kind, meaning in _MEANINGS:
         for cause in reversed(causes):  # the innermost has the shortest message
             if isinstance(cause, kind):

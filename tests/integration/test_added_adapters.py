@@ -15,6 +15,7 @@ from deltalake import DeltaTable
 from peft import LoraConfig, get_peft_model
 from transformers import JinaEmbeddingsV3Model
 
+from actors import storage
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, GateClosed, ModelError, TableConflict
 from pipeline.ledger.ledger import Ledger
@@ -236,3 +237,12 @@ def test_a_folder_of_this_machine_is_refused_for_a_cluster(make, trained, addres
         estimate(make(**legal(trained), run__address=address))
     on_all = {"encoder__adapters": {"legal": f"file://{trained / 'legal'}"}, "encoder__task": "legal"}
     assert estimate(make(**on_all, run__address=address), tokens_per_s=1.0).rows == 30
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_cannot_read_an_adapter_says_so(make, trained, reporter):
+    for file in (trained / "legal").glob("adapter_*"):
+        storage.put(f"memory://legal/{file.name}", file.read_bytes())  # only this process has it
+    job = make(encoder__adapters={"legal": "memory://legal"}, encoder__task="legal", run__address="local")
+    with pytest.raises(ModelError, match="^adapter 'legal': memory://legal is not an adapter"):
+        backfill(job, reporter)

@@ -37,6 +37,21 @@ def test_a_wrapped_vectide_error_is_unwrapped():
     assert root_error(in_a_task(error)) is error
 
 
+def test_an_error_of_an_actor_that_did_not_start_is_read_from_its_traceback():
+    lines = [
+        "ray::MapWorker.__init__() (pid=1)",
+        "actors.errors.ModelError: /tmp/x is not an adapter",
+        "",
+        "The above exception was the direct cause of the following exception:",
+        "",
+        "actors.errors.ModelError: adapter 'legal': s3://lake/legal is not an adapter",
+    ]
+    in_init = exceptions.RayTaskError("__init__", "\n".join(lines), ModelError("lost in a pickle"))
+    translated = root_error(exceptions.ActorDiedError(in_init))
+    assert type(translated) is ModelError
+    assert str(translated) == "adapter 'legal': s3://lake/legal is not an adapter"
+
+
 def test_any_other_error_is_returned_unchanged():
     error = in_a_task(TypeError("a bug"))
     assert root_error(error) is error
