@@ -13,6 +13,7 @@ import pyarrow as pa
 ID = "id"
 EMBEDDING = "embedding"
 EMBEDDING_MULTI = "embedding_multi"
+KEPT_TEXT = "text"  # the embedded text, if `table.keep_text` is on
 TOKENS = "tokens"
 CHUNK = "chunk"
 START = "start"

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from actors import kernels
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.spec import describe
 from actors.unit.receipt import DataFile
@@ -125,11 +126,16 @@ def _median(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+def _product_type() -> torch.dtype:
+    """Return the type in which a scan multiplies many questions on this processor."""
+    return torch.bfloat16 if kernels.kernels_for(torch.bfloat16, torch.device("cpu")) else torch.float32
+
+
 def _limits(dim: int, many: int) -> tuple[float, float]:
-    """Return the memory rate (a sum over 1 GiB) and the rate of matrix products in bfloat16, with all threads."""
+    """Return the memory rate (a sum over 1 GiB) and the rate of matrix products, with all threads."""
     memory = torch.ones(1 << 28)
     bytes_per_s = memory.nbytes / _median(memory.sum, 9)
-    left, right = torch.randn(many, dim).bfloat16(), torch.randn(4096, dim).bfloat16()
+    left, right = torch.randn(many, dim).to(_product_type()), torch.randn(4096, dim).to(_product_type())
     flops_per_s = 2 * many * dim * len(right) / _median(lambda: left @ right.T, 30)
     return bytes_per_s, flops_per_s
 
@@ -250,7 +256,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
     )
     products = (
         f"- {result.many:,} questions multiply at {multiplied / ours_many / 1e9:.0f} GFLOP/s: "
-        f"{multiplied / ours_many / result.flops_per_s:.0%} of products in bfloat16 alone "
+        f"{multiplied / ours_many / result.flops_per_s:.0%} of products alone in {str(_product_type()).removeprefix('torch.')} "
         f"({result.flops_per_s / 1e9:.0f} GFLOP/s, torch, in the same turns)."
     )
     lines = [

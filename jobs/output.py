@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -95,20 +96,15 @@ def print_outcome(outcome: Outcome) -> None:
 
 
 def print_versions(versions: Sequence[Version]) -> None:
-    """Print versions of a table as a table."""
-    names = ("version", "time (UTC)", "operation", "rows", "files", "model", "run")
-    # Where a terminal is too narrow, the model's name goes over several lines.
-    columns = [Column(name, no_wrap=name != "model", overflow="fold", min_width=len(name)) for name in names]
-    table = Table(*columns, box=box.SIMPLE)
+    """Print versions of a table as a table, and below it their models, whose paths may be long."""
+    names = ("version", "time (UTC)", "operation", "rows", "files", "run")
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=box.SIMPLE)
     for version in versions:
         counts = ["" if count is None else f"{count:,}" for count in (version.rows, version.files)]
-        model = (version.model or "").rstrip("/").rsplit("/", 1)[-1]
-        table.add_row(
-            str(version.number),
-            version.time[:16].replace("T", " "),
-            version.operation,
-            *counts,
-            model,
-            version.run or "",
-        )
+        time = version.time[:16].replace("T", " ")
+        table.add_row(str(version.number), time, version.operation, *counts, version.run or "")
     console().print(table)
+    for model, group in groupby((version for version in versions if version.model), lambda version: version.model):
+        numbers = [version.number for version in group]
+        which = f"version {numbers[0]}" if len(numbers) == 1 else f"versions {numbers[-1]} to {numbers[0]}"
+        console().print(f"model of {which}: {model}")

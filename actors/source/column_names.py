@@ -6,9 +6,9 @@ readers such as Spark ignore case in column names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from actors.schema import CHUNK, EMBEDDING, END, ID, RESERVED, START, TOKENS
+from actors.schema import CHUNK, EMBEDDING, END, ID, KEPT_TEXT, RESERVED, START, TOKENS
 
 _OWN = (ID, EMBEDDING, TOKENS)
 _OF_CHUNKS = (CHUNK, START, END)
@@ -26,27 +26,38 @@ def alike(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def misnamed(keep: Sequence[str], *, chunked: bool = False) -> str | None:
+def kept_names(keep: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Return the name in the table of each kept column by its name in the source. A list keeps the names as they are."""
+    return dict(keep) if isinstance(keep, Mapping) else dict(zip(keep, keep, strict=True))
+
+
+def misnamed(keep: Mapping[str, str], *, chunked: bool = False, keep_text: bool = False) -> str | None:
     """Return an error message for the first invalid name of a kept column, or None.
 
     Args:
-        keep: The names, in order.
+        keep: Name in the table by name in the source, in order.
         chunked: Whether the table has chunks, and so more columns of its own.
+        keep_text: Whether the table has the embedded text as a column of its own.
     """
-    columns = _OWN + _OF_CHUNKS if chunked else _OWN
-    for name in keep:
+    columns = (*_OWN, *(_OF_CHUNKS if chunked else ()), *((KEPT_TEXT,) if keep_text else ()))
+    for source, name in keep.items():
+        fix = f"keep it under another name, as in source.keep: {{{source}: source_{source.lstrip('_').lower()}}}"
+        if name == KEPT_TEXT and keep_text:
+            return f"keep names {name!r}, and table.keep_text stores the embedded text under that name. Leave it out, or {fix}"
+        if not name:
+            return f"keep gives {source!r} an empty name in the table. Leave it out, or {fix}"
         if name in RESERVED or name.startswith("_"):
-            return f"keep names {name!r}, which is reserved for the table. Rename it in the source"
+            return f"keep names {name!r}, which is reserved for the table. Rename it in the source, or {fix}"
         if own := next((own for own in columns if alike((own, name))), None):
             return (
                 f"keep names {name!r}, and the table has a column {own!r} of its own. To Delta Lake, names that differ "
-                f"only in case are the same. Rename it in the source, or leave it out of source.keep"
+                f"only in case are the same. Leave it out of source.keep, or {fix}"
             )
         if "\0" in name:
-            return f"keep names {name!r}, and Delta Lake allows no NUL character in a name. Rename it"
-    if pair := alike(dict.fromkeys(keep)):
+            return f"keep names {name!r}, and Delta Lake allows no NUL character in a name. Rename it in the source, or {fix}"
+    if pair := alike(keep.values()):
         return (
             f"keep names {pair[0]!r} and {pair[1]!r}. To Delta Lake, names that differ only in case are the same. Rename "
-            f"one of them in the source, or leave it out of source.keep"
+            f"one of them in the source or in source.keep, or leave it out"
         )
     return None

@@ -20,7 +20,7 @@ from actors import storage
 from actors.errors import DataError, InvariantBroken
 from actors.inputs import MODALITIES
 from actors.progress_counter import count_progress
-from actors.schema import CONTENT, ID, POSITION, SHARD, Piece, QuarantinedRow, Shard, Unit
+from actors.schema import ID, POSITION, SHARD, Piece, QuarantinedRow, Shard, Unit
 from actors.source import hive
 from actors.source.columns import Invalid, cast_column, id_strings
 from actors.source.content_hash import content_hashes
@@ -31,7 +31,7 @@ from actors.source.spec import SourceSpec, check_source, corpus_root
 __all__ = ["ReadResult", "SourceSpec", "check_source", "corpus_root", "read_sample", "read_unit"]
 
 _FETCHES = 8
-_IDS = "\0ids"  # no source column has this name
+_IDS, _CONTENT = "\0ids", "\0content"  # no source column has such a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class ReadResult:
     """Rows of a unit.
 
     Attributes:
-        table: `SourceSpec.schema()`: id, the kept columns, `_content`, `_task` if a task column is named, `_hash`,
+        table: `SourceSpec.schema()`: id, the kept columns as the table names them, `_content`, `_task` if a task column is
+            named, `_hash`,
             `_shard`, `_position`; in the order of the source.
         bad: The quarantined rows.
         rows_read: Rows in the source: those of the table and the quarantined ones.
@@ -190,17 +191,13 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
     rows.quarantine(invalid)
     rows.quarantine(_without_id(rows.columns[_IDS]))
     rows.quarantine(_all_null([rows.columns[name] for name in source.text]))
-    rows.columns[CONTENT] = _joined([rows.columns[name] for name in source.text])
-    rows.quarantine(modality.unfit(rows.columns[CONTENT]))
+    rows.columns[_CONTENT] = _joined([rows.columns[name] for name in source.text])
+    rows.quarantine(modality.unfit(rows.columns[_CONTENT]))
 
-    tasks = rows.columns[source.task] if source.task else None
-    columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), rows.columns[CONTENT]]
+    content, tasks = rows.columns[_CONTENT], rows.columns[source.task] if source.task else None
+    columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), content]
     columns += [tasks] if tasks is not None else []
-    columns += [
-        content_hashes(rows.columns[CONTENT], tasks, modality.salt),
-        rows.columns[SHARD],
-        rows.columns[POSITION],
-    ]
+    columns += [content_hashes(content, tasks, modality.salt), rows.columns[SHARD], rows.columns[POSITION]]
     return pa.table(columns, schema=source.schema())
 
 

@@ -19,7 +19,7 @@ from actors.errors import ConfigError
 from actors.inputs import MODALITIES
 from actors.schema import CONTENT, HASH, ID, POSITION, SHARD, TASK, Shard
 from actors.source import hive
-from actors.source.column_names import misnamed
+from actors.source.column_names import kept_names, misnamed
 from actors.source.formats import Format, Wanted, open_format
 from actors.source.formats.base import REPEATED
 from actors.source.formats.jsonl import refuse_without_text
@@ -43,6 +43,7 @@ class SourceSpec:
         task: The column with the name of each row's task, or None.
         unique_ids: Whether rows with a repeated id are quarantined.
         folders: Those of the columns above that are folder names, with their types.
+        renamed: Name in the table by name in the source, of those in `keep` for which they differ.
         modality: Key of `actors.inputs.MODALITIES`: the content of the embedded columns.
     """
 
@@ -55,6 +56,12 @@ class SourceSpec:
     unique_ids: bool = True
     folders: hive.Columns = ()
     modality: str = "text"
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def kept_schema(self) -> pa.Schema:
+        """Return the kept columns as the table names them."""
+        names = dict(self.renamed)
+        return pa.schema([(names.get(name, name), kind) for name, kind in self.keep])
 
     def wanted(self) -> Wanted:
         """Return the columns to read from files, each once."""
@@ -77,7 +84,7 @@ class SourceSpec:
             (SHARD, pa.string()),
             (POSITION, pa.int64()),
         ]
-        return pa.schema([(ID, pa.string()), *self.keep, *added])
+        return pa.schema([(ID, pa.string()), *self.kept_schema(), *added])
 
 
 def corpus_root(uri: str, shards: Sequence[Shard]) -> str:
@@ -106,7 +113,7 @@ def check_source(
     format: str = "auto",  # noqa: A002  (the key's name in a job file)
     text: Sequence[str] = ("text",),
     id: str | None = None,  # noqa: A002
-    keep: Sequence[str] = (),
+    keep: Sequence[str] | Mapping[str, str] = (),
     task: str | None = None,
     unique_ids: bool = True,
     folders_of: Sequence[Shard] = (),
@@ -117,7 +124,7 @@ def check_source(
 
     A kept column that some shards lack is null there. Shards without rows are ignored. The `name=value` folders of
     `folders_of`, which is the whole corpus if `source.hive` is on, are columns too. `known` has the types of kept columns
-    in other shards; they are merged with the types in `shards`.
+    in other shards; they are merged with the types in `shards`. `keep` may map names in the source to names in the table.
 
     Raises:
         ConfigError: A column is missing, occurs twice, or has an invalid type or name; formats are mixed; or there are no
@@ -130,7 +137,8 @@ def check_source(
     source_format = _one_format(format, shards)
     for shard in shards:
         _check_path(shard.path)
-    if wrong := misnamed(keep):
+    names = kept_names(keep)
+    if wrong := misnamed(names):
         raise ConfigError(f"source.{wrong}")
     if not text:
         raise ConfigError("source.text names no column. Name at least one")
@@ -139,13 +147,15 @@ def check_source(
         raise ConfigError(
             f"source.text names {len(text)} columns, and only texts are joined; the model takes {modality}. Name one"
         )
-    if reserved := [name for name in (*text, id, task) if name in (POSITION, SHARD)]:
+    if reserved := [name for name in (*text, *names, id, task) if name in (POSITION, SHARD)]:
         raise ConfigError(f"{reserved[0]!r} is reserved for the readers. Rename that column in the source")
 
     with ThreadPoolExecutor(_THREADS) as pool:
         listed = zip(shards, pool.map(source_format.columns, shards), strict=True)
         columns_by_shard = {shard: columns for shard, columns in listed if columns}
-    folders = _folder_columns(folders_of, columns_by_shard, keep=keep, needed=(*text, id, task)) if folders_of else ()
+    folders = (
+        _folder_columns(folders_of, columns_by_shard, keep=list(names), needed=(*text, id, task)) if folders_of else ()
+    )
     types = dict(folders)
     for shard in columns_by_shard if folders_of else ():
         folder_types = {name: types.get(name, pa.string()) for name in hive.keys(shard.path)}
@@ -162,7 +172,7 @@ def check_source(
     if source_format.name == "jsonl":
         for shard in columns_by_shard:
             refuse_without_text(shard, text)
-    for name in keep:
+    for name in names:
         if name not in types:
             _check_not_repeated("keep", name, columns_by_shard)
     kept = tuple(
@@ -172,9 +182,10 @@ def check_source(
             if name in types
             else _kept_type(name, columns_by_shard, (known or {}).get(name), schemaless=source_format.schemaless),
         )
-        for name in keep
+        for name in names
     )
-    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders, modality)
+    renamed = tuple((name, stored) for name, stored in names.items() if name != stored)
+    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders, modality, renamed)
 
 
 ColumnsByShard = Mapping[Shard, Mapping[str, pa.DataType]]

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import InvariantBroken, StorageError
-from actors.schema import CHUNK, END, HASH, ID, QUARANTINE_SCHEMA, SHARD, START, TOKENS, QuarantinedRow
+from actors.schema import CHUNK, END, HASH, ID, KEPT_TEXT, QUARANTINE_SCHEMA, SHARD, START, TOKENS, QuarantinedRow
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.rounding import Precision
 from actors.unit.row_hashes import digest_of
@@ -291,12 +291,15 @@ def _quoted(text: str) -> str:
     return f"{quoted[:_LONGEST_NAME].rpartition('%')[0] or quoted[:_LONGEST_NAME]}~{digest}"
 
 
-def table_schema(keep: pa.Schema, outputs: Sequence[VectorColumn], *, chunked: bool = False) -> pa.Schema:
-    """Return the columns of a table of documents, or of chunks, in order."""
+def table_schema(
+    keep: pa.Schema, outputs: Sequence[VectorColumn], *, chunked: bool = False, keep_text: bool = False
+) -> pa.Schema:
+    """Return the columns of a table of documents, or of chunks, in order, with the embedded text or without."""
     return pa.schema(
         [
             pa.field(ID, pa.string()),
             *(pa.field(name, pa.int32()) for name in (CHUNK, START, END) if chunked),
+            *([pa.field(KEPT_TEXT, pa.string())] if keep_text else []),
             *keep,
             *(pa.field(output.name, output.type) for output in outputs),
             pa.field(TOKENS, pa.int32()),

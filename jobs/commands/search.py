@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actors.errors import ConfigError
+from actors.schema import KEPT_TEXT
 from jobs import output
 from jobs.options import AsJson, Table
 from jobs.progress import rows_bar
@@ -17,7 +18,7 @@ from pipeline.scan.vector_cache import DEFAULT_SIZE
 if TYPE_CHECKING:
     from pipeline.search.search import Hit, Searcher
 
-_MAX_CHARACTERS = 160  # of a column's value
+_MAX_CHARACTERS, _MAX_TEXT_CHARACTERS = 160, 200  # of a column's value, and of the text
 
 
 def search(  # noqa: PLR0917  (typer's arguments are options by name)
@@ -91,5 +92,12 @@ def _print(hits: Sequence[Hit]) -> None:
             if value is None or name == "tokens" or name.startswith("_"):
                 continue
             text = " ".join(str(value).split())
-            shortened = text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"
+            most = _MAX_TEXT_CHARACTERS if name == KEPT_TEXT else _MAX_CHARACTERS
+            shortened = text if len(text) <= most else text[: most - 1] + "…"
             console.print(f"            {name}: {shortened}")
+    if hits and KEPT_TEXT not in hits[0].columns:
+        print(
+            "the table has no texts to show: set table.keep_text: true in the job file and run vectide refresh, which "
+            "encodes nothing again",
+            file=sys.stderr,
+        )

@@ -22,11 +22,11 @@ from pydantic import (
 )
 
 from actors.errors import ConfigError
-from actors.source.column_names import misnamed
+from actors.source.column_names import kept_names, misnamed
 from actors.text.chunk_rules import By, Mode
 from pipeline.job.encoder import Encoder
 from pipeline.job.validation import explain
-from pipeline.job.values import Columns, Section, Size, Uri, check_labels
+from pipeline.job.values import Columns, Kept, Section, Size, Uri, check_labels
 
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 Auto = Literal["auto"]
@@ -68,7 +68,13 @@ class Source(Section):
         default=("text",),
         description="Columns to embed; several columns are joined by a blank line into one text.",
     )
-    keep: Columns = Field(default=(), description="Columns that are copied into the table unchanged; by default none.")
+    keep: Kept = Field(
+        default=(),
+        description=(
+            "Columns that are copied into the table unchanged, as a list, or as `{name in the source: name in the table}`; "
+            "by default none."
+        ),
+    )
     task_column: str | None = Field(
         default=None,
         description="Column that holds the model's task for each row; by default every row has `encoder.task`.",
@@ -93,8 +99,6 @@ class Source(Section):
     def _check(self) -> Source:
         if not self.text:
             raise ValueError("text names no column; name at least one")
-        if wrong := misnamed(self.keep):
-            raise ValueError(wrong)
         if self.quote == "none" and self.escape == "double":
             raise ValueError(
                 "escape double writes a quote twice inside of quotes, and quote is none; use escape: backslash, none or "
@@ -104,6 +108,11 @@ class Source(Section):
             if len(set(names)) != len(names):
                 raise ValueError(f"{list(names)} names a column twice")
         return self
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Name in the table of each kept column, by its name in the source."""
+        return kept_names(self.keep)
 
 
 class Table(Section):
@@ -125,6 +134,12 @@ class Table(Section):
         description=(
             "Size of the files into which a run merges small ones before its commit: those below an eighth of it, where a "
             "partition has more than two, or more than eight with those of earlier refreshes; null merges none."
+        ),
+    )
+    keep_text: bool = Field(
+        default=False,
+        description=(
+            "Whether the embedded text is stored in a column `text`, in a table of chunks that of the chunk; by default not."
         ),
     )
     foreign_commits: Literal["refuse", "keep", "restore"] = Field(
@@ -317,16 +332,20 @@ class Job(Section):
                 f"encoder.dtype int8 is for CPUs and run.gpus_per_replica is {self.run.gpus_per_replica:g}; leave that "
                 "out, or use dtype auto, which is bfloat16 on a GPU"
             )
-        if self.chunking.mode != "none" and (wrong := misnamed(self.source.keep, chunked=True)):
+        kept = self.source.kept
+        if wrong := misnamed(kept, chunked=self.chunking.mode != "none", keep_text=self.table.keep_text):
             raise ValueError(f"source.{wrong}")
         if self.source.task_column is None and (unused := self.encoder.unused_adapters()):
             raise ValueError(
                 f"encoder.adapters names {unused[0]!r}, which no row uses; set encoder.task: {unused[0]}, or name the "
                 f"column of the rows' tasks in source.task_column"
             )
-        missing = [name for name in self.table.partition_by if name not in self.source.keep]
+        missing = [name for name in self.table.partition_by if name not in kept.values()]
         if missing:
-            raise ValueError(f"table.partition_by names {missing}, which source.keep does not; add them to source.keep")
+            raise ValueError(
+                f"table.partition_by names {missing}, and the columns from source.keep are {[*kept.values()]} in the table; "
+                f"name some of these, or add to source.keep"
+            )
         return self
 
 

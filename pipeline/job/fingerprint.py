@@ -45,9 +45,8 @@ def chunking_of(model: ModelSpec, job: Job) -> Chunking | None:
     )
 
 
-def lineage(model: ModelSpec, job: Job) -> dict[str, Any]:
+def lineage(model: ModelSpec, chunking: Chunking | None, job: Job) -> dict[str, Any]:
     """Return the embedding spec as plain data; it is recorded in the table and in the footer of each file."""
-    chunking = chunking_of(model, job)
     by_row = job.source.task_column is not None
     adapters = {
         task: {"sha256": ref.sha256, "prompt": model.prompts[task]} for ref in model.adapters for task in ref.tasks
@@ -92,5 +91,7 @@ def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:
     for shard in shards:
         listing.update(f"{shard.path}\0{shard.size_bytes}\0{identity.content_part(shard.etag)}\n".encode())
     source = job.source.model_dump(mode="json", exclude={"uri", "verify"})
-    layout = {"partition_by": job.table.partition_by, "precision": job.table.precision}
+    layout: dict[str, object] = {"partition_by": job.table.partition_by, "precision": job.table.precision}
+    if job.table.keep_text:
+        layout["keep_text"] = True
     return digest([print_, listing.hexdigest(), source, layout], length=8)

@@ -9,7 +9,17 @@ import os
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 
 from actors.errors import ConfigError
 from actors.quantities import parse_bytes
@@ -63,6 +73,13 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _as_kept(value: object) -> object:
+    """Return the list form of a mapping that changes no name, so that both forms are the same job."""
+    if isinstance(value, dict) and all(name == stored for name, stored in value.items()):
+        return list(value)
+    return _as_list(value)
+
+
 def check_labels(value: object) -> object:
     """Return the labels of `run.labels`; raise ValueError where Ray would not accept one."""
     if not isinstance(value, dict) or not value:
@@ -92,4 +109,9 @@ def cluster_at(address: str) -> str:
 
 Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
 Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Kept = Annotated[
+    Annotated[tuple[str, ...], Tag("list")] | Annotated[dict[str, str], Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "list"),
+    BeforeValidator(_as_kept),
+]
 Size = Annotated[str, AfterValidator(_check_size)]

@@ -94,17 +94,16 @@ def brings_ids(table: str, added: Iterable[str], removed: Iterable[str], *, limi
 
 def _ids(table: str, paths: Iterable[str], limit_bytes: int) -> pa.Array | None:
     """Return the ids in files, each once; None if they have more than `limit_bytes`."""
-    files, parts, size_bytes = list(paths), [pa.chunked_array([], pa.string())], 0
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(files), 4 * _THREADS):
-            parts += pool.map(lambda path: read_stored(table, path, [ID])[ID], files[start : start + 4 * _THREADS])
-            size_bytes += sum(part.nbytes for part in parts[-4 * _THREADS :])
-            if size_bytes > limit_bytes:
-                return None
+    parts, size_bytes = [pa.chunked_array([], pa.string())], 0
+    for part in _read_ahead(table, lambda path: read_stored(table, path, [ID])[ID], paths):
+        parts.append(part)
+        size_bytes += part.nbytes
+        if size_bytes > limit_bytes:
+            return None
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string()).unique()
 
 
-def _read_ahead(table: str, load: Callable[[str], _Loaded], paths: Sequence[str]) -> Iterator[_Loaded]:
+def _read_ahead(table: str, load: Callable[[str], _Loaded], paths: Iterable[str]) -> Iterator[_Loaded]:
     """Yield `load(path)` for each file, in order, with as many results in memory as there are threads.
 
     A remote store gets more threads, because they mostly wait.

@@ -20,14 +20,10 @@ class RunDescription:
 
     Attributes:
         operation: backfill, refresh, generation, compact or merge.
-        rows: Rows of the plan: exact, or an estimate if `rows_exact` is False.
         run: Name of the run; set by `Ledger.freeze`.
         plan: Folder of the plan in use, relative to the run's folder; set by `Ledger.freeze`.
         content: What the run publishes (`fingerprint.content_name`); empty if it reads no source.
         fingerprint: Hash of the embedding spec.
-        lineage: The embedding spec, as plain data.
-        job: The job, as plain data.
-        shards: Number of shards of the source.
         kept: Number of rows of other tools that are kept.
         reuse: Number of tables of the index of known texts.
         rows_kept: Number of rows in table files that a refresh leaves as they are.

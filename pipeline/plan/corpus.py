@@ -115,6 +115,10 @@ def survey(
         ConfigError: a column is missing or of a wrong type.
         DataError: a shard cannot be read as what it claims to be.
     """
+    if job.table.keep_text and modality != "text":
+        raise ConfigError(
+            f"table.keep_text stores texts, and the model takes {modality}; leave keep_text out of the job"
+        )
     dialects: tuple[DialectUse, ...] = ()
     if shards:
         source_format = open_format(job.source.format, shards[0].path).name
@@ -125,14 +129,14 @@ def survey(
         format=job.source.format,
         id=job.source.id,
         text=job.source.text,
-        keep=job.source.keep,
+        keep=job.source.kept,
         task=job.source.task_column,
         unique_ids=job.source.unique_ids,
         folders_of=(corpus or shards) if job.source.hive else (),
         known=known,
         modality=modality,
     )
-    keep_schema = pa.schema(source.keep)
+    keep_schema = source.kept_schema()
     _check_partitions(job, keep_schema)
     return Survey(shards, source, keep_schema, dialects)
 

@@ -6,6 +6,7 @@ is the hash of the bytes, which costs one read of the whole source each time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -15,20 +16,26 @@ from actors.storage.content_tags import with_hashes
 from pipeline.job.config import Job
 
 
-def identified(job: Job, shards: tuple[Shard, ...], step: Callable[[str], None]) -> tuple[Shard, ...]:
+def identified(
+    job: Job, shards: tuple[Shard, ...], step: Callable[[str], None], *, limit_bytes: float = math.inf
+) -> tuple[Shard, ...]:
     """Return the shards of a job, hashed if it asks for that.
 
     Args:
         job: The job.
         shards: Listed shards.
         step: Receives messages about the progress.
+        limit_bytes: Total size above which shards are not hashed.
 
     Raises:
         SourceChanged: a shard changed while it was hashed.
         StorageError: a store refused or failed.
     """
     if job.source.verify == "content":
-        total = _size(sum(shard.size_bytes for shard in shards))
+        size_bytes = sum(shard.size_bytes for shard in shards)
+        if size_bytes > limit_bytes:
+            return shards
+        total = _size(size_bytes)
         step(f"hashing {total} of the source (source.verify: content)")
         return with_hashes(shards, lambda done: step(f"hashed {_size(done)} of {total} of the source"))
     if text := untagged(shards):

@@ -33,6 +33,7 @@ class Sample:
         chunks_per_row: Mean number of vectors of a row.
         truncated_share: Share of the texts that were cut, 0 to 1.
         bytes_per_row: Mean size of a row as read, without its vector.
+        compressed_bytes_per_row: Mean size of the content of a row as a table stores it.
         inputs: The same rows, prepared for the model; None if there are none.
     """
 
@@ -42,6 +43,7 @@ class Sample:
     bytes_per_row: float
     inputs: pa.Table | None
     chunks_per_row: float = 1.0
+    compressed_bytes_per_row: float = 1.0
 
 
 def take_sample(found: Survey, model: ModelSpec, chunking: Chunking | None = None) -> Sample:
@@ -58,7 +60,9 @@ def take_sample(found: Survey, model: ModelSpec, chunking: Chunking | None = Non
     count = sum(map(len, content))
     if not count:
         return Sample(0, 1.0, 0.0, 1.0, None)
-    prepared = load_preparer(model, chunking).prepare(pa.chunked_array(content))
+    contents = pa.chunked_array(content)
+    prepared = load_preparer(model, chunking).prepare(contents)
+    compressed = pa.compress(b"".join(contents.cast(pa.binary()).to_pylist()), "zstd")
     has_parts = PARTS in prepared.rows.column_names
     return Sample(
         rows=count,
@@ -67,6 +71,7 @@ def take_sample(found: Survey, model: ModelSpec, chunking: Chunking | None = Non
         bytes_per_row=size_bytes / count,
         inputs=prepared.rows,
         chunks_per_row=float(pc.mean(pc.list_value_length(prepared.rows[PARTS])).as_py()) if has_parts else 1.0,
+        compressed_bytes_per_row=compressed.size / count,
     )
 
 

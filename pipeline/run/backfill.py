@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from actors import storage
 from actors.errors import TableConflict, TooManyQuarantined
 from actors.unit.receipt import DataFile, Receipt, override_of
-from actors.unit.writer import table_schema
 from pipeline.execute.choose import executor_for, inline_if_small
 from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts, need_files
 from pipeline.execute.outcome import Executor
@@ -31,6 +30,7 @@ from pipeline.ledger.ledger import FOLDER, Ledger, listing_table, table_to_units
 from pipeline.ledger.run_description import RunDescription
 from pipeline.plan.corpus import Survey, survey
 from pipeline.plan.identify import retagged
+from pipeline.plan.resources import Pool
 from pipeline.plan.sample import fits_in_process, take_sample
 from pipeline.plan.units import Plan, cut_plan
 from pipeline.reuse import unpublished
@@ -55,22 +55,6 @@ def backfill(job: Job, reporter: Reporter | None = None) -> Outcome:
     return Runner(resolve_context(job, reporter), reporter).run()
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Contents of a ledger that is not frozen yet.
-
-    Attributes:
-        tables: Tables beside the plan, by name; some in parts.
-        reuse: See `RunDescription`, also for the others.
-    """
-
-    plan: Plan
-    tables: dict[str, pa.Table | Iterable[pa.Table]]
-    reuse: int
-    rows_kept: int = 0
-    texts_to_encode: int = 0
-
-
 class Runner:
     """One call of `backfill`. `refresh` and a re-embedding override some of its steps."""
 
@@ -85,11 +69,6 @@ class Runner:
         self.policy = ForeignPolicy(context)
         self.planning = contextlib.ExitStack()  # closes files on a local disk once the plan is frozen
 
-    @cached_property
-    def kept(self) -> pa.Table:
-        """Rows of other tools that this run keeps (`kept_rows.KEPT`)."""
-        return self.policy.kept()
-
     def check_foreign(self) -> None:
         """Check the commits of other tools.
 
@@ -103,7 +82,7 @@ class Runner:
 
     def check_added(self) -> None:
         """Raise TableConflict if this run would drop rows that another tool added and a refresh kept."""
-        if added := of_kind(self.kept, ADDED).num_rows:
+        if added := of_kind(self.policy.kept, ADDED).num_rows:
             raise TableConflict(
                 f"{self.context.url!r} has {added} rows that another tool added and a refresh kept; {self.command} computes every "
                 f"vector again and has no text for those rows. `vectide refresh` with the table's own model keeps them; "
@@ -121,19 +100,22 @@ class Runner:
             return  # a restore writes it again
         commit.check_embedding_spec(context.table, context.url, context.embedding_spec)
 
-    def survey_source(self) -> Survey:
-        """Check the source and detect the types of its columns."""
+    @cached_property
+    def surveyed(self) -> Survey:
+        """The source, checked, with the types of its columns."""
         return survey(self.context.job, self.context.shards, modality=self.context.model.modality)
 
-    def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:
-        """Cut the corpus into units, and index the vectors of unpublished files."""
-        sample = take_sample(surveyed, self.context.model, self.context.chunking)
-        pool = executor.pool
-        plan = cut_plan(
-            self.context.job, surveyed, self.context.model, sample, replicas=pool.replicas, cores=pool.cores
-        )
+    def plan(self, executor: Executor) -> None:
+        """Cut the corpus into units, index the vectors of unpublished files, and freeze both."""
+        plan = self.cut(executor.pool)
         index = self.planning.enter_context(build_index(self.context.url, self.find_unpublished_files(), None))
-        return Prepared(plan, {"reuse": index.tables()}, reuse=index.parts)
+        self.freeze(plan, {"reuse": index.tables()}, reuse=index.parts)
+
+    def cut(self, pool: Pool) -> Plan:
+        """Return the units of the shards to read."""
+        job, model = self.context.job, self.context.model
+        sample = take_sample(self.surveyed, model, self.context.chunking)
+        return cut_plan(job, self.surveyed, model, sample, replicas=pool.replicas, cores=pool.cores)
 
     def find_unpublished_files(self) -> list[str]:
         """Return the files of earlier runs with the same embedding spec, whose vectors may be reused."""
@@ -207,15 +189,12 @@ class Runner:
         if self.context.table is not None:
             commit.check_partitions(self.context.table, self.context.url, self.context.job.table.partition_by)
         self.reporter.step("reading the columns of its files")
-        surveyed = self.survey_source()
         publication = commit.Publication(
             commit=self.ledger.run,
             run=self.ledger.run,
             operation=self.operation,
             embedding_spec=self.context.embedding_spec,
-            schema=table_schema(
-                surveyed.keep_schema, self.context.model.outputs, chunked=self.context.chunking is not None
-            ),
+            schema=self.context.columns(self.surveyed.keep_schema),
             partition_by=self.context.job.table.partition_by,
             base=self.context.state,
             overrules=self.context.restores,
@@ -228,16 +207,22 @@ class Runner:
             with self.planning:
                 executor = self.executor()
                 if description is None:
-                    self._freeze(surveyed, executor)
-            crashes = self._encode(publication, surveyed, done, executor)
+                    probe_create(storage.join(self.context.url, FOLDER, "probes"))
+                    self.reporter.step("planning")
+                    self.plan(executor)
+            crashes = self._encode(publication, done, executor)
         return replace(self._publish(publication, transaction), deaths=crashes)
 
-    def _freeze(self, surveyed: Survey, executor: Executor) -> None:
-        """Plan the run and freeze the plan. If a concurrent driver was first, its plan is used."""
-        probe_create(storage.join(self.context.url, FOLDER, "probes"))
-        self.reporter.step("planning")
-        prepared = self.prepare(surveyed, executor)
-        plan = prepared.plan
+    def freeze(
+        self,
+        plan: Plan,
+        tables: dict[str, pa.Table | Iterable[pa.Table]],
+        *,
+        reuse: int,
+        rows_kept: int = 0,
+        texts_to_encode: int = 0,
+    ) -> None:
+        """Freeze the plan and the tables beside it. If a concurrent driver was first, its plan is used."""
         self.ledger.freeze(
             RunDescription(
                 operation=self.operation,
@@ -249,18 +234,18 @@ class Runner:
                 lineage=self.context.embedding_spec.lineage,
                 job=self.context.job.model_dump(mode="json"),
                 shards=len(self.context.shards),
-                kept=self.kept.num_rows,
-                reuse=prepared.reuse,
-                rows_kept=prepared.rows_kept,
-                texts_to_encode=prepared.texts_to_encode,
+                kept=self.policy.kept.num_rows,
+                reuse=reuse,
+                rows_kept=rows_kept,
+                texts_to_encode=texts_to_encode,
             ),
             plan.table,
             listing=listing_table(self.context.shards),
-            **({"kept": self.kept} if self.kept.num_rows else {}),
-            **prepared.tables,
+            **({"kept": self.policy.kept} if self.policy.kept.num_rows else {}),
+            **tables,
         )
 
-    def _encode(self, publication: commit.Publication, surveyed: Survey, done: set[int], executor: Executor) -> int:
+    def _encode(self, publication: commit.Publication, done: set[int], executor: Executor) -> int:
         """Run the units without a receipt; return the number of workers that crashed."""
         description = self.ledger.frozen()
         self.reporter.started(
@@ -273,12 +258,12 @@ class Runner:
                 replicas=executor.pool.replicas,
                 device=executor.pool.device,
                 left_out=self.context.left_out,
-                dialects=tuple(use.sentence() for use in surveyed.dialects if use.worth_saying),
+                dialects=tuple(use.sentence() for use in self.surveyed.dialects if use.worth_saying),
             )
         )
         units = retagged(table_to_units(self.ledger.plan(), done), self.context.shards)
         stages = StageSpec(
-            surveyed.source,
+            self.surveyed.source,
             self.context.model,
             writer_spec(publication, self.ledger),
             self.context.chunking,
@@ -315,8 +300,7 @@ class Runner:
             writer=writer_spec(publication, self.ledger),
             lock=transaction.lock,
             reporter=self.reporter,
-            file_size=self.context.job.table.file_size,
-            address=self.context.job.run.address,
+            job=self.context.job,
         )
         removed = None if removed is None else removed + merged.removed
         outcome = merged.count(outcome)
@@ -337,7 +321,7 @@ class Runner:
         remaining = self.files_with_possible_duplicate_ids(receipts.values())
         paths = [file.path for receipt in receipts.values() for file in receipt.files]
         paths += [file.path for file in remaining]
-        foreign_ids = set(of_kind(self.kept, ADDED)["id"].to_pylist())
+        foreign_ids = set(of_kind(self.policy.kept, ADDED)["id"].to_pylist())
         duplicate_ids = duplicates.find_duplicates(self.context.url, paths, allowed=foreign_ids)
         if not duplicate_ids:
             return receipts

@@ -6,8 +6,10 @@ if another tool has changed some.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import pyarrow as pa
 from deltalake import DeltaTable
 
 from actors import storage
@@ -15,6 +17,7 @@ from actors.encoders.spec import ModelSpec, describe
 from actors.schema import Shard
 from actors.storage.listed import LeftOut
 from actors.text.chunk_rules import Chunking
+from actors.unit.writer import table_schema
 from pipeline.execute.progress import Reporter
 from pipeline.execute.task_column import check_task_column
 from pipeline.job import fingerprint
@@ -64,6 +67,11 @@ class RunContext:
         is_restore = self.job.table.foreign_commits == "restore"
         return is_restore and (self.foreign is not None or (self.state is not None and self.state.kept is not None))
 
+    def columns(self, keep: pa.Schema) -> pa.Schema:
+        """Return the columns of the table, given the kept ones."""
+        keep_text = self.job.table.keep_text
+        return table_schema(keep, self.model.outputs, chunked=self.chunking is not None, keep_text=keep_text)
+
     def run_name(self) -> str:
         """Return the name of the run. The same command on the same source and table gets the same name."""
         is_foreign = self.foreign is not None or self.restores
@@ -75,8 +83,13 @@ class RunContext:
         )
 
 
-def resolve_context(job: Job, reporter: Reporter) -> RunContext:
+def resolve_context(job: Job, reporter: Reporter, *, hash_limit_bytes: float = math.inf) -> RunContext:
     """Check the model, list the corpus and read the table's log.
+
+    Args:
+        job: The job.
+        reporter: Receives the steps.
+        hash_limit_bytes: Size of the source above which it is not hashed, even if the job asks for that.
 
     Raises:
         VectideError: one of them does not exist, or is invalid.
@@ -85,8 +98,9 @@ def resolve_context(job: Job, reporter: Reporter) -> RunContext:
     check_task_column(job.source.task_column, model)
     reporter.step("listing the corpus")
     listing = list_corpus(job)
-    shards = identified(job, listing.shards, reporter.step)
-    lineage = fingerprint.lineage(model, job)
+    shards = identified(job, listing.shards, reporter.step, limit_bytes=hash_limit_bytes)
+    chunking = fingerprint.chunking_of(model, job)
+    lineage = fingerprint.lineage(model, chunking, job)
     embedding_spec = delta_table.EmbeddingSpec(
         fingerprint.fingerprint(lineage), lineage, job.encoder.model_dump(mode="json")
     )
@@ -99,7 +113,7 @@ def resolve_context(job: Job, reporter: Reporter) -> RunContext:
         job=job,
         url=url,
         model=model,
-        chunking=fingerprint.chunking_of(model, job),
+        chunking=chunking,
         shards=shards,
         embedding_spec=embedding_spec,
         content=fingerprint.content_name(job, embedding_spec.fingerprint, shards),

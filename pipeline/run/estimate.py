@@ -14,7 +14,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors import storage
 from actors.encoders.spec import ModelSpec
 from actors.inputs import prepare_questions
 from actors.schema import COST, PARTS
@@ -22,17 +21,15 @@ from actors.source import hive
 from actors.source.formats.dialects import DialectUse
 from actors.storage.listed import LeftOut
 from actors.text.chunk_rules import Chunking
-from pipeline.job import fingerprint
+from pipeline.execute.progress import NullReporter
 from pipeline.job.config import Job
 from pipeline.ledger.ledger import Ledger
-from pipeline.plan.corpus import Survey, list_corpus, survey
-from pipeline.plan.identify import identified
+from pipeline.plan.corpus import Survey, survey
 from pipeline.plan.resources import at_most, on_cores
 from pipeline.plan.sample import Sample, take_sample
 from pipeline.plan.units import cut_plan
-from pipeline.run.context import describe_model
-from pipeline.table import delta_table
-from pipeline.table.foreign import foreign_commits, look
+from pipeline.run.context import resolve_context
+from pipeline.table.foreign import foreign_commits
 
 # Bytes of each number, measured with zstd over byte-stream-split.
 _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
@@ -116,43 +113,35 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     Raises:
         VectideError: a backfill would refuse the job, the source or the table.
     """
-    model = describe_model(job)
-    listing = list_corpus(job)
-    shards = listing.shards
-    hash_bytes = sum(shard.size_bytes for shard in shards) if job.source.verify == "content" else 0
+    context = resolve_context(job, NullReporter(), hash_limit_bytes=HASHED_BYTES)
+    model = context.model
+    hash_bytes = sum(shard.size_bytes for shard in context.shards) if job.source.verify == "content" else 0
     is_run_known = hash_bytes <= HASHED_BYTES
-    if hash_bytes and is_run_known:
-        shards = identified(job, shards, lambda _: None)
-    surveyed = survey(job, shards, modality=model.modality)
-    chunking = fingerprint.chunking_of(model, job)
-    sample = take_sample(surveyed, model, chunking)
+    surveyed = survey(job, context.shards, modality=model.modality)
+    sample = take_sample(surveyed, model, context.chunking)
     replicas, cores = _encoders(job)
     plan = cut_plan(job, surveyed, model, sample, replicas=replicas, cores=cores)
-    spec_hash = fingerprint.fingerprint(fingerprint.lineage(model, job))
-    url = storage.absolute(job.table.uri)
-    opened = delta_table.open_table(url)
-    state = delta_table.state_of(opened)
-    foreign = look(opened, url, state)
-    if foreign is not None and job.table.foreign_commits == "refuse":
-        raise foreign_commits(foreign, url)
-    content = fingerprint.content_name(job, spec_hash, surveyed.shards)
-    run = fingerprint.run_name(content, None if state is None else str(state)) if is_run_known else ""
-    if is_run_known and state is not None and foreign is None and Ledger(url, state.run).holds(content):
-        run = state.run  # the table is up to date: a backfill has nothing to do
-    ledger = Ledger(url, run)
+    if context.foreign is not None and job.table.foreign_commits == "refuse":
+        raise foreign_commits(context.foreign, context.url)
+    run = context.run_name() if is_run_known else ""
+    current = context.state if is_run_known and context.foreign is None else None
+    if current is not None and Ledger(context.url, current.run).holds(context.content):
+        run = current.run  # the table is up to date: a backfill has nothing to do
+    ledger = Ledger(context.url, run)
     frozen = ledger.description() if is_run_known else None
     units = frozen.units if frozen else plan.units
     done = len(ledger.done()) if frozen else 0
     basis = "given"
     if tokens_per_s is None:
-        tokens_per_s, basis = measure(model, sample, chunking)
+        tokens_per_s, basis = measure(model, sample, context.chunking)
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
     numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
     row_bytes = numbers * _STORED_BYTES[job.table.precision] + 60
+    text_bytes = sample.compressed_bytes_per_row if job.table.keep_text else 0.0
     return Estimate(
         run=run,
-        fingerprint=spec_hash,
+        fingerprint=context.embedding_spec.fingerprint,
         shards=len(surveyed.shards),
         source_bytes=sum(shard.size_bytes for shard in surveyed.shards),
         rows=plan.rows,
@@ -167,7 +156,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         max_tokens=model.max_tokens,
         dim=model.dim,
         precision=job.table.precision,
-        output_bytes=int(plan.rows * sample.chunks_per_row * row_bytes),
+        output_bytes=int(plan.rows * (sample.chunks_per_row * row_bytes + text_bytes)),
         tokens_per_s=tokens_per_s,
         rate_basis=basis,
         seconds=seconds,
@@ -175,7 +164,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         hash_bytes=hash_bytes,
         untagged=sum(not shard.etag for shard in surveyed.shards),
         hive=_folders(job, surveyed) if job.source.hive else None,
-        left_out=listing.left_out,
+        left_out=context.left_out,
         dialects=surveyed.dialects,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +23,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.reuse.vector_index import Untrusted
 from pipeline.run.context import RunContext
 from pipeline.table import kept_rows
-from pipeline.table.foreign import Foreign, foreign_commits
+from pipeline.table.foreign import foreign_commits
 from pipeline.table.kept_rows import ADDED, KEPT, KEYS, Kept, kept_table, look_up, of_kind
 from pipeline.table.version_records import FILE_COLUMNS, files_to_table
 
@@ -43,12 +44,9 @@ class ForeignPolicy:
     def __init__(self, context: RunContext) -> None:
         self._foreign = context.foreign
         self._mode = context.job.table.foreign_commits
-        self._url = context.url
-        self._unique_ids = context.job.source.unique_ids
-        self._chunked = context.chunking is not None
+        self._context = context
         run = context.state.kept if context.state is not None else None
         self._kept_before = KEPT.empty_table() if run is None else Ledger(context.url, run).table("kept")
-        self._undoes = context.restores
         self.reads_everything = False
         self.base: dict[str, DataFile] | None = None
         if context.restores:
@@ -65,7 +63,7 @@ class ForeignPolicy:
         if foreign is None or self._mode == "restore":
             return
         if self._mode == "refuse":
-            raise foreign_commits(foreign, self._url)
+            raise foreign_commits(foreign, self._context.url)
         reason = None
         if foreign.difference is None:
             reason = "the changed rows are unknown, because files of that version were deleted"
@@ -75,14 +73,15 @@ class ForeignPolicy:
             reason = f"{foreign.difference.partial} documents lost some of their chunks and kept others"
         if reason is not None:
             raise ForeignCommits(
-                f"{foreign.words(self._url)}. {command} cannot keep that: {reason}. --foreign-commits restore makes the table "
+                f"{foreign.words(self._context.url)}. {command} cannot keep that: {reason}. --foreign-commits restore makes the table "
                 f"what a backfill would"
             )
 
+    @cached_property
     def kept(self) -> pa.Table:
-        """Return the rows of other tools that this run keeps (`kept_rows.KEPT`)."""
+        """Rows of other tools that this run keeps (`kept_rows.KEPT`)."""
         foreign, before = self._foreign, self._kept_before
-        if self._undoes:
+        if self._context.restores:
             return KEPT.empty_table()
         if foreign is None or self._mode != "keep" or foreign.difference is None:
             return before
@@ -112,16 +111,14 @@ class ForeignPolicy:
         lost = set(foreign.lost)
         remaining = [path for path in foreign.base if path not in lost]
         # A document in files of another tool may lack chunks, and nothing shows it: they are the last resort.
-        return [*remaining, *foreign.came] if self._uses_foreign_files(foreign) else remaining
-
-    def _uses_foreign_files(self, foreign: Foreign) -> bool:
-        return foreign.since is None or (bool(foreign.lost) and not self._chunked)
+        uses_foreign_files = foreign.since is None or (bool(foreign.lost) and self._context.chunking is None)
+        return [*remaining, *foreign.came] if uses_foreign_files else remaining
 
     def untrusted(self, outputs: tuple[VectorColumn, ...], kept: Kept | None) -> Untrusted | None:
         """Return the stored vectors that must not be reused without a check, given the kept rows of other tools."""
         foreign = self._foreign
         if kept is None and self._mode == "restore" and self._kept_before.num_rows:
-            kept = look_up(self._kept_before, unique_ids=self._unique_ids)
+            kept = look_up(self._kept_before, unique_ids=self._context.job.source.unique_ids)
         if foreign is None and kept is None:
             return None
         return Untrusted(frozenset(foreign.came if foreign is not None else ()), outputs, kept)

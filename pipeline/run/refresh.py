@@ -4,9 +4,10 @@ Called by `jobs refresh`. Shards that did not change since the current version a
 A text that has a vector anywhere in the table keeps it bit for bit; only the other texts are encoded. Files that hold rows
 of changed and of unchanged shards are rewritten. One commit adds and removes the files.
 
-An unchanged shard counts as changed in five cases: the previous version stored no listing; the job has other text columns;
-one of its rows was quarantined for an id that another row had, since that row may have been deleted; rows of it are to be
-retried; or a kept column of another shard has a type whose values do not fit the type in the table.
+An unchanged shard counts as changed in six cases: the previous version stored no listing; the job has other text columns;
+the table has other columns than the job wants; one of its rows was quarantined for an id that another row had, since that row
+may have been deleted; rows of it are to be retried; or a kept column of another shard has a type whose values do not fit the
+type in the table.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from pipeline.job.config import Job
 from pipeline.ledger.duplicates import brings_ids
 from pipeline.ledger.ledger import Ledger, units_to_table
 from pipeline.plan.corpus import Survey, survey
-from pipeline.plan.sample import take_sample
-from pipeline.plan.units import Plan, cut_plan
+from pipeline.plan.units import Plan
 from pipeline.reuse.file_shards import TableFile, scan_files, scan_paths
 from pipeline.reuse.spill import TEXT, Buckets, Rows, as_texts, firsts, hash_bytes
 from pipeline.reuse.vector_index import Index, build_index
-from pipeline.run.backfill import Prepared, Runner
+from pipeline.run.backfill import Runner
 from pipeline.run.context import RunContext, resolve_context
 from pipeline.run.reembed import Reembedding
 from pipeline.table import delta_table
+from pipeline.table.commit import sized_files
 from pipeline.table.delta_table import State
 from pipeline.table.kept_rows import ADDED, Kept, look_up, of_kind
 from pipeline.table.quarantine import worth_retrying
@@ -108,9 +109,9 @@ class _Refresh(Runner):
     @cached_property
     def _foreign_rows(self) -> Kept | None:
         """Kept rows that another tool added; None if there are none."""
-        if not of_kind(self.kept, ADDED).num_rows:
+        if not of_kind(self.policy.kept, ADDED).num_rows:
             return None
-        return look_up(self.kept, unique_ids=self.context.job.source.unique_ids)
+        return look_up(self.policy.kept, unique_ids=self.context.job.source.unique_ids)
 
     @cached_property
     def _old_quarantine(self) -> pa.Table:
@@ -130,6 +131,9 @@ class _Refresh(Runner):
             or description is None
             or {**description.job["source"], **without_effect} != {**source, **without_effect}
         ):
+            return frozenset()
+        kept = pa.schema([(name, pa.null()) for name in self.context.job.source.kept.values()])
+        if {*self.context.columns(kept).names} != {*delta_table.schema_of(self._version).names}:
             return frozenset()
         quarantined = self._old_quarantine
         to_retry = set(quarantined.filter(pc.equal(quarantined["reason"], "duplicate_id"))["shard"].to_pylist())
@@ -163,13 +167,13 @@ class _Refresh(Runner):
             return same, None
         if same:
             schema = delta_table.schema_of(self._version)
-            known = {name: schema.field(name).type for name in self.context.job.source.keep}
+            known = {name: schema.field(stored).type for name, stored in self.context.job.source.kept.items()}
             # The survey of all shards below reports an error: an old shard may be the one that does not fit.
             with suppress(ConfigError):
                 surveyed = survey(
                     self.context.job, to_read, known, modality=self.context.model.modality, corpus=self.context.shards
                 )
-                if all(fits(surveyed.keep_schema.field(name).type, kind) for name, kind in known.items()):
+                if all(fits(kind, known[name]) for name, kind in surveyed.source.keep):
                     return same, surveyed
         return frozenset(), survey(self.context.job, self.context.shards, modality=self.context.model.modality)
 
@@ -179,10 +183,6 @@ class _Refresh(Runner):
         return self._unchanged_and_survey[0]
 
     @cached_property
-    def _to_read(self) -> tuple[Shard, ...]:
-        return tuple(shard for shard in self.context.shards if shard.path not in self._unchanged)
-
-    @cached_property
     def _files(self) -> list[TableFile]:
         """Files of the version that the refresh starts from, with the shards of their rows."""
         if self.policy.base is not None:
@@ -190,10 +190,9 @@ class _Refresh(Runner):
         return scan_files(self.context.url, self._version, self._foreign_rows)
 
     @cached_property
-    def _partitions(self) -> dict[str, dict[str, str | None]]:
-        if self.policy.base is not None:
-            return {path: file.partition for path, file in self.policy.base.items()}
-        return delta_table.partition_values(self._version)
+    def _data_files(self) -> dict[str, DataFile]:
+        """The same files by path, as the log has them."""
+        return sized_files(self._version) if self.policy.base is None else self.policy.base
 
     @cached_property
     def _affected(self) -> list[TableFile]:
@@ -202,38 +201,35 @@ class _Refresh(Runner):
             return self._files
         return [file for file in self._files if not file.shards.keys() <= self._unchanged]
 
-    def survey_source(self) -> Survey:
-        """Return the survey of the shards to read. If a shard stays unread, the table's types are kept."""
-        return self._survey
-
     @cached_property
-    def _survey(self) -> Survey:
+    def surveyed(self) -> Survey:
+        """The survey of the shards to read. If a shard stays unread, the table's types are kept."""
         schema = delta_table.schema_of(self._version)
         source = self.context.job.source
         unchanged, surveyed = self._unchanged_and_survey
-        kept = [
-            (name, surveyed.keep_schema.field(name).type if surveyed and not unchanged else schema.field(name).type)
-            for name in source.keep
-        ]
-        types = dict(kept)
+        today = dict(surveyed.source.keep) if surveyed and not unchanged else {}
+        types = {
+            name: today[name] if name in today else schema.field(stored).type for name, stored in source.kept.items()
+        }
         folders = tuple((name, types.get(name, kind)) for name, kind in surveyed.source.folders) if surveyed else ()
         spec = SourceSpec(
             format=surveyed.source.format if surveyed else "parquet",
             root=corpus_root(source.uri, self.context.shards),
             text=source.text,
             id=source.id,
-            keep=tuple(kept),
+            keep=tuple(types.items()),
             task=source.task_column,
             unique_ids=source.unique_ids,
             folders=folders,
             modality=self.context.model.modality,
+            renamed=tuple(source.kept.items()),
         )
-        shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else (self._to_read, ())
-        return Survey(shards, spec, pa.schema(kept), dialects)
+        shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else ((), ())
+        return Survey(shards, spec, spec.kept_schema(), dialects)
 
     def _find_wanted(self, wanted: Buckets) -> None:
         """Add the content hashes of the rows to read to `wanted`."""
-        source = self._survey.source
+        source = self.surveyed.source
 
         def pieces(shard: Shard) -> list[Piece]:
             return open_format(source.format, shard.path).pieces(shard, _HASH_ROWS)
@@ -242,7 +238,7 @@ class _Refresh(Runner):
             return firsts(as_texts(hash_bytes(read_unit(Unit(0, (piece,)), source).table[HASH])))
 
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            parts = [piece for part in pool.map(pieces, self._survey.shards) for piece in part]
+            parts = [piece for part in pool.map(pieces, self.surveyed.shards) for piece in part]
             for start in range(0, len(parts), _HASH_THREADS):  # at most one piece a thread in memory
                 for part in pool.map(hashes, parts[start : start + _HASH_THREADS]):
                     wanted.add(part)
@@ -257,22 +253,18 @@ class _Refresh(Runner):
             index = build_index(self.context.url, files, wanted, untrusted)
         return self.planning.enter_context(index)
 
-    def prepare(self, surveyed: Survey, executor: Executor) -> Prepared:
-        """Cut the changed shards into units, index their known texts, and add the rewrite units."""
+    def plan(self, executor: Executor) -> None:
+        """Cut the changed shards into units, index their known texts, add the rewrite units, and freeze all."""
         replaced = sorted({path for file in self._affected for path in file.shards} - self._unchanged)
-        pool = executor.pool
         plan = Plan(units_to_table([]), 0, 0, rows_exact=True, unit_rows=_REWRITE_ROWS)
-        if any(shard.size_bytes for shard in surveyed.shards):
-            sample = take_sample(surveyed, self.context.model, self.context.chunking)
-            plan = cut_plan(
-                self.context.job, surveyed, self.context.model, sample, replicas=pool.replicas, cores=pool.cores
-            )
+        if any(shard.size_bytes for shard in self.surveyed.shards):
+            plan = self.cut(executor.pool)
         rewrites = list(self._rewrite_units(plan.units, frozenset(replaced), max(plan.unit_rows, _REWRITE_ROWS)))
         quarantined = pa.concat_tables([self._old_quarantine, self.policy.quarantine()])
         unread = pc.is_in(quarantined["shard"], value_set=pa.array(sorted(self._unchanged), pa.string()))
         table_rows = sum(file.rows for file in self._files)
         affected_rows = sum(file.rows for file in self._affected)
-        return Prepared(
+        self.freeze(
             replace(
                 plan,
                 table=pa.concat_tables([plan.table, units_to_table(rewrites)]),
@@ -304,7 +296,7 @@ class _Refresh(Runner):
             unchanged_rows = file.others + sum(count for path, count in file.shards.items() if path not in replaced)
             if unchanged_rows == 0:
                 continue
-            files.append(RewrittenFile(file.path, self._partitions[file.path], unchanged_rows))
+            files.append(RewrittenFile(file.path, self._data_files[file.path].partition, unchanged_rows))
             rows += unchanged_rows
             if rows >= unit_rows:
                 yield RewriteUnit(number, tuple(files))
@@ -335,7 +327,7 @@ class _Refresh(Runner):
         if not brings_ids(self.context.url, added, removed):
             return []
         return [
-            DataFile(file.path, 0, file.rows, self._partitions[file.path], "{}")
+            replace(self._data_files[file.path], rows=file.rows)  # another tool may not count them in the log
             for file in self._files
             if file.path not in removed
         ]

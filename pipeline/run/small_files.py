@@ -23,6 +23,7 @@ from actors.unit.receipt import DataFile
 from actors.unit.table_files import run_of
 from actors.unit.writer import WriterSpec
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
+from pipeline.job.config import Job
 from pipeline.ledger.ledger import Ledger, merge_ledger
 from pipeline.ledger.table_lock import TableLock
 from pipeline.run.packs import freeze_packs, pack, partition_key, run_packs
@@ -64,8 +65,7 @@ def merge_small_files(
     writer: WriterSpec,
     lock: TableLock,
     reporter: Reporter,
-    file_size: str | None,
-    address: str,
+    job: Job,
 ) -> Merged:
     """Merge small files of a finished run, and small files of the table beside them.
 
@@ -77,12 +77,12 @@ def merge_small_files(
         writer: As the run's own files were written.
         lock: Checked before the merged files are.
         reporter: Receives one step.
-        file_size: Size of the files to make, as `table.file_size`; None merges none.
-        address: Where to run; see `run.address` of a job.
+        job: Its `table.file_size` is the size of the files to make; None merges none.
 
     Raises:
         VectideError: a merge failed; the same command repeats what is missing.
     """
+    file_size = job.table.file_size
     if file_size is None:
         return Merged(files)
     merge = merge_ledger(ledger)
@@ -96,7 +96,7 @@ def merge_small_files(
     done = merge.done()
     if len(done) < description.units:
         reporter.step(f"merging {len(old)} small files into {description.units}")
-    new = run_packs(merge, done, writer, lock=lock, reporter=NullReporter(), address=address)
+    new = run_packs(merge, done, writer, lock=lock, reporter=NullReporter(), address=job.run.address)
     merged, own = set(old), {file.path for file in files}
     return Merged(
         files=(*(file for file in files if file.path not in merged), *new),

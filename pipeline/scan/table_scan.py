@@ -22,6 +22,7 @@ from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
 from pipeline.scan.vector_cache import VectorCache, decoded
 from pipeline.table import delta_table
+from pipeline.table.commit import sized_files
 
 BATCH_ROWS = 65_536
 _FILE_BITS = 40  # positions in the scan: the number of the file above, the row in the file below
@@ -62,7 +63,7 @@ class TableScan:
         self._mapped: dict[str, list[Block]] = {}
         vectors = {output.name for output in outputs}
         self.schema = pa.schema([field for field in dataset.schema if field.name not in vectors])
-        self.rows = sum(delta_table.file_rows(table).values())
+        self.rows = sum(file.rows for file in sized_files(table).values())
 
     def _list(self) -> dict[str, Shard]:
         """Return the objects of the table by path; a file that is missing is not in it."""

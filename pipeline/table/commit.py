@@ -24,6 +24,7 @@ from actors.source.calendar import has_naive_times
 from actors.storage.errors import redact
 from actors.unit.receipt import DataFile
 from actors.unit.table_files import run_of
+from actors.unit.writer import as_text
 from pipeline.table import delta_table, version_records
 from pipeline.table.delta_table import EmbeddingSpec, State
 from pipeline.table.row_diff import digest_of_file
@@ -125,6 +126,8 @@ def publish(url: str, publication: Publication) -> int:
         check_embedding_spec(table, url, publication.embedding_spec)
     check_partitions(table, url, publication.partition_by)
     check_base(table, url, publication.base)
+    if same_columns(table, schema):  # deltalake ignores another order
+        schema = pa.schema([schema.field(name) for name in delta_table.schema_of(table).names])
     before = sized_files(table)
     row_counts = {path: file.rows for path, file in before.items()}
     removed = set(row_counts) if publication.remove is None else set(publication.remove)
@@ -221,10 +224,8 @@ def _column_names(schema: pa.Schema) -> tuple[str, ...]:
 
 
 def same_columns(table: DeltaTable, schema: pa.Schema) -> bool:
-    """Return whether a table has these columns, with these types, in this order."""
-    wanted = pa.schema(Schema.from_arrow(schema).to_arrow())
-    columns = delta_table.schema_of(table)
-    return [(field.name, field.type) for field in columns] == [(field.name, field.type) for field in wanted]
+    """Return whether a table has these columns, with these types, in any order."""
+    return sorted(delta_table.column_names(table)) == sorted(_column_names(schema))
 
 
 def _conflict(url: str, reason: str) -> CommitConflict:
@@ -326,27 +327,25 @@ def missing_files(url: str, files: Iterable[DataFile]) -> list[str]:
 def sized_files(table: DeltaTable) -> dict[str, DataFile]:
     """Return every file of a version by path, with size, rows (0 if another tool did not count them) and partition."""
     actions = delta_table.actions_of(table)
-    partitions = delta_table.partition_values(table)
-    columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
+    names = [name for name in actions.column_names if name.startswith("partition.")]
     return {
-        path: DataFile(path, size_bytes, rows or 0, partitions[path], "{}")
-        for path, size_bytes, rows in zip(*columns, strict=True)
+        row["path"]: DataFile(
+            row["path"],
+            row["size_bytes"],
+            row["num_records"] or 0,
+            {name.removeprefix("partition."): as_text(row[name]) for name in names},
+            "{}",
+        )
+        for row in actions.select(["path", "size_bytes", "num_records", *names]).to_pylist()
     }
 
 
 def files_of(table: DeltaTable) -> dict[str, DataFile]:
     """Return every file of a version by path, with statistics, as a commit would add it again."""
-    partitions = delta_table.partition_values(table)
-    actions = delta_table.actions_of(table, flatten=False)
-    files = {}
-    for row in actions.to_pylist():
+    files = sized_files(table)
+    for row in delta_table.actions_of(table, flatten=False).to_pylist():
         known = {name: {k: v for k, v in (row.get(name) or {}).items() if v is not None} for name in _STATISTICS}
         stats = {"numRecords": row["num_records"], **{_STATISTICS[name]: values for name, values in known.items()}}
-        files[row["path"]] = DataFile(
-            row["path"],
-            row["size_bytes"],
-            row["num_records"] or 0,
-            partitions[row["path"]],
-            json.dumps(stats, separators=(",", ":"), default=str),
-        )
+        text = json.dumps(stats, separators=(",", ":"), default=str)
+        files[row["path"]] = replace(files[row["path"]], stats=text)
     return files

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,7 +23,6 @@ from actors.errors import ConfigError, NoSuchVersion, StorageError, TableConflic
 from actors.storage import providers
 from actors.storage.errors import redact
 from actors.unit.table_files import data_folder, relative_path, run_of
-from actors.unit.writer import as_text
 from actors.vectors import VectorColumn, outputs_of
 from pipeline.table import version_records
 
@@ -167,14 +166,7 @@ def embedding_spec_of(table: DeltaTable) -> EmbeddingSpec | None:
 def with_embedding_spec(schema: pa.Schema, embedding_spec: EmbeddingSpec) -> pa.Schema:
     """Return `schema` with the embedding spec in the metadata of the first vector column."""
     index = schema.get_field_index(embedding_spec.outputs[0].name)
-    text = json.dumps(
-        {
-            "fingerprint": embedding_spec.fingerprint,
-            "lineage": embedding_spec.lineage,
-            "encoder": embedding_spec.encoder,
-        },
-        sort_keys=True,
-    )
+    text = json.dumps(asdict(embedding_spec), sort_keys=True)
     return schema.set(index, schema.field(index).with_metadata({_EMBEDDING_SPEC: text}))
 
 
@@ -203,13 +195,6 @@ def file_sizes(table: DeltaTable) -> dict[str, int]:
     """Return path relative to the table to size in bytes, for every file of this version."""
     actions = actions_of(table)
     return dict(zip(actions.column("path").to_pylist(), actions.column("size_bytes").to_pylist(), strict=True))
-
-
-def file_rows(table: DeltaTable) -> dict[str, int]:
-    """Return path relative to the table to rows, for every file of this version; 0 if another tool did not count them."""
-    actions = actions_of(table)
-    counts = [count or 0 for count in actions.column("num_records").to_pylist()]
-    return dict(zip(actions.column("path").to_pylist(), counts, strict=True))
 
 
 def stored_sizes(url: str, paths: Iterable[str]) -> dict[str, int]:
@@ -243,14 +228,6 @@ def absent_files(url: str, paths: Iterable[str]) -> list[str]:
         for path in wanted
         if path not in sizes and (run_of(path) is not None or not storage.exists(storage.join(url, path)))
     ]
-
-
-def partition_values(table: DeltaTable) -> dict[str, dict[str, str | None]]:
-    """Return path relative to the table to partition values in Delta Lake's text form, for every file of this version."""
-    actions = actions_of(table)
-    names = [name for name in actions.column_names if name.startswith("partition.")]
-    rows = actions.select(["path", *names]).to_pylist()
-    return {row["path"]: {name.removeprefix("partition."): as_text(row[name]) for name in names} for row in rows}
 
 
 def log_entries(table: DeltaTable) -> Iterator[tuple[int, list[dict[str, Any]]]]:

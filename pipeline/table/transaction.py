@@ -41,7 +41,7 @@ def table_transaction(url: str, name: str, base: delta_table.State | None, *, wh
     Args:
         url: URL of the table.
         name: Name of the run, and of its commit.
-        base: State of the table when the run began; None if there was no table.
+        base: State of the table when the run began.
         what: The command, for messages.
 
     Raises:

@@ -81,11 +81,10 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
         opened = delta_table.open_table(url)
         before_s = _now_s(url) - keep_s
         plan = _stays(url, opened, before_s, unfinished=unfinished)
-        data = list(storage.walk(data_folder(url)))
-        relative = {shard.path: relative_path(shard.path) for shard in data}
-        going = [shard for shard in data if relative[shard.path] not in plan.files and shard.written_s < before_s]
+        data = {relative_path(shard.path): shard for shard in storage.walk(data_folder(url))}
+        going = [shard for path, shard in data.items() if path not in plan.files and shard.written_s < before_s]
         ledgers = [name for name in run_names(url) if name not in plan.runs]
-        kept_bytes = sum(shard.size_bytes for shard in data if run_of(relative[shard.path]) in plan.unfinished)
+        kept_bytes = sum(shard.size_bytes for path, shard in data.items() if run_of(path) in plan.unfinished)
         if not dry_run:
             lock.check_unbroken()
             for name in ledgers:

@@ -49,6 +49,7 @@ COMMANDS = {
         "--where",
         "--version",
         "--model",
+        "--adapter",
         "--questions",
         "--out",
         "--address",
@@ -135,7 +136,9 @@ def test_search_and_status_print_json(vectide_in_process, backfilled):
     state = json.loads(vectide_in_process("status", table, "--json").stdout)
     assert (state["version"], state["rows"], state["runs"][0]["units_done"]) == (1, 20, 2)
     assert "version 1, 20 rows" in vectide_in_process("status", table).stdout
-    assert "r3" in vectide_in_process("search", table, "title 3").stdout
+    printed = vectide_in_process("search", table, "title 3")
+    assert "r3" in printed.stdout
+    assert "the table has no texts to show: set table.keep_text: true in the job file" in printed.stderr
 
 
 def test_brackets_are_printed_as_they_are_and_lines_are_not_wrapped(
@@ -243,6 +246,10 @@ def test_versions_are_not_cut_in_a_pipe(vectide_in_process, backfilled, monkeypa
     printed = vectide_in_process("versions", table).stdout
     assert {"version", "operation", "backfill", "files"} <= set(printed.split())
     assert "…" not in printed
+    model = json.loads(vectide_in_process("status", table, "--json").stdout)["lineage"]["model"]
+    assert model.startswith("/")
+    for command in ("versions", "status"):
+        assert f"model of version 1: {model}\n" in vectide_in_process(command, table).stdout
 
 
 def test_a_user_error_ends_the_process_with_its_exit_code(backfilled):

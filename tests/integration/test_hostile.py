@@ -13,7 +13,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
 from pipeline.search.search import Searcher
-from pipeline.table import delta_table
+from pipeline.table import commit, delta_table
 from tests.integration.conftest import make_job, rows, write_corpus
 from tests.unit.source.test_paths import TRICKS
 
@@ -54,7 +54,7 @@ def test_a_file_whose_name_the_log_escapes_is_removed_with_the_others(tmp_path, 
     other = f"data/some one's/{os.path.basename(path)}"  # as another tool's compaction might name it
     (table / other).parent.mkdir()
     (table / path).rename(table / other)
-    lang = delta_table.partition_values(before)[path]
+    lang = commit.sized_files(before)[path].partition
     stats = json.dumps({"numRecords": 3})
     before.create_write_transaction(
         [RemoveAction(path, True, 0), AddAction(other, size_bytes, lang, 0, True, stats)],

@@ -87,6 +87,12 @@ def test_any_column_whose_values_are_bytes_is_taken(tmp_path, kind):
     assert backfill(job_of(tmp_path)).rows == 2
 
 
+def test_bytes_are_not_kept_as_texts(tmp_path):
+    write(tmp_path / "corpus", [b"abc"])
+    with pytest.raises(ConfigError, match="keep_text stores texts, and the model takes .*leave keep_text out"):
+        estimate(job_of(tmp_path, table__keep_text=True), tokens_per_s=1.0)
+
+
 def test_what_is_not_of_the_modality_is_refused_by_a_plan(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()

@@ -18,6 +18,8 @@ from pipeline.run.compact import compact
 from pipeline.run.estimate import estimate
 from pipeline.run.refresh import refresh
 from pipeline.search.search import Searcher
+from pipeline.table.changes import iter_changes
+from pipeline.table.diff import diff
 from pipeline.table.quarantine import quarantine
 from tests.integration.conftest import make_job, write_corpus
 from tests.toys.late import DIM, layout, write_late
@@ -87,6 +89,11 @@ def test_a_refresh_keeps_all_vectors_of_a_known_text(tmp_path, outputs):
         name: row for name, row in before.items() if name != "r19"
     }
     assert after["r19"] != before["r19"]
+    assert diff(job.table.uri, 1, 2).changed == 1
+    (change,) = iter_changes(job.table.uri, since=1)
+    assert change.upserts.select(["id", *outputs]).to_pylist() == [
+        {name: after["r19"][name] for name in ("id", *outputs)}
+    ]
 
 
 def spoil(table, name: str, change) -> None:

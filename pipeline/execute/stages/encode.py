@@ -58,7 +58,7 @@ class _Work:
         """Add the vectors of the texts `low` to `high`."""
         first = self.starts[low]
         if (items := len(encoded.outputs[0])) != self.starts[high] - first:
-            raise InvariantBroken(f"the encoder made {items} vectors of {self.starts[high] - first}.")
+            raise InvariantBroken(f"the encoder made {items} vectors instead of {self.starts[high] - first}.")
         self.places[low:high] = self.starts[low:high] - first + sum(len(part[0]) for part in self.encoded)
         self.encoded.append(encoded.outputs)
         for number, reason in encoded.reasons.items():

@@ -11,12 +11,13 @@ import os
 import pickle
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import VectideError
 from actors.inputs import load_preparer
-from actors.schema import CONTENT, COST, PARTS, TASK, TOKENS, RewriteUnit, Unit
+from actors.schema import CONTENT, COST, END, KEPT_TEXT, PARTS, START, TASK, TOKENS, RewriteUnit, Unit
 from actors.source.read_unit import read_unit
 from actors.unit.unit_batch import UnitBatch, pack
 from pipeline.execute.attempts import AttemptLog
@@ -26,6 +27,8 @@ from pipeline.execute.task_column import resolve_tasks
 from pipeline.execute.watchdog import watch_unit
 from pipeline.reuse.lookup import reuse_of
 from pipeline.table.kept_rows import kept_of
+
+_ROW = "_row"  # number of a row among the contents of the unit
 
 
 def read_and_tokenize(
@@ -91,21 +94,55 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
         table, changed_rows = kept_of(spec.writer.ledger, unique_ids=spec.source.unique_ids).split(table)
         batch.bad += changed_rows
     documents = table.num_rows
+    keeps_text = KEPT_TEXT in spec.writer.schema.names and KEPT_TEXT not in table.column_names
+    contents = table.column(CONTENT)  # not in the rows, which the next step repeats for each chunk
+    table = table.drop_columns([CONTENT]).append_column(_ROW, pa.array(np.arange(documents)))
     if spec.reuse:
         known = reuse_of(spec.writer.table, spec.writer.ledger, spec.reuse)
         table, batch.ready = known.split(table, spec.writer.schema.names, spec.model.outputs)
     tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
     read_s = time.perf_counter()
-    prepared = load_preparer(spec.model, spec.chunking).prepare(table.column(CONTENT), tasks)
+    content = contents.take(table[_ROW])
+    prepared = load_preparer(spec.model, spec.chunking).prepare(content, tasks)
     batch.inputs, cost = prepared.rows, prepared.rows.column(COST)
     if tasks is not None:
         batch.inputs = batch.inputs.append_column(TASK, table.column(TASK))
-    batch.table = table.drop_columns([CONTENT])
+    batch.table = table
     if PARTS not in prepared.rows.column_names:
         batch.table = batch.table.append_column(TOKENS, cost)
+    if keeps_text:
+        _keep_text(batch, contents)
     batch.counts = {
         "documents": documents,
         "tokens": pc.sum(cost, min_count=0).as_py(),
         "truncated": prepared.truncated,
     }
     batch.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
+
+
+def _keep_text(batch: UnitBatch, texts: pa.ChunkedArray) -> None:
+    """Add the embedded text to the rows of a batch, or to the parts of its inputs, which become rows."""
+    table, inputs, ready = batch.table, batch.inputs, batch.ready
+    if table is not None and inputs is not None and PARTS in inputs.column_names:
+        lists = inputs.column(PARTS).combine_chunks()
+        parts = lists.flatten()
+        columns = {field.name: parts.field(field.name) for field in parts.type}
+        rows = table[_ROW].combine_chunks().take(pc.list_parent_indices(lists))
+        columns[KEPT_TEXT] = _cut(texts, rows, columns[START], columns[END])
+        structs = pa.StructArray.from_arrays([*columns.values()], [*columns])
+        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())])
+        parted = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)
+        batch.inputs = inputs.set_column(inputs.column_names.index(PARTS), PARTS, parted)
+    elif table is not None:
+        batch.table = table.append_column(KEPT_TEXT, texts.take(table[_ROW]))
+    if ready is not None:
+        is_part = START in ready.column_names
+        kept = _cut(texts, ready[_ROW], ready[START], ready[END]) if is_part else texts.take(ready[_ROW])
+        batch.ready = ready.append_column(KEPT_TEXT, kept)
+
+
+def _cut(texts: pa.ChunkedArray, rows: pa.Array, starts: pa.Array, ends: pa.Array) -> pa.Array:
+    """Return a part of a text for each row: `rows` has the number of the text, `starts` and `ends` are in characters."""
+    whole = texts.to_pylist()
+    places = zip(rows.to_pylist(), starts.to_pylist(), ends.to_pylist(), strict=True)
+    return pa.array([whole[row][start:end] for row, start, end in places], pa.string())

@@ -1,7 +1,7 @@
 """Models of a driver and of a vacuum: their calls to the store, in the order of the code.
 
-The code is pipeline/run/backfill.py, pipeline/ledger/ledger.py, pipeline/ledger/table_lock.py, pipeline/table/commit.py and
-pipeline/table/vacuum.py. Each stage is a generator that yields its calls and returns the next stage. The explorer answers the
+The code is pipeline/run/backfill.py, pipeline/ledger/ledger.py, pipeline/ledger/table_lock.py, and in pipeline/table
+transaction.py, commit.py and vacuum.py. Each stage is a generator that yields its calls and returns the next stage. The explorer answers the
 calls and may run other programs between two of them. Left out are retries, the probe, the quarantine (it belongs to the
 receipt), and deleted numbers of the lock, which tests/unit/ledger/test_table_lock.py tests. A corpus of three rows is cut
 into two units; each driver cuts it differently, as two machines of different sizes would.
