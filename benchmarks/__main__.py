@@ -217,16 +217,17 @@ def gpu(
     out: Out = DOCS,
     *,
     tokens: Annotated[int, typer.Option(help="Tokens of each mix.")] = 2_000_000,
-    repeats: Annotated[int, typer.Option(min=1, help="Passes that count.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Passes that count.")] = 3,
     rows: Annotated[int, typer.Option(help="Rows of the backfill; 0 leaves it out.")] = 400_000,
     shape: Annotated[list[str] | None, typer.Option(help="Only the shapes of these names; all without it.")] = None,
+    minutes: Annotated[float, typer.Option(help="No part begins after these; the page names those left out.")] = 7.5,
 ) -> None:
-    """On a CUDA GPU: encoders by shape, and the GPU's idle share in a backfill."""
-    from benchmarks.gpu.measure import Row, measure_shape
+    """On a CUDA GPU: encoders by shape, and the GPU's idle share in a backfill; most important first."""
+    from benchmarks.gpu.backfills import require_gpu
     from benchmarks.gpu.page import markdown
+    from benchmarks.gpu.session import Session, parts_of
     from benchmarks.gpu.shapes import SHAPES
-    from benchmarks.gpu.timing import limit, mixes
-    from benchmarks.gpu.utilisation import backfill_idle, require_gpu
+    from benchmarks.gpu.timing import limit
     from benchmarks.race.engine import today
     from benchmarks.race.mixes import read_texts
 
@@ -235,22 +236,26 @@ def gpu(
     if unknown:
         raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(each.name for each in SHAPES)}")
     device = require_gpu()
-    bound = limit(device, 8192)
-    found: list[Row] = []
-    for each in wanted:
-        print_progress(each.name)
-        found += measure_shape(each, mixes(max(1, int(tokens * each.share))), device=device, repeats=repeats)
-    idle: dict[float, dict[str, float]] = {}
-    if rows:
-        texts = read_texts(own_corpora())
-        for share in (1.0, 0.5, 0.25):
-            print_progress(f"backfill, {1 / share:.0f} replicas a GPU")
-            idle[share] = backfill_idle(texts, model or packaged_model(), rows=rows, gpus_per_replica=share)
-    date = today()
-    page = out / f"gpu_{date}.md"
-    page.write_text(markdown(found, bound, idle, command=command(), date=date))
-    print_progress(f"written: {page}")
-    print(page.read_text())
+    bound, date = limit(device, 8192), today()
+    session = Session(
+        out / f"gpu_{date}.md",
+        lambda found, fills, missing: markdown(found, bound, fills, left_out=missing, command=command(), date=date),
+        print_progress,
+        minutes,
+    )
+    session.run(
+        parts_of(
+            wanted,
+            tokens=tokens,
+            repeats=repeats,
+            rows=rows,
+            texts=lambda: read_texts(own_corpora()),
+            model=model or packaged_model(),
+            device=device,
+        )
+    )
+    print_progress(f"written: {session.page}")
+    print(session.page.read_text())
 
 
 if __name__ == "__main__":

@@ -7,31 +7,43 @@ from collections.abc import Sequence
 
 import torch
 
+from benchmarks.gpu.backfills import Backfill
 from benchmarks.gpu.measure import Row
-from benchmarks.gpu.peers import FLASH
+from benchmarks.gpu.peers import DEFAULT_BATCH, FLASH
 from benchmarks.race import machine
 
-_NOTES = """\
+_NOTES = f"""\
 - Random weights of the published shapes, token ids in, vectors on the host out; medians
-- sentence-transformers: padded batches sorted by length, its best batch size; torch's attention, and flash-attention's
+- Vectide's best token budget, fixed; the first pass is that of an encoder that looks for its budget
+- Kernels: their time over the clock, in a pass over all texts
+- sentence-transformers: padded batches sorted by length, in its default of {DEFAULT_BATCH} texts and its best of a few batch \
+sizes; torch's attention, and flash-attention's
 - Of v3 it runs transformers' native class, of v4 the language model as a plain Qwen2, both without adapters
-- Ours of v3 is without a task, so without an adapter; of v4 once with one merged, which are the Qwen2's products, and once
-  with one beside the base, whose products the share of the limit does not count"""
+- The share of the limit does not count the products of adapters"""
 _HEAD = (
-    "| shape | mix | tokens/s | range | share of the limit | sentence-transformers bfloat16 | x | with flash_attention_2 | x "
-    "| out of memory | budget |"
+    f"| shape | mix | tokens/s | range | share of the limit | kernels | sentence-transformers bfloat16, {DEFAULT_BATCH} texts "
+    "| x | its best | x | its best with flash_attention_2 | x | first pass | out of memory | budget |"
 )
 # Reasons for a missing comparison.
-_PEERLESS = {"v2": "needs remote code", "v4 adapters": "has no adapters"}
+_PEERLESS = {"v2": "needs remote code", "v3 adapters": "has no adapters", "v4 adapters": "has no adapters"}
 
 
-def markdown(rows: Sequence[Row], bound: float, idle: dict[float, dict[str, float]], *, command: str, date: str) -> str:
+def markdown(
+    rows: Sequence[Row],
+    bound: float,
+    backfills: Sequence[Backfill],
+    *,
+    left_out: Sequence[str],
+    command: str,
+    date: str,
+) -> str:
     """The page.
 
     Args:
         rows: What was measured.
         bound: Operations a second of square bfloat16 products.
-        idle: What `utilisation.backfill_idle` found, by GPUs a replica.
+        backfills: Whole backfills.
+        left_out: Parts for which there was no time.
         command: What wrote it.
         date: Of today.
     """
@@ -45,32 +57,44 @@ def markdown(rows: Sequence[Row], bound: float, idle: dict[float, dict[str, floa
         f"- Hardware: {machine.hardware()}",
         f"- Versions: {machine.versions('torch', 'sentence-transformers', 'transformers', 'ray')}",
         _NOTES,
+        *([f"- Not measured, for lack of time: {', '.join(left_out)}"] if left_out else []),
         "",
         _HEAD,
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---" + "|---:" * 13 + "|",
     ]
     for row in rows:
         rate = statistics.median(row.ours)
         share = row.shape.operations(row.lengths.tolist()) / int(row.lengths.sum()) * rate / bound
+        peers = " | ".join(_against(row, rate, attention, batch) for attention, batch in _PEERS)
         lines.append(
             f"| {row.shape.name} | {row.mix} | {rate:,.0f} | {min(row.ours):,.0f} to {max(row.ours):,.0f} | {share:.1%} "
-            f"| {_against(row, 'sdpa', rate)} | {_against(row, FLASH, rate)} | {row.out_of_memory} | {row.budget_tokens:,} |"
+            f"| {row.busy:.0%} | {peers} | {row.raced:,.0f} | {row.out_of_memory} | {row.budget_tokens:,} |"
         )
-    if idle:
+    if backfills:
         lines += [
             "",
-            "A backfill of docstrings with all-MiniLM-L6-v2 on this GPU, from the first receipt to the last:",
+            "Backfills of docstrings on this GPU, from the first receipts to the last. Idle is the share of the time in which",
+            "no kernel runs: 1 - kernels x tokens/s / tokens/s of an encoder alone, which gets token ids and waits for nobody.",
             "",
+            "| model | replicas a GPU | seconds | tokens/s | encoder alone | its kernels | GPU idle |",
+            "|---|---:|---:|---:|---:|---:|---:|",
         ]
-        lines += ["| replicas a GPU | seconds | rows/s | GPU idle |", "|---:|---:|---:|---:|"]
-        for share, found in idle.items():
-            lines.append(f"| {1 / share:.0f} | {found['seconds']:.1f} | {found['rows/s']:,.0f} | {found['idle']:.1%} |")
+        lines += [
+            f"| {each.model} | {each.replicas} | {each.seconds:.1f} | {each.rate:,.0f} | {each.alone:,.0f} | {each.busy:.0%} "
+            f"| {each.idle:.1%} |"
+            for each in backfills
+        ]
     return "\n".join(lines) + "\n"
 
 
-def _against(row: Row, attention: str, rate: float) -> str:
+# Attention and texts a batch; None is the best.
+_PEERS = (("sdpa", DEFAULT_BATCH), ("sdpa", None), (FLASH, None))
+
+
+def _against(row: Row, rate: float, attention: str, batch: int | None) -> str:
     """Their tokens a second, and how many times that ours are: two cells."""
-    if attention in row.theirs:
-        base = statistics.median(row.theirs[attention])
+    medians = {rows: statistics.median(rates) for rows, rates in row.theirs.get(attention, {}).items()}
+    base = max(medians.values(), default=None) if batch is None else medians.get(batch)
+    if base is not None:
         return f"{base:,.0f} | {rate / base:.2f}"
     return "not installed | " if row.theirs else f"{_PEERLESS.get(row.shape.family, 'not run')} | "

@@ -59,14 +59,16 @@ def limit(device: torch.device, size: int) -> float:
     return best
 
 
-def timed(call: Callable[[], object], tokens: int, repeats: int, device: torch.device) -> list[float]:
-    """Tokens a second of each repeat, after a warm-up."""
+def timed(
+    call: Callable[[], object], tokens: int, repeats: int, device: torch.device, *, warm: bool = True
+) -> list[float]:
+    """Tokens a second of each repeat, after one that is not counted if `warm`."""
     rates = []
-    for number in range(repeats + 1):
+    for number in range(repeats + warm):
         wait(device)
         started = time.perf_counter()
         call()
         wait(device)
-        if number:
+        if number >= warm:
             rates.append(tokens / (time.perf_counter() - started))
     return rates

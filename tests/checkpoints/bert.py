@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from tests.checkpoints.files import Random, byte_level, letters, word_piece, write_checkpoint
 
@@ -21,7 +22,7 @@ def write_bert(
     seed: int = 0,
     kind: str = "bert",
     prefix: str = "",
-    tokenizer: str = "letters",
+    tokenizer: str | Tokenizer = "letters",
     hidden: int = 32,
     layers: int = 2,
     heads: int = 2,
@@ -35,8 +36,9 @@ def write_bert(
 
     Args:
         kind: "bert", or "xlm-roberta", whose positions begin after the padding id.
+        tokenizer: Its name, or the tokenizer itself.
     """
-    words = TOKENIZERS[tokenizer]()
+    words = TOKENIZERS[tokenizer]() if isinstance(tokenizer, str) else tokenizer
     vocab = words.get_vocab_size()
     random = Random(seed)
     padding, eps, types, rows = (0, 1e-12, 2, positions) if kind == "bert" else (1, 1e-5, 1, positions + 2)
