@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -36,7 +37,12 @@ def arguments(name: str, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor,
     return heads, (angles.cos(), angles.sin()), rotated(heads, angles.cos(), angles.sin())
 
 
-FUNCTIONS = {"norm": linear._add_norm, "rms": linear._rms_norm, "swiglu": linear.swiglu, "rotate": rope._rotate_}
+FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "norm": linear._add_norm,
+    "rms": linear._rms_norm,
+    "swiglu": linear.swiglu,
+    "rotate": rope._rotate_,
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
