@@ -10,6 +10,7 @@ import torch
 
 from actors import kernels
 from actors.encoders.compute.device import Compute
+from actors.encoders.compute.fused import fused
 from actors.encoders.packed import PackedBatch
 
 
@@ -51,6 +52,11 @@ def apply_rotary_(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) ->
     kernel = kernels.kernels_for(x.dtype, x.device)
     if kernel is not None:
         return kernel.apply_rotary_(x, cos, sin)
+    return _rotate_(x, cos, sin)
+
+
+@fused
+def _rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     cos, sin = cos[:, None], sin[:, None]
     first, second = x.chunk(2, dim=-1)
     rotated = first * cos - second * sin, second * cos + first * sin

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from actors import kernels
 from actors.encoders.compute.device import Compute
+from actors.encoders.compute.fused import fused
 from actors.encoders.compute.int8 import IntegerProduct
 
 # oneDNN chooses a memory layout for about this many rows; the result is correct for any number.
@@ -112,8 +113,11 @@ class LayerNorm:
         if self._kernel is not None and not linear.adds_cheaply:
             y = linear(x)
             return self._kernel.norm(y if add is None else add(y), self._weight, self._bias, self._eps, residual)
-        y = linear.plus(x, residual)
-        return self(y if add is None else add(y))
+        if x.device.type == "cpu":
+            y = linear.plus(x, residual)
+            return self(y if add is None else add(y))
+        y = linear(x)
+        return _add_norm(y if add is None else add(y), residual, self._weight, self._bias, self._eps)
 
 
 class RmsNorm:
@@ -132,7 +136,19 @@ class RmsNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Normalises [n, hidden] of any float type; returns the compute type."""
-        return functional.rms_norm(x.float(), self._weight.shape, self._weight, self._eps).to(self._dtype)
+        return _rms_norm(x, self._weight, self._eps, self._dtype)
+
+
+@fused
+def _add_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
+    return functional.layer_norm(x + residual, weight.shape, weight, bias, eps)
+
+
+@fused
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    return functional.rms_norm(x.float(), weight.shape, weight, eps).to(dtype)
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:
@@ -149,6 +165,7 @@ def gelu_(y: torch.Tensor) -> torch.Tensor:
     return activated
 
 
+@fused
 def swiglu(wide: torch.Tensor) -> torch.Tensor:
     """Computes the gated unit of Shazeer 2020 (arXiv 2002.05202): `silu(gate) * up`, where silu is `x * sigmoid(x)`.
 

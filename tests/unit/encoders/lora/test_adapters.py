@@ -137,6 +137,28 @@ def test_adding_replacing_and_removing_adapters_changes_no_other_row(encoder, tr
     assert encoder.family.adapters.names == TASKS  # the store released its tensors
 
 
+def test_factors_of_mixed_rows_are_joined_once_until_an_adapter_is_replaced(encoder, trained, monkeypatch):
+    rows = encoder.tokenizer.tokenize(TEXTS).ids
+    tasks = ["text-matching" if i % 2 else "separation" for i in range(len(TEXTS))]
+    join, joined = torch.cat, []
+
+    def count(parts, dim=0):
+        joined.append(dim)
+        return join(parts, dim)
+
+    monkeypatch.setattr("actors.encoders.lora.store.torch.cat", count)
+    first = encoder.encode_tokens(rows, tasks)
+    new, again = len(joined), encoder.encode_tokens(rows, tasks)
+    assert np.array_equal(first, again)
+    assert len(joined) - new < new / 2  # only masks and pooling
+    encoder.adapters.load("separation", trained / "all")
+    mixed = encoder.encode_tokens(rows, tasks)
+    alone = encoder.encode_tokens(rows, ["separation"] * len(TEXTS))
+    np.testing.assert_allclose(mixed[::2], alone[::2], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(mixed[1::2], first[1::2], atol=1e-5, rtol=0)
+    assert np.abs(mixed[::2] - first[::2]).max() > 1e-3
+
+
 def test_a_replaced_adapter_keeps_the_prompt_unless_one_is_given(encoder, trained):
     published = encoder.spec.prompts["retrieval.query"]
     encoder.adapters.load("retrieval.query", trained / "all")

@@ -1,0 +1,41 @@
+"""Small functions that torch's compiler turns into one kernel each on a GPU, so that states are read and written once.
+
+They are compiled if the environment variable VECTIDE_FUSE is 1. It is off by default, because no GPU has run them yet; then,
+and on a CPU, torch's operations run one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
+BACKEND = "inductor"
+
+
+def fuses(device: torch.device) -> bool:
+    """Returns True if functions are compiled on this device."""
+    return device.type == "cuda" and os.environ.get("VECTIDE_FUSE") == "1"
+
+
+def fused(function: Function) -> Function:
+    """Marks a function of tensors that is compiled on a GPU, once for all numbers of tokens.
+
+    Its first argument is a tensor on the device. The compiler sees the whole function: it has no loop over rows, and
+    reads nothing back.
+    """
+    compiled: list[Callable[..., torch.Tensor]] = []
+
+    @wraps(function)
+    def call(first: torch.Tensor, *others: Any) -> torch.Tensor:
+        if not fuses(first.device):
+            return function(first, *others)
+        if not compiled:
+            compiled.append(torch.compile(function, dynamic=True, fullgraph=True, backend=BACKEND))
+        return compiled[0](first, *others)
+
+    return cast("Function", call)
