@@ -277,10 +277,13 @@ class Runner:
     def _publish(self, publication: commit.Publication, transaction: Transaction) -> Outcome:
         """Check that every row is accounted for, then commit."""
         self.reporter.step("checking that every row is accounted for")
+        # Before the receipts are read: a concurrent driver may override them at any time, and those that were read before
+        # would still have the duplicates.
+        is_overridden = self.ledger.receipt_override() is not None
         receipts, description = load_complete_receipts(self.ledger), self.ledger.frozen()
         files = check_files(receipts.values(), self.ledger, transaction.lock)
         source = self.context.job.source
-        if source.id is not None and source.unique_ids and self.ledger.receipt_override() is None:
+        if source.id is not None and source.unique_ids and not is_overridden:
             unique = self._unique(receipts, description.units)
             if unique is not receipts:
                 receipts, files = unique, check_files(unique.values(), self.ledger, transaction.lock)

@@ -15,12 +15,14 @@ from deltalake import DeltaTable
 from actors import storage
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError, ModelError, TableConflict, TooManyQuarantined
+from pipeline.execute.completion import load_complete_receipts
 from pipeline.execute.inline import InlineExecutor
 from pipeline.ledger.ledger import Ledger
 from pipeline.run.backfill import backfill
 from pipeline.search.search import Searcher
 from pipeline.table import delta_table
 from pipeline.table.status import status
+from pipeline.table.transaction import Transaction
 from tests.integration.conftest import Stopping, Stops, make_job, rows, write_corpus
 
 
@@ -202,6 +204,30 @@ def test_invalid_rows_are_quarantined_with_place_and_reason(tmp_path, tiny_model
     assert bad["null_text"]["position"] == 3
     assert bad["null_text"]["shard"].endswith("part-0000.parquet")
     assert bad["duplicate_id"]["id"] == "r0"
+
+
+def test_a_driver_with_receipts_from_before_the_override_publishes_no_duplicates(tmp_path, tiny_model, monkeypatch):
+    """Another driver of the run quarantines the duplicates between the two reads of this one, and ends before its commit."""
+    corpus = write_corpus(tmp_path / "corpus", [rows(20), rows(20, start=19)])
+    job = make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=0.1)
+
+    def stop(*_):
+        raise Stops
+
+    def load_before_the_other(ledger):
+        receipts = load_complete_receipts(ledger)
+        with monkeypatch.context() as other:
+            other.setattr("pipeline.run.backfill.load_complete_receipts", load_complete_receipts)
+            other.setattr(Transaction, "publish", stop)
+            with pytest.raises(Stops):
+                backfill(job)
+        return receipts
+
+    monkeypatch.setattr("pipeline.run.backfill.load_complete_receipts", load_before_the_other)
+    outcome = backfill(job)
+    assert (outcome.rows_read, outcome.rows, outcome.quarantined) == (40, 39, 1)
+    ids = DeltaTable(job.table.uri).to_pyarrow_table()["id"].to_pylist()
+    assert sorted(ids) == sorted(f"r{number}" for number in range(39))
 
 
 def test_duplicate_ids_may_be_allowed(tmp_path, tiny_model, reporter):
