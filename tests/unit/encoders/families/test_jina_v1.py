@@ -123,7 +123,7 @@ def test_pre_cutting_a_long_text_changes_no_token(plain):
 
 def test_v1_has_no_tasks_adapters_or_shorter_dims(plain, encoder):
     assert (encoder.spec.tasks, encoder.spec.task, encoder.spec.prompt) == ((), None, "")
-    with pytest.raises(ConfigError, match="is of family 'jina_v1', which takes no adapters"):
+    with pytest.raises(ConfigError, match="is of family 'jina_v1', which takes no LoRA adapters"):
         _ = encoder.adapters
     with pytest.raises(ConfigError, match="was not trained for shorter vectors"):
         describe(str(plain), dim=16)
