@@ -137,7 +137,7 @@ def test_a_shared_adapter_is_computed_once():
     alone = added(["a.query"] * 3)
     assert adapter.taken == 1
     torch.testing.assert_close(added(["a.query", "a.passage", "a.query"]), alone)
-    assert adapter.taken == 2
+    assert adapter.taken == 1  # the factors of this set of adapters are kept
     assert added(["b", "b", None]) is None
     torch.testing.assert_close(added(["b", "a.passage", None])[2:4], alone[2:4])
     assert not added(["b", "a.passage", None])[[0, 1, 4, 5]].any()
