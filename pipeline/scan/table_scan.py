@@ -7,7 +7,6 @@ that are left are multiplied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +55,7 @@ class TableScan:
         self._part, self._parts = part
         self._url = delta_table.place_of(table)
         with delta_table.asking(table):
-            dataset = table.to_pyarrow_dataset()
+            dataset = _with_known_ranges(table)
         self._dataset = dataset
         self._numbers = {fragment.path: number for number, fragment in enumerate(dataset.get_fragments())}
         self._shards = None if cache is None else self._list()
@@ -68,7 +67,7 @@ class TableScan:
     def _list(self) -> dict[str, Shard]:
         """Return the objects of the table by path; a file that is missing is not in it."""
         shards = {relative_path(shard.path): shard for shard in storage.walk(data_folder(self._url))}
-        for path in map(unquote, self._numbers):
+        for path in self._numbers:
             if path not in shards and run_of(path) is None:  # written by another tool
                 shards[path] = storage.stat(storage.join(self._url, path))
         return shards
@@ -137,13 +136,35 @@ class TableScan:
         def read() -> Iterator[pa.RecordBatch]:
             yield from fragment.to_batches(schema=self._dataset.schema, columns=names, batch_size=BATCH_ROWS)
 
-        shard = None if self._shards is None else self._shards.get(unquote(fragment.path))
+        shard = None if self._shards is None else self._shards.get(fragment.path)
         if self._cache is None or shard is None:
             return decoded(read, self._column, first)
         blocks = self._cache.blocks(shard, self.schema, self._column, first, read)
         if isinstance(blocks, list):
             self._mapped[fragment.path] = blocks
         return blocks
+
+
+def _with_known_ranges(table: DeltaTable) -> ds.FileSystemDataset:
+    """Return the files of a version with their partition values, and the ranges that the log has, to select files by.
+
+    Not `to_pyarrow_dataset` alone: it takes a range that is missing in the log for one that no value is in, so a condition
+    on such a column finds nothing.
+    """
+    dataset = table.to_pyarrow_dataset()
+    fragments = []
+    for file in delta_table.actions_of(table).to_pylist():
+        known = pc.scalar(True)
+        for field in dataset.schema:
+            column, name = pc.field(field.name), field.name
+            if f"partition.{name}" in file:
+                value = file[f"partition.{name}"]
+                known &= column.is_null() if value is None else column == pa.scalar(value).cast(field.type)
+            elif file.get(f"min.{name}") is not None and file.get(f"max.{name}") is not None:
+                least, most = (pa.scalar(file[f"{end}.{name}"]).cast(field.type) for end in ("min", "max"))
+                known &= ((column >= least) & (column <= most)) | column.is_null()
+        fragments.append(dataset.format.make_fragment(file["path"], dataset.filesystem, known))
+    return ds.FileSystemDataset(fragments, dataset.schema, dataset.format, dataset.filesystem)
 
 
 def _matching(block: Block, condition: pc.Expression) -> Block:

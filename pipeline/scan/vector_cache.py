@@ -46,7 +46,10 @@ def default_folder() -> Path:
     """Return the folder of the cache: $VECTIDE_CACHE, or `vectide` in the user's folder for caches."""
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named).expanduser()
+        try:
+            return Path(named).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{VARIABLE} is {named!r}, and there is no such user; name a folder") from None
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vectide"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 import sys
 
 import numpy as np
@@ -89,6 +91,58 @@ def test_a_condition_selects_rows_and_opens_no_file_of_other_partitions(cache, j
     files = [uri for uri in DeltaTable(job.table.uri).file_uris() if "lang=l1" in uri]
     assert len(list(cache.iterdir()) if cache.exists() else []) == (len(files) if cached else 0)
     assert searcher.search(["text"], where="lang = 'none'") == [[]]
+
+
+@pytest.fixture
+def typed(cache, tmp_path, tiny_model) -> str:
+    """Return a table with columns of many types, partitioned by an awkward value and null."""
+    count = 12
+    days = [dt.date(2026, 1, 1) + dt.timedelta(days=number) for number in range(count)]
+    source = pa.table(
+        {
+            "id": [f"r{number:02d}" for number in range(count)],
+            "text": [f"text {number}" for number in range(count)],
+            "f": pa.array(range(count), pa.float64()),
+            "day": days,
+            "ts": pa.array([dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC) for day in days]),
+            "dec": pa.array([decimal.Decimal(f"{number}.50") for number in range(count)], pa.decimal128(10, 2)),
+            "flag": [number % 2 == 0 for number in range(count)],
+            "p": ["a é%2" if number % 2 == 0 else None for number in range(count)],
+        }
+    )
+    (tmp_path / "typed").mkdir()
+    pq.write_table(source, tmp_path / "typed" / "a.parquet")
+    keep = ["f", "day", "ts", "dec", "flag", "p"]
+    changes = {"source__keep": keep, "source__text": "text", "table__partition_by": ["p"]}
+    job = make_job(tmp_path / "typed", tmp_path / "typed-table", tiny_model, **changes)
+    backfill(job)
+    return str(job.table.uri)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("f > 3", range(4, 12)),
+        ("f BETWEEN 2 AND 3", [2, 3]),
+        ("day >= '2026-01-09'", range(8, 12)),
+        ("ts < '2026-01-03T00:00:00Z'", [0, 1]),
+        ("dec = 1.50", [1]),
+        ("flag", [0, 2, 4, 6, 8, 10]),
+        ("p = 'a é%2'", [0, 2, 4, 6, 8, 10]),
+        ("p IS NULL AND f > 8", [9, 11]),
+    ],
+)
+def test_a_condition_on_any_type_finds_the_rows_of_a_loop(typed, cache, where, expected, cached):
+    """The log has no ranges of most of these types."""
+    searcher = Searcher(typed, cache_size="1GiB" if cached else None)
+    found = sorted(hit.id for hit in searcher.search(["text"], k=50, where=where)[0])
+    assert found == [f"r{number:02d}" for number in expected]
+    assert searcher.cache_problem is None
+    files = len(DeltaTable(typed).file_uris())
+    assert len(list(cache.iterdir()) if cache.exists() else []) == (
+        0 if not cached else 1 if where.startswith("p ") else files
+    )
 
 
 def test_a_searcher_sees_a_new_version_after_refresh(job, corpus):
