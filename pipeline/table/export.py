@@ -54,6 +54,8 @@ def changes(table: str, since: int, out: str) -> Exported:
         TableConflict: there is no such version, or a vacuum took some of its files.
     """
     url, folder = storage.absolute(table), storage.absolute(out)
+    if storage.exists(folder):  # a folder is no object
+        raise ConfigError(f"--out {out!r} is a file; name a folder that is empty or not there")
     marker = storage.join(folder, "unfinished.json")
     stored = [shard.path for shard in storage.walk(folder) if not _TEMPORARY.search(shard.path)]
     version = _resumed_version(marker, url, since, out) if stored else None

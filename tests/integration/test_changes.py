@@ -226,6 +226,12 @@ def test_an_export_goes_on_to_the_version_that_it_began_with(copied, tmp_path):
     assert read_export(tmp_path / "out") == read_export(tmp_path / "whole")
 
 
+def test_an_output_that_is_a_file_is_refused(copied, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file; name a folder"):
+        changes(str(copied), 1, str(tmp_path / "file"))
+
+
 def test_a_folder_with_something_else_is_refused_with_the_fix(copied, tmp_path):
     out = tmp_path / "out"
     killed_export(copied, out, after=2)
