@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actors.errors import ConfigError
-from actors.schema import KEPT_TEXT
 from jobs import output
 from jobs.options import AsJson, Table
-from jobs.progress import rows_bar
-from pipeline.scan.vector_cache import DEFAULT_SIZE
+from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
     from pipeline.search.search import Hit, Searcher
@@ -38,7 +36,7 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     out: Annotated[str | None, typer.Option(metavar="URI", help="The Parquet file of hits for --questions.")] = None,
     address: Annotated[str | None, typer.Option(help="Scan on this Ray cluster; the question is encoded here.")] = None,
-    cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_SIZE,
+    cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_CACHE_SIZE,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Read the table's files and no local cache.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -69,6 +67,7 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
 
 
 def _search_file(searcher: Searcher, questions: str, out: str, *, k: int, where: str | None) -> None:
+    from jobs.progress import rows_bar
     from pipeline.search.questions import search_file
 
     with rows_bar("scanning") as report:
@@ -83,6 +82,8 @@ def _warn(searcher: Searcher) -> None:
 
 
 def _print(hits: Sequence[Hit]) -> None:
+    from actors.schema import KEPT_TEXT
+
     console = output.console()
     if not hits:
         console.print("no rows")

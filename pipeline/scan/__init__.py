@@ -1,1 +1,3 @@
 """Exact nearest rows of a table by scanning all of its vectors."""
+
+DEFAULT_CACHE_SIZE = "20GiB"  # here, so that the command line need not import the cache

@@ -30,7 +30,6 @@ from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
 
 VARIABLE = "VECTIDE_CACHE"
-DEFAULT_SIZE = "20GiB"
 _FORMAT = 1  # of the entries; part of their names
 _SUFFIX = ".vectors"
 _PART_SUFFIX = ".part"

@@ -24,8 +24,9 @@ from actors.schema import HASH, ID
 from actors.vectors import VectorColumn
 from pipeline.job import fingerprint
 from pipeline.job.encoder import Encoder as EncoderSection
+from pipeline.scan import DEFAULT_CACHE_SIZE
 from pipeline.scan.table_scan import TableScan
-from pipeline.scan.vector_cache import DEFAULT_SIZE, VectorCache, default_folder
+from pipeline.scan.vector_cache import VectorCache, default_folder
 from pipeline.search.sql_filter import parse_where
 from pipeline.table import delta_table
 
@@ -127,7 +128,7 @@ class Searcher:
         model: str | None = None,
         adapter: str | None = None,
         device: str = "auto",
-        cache_size: str | None = DEFAULT_SIZE,
+        cache_size: str | None = DEFAULT_CACHE_SIZE,
         address: str | None = None,
     ) -> None:
         self.url = storage.absolute(table)

@@ -159,6 +159,13 @@ for name in {LIGHT}:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_command_line_starts_without_the_libraries_of_its_commands():
+    """Each of them takes a good part of a second to import, for every command and for `--help`."""
+    script = "import sys, jobs.cli; sys.exit(' '.join({'pyarrow', 'numpy', 'deltalake'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+
+
 def test_names_of_tests_have_fewer_than_80_characters():
     names = [
         node.name
