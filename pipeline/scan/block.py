@@ -8,6 +8,7 @@ float16, none for bfloat16, and two bytes for float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ _FLOAT16_SHIFT = 13
 _HIGH, _LOW, _INVERSE_NORM = "_high", "_low", "_inverse_norm"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Block:
     """Rows of a table.
 
@@ -39,6 +40,16 @@ class Block:
     high: npt.NDArray[np.uint16]
     low: npt.NDArray[np.int8] | npt.NDArray[np.int16] | None
     inverse_norms: npt.NDArray[np.float32]
+
+    @cached_property
+    def unfit(self) -> npt.NDArray[np.int64]:
+        """Rows without a finite vector, int64 [n], in order. Computed once, because each scan asks for it."""
+        return np.flatnonzero(np.isnan(self.inverse_norms))
+
+    @cached_property
+    def spread(self) -> float:
+        """The largest difference of an inverse length from 1. Computed once, because each scan asks for it."""
+        return float(np.nanmax(np.abs(self.inverse_norms - 1), initial=0))
 
     def unit_vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return the stored vectors of some rows, float64 [rows, dim], divided by their length.

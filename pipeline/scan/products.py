@@ -61,23 +61,22 @@ class Queries:
             Scores [queries, rows], -inf for a row without a vector; margins float64 [queries].
         """
         factors = block.inverse_norms[start:stop]
-        fit = np.isfinite(factors)
-        spread = np.abs(factors[fit] - 1).max(initial=0)
         high, margin = _tensor(block.high[start:stop], torch.bfloat16), self._margin
         if self._one_by_one and self._kernels is not None:
             of_rows = _tensor(factors, torch.float32)
             scores = torch.stack([self._kernels.products(high, query, of_rows) for query in self._tensor])
         elif self._bfloat16:
             scores = self._tensor @ high.T
-            if spread < _NEARLY_ONE:
-                margin += 2 * spread
+            if block.spread < _NEARLY_ONE:
+                margin += 2 * block.spread
             else:
                 scores = scores.float().mul_(_tensor(factors, torch.float32))
         else:
             scores = self._tensor @ high.to(self.device).float().T
             scores.mul_(_tensor(factors, torch.float32).to(self.device))
-        if not fit.all():
-            scores[:, torch.from_numpy(np.flatnonzero(~fit)).to(self.device)] = -torch.inf
+        if len(block.unfit):
+            unfit = block.unfit[(block.unfit >= start) & (block.unfit < stop)] - start
+            scores[:, torch.from_numpy(unfit).to(self.device)] = -torch.inf
         return scores, self._lengths * margin
 
     def exact(

@@ -235,7 +235,7 @@ class _Excluded:
         """Return the pairs of a query and a row of the block that are left out, each once, of rows with a vector."""
         distinct = self._hashes.unique()
         codes = _codes(block.rows.column(HASH), distinct)
-        codes[~np.isfinite(block.inverse_norms)] = len(distinct)
+        codes[block.unfit] = len(distinct)
         rows = np.flatnonzero(codes < len(distinct))
         order = rows[np.argsort(codes[rows], kind="stable")]
         wanted = _codes(self._hashes, distinct)
