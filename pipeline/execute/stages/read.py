@@ -102,7 +102,7 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
         table, batch.ready = known.split(table, spec.writer.schema.names, spec.model.outputs)
     tasks = table.column(TASK).to_pylist() if TASK in table.column_names else None
     read_s = time.perf_counter()
-    content = contents.take(table[_ROW])
+    content = contents if table.num_rows == documents else contents.take(table[_ROW])
     prepared = load_preparer(spec.model, spec.chunking).prepare(content, tasks)
     batch.inputs, cost = prepared.rows, prepared.rows.column(COST)
     if tasks is not None:
@@ -111,7 +111,7 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     if PARTS not in prepared.rows.column_names:
         batch.table = batch.table.append_column(TOKENS, cost)
     if keeps_text:
-        _keep_text(batch, contents)
+        _keep_text(batch, contents, content)
     batch.counts = {
         "documents": documents,
         "tokens": pc.sum(cost, min_count=0).as_py(),
@@ -120,8 +120,14 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     batch.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
 
 
-def _keep_text(batch: UnitBatch, texts: pa.ChunkedArray) -> None:
-    """Add the embedded text to the rows of a batch, or to the parts of its inputs, which become rows."""
+def _keep_text(batch: UnitBatch, texts: pa.ChunkedArray, to_encode: pa.ChunkedArray) -> None:
+    """Add the embedded text to the rows of a batch, or to the parts of its inputs, which become rows.
+
+    Args:
+        batch: The unit.
+        texts: Texts of all rows of the unit.
+        to_encode: Texts of the rows of `batch.table`.
+    """
     table, inputs, ready = batch.table, batch.inputs, batch.ready
     if table is not None and inputs is not None and PARTS in inputs.column_names:
         lists = inputs.column(PARTS).combine_chunks()
@@ -134,7 +140,7 @@ def _keep_text(batch: UnitBatch, texts: pa.ChunkedArray) -> None:
         parted = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)
         batch.inputs = inputs.set_column(inputs.column_names.index(PARTS), PARTS, parted)
     elif table is not None:
-        batch.table = table.append_column(KEPT_TEXT, texts.take(table[_ROW]))
+        batch.table = table.append_column(KEPT_TEXT, to_encode)
     if ready is not None:
         is_part = START in ready.column_names
         kept = _cut(texts, ready[_ROW], ready[START], ready[END]) if is_part else texts.take(ready[_ROW])
