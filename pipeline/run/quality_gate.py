@@ -19,11 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from actors import storage
-from actors.errors import ConfigError, DataError, GateClosed
+from actors.errors import ConfigError, GateClosed
 from actors.schema import CHUNK, ID
 from actors.unit.row_hashes import hash_strings
 from actors.unit.table_files import read_stored
@@ -31,6 +29,7 @@ from actors.vectors import VectorColumn
 from pipeline.job import config
 from pipeline.quality.metrics import mean_ndcg, mean_overlap
 from pipeline.scan.neighbours import nearest_rows
+from pipeline.search.questions import read_parquet
 from pipeline.search.search import query_model
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication
@@ -212,12 +211,7 @@ class Gate:
 
 def _read(url: str, key: str, columns: tuple[str, ...]) -> pa.Table:
     """Read a small Parquet file that the key `key` of the job names."""
-    try:
-        table = pq.read_table(pa.BufferReader(storage.read(storage.absolute(url))))
-    except FileNotFoundError:
-        raise ConfigError(f"{key} names {url!r}, which does not exist") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{key}: {url!r} is not a Parquet file: {error}") from None
+    table = read_parquet(url, key)
     if missing := [name for name in columns if name not in table.column_names]:
         raise ConfigError(f"{key}: {url!r} has no column {missing[0]!r}; it needs {' and '.join(columns)}")
     return table

@@ -43,7 +43,7 @@ def search_file(
         DataError: the file is not Parquet, a text is null or not a string, or a vector cannot be computed.
         StorageError: the store refused or failed.
     """
-    given = _read(questions)
+    given = _read_questions(questions)
     texts = given.column("text").to_pylist()
     hits = searcher.search_table(texts, k=k, where=where, report=report)
     names = [_NAMES.get(name, f"table_{name}" if name in _NAMES.values() else name) for name in hits.column_names]
@@ -56,13 +56,27 @@ def search_file(
     return int(hits.num_rows)
 
 
-def _read(url: str) -> pa.Table:
+def read_parquet(url: str, key: str) -> pa.Table:
+    """Read a small Parquet file.
+
+    Args:
+        url: Its URL.
+        key: The option, or the key of the job, that names it, for messages.
+
+    Raises:
+        ConfigError: the file does not exist.
+        DataError: it is not Parquet.
+    """
     try:
-        table = pq.read_table(pa.BufferReader(storage.read(storage.absolute(url))))
+        return pq.read_table(pa.BufferReader(storage.read(storage.absolute(url))))
     except FileNotFoundError:
-        raise ConfigError(f"--questions names {url!r}, which does not exist") from None
+        raise ConfigError(f"{key} names {url!r}, which does not exist") from None
     except pa.ArrowInvalid as error:
-        raise DataError(f"--questions: {url!r} is not a Parquet file: {error}") from None
+        raise DataError(f"{key}: {url!r} is not a Parquet file: {error}") from None
+
+
+def _read_questions(url: str) -> pa.Table:
+    table = read_parquet(url, "--questions")
     if "text" not in table.column_names:
         raise ConfigError(f"--questions: {url!r} has no column 'text', only {', '.join(table.column_names)}")
     text = table.column("text")
