@@ -30,7 +30,7 @@ class Backfill:
     Attributes:
         replicas: Encoders on the GPU.
         seconds, rate: Duration and tokens a second.
-        alone: Tokens a second of one encoder that gets token ids of the same texts and waits for nobody.
+        alone: Tokens a second of one encoder that gets token ids of the same texts and never waits.
         busy: Share of that encoder's time in which kernels run.
     """
 

@@ -74,7 +74,7 @@ def markdown(
         lines += [
             "",
             "Backfills of docstrings on this GPU, from the first receipts to the last. Idle is the share of the time in which",
-            "no kernel runs: 1 - kernels x tokens/s / tokens/s of an encoder alone, which gets token ids and waits for nobody.",
+            "no kernel runs: 1 - kernels x tokens/s / tokens/s of an encoder alone, which gets token ids and never waits.",
             "",
             "| model | replicas a GPU | seconds | tokens/s | encoder alone | its kernels | GPU idle |",
             "|---|---:|---:|---:|---:|---:|---:|",

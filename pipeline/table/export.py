@@ -6,7 +6,7 @@
     <out>/unfinished.json                  table and versions, until changes.json is there
 
 Called by `jobs changes`. A part has the number of the table's file that its rows are from. Parts are written whole and in
-order, so the same command goes on after the last one.
+order, so the same command resumes after the last one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Exported:
 
 
 def changes(table: str, since: int, out: str) -> Exported:
-    """Export the changes from version `since` to the current one, or go on with an export that was not finished.
+    """Export the changes from version `since` to the current one, or resume an unfinished export.
 
     Args:
         table: URI of the table.

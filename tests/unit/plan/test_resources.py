@@ -119,7 +119,7 @@ def test_threads_leave_cores_for_the_requested_encoders(replicas, cores, threads
         ([Machine(2, 1)], 1.0, 0.3333),
         ([Machine(1, 1)], 0.6666, 0.1666),
         ([Machine(8, 8)], 0.6666, 1.0),
-        ([Machine(0, 2), READER], 0.0, 1.0),  # Ray was told that there are no CPUs beside these GPUs
+        ([Machine(0, 2), READER], 0.0, 1.0),  # Ray counts no CPUs beside these GPUs
     ],
 )
 @pytest.mark.parametrize("share", [1, 0.5])
