@@ -43,7 +43,7 @@ from pipeline.run.backfill import Runner
 from pipeline.run.context import RunContext, resolve_context
 from pipeline.run.reembed import Reembedding
 from pipeline.table import delta_table
-from pipeline.table.commit import sized_files
+from pipeline.table.commit import same_columns, sized_files
 from pipeline.table.delta_table import State
 from pipeline.table.kept_rows import ADDED, Kept, look_up, of_kind
 from pipeline.table.quarantine import worth_retrying
@@ -196,8 +196,9 @@ class _Refresh(Runner):
 
     @cached_property
     def _affected(self) -> list[TableFile]:
-        """Files with rows of shards that changed or were deleted."""
-        if self.policy.reads_everything:
+        """Files with rows of shards that changed or were deleted; all files if the table gets other columns."""
+        columns = self.context.columns(self.surveyed.keep_schema)
+        if self.policy.reads_everything or not same_columns(self._version, columns):
             return self._files
         return [file for file in self._files if not file.shards.keys() <= self._unchanged]
 
