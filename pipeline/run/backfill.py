@@ -221,6 +221,7 @@ class Runner:
         reuse: int,
         rows_kept: int = 0,
         texts_to_encode: int = 0,
+        duplicates: int = 0,
     ) -> None:
         """Freeze the plan and the tables beside it. If a concurrent driver was first, its plan is used."""
         self.ledger.freeze(
@@ -238,6 +239,7 @@ class Runner:
                 reuse=reuse,
                 rows_kept=rows_kept,
                 texts_to_encode=texts_to_encode,
+                duplicates=duplicates,
             ),
             plan.table,
             listing=listing_table(self.context.shards),
@@ -268,6 +270,7 @@ class Runner:
             writer_spec(publication, self.ledger),
             self.context.chunking,
             reuse=description.reuse,
+            duplicates=bool(description.duplicates),
             kept=bool(description.kept),
             row_timeout_s=self.context.job.run.row_timeout_s,
         )

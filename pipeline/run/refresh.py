@@ -23,12 +23,13 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError
-from actors.schema import HASH, Piece, RewriteUnit, RewrittenFile, Shard, Unit
+from actors.schema import HASH, ID, SHARD, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.source.formats import open_format
 from actors.source.formats.types import fits
 from actors.source.read_unit import SourceSpec, corpus_root, read_unit
 from actors.storage import identity
 from actors.unit.receipt import DataFile, Receipt
+from actors.unit.table_files import read_stored
 from pipeline.execute.outcome import Executor
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.job.config import Job
@@ -37,6 +38,7 @@ from pipeline.ledger.ledger import Ledger, units_to_table
 from pipeline.plan.corpus import Survey, survey
 from pipeline.plan.units import Plan
 from pipeline.reuse.file_shards import TableFile, scan_files, scan_paths
+from pipeline.reuse.repeated_ids import RepeatedIds
 from pipeline.reuse.spill import TEXT, Buckets, Rows, as_texts, firsts, hash_bytes
 from pipeline.reuse.vector_index import Index, build_index
 from pipeline.run.backfill import Runner
@@ -229,20 +231,38 @@ class _Refresh(Runner):
         return Survey(shards, spec, spec.kept_schema(), dialects)
 
     def _find_wanted(self, wanted: Buckets) -> None:
-        """Add the content hashes of the rows to read to `wanted`."""
-        source = self.surveyed.source
+        """Add the content hashes of the rows to read to `wanted`, and those with repeated ids to `self._repeated_ids`."""
+        source, repeated_ids = self.surveyed.source, self._repeated_ids
+        kept = look_up(self.policy.kept, unique_ids=source.unique_ids) if self.policy.kept.num_rows else None
 
         def pieces(shard: Shard) -> list[Piece]:
             return open_format(source.format, shard.path).pieces(shard, _HASH_ROWS)
 
         def hashes(piece: Piece) -> Rows:
-            return firsts(as_texts(hash_bytes(read_unit(Unit(0, (piece,)), source).table[HASH])))
+            read = read_unit(Unit(0, (piece,)), source)
+            rows, _ = (read.table, []) if kept is None else kept.split(read.table)
+            if not repeated_ids.are_none:
+                repeated_ids.add(rows, read.bad)
+            return firsts(as_texts(hash_bytes(rows[HASH])))
 
+        def add_staying(file: TableFile) -> None:
+            rows = read_stored(self.context.url, file.path, [ID, SHARD])
+            repeated_ids.add(rows.filter(pc.is_in(rows[SHARD], value_set=unchanged)))
+
+        unchanged = pa.array(sorted(self._unchanged), pa.string())
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             parts = [piece for part in pool.map(pieces, self.surveyed.shards) for piece in part]
             for start in range(0, len(parts), _HASH_THREADS):  # at most one piece a thread in memory
                 for part in pool.map(hashes, parts[start : start + _HASH_THREADS]):
                     wanted.add(part)
+            if not repeated_ids.are_none:
+                staying = (file for file in self._files if file.shards.keys() & self._unchanged)
+                list(pool.map(add_staying, staying))
+
+    @cached_property
+    def _repeated_ids(self) -> RepeatedIds:
+        """Rows with the ids of quarantined rows; filled while the index is built."""
+        return RepeatedIds(self._old_quarantine)
 
     @cached_property
     def _index(self) -> Index:
@@ -265,6 +285,9 @@ class _Refresh(Runner):
         unread = pc.is_in(quarantined["shard"], value_set=pa.array(sorted(self._unchanged), pa.string()))
         table_rows = sum(file.rows for file in self._files)
         affected_rows = sum(file.rows for file in self._affected)
+        index, duplicates = self._index, pa.table({})
+        if not self._repeated_ids.are_none:
+            duplicates = self._repeated_ids.to_leave_out(index)
         self.freeze(
             replace(
                 plan,
@@ -273,14 +296,16 @@ class _Refresh(Runner):
                 rows=plan.rows + sum(unit.rows for unit in rewrites),
             ),
             {
-                "reuse": self._index.tables(),
+                "reuse": index.tables(),
+                **({"duplicates": duplicates} if duplicates.num_rows else {}),
                 "replaced": pa.table({"path": pa.array(replaced, pa.string())}),
                 **self.policy.file_changes([file.path for file in self._affected]),
                 "previous_quarantine": quarantined.filter(unread),
             },
-            reuse=self._index.parts,
+            reuse=index.parts,
             rows_kept=table_rows - affected_rows,
             texts_to_encode=self._texts(),
+            duplicates=duplicates.num_rows,
         )
 
     def _texts(self) -> int:
