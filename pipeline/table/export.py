@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import ConfigError, TableConflict
+from actors.storage.own_table import is_inside
 from actors.unit.writer import parquet_bytes
 from pipeline.table.changes import Changes
 
@@ -54,6 +55,11 @@ def changes(table: str, since: int, out: str) -> Exported:
         TableConflict: there is no such version, or a vacuum took some of its files.
     """
     url, folder = storage.absolute(table), storage.absolute(out)
+    if is_inside(folder, url):
+        raise ConfigError(
+            f"--out {out!r} lies where the table {url!r} keeps its own files, and a vacuum would delete others; name a "
+            f"folder outside of it"
+        )
     if storage.exists(folder):  # a folder is no object
         raise ConfigError(f"--out {out!r} is a file; name a folder that is empty or not there")
     marker = storage.join(folder, "unfinished.json")

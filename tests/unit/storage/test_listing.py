@@ -17,6 +17,7 @@ from actors import storage
 from actors.errors import ConfigError, StorageError
 from actors.source.spec import corpus_root
 from actors.storage import disk
+from actors.storage.own_table import is_inside
 from actors.storage.patterns import Pattern
 from pipeline.job.config import parse_job
 from pipeline.plan.corpus import list_corpus
@@ -415,3 +416,46 @@ def test_on_a_store_too_a_source_that_would_read_its_own_table_is_refused():
         else:
             assert list_corpus(job).shards
     fs.rm("/own-table", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "folder", "inside"),
+    [
+        ("t", "t", True),
+        ("t/", "t", True),
+        ("t/out", "t/", True),
+        ("t/data/../out/x/", "t", True),
+        ("out/../t/x", "t", True),
+        ("link/out", "t", True),
+        ("t/out", "link", True),
+        ("away", "t", True),
+        ("out", "t", False),
+        ("t2", "t", False),
+        (".", "t", False),
+        ("t/elsewhere", "t", False),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_place_inside_a_folder_is_found(tmp_path, place, folder, inside, scheme):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "link").symlink_to("t")
+    (tmp_path / "away").symlink_to("t/not-there-yet")
+    (tmp_path / "t" / "elsewhere").symlink_to("..")
+    assert is_inside(f"{scheme}{tmp_path}/{place}", f"{tmp_path}/{folder}") == inside
+
+
+@pytest.mark.parametrize(
+    ("place", "folder", "inside"),
+    [
+        ("s3://bucket/t/out/", "s3://bucket/t", True),
+        ("s3a://bucket/t", "s3://bucket/t/", True),
+        ("gcs://bucket/t/out", "gs://bucket/t", True),
+        ("memory://t/out", "memory://t", True),
+        ("s3://bucket/t2", "s3://bucket/t", False),
+        ("s3://other/t/out", "s3://bucket/t", False),
+        ("gs://bucket/t/out", "s3://bucket/t", False),
+        ("memory://t/out", "/t", False),
+    ],
+)
+def test_a_place_inside_a_folder_of_a_store_is_found(place, folder, inside):
+    assert is_inside(place, folder) == inside
