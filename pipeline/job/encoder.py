@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from actors.encoders.settings import AdapterSettings, EncoderSettings
 from actors.errors import ConfigError
 from pipeline.job.validation import shown
-from pipeline.job.values import Section, Uri, cluster_at
+from pipeline.job.values import Section, Uri, as_text, cluster_at
 
 
 class Adapter(Section):
@@ -32,18 +32,18 @@ def _by_name(value: object) -> object:
     """Read a path that stands alone as `{path: ...}`."""
     if not (isinstance(value, dict) and all(isinstance(name, str) and name for name in value)):
         raise ValueError(f"must be adapters by name, as in {{legal: adapters/legal}}, not {shown(value)}")
-    if wrong := [name for name, adapter in value.items() if not isinstance(adapter, str | dict | BaseModel)]:
+    if wrong := [name for name, adapter in value.items() if not isinstance(adapter, str | Path | dict | BaseModel)]:
         raise ValueError(
             f"has {shown(value[wrong[0]])} for {wrong[0]!r}; it must be the path of a PEFT folder, or "
             f"{{path: ..., prompt: ..., query_prompt: ...}}"
         )
-    return {name: {"path": adapter} if isinstance(adapter, str) else adapter for name, adapter in value.items()}
+    return {name: {"path": adapter} if isinstance(adapter, str | Path) else adapter for name, adapter in value.items()}
 
 
 class Encoder(Section):
     """Model and the settings that change its vectors."""
 
-    model: Annotated[str, Field(min_length=1)] = Field(
+    model: Annotated[str, BeforeValidator(as_text), Field(min_length=1)] = Field(
         description="Id of a model on the Hugging Face Hub, or path of a folder that holds one."
     )
     revision: str | None = Field(

@@ -49,8 +49,14 @@ class Section(BaseModel):
         return value
 
 
+def as_text(value: object) -> object:
+    """Return a path object as text; any other value as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _expand(value: object) -> object:
     """Replace `${NAME}` from the environment, and refuse a URL that contains credentials."""
+    value = as_text(value)
     if not isinstance(value, str):
         return value
 

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.encoders.spec import ModelSpec, describe
+from actors.errors import ConfigError
 from actors.schema import Shard
 from actors.storage.listed import LeftOut
 from actors.text.chunk_rules import Chunking
@@ -22,6 +23,7 @@ from pipeline.execute.progress import Reporter
 from pipeline.execute.task_column import check_task_column
 from pipeline.job import fingerprint
 from pipeline.job.config import Job
+from pipeline.job.validation import shown
 from pipeline.plan.corpus import list_corpus
 from pipeline.plan.identify import identified
 from pipeline.table import delta_table
@@ -30,7 +32,13 @@ from pipeline.table.foreign import Foreign, look
 
 
 def describe_model(job: Job) -> ModelSpec:
-    """Return the checked model of a job, without loading its weights."""
+    """Return the checked model of a job, without loading its weights.
+
+    Raises:
+        ConfigError: it is no job; or see `describe`.
+    """
+    if not isinstance(job, Job):
+        raise ConfigError(f"the job is {shown(job)}; give what vectide.load_job returns, or a vectide.Job")
     job.encoder.check_adapters_readable(job.run.address)
     return describe(job.encoder.settings())
 

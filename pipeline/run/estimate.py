@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.arguments import need_above_zero
 from actors.encoders.spec import ModelSpec
 from actors.inputs import prepare_questions
 from actors.schema import COST, PARTS
@@ -113,6 +114,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     Raises:
         VectideError: a backfill would refuse the job, the source or the table.
     """
+    tokens_per_s = None if tokens_per_s is None else need_above_zero(tokens_per_s, "tokens_per_s")
     context = resolve_context(job, NullReporter(), hash_limit_bytes=HASHED_BYTES)
     model = context.model
     hash_bytes = sum(shard.size_bytes for shard in context.shards) if job.source.verify == "content" else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors import storage
+from actors.arguments import need_place, need_whole
 from actors.encoders.finite import UnfitVectors
 from actors.encoders.spec import ModelSpec, describe
 from actors.errors import ConfigError, DataError, ModelError, TableConflict
@@ -122,19 +124,20 @@ class Searcher:
 
     def __init__(
         self,
-        table: str,
+        table: str | Path,
         *,
         version: int | None = None,
-        model: str | None = None,
-        adapter: str | None = None,
+        model: str | Path | None = None,
+        adapter: str | Path | None = None,
         device: str = "auto",
-        cache_size: str | None = DEFAULT_CACHE_SIZE,
+        cache_size: str | int | None = DEFAULT_CACHE_SIZE,
         address: str | None = None,
     ) -> None:
-        self.url = storage.absolute(table)
+        self.url = storage.absolute(need_place(table, "table"))
+        version = None if version is None else need_whole(version, "version")
         self._fixed = version is not None
-        self._model = model
-        self._adapter = adapter
+        self._model = None if model is None else need_place(model, "model")
+        self._adapter = None if adapter is None else need_place(adapter, "adapter")
         self._device = device
         self._address = address
         self._cache_bytes = None if cache_size is None else parse_bytes(cache_size, option="the cache size")
@@ -205,8 +208,9 @@ class Searcher:
             DataError: the vector of a question is not finite or all zeros.
             StorageError: the store refused or failed.
         """
+        found = self.search_table(questions, k=k, where=where)
         hits: list[list[Hit]] = [[] for _ in questions]
-        for row in self.search_table(questions, k=k, where=where).to_pylist():
+        for row in found.to_pylist():
             question, score, row_id = row.pop(QUESTION), row.pop(SCORE), row.pop(ID)
             del row[RANK]
             hits[question].append(Hit(row_id, score, row))
@@ -237,9 +241,14 @@ class Searcher:
             DataError: the vector of a question is not finite or all zeros.
             StorageError: the store refused or failed.
         """
-        if k < 1:
-            raise ConfigError(f"k is {k}; it must be 1 or more")
+        k = need_whole(k, "k", least=1)
+        if isinstance(questions, str) or not hasattr(questions, "__len__"):
+            raise ConfigError(f"questions is {questions!r}; it must be a list of texts")
+        if where is not None and not isinstance(where, str):
+            raise ConfigError(f"where is {where!r}; it must be an SQL condition as a text")
         for question in questions:
+            if not isinstance(question, str):
+                raise ConfigError(f"the question {question!r} is not a text; give a list of texts")
             if not question.strip():
                 raise ConfigError(f"the question {question!r} is empty or only white space; give it some text")
         snapshot = self._snapshot  # `refresh` may replace it at any time
