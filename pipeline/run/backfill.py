@@ -290,7 +290,7 @@ class Runner:
             unique = self._unique(receipts, description.units)
             if unique is not receipts:
                 receipts, files = unique, check_files(unique.values(), self.ledger, transaction.lock)
-        outcome = self._outcome(self.ledger.run, -1).plus(receipts.values())
+        outcome = replace(self._outcome(self.ledger.run, -1), rows_kept=description.rows_kept).plus(receipts.values())
         self._check_quarantine(outcome, receipts.values(), description.rows_kept)
         removed = self.removed()
         restored = {file.path: file for file in self.restored_files()}
