@@ -335,11 +335,9 @@ class Job(Section):
         kept = self.source.kept
         if wrong := misnamed(kept, chunked=self.chunking.mode != "none", keep_text=self.table.keep_text):
             raise ValueError(f"source.{wrong}")
-        if self.source.task_column is None and (unused := self.encoder.unused_adapters()):
-            raise ValueError(
-                f"encoder.adapters names {unused[0]!r}, which no row uses; set encoder.task: {unused[0]}, or name the "
-                f"column of the rows' tasks in source.task_column"
-            )
+        # A task that no adapter has may be one of the model, or a wrong name: `describe_model` knows.
+        if self.encoder.task is None or self.encoder.is_task_of_adapter():
+            self.check_adapters_used()
         missing = [name for name in self.table.partition_by if name not in kept.values()]
         if missing:
             raise ValueError(
@@ -347,6 +345,11 @@ class Job(Section):
                 f"name some of these, or add to source.keep"
             )
         return self
+
+    def check_adapters_used(self) -> None:
+        """Raise ValueError if no row can use an adapter."""
+        if self.source.task_column is None and (unused := self.encoder.unused_adapter()):
+            raise ValueError(unused)
 
 
 def parse_job(document: object, *, origin: str = "the job file") -> Job:

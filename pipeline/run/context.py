@@ -40,7 +40,12 @@ def describe_model(job: Job) -> ModelSpec:
     if not isinstance(job, Job):
         raise ConfigError(f"the job is {shown(job)}; give what vectide.load_job returns, or a vectide.Job")
     job.encoder.check_adapters_readable(job.run.address)
-    return describe(job.encoder.settings())
+    model = describe(job.encoder.settings())
+    try:
+        job.check_adapters_used()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return model
 
 
 @dataclass(frozen=True, slots=True)

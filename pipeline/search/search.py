@@ -78,12 +78,20 @@ def query_model(
         if settings.task in each.prompts(name)
     }
     if adapter is not None and not adapters:
+        tasks = f"; its rows name their tasks, {', '.join(settings.adapters)} among them" if settings.adapters else ""
         raise ConfigError(
-            f"--adapter {adapter!r}: the task of {url!r} is {settings.task!r}, which has no added adapter"
+            f"--adapter {adapter!r}: a search of {url!r} encodes questions for the task {settings.task!r}, which has no added "
+            f"adapter{tasks}. Leave --adapter out"
         )
     if model is not None:
         settings = replace(settings, model=model, revision=None)
-    spec = describe(replace(settings, adapters=adapters))
+    try:
+        spec = describe(replace(settings, adapters=adapters))
+    except ModelError as error:
+        if "directory on this machine" not in str(error):
+            raise
+        option = "--adapter" if str(error).startswith("adapter ") else "--model"
+        raise ModelError(f"{error} If it has moved, give its new place with {option}.") from None
     lineage = spec.lineage()
     table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
     if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
