@@ -122,12 +122,45 @@ def test_an_approximate_score_is_within_its_margin(data):
     for count in (1, 50):
         queries = Queries(data.queries[:count], device="cpu")
         for block in data.blocks:
-            scores, margins = queries.approximate(block, 0, block.rows.num_rows)
+            scores, margins = queries.approximate(block, 0, block.rows.num_rows), queries.margins(block)
             exact = data.scores[:count, block.first : block.first + block.rows.num_rows]
             found = scores.float().numpy()
             np.testing.assert_array_equal(np.isfinite(found), np.isfinite(exact))
             rows = np.isfinite(exact).all(axis=0)
             assert (np.abs(found[:, rows] - exact[:, rows]) <= margins[:, None]).all()
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_exact_scores_after_each_block_give_the_same_rows(data, count, monkeypatch):
+    expected = nearest(Queries(data.queries[:count], device="cpu"), data.blocks, 10)
+    monkeypatch.setattr("pipeline.scan.top_k._MOST_BYTES", 0)
+    monkeypatch.setattr("pipeline.scan.top_k._MOST", 0)
+    assert nearest(Queries(data.queries[:count], device="cpu"), data.blocks, 10).equals(expected)
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_hash_of_more_rows_than_k_is_left_out(count):
+    """The rows of an excluded hash may be more than the hashes that are excluded."""
+    vectors = np.eye(8, dtype=np.float32)[[0] * 3000 + [1] * 20]
+    ids, hashes = [f"{row:04d}" for row in range(3020)], ["same"] * 3000 + ["other"] * 20
+    columns = [pa.array(ids), pa.array(hashes), pa.array(list(vectors), pa.list_(pa.float32()))]
+    block = Block.of(pa.RecordBatch.from_arrays(columns, [ID, HASH, EMBEDDING]), VectorColumn(EMBEDDING, "dense", 8), 0)
+    queries = Queries(np.tile(np.array([0.9, 0.1, *[0] * 6], np.float32), (count, 1)), device="cpu")
+    result = nearest(queries, [block], 5, exclude=[{"same"}] * count)
+    assert [places(result, query) for query in range(count)] == [list(range(3000, 3005))] * count
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_equal_rows_are_ordered_by_id(count):
+    rows = 30_000
+    vectors = np.ones((rows, 4), np.float32)
+    ids = [f"{(row * 7919) % rows:06d}" for row in range(rows)]
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(ids), pa.array(list(vectors), pa.list_(pa.float32()))], [ID, EMBEDDING]
+    )
+    blocks = [Block.of(batch.slice(at, 9000), VectorColumn(EMBEDDING, "dense", 4), at) for at in range(0, rows, 9000)]
+    result = nearest(Queries(vectors[:count], device="cpu"), blocks, 6)
+    assert result[ID].to_pylist() == [f"{number:06d}" for number in range(6)] * count
 
 
 def test_no_blocks_give_no_rows():
