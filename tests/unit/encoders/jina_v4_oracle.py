@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,14 @@ class Oracle:
                 else:
                     self._peft.load_adapter(at, adapter_name=name)
         base.eval()
+        self._states = cache(self._compute)  # several layouts are compared with the same states
 
-    @torch.no_grad()
     def states(self, ids: Sequence[int], adapter: str | None) -> Floats:
         """Returns the states of one text, float32 [tokens, hidden], with the model's default positions."""
+        return self._states(tuple(ids), adapter)
+
+    @torch.no_grad()
+    def _compute(self, ids: tuple[int, ...], adapter: str | None) -> Floats:
         if self._peft is None:
             return self._run(ids)
         if adapter is None:

@@ -10,7 +10,7 @@ import stat
 import fsspec
 import pytest
 from fsspec.utils import glob_translate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import storage
@@ -349,7 +349,6 @@ PARTS = st.text(alphabet="ab_.*?[]!-", min_size=1, max_size=5).filter(lambda par
 NAMES = st.lists(st.text(alphabet="ab_.-!", min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-@settings(max_examples=100)
 @given(parts=st.lists(PARTS, min_size=1, max_size=3), names=NAMES)
 def test_matches_are_those_of_fsspec_and_everything_below(parts, names):
     try:
@@ -360,7 +359,6 @@ def test_matches_are_those_of_fsspec_and_everything_below(parts, names):
     assert (Pattern("/r", tuple(parts)).kind("/".join(names)) is not None) == matches
 
 
-@settings(max_examples=100)
 @given(parts=st.lists(PARTS, min_size=1, max_size=3), names=NAMES)
 def test_a_folder_that_may_contain_a_match_is_listed(parts, names):
     try:
