@@ -26,7 +26,7 @@ from actors.source.column_names import kept_names, misnamed
 from actors.text.chunk_rules import By, Mode
 from pipeline.job.encoder import Encoder
 from pipeline.job.validation import explain
-from pipeline.job.values import Columns, Kept, Section, Size, Uri, check_labels
+from pipeline.job.values import Columns, Kept, Section, Size, Uri, check_hosts, check_labels
 
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 Auto = Literal["auto"]
@@ -42,15 +42,26 @@ def _zero_for_auto(value: object) -> object:
     return 0 if value == "auto" else value
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_false(value: object) -> bool:
+    return value is False
+
+
 class Source(Section):
     """Files to read and the columns to take from them."""
 
     uri: Uri = Field(
         description="Path or URL of the files: one file, a folder or a glob; `${NAME}` is replaced from the environment."
     )
-    format: Literal["auto", "parquet", "jsonl", "csv", "text"] = Field(
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "pages"] = Field(
         default="auto",
-        description="File format; `auto` takes the format that the file ending names, and all files have the same one.",
+        description=(
+            "File format; `auto` takes the format that the file ending names, and all files have the same one. `pages` are "
+            "PDFs, pictures and text files together."
+        ),
     )
     quote: Literal["auto", '"', "'", "none"] = Field(
         default="auto",
@@ -67,6 +78,27 @@ class Source(Section):
     text: Columns = Field(
         default=("text",),
         description="Columns to embed; several columns are joined by a blank line into one text.",
+    )
+    image: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description=(
+            "Column of pictures to embed: bytes, paths, URLs, base64 or the struct `{bytes, path}`; a row has a picture or "
+            "a text."
+        ),
+    )
+    prefer: Literal["text", "image"] | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="What is embedded of a row that has a text and a picture; by default such a row is quarantined.",
+    )
+    fetch: bool | Annotated[tuple[str, ...], BeforeValidator(check_hosts)] = Field(
+        default=False,
+        exclude_if=_is_false,
+        description=(
+            "Whether pictures are fetched from http and https URLs: `true` from public addresses, a list of hosts from "
+            "these hosts only, private ones too; by default not."
+        ),
     )
     keep: Kept = Field(
         default=(),
@@ -99,6 +131,11 @@ class Source(Section):
     def _check(self) -> Source:
         if not self.text:
             raise ValueError("text names no column; name at least one")
+        if self.image is None and (self.prefer is not None or self.fetch):
+            key = "prefer" if self.prefer is not None else "fetch"
+            raise ValueError(f"{key} is about a column of pictures; name it in image, or leave {key} out")
+        if self.image in (*self.text, self.id, self.task_column):
+            raise ValueError(f"image names {self.image!r}, which another key names too; a column has one use")
         if self.quote == "none" and self.escape == "double":
             raise ValueError(
                 "escape double writes a quote twice inside of quotes, and quote is none; use escape: backslash, none or "
@@ -108,6 +145,11 @@ class Source(Section):
             if len(set(names)) != len(names):
                 raise ValueError(f"{list(names)} names a column twice")
         return self
+
+    @property
+    def needs_text(self) -> bool:
+        """True unless the job names a column of pictures and no columns of texts: then a source may have no texts."""
+        return self.image is None or "text" in self.model_fields_set
 
     @property
     def kept(self) -> dict[str, str]:
