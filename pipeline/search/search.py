@@ -19,6 +19,7 @@ from actors import storage
 from actors.encoders.finite import UnfitVectors
 from actors.encoders.spec import ModelSpec, describe
 from actors.errors import ConfigError, DataError, ModelError, TableConflict
+from actors.inputs import PAGES, TEXTS
 from actors.quantities import parse_bytes
 from actors.schema import HASH, ID
 from actors.vectors import VectorColumn
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 _QUERIES = 4096  # questions of one pass over the table
 
+
+# A question: a text, or the bytes of a picture's file.
+Question = str | bytes
 
 # Columns of `search_table`, beside those of the table. They may clash with no stored column.
 QUESTION, RANK, SCORE = "_question", "_rank", "_score"
@@ -82,6 +86,8 @@ def query_model(
     if model is not None:
         settings = replace(settings, model=model, revision=None)
     spec = describe(replace(settings, adapters=adapters))
+    if embedding_spec.lineage.get("modality") == PAGES and spec.pictures is not None:
+        spec = replace(spec, modality=PAGES)
     lineage = spec.lineage()
     table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
     if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
@@ -192,11 +198,11 @@ class Searcher:
         self._snapshot = self._open(None, before)
         return True
 
-    def search(self, questions: Sequence[str], *, k: int = 10, where: str | None = None) -> list[list[Hit]]:
+    def search(self, questions: Sequence[Question], *, k: int = 10, where: str | None = None) -> list[list[Hit]]:
         """Return the `k` rows nearest to each question, best first.
 
         Args:
-            questions: Texts, any number.
+            questions: Texts, and pictures as the bytes of their files where the model sees; any number.
             k: Hits per question, at least 1.
             where: An SQL condition on the stored columns, such as `lang = 'de' AND tokens > 10`.
 
@@ -214,7 +220,7 @@ class Searcher:
 
     def search_table(
         self,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         *,
         k: int = 10,
         where: str | None = None,
@@ -223,7 +229,7 @@ class Searcher:
         """Return the `k` rows nearest to each question as a table.
 
         Args:
-            questions: Texts, any number.
+            questions: As for `search`.
             k: Hits per question, at least 1.
             where: An SQL condition on the stored columns.
             report: Called with the rows that are scanned and the rows to scan, of all passes together.
@@ -240,7 +246,9 @@ class Searcher:
         if k < 1:
             raise ConfigError(f"k is {k}; it must be 1 or more")
         for question in questions:
-            if not question.strip():
+            if not isinstance(question, str | bytes):
+                raise ConfigError(f"the question {question!r} is neither a text nor the bytes of a picture")
+            if isinstance(question, str) and not question.strip():
                 raise ConfigError(f"the question {question!r} is empty or only white space; give it some text")
         snapshot = self._snapshot  # `refresh` may replace it at any time
         condition = None if where is None else parse_where(where, snapshot.scan.schema)
@@ -279,7 +287,7 @@ class Searcher:
 
 
 class _QueryModel:
-    """The model for queries, loaded at first use."""
+    """The model for queries, loaded at first use; its vision tower only if a question is a picture."""
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         self.spec = spec
@@ -289,24 +297,53 @@ class _QueryModel:
 
     @property
     def encoder(self) -> Encoder:
+        return self._loaded(self._encoder.spec.modality if self._encoder is not None else TEXTS)
+
+    def _loaded(self, modality: str) -> Encoder:
         with self._lock:  # two threads that search at once load it once
-            if self._encoder is None:
+            spec = self.spec if self.spec.pictures is None else replace(self.spec, modality=modality)
+            if self._encoder is None or (modality == PAGES and self._encoder.spec.modality != PAGES):
                 from actors.encoders import load_encoder
 
-                self._encoder = load_encoder(self.spec, device=self._device)
+                self._encoder = load_encoder(spec, device=self._device)
             return self._encoder
 
-    def encode(self, questions: Sequence[str]) -> pa.Array:
+    def encode(self, questions: Sequence[Question]) -> pa.Array:
         """Return the vectors of questions, as the first output of the model.
 
         Raises:
-            DataError: the vector of a question is not finite or all zeros.
+            ConfigError: a question is a picture, and the model takes texts only.
+            DataError: a picture cannot be decoded, or the vector of a question is not finite or all zeros.
         """
+        if not any(isinstance(question, bytes) for question in questions):
+            encoder = self.encoder
+        elif self.spec.pictures is None:
+            raise ConfigError(
+                f"the question is a picture, and the table's model {self.spec.model} takes texts only; ask with a text"
+            )
+        else:
+            encoder = self._loaded(PAGES)
         try:
-            return self.encoder.encode_queries(list(questions))
+            return encoder.encode_queries([self._content(question) for question in questions])
         except UnfitVectors as error:
             number, reason = next(iter(error.reasons.items()))
-            raise DataError(f"the question {questions[number]!r} cannot be encoded: {reason}") from None
+            raise DataError(f"the question {_shown(questions[number])} cannot be encoded: {reason}") from None
+
+    def _content(self, question: Question) -> Question:
+        """Return a text as it is, and a picture as the pixels that the model sees."""
+        if isinstance(question, str) or self.spec.pictures is None:
+            return question
+        from actors.images.errors import UnfitPicture
+        from actors.images.workers import decode_pool
+
+        try:
+            return decode_pool().decode(question, self.spec.pictures).pixels
+        except UnfitPicture as error:
+            raise DataError(f"the picture of the question cannot be used: {error}") from None
+
+
+def _shown(question: Question) -> str:
+    return repr(question) if isinstance(question, str) else f"(a picture of {len(question):,} bytes)"
 
 
 @dataclass(frozen=True, slots=True)

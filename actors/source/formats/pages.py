@@ -82,7 +82,7 @@ def _read_text(piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedR
 
 def _read_pages(piece: Piece, wanted: Wanted, how: Pictures) -> Iterator[pa.Table | QuarantinedRow]:
     shard = piece.shard
-    with reading(shard, "a PDF"), _opened(shard) as pdf:
+    with reading(shard, "a PDF"), open_pdf(shard.path) as pdf:
         for page in range(piece.start, piece.stop):
 
             def row(page: int = page) -> dict[str, object]:
@@ -119,7 +119,7 @@ def _only_picture(shard: Shard, kind: str | None, how: Pictures) -> bytes:
         error = f"a picture of {shard.size_bytes} bytes; the largest that is read has {LARGEST_VALUE_BYTES}"
         raise UnfitPicture("too_large", error)
     if kind == "pdf" or (kind is None and shard.path.lower().endswith(".pdf")):
-        with _opened(shard):
+        with open_pdf(shard.path):
             raise UnfitPicture("bad_pdf", "the PDF has no pages")
     if kind is None and (content := looks.foreign(storage.read(shard.path, 0, looks.HEAD_BYTES))) is not None:
         raise UnfitPicture("bad_picture", f"the file is named as a picture and holds {content[0]}. {content[1]}")
@@ -142,18 +142,18 @@ def _pages(shard: Shard) -> int:
         if _kind(shard) != "pdf":
             return 0
         try:
-            with _opened(shard) as pdf:
+            with open_pdf(shard.path) as pdf:
                 return pdf.pages
         except UnfitPicture:
             return 0
 
 
-def _opened(shard: Shard) -> Pdf:
-    """Return the PDF, opened in a process for decoding.
+def open_pdf(path: str) -> Pdf:
+    """Return a PDF at a path or URL, opened in a process for decoding.
 
     Raises:
         UnfitPicture: It cannot be opened.
     """
-    if storage.is_local(shard.path):
-        return decode_pool().open_pdf(storage.local_path(shard.path))
-    return decode_pool().open_pdf(storage.open_read(shard.path))
+    if storage.is_local(path):
+        return decode_pool().open_pdf(storage.local_path(path))
+    return decode_pool().open_pdf(storage.open_read(path))
