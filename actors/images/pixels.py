@@ -61,6 +61,15 @@ def pack_pixels(rgb: npt.NDArray[np.uint8]) -> bytes:
     return _HEADER.pack(rgb.shape[0], rgb.shape[1]) + rgb.tobytes()
 
 
+def blank_pixels(height: int, width: int, settings: PictureSettings) -> bytes:
+    """Return the binary form of a white picture in place of one of this size, as a plan needs it.
+
+    Raises:
+        UnfitPicture: as for `resized`.
+    """
+    return pack_pixels(np.full((*resized(height, width, settings), 3), 255, np.uint8))
+
+
 def unpack_pixels(data: bytes) -> npt.NDArray[np.uint8]:
     """Return uint8 RGB [height, width, 3] of a binary form: a view that cannot be written."""
     height, width = _HEADER.unpack_from(data)

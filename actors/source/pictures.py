@@ -12,7 +12,7 @@ import binascii
 import math
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -24,12 +24,13 @@ from pyarrow import types
 
 from actors import storage
 from actors.errors import ConfigError, StorageError
+from actors.images.decode import picture_size
 from actors.images.errors import UnfitPicture
 from actors.images.fetch import fetch
 from actors.images.looks import kind_of
 from actors.images.pixels import blank_pixels
 from actors.images.settings import PictureSettings
-from actors.images.workers import decode_pool
+from actors.images.workers import DecodeJob, decode_pool
 from actors.inputs import PAGE_CONTENT
 from actors.progress_counter import count_progress
 from actors.source.blank import blank_rows
@@ -42,6 +43,9 @@ _THREADS = 8
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _HEAD = 64  # characters of base64 by which a picture is recognized
+
+# The bytes of a picture's file, None where a plan does not fetch them, or why there are none.
+Loaded = bytes | UnfitPicture | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +118,12 @@ def contents(texts: pa.StringArray, cells: pa.Array, shards: pa.StringArray, how
         elif reference and (written[row] is None or how.prefer == "image"):
             wanted.append(row)
 
-    def pixels_of(row: int) -> bytes | tuple[str, str]:
-        try:
-            return decoded(_load(references[row], paths[row], how), how)
-        except UnfitPicture as error:
-            return error.reason, error.error
-
     pixels: dict[int, bytes] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        for row, result in zip(wanted, pool.map(pixels_of, wanted), strict=True):
-            if isinstance(result, tuple):
-                invalid[row] = result
+        loaded = pool.map(lambda row: _loaded(references[row], paths[row], how), wanted)
+        for row, result in zip(wanted, decoded(loaded, how), strict=True):
+            if isinstance(result, UnfitPicture):
+                invalid[row] = (result.reason, result.error)
             else:
                 pixels[row] = result
     pictures = pa.array([pixels.get(row) for row in range(len(written))], pa.binary())
@@ -136,23 +135,32 @@ def page_content(texts: pa.StringArray, pictures: pa.BinaryArray) -> pa.StructAr
     return pa.StructArray.from_arrays([texts, pictures], fields=list(PAGE_CONTENT))
 
 
-def decoded(data: bytes | None, how: Pictures) -> bytes:
-    """Return the packed pixels of a picture; in a plan those of a white picture of its size.
+def decoded(files: Iterable[Loaded], how: Pictures) -> Iterator[bytes | UnfitPicture]:
+    """Yield the packed pixels of each picture, or why it has none; in a plan those of a white picture of its size."""
+    if how.blank:
+        yield from (_blank(file, how.settings) for file in files)
+        return
+    failed: dict[int, UnfitPicture] = {}
 
-    Args:
-        data: The file; None if a plan does not fetch it, which then counts as one of the largest size.
-        how: Settings of the source.
+    def jobs() -> Iterator[DecodeJob]:
+        for number, file in enumerate(files):
+            if isinstance(file, UnfitPicture):
+                failed[number] = file
+            yield DecodeJob(file if isinstance(file, bytes) else b"", how.settings)
 
-    Raises:
-        UnfitPicture: It cannot be decoded.
-    """
+    for number, picture in enumerate(decode_pool().run(jobs())):
+        yield failed[number] if number in failed else picture if isinstance(picture, UnfitPicture) else picture.pixels
+
+
+def _blank(file: Loaded, settings: PictureSettings) -> bytes | UnfitPicture:
     count_progress()
-    if data is None:
-        side = math.isqrt(how.settings.max_pixels)
-        return blank_pixels(side, side, how.settings)
-    if not how.blank:
-        return decode_pool().decode(data, how.settings).pixels
-    return blank_pixels(*decode_pool().size(data, how.settings), how.settings)
+    if isinstance(file, UnfitPicture):
+        return file
+    side = math.isqrt(settings.max_pixels)
+    try:
+        return blank_pixels(*((side, side) if file is None else picture_size(file, settings.exif)), settings)
+    except UnfitPicture as error:
+        return error
 
 
 def _references(cells: pa.Array) -> Iterator[bytes | str | None]:
@@ -167,6 +175,13 @@ def _references(cells: pa.Array) -> Iterator[bytes | str | None]:
         return
     for cell in cells.to_pylist():
         yield None if cell is None else cell.get("bytes") or (cell.get("path") or "").strip() or None
+
+
+def _loaded(reference: bytes | str | None, shard: str, how: Pictures) -> Loaded:
+    try:
+        return _load(reference, shard, how)
+    except UnfitPicture as error:
+        return error
 
 
 def _load(reference: bytes | str | None, shard: str, how: Pictures) -> bytes | None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from actors import storage
 from actors.errors import ConfigError, StorageError
 from actors.images.errors import UnfitPicture
-from actors.images.looks import kind_of
+from actors.images.looks import HEAD_BYTES, kind_of
 from actors.images.pixels import unpack_pixels
 from actors.images.settings import PictureSettings
-from actors.images.workers import decode_pool
+from actors.images.workers import DecodeJob, PageJob, decode_pool
 from actors.schema import PAGE, SHARD
-from actors.source.formats.pages import open_pdf
+from actors.source.formats.pages import pdf_file
 from pipeline.search.search import Hit
 
 # Large enough to read an A4 page, and not larger.
@@ -66,11 +66,17 @@ def _pixels(hit: Hit) -> bytes | None:
     path, page = hit.columns.get(SHARD), hit.columns.get(PAGE)
     if not isinstance(path, str):
         return None
+    data = b"" if isinstance(page, int) else storage.read(path)
     if isinstance(page, int):
-        with open_pdf(path) as pdf:
-            return pdf.render(page, _SETTINGS).pixels
-    data = storage.read(path)
-    return decode_pool().decode(data, _SETTINGS).pixels if kind_of(data[:4096]) == "picture" else None
+        job: DecodeJob | PageJob = PageJob(pdf_file(path), page, _SETTINGS)
+    elif kind_of(data[:HEAD_BYTES]) == "picture":
+        job = DecodeJob(data, _SETTINGS)
+    else:
+        return None
+    (result,) = decode_pool().run([job])
+    if isinstance(result, UnfitPicture):
+        raise result
+    return result.pixels
 
 
 def _png(pixels: bytes) -> bytes:

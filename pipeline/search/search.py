@@ -334,12 +334,12 @@ class _QueryModel:
         if isinstance(question, str) or self.spec.pictures is None:
             return question
         from actors.images.errors import UnfitPicture
-        from actors.images.workers import decode_pool
+        from actors.images.workers import DecodeJob, decode_pool
 
-        try:
-            return decode_pool().decode(question, self.spec.pictures).pixels
-        except UnfitPicture as error:
-            raise DataError(f"the picture of the question cannot be used: {error}") from None
+        (picture,) = decode_pool().run([DecodeJob(question, self.spec.pictures)])
+        if isinstance(picture, UnfitPicture):
+            raise DataError(f"the picture of the question cannot be used: {picture}")
+        return picture.pixels
 
 
 def _shown(question: Question) -> str:

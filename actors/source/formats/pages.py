@@ -8,7 +8,7 @@ its pages, and of a picture reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 
 import pyarrow as pa
@@ -16,12 +16,11 @@ import pyarrow as pa
 from actors import storage
 from actors.errors import InvariantBroken
 from actors.images.errors import UnfitPicture
-from actors.images.looks import kind_of
+from actors.images.looks import HEAD_BYTES, kind_of
+from actors.images.pdf import Box, drawn_size
 from actors.images.pixels import blank_pixels
-from actors.images.workers import Pdf, decode_pool
-from actors.progress_counter import count_progress
+from actors.images.workers import PageJob, PdfFile, decode_pool
 from actors.schema import PAGE, PICTURE, POSITION, Piece, QuarantinedRow, Shard
-from actors.source.formats import looks
 from actors.source.formats.base import LARGEST_VALUE_BYTES, Wanted, reading
 from actors.source.formats.documents import Documents
 from actors.source.pictures import Pictures, decoded
@@ -66,94 +65,96 @@ class Pages:
             return
         with reading(shard, "a picture or PDF"):
             kind = _kind(shard)
-            if kind is None and not _is_named_picture(shard):
+            if kind is None and not shard.path.lower().endswith(ENDINGS):
                 yield from _read_text(piece, wanted)
-                return
-            yield _row_or_quarantined(shard, 0, wanted, lambda: {PICTURE: _only_picture(shard, kind, how)})
+            else:
+                yield _row(shard, 0, wanted, _only_picture(shard, kind, how), {})
+
+
+def pdf_file(path: str) -> PdfFile:
+    """Return a PDF at a path or URL, for the processes that decode. One of a store is read whole."""
+    return PdfFile(str(storage.local_path(path)) if storage.is_local(path) else storage.read(path))
 
 
 def _read_text(piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
     for item in _TEXTS.read(piece, wanted):
         if isinstance(item, pa.Table):
-            absent = {name: pa.nulls(item.num_rows, _TYPES.get(name, pa.binary())) for name in (PAGE, PICTURE)}
-            item = pa.table({**{name: item[name] for name in item.column_names}, **absent})
+            item = item.append_column(PICTURE, pa.nulls(item.num_rows, pa.binary()))
         yield item
 
 
 def _read_pages(piece: Piece, wanted: Wanted, how: Pictures) -> Iterator[pa.Table | QuarantinedRow]:
-    shard = piece.shard
-    with reading(shard, "a PDF"), open_pdf(shard.path) as pdf:
-        for page in range(piece.start, piece.stop):
+    shard, pages = piece.shard, range(piece.start, piece.stop)
+    with reading(shard, "a PDF"):
+        if how.blank:
+            boxes = _boxes(shard)
+            for page in pages:
+                yield _row(shard, page, wanted, _blank_page(page, boxes[page - 1], how), {PAGE: page})
+            return
+        pdf = pdf_file(shard.path)
+        jobs = (PageJob(pdf, page, how.settings, text=how.page_text) for page in pages)
+        for page, result in zip(pages, decode_pool().run(jobs), strict=True):
+            if isinstance(result, UnfitPicture):
+                yield _row(shard, page, wanted, result, {})
+            else:
+                yield _row(shard, page, wanted, result.pixels, {PAGE: page, "text": result.text or None})
 
-            def row(page: int = page) -> dict[str, object]:
-                if how.blank:
-                    return {PAGE: page, PICTURE: blank_pixels(*pdf.size(page, how.settings), how.settings)}
-                picture = pdf.render(page, how.settings).pixels
-                return {PAGE: page, PICTURE: picture, "text": pdf.text(page) or None if how.page_text else None}
 
-            yield _row_or_quarantined(shard, page, wanted, row)
-
-
-def _row_or_quarantined(
-    shard: Shard, position: int, wanted: Wanted, row: Callable[[], dict[str, object]]
+def _row(
+    shard: Shard, position: int, wanted: Wanted, pixels: bytes | UnfitPicture, values: dict[str, object]
 ) -> pa.Table | QuarantinedRow:
     """Return a row as a table, or quarantined if its picture is unfit."""
-    count_progress()
-    try:
-        values = {"path": shard.path, "name": shard.path.rsplit("/", 1)[-1], **row()}
-    except UnfitPicture as error:
-        return QuarantinedRow(shard.path, position, None, error.reason, error.error)
+    if isinstance(pixels, UnfitPicture):
+        return QuarantinedRow(shard.path, position, None, pixels.reason, pixels.error)
+    values = {"path": shard.path, "name": shard.path.rsplit("/", 1)[-1], **values}
     names = wanted.present(shard, tuple(_TYPES))
     columns = {name: pa.array([values.get(name)], _TYPES[name]) for name in names}
-    picture = pa.array([values[PICTURE]], pa.binary())
-    return pa.table({**columns, POSITION: pa.array([position], pa.int64()), PICTURE: picture})
+    return pa.table({**columns, POSITION: pa.array([position], pa.int64()), PICTURE: pa.array([pixels], pa.binary())})
 
 
-def _only_picture(shard: Shard, kind: str | None, how: Pictures) -> bytes:
-    """Return the packed pixels of a picture file.
+def _blank_page(page: int, box: Box | None, how: Pictures) -> bytes | UnfitPicture:
+    if box is None:
+        return UnfitPicture("bad_page", f"page {page} is damaged or missing")
+    try:
+        return blank_pixels(*drawn_size(box, how.settings), how.settings)
+    except UnfitPicture as error:
+        return error
 
-    Raises:
-        UnfitPicture: It is no picture, or a PDF that cannot be opened.
-    """
+
+def _only_picture(shard: Shard, kind: str | None, how: Pictures) -> bytes | UnfitPicture:
+    """Return the packed pixels of a picture file, or why it has none, as a PDF that cannot be opened."""
+    try:
+        if kind == "pdf" or (kind is None and shard.path.lower().endswith(".pdf")):
+            _boxes(shard)
+            return UnfitPicture("bad_pdf", "the PDF has no pages")
+    except UnfitPicture as error:
+        return error
     if shard.size_bytes > LARGEST_VALUE_BYTES:
-        error = f"a picture of {shard.size_bytes} bytes; the largest that is read has {LARGEST_VALUE_BYTES}"
-        raise UnfitPicture("too_large", error)
-    if kind == "pdf" or (kind is None and shard.path.lower().endswith(".pdf")):
-        with open_pdf(shard.path):
-            raise UnfitPicture("bad_pdf", "the PDF has no pages")
-    if kind is None and (content := looks.foreign(storage.read(shard.path, 0, looks.HEAD_BYTES))) is not None:
-        raise UnfitPicture("bad_picture", f"the file is named as a picture and holds {content[0]}. {content[1]}")
-    return decoded(storage.read(shard.path), how)
-
-
-def _is_named_picture(shard: Shard) -> bool:
-    return shard.path.lower().endswith(ENDINGS)
+        error_text = f"a picture of {shard.size_bytes} bytes; the largest that is read has {LARGEST_VALUE_BYTES}"
+        return UnfitPicture("too_large", error_text)
+    return next(decoded([storage.read(shard.path)], how))
 
 
 def _kind(shard: Shard) -> str | None:
     """Return "pdf", "picture" or None, by the first bytes."""
-    return kind_of(storage.read(shard.path, 0, looks.HEAD_BYTES)) if shard.size_bytes else None
+    return kind_of(storage.read(shard.path, 0, HEAD_BYTES)) if shard.size_bytes else None
 
 
 @lru_cache(maxsize=1 << 16)
 def _pages(shard: Shard) -> int:
     """Return the number of pages of a PDF; 0 for any other file, and for a PDF that cannot be opened."""
     with reading(shard, "a PDF"):
-        if _kind(shard) != "pdf":
-            return 0
         try:
-            with open_pdf(shard.path) as pdf:
-                return pdf.pages
+            return len(_boxes(shard)) if _kind(shard) == "pdf" else 0
         except UnfitPicture:
             return 0
 
 
-def open_pdf(path: str) -> Pdf:
-    """Return a PDF at a path or URL, opened in a process for decoding.
+@lru_cache(maxsize=64)
+def _boxes(shard: Shard) -> tuple[Box | None, ...]:
+    """Return the size of each page of a PDF.
 
     Raises:
         UnfitPicture: It cannot be opened.
     """
-    if storage.is_local(path):
-        return decode_pool().open_pdf(storage.local_path(path))
-    return decode_pool().open_pdf(storage.open_read(path))
+    return tuple(decode_pool().boxes(pdf_file(shard.path)))
