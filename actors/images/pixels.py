@@ -12,6 +12,7 @@ from actors.images.errors import UnfitPicture
 from actors.images.settings import PictureSettings
 
 _HEADER = struct.Struct("<II")  # height, width
+HEADER_BYTES = _HEADER.size
 _MAX_ASPECT = 200
 _FACTOR = 28
 

@@ -32,6 +32,13 @@ def blank_texts(texts: pa.StringArray) -> dict[int, tuple[str, str]]:
     return dict.fromkeys(blank_rows(texts).tolist(), ("empty_text", error))
 
 
+def blank_pages(pages: pa.StructArray) -> dict[int, tuple[str, str]]:
+    """Return reason and error of each page that is a blank text, by index; its field `text` is null for a picture."""
+    texts = pages.field("text")
+    rows = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
+    return {int(rows[place]): found for place, found in blank_texts(texts.drop_null()).items()}
+
+
 def blank_rows(texts: pa.StringArray) -> npt.NDArray[np.int64]:
     """Return the indices of the blank texts.
 
