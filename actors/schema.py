@@ -29,6 +29,7 @@ INPUT_IDS = "_input_ids"
 PREFIX = "_prefix"
 SUFFIX = "_suffix"
 TASK = "_task"
+PICTURE = "_picture"
 
 RESERVED = frozenset({ID, EMBEDDING, EMBEDDING_MULTI, TOKENS, CHUNK, START, END})
 

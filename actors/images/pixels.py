@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("<II")  # height, width
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without the import of Pillow
+HEADER_BYTES = _HEADER.size
 _MAX_ASPECT = 200
 _FACTOR = 28
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Exif = Literal["rotate", "ignore"]
+Alpha = Literal["white", "drop"]
+
 
 @dataclass(frozen=True, slots=True)
 class PictureSettings:
@@ -21,5 +24,5 @@ class PictureSettings:
     min_pixels: int
     max_pixels: int
     factor: int = 28
-    exif: Literal["rotate", "ignore"] = "rotate"
-    alpha: Literal["white", "drop"] = "white"
+    exif: Exif = "rotate"
+    alpha: Alpha = "white"

@@ -129,13 +129,14 @@ def model_for(job: Job, shards: Iterable[Shard], model: ModelSpec) -> ModelSpec:
         )
     if image is None and not is_pages:
         return model
-    if model.pictures is None:
-        found = f"source.image names {image!r}" if image is not None else f"source.uri {job.source.uri!r} has pictures or PDFs"
+    try:
+        return model.seeing()
+    except ConfigError as error:
+        found = f"source.image names {image!r}" if image else f"source.uri {job.source.uri!r} has pictures or PDFs"
         raise ConfigError(
-            f"{found}, and the model {model.model} takes texts only. Set encoder.model to one that sees, such as "
-            f"jinaai/jina-embeddings-v4, or {'leave image out' if image is not None else 'narrow source.uri'}"
-        )
-    return replace(model, modality="page")
+            f"{found}, and {error} Set encoder.model to a model that sees, such as jinaai/jina-embeddings-v4, or "
+            f"{'leave image out' if image else 'narrow source.uri'}"
+        ) from None
 
 
 def pictures_of(job: Job, settings: PictureSettings | None) -> Pictures:

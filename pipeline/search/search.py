@@ -12,6 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,10 +20,9 @@ from actors import storage
 from actors.encoders.finite import UnfitVectors
 from actors.encoders.spec import ModelSpec, describe
 from actors.errors import ConfigError, DataError, ModelError, TableConflict
-from actors.inputs import PAGES, TEXTS
 from actors.quantities import parse_bytes
 from actors.schema import HASH, ID
-from actors.vectors import VectorColumn
+from actors.vectors import VectorColumn, dense
 from pipeline.job import fingerprint
 from pipeline.job.encoder import Encoder as EncoderSection
 from pipeline.scan import DEFAULT_CACHE_SIZE
@@ -86,9 +86,8 @@ def query_model(
     if model is not None:
         settings = replace(settings, model=model, revision=None)
     spec = describe(replace(settings, adapters=adapters))
-    if embedding_spec.lineage.get("modality") == PAGES and spec.pictures is not None:
-        spec = replace(spec, modality=PAGES)
-    lineage = spec.lineage()
+    # The settings of pictures are compared only where the table has some.
+    lineage = (spec.seeing() if embedding_spec.lineage.get("modality") == "page" else spec).lineage()
     table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
     if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
         different = [
@@ -287,7 +286,7 @@ class Searcher:
 
 
 class _QueryModel:
-    """The model for queries, loaded at first use; its vision tower only if a question is a picture."""
+    """The model for queries, loaded at first use; its vision tower at the first picture."""
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         self.spec = spec
@@ -297,15 +296,11 @@ class _QueryModel:
 
     @property
     def encoder(self) -> Encoder:
-        return self._loaded(self._encoder.spec.modality if self._encoder is not None else TEXTS)
-
-    def _loaded(self, modality: str) -> Encoder:
         with self._lock:  # two threads that search at once load it once
-            spec = self.spec if self.spec.pictures is None else replace(self.spec, modality=modality)
-            if self._encoder is None or (modality == PAGES and self._encoder.spec.modality != PAGES):
+            if self._encoder is None:
                 from actors.encoders import load_encoder
 
-                self._encoder = load_encoder(spec, device=self._device)
+                self._encoder = load_encoder(self.spec, device=self._device)
             return self._encoder
 
     def encode(self, questions: Sequence[Question]) -> pa.Array:
@@ -315,35 +310,26 @@ class _QueryModel:
             ConfigError: a question is a picture, and the model takes texts only.
             DataError: a picture cannot be decoded, or the vector of a question is not finite or all zeros.
         """
-        if not any(isinstance(question, bytes) for question in questions):
-            encoder = self.encoder
-        elif self.spec.pictures is None:
-            raise ConfigError(
-                f"the question is a picture, and the table's model {self.spec.model} takes texts only; ask with a text"
-            )
-        else:
-            encoder = self._loaded(PAGES)
+        numbers = sorted(range(len(questions)), key=lambda number: isinstance(questions[number], bytes))  # texts first
+        texts = [question for question in questions if isinstance(question, str)]
+        pictures = [question for question in questions if isinstance(question, bytes)]
+        kind = self.spec.outputs[0].type
+        parts = [pa.array([], kind)]
         try:
-            return encoder.encode_queries([self._content(question) for question in questions])
+            if texts:
+                parts.append(self.encoder.encode_queries(texts).cast(kind))
+            if pictures:
+                parts.append(dense(self._encode_pictures(pictures)).cast(kind))
         except UnfitVectors as error:
             number, reason = next(iter(error.reasons.items()))
-            raise DataError(f"the question {_shown(questions[number])} cannot be encoded: {reason}") from None
+            shown = repr(texts[number]) if len(parts) == 1 and texts else f"of {len(pictures[number]):,} bytes"
+            raise DataError(f"the question {shown} cannot be encoded: {reason}") from None
+        return pa.concat_arrays(parts).take(pa.array(np.argsort(numbers)))
 
-    def _content(self, question: Question) -> Question:
-        """Return a text as it is, and a picture as the pixels that the model sees."""
-        if isinstance(question, str) or self.spec.pictures is None:
-            return question
-        from actors.images.errors import UnfitPicture
-        from actors.images.workers import DecodeJob, decode_pool
-
-        (picture,) = decode_pool().run([DecodeJob(question, self.spec.pictures)])
-        if isinstance(picture, UnfitPicture):
-            raise DataError(f"the picture of the question cannot be used: {picture}")
-        return picture.pixels
-
-
-def _shown(question: Question) -> str:
-    return repr(question) if isinstance(question, str) else f"(a picture of {len(question):,} bytes)"
+    def _encode_pictures(self, pictures: list[bytes]) -> npt.NDArray[np.float32]:
+        encoder = self.encoder
+        with self._lock:  # of two threads, only one loads the vision tower
+            return encoder.encode_images(pictures)
 
 
 @dataclass(frozen=True, slots=True)

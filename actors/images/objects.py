@@ -1,0 +1,48 @@
+"""Pictures that a caller has in memory or in files, as a notebook has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from actors.errors import DataError
+from actors.images.errors import UnfitPicture
+from actors.images.pixels import pack_pixels, resize
+from actors.images.settings import PictureSettings
+from actors.inputs import PAGE_CONTENT
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+# The bytes or the path of a file, an image of Pillow, or uint8 RGB [height, width, 3].
+Image: TypeAlias = Union[bytes, str, Path, "PIL.Image.Image", npt.NDArray[np.uint8]]
+
+
+def content_of(images: Sequence[Image], settings: PictureSettings) -> pa.ChunkedArray:
+    """Returns images as `actors.inputs.PAGE_CONTENT`, resized for a model.
+
+    Raises:
+        DataError: One cannot be used; names it by its number.
+    """
+    chunks = []
+    for number, image in enumerate(images):
+        try:
+            pixels = _pixels_of(image, settings)
+        except (UnfitPicture, OSError) as error:
+            raise DataError(f"image {number} cannot be encoded: {error}.") from error
+        # Each is a chunk, because one array takes 2 GiB at most.
+        chunks.append(pa.array([{"picture": pixels}], PAGE_CONTENT))
+    return pa.chunked_array(chunks, PAGE_CONTENT)
+
+
+def _pixels_of(image: Image, settings: PictureSettings) -> bytes:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UnfitPicture("bad_picture", f"an array of {image.dtype} {list(image.shape)} is not uint8 RGB")
+        return pack_pixels(resize(image, settings))
+    raise NotImplementedError
