@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 import pyarrow as pa
 
 from actors.errors import DataError
+from actors.images.decode import decode_picture
 from actors.images.errors import UnfitPicture
-from actors.images.pixels import pack_pixels, resize
+from actors.images.pixels import fit
 from actors.images.settings import PictureSettings
 from actors.inputs import PAGE_CONTENT
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 # The bytes or the path of a file, an image of Pillow, or uint8 RGB [height, width, 3].
 Image: TypeAlias = Union[bytes, str, Path, "PIL.Image.Image", npt.NDArray[np.uint8]]
@@ -41,8 +40,12 @@ def content_of(images: Sequence[Image], settings: PictureSettings) -> pa.Chunked
 
 
 def _pixels_of(image: Image, settings: PictureSettings) -> bytes:
+    if isinstance(image, bytes):
+        return decode_picture(image, settings).pixels
+    if isinstance(image, str | Path):
+        return decode_picture(Path(image).read_bytes(), settings).pixels
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UnfitPicture("bad_picture", f"an array of {image.dtype} {list(image.shape)} is not uint8 RGB")
-        return pack_pixels(resize(image, settings))
+        return fit(PIL.Image.fromarray(image), settings)
     raise NotImplementedError

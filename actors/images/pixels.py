@@ -20,6 +20,7 @@ _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without the import of Pillow
 HEADER_BYTES = _HEADER.size
 _MAX_ASPECT = 200
 _FACTOR = 28
+PATCHES_PER_TOKEN = 4  # of 14 x 14 pixels
 
 
 def resized(height: int, width: int, settings: PictureSettings) -> tuple[int, int]:

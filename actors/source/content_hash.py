@@ -21,7 +21,9 @@ def _salt(task: str | None) -> bytes:
 
 
 def content_hashes(
-    content: pa.StringArray | pa.BinaryArray | pa.StructArray, tasks: pa.StringArray | None = None, modality: bytes = b""
+    content: pa.StringArray | pa.BinaryArray | pa.StructArray,
+    tasks: pa.StringArray | None = None,
+    modality: bytes = b"",
 ) -> pa.StringArray:
     """Return the hash of each content, in hex.
 

@@ -26,7 +26,8 @@ from actors.source.columns import Invalid, cast_column, id_strings
 from actors.source.content_hash import content_hashes
 from actors.source.formats import FORMATS, Format, Wanted
 from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS
-from actors.source.pictures import Pictures, contents, page_content
+from actors.source.picture_cells import contents
+from actors.source.pictures import Pictures, page_content
 from actors.source.spec import SourceSpec, check_source, corpus_root
 
 __all__ = ["ReadResult", "SourceSpec", "check_source", "corpus_root", "read_sample", "read_unit"]
@@ -179,7 +180,7 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
     """Convert a batch to `SourceSpec.schema()`; quarantined rows are appended to `bad`."""
     rows = _Rows(table, bad)
     modality, kept = MODALITIES[source.modality], dict(source.keep)
-    types = {**dict.fromkeys(source.text, modality.type), **kept}
+    types = {**dict.fromkeys(source.text, modality.type if source.pictures is None else pa.string()), **kept}
     invalid: Invalid = {}
     for name in dict.fromkeys([*source.text, *kept, *([source.task] if source.task else [])]):
         with _naming_column(name, rows):

@@ -24,7 +24,8 @@ from actors.source.formats import Wanted, common_format
 from actors.source.formats.base import REPEATED
 from actors.source.formats.jsonl import refuse_without_text
 from actors.source.formats.types import fits, is_id, is_text, merged, refusal, stored_type
-from actors.source.pictures import Pictures, is_picture
+from actors.source.picture_cells import is_picture
+from actors.source.pictures import Pictures
 from actors.storage.patterns import literal_depth
 
 _THREADS = 16
@@ -70,7 +71,10 @@ class SourceSpec:
         """Return the columns to read from files, each once."""
         folders = dict(self.folders)
         image = None if self.pictures is None else self.pictures.column
-        types = {**dict.fromkeys([*self.text, *filter(None, (self.id, self.task, image))], pa.string()), **dict(self.keep)}
+        types = {
+            **dict.fromkeys([*self.text, *filter(None, (self.id, self.task, image))], pa.string()),
+            **dict(self.keep),
+        }
         return Wanted(
             {name: kind for name, kind in types.items() if name not in folders},
             tuple(name for name in self.text if name not in folders),
@@ -163,7 +167,9 @@ def check_source(
         listed = zip(shards, pool.map(source_format.columns, shards), strict=True)
         columns_by_shard = {shard: columns for shard, columns in listed if columns}
     folders = (
-        _folder_columns(folders_of, columns_by_shard, keep=list(names), needed=(*text, id, task, image)) if folders_of else ()
+        _folder_columns(folders_of, columns_by_shard, keep=list(names), needed=(*text, id, task, image))
+        if folders_of
+        else ()
     )
     types = dict(folders)
     for shard in columns_by_shard if folders_of else ():

@@ -134,7 +134,7 @@ class Source(Section):
         if self.image is None and (self.prefer is not None or self.fetch):
             key = "prefer" if self.prefer is not None else "fetch"
             raise ValueError(f"{key} is about a column of pictures; name it in image, or leave {key} out")
-        if self.image in (*self.text, self.id, self.task_column):
+        if self.image is not None and self.image in (*self.text, self.id, self.task_column):
             raise ValueError(f"image names {self.image!r}, which another key names too; a column has one use")
         if self.quote == "none" and self.escape == "double":
             raise ValueError(

@@ -12,7 +12,7 @@ type in the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -178,9 +178,7 @@ class _Refresh(Runner):
 
     def _survey(self, shards: tuple[Shard, ...], known: Mapping[str, pa.DataType] | None = None) -> Survey:
         model, corpus = self.context.model, self.context.shards
-        return survey(
-            self.context.job, shards, known, modality=model.modality, settings=model.pictures, corpus=corpus
-        )
+        return survey(self.context.job, shards, known, modality=model.modality, settings=model.pictures, corpus=corpus)
 
     @cached_property
     def _kept(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 import pyarrow as pa
 
@@ -48,7 +49,7 @@ class Pages:
             return [Piece(shard, 0, 1, 1)]
         parts = -(-pages // rows)
         bounds = [1 + pages * part // parts for part in range(parts + 1)]
-        return [Piece(shard, start, stop, stop - start) for start, stop in zip(bounds, bounds[1:], strict=False)]
+        return [Piece(shard, start, stop, stop - start) for start, stop in pairwise(bounds)]
 
     def head(self, shard: Shard, rows: int) -> Piece:
         """Return the first pages of a PDF, or the file."""
@@ -78,9 +79,8 @@ def pdf_file(path: str) -> PdfFile:
 
 def _read_text(piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
     for item in _TEXTS.read(piece, wanted):
-        if isinstance(item, pa.Table):
-            item = item.append_column(PICTURE, pa.nulls(item.num_rows, pa.binary()))
-        yield item
+        is_table = isinstance(item, pa.Table)
+        yield item.append_column(PICTURE, pa.nulls(item.num_rows, pa.binary())) if is_table else item
 
 
 def _read_pages(piece: Piece, wanted: Wanted, how: Pictures) -> Iterator[pa.Table | QuarantinedRow]:

@@ -12,7 +12,8 @@ import torch
 from actors.encoders import describe, load_encoder
 from actors.encoders.families.jina_v4_layout import adapter_of
 from actors.images.pixels import pack_pixels
-from actors.inputs import PAGE, load_preparer
+from actors.inputs import PAGE_CONTENT as PAGE
+from actors.inputs import load_preparer
 from actors.schema import INPUT_IDS, TASK
 from tests.checkpoints import SENTENCES, write_jina_v4
 from tests.checkpoints.jina_v4 import TASKS
