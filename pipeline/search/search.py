@@ -327,6 +327,10 @@ class _QueryModel:
         return pa.concat_arrays(parts).take(pa.array(np.argsort(numbers)))
 
     def _encode_pictures(self, pictures: list[bytes]) -> npt.NDArray[np.float32]:
+        if self.spec.pictures is None:
+            raise ConfigError(
+                f"the question is a picture, and the table's model {self.spec.model} takes texts only; ask with a text"
+            )
         encoder = self.encoder
         with self._lock:  # of two threads, only one loads the vision tower
             return encoder.encode_images(pictures)
