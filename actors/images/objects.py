@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from actors.errors import DataError
 from actors.images.errors import UnfitPicture
-from actors.images.pixels import pack_pixels, resize
+from actors.images.decode import decode_picture, plain_image
+from actors.images.pixels import fit
 from actors.images.settings import PictureSettings
 from actors.inputs import PAGE
 
@@ -41,8 +42,16 @@ def content_of(images: Sequence[Image], settings: PictureSettings) -> pa.Chunked
 
 
 def _pixels_of(image: Image, settings: PictureSettings) -> bytes:
+    from PIL import Image as Pillow
+
+    if isinstance(image, str | Path):
+        image = Path(image).read_bytes()
+    if isinstance(image, bytes):
+        return decode_picture(image, settings).pixels
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UnfitPicture("bad_picture", f"an array of {image.dtype} {list(image.shape)} is not uint8 RGB")
-        return pack_pixels(resize(image, settings))
-    raise NotImplementedError
+        return fit(Pillow.fromarray(image), settings)
+    # Converting colours by a profile changes the image, which belongs to the caller.
+    own = image.copy() if "icc_profile" in image.info else image
+    return fit(plain_image(own, settings, []), settings)

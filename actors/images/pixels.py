@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,12 @@ import numpy.typing as npt
 from actors.images.errors import UnfitPicture
 from actors.images.settings import PictureSettings
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _HEADER = struct.Struct("<II")  # height, width
 HEADER_BYTES = _HEADER.size
+_BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without the import of Pillow
 _MAX_ASPECT = 200
 _FACTOR = 28
 
@@ -39,14 +44,17 @@ def resized(height: int, width: int, settings: PictureSettings) -> tuple[int, in
     return rows * factor, columns * factor
 
 
-def resize(rgb: npt.NDArray[np.uint8], settings: PictureSettings) -> npt.NDArray[np.uint8]:
-    """Return uint8 RGB [height, width, 3], resized by Pillow's bicubic filter to the size of `resized`."""
-    from PIL import Image
+def fit(image: Image.Image, settings: PictureSettings) -> bytes:
+    """Return the binary form of an RGB, RGBX or grey (L) image, resized by Pillow's bicubic filter to `resized`.
 
-    height, width = resized(rgb.shape[0], rgb.shape[1], settings)
-    if rgb.shape[:2] == (height, width):
-        return rgb
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
+    Raises:
+        UnfitPicture: it cannot have this form because of its sides.
+    """
+    height, width = resized(image.height, image.width, settings)
+    if image.size != (width, height):
+        image = image.resize((width, height), _BICUBIC)
+    rgb = image.convert("RGB")  # after resizing: fewer pixels, and grey stays grey
+    return _HEADER.pack(height, width) + rgb.tobytes()
 
 
 def pack_pixels(rgb: npt.NDArray[np.uint8]) -> bytes:
