@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.errors import DataError
-from actors.images.errors import UnfitPicture
+from actors.errors import ConfigError, DataError
 from actors.images.decode import decode_picture, plain_image
+from actors.images.errors import UnfitPicture
 from actors.images.pixels import fit
 from actors.images.settings import PictureSettings
+from actors.images.workers import need_libraries
 from actors.inputs import PAGE
 
 if TYPE_CHECKING:
@@ -28,8 +29,12 @@ def content_of(images: Sequence[Image], settings: PictureSettings) -> pa.Chunked
     """Returns images as `actors.inputs.PAGE`, resized for a model.
 
     Raises:
+        ConfigError: They are not a list, or Pillow is not installed.
         DataError: One cannot be used; names it by its number.
     """
+    if not isinstance(images, list | tuple):
+        raise ConfigError("encode_images takes a list of pictures; put a single one into a list.")
+    need_libraries()
     chunks = []
     for number, image in enumerate(images):
         try:
