@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ from actors.errors import ConfigError, DataError, ModelError
 from actors.images.settings import PictureSettings
 from tests.checkpoints import SENTENCES, write_bert, write_jina_v4
 from tests.checkpoints.jina_v4 import edit
-from tests.unit.encoders.families.test_jina_v4_pictures import MIXED, PIXELS, prepare
+from tests.unit.encoders.families.test_jina_v4_pictures import MIXED, PIXELS, prepare, tower_of
 from tests.unit.encoders.test_gpu_waits import META, counting
 
-PASSAGE = {"task": "retrieval.passage", "dtype": "float32"}
+PASSAGE: dict[str, Any] = {"task": "retrieval.passage", "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_a_damaged_weight_of_the_tower_is_refused_when_it_is_loaded(other):
 
 def test_files_bytes_images_and_arrays_are_encoded_alike(folder, tmp_path):
     encoder = load_encoder(str(folder), **PASSAGE)
-    assert encoder.family.tower is None
+    assert tower_of(encoder) is None
     Image.fromarray(PIXELS[5]).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     vectors = encoder.encode_images(
@@ -270,7 +271,7 @@ def test_the_host_does_not_wait_for_the_device_at_pictures(folder, monkeypatch):
     monkeypatch.setattr(attention, "_has_varlen", lambda query: query.shape[2] % 8 == 0)
     spec = describe(str(folder), **PASSAGE).seeing()
     encoder = Encoder(spec, compute=Compute(META, torch.bfloat16), budget=BudgetController([60]))
-    assert encoder.family.tower.dtype == torch.bfloat16
+    assert tower_of(encoder).dtype == torch.bfloat16
     rows = prepare(encoder, MIXED)
     with counting(encoder):
         encoder.encode_rows(rows)  # for the tables that grow
