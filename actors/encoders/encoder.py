@@ -160,7 +160,7 @@ class Encoder:
             float32 [n, dim], each of unit length, in the order of `images`.
 
         Raises:
-            ConfigError: The model takes texts only, or has no such task.
+            ConfigError: The model takes texts only, has no such task, or Pillow is not installed.
             DataError: A picture cannot be decoded, or does not fit the device's memory even alone.
             UnfitVectors: As for `encode`.
         """

@@ -63,6 +63,9 @@ class _Child:
             return _answer_of(self._opened(request, body).render(request["page"], settings, text=request["text"]))
         except UnfitPicture as error:
             return {"reason": error.reason, "error": error.error}, b""
+        except Exception as error:  # noqa: BLE001  (such as MemoryError; this process can go on)
+            reason = {"boxes": "bad_pdf", "page": "bad_page"}.get(request["do"], "bad_picture")
+            return {"reason": reason, "error": f"{type(error).__name__}: {error}"}, b""
 
     def _opened(self, request: dict[str, Any], body: bytes) -> PdfDocument:
         """The PDF of a request, opened once for all requests in a row."""

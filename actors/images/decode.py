@@ -59,11 +59,16 @@ def decode_picture(data: bytes, settings: PictureSettings) -> Picture:
     notes: list[str] = []
     with _opened(data) as image:
         resized(image.height, image.width, settings)  # refuses its shape before a pixel is decoded
-        image.load()
-        profile = image.info.get("icc_profile")
-        plain = image if settings.exif == "ignore" else _upright(image)
-        plain = _in_srgb(_opaque(_eight_bits(plain, image), settings), profile, notes)
+        plain = plain_image(image, settings, notes)
         return Picture(fit(plain, settings), _frames(image), tuple(notes))
+
+
+def plain_image(image: Image.Image, settings: PictureSettings, notes: list[str]) -> Image.Image:
+    """Return an image of Pillow upright, without transparency, in sRGB, as L or RGB of eight bits; may change the image."""
+    image.load()
+    profile = image.info.get("icc_profile")
+    plain = image if settings.exif == "ignore" else _upright(image)
+    return _in_srgb(_opaque(_eight_bits(plain, image), settings), profile, notes)
 
 
 def picture_size(source: bytes | str | BinaryIO, exif: str = "rotate") -> tuple[int, int]:

@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
+import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from actors.images.decode import Picture
 from actors.images.errors import UnfitPicture
+from actors.images.looks import HEAD_BYTES, kind_of, look_of
+from actors.images.page_tree import Content, page_tree
 from actors.images.pixels import fit, resized
 from actors.images.settings import PictureSettings
 
 Box = tuple[float, float]  # height and width in points, as a viewer shows the page
-PdfSource = str | bytes | BinaryIO  # a local path, the content, or an open file
+PdfSource = str | bytes  # a local path, or the content
 
 _MAX_SCALE = 200 / 72  # 200 dpi
 _OVERSIZE = 2.0  # a page is rendered with at most twice the height and width that the model gets
 _NO_PASSWORD = (4, 5)  # PDFium: a password is needed, or an unknown kind of encryption
+_MAX_MISSING = 100  # pages that a file says it has, and that are not there
+_MAX_GROWTH_BYTES = 64 << 20  # PDFium keeps what it has read, such as scans, until the file is closed
 _SOFT_HYPHEN = "\ufffe"  # PDFium gives it for a hyphen at the end of a line
 
 
@@ -38,23 +45,29 @@ class PdfDocument:
     """
 
     def __init__(self, source: PdfSource) -> None:
-        import pypdfium2
-
         logging.getLogger("pypdfium2").setLevel(logging.CRITICAL)  # it warns of forms that it does not know
-        if source == b"":
-            raise UnfitPicture("bad_pdf", "the file is empty")
-        try:
-            self._pdf = pypdfium2.PdfDocument(source)
-        except pypdfium2.PdfiumError as error:
-            if error.err_code in _NO_PASSWORD:
-                raise UnfitPicture("encrypted", "the PDF is encrypted and needs a password") from None
-            raise UnfitPicture("bad_pdf", f"not a whole PDF, or one without pages: {error}") from None
-        try:
-            self._pdf.init_forms()  # before the first page is loaded; without it the values of forms are not drawn
-            self.pages = len(self._pdf)
-        except BaseException:
-            self.close()
-            raise
+        self._source = source
+        with _content_of(source) as content:
+            head = content[:HEAD_BYTES]
+        if kind_of(head) != "pdf":
+            raise UnfitPicture("bad_pdf", f"not a PDF but {look_of(head)}")
+        self._open()
+
+    def _open(self) -> None:
+        self._pdf = _opened(self._source)
+        self._resident_bytes = _resident_bytes()
+
+    @cached_property
+    def pages(self) -> int:
+        """Number of pages, some of which may be missing. Reads the whole file once."""
+        with _content_of(self._source) as content:
+            tree = page_tree(content)
+            if tree and tree.pages > len(self._pdf):  # PDFium believes the file, and would lose the others
+                self.close()
+                self._source = tree.without_counts(content)
+                self._open()
+        found = len(self._pdf)
+        return min(max(found, tree.pages), tree.pages + _MAX_MISSING) if tree else found
 
     def __enter__(self) -> Self:
         return self
@@ -116,12 +129,50 @@ class PdfDocument:
     def _loaded(self, page: int) -> Iterator[Any]:
         import pypdfium2
 
+        if _resident_bytes() > self._resident_bytes + _MAX_GROWTH_BYTES:
+            self.close()
+            self._open()
+        if page > len(self._pdf):
+            _ = self.pages  # counts them, which may open the file anew
         try:
             loaded = self._pdf[page - 1]
         except pypdfium2.PdfiumError:
-            raise UnfitPicture("bad_page", f"page {page} of {self.pages} is damaged or missing") from None
+            raise UnfitPicture("bad_page", f"page {page} is damaged or missing") from None
         with closing(loaded):
             yield loaded
+
+
+def _opened(source: PdfSource) -> Any:
+    """The PDF as pypdfium2 opens it, ready to draw forms."""
+    import pypdfium2
+
+    try:
+        pdf = pypdfium2.PdfDocument(source)
+    except pypdfium2.PdfiumError as error:
+        if error.err_code in _NO_PASSWORD:
+            raise UnfitPicture("encrypted", "the PDF is encrypted and needs a password") from None
+        raise UnfitPicture("bad_pdf", "the PDF is damaged, or has no pages") from None
+    with suppress(pypdfium2.PdfiumError):
+        pdf.init_forms()  # before the first page is loaded; without it the values of forms are not drawn
+    return pdf
+
+
+def _resident_bytes() -> int:
+    """Memory of this process."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
+@contextmanager
+def _content_of(source: PdfSource) -> Iterator[Content]:
+    """The bytes of a file, which are not all read into memory."""
+    if isinstance(source, bytes):
+        yield source
+    elif os.path.getsize(source) == 0:
+        yield b""
+    else:
+        with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
 
 
 def page_count(source: PdfSource) -> int:

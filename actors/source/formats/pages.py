@@ -79,8 +79,10 @@ def pdf_file(path: str) -> PdfFile:
 
 def _read_text(piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
     for item in _TEXTS.read(piece, wanted):
-        is_table = isinstance(item, pa.Table)
-        yield item.append_column(PICTURE, pa.nulls(item.num_rows, pa.binary())) if is_table else item
+        if isinstance(item, QuarantinedRow):
+            yield item
+        else:
+            yield item.append_column(PICTURE, pa.nulls(item.num_rows, pa.binary()))
 
 
 def _read_pages(piece: Piece, wanted: Wanted, how: Pictures) -> Iterator[pa.Table | QuarantinedRow]:
