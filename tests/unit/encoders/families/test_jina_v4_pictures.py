@@ -21,8 +21,7 @@ from actors.encoders.pictured import Picture, axial_positions, place_pictures
 from actors.encoders.preprocessor import MEAN, STD
 from actors.errors import DataError
 from actors.images.pixels import pack_pixels
-from actors.inputs import PAGE_CONTENT
-from actors.inputs import load_preparer
+from actors.inputs import PAGE_CONTENT, load_preparer
 from actors.schema import INPUT_IDS, TASK
 from tests.checkpoints import SENTENCES, write_jina_v4
 from tests.checkpoints.jina_v4 import ADAPTERS, TASKS
