@@ -21,7 +21,8 @@ THETA = 10_000.0
 _PREFIXES = ("visual.", "model.visual.")
 _WINDOW_PIXELS = 112
 _WHOLE = (7, 15, 23, 31)
-# Settings of other towers of this kind; transformers has the same defaults.
+# transformers does not write values that are its defaults.
+_DEFAULTS = {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
 _KNOWN = {
     "hidden_act": "silu",
     "in_channels": CHANNELS,
@@ -71,12 +72,13 @@ def tower_sizes(config: Config, out: int) -> TowerSizes:
     Raises:
         ModelError: `vision_config` is not there, or describes a tower that is not supported.
     """
-    vision = config.get("vision_config")
-    if not isinstance(vision, Mapping):
+    found = config.get("vision_config")
+    if not isinstance(found, Mapping):
         raise ModelError(
-            f"config.json has vision_config {vision!r} where the settings of a vision tower are needed. Fetch the "
+            f"config.json has vision_config {found!r} where the settings of a vision tower are needed. Fetch the "
             "checkpoint again."
         )
+    vision = {**_DEFAULTS, **found}
     for key, known in _KNOWN.items():
         if vision.get(key, known) != known:
             raise ModelError(

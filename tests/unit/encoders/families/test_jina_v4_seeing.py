@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from actors.batching.budget import BudgetController
 from actors.encoders import describe, load_encoder
 from actors.encoders.compute import attention
 from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
+from actors.encoders.families.jina_v4_vision_layout import tower_sizes
 from actors.encoders.preprocessor import FILE
 from actors.errors import ConfigError, DataError, ModelError
 from actors.images.settings import PictureSettings
@@ -171,6 +173,24 @@ def test_another_tower_is_refused(folder, tmp_path, settings):
     copy = edit(folder, tmp_path / "copy", vision_config=vision | settings)
     with pytest.raises(ModelError):
         describe(str(copy), **PASSAGE)
+
+
+def test_settings_that_transformers_leaves_out_have_its_defaults(folder, tmp_path):
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    shorter = {
+        key: vision[key] for key in ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size")
+    }
+    copy = edit(folder, tmp_path / "copy", vision_config={**shorter, "fullatt_block_indexes": [1]})
+    expected = load_encoder(str(folder), **PASSAGE).encode_images(PIXELS)
+    np.testing.assert_array_equal(load_encoder(str(copy), **PASSAGE).encode_images(PIXELS), expected)
+    published = Qwen2_5_VLVisionConfig()
+    sizes = tower_sizes({"vision_config": {}}, published.out_hidden_size)
+    assert (sizes.blocks, sizes.hidden, sizes.inner) == (
+        published.depth,
+        published.hidden_size,
+        published.intermediate_size,
+    )
+    assert (sizes.heads, sizes.whole) == (published.num_heads, set(published.fullatt_block_indexes))
 
 
 def test_a_tower_without_settings_is_refused(folder, tmp_path):
