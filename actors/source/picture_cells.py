@@ -60,7 +60,7 @@ def contents(texts: pa.StringArray, cells: pa.Array, shards: pa.StringArray, how
 
     Args:
         texts: Text of each row; null if it has none.
-        cells: The column of pictures, of any type that `is_picture` takes.
+        cells: The column of pictures, as `plain_cells` returns it.
         shards: Path of each row's file: relative paths in a cell are below its folder.
         how: Settings of the source.
 
@@ -98,13 +98,17 @@ def contents(texts: pa.StringArray, cells: pa.Array, shards: pa.StringArray, how
     return page_content(pa.array(written, pa.string()), pictures), invalid
 
 
-def _references(cells: pa.Array) -> Iterator[bytes | str | None]:
-    """Yield the bytes of each cell, or the text that refers to them, or None (or empty) for a cell without a picture."""
+def plain_cells(cells: pa.Array) -> pa.Array:
+    """Return a column of pictures without extension types, dictionaries and views, of which Arrow filters only some."""
     if isinstance(cells, pa.ExtensionArray):
         cells = cells.storage
     if types.is_dictionary(cells.type):
         cells = cells.dictionary_decode()
-    cells = without_views(cells)
+    return without_views(cells)
+
+
+def _references(cells: pa.Array) -> Iterator[bytes | str | None]:
+    """Yield the bytes of each cell, or the text that refers to them, or None (or empty) for a cell without a picture."""
     if not types.is_struct(cells.type):
         yield from (cell if isinstance(cell, bytes | None) else cell.strip() for cell in cells.to_pylist())
         return

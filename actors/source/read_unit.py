@@ -26,7 +26,7 @@ from actors.source.columns import Invalid, cast_column, id_strings
 from actors.source.content_hash import content_hashes
 from actors.source.formats import FORMATS, Format, Wanted
 from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS
-from actors.source.picture_cells import contents
+from actors.source.picture_cells import contents, plain_cells
 from actors.source.pictures import Pictures, page_content
 from actors.source.spec import SourceSpec, check_source, corpus_root
 
@@ -86,8 +86,8 @@ def _items(pieces: Iterable[Piece], source: SourceSpec) -> Iterator[tuple[Shard,
     wanted = source.wanted()
     pieces = tuple(pieces)
     # Pictures and pages are decoded by other processes, and so several at once.
-    waits = source.pictures is not None or not storage.is_local(pieces[0].shard.path)
-    if not source_format.whole_file or len(pieces) < 2 or not waits:
+    is_slow = source.pictures is not None or (pieces and not storage.is_local(pieces[0].shard.path))
+    if not source_format.whole_file or len(pieces) < 2 or not is_slow:
         for piece in pieces:
             yield from ((piece.shard, item) for item in source_format.read(piece, wanted))
         return
@@ -186,6 +186,8 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
         with _naming_column(name, rows):
             rows.columns[name], failed = cast_column(rows.columns[name], types.get(name, pa.string()))
         invalid = {**failed, **invalid}
+    if source.pictures is not None and (image := source.pictures.column) is not None:
+        rows.columns[image] = plain_cells(rows.columns[image])
     if source.id is None:
         rows.columns[_IDS] = _position_ids(rows.columns[SHARD], rows.columns[POSITION], source.root)
     else:

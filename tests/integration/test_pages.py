@@ -178,13 +178,13 @@ def cells() -> dict[str, tuple[str | None, Any]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["binary", "large_binary", "struct", "path", "base64", "jsonl", "dictionary"])
+@pytest.mark.parametrize("kind", ["large_binary", "binary_view", "struct", "path", "base64", "jsonl", "dictionary"])
 def test_a_column_of_pictures_is_taken_in_each_of_its_forms(tmp_path, seeing_model, kind):
     folder, table = tmp_path / "in", tmp_path / "table"
     folder.mkdir()
     names, texts = list(cells()), [text for text, _ in cells().values()]
     pictures: list[Any] = [cell for _, cell in cells().values()]
-    arrow: pa.DataType = pa.large_binary() if kind == "large_binary" else pa.binary()
+    arrow: pa.DataType = {"large_binary": pa.large_binary(), "binary_view": pa.binary_view()}.get(kind, pa.binary())
     if kind == "struct":
         arrow = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         pictures = [None if cell is None else {"bytes": cell, "path": "elsewhere.png"} for cell in pictures]
