@@ -44,6 +44,9 @@ class EncoderSettings:
         prompt: Text put before each text instead of the published one.
         allow_untrained_dim: Shorten vectors of a model that was not trained for it.
         adapters: LoRA adapters to add to the model, by name. Each name becomes a task.
+        max_pixels: Larger pictures are reduced to at most this area; None uses the repository's limit.
+        exif: "rotate" obeys the orientation in a picture's EXIF data; "ignore" does not, like the publisher's code.
+        alpha: "white" draws transparent pictures on white; "drop" drops the alpha channel, like the publisher's code.
     """
 
     model: str
@@ -55,6 +58,9 @@ class EncoderSettings:
     prompt: str | None = None
     allow_untrained_dim: bool = False
     adapters: Mapping[str, AdapterSettings] = field(default_factory=dict)
+    max_pixels: int | None = None
+    exif: str = "rotate"
+    alpha: str = "white"
 
     @classmethod
     def of(cls, model: str | Path | EncoderSettings, **others: Any) -> EncoderSettings:

@@ -74,6 +74,21 @@ class Encoder(Section):
         default=False,
         description="Whether `dim` may be one that the model was not trained for, at a loss of accuracy; by default not.",
     )
+    max_pixels: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Pixels above which a picture or page is made smaller; by default the model's own limit.",
+    )
+    exif: Literal["rotate", "ignore"] = Field(
+        default="rotate",
+        exclude_if=lambda value: value == "rotate",
+        description="Whether a picture is turned as its EXIF data says: `rotate` or `ignore`.",
+    )
+    alpha: Literal["white", "drop"] = Field(
+        default="white",
+        exclude_if=lambda value: value == "white",
+        description="What becomes of transparency: `white` draws a picture on white, `drop` ignores it.",
+    )
     adapters: Annotated[dict[str, Adapter], BeforeValidator(_by_name)] = Field(
         default={},
         exclude_if=lambda adapters: not adapters,  # a job without them is written as before there were any

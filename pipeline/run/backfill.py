@@ -103,7 +103,8 @@ class Runner:
     @cached_property
     def surveyed(self) -> Survey:
         """The source, checked, with the types of its columns."""
-        return survey(self.context.job, self.context.shards, modality=self.context.model.modality)
+        model = self.context.model
+        return survey(self.context.job, self.context.shards, modality=model.modality, settings=model.pictures)
 
     def plan(self, executor: Executor) -> None:
         """Cut the corpus into units, index the vectors of unpublished files, and freeze both."""

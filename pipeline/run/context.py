@@ -24,7 +24,7 @@ from pipeline.execute.task_column import check_task_column
 from pipeline.job import fingerprint
 from pipeline.job.config import Job
 from pipeline.job.validation import shown
-from pipeline.plan.corpus import list_corpus
+from pipeline.plan.corpus import list_corpus, model_for
 from pipeline.plan.identify import identified
 from pipeline.table import delta_table
 from pipeline.table.features import check_features
@@ -112,6 +112,7 @@ def resolve_context(job: Job, reporter: Reporter, *, hash_limit_bytes: float = m
     reporter.step("listing the corpus")
     listing = list_corpus(job)
     shards = identified(job, listing.shards, reporter.step, limit_bytes=hash_limit_bytes)
+    model = model_for(job, shards, model)
     chunking = fingerprint.chunking_of(model, job)
     lineage = fingerprint.lineage(model, chunking, job)
     embedding_spec = delta_table.EmbeddingSpec(

@@ -12,7 +12,7 @@ type in the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -35,7 +35,7 @@ from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.job.config import Job
 from pipeline.ledger.duplicates import brings_ids
 from pipeline.ledger.ledger import Ledger, units_to_table
-from pipeline.plan.corpus import Survey, survey
+from pipeline.plan.corpus import Survey, kept_columns, source_format, survey
 from pipeline.plan.units import Plan
 from pipeline.reuse.file_shards import TableFile, scan_files, scan_paths
 from pipeline.reuse.repeated_ids import RepeatedIds
@@ -53,6 +53,7 @@ from pipeline.table.version_records import table_to_files
 
 _TEXT_TOKENS = 256  # estimated tokens of a text before it is read
 _HASH_ROWS = 50_000
+_HASH_PICTURES = 8
 _HASH_THREADS = 8
 _REWRITE_ROWS = 1_000
 
@@ -169,15 +170,22 @@ class _Refresh(Runner):
             return same, None
         if same:
             schema = delta_table.schema_of(self._version)
-            known = {name: schema.field(stored).type for name, stored in self.context.job.source.kept.items()}
+            known = {name: schema.field(stored).type for name, stored in self._kept.items()}
             # The survey of all shards below reports an error: an old shard may be the one that does not fit.
             with suppress(ConfigError):
-                surveyed = survey(
-                    self.context.job, to_read, known, modality=self.context.model.modality, corpus=self.context.shards
-                )
+                surveyed = self._survey(to_read, known)
                 if all(fits(kind, known[name]) for name, kind in surveyed.source.keep):
                     return same, surveyed
-        return frozenset(), survey(self.context.job, self.context.shards, modality=self.context.model.modality)
+        return frozenset(), self._survey(self.context.shards)
+
+    def _survey(self, shards: tuple[Shard, ...], known: Mapping[str, pa.DataType] | None = None) -> Survey:
+        model, corpus = self.context.model, self.context.shards
+        return survey(self.context.job, shards, known, modality=model.modality, settings=model.pictures, corpus=corpus)
+
+    @cached_property
+    def _kept(self) -> dict[str, str]:
+        """Name in the table of each kept column."""
+        return kept_columns(self.context.job, source_format(self.context.job, self.context.shards))
 
     @property
     def _unchanged(self) -> frozenset[str]:
@@ -212,20 +220,21 @@ class _Refresh(Runner):
         unchanged, surveyed = self._unchanged_and_survey
         today = dict(surveyed.source.keep) if surveyed and not unchanged else {}
         types = {
-            name: today[name] if name in today else schema.field(stored).type for name, stored in source.kept.items()
+            name: today[name] if name in today else schema.field(stored).type for name, stored in self._kept.items()
         }
         folders = tuple((name, types.get(name, kind)) for name, kind in surveyed.source.folders) if surveyed else ()
         spec = SourceSpec(
             format=surveyed.source.format if surveyed else "parquet",
             root=corpus_root(source.uri, self.context.shards),
-            text=source.text,
+            text=surveyed.source.text if surveyed else source.text,
             id=source.id,
             keep=tuple(types.items()),
             task=source.task_column,
             unique_ids=source.unique_ids,
             folders=folders,
             modality=self.context.model.modality,
-            renamed=tuple(source.kept.items()),
+            renamed=tuple(self._kept.items()),
+            pictures=surveyed.source.pictures if surveyed else None,
         )
         shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else ((), ())
         return Survey(shards, spec, spec.kept_schema(), dialects)
@@ -235,8 +244,10 @@ class _Refresh(Runner):
         source, repeated_ids = self.surveyed.source, self._repeated_ids
         kept = look_up(self.policy.kept, unique_ids=source.unique_ids) if self.policy.kept.num_rows else None
 
+        rows = _HASH_ROWS if source.pictures is None else _HASH_PICTURES
+
         def pieces(shard: Shard) -> list[Piece]:
-            return open_format(source.format, shard.path).pieces(shard, _HASH_ROWS)
+            return open_format(source.format, shard.path).pieces(shard, rows)
 
         def hashes(piece: Piece) -> Rows:
             read = read_unit(Unit(0, (piece,)), source)

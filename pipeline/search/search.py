@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,7 +24,7 @@ from actors.encoders.spec import ModelSpec, describe
 from actors.errors import ConfigError, DataError, ModelError, TableConflict
 from actors.quantities import parse_bytes
 from actors.schema import HASH, ID
-from actors.vectors import VectorColumn
+from actors.vectors import VectorColumn, dense
 from pipeline.job import fingerprint
 from pipeline.job.encoder import Encoder as EncoderSection
 from pipeline.scan import DEFAULT_CACHE_SIZE
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 _QUERIES = 4096  # questions of one pass over the table
 
+
+# A question: a text, or the bytes of a picture's file.
+Question = str | bytes
 
 # Columns of `search_table`, beside those of the table. They may clash with no stored column.
 QUESTION, RANK, SCORE = "_question", "_rank", "_score"
@@ -92,7 +96,8 @@ def query_model(
             raise
         option = "--adapter" if str(error).startswith("adapter ") else "--model"
         raise ModelError(f"{error} If it has moved, give its new place with {option}.") from None
-    lineage = spec.lineage()
+    # The settings of pictures are compared only where the table has some.
+    lineage = (spec.seeing() if embedding_spec.lineage.get("modality") == "page" else spec).lineage()
     table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
     if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
         different = [
@@ -203,11 +208,11 @@ class Searcher:
         self._snapshot = self._open(None, before)
         return True
 
-    def search(self, questions: Sequence[str], *, k: int = 10, where: str | None = None) -> list[list[Hit]]:
+    def search(self, questions: Sequence[Question], *, k: int = 10, where: str | None = None) -> list[list[Hit]]:
         """Return the `k` rows nearest to each question, best first.
 
         Args:
-            questions: Texts, any number.
+            questions: Texts, and pictures as the bytes of their files where the model sees; any number.
             k: Hits per question, at least 1.
             where: An SQL condition on the stored columns, such as `lang = 'de' AND tokens > 10`.
 
@@ -226,7 +231,7 @@ class Searcher:
 
     def search_table(
         self,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         *,
         k: int = 10,
         where: str | None = None,
@@ -235,7 +240,7 @@ class Searcher:
         """Return the `k` rows nearest to each question as a table.
 
         Args:
-            questions: Texts, any number.
+            questions: As for `search`.
             k: Hits per question, at least 1.
             where: An SQL condition on the stored columns.
             report: Called with the rows that are scanned and the rows to scan, of all passes together.
@@ -250,14 +255,14 @@ class Searcher:
             StorageError: the store refused or failed.
         """
         k = need_whole(k, "k", least=1)
-        if isinstance(questions, str) or not hasattr(questions, "__len__"):
+        if isinstance(questions, str | bytes) or not hasattr(questions, "__len__"):
             raise ConfigError(f"questions is {questions!r}; it must be a list of texts")
         if where is not None and not isinstance(where, str):
             raise ConfigError(f"where is {where!r}; it must be an SQL condition as a text")
         for question in questions:
-            if not isinstance(question, str):
-                raise ConfigError(f"the question {question!r} is not a text; give a list of texts")
-            if not question.strip():
+            if not isinstance(question, str | bytes):
+                raise ConfigError(f"the question {question!r} is neither a text nor the bytes of a picture")
+            if isinstance(question, str) and not question.strip():
                 raise ConfigError(f"the question {question!r} is empty or only white space; give it some text")
         snapshot = self._snapshot  # `refresh` may replace it at any time
         condition = None if where is None else parse_where(where, snapshot.scan.schema)
@@ -296,7 +301,7 @@ class Searcher:
 
 
 class _QueryModel:
-    """The model for queries, loaded at first use."""
+    """The model for queries, loaded at first use; its vision tower at the first picture."""
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         self.spec = spec
@@ -313,17 +318,37 @@ class _QueryModel:
                 self._encoder = load_encoder(self.spec, device=self._device)
             return self._encoder
 
-    def encode(self, questions: Sequence[str]) -> pa.Array:
+    def encode(self, questions: Sequence[Question]) -> pa.Array:
         """Return the vectors of questions, as the first output of the model.
 
         Raises:
-            DataError: the vector of a question is not finite or all zeros.
+            ConfigError: a question is a picture, and the model takes texts only.
+            DataError: a picture cannot be decoded, or the vector of a question is not finite or all zeros.
         """
+        numbers = sorted(range(len(questions)), key=lambda number: isinstance(questions[number], bytes))  # texts first
+        texts = [question for question in questions if isinstance(question, str)]
+        pictures = [question for question in questions if isinstance(question, bytes)]
+        kind = self.spec.outputs[0].type
+        parts = [pa.array([], kind)]
         try:
-            return self.encoder.encode_queries(list(questions))
+            if texts:
+                parts.append(self.encoder.encode_queries(texts).cast(kind))
+            if pictures:
+                parts.append(dense(self._encode_pictures(pictures)).cast(kind))
         except UnfitVectors as error:
             number, reason = next(iter(error.reasons.items()))
-            raise DataError(f"the question {questions[number]!r} cannot be encoded: {reason}") from None
+            shown = repr(texts[number]) if len(parts) == 1 and texts else f"of {len(pictures[number]):,} bytes"
+            raise DataError(f"the question {shown} cannot be encoded: {reason}") from None
+        return pa.concat_arrays(parts).take(pa.array(np.argsort(numbers)))
+
+    def _encode_pictures(self, pictures: list[bytes]) -> npt.NDArray[np.float32]:
+        if self.spec.pictures is None:
+            raise ConfigError(
+                f"the question is a picture, and the table's model {self.spec.model} takes texts only; ask with a text"
+            )
+        encoder = self.encoder
+        with self._lock:  # of two threads, only one loads the vision tower
+            return encoder.encode_images(pictures)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ COMMANDS = {
         "--version",
         "--model",
         "--adapter",
+        "--image",
+        "--pages-out",
         "--questions",
         "--out",
         "--address",

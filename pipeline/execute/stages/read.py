@@ -115,13 +115,18 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     if PARTS not in prepared.rows.column_names:
         batch.table = batch.table.append_column(TOKENS, cost)
     if keeps_text:
-        _keep_text(batch, contents, content)
+        _keep_text(batch, _texts(contents), _texts(content))
     batch.counts = {
         "documents": documents,
         "tokens": pc.sum(cost, min_count=0).as_py(),
         "truncated": prepared.truncated,
     }
     batch.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
+
+
+def _texts(content: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the texts to keep: those that are embedded, and the text of a page where its picture is."""
+    return pc.struct_field(content, 0) if pa.types.is_struct(content.type) else content
 
 
 def _keep_text(batch: UnitBatch, texts: pa.ChunkedArray, to_encode: pa.ChunkedArray) -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from actors.batching.budget import BudgetController
 from actors.encoders import describe, load_encoder
-from actors.encoders.chunked import sums_by_slices, sums_on_gpu
 from actors.encoders.encoder import Encoder
 from actors.encoders.packed import PackedBatch
+from actors.encoders.pooling import sums_by_slices, sums_on_gpu
 from actors.encoders.windows import cut_windows
 from actors.errors import ConfigError
 from actors.text.chunk_rules import Chunking
