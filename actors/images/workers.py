@@ -42,6 +42,7 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
 _NUMBERS = count()
+_pool_children: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -268,11 +269,20 @@ def need_libraries() -> None:
 
 
 @lru_cache(maxsize=1)
-def decode_pool(children: int | None = None) -> DecodePool:
+def decode_pool() -> DecodePool:
     """Return the pool of this process, made on first use and ended with it."""
-    pool = DecodePool(children)
+    pool = DecodePool(_pool_children)
     atexit.register(pool.close)
     return pool
+
+
+def limit_children(children: int) -> None:
+    """Let the pool of this process have so many children; call it before the pool is made.
+
+    A worker of a cluster has one core, while other workers use the others.
+    """
+    global _pool_children  # noqa: PLW0603  (one pool a process has one size)
+    _pool_children = children
 
 
 os.register_at_fork(after_in_child=decode_pool.cache_clear)  # threads and children stay with the parent

@@ -141,13 +141,13 @@ def test_missing_libraries_are_named_with_the_way_to_install_them(monkeypatch):
 def test_a_process_has_one_pool_that_threads_share():
     with ThreadPoolExecutor(2) as threads:
         job = DecodeJob(picture(b"\x00\x00\xff"), SETTINGS)
-        pools = list(threads.map(lambda _: decode_pool(1), range(2)))
+        pools = list(threads.map(lambda _: decode_pool(), range(2)))
         found = list(threads.map(lambda pool: list(pool.run([job] * 3)), pools))
-    assert decode_pool(1) is pools[0]
+    assert decode_pool() is pools[0]
     assert found[0] == found[1] == [decode_picture(job.data, SETTINGS)] * 3
     child = os.fork()
     if child == 0:  # a forked process has none of its threads
-        os._exit(0 if decode_pool(1) is not pools[0] else 1)
+        os._exit(0 if decode_pool() is not pools[0] else 1)
     assert os.waitpid(child, 0)[1] == 0
     pools[0].close()
     decode_pool.cache_clear()
