@@ -233,6 +233,14 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, seeing_model):
         estimate(job_of(folder, table, seeing_model, source={"uri": str(folder), "image": "image"}))
     with pytest.raises(ConfigError, match="prefer is about a column of pictures"):
         job_of(folder, table, seeing_model, source={"uri": str(folder), "prefer": "text"})
+    (folder / "page=7").mkdir()
+    write_pdf(folder / "page=7" / "a.pdf", [1, 2])
+    with pytest.raises(ConfigError, match="has 'page' as a column and as a folder, and the job needs that column"):
+        estimate(job_of(folder, table, seeing_model, source={"uri": str(folder), "hive": True}))
+    with pytest.raises(ConfigError, match="fetch: must be true, false or a list of hosts, as in .*, not 5"):
+        job_of(folder, table, seeing_model, source={"uri": str(folder), "image": "image", "fetch": 5})
+    with pytest.raises(ConfigError, match="--pages-out 's3://a/b' is not on this machine"):
+        write_pages([], "s3://a/b")
     column = tmp_path / "column"
     column.mkdir()
     pq.write_table(pa.table({"id": ["a"], "image": [7]}), column / "0.parquet")
