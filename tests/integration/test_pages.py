@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 from PIL import Image, ImageDraw
 
 from actors.encoders import load_encoder
-from actors.errors import ConfigError
+from actors.errors import ConfigError, DataError
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.estimate import estimate
@@ -258,3 +258,12 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, seeing_model):
     backfill(job_of(texts, table, bert, encoder={"model": str(bert), "dtype": "float32"}))
     with pytest.raises(ConfigError, match="the question is a picture, and the table's model .* takes texts only"):
         Searcher(str(table)).search([png(1)])
+
+
+def test_a_caller_s_object_that_is_no_picture_is_named(seeing_model):
+    encoder = load_encoder(str(seeing_model), task=TASK, dtype="float32")
+    closed = Image.open(io.BytesIO(png(1)))
+    closed.close()
+    for image, error in ((5, "int is neither bytes, a path"), (None, "NoneType is neither"), (closed, "closed image")):
+        with pytest.raises(DataError, match=f"image 1 cannot be encoded: .*{error}"):
+            encoder.encode_images([png(1), image])
