@@ -207,7 +207,7 @@ def _read(path: str, shard: str) -> bytes:
             raise UnfitPicture("too_large", f"{url!r} has {size_bytes} bytes, over the limit of {LARGEST_VALUE_BYTES}")
         return storage.read(url)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UnfitPicture("bad_picture", f"the file {_shown(url)} was not found") from None
+        raise UnfitPicture("fetch_failed", f"the file {_shown(url)} was not found") from None
     except AccessDenied as error:
         raise UnfitPicture("fetch_failed", str(error)) from None
     except (OSError, ValueError, ConfigError) as error:

@@ -21,6 +21,7 @@ from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.estimate import estimate
 from pipeline.run.refresh import refresh
+from pipeline.run.retry import refresh_again
 from pipeline.search.pages import write_pages
 from pipeline.search.search import Searcher
 from pipeline.table.diff import diff
@@ -267,3 +268,15 @@ def test_a_caller_s_object_that_is_no_picture_is_named(seeing_model):
     for image, error in ((5, "int is neither bytes, a path"), (None, "NoneType is neither"), (closed, "closed image")):
         with pytest.raises(DataError, match=f"image 1 cannot be encoded: .*{error}"):
             encoder.encode_images([png(1), image])
+
+
+def test_a_picture_that_was_missing_is_embedded_by_a_retry(tmp_path, seeing_model):
+    folder, table = tmp_path / "in", tmp_path / "table"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(1))
+    (folder / "0.csv").write_text("id,image\na,a.png\nb,b.png\n")
+    job = job_of(folder, table, seeing_model, source={"uri": f"{folder}/*.csv", "id": "id", "image": "image"})
+    assert backfill(job).quarantined == 1
+    (folder / "b.png").write_bytes(png(2))
+    outcome = refresh_again(job)
+    assert (outcome.rows, outcome.encoded, outcome.quarantined) == (2, 1, 0)

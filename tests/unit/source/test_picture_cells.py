@@ -40,7 +40,7 @@ def test_a_cell_names_only_files_and_stores(shard, url):
 
 
 def test_a_device_is_not_read_as_a_picture(shard):
-    assert read("/dev/zero", shard)[1] == ("bad_picture", "the file '/dev/zero' was not found")
+    assert read("/dev/zero", shard)[1] == ("fetch_failed", "the file '/dev/zero' was not found")
 
 
 def test_an_object_without_bytes_and_path_is_no_picture(shard):
