@@ -150,7 +150,7 @@ def test_a_process_has_one_pool_that_threads_share():
         os._exit(0 if decode_pool() is not pools[0] else 1)
     assert os.waitpid(child, 0)[1] == 0
     pools[0].close()
-    decode_pool.cache_clear()
+    workers.forget_pool()
 
 
 def test_children_end_with_a_parent_that_is_killed():
