@@ -110,10 +110,10 @@ class PdfDocument:
         with self._loaded(page) as loaded:
             box = (loaded.get_height(), loaded.get_width())
             resized(*drawn_size(box, settings), settings)  # refuses its shape before memory is allocated
-            bitmap = loaded.render(scale=_scale(box, settings), rev_byteorder=True, prefer_bgrx=True)
+            bitmap = loaded.render(scale=_scale(box, settings), prefer_bgrx=True)
             with closing(bitmap):
                 size = (bitmap.width, bitmap.height)
-                image = Image.frombuffer("RGBX", size, bitmap.buffer, "raw", "RGBX", bitmap.stride, 1)
+                image = Image.frombuffer("RGB", size, bitmap.buffer, "raw", "BGRX", bitmap.stride, 1)
                 return Picture(fit(image, settings), text=_text_of(loaded) if text else None)
 
     def text(self, page: int) -> str:

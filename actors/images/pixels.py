@@ -45,7 +45,7 @@ def resized(height: int, width: int, settings: PictureSettings) -> tuple[int, in
 
 
 def fit(image: Image.Image, settings: PictureSettings) -> bytes:
-    """Return the binary form of an RGB, RGBX or grey (L) image, resized by Pillow's bicubic filter to `resized`.
+    """Return the binary form of an RGB or grey (L) image, resized by Pillow's bicubic filter to `resized`.
 
     Raises:
         UnfitPicture: it cannot have this form because of its sides.

@@ -34,7 +34,12 @@ from actors.progress_counter import count_progress
 TIMEOUT_S = 120.0  # for one picture or page
 
 _START_S = 120.0
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    # Keep the memory of a page for the next page: to get it from the kernel again costs a fifth of the time.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 _NUMBERS = count()
 
 
@@ -201,7 +206,7 @@ class _Child:
                 [sys.executable, "-P", "-m", "actors.images.child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
             )
             if _exchange(self._process, None, _START_S)[0] is None:
                 raise ClusterError(f"A process that decodes pictures did not start: {self._end()}")
