@@ -65,12 +65,12 @@ class Modality:
     preparer: str
 
 
-# A page is a text or a picture (`actors.images.pixels`): one of the two fields is null.
-PAGE = pa.struct([("text", pa.string()), ("picture", pa.binary())])
+# A picture (`actors.images.pixels`) if there is one, else a text. The text beside a picture is kept and not embedded.
+PAGE_CONTENT = pa.struct([("text", pa.string()), ("picture", pa.binary())])
 # Texts have no salt, because they had none when they were the only modality.
 MODALITIES = {
     "text": Modality(pa.string(), b"", blank_texts, "actors.text.preparers:preparer_of"),
-    "page": Modality(PAGE, b"picture", blank_pages, "actors.images.preparers:preparer_of"),
+    "page": Modality(PAGE_CONTENT, b"picture", blank_pages, "actors.images.preparers:preparer_of"),
 }
 
 
@@ -85,5 +85,5 @@ def prepare_questions(model: ModelSpec, questions: Sequence[str]) -> pa.Table:
     """Return the inputs of questions, which are texts in every modality."""
     kind = MODALITIES[model.modality].type
     texts = pa.array(questions, pa.string())
-    content = pa.array([{"text": text} for text in questions], PAGE) if kind == PAGE else texts.cast(kind)
+    content = pa.array([{"text": text} for text in questions], kind) if kind == PAGE_CONTENT else texts.cast(kind)
     return load_preparer(model).prepare(pa.chunked_array([content])).rows

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from actors.arguments import need_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +63,15 @@ class EncoderSettings:
     alpha: str = "white"
 
     @classmethod
-    def of(cls, model: str | EncoderSettings, **others: Any) -> EncoderSettings:
+    def of(cls, model: str | Path | EncoderSettings, **others: Any) -> EncoderSettings:
         """Returns settings as they are, or those of a model's name and of the other attributes.
 
         Raises:
+            ConfigError: The model is neither.
             TypeError: There is no such attribute, or settings were given twice.
         """
-        if isinstance(model, str):
-            return cls(model, **others)
+        if not isinstance(model, EncoderSettings):
+            return cls(need_place(model, "the model"), **others)
         if others:
             raise TypeError(f"{', '.join(others)}: the settings of {model.model!r} are complete; change them there.")
         return model

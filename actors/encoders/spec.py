@@ -218,7 +218,7 @@ def check_task(task: str, tasks: tuple[str, ...], *, where: str) -> None:
         raise ConfigError(f"model {where} has no task {task!r}: {known}.")
 
 
-def describe(model: str | EncoderSettings, **others: Any) -> ModelSpec:
+def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
     """Detects the model of a checkpoint and checks the settings against it.
 
     Args:

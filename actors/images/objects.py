@@ -16,7 +16,7 @@ from actors.images.errors import UnfitPicture
 from actors.images.pixels import fit
 from actors.images.settings import PictureSettings
 from actors.images.workers import need_libraries
-from actors.inputs import PAGE
+from actors.inputs import PAGE_CONTENT
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -26,7 +26,7 @@ Image: TypeAlias = Union[bytes, str, Path, "PIL.Image.Image", npt.NDArray[np.uin
 
 
 def content_of(images: Sequence[Image], settings: PictureSettings) -> pa.ChunkedArray:
-    """Returns images as `actors.inputs.PAGE`, resized for a model.
+    """Returns images as `actors.inputs.PAGE_CONTENT`, resized for a model.
 
     Raises:
         ConfigError: They are not a list, or Pillow is not installed.
@@ -42,8 +42,8 @@ def content_of(images: Sequence[Image], settings: PictureSettings) -> pa.Chunked
         except (UnfitPicture, OSError) as error:
             raise DataError(f"image {number} cannot be encoded: {error}.") from error
         # Each is a chunk, because one array takes 2 GiB at most.
-        chunks.append(pa.array([{"picture": pixels}], PAGE))
-    return pa.chunked_array(chunks, PAGE)
+        chunks.append(pa.array([{"picture": pixels}], PAGE_CONTENT))
+    return pa.chunked_array(chunks, PAGE_CONTENT)
 
 
 def _pixels_of(image: Image, settings: PictureSettings) -> bytes:

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _HEADER = struct.Struct("<II")  # height, width
-HEADER_BYTES = _HEADER.size
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without the import of Pillow
+HEADER_BYTES = _HEADER.size
 _MAX_ASPECT = 200
 _FACTOR = 28
+PATCHES_PER_TOKEN = 4  # of 14 x 14 pixels
 
 
 def resized(height: int, width: int, settings: PictureSettings) -> tuple[int, int]:
@@ -60,6 +61,15 @@ def fit(image: Image.Image, settings: PictureSettings) -> bytes:
 def pack_pixels(rgb: npt.NDArray[np.uint8]) -> bytes:
     """Return the binary form of uint8 RGB [height, width, 3]."""
     return _HEADER.pack(rgb.shape[0], rgb.shape[1]) + rgb.tobytes()
+
+
+def blank_pixels(height: int, width: int, settings: PictureSettings) -> bytes:
+    """Return the binary form of a white picture in place of one of this size, as a plan needs it.
+
+    Raises:
+        UnfitPicture: as for `resized`.
+    """
+    return pack_pixels(np.full((*resized(height, width, settings), 3), 255, np.uint8))
 
 
 def unpack_pixels(data: bytes) -> npt.NDArray[np.uint8]:

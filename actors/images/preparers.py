@@ -34,7 +34,7 @@ class PagePreparer:
         is_picture = pictures.is_valid().to_numpy()
         rows = np.flatnonzero(~is_picture)
         tokens = self._tokenizer.tokenize(
-            texts.drop_null().to_pylist(), None if tasks is None else [tasks[int(row)] for row in rows]
+            texts.filter(pictures.is_null()).to_pylist(), None if tasks is None else [tasks[int(row)] for row in rows]
         )
         headers = pc.binary_slice(pictures, 0, HEADER_BYTES).drop_null().to_pylist()
         prompts = pa.array([self._prompt(*grid_of(header)) for header in headers], tokens.ids.type)

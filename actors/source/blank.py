@@ -33,10 +33,10 @@ def blank_texts(texts: pa.StringArray) -> dict[int, tuple[str, str]]:
 
 
 def blank_pages(pages: pa.StructArray) -> dict[int, tuple[str, str]]:
-    """Return reason and error of each page that is a blank text, by index; its field `text` is null for a picture."""
-    texts = pages.field("text")
-    rows = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
-    return {int(rows[place]): found for place, found in blank_texts(texts.drop_null()).items()}
+    """Return reason and error of each page without a picture whose text is blank or null, by index."""
+    rows = np.flatnonzero(pages.field("picture").is_null().to_numpy(zero_copy_only=False))
+    texts = pc.fill_null(pages.field("text"), "").take(pa.array(rows))
+    return {int(rows[place]): found for place, found in blank_texts(texts).items()}
 
 
 def blank_rows(texts: pa.StringArray) -> npt.NDArray[np.int64]:

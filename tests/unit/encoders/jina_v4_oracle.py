@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ class Oracle:
                 else:
                     self._peft.load_adapter(at, adapter_name=name)
         base.eval()
+        self._states = cache(self._compute)  # several layouts are compared with the same states
 
-    @torch.no_grad()
     def states(self, ids: Sequence[int], adapter: str | None, pixels: npt.NDArray[np.uint8] | None = None) -> Floats:
         """Returns the states of one row, float32 [tokens, hidden], with the model's default positions.
 
@@ -72,6 +73,12 @@ class Oracle:
             adapter: Name of the adapter.
             pixels: uint8 RGB [height, width, 3] of a picture, resized already; None for a text.
         """
+        return self._states(tuple(ids), adapter) if pixels is None else self._compute(tuple(ids), adapter, pixels)
+
+    @torch.no_grad()
+    def _compute(
+        self, ids: tuple[int, ...], adapter: str | None, pixels: npt.NDArray[np.uint8] | None = None
+    ) -> Floats:
         if self._peft is None:
             return self._run(ids, pixels)
         if adapter is None:

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
 from actors.encoders import describe
 from actors.images.pixels import pack_pixels
-from actors.inputs import MODALITIES, PAGE, load_preparer, prepare_questions
+from actors.inputs import MODALITIES, PAGE_CONTENT, load_preparer, prepare_questions
 from actors.schema import COST, INPUT_IDS, PICTURE, PREFIX
 from actors.text.tokenizer import Tokenizer as TextTokenizer
 from tests.checkpoints import SENTENCES, write_jina_v4
@@ -35,7 +35,7 @@ def pixels(rows, columns):
 def content(*rows):
     """Texts and pictures as content, in two chunks."""
     made = [{"text": row} if isinstance(row, str) else {"picture": row} for row in rows]
-    return pa.chunked_array([pa.array(made[:2], PAGE), pa.array(made[2:], PAGE)])
+    return pa.chunked_array([pa.array(made[:2], PAGE_CONTENT), pa.array(made[2:], PAGE_CONTENT)])
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_text_is_truncated_and_a_picture_never(tmp_path):
 
 def test_no_rows_and_rows_of_one_kind(spec):
     preparer = load_preparer(spec)
-    assert preparer.prepare(pa.chunked_array([], PAGE)).rows.num_rows == 0
+    assert preparer.prepare(pa.chunked_array([], PAGE_CONTENT)).rows.num_rows == 0
     assert preparer.prepare(content("one", "two")).rows[PICTURE].null_count == 2
     assert preparer.prepare(content(pixels(1, 1), pixels(1, 1))).rows[PICTURE].null_count == 0
 

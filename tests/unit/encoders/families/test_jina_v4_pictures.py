@@ -22,7 +22,7 @@ from actors.encoders.pictured import Picture, axial_positions, place_pictures
 from actors.encoders.preprocessor import MEAN, STD
 from actors.errors import DataError
 from actors.images.pixels import pack_pixels
-from actors.inputs import PAGE, load_preparer
+from actors.inputs import PAGE_CONTENT, load_preparer
 from actors.schema import INPUT_IDS, TASK
 from tests.checkpoints import SENTENCES, write_jina_v4
 from tests.checkpoints.jina_v4 import ADAPTERS, TASKS
@@ -56,7 +56,7 @@ def tower_of(encoder: Any) -> Any:
 def prepare(encoder, rows, tasks=None):
     """Returns texts and pixels as the read stage prepares them."""
     content = [{"text": row} if isinstance(row, str) else {"picture": pack_pixels(row)} for row in rows]
-    table = load_preparer(encoder.spec).prepare(pa.chunked_array([pa.array(content, PAGE)]), tasks).rows
+    table = load_preparer(encoder.spec).prepare(pa.chunked_array([pa.array(content, PAGE_CONTENT)]), tasks).rows
     return table if tasks is None else table.append_column(TASK, pa.array(tasks, pa.string()))
 
 
