@@ -41,7 +41,8 @@ def random_pixels(grid, seed=0):
 
 PIXELS = [random_pixels(grid) for grid in GRIDS]
 # Texts and pictures in turn.
-MIXED = [each for pair in zip(PIXELS, [*SENTENCES, "x", "", "query"], strict=True) for each in pair]
+OTHER_TEXTS = ("x", "", "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>")
+MIXED = [each for pair in zip(PIXELS, [*SENTENCES, *OTHER_TEXTS], strict=True) for each in pair]
 
 
 def load(folder, task="retrieval.passage", **others):
