@@ -115,6 +115,7 @@ def rows_of(encoder: Encoder, tasks: list[str | None] | None) -> tuple[pa.ListAr
     return encoder.tokenizer.tokenize(SENTENCES, tasks).ids, tasks
 
 
+@pytest.mark.slow
 def test_the_host_sends_one_buffer_a_micro_batch_and_waits_at_the_end(on_a_gpu):
     encoder, tasks = on_a_gpu
     ids, row_tasks = rows_of(encoder, tasks)
@@ -126,6 +127,7 @@ def test_the_host_sends_one_buffer_a_micro_batch_and_waits_at_the_end(on_a_gpu):
     assert events == ["sent", "leaves"] * count + ["awaited"] * count
 
 
+@pytest.mark.slow
 def test_sums_of_chunks_add_one_buffer_a_micro_batch(on_a_gpu):
     encoder, tasks = on_a_gpu
     texts = [" ".join(SENTENCES)] * 2
