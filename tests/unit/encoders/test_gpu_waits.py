@@ -102,20 +102,20 @@ def counting(encoder: Encoder) -> Iterator[list[str]]:
 
 @pytest.fixture(params=MODELS)
 def on_a_gpu(request, tmp_path, monkeypatch):
-    """A model on the device, in micro-batches of 60 tokens; each has been computed once, for the tables that grow."""
+    """A model on the device, in micro-batches of 40 tokens; each has been computed once, for the tables that grow."""
     write, settings, task, tasks = MODELS[request.param]
     monkeypatch.setattr(attention, "_has_varlen", lambda query: query.shape[2] % 8 == 0)
     spec = describe(str(write(tmp_path, **settings)), task=task)
-    encoder = Encoder(spec, compute=Compute(META, torch.bfloat16), budget=BudgetController([60]))
+    encoder = Encoder(spec, compute=Compute(META, torch.bfloat16), budget=BudgetController([40]))
     return encoder, tasks
 
 
 def rows_of(encoder: Encoder, tasks: list[str | None] | None) -> tuple[pa.ListArray, list[str | None] | None]:
-    texts = SENTENCES * 3
-    tasks = None if tasks is None else [tasks[i % len(tasks)] for i in range(len(texts))]
-    return encoder.tokenizer.tokenize(texts, tasks).ids, tasks
+    tasks = None if tasks is None else [tasks[i % len(tasks)] for i in range(len(SENTENCES))]
+    return encoder.tokenizer.tokenize(SENTENCES, tasks).ids, tasks
 
 
+@pytest.mark.slow
 def test_the_host_sends_one_buffer_a_micro_batch_and_waits_at_the_end(on_a_gpu):
     encoder, tasks = on_a_gpu
     ids, row_tasks = rows_of(encoder, tasks)
@@ -127,6 +127,7 @@ def test_the_host_sends_one_buffer_a_micro_batch_and_waits_at_the_end(on_a_gpu):
     assert events == ["sent", "leaves"] * count + ["awaited"] * count
 
 
+@pytest.mark.slow
 def test_sums_of_chunks_add_one_buffer_a_micro_batch(on_a_gpu):
     encoder, tasks = on_a_gpu
     texts = [" ".join(SENTENCES)] * 2
