@@ -84,7 +84,7 @@ class Gated:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [tokens, hidden] to the input of `down`, [tokens, inner]."""
-        return self.gate(x).mul_(self.up(x))
+        return self.gate.times(x, self.up(x))
 
 
 class LayerA:
@@ -115,7 +115,7 @@ class LayerB:
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Maps [tokens, hidden] to [tokens, hidden]."""
         attended = self.norm_attention.after(self.attention.out, self.attention(x, batch), x)
-        x = self.norm1(attended + x)
+        x = self.norm1.of_sum(attended, x)
         return self.norm2.after(self.mlp.down, self.mlp(x), x)
 
 

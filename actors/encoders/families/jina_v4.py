@@ -45,22 +45,21 @@ class Layer:
     def __call__(
         self,
         x: torch.Tensor,
+        last: torch.Tensor | None,
         batch: PackedBatch,
         angles: tuple[torch.Tensor, torch.Tensor],
         route: Route | None,
     ) -> torch.Tensor:
-        """Updates float32 [tokens, hidden] in place."""
+        """Adds the previous layer's result and that of attention to float32 [tokens, hidden] in place; returns the MLP's."""
         added = adding(route, self.name)
-        normed = self.norm1(x)
+        normed = self.norm1.of_sum_(x, last)
         qkv = added("qkv", normed, self.qkv(normed)).view(len(x), -1, self.width)
         apply_rotary_(qkv[:, : self.heads + self.groups], angles)
         query, key, value = torch.split(qkv, [self.heads, self.groups, self.groups], dim=1)
         mixed = attend(query, key, value, batch, causal=True, approximate=self.int8)
-        x += added("out", mixed, self.out(mixed))
-        normed = self.norm2(x)
+        normed = self.norm2.of_sum_(x, added("out", mixed, self.out(mixed)))
         gated = swiglu(added("gate_up", normed, self.gate_up(normed)))
-        x += added("down", gated, self.down(gated))
-        return x
+        return added("down", gated, self.down(gated))
 
 
 class JinaV4:
@@ -83,9 +82,10 @@ class JinaV4:
             x = route.look_up(names.WORDS, batch.ids, x)
         x = x.float()
         angles = self.rope.angles(batch)
+        last = None
         for layer in self.layers:
-            x = layer(x, batch, angles, route)
-        return self.norm(x)
+            last = layer(x, last, batch, angles, route)
+        return self.norm.of_sum_(x, last)
 
 
 def build(checkpoint: Checkpoint, compute: Compute) -> JinaV4:
