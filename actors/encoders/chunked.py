@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from actors.encoders.compute.fused import fuses
 from actors.encoders.compute.transfer import to_device
 from actors.encoders.finite import UnfitVectors, refuse_unfit
 from actors.encoders.packed import PackedBatch
-from actors.encoders.pooling import finish
+from actors.encoders.pooling import finish, sum_stretches
 from actors.encoders.running import MicroBatch, Reduce
 from actors.encoders.spec import ModelSpec
 from actors.encoders.windows import Windows, cut_windows
@@ -157,6 +158,9 @@ def sums_on_gpu(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor
 
     Deterministic: no stretch is summed by competing threads. Stretches must be in increasing order and not overlap.
     """
+    if fuses(hidden.device):
+        places = to_device(np.stack([starts, stops]).astype(np.int32), hidden.device)
+        return sum_stretches(hidden, places[0], places[1], stops - starts)
     # `segment_reduce` needs segments that cover all tokens, so the gap before each stretch is a segment too, even if empty.
     before = starts - np.concatenate([[0], stops[:-1]])
     lengths = np.append(np.stack([before, stops - starts], axis=1).reshape(-1), len(hidden) - stops[-1])
