@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from actors.encoders.alibi import alibi
+from actors.encoders.alibi import Alibi
 from actors.encoders.build import Checkpoint
 from actors.encoders.compute.attention import RelativeBias, attend
 from actors.encoders.compute.device import Compute
@@ -130,7 +130,7 @@ class JinaV2:
         self.words = words.to(compute.device, compute.dtype)
         self.norm = blocks.norm("embeddings.LayerNorm")
         heads = int(config["num_attention_heads"])
-        bias = alibi(heads, compute.device)
+        bias = Alibi(heads, compute.device)
         layer: type[LayerA | LayerB] = LayerA if checkpoint.facts.variant == "A" else LayerB
         self.layers = [
             layer(blocks, f"encoder.layer.{i}", heads=heads, bias=bias) for i in range(int(config["num_hidden_layers"]))
