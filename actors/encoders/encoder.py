@@ -22,6 +22,7 @@ from actors.batching.planner import Ints
 from actors.encoders.build import Family, RowFamily, build_family
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
+from actors.encoders.compute.fused import fuses
 from actors.encoders.compute.malloc import tune_malloc
 from actors.encoders.compute.transfer import Departure, Departures
 from actors.encoders.finite import UnfitVectors, refuse_unfit
@@ -53,6 +54,8 @@ class Encoder:
         family: A family already built (tests, and code that shares weights); None loads the spec's.
         compute: Device and type; None chooses them from the spec's precision and this machine.
         budget: The controller of the token budget; None creates one for the device.
+        one_task: No row has another task than the spec's. Its adapter is then merged into the weights on a GPU, if
+            `fused.fuses`.
 
     Raises:
         ConfigError: The device is not available, or too small for the model.
@@ -68,6 +71,7 @@ class Encoder:
         family: Family | None = None,
         compute: Compute | None = None,
         budget: BudgetController | None = None,
+        one_task: bool = False,
     ) -> None:
         if threads is not None:
             if threads < 1:
@@ -86,6 +90,9 @@ class Encoder:
                 f"the model does not fit the memory of {self.compute.device} ({error}). Use a larger GPU, end other "
                 f"processes on it, or encode on the CPU (device='cpu', in a job run.gpus_per_replica=0)."
             ) from None
+        store = getattr(self.family, "adapters", None)
+        if one_task and spec.task is not None and fuses(self.compute.device) and isinstance(store, AdapterStore):
+            store.merge(spec.task, self.family)
         self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
         self._departures = Departures(self.compute.device) if self.compute.device.type == "cuda" else None
         self._tokenizer: Tokenizer | None = None

@@ -113,7 +113,8 @@ class EncodeStage:
         """The model, loaded at first use: a refresh may find all vectors in the table and never need it."""
         from actors.encoders import load_encoder
 
-        encoder = load_encoder(self.spec.model, device=self._device, threads=self._threads)
+        one_task = self.spec.source.task is None
+        encoder = load_encoder(self.spec.model, device=self._device, threads=self._threads, one_task=one_task)
         encoder.compute.limit_memory(self._gpus)
         return encoder
 
