@@ -1,7 +1,8 @@
 """Small functions that torch's compiler turns into one kernel each on a GPU, so that states are read and written once.
 
 They are compiled if the environment variable VECTIDE_FUSE is 1. It is off by default, because no GPU has run them yet; then,
-and on a CPU, torch's operations run one after the other.
+and on a CPU, torch's operations run one after the other. The same variable turns on ALiBi from slopes (`compute.slopes`), the
+mean in pieces (`pooling`) and merged adapters (`lora.store`). `benchmarks.gpu.probes` compares each with and without it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ import torch
 
 Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
 BACKEND = "inductor"
+VARIABLE = "VECTIDE_FUSE"
+
+
+def is_on() -> bool:
+    """Returns True if the environment variable is 1."""
+    return os.environ.get(VARIABLE) == "1"
 
 
 def fuses(device: torch.device) -> bool:
     """Returns True if functions are compiled on this device."""
-    return device.type == "cuda" and os.environ.get("VECTIDE_FUSE") == "1"
+    return device.type == "cuda" and is_on()
 
 
 def fused(function: Function) -> Function:
