@@ -2,8 +2,9 @@
 
 Pre-norm layers with RMS norms, causal attention in which several heads of the query share one of key and value, rotary
 positions, and a gated MLP. Products that share an input are one product. The residual stream is float32 whatever the
-compute type: a few of Qwen's states reach thousands, and bfloat16 would lose small additions to them. Adapters are not
-merged into the base weights (`adapters`), so a micro-batch can mix rows of all tasks.
+compute type: a few of Qwen's states reach thousands, and bfloat16 would lose small additions to them. Adapters are kept
+beside the base weights (`adapters`), so a micro-batch can mix rows of all tasks, unless an encoder has one task
+(`AdapterStore.merge`).
 """
 
 from __future__ import annotations
