@@ -24,13 +24,15 @@ from actors.encoders.settings import EncoderSettings
 from actors.encoders.spec import ModelSpec, describe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from actors.encoders.encoder import Encoder
 
 __all__ = ["EncoderSettings", "ModelSpec", "describe", "load_encoder"]
 
 
 def load_encoder(
-    model: str | EncoderSettings | ModelSpec,
+    model: str | Path | EncoderSettings | ModelSpec,
     *,
     device: str = "auto",
     threads: int | None = None,

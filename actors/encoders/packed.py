@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from actors.encoders.compute.transfer import to_device
+from actors.encoders.pictured import Picture, Pictures, place_pictures
 
 # Tokens in a block of `PackedBatch.blocks`.
 BLOCK = 128
@@ -79,6 +80,7 @@ class PackedBatch:
         tasks: One per row (None: no task), or None if no row has one.
         task_names: The distinct tasks, sorted.
         numbers: int64 [rows], the caller's numbers of the rows; by default from 0.
+        pictures: The pictures of the rows; None if no row has one.
     """
 
     ids: torch.Tensor
@@ -91,6 +93,7 @@ class PackedBatch:
     tasks: tuple[str | None, ...] | None
     task_names: tuple[str, ...]
     numbers: npt.NDArray[np.int64]
+    pictures: Pictures | None = None
     _padded: tuple[Padded, ...] = field(default=(), repr=False)
     _blocks: tuple[torch.Tensor, ...] = field(default=(), repr=False)
 
@@ -166,6 +169,7 @@ def pack(
     device: torch.device,
     tasks: Sequence[str | None] | None = None,
     numbers: npt.NDArray[np.int64] | None = None,
+    pictures: Sequence[Picture | None] = (),
 ) -> PackedBatch:
     """Builds a batch from concatenated rows.
 
@@ -175,6 +179,7 @@ def pack(
         device: Device to compute on.
         tasks: One per row.
         numbers: The caller's numbers of the rows.
+        pictures: One per row (None: a text), or empty.
     """
     lengths = np.ascontiguousarray(lengths, np.int64)
     cuts = np.flatnonzero(np.diff(lengths)) + 1
@@ -204,4 +209,5 @@ def pack(
         tasks=None if tasks is None else tuple(tasks),
         task_names=names,
         numbers=np.arange(rows) if numbers is None else numbers,
+        pictures=place_pictures(pictures, lengths, device),
     )

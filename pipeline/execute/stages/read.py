@@ -26,6 +26,7 @@ from pipeline.execute.stages.spec import StageSpec
 from pipeline.execute.task_column import resolve_tasks
 from pipeline.execute.watchdog import watch_unit
 from pipeline.reuse.lookup import reuse_of
+from pipeline.reuse.repeated_ids import leave_out
 from pipeline.table.kept_rows import kept_of
 
 _ROW = "_row"  # number of a row among the contents of the unit
@@ -93,6 +94,9 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     if spec.kept:
         table, changed_rows = kept_of(spec.writer.ledger, unique_ids=spec.source.unique_ids).split(table)
         batch.bad += changed_rows
+    if spec.duplicates:
+        table, repeated_rows = leave_out(table, spec.writer.ledger)
+        batch.bad += repeated_rows
     documents = table.num_rows
     keeps_text = KEPT_TEXT in spec.writer.schema.names and KEPT_TEXT not in table.column_names
     contents = table.column(CONTENT)  # not in the rows, which the next step repeats for each chunk
@@ -111,13 +115,18 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     if PARTS not in prepared.rows.column_names:
         batch.table = batch.table.append_column(TOKENS, cost)
     if keeps_text:
-        _keep_text(batch, contents, content)
+        _keep_text(batch, _texts(contents), _texts(content))
     batch.counts = {
         "documents": documents,
         "tokens": pc.sum(cost, min_count=0).as_py(),
         "truncated": prepared.truncated,
     }
     batch.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
+
+
+def _texts(content: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the texts to keep: those that are embedded, and the text of a page where its picture is."""
+    return pc.struct_field(content, 0) if pa.types.is_struct(content.type) else content
 
 
 def _keep_text(batch: UnitBatch, texts: pa.ChunkedArray, to_encode: pa.ChunkedArray) -> None:

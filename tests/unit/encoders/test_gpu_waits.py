@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from actors.batching.budget import BudgetController
-from actors.encoders import chunked, describe, encoder, load_encoder, pooling
+from actors.encoders import describe, encoder, load_encoder, pooling
 from actors.encoders.compute import attention, linear, slopes
 from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
@@ -107,7 +107,7 @@ def on_a_gpu(request, tmp_path, monkeypatch):
     write, settings, task, tasks = MODELS[name]
     monkeypatch.setattr(attention, "_has_varlen", lambda query: query.shape[2] % 8 == 0)
     monkeypatch.setattr(slopes, "_attend_in_blocks", lambda query, *_: torch.empty_like(query).flatten(1))
-    for module in (attention, chunked, encoder, linear, pooling):
+    for module in (attention, encoder, linear, pooling):
         monkeypatch.setattr(module, "fuses", lambda device: fuses)
     spec, compute = describe(str(write(tmp_path, **settings)), task=task), Compute(META, torch.bfloat16)
     return Encoder(spec, compute=compute, budget=BudgetController([60]), one_task=tasks is None), tasks
