@@ -60,7 +60,7 @@ class Linear:
             fused: torch.Tensor = _POINTWISE(x, self._weight, self._bias, "gelu", [], "none")
             return fused
         if self._gelu and fuses(x.device):
-            return _gelu(functional.linear(x, self._weight), self._bias, None)
+            return _gelu_(functional.linear(x, self._weight), self._bias, None)
         y: torch.Tensor
         if self._packed:
             y = _POINTWISE(x, self._weight, self._bias, "none", [], "")
@@ -71,7 +71,7 @@ class Linear:
     def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """Returns `self(x) * factor`, where fused in the same pass as GELU."""
         if self._gelu and fuses(x.device):
-            return _gelu(functional.linear(x, self._weight), self._bias, factor)
+            return _gelu_(functional.linear(x, self._weight), self._bias, factor)
         return self(x).mul_(factor)
 
     @property
@@ -183,9 +183,9 @@ def _add_rms_norm_(
 
 
 @fused
-def _gelu(y: torch.Tensor, bias: torch.Tensor | None, factor: torch.Tensor | None) -> torch.Tensor:
-    y = functional.gelu(y if bias is None else y + bias)
-    return y if factor is None else y * factor
+def _gelu_(y: torch.Tensor, bias: torch.Tensor | None, factor: torch.Tensor | None) -> torch.Tensor:
+    activated = functional.gelu(y if bias is None else y + bias)
+    return y.copy_(activated if factor is None else activated * factor)
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:
