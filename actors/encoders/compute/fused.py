@@ -14,6 +14,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from actors.errors import ConfigError
+
 Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
 BACKEND = "inductor"
 VARIABLE = "VECTIDE_FUSE"
@@ -43,6 +45,15 @@ def fused(function: Function) -> Function:
             return function(first, *others)
         if not compiled:
             compiled.append(torch.compile(function, dynamic=True, fullgraph=True, backend=BACKEND))
-        return compiled[0](first, *others)
+        from torch._dynamo.exc import TorchDynamoException  # the compiler, which takes seconds to import
+
+        try:
+            return compiled[0](first, *others)
+        except TorchDynamoException as error:  # not an error of a row
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{VARIABLE} is 1, and torch {torch.__version__} cannot compile {function.__name__} here "
+                f"({type(error).__name__}: {reason}). Leave the variable out."
+            ) from error
 
     return cast("Function", call)

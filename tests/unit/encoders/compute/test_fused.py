@@ -16,6 +16,7 @@ from actors.encoders.alibi import slopes
 from actors.encoders.compute import fused, linear
 from actors.encoders.compute.slopes import _attend_in_blocks
 from actors.encoders.packed import pack
+from actors.errors import ConfigError
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -76,8 +77,8 @@ FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "norm": linear._add_norm,
     "rms": linear._rms_norm,
     "add rms": linear._add_rms_norm_,
-    "gelu": linear._gelu,
-    "geglu": linear._gelu,
+    "gelu": linear._gelu_,
+    "geglu": linear._gelu_,
     "pieces": pooling._sum_pieces,
     "slopes": _attend_in_blocks,
     "swiglu": linear.swiglu,
@@ -117,3 +118,16 @@ def test_functions_are_compiled_on_gpus_and_on_request_only(monkeypatch):
     monkeypatch.setenv("VECTIDE_FUSE", "1")
     assert fused.fuses(torch.device("cuda"))
     assert not fused.fuses(torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_an_error_of_the_compiler_names_the_variable_and_is_none_of_a_row(monkeypatch):
+    def broken(graph: object, inputs: object) -> None:
+        raise ValueError("no such instruction")
+
+    monkeypatch.setattr(fused, "fuses", lambda device: True)
+    monkeypatch.setattr(fused, "BACKEND", broken)
+    torch.compiler.reset()
+    function = fused.fused(inspect.unwrap(linear.swiglu))
+    with pytest.raises(ConfigError, match=r"VECTIDE_FUSE is 1, .* cannot compile swiglu .*no such instruction"):
+        function(torch.ones(3, 8))
