@@ -23,6 +23,7 @@ from actors.batching.planner import Ints
 from actors.encoders.build import Family, RowFamily, build_family, open_eyes
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
+from actors.encoders.compute.fused import fuses
 from actors.encoders.compute.malloc import tune_malloc
 from actors.encoders.compute.transfer import Departure, Departures
 from actors.encoders.finite import UnfitVectors, refuse_unfit
@@ -57,6 +58,8 @@ class Encoder:
         family: A family already built (tests, and code that shares weights); None loads the spec's.
         compute: Device and type; None chooses them from the spec's precision and this machine.
         budget: The controller of the token budget; None creates one for the device.
+        one_task: No row has another task than the spec's. Its adapter is then merged into the weights on a GPU, if
+            `fused.fuses`.
 
     Raises:
         ConfigError: The device is not available, or too small for the model.
@@ -72,6 +75,7 @@ class Encoder:
         family: Family | None = None,
         compute: Compute | None = None,
         budget: BudgetController | None = None,
+        one_task: bool = False,
     ) -> None:
         if threads is not None:
             if threads < 1:
@@ -85,6 +89,9 @@ class Encoder:
         self._vocab_size = spec.vocab_size if family is None else 0
         with _fitting(self.compute):
             self.family = family or build_family(spec, self.compute)
+        store = getattr(self.family, "adapters", None)
+        if one_task and spec.task is not None and fuses(self.compute.device) and isinstance(store, AdapterStore):
+            store.merge(spec.task, self.family)
         self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
         self._departures = Departures(self.compute.device) if self.compute.device.type == "cuda" else None
         self._tokenizer: Tokenizer | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from actors.encoders import load_encoder
 from actors.encoders.compute.device import Compute
 from benchmarks.__main__ import app, packaged_model
-from benchmarks.gpu import peers
+from benchmarks.gpu import peers, probes
 from benchmarks.gpu.backfills import Backfill, run_backfills, write_model
 from benchmarks.gpu.measure import Budgets, Row, measure_shape
 from benchmarks.gpu.page import markdown
@@ -180,3 +181,28 @@ def test_shapes_are_the_published_ones():
         "v4": "passage",
         **dict.fromkeys(("v3 adapters", "v4 adapters"), "retrieval.passage"),
     }
+
+
+def test_every_fused_function_is_probed_with_and_without_the_variable(monkeypatch):
+    """On a CPU nothing is compiled, so both results are the same; the calls and their sizes are those of a GPU."""
+    monkeypatch.setattr(probes, "_CALLS", 1)
+    monkeypatch.setenv("VECTIDE_FUSE", "0")
+    found = list(probes.probe_all(CPU, 16))
+    assert [(each.name, each.error) for each in found if each.error or each.apart] == []
+    assert len(found) == 12
+    assert os.environ["VECTIDE_FUSE"] == "0"
+
+
+def test_a_function_that_does_not_compile_or_differs_is_a_line_of_the_page():
+    def fails() -> torch.Tensor:
+        if os.environ["VECTIDE_FUSE"] == "1":
+            raise ValueError("no such kernel\nand more")
+        return torch.ones(2)
+
+    def differs() -> torch.Tensor:
+        return torch.ones(2) * (1 if os.environ["VECTIDE_FUSE"] == "0" else 1.5)
+
+    found = [probes.probe(call.__name__, lambda call=call: call, CPU) for call in (fails, differs)]
+    page = probes.page(found, date="d")
+    assert "| ValueError: no such kernel |" in page
+    assert "| 0.50000 |" in page

@@ -28,10 +28,20 @@ def test_each_encoder_of_a_shared_gpu_keeps_to_its_share_of_the_memory(monkeypat
     )
     encoder: Any = SimpleNamespace(compute=Compute(torch.device(device), torch.bfloat16))
     monkeypatch.setattr("actors.encoders.load_encoder", lambda *args, **kwargs: encoder)
-    spec: Any = SimpleNamespace(chunking=None, model=None)
+    spec: Any = SimpleNamespace(chunking=None, model=None, source=SimpleNamespace(task=None))
     stage = EncodeStage(spec, NoAttemptLog(), 1, device, gpus=gpus, load_now=True)
     assert stage.encoder is encoder
     assert called == [(pytest.approx(share), device) for share in limits]
+
+
+@pytest.mark.parametrize(("column", "one_task"), [(None, True), ("kind", False)])
+def test_an_encoder_is_told_if_a_job_has_no_column_of_tasks(monkeypatch, column, one_task):
+    told: dict[str, Any] = {}
+    encoder: Any = SimpleNamespace(compute=Compute(torch.device("cpu"), torch.float32))
+    monkeypatch.setattr("actors.encoders.load_encoder", lambda *args, **kwargs: told.update(kwargs) or encoder)
+    spec: Any = SimpleNamespace(chunking=None, model=None, source=SimpleNamespace(task=column))
+    EncodeStage(spec, NoAttemptLog(), 1, "cpu", load_now=True)
+    assert told["one_task"] is one_task
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", "expandable_segments:True"), ("cpu", None)])
