@@ -20,19 +20,29 @@ def types(kernel: kernels.Kernels) -> list[torch.dtype]:
     return [dtype for dtype in TOLERANCE if kernel.takes(dtype)]
 
 
-def exact_attention(query, key, value, lengths, *, scale, bias=None):
+def exact_attention(query, key, value, lengths, *, scale, bias=None, causal=False):
+    share = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(share, dim=1) for x in (key, value))
     out = []
     for q, k, v in zip(*(torch.split(x.double(), lengths) for x in (query, key, value)), strict=True):
         scores = torch.einsum("ihd,jhd->hij", q, k) * scale
+        position = torch.arange(len(q))
+        if causal:
+            scores[:, position[None] > position[:, None]] = float("-inf")
         if bias is not None:
-            position = torch.arange(len(q))
             scores += bias.double()[:, position[None] - position[:, None] + len(q) - 1]
         out.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).flatten(1))
     return torch.cat(out)
 
 
 def states(tokens: int, heads: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    return torch.randn(tokens, 3, heads, width).mul(1.5).to(dtype).unbind(1)
+    return grouped_states(tokens, heads, heads, width, dtype)
+
+
+def grouped_states(tokens: int, heads: int, groups: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Query, key and value as views of one product, as models have them."""
+    together = torch.randn(tokens, heads + 2 * groups, width).mul(1.5).to(dtype)
+    return torch.split(together, [heads, groups, groups], dim=1)
 
 
 def attended(kernel, query, key, value, lengths, **settings) -> torch.Tensor:
@@ -54,15 +64,33 @@ def test_attention_of_rows_of_any_length_in_heads_of_any_width(kernel, heads, wi
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(("heads", "groups"), [(3, 3), (4, 2), (7, 1), (16, 2)])
+@pytest.mark.parametrize("width", [32, 64, 80, 128])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_to_earlier_tokens_and_of_heads_that_share_a_key(kernel, heads, groups, width, causal):
+    torch.manual_seed(0)
+    lengths = [1, 2, 63, 64, 65, 513, 3]
+    for dtype in types(kernel):
+        query, key, value = grouped_states(sum(lengths), heads, groups, width, dtype)
+        result = attended(kernel, query, key, value, lengths, scale=width**-0.5, causal=causal)
+        expected = exact_attention(query, key, value, lengths, scale=width**-0.5, causal=causal)
+        # Few keys average out no rounding of their weights, and results are as large as values.
+        rtol = 2**-8 if dtype == torch.bfloat16 else 0
+        torch.testing.assert_close(result.double(), expected, atol=TOLERANCE[dtype], rtol=rtol)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("length", [1, 7, 16, 100, 511, 512, 513, 1030])
-def test_attention_with_a_bias_and_more_keys_than_a_block(kernel, length):
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_with_a_bias_and_more_keys_than_a_block(kernel, length, causal):
     torch.manual_seed(0)
     wider = torch.randn(2, 2 * length + 9) * 3  # the bias is a view of a larger tensor, as that of T5
     bias = wider[:, 5 : 5 + 2 * length - 1]
     for dtype in types(kernel):
         query, key, value = states(2 * length, 2, 32, dtype)
-        result = attended(kernel, query, key, value, [length, length], scale=0.2, bias=bias)
-        expected = exact_attention(query, key, value, [length, length], scale=0.2, bias=bias)
+        settings = {"scale": 0.2, "bias": bias, "causal": causal}
+        result = attended(kernel, query, key, value, [length, length], **settings)
+        expected = exact_attention(query, key, value, [length, length], **settings)
         torch.testing.assert_close(result.double(), expected, atol=2 * TOLERANCE[dtype], rtol=0)
 
 
@@ -84,6 +112,19 @@ def test_a_nan_affects_only_its_row_and_head(kernel):
     assert result[:20, 32:].isnan().all()
     assert result[20:].isfinite().all()
     assert result[:, :32].isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_huge_key_or_a_nan_does_not_affect_earlier_tokens_if_attention_is_causal(kernel):
+    torch.manual_seed(0)
+    query, key, value = grouped_states(90, 6, 2, 32, torch.float32)
+    expected = exact_attention(query, key, value, [70, 20], scale=1.0, causal=True).float()
+    key[50, 0], key[60, 1, 7] = 1e4 * query[3, 1], float("nan")
+    result = attended(kernel, query, key, value, [70, 20], scale=1.0, causal=True).view(90, 2, 96)
+    assert result[60:70, 1].isnan().all()
+    expected = expected.view(90, 2, 96)
+    for tokens, group in (slice(50), 0), (slice(60), 1), (slice(70, 90), slice(2)):
+        torch.testing.assert_close(result[tokens, group], expected[tokens, group], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -118,13 +159,15 @@ def test_all_attention_paths_on_a_cpu_agree():
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_attention_on_several_threads_equals_that_on_one(kernel):
+@pytest.mark.parametrize(("groups", "causal"), [(10, False), (2, True)])
+def test_attention_on_several_threads_equals_that_on_one(kernel, groups, causal):
     threads_before = torch.get_num_threads()
-    query, key, value = states(64, 5, 16, torch.float32)
-    single_threaded = attended(kernel, query, key, value, [40, 24], scale=1.0)
+    query, key, value = grouped_states(64, 10, groups, 16, torch.float32)
+    torch.set_num_threads(1)
+    single_threaded = attended(kernel, query, key, value, [40, 24], scale=1.0, causal=causal)
     torch.set_num_threads(3)
     try:
-        result = attended(kernel, query, key, value, [40, 24], scale=1.0)
+        result = attended(kernel, query, key, value, [40, 24], scale=1.0, causal=causal)
     finally:
         torch.set_num_threads(threads_before)
     assert torch.equal(result, single_threaded)
