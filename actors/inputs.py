@@ -16,7 +16,7 @@ from typing import Protocol, cast
 import pyarrow as pa
 
 from actors.encoders.spec import ModelSpec
-from actors.source.blank import blank_texts
+from actors.source.blank import blank_pages, blank_texts
 from actors.text.chunk_rules import Chunking
 
 
@@ -52,7 +52,7 @@ class Modality:
     """A kind of content.
 
     Attributes:
-        type: Type of the content: string or binary.
+        type: Type of the content: string, binary, or `PAGE`.
         salt: Hashed with each content, so that equal bytes of two modalities have two hashes; at most 16 bytes.
         unfit: Returns the rows to quarantine: index to reason and error.
         preparer: "module:function"; the function returns the preparer of a model and a chunking.
@@ -64,8 +64,13 @@ class Modality:
     preparer: str
 
 
+# A picture (`actors.images.pixels`) if there is one, else a text. The text beside a picture is kept and not embedded.
+PAGE_CONTENT = pa.struct([("text", pa.string()), ("picture", pa.binary())])
 # Texts have no salt, because they had none when they were the only modality.
-MODALITIES = {"text": Modality(pa.string(), b"", blank_texts, "actors.text.preparers:preparer_of")}
+MODALITIES = {
+    "text": Modality(pa.string(), b"", blank_texts, "actors.text.preparers:preparer_of"),
+    "page": Modality(PAGE_CONTENT, b"picture", blank_pages, "actors.images.preparers:preparer_of"),
+}
 
 
 @lru_cache(maxsize=4)
@@ -77,5 +82,7 @@ def load_preparer(model: ModelSpec, chunking: Chunking | None = None) -> Prepare
 
 def prepare_questions(model: ModelSpec, questions: Sequence[str]) -> pa.Table:
     """Return the inputs of questions, which are texts in every modality."""
-    content = pa.chunked_array([questions], pa.string()).cast(MODALITIES[model.modality].type)
-    return load_preparer(model).prepare(content).rows
+    kind = MODALITIES[model.modality].type
+    texts = pa.array(questions, pa.string())
+    content = pa.array([{"text": text} for text in questions], kind) if kind == PAGE_CONTENT else texts.cast(kind)
+    return load_preparer(model).prepare(pa.chunked_array([content])).rows

@@ -28,7 +28,7 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def parse_bytes(text: str, *, option: str) -> int:
+def parse_bytes(text: str | int, *, option: str) -> int:
     """Return the bytes of a size such as 128MiB, 1GB or 65536.
 
     Args:
@@ -38,7 +38,7 @@ def parse_bytes(text: str, *, option: str) -> int:
     Raises:
         ConfigError: the text is not a size above 0.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(text).strip())
     unit = match.group(2).upper() if match else None
     if match is None or unit not in _SIZE_UNITS or float(match.group(1)) == 0:
         raise ConfigError(f"{option} {text!r} must be a size above 0, as in 128MiB, 1GB or 65536")

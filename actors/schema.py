@@ -14,6 +14,7 @@ ID = "id"
 EMBEDDING = "embedding"
 EMBEDDING_MULTI = "embedding_multi"
 KEPT_TEXT = "text"  # the embedded text, if `table.keep_text` is on
+PAGE = "page"  # the number of a page in its PDF, from 1
 TOKENS = "tokens"
 CHUNK = "chunk"
 START = "start"
@@ -28,6 +29,7 @@ INPUT_IDS = "_input_ids"
 PREFIX = "_prefix"
 SUFFIX = "_suffix"
 TASK = "_task"
+PICTURE = "_picture"
 
 RESERVED = frozenset({ID, EMBEDDING, EMBEDDING_MULTI, TOKENS, CHUNK, START, END})
 
@@ -162,6 +164,13 @@ REASONS = (
     "missing_id",  # the job names an id column and this row has no id
     "duplicate_id",  # another row of the corpus has the same id
     "unknown_task",  # `task_column` names a task that the model does not have
+    "bad_picture",  # a picture that is damaged, or of a format that is not read
+    "bad_shape",  # a picture or page without an area, or with one side over 200 times the other
+    "too_many_pixels",  # a picture of more pixels than are decoded, or than memory holds
+    "bad_pdf",  # a PDF that cannot be opened, or that has no pages
+    "encrypted",  # a PDF that needs a password
+    "bad_page",  # a page of a PDF that cannot be loaded
+    "fetch_failed",  # a URL that gave no picture, or that `source.fetch` does not allow
     "encode_failed",  # the model raised on this row alone
     "killed_process",  # the process died while encoding the row
     "changed_by_other_tool",  # another tool removed or replaced the row in the table, and the refresh keeps that
@@ -170,7 +179,7 @@ REASONS = (
 
 # Reasons that are not in the row: it may succeed with another library, machine or memory. For all other reasons the
 # source has to change first.
-RETRIED = ("encode_failed", "killed_process", "timed_out")
+RETRIED = ("encode_failed", "fetch_failed", "killed_process", "timed_out")
 
 QUARANTINE_SCHEMA = pa.schema(
     [

@@ -44,6 +44,11 @@ def as_json(result: Any) -> None:
     print(json.dumps(value, indent=2, default=str, ensure_ascii=False))
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number and what it counts, in the plural unless it is one."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def run_pipeline(pipeline: Callable[[Job, Reporter], Outcome], job: Job) -> None:
     """Run a pipeline that writes a table, show its progress, and print its outcome."""
     from jobs.progress import reporter
@@ -71,17 +76,19 @@ def print_outcome(outcome: Outcome) -> None:
         )
         return
     print(
-        f"published version {outcome.version} of {outcome.table}: {outcome.rows:,} rows from {outcome.rows_read:,} source "
-        f"rows ({outcome.quarantined:,} quarantined), {outcome.encoded:,} texts encoded, {outcome.tokens:,} tokens, "
-        f"{outcome.units} units"
+        f"published version {outcome.version} of {outcome.table}: {counted(outcome.rows, 'row')} from "
+        f"{counted(outcome.rows_read, 'source row')} ({outcome.quarantined:,} quarantined), {counted(outcome.encoded, 'text')} encoded, "
+        f"{counted(outcome.tokens, 'token')}, {counted(outcome.units, 'unit')}"
     )
+    if outcome.rows_kept:
+        kept = counted(outcome.rows_kept, "more row")
+        print(f"these counts are of the files that changed; files with {kept} stay as they are")
     stages = ", ".join(
         f"{stage} {outcome.seconds.get(stage, 0.0):.1f} s" for stage in ("read", "tokenize", "encode", "write")
     )
-    files = "file" if outcome.files == 1 else "files"
     padding = outcome.padding / max(outcome.tokens + outcome.padding, 1)
     print(
-        f"{format_bytes(outcome.size_bytes)} in {outcome.files:,} {files}; all workers together: {stages}; "
+        f"{format_bytes(outcome.size_bytes)} in {counted(outcome.files, 'file')}; all workers together: {stages}; "
         f"padding {padding:.1%}"
     )
     if outcome.files >= _MANY_FILES and outcome.size_bytes < outcome.files * _SMALL_FILE_BYTES:

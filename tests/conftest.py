@@ -20,6 +20,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "passive",  # a thread of torch that waits leaves the processor to the other tests
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

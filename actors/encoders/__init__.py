@@ -24,13 +24,19 @@ from actors.encoders.settings import EncoderSettings
 from actors.encoders.spec import ModelSpec, describe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from actors.encoders.encoder import Encoder
 
 __all__ = ["EncoderSettings", "ModelSpec", "describe", "load_encoder"]
 
 
 def load_encoder(
-    model: str | EncoderSettings | ModelSpec, *, device: str = "auto", threads: int | None = None, **settings: Any
+    model: str | Path | EncoderSettings | ModelSpec,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    **settings: Any,
 ) -> Encoder:
     """Loads a model for encoding.
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -76,12 +77,45 @@ class Builder(Protocol):
         ...
 
 
+@runtime_checkable
+class SeeingFamily(Protocol):
+    """A loaded model that can take pictures besides texts, once its vision tower is loaded."""
+
+    tower: object | None
+
+    def see(self, checkpoint: Checkpoint, compute: Compute) -> None:
+        """Loads the vision tower."""
+        ...
+
+
 def build_family(spec: ModelSpec, compute: Compute) -> Family:
     """Loads the model of a spec.
 
     Raises:
         ModelError: The checkpoint on this machine is incomplete, or is not the one that the spec describes.
     """
+    with _opened(spec, compute) as opened:
+        module, function = FAMILIES[opened.facts.family][1].split(":")
+        build = cast("Builder", getattr(import_module(module), function))
+        family = build(opened, compute)
+    add_adapters(family, spec)
+    return family
+
+
+def open_eyes(family: Family, spec: ModelSpec, compute: Compute) -> None:
+    """Loads the vision tower of a model that was built for texts, unless it is loaded.
+
+    Raises:
+        ModelError: As for `build_family`.
+    """
+    if isinstance(family, SeeingFamily) and family.tower is None:
+        with _opened(spec, compute) as opened:
+            family.see(opened, compute)
+
+
+@contextmanager
+def _opened(spec: ModelSpec, compute: Compute) -> Iterator[Checkpoint]:
+    """Opens the checkpoint of a spec and checks it."""
     folder = folder_of(spec)
     with checkpoint.understanding(folder):
         config: dict[str, Any] = checkpoint.read_json(folder / "config.json")
@@ -93,9 +127,5 @@ def build_family(spec: ModelSpec, compute: Compute) -> Family:
                 f"{spec.family!r} of width {spec.hidden}. Put the same checkpoint on every machine."
             )
         check_tensors(facts, named, where=str(folder))
-        module, function = FAMILIES[facts.family][1].split(":")
-        build = cast("Builder", getattr(import_module(module), function))
         with torch.inference_mode(), Weights(folder, named, facts, compute.dtype) as weights:
-            family = build(Checkpoint(spec, folder, config, facts, weights), compute)
-    add_adapters(family, spec)
-    return family
+            yield Checkpoint(spec, folder, config, facts, weights)

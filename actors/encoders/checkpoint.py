@@ -111,7 +111,7 @@ def resolve(model: str, revision: str | None = None, *, what: str = "model") -> 
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
-            f"{what} {model!r}{at} could not be fetched from the hub ({type(error).__name__}: {error}). "
+            f"{what} {model!r}{at} is no directory on this machine, and could not be fetched from the hub ({type(error).__name__}: {error}). "
             "Check the name and the network, fill the local hub cache, or give the path of a local copy."
         ) from error
     path = Path(folder)

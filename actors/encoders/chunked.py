@@ -18,10 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from actors.encoders.compute.transfer import to_device
 from actors.encoders.finite import UnfitVectors, refuse_unfit
 from actors.encoders.packed import PackedBatch
-from actors.encoders.pooling import finish
+from actors.encoders.pooling import finish, sums
 from actors.encoders.running import MicroBatch, Reduce
 from actors.encoders.spec import ModelSpec
 from actors.encoders.windows import Windows, cut_windows
@@ -142,24 +141,4 @@ def _sums(hidden: torch.Tensor, batch: PackedBatch, windows: Windows) -> torch.T
     base = np.repeat(np.cumsum(batch.lengths) - batch.lengths, [place.stop - place.start for place in places])
     starts = base + np.concatenate([windows.starts[place] for place in places])
     stops = base + np.concatenate([windows.stops[place] for place in places])
-    return sums_by_slices(hidden, starts, stops) if hidden.device.type == "cpu" else sums_on_gpu(hidden, starts, stops)
-
-
-def sums_by_slices(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
-    """Returns the sums over `hidden[start:stop]`, float32 [stretches, hidden]."""
-    return torch.stack(
-        [hidden[start:stop].sum(0, dtype=torch.float32) for start, stop in zip(starts, stops, strict=True)]
-    )
-
-
-def sums_on_gpu(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
-    """Returns the same as `sums_by_slices` in one call on a GPU.
-
-    Deterministic: no stretch is summed by competing threads. Stretches must be in increasing order and not overlap.
-    """
-    # `segment_reduce` needs segments that cover all tokens, so the gap before each stretch is a segment too, even if empty.
-    before = starts - np.concatenate([[0], stops[:-1]])
-    lengths = np.append(np.stack([before, stops - starts], axis=1).reshape(-1), len(hidden) - stops[-1])
-    segments = to_device(lengths, hidden.device)
-    # `unsafe` leaves out a check of the lengths, for which the host would wait.
-    return torch.segment_reduce(hidden.float(), "sum", lengths=segments, axis=0, initial=0, unsafe=True)[1::2]
+    return sums(hidden, starts, stops)

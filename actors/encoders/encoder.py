@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import torch
 
 from actors.batching.budget import BudgetController
 from actors.batching.planner import Ints
-from actors.encoders.build import Family, RowFamily, build_family
+from actors.encoders.build import Family, RowFamily, build_family, open_eyes
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
 from actors.encoders.compute.malloc import tune_malloc
@@ -29,11 +29,14 @@ from actors.encoders.lora.files import takes_no_adapters
 from actors.encoders.lora.registry import AdapterRegistry
 from actors.encoders.lora.store import AdapterStore
 from actors.encoders.packed import PackedBatch
+from actors.encoders.pictured import PictureRows, pictures_of
 from actors.encoders.pooling import finish, pool
 from actors.encoders.running import MicroBatch, Reduce, Runner, Stats, check_token_ids
 from actors.encoders.spec import ModelSpec, check_task
 from actors.errors import ConfigError
-from actors.inputs import prepare_questions
+from actors.images.objects import Image, content_of
+from actors.images.settings import PictureSettings
+from actors.inputs import load_preparer, prepare_questions
 from actors.schema import INPUT_IDS, TASK
 from actors.text.chunk_rules import By, Chunking
 from actors.text.chunks import Chunker, resolve
@@ -146,6 +149,28 @@ class Encoder:
         self._check_tasks(tasks, len(texts))
         return self.encode_tokens(self.tokenizer.tokenize(texts, tasks).ids, tasks)
 
+    def encode_images(self, images: Sequence[Image], task: str | None = None) -> Floats:
+        """Encodes pictures.
+
+        Args:
+            images: Files by their bytes or paths, Pillow images, or uint8 arrays [height, width, 3].
+            task: As for `encode`.
+
+        Returns:
+            float32 [n, dim], each of unit length, in the order of `images`.
+
+        Raises:
+            ConfigError: The model takes texts only, has no such task, or Pillow is not installed.
+            DataError: A picture cannot be decoded, or does not fit the device's memory even alone.
+            UnfitVectors: As for `encode`.
+        """
+        spec = self.spec.seeing()
+        tasks = None if task is None else [task] * len(images)
+        self._check_tasks(tasks, len(images))
+        open_eyes(self.family, self.spec, self.compute)
+        rows = load_preparer(spec).prepare(content_of(images, cast("PictureSettings", spec.pictures))).rows
+        return self.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks, pictures_of(rows))
+
     def encode_queries(self, questions: Sequence[str]) -> pa.Array:
         """Encodes questions as the first output of the model, to compare with that column of a table.
 
@@ -173,16 +198,21 @@ class Encoder:
         try:
             if chunking is not None:
                 return Encoded((dense(self.encode_documents(rows, chunking, tasks)),))
-            return Encoded((dense(self.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks)),))
+            return Encoded(
+                (dense(self.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks, pictures_of(rows))),)
+            )
         except UnfitVectors as error:
             return Encoded((dense(error.vectors),), error.reasons)
 
-    def encode_tokens(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> Floats:
+    def encode_tokens(
+        self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None, pictures: PictureRows | None = None
+    ) -> Floats:
         """Encodes rows of token ids.
 
         Args:
             ids: `list<int32>` [n], as `Tokenizer.tokenize` returns them; no row null or empty.
             tasks: One per row (None in the list: the model without a task); None uses the spec's.
+            pictures: Those of the rows; None if all are texts.
 
         Returns:
             float32 [n, dim], each of unit length, in the order of `ids`.
@@ -196,7 +226,7 @@ class Encoder:
         """
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
         away: deque[tuple[Ints, Departure]] = deque()
-        for micro in self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True):
+        for micro in self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True, pictures=pictures):
             if self._departures is None:
                 vectors[micro.rows] = micro.value.numpy()
                 continue
@@ -300,6 +330,7 @@ class Encoder:
         *,
         reduce: Reduce | None = None,
         side_by_side: bool = False,
+        pictures: PictureRows | None = None,
     ) -> Iterator[MicroBatch]:
         """Runs all rows through the model and yields token states, longest rows first.
 
@@ -310,6 +341,7 @@ class Encoder:
             tasks: As for `encode_tokens`.
             reduce: Function of the token states, called on the device; its out-of-memory errors are handled too.
             side_by_side: On a CPU, run micro-batches on all torch threads at once, before the caller asks for them.
+            pictures: As for `encode_tokens`.
 
         Raises:
             ConfigError, DataError: As for `encode_tokens`.
@@ -322,6 +354,7 @@ class Encoder:
             tasks_of=lambda rows: self._row_tasks(tasks, rows),
             reduce=reduce,
             side_by_side=side_by_side,
+            pictures_of=None if pictures is None else pictures.take,
         )
 
     def _row_tasks(self, tasks: Sequence[str | None] | None, rows: Ints) -> list[str | None] | None:

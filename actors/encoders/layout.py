@@ -52,6 +52,7 @@ class FamilyFacts:
         adapters_key: The setting of config.json that lists them.
         modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
         outputs: Vectors of a row; empty for a single dense one.
+        tower: Prefix of the tensors of the vision tower; empty if the model takes texts only.
         targets: Layers that a LoRA adapter may change, by their names in PEFT's files; empty if the family has none.
     """
 
@@ -78,6 +79,7 @@ class FamilyFacts:
     adapters_key: str = ""
     modality: str = "text"
     outputs: tuple[VectorColumn, ...] = ()
+    tower: str = ""
     targets: Mapping[str, Target] = field(default_factory=dict)
 
     def adapter(self, folder: Path, name: str) -> AdapterFiles:

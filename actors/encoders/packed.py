@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from actors.encoders.compute.transfer import to_device
+from actors.encoders.pictured import Picture, Pictures, place_pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class PackedBatch:
         tasks: One per row (None: no task), or None if no row has one.
         task_names: The distinct tasks, sorted.
         numbers: int64 [rows], the caller's numbers of the rows; by default from 0.
+        pictures: The pictures of the rows; None if no row has one.
     """
 
     ids: torch.Tensor
@@ -88,6 +90,7 @@ class PackedBatch:
     tasks: tuple[str | None, ...] | None
     task_names: tuple[str, ...]
     numbers: npt.NDArray[np.int64]
+    pictures: Pictures | None = None
     _padded: tuple[Padded, ...] = field(default=(), repr=False)
 
     @property
@@ -142,6 +145,7 @@ def pack(
     device: torch.device,
     tasks: Sequence[str | None] | None = None,
     numbers: npt.NDArray[np.int64] | None = None,
+    pictures: Sequence[Picture | None] = (),
 ) -> PackedBatch:
     """Builds a batch from concatenated rows.
 
@@ -151,6 +155,7 @@ def pack(
         device: Device to compute on.
         tasks: One per row.
         numbers: The caller's numbers of the rows.
+        pictures: One per row (None: a text), or empty.
     """
     lengths = np.ascontiguousarray(lengths, np.int64)
     cuts = np.flatnonzero(np.diff(lengths)) + 1
@@ -180,4 +185,5 @@ def pack(
         tasks=None if tasks is None else tuple(tasks),
         task_names=names,
         numbers=np.arange(rows) if numbers is None else numbers,
+        pictures=place_pictures(pictures, lengths, device),
     )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from actors.encoders.compute.transfer import to_device
 from actors.encoders.packed import PackedBatch
+
+Ints = npt.NDArray[np.int64]
 
 # A vector shorter than this is treated as all zeros.
 SHORTEST = 1e-12
@@ -16,11 +21,15 @@ def pool(hidden: torch.Tensor, batch: PackedBatch, how: str) -> torch.Tensor:
     Args:
         hidden: [tokens, hidden] in any float type.
         batch: Position of the rows.
-        how: "mean" over all tokens, special ones included, "cls" (the first token) or "last".
+        how: "mean" over all tokens, special ones included (of a picture: over its own and the marks of its start and end),
+            "cls" (the first token) or "last".
 
     Returns:
         float32 [rows, hidden], not normalised.
     """
+    if batch.pictures is not None and how == "mean":
+        starts, stops = batch.pictures.pool_starts, batch.pictures.pool_stops
+        return sums(hidden, starts, stops) / to_device(stops - starts, hidden.device)[:, None]
     if how == "cls":
         return hidden[batch.offsets[:-1].long()].float()
     if how == "last":
@@ -52,3 +61,31 @@ def finish(pooled: torch.Tensor, dim: int) -> torch.Tensor:
     whole = lengths if dim == pooled.shape[1] else torch.linalg.vector_norm(pooled, dim=1, keepdim=True)
     marks = torch.where(torch.isfinite(whole), torch.inf, torch.nan)
     return torch.where((lengths > SHORTEST) & torch.isfinite(whole), vectors / lengths, marks)
+
+
+def sums(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
+    """Returns the sums over `hidden[start:stop]`, float32 [stretches, hidden].
+
+    Stretches must be in increasing order and not overlap.
+    """
+    return sums_by_slices(hidden, starts, stops) if hidden.device.type == "cpu" else sums_on_gpu(hidden, starts, stops)
+
+
+def sums_by_slices(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
+    """Returns the sums over `hidden[start:stop]`, float32 [stretches, hidden]."""
+    return torch.stack(
+        [hidden[start:stop].sum(0, dtype=torch.float32) for start, stop in zip(starts, stops, strict=True)]
+    )
+
+
+def sums_on_gpu(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor:
+    """Returns the same as `sums_by_slices` in one call on a GPU.
+
+    Deterministic: no stretch is summed by competing threads.
+    """
+    # `segment_reduce` needs segments that cover all tokens, so the gap before each stretch is a segment too, even if empty.
+    before = starts - np.concatenate([[0], stops[:-1]])
+    lengths = np.append(np.stack([before, stops - starts], axis=1).reshape(-1), len(hidden) - stops[-1])
+    segments = to_device(lengths, hidden.device)
+    # `unsafe` leaves out a check of the lengths, for which the host would wait.
+    return torch.segment_reduce(hidden.float(), "sum", lengths=segments, axis=0, initial=0, unsafe=True)[1::2]

@@ -6,6 +6,8 @@ model's compute type: bfloat16 cannot distinguish neighbouring positions in the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from actors import kernels
@@ -20,10 +22,12 @@ class Rope:
     Args:
         width: Width of one head, even.
         theta: Base of the frequencies.
+        sections: Numbers of frequencies that turn by a token's time, row and column, for batches with pictures.
         compute: Device of the table.
     """
 
-    def __init__(self, width: int, theta: float, *, compute: Compute) -> None:
+    def __init__(self, width: int, theta: float, *, compute: Compute, sections: Sequence[int] = ()) -> None:
+        self._sections = list(sections)
         steps = torch.arange(0, width, 2, dtype=torch.float32, device=compute.device) / width
         self._frequencies = 1.0 / theta**steps
         self._table = self._angles(512)
@@ -32,7 +36,12 @@ class Rope:
         """Returns cosines and sines of every token, float32 [tokens, width / 2] each; the same for all layers."""
         if batch.max_length > self._table.shape[1]:
             self._table = self._angles(2 * batch.max_length)
-        cos, sin = self._table[:, batch.positions]
+        if batch.pictures is None:
+            cos, sin = self._table[:, batch.positions]
+            return cos, sin
+        # No position of a picture's row is beyond its number of tokens.
+        parts = zip(torch.split(self._table, self._sections, dim=2), batch.pictures.positions, strict=True)
+        cos, sin = torch.cat([part[:, positions] for part, positions in parts], dim=2)
         return cos, sin
 
     def _angles(self, length: int) -> torch.Tensor:

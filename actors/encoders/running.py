@@ -23,6 +23,7 @@ from actors.encoders.build import Family
 from actors.encoders.compute.device import Compute, is_out_of_memory
 from actors.encoders.compute.threads import Threads
 from actors.encoders.packed import PackedBatch, pack
+from actors.encoders.pictured import Picture
 from actors.errors import DataError
 
 # Matrix products with fewer rows than this cost more per row.
@@ -69,6 +70,8 @@ class MicroBatch:
 Reduce = Callable[[torch.Tensor, PackedBatch], torch.Tensor]
 # Numbers of rows -> the task of each.
 TasksOf = Callable[[Ints], list[str | None] | None]
+# Numbers of rows -> the picture of each, None for a text.
+PicturesOf = Callable[[Ints], list[Picture | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class Runner:
         tasks_of: TasksOf,
         reduce: Reduce | None = None,
         side_by_side: bool = False,
+        pictures_of: PicturesOf | None = None,
     ) -> Iterator[MicroBatch]:
         """Yields all rows as micro-batches, longest rows first, except for rows that did not fit at the first attempt.
 
@@ -126,6 +130,7 @@ class Runner:
             tasks_of: Returns the task of each row.
             reduce: Function of the token states; its out-of-memory errors are handled too.
             side_by_side: Start micro-batches on all torch threads before the caller asks for them.
+            pictures_of: Returns the picture of each row; None if no row has one.
 
         Raises:
             DataError: A row has no tokens, or does not fit the device's memory even alone.
@@ -142,7 +147,7 @@ class Runner:
             rows = order[start:stop]
             started = time.perf_counter()
             try:
-                batch = self._pack(flat, starts, rows, ordered[start:stop], tasks_of)
+                batch = self._pack(flat, starts, rows, ordered[start:stop], tasks_of=tasks_of, pictures_of=pictures_of)
                 value = self._forward(family, batch, reduce)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -165,7 +170,10 @@ class Runner:
         calls = threads.in_order(next_one) if threads is not None else _in_sequence(next_one)
         for done in calls:
             if isinstance(done, _TooLarge):
-                self._handle_out_of_memory(order[done.start : done.stop], ordered[done.start : done.stop], done.message)
+                limit = "max_tokens" if pictures_of is None else "max_pixels or max_tokens"
+                self._handle_out_of_memory(
+                    order[done.start : done.stop], ordered[done.start : done.stop], done.message, limit
+                )
                 spans.appendleft((done.start, done.stop))
                 continue
             self._count(done)
@@ -180,11 +188,25 @@ class Runner:
         return self._threads
 
     def _pack(
-        self, flat: npt.NDArray[np.int32], starts: Ints, rows: Ints, lengths: Ints, tasks_of: TasksOf
+        self,
+        flat: npt.NDArray[np.int32],
+        starts: Ints,
+        rows: Ints,
+        lengths: Ints,
+        *,
+        tasks_of: TasksOf,
+        pictures_of: PicturesOf | None,
     ) -> PackedBatch:
         ends = np.cumsum(lengths)
         positions = np.arange(int(ends[-1])) + np.repeat(starts[rows] - (ends - lengths), lengths)
-        return pack(flat[positions], lengths, device=self._compute.device, tasks=tasks_of(rows), numbers=rows)
+        return pack(
+            flat[positions],
+            lengths,
+            device=self._compute.device,
+            tasks=tasks_of(rows),
+            numbers=rows,
+            pictures=() if pictures_of is None else pictures_of(rows),
+        )
 
     def _forward(self, family: Family, batch: PackedBatch, reduce: Reduce | None) -> torch.Tensor:
         with torch.inference_mode():
@@ -207,13 +229,13 @@ class Runner:
             seconds=stats.seconds + finished.seconds,
         )
 
-    def _handle_out_of_memory(self, rows: Ints, lengths: Ints, message: str) -> None:
+    def _handle_out_of_memory(self, rows: Ints, lengths: Ints, message: str, limit: str) -> None:
         tokens = int(lengths.sum())
         self._stats = replace(self._stats, out_of_memory=self._stats.out_of_memory + 1)
         if len(rows) == 1:
             raise DataError(
                 f"row {int(rows[0])} with {tokens} tokens does not fit the memory of {self._compute.device} even alone. "
-                f"Lower max_tokens, use a larger device, or run fewer processes on it ({message})."
+                f"Lower {limit}, use a larger device, or run fewer processes on it ({message})."
             )
         self._budget.out_of_memory(tokens)
         if self._compute.device.type == "cuda":

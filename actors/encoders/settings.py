@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from actors.arguments import need_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,9 @@ class EncoderSettings:
         prompt: Text put before each text instead of the published one.
         allow_untrained_dim: Shorten vectors of a model that was not trained for it.
         adapters: LoRA adapters to add to the model, by name. Each name becomes a task.
+        max_pixels: Larger pictures are reduced to at most this area; None uses the repository's limit.
+        exif: "rotate" obeys the orientation in a picture's EXIF data; "ignore" does not, like the publisher's code.
+        alpha: "white" draws transparent pictures on white; "drop" drops the alpha channel, like the publisher's code.
     """
 
     model: str
@@ -52,16 +58,20 @@ class EncoderSettings:
     prompt: str | None = None
     allow_untrained_dim: bool = False
     adapters: Mapping[str, AdapterSettings] = field(default_factory=dict)
+    max_pixels: int | None = None
+    exif: str = "rotate"
+    alpha: str = "white"
 
     @classmethod
-    def of(cls, model: str | EncoderSettings, **others: Any) -> EncoderSettings:
+    def of(cls, model: str | Path | EncoderSettings, **others: Any) -> EncoderSettings:
         """Returns settings as they are, or those of a model's name and of the other attributes.
 
         Raises:
+            ConfigError: The model is neither.
             TypeError: There is no such attribute, or settings were given twice.
         """
-        if isinstance(model, str):
-            return cls(model, **others)
+        if not isinstance(model, EncoderSettings):
+            return cls(need_place(model, "the model"), **others)
         if others:
             raise TypeError(f"{', '.join(others)}: the settings of {model.model!r} are complete; change them there.")
         return model

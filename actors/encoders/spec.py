@@ -7,7 +7,7 @@ JSON files and safetensors headers and hashes the weights; it loads no tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from actors.encoders import checkpoint
 from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts, check_adapters, check_tensors
 from actors.encoders.lora.files import adapter_folder, read_adapter, sha256_adapter, takes_no_adapters
+from actors.encoders.preprocessor import chosen, picture_settings
 from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repository
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.weight_files import read_tensors
 from actors.errors import ConfigError, ModelError
+from actors.images.settings import PictureSettings
 from actors.schema import EMBEDDING
 from actors.vectors import VectorColumn, lineage_of
 
@@ -84,6 +86,7 @@ class ModelSpec:
         vocab_size: Rows of the word table, 0 if not known. A token id beyond it is refused.
         modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
         own_outputs: Outputs of a family that makes something else than one dense vector.
+        pictures: Settings of pictures; None if the model takes texts only.
     """
 
     model: str
@@ -110,6 +113,7 @@ class ModelSpec:
     vocab_size: int = 0
     modality: str = "text"
     own_outputs: tuple[VectorColumn, ...] = ()
+    pictures: PictureSettings | None = None
 
     @property
     def outputs(self) -> tuple[VectorColumn, ...]:
@@ -131,6 +135,7 @@ class ModelSpec:
             **added,
             **lineage_of(self.outputs),
             **({} if self.modality == "text" else {"modality": self.modality}),
+            **(asdict(self.pictures) if self.pictures is not None and self.modality != "text" else {}),
             "family": self.family,
             "variant": self.variant,
             "weights_sha256": self.weights_sha256,
@@ -182,6 +187,24 @@ class ModelSpec:
             ),
         )
 
+    def seeing(self) -> ModelSpec:
+        """Returns the spec of the same model for pictures besides texts.
+
+        Raises:
+            ConfigError: The model takes texts only.
+            ModelError: Its checkpoint does not say how pictures are prepared.
+        """
+        if self.pictures is None:
+            folder = folder_of(self)
+            with checkpoint.understanding(folder):
+                facts, _ = detect(
+                    checkpoint.read_json(folder / "config.json"), read_tensors(folder)[1], where=str(folder)
+                )
+                if facts.tower:
+                    picture_settings(EncoderSettings(self.model), folder)  # raises
+            raise ConfigError(f"model {self.model} takes texts only: its checkpoint has no vision tower.")
+        return replace(self, modality="page")
+
     def query_side(self) -> ModelSpec:
         """Returns the spec that encodes queries against vectors of this spec (itself if there is no difference)."""
         task = self.query_of.get(self.task)
@@ -195,7 +218,7 @@ def check_task(task: str, tasks: tuple[str, ...], *, where: str) -> None:
         raise ConfigError(f"model {where} has no task {task!r}: {known}.")
 
 
-def describe(model: str | EncoderSettings, **others: Any) -> ModelSpec:
+def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
     """Detects the model of a checkpoint and checks the settings against it.
 
     Args:
@@ -247,6 +270,7 @@ def describe(model: str | EncoderSettings, **others: Any) -> ModelSpec:
             vocab_size=facts.vocab_size,
             modality=facts.modality,
             own_outputs=facts.outputs,
+            pictures=_pictures(settings, facts, folder),
         )
         spec = _with_task(_with_adapters(spec, settings, facts), settings, default_task, facts)
         # The weights are read last, so that a wrong setting is reported before that.
@@ -283,6 +307,23 @@ def _with_task(spec: ModelSpec, settings: EncoderSettings, default_task: str | N
     if settings.prompt is not None:
         spec = replace(spec, prompts={**spec.prompts, task: settings.prompt})
     return spec.with_task(task)
+
+
+def _pictures(settings: EncoderSettings, facts: FamilyFacts, folder: Path) -> PictureSettings | None:
+    """Returns the settings of pictures; None for a model that takes texts only."""
+    asked = chosen(settings)
+    if not facts.tower:
+        if asked:
+            raise ConfigError(
+                f"encoder.{asked[0]} is for pictures, and {settings.model} takes texts only. Leave it out."
+            )
+        return None
+    try:
+        return picture_settings(settings, folder)
+    except ModelError:
+        if asked:
+            raise
+        return None  # texts need no such file; `seeing` raises the error
 
 
 def _no_tokenizer(folder: Path) -> str:

@@ -10,6 +10,7 @@ make every vector NaN. The check is one pass for the smallest and the largest va
 from __future__ import annotations
 
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,6 +48,12 @@ class Weights:
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._tensors
+
+    def under(self, prefix: str) -> Weights:
+        """Returns a reader of the tensors with another prefix in the same open files."""
+        other = copy(self)
+        other._prefix = prefix  # noqa: SLF001
+        return other
 
     def get(self, name: str) -> torch.Tensor:
         """Returns the tensor `name` (without the prefix), float32 on the CPU.

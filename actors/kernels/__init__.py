@@ -18,6 +18,12 @@ import torch
 
 from actors.kernels.parallel import parallel_for
 
+# Queries (int64), rows (int64) and values (float32) of some pairs.
+Pairs = tuple[
+    "np.ndarray[Any, np.dtype[np.int64]]",
+    "np.ndarray[Any, np.dtype[np.int64]]",
+    "np.ndarray[Any, np.dtype[np.float32]]",
+]
 InstructionSet = Literal["avx2", "avx512", "avx512_bf16"]
 
 _MODULE = "vectide_kernels"
@@ -30,6 +36,10 @@ _GELU = (_P, _N)
 _ROTARY = (_P, _N, _N, _N, _N, _P, _P)
 _FINISH = (_P, _N, _N, _P, _P, _P, _P, _P, ctypes.c_int)
 _PRODUCTS = (_P, _N, _N, _N, _P, _P, _P)
+_SELECT = (_P, ctypes.c_int, _N, _N, _P, _P, _P, _P)
+_SEARCH = (_P, _N, _N, _N, _P, _P, _N, _P, _P, _P, _P)
+_ROWS_OF_PRODUCTS = 8192  # of a thread at a time
+_PAIRS_OF_SEARCH = 1 << 19
 
 
 class Kernels:
@@ -59,6 +69,9 @@ class Kernels:
         self._round = _function(library, f"round_{wide}", _ROUND)
         self._finish = _function(library, f"finish_{wide}", _FINISH)
         self._products = _function(library, f"products_{wide}", _PRODUCTS)
+        self._select = _function(library, f"select_{wide}", _SELECT)
+        self._search = _function(library, f"search_{wide}", _SEARCH)
+        self._group = 6 if wide == "avx2" else 12  # queries that `search` multiplies at a time
 
     def takes(self, dtype: torch.dtype) -> bool:
         """Return True if `attend` and `norm` accept states of this type."""
@@ -224,20 +237,91 @@ class Kernels:
         )
         return y
 
-    def products(self, rows: torch.Tensor, query: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-        """Return `(rows @ query) * factors`, float32 [n], with float32 sums.
+    def products(self, rows: torch.Tensor, query: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
+        """Compute `(rows @ query) * factors`, with float32 sums.
 
         Args:
-            rows: bfloat16 [n, dim], contiguous.
+            rows: bfloat16 [n, dim], contiguous; n is 1 or more.
             query: float32 [dim], contiguous.
             factors: float32 [n], contiguous.
+            out: float32 [n], contiguous; receives the result.
         """
         count, dim = rows.shape
-        out = torch.empty(count)
         pointers = query.data_ptr(), factors.data_ptr(), out.data_ptr()
-        if count:
-            parallel_for(lambda first, last: self._products(rows.data_ptr(), first, last, dim, *pointers), count)
-        return out
+
+        def multiply(first: int, last: int) -> None:
+            self._products(rows.data_ptr(), first, last, dim, *pointers)
+
+        parallel_for(multiply, count, _ROWS_OF_PRODUCTS)
+
+    def select(self, scores: torch.Tensor, lowest: torch.Tensor) -> Pairs:
+        """Return the pairs of a query and a row whose score is at least the threshold of the query.
+
+        Args:
+            scores: float32 or bfloat16 [queries, rows], contiguous, without NaN.
+            lowest: float32 [queries], contiguous.
+        """
+        found = _empty_pairs(scores.numel())
+        wide = scores.dtype == torch.float32
+        count = self._select(scores.data_ptr(), wide, *scores.shape, lowest.data_ptr(), *(x.ctypes.data for x in found))
+        return _first_pairs(found, count)
+
+    def packed(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return float32 queries [n, dim] in the form that `search` takes."""
+        groups = -(-len(queries) // self._group)
+        padded = torch.zeros(groups * self._group, queries.shape[1])
+        padded[: len(queries)] = queries
+        return padded.view(groups, self._group, -1).transpose(1, 2).contiguous()
+
+    def search(
+        self, rows: torch.Tensor, factors: torch.Tensor, packed: torch.Tensor, lowest: torch.Tensor
+    ) -> list[Pairs]:
+        """Return the pairs with `factors[row] * (rows[row] @ queries[query]) >= lowest[query]`, with float32 sums.
+
+        Args:
+            rows: bfloat16 [n, dim], contiguous; n is 1 or more.
+            factors: float32 [n], contiguous; a row with NaN is never found.
+            packed: The result of `packed`.
+            lowest: float32 [queries], contiguous, finite.
+
+        Raises:
+            OutOfMemoryError: the kernel cannot allocate its buffers.
+        """
+        groups, dim, group = packed.shape
+        thresholds = torch.full((groups * group,), torch.inf)
+        thresholds[: len(lowest)] = lowest
+        step = max(256, _PAIRS_OF_SEARCH // len(thresholds))
+        results: list[Pairs] = []
+
+        def search_rows(first: int, last: int) -> None:
+            found = _empty_pairs((last - first) * len(thresholds))
+            count = self._search(
+                rows.data_ptr(),
+                first,
+                last,
+                dim,
+                factors.data_ptr(),
+                packed.data_ptr(),
+                groups,
+                thresholds.data_ptr(),
+                *(part.ctypes.data for part in found),
+            )
+            if count < 0:
+                raise torch.OutOfMemoryError(f"no memory for a product of {dim} columns")
+            results.append(_first_pairs(found, count))
+
+        parallel_for(search_rows, len(rows), step)
+        return results
+
+
+def _empty_pairs(count: int) -> tuple[np.ndarray[Any, Any], ...]:
+    return np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float32)
+
+
+def _first_pairs(found: tuple[np.ndarray[Any, Any], ...], count: int) -> Pairs:
+    """Return the first pairs, without the memory of the rest."""
+    query, row, value = (part[:count] for part in found)
+    return query.astype(np.int64), row.astype(np.int64), value.copy()
 
 
 @cache
@@ -277,7 +361,9 @@ def _library() -> ctypes.CDLL | None:
 def _function(library: ctypes.CDLL, name: str, argument_types: tuple[Any, ...]) -> Any:
     function = getattr(library, name)
     function.argtypes = argument_types
-    function.restype = ctypes.c_int if argument_types in {_ATTEND, _NORM} else None
+    function.restype = (
+        _N if argument_types in {_SELECT, _SEARCH} else ctypes.c_int if argument_types in {_ATTEND, _NORM} else None
+    )
     return function
 
 

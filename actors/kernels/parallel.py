@@ -10,25 +10,28 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 
 import torch
 
 
-def parallel_for(body: Callable[[int, int], None], count: int) -> None:
+def parallel_for(body: Callable[[int, int], None], count: int, step: int | None = None) -> None:
     """Call `body(first, last)` on ranges that together cover `range(count)` exactly once.
 
     Args:
         body: Must release the interpreter lock while it works.
         count: 1 or more.
+        step: Size of a range; a thread that is free takes the next one. None: one range for each thread.
     """
-    pieces = min(torch.get_num_threads(), count)
-    if pieces == 1:
-        body(0, count)
-        return
-    edges = [count * piece // pieces for piece in range(pieces + 1)]
-    tasks = [_pool().submit(body, first, last) for first, last in pairwise(edges[1:])]
-    body(edges[0], edges[1])
+    threads = min(torch.get_num_threads(), count)
+    step = step or -(-count // threads)
+    firsts = iter(range(0, count, step))
+
+    def work() -> None:
+        for first in firsts:
+            body(first, min(first + step, count))
+
+    tasks = [_pool().submit(work) for _ in range(threads - 1)]
+    work()
     for task in tasks:
         task.result()
 

@@ -10,7 +10,11 @@ static inline __attribute__((always_inline)) __m256 widen(const uint16_t *from) 
 }
 
 #define PRODUCTS products_avx2
+#define SELECT select_avx2
+#define SEARCH search_avx2
+#define GROUP 6
 
 #include "products.h"
+#include "search.h"
 
 #endif

@@ -10,7 +10,11 @@ static inline __attribute__((always_inline)) __m512 widen(const uint16_t *from) 
 }
 
 #define PRODUCTS products_avx512
+#define SELECT select_avx512
+#define SEARCH search_avx512
+#define GROUP 12
 
 #include "products.h"
+#include "search.h"
 
 #endif

@@ -32,6 +32,13 @@ def blank_texts(texts: pa.StringArray) -> dict[int, tuple[str, str]]:
     return dict.fromkeys(blank_rows(texts).tolist(), ("empty_text", error))
 
 
+def blank_pages(pages: pa.StructArray) -> dict[int, tuple[str, str]]:
+    """Return reason and error of each page without a picture whose text is blank or null, by index."""
+    rows = np.flatnonzero(pages.field("picture").is_null().to_numpy(zero_copy_only=False))
+    texts = pc.fill_null(pages.field("text"), "").take(pa.array(rows))
+    return {int(rows[place]): found for place, found in blank_texts(texts).items()}
+
+
 def blank_rows(texts: pa.StringArray) -> npt.NDArray[np.int64]:
     """Return the indices of the blank texts.
 

@@ -41,21 +41,29 @@ def misnamed(keep: Mapping[str, str], *, chunked: bool = False, keep_text: bool 
     """
     columns = (*_OWN, *(_OF_CHUNKS if chunked else ()), *((KEPT_TEXT,) if keep_text else ()))
     for source, name in keep.items():
-        fix = f"keep it under another name, as in source.keep: {{{source}: source_{source.lstrip('_').lower()}}}"
+        other = f"under another name, as in source.keep: {{{source}: source_{source.lstrip('_').lower()}}}"
+        fix = f"keep it {other}" if name == source else f"keep {source!r} {other}"
+        rename = f"Rename it in the source, or {fix}" if name == source else f"{fix[0].upper()}{fix[1:]}"
         if name == KEPT_TEXT and keep_text:
             return f"keep names {name!r}, and table.keep_text stores the embedded text under that name. Leave it out, or {fix}"
         if not name:
             return f"keep gives {source!r} an empty name in the table. Leave it out, or {fix}"
         if name in RESERVED or name.startswith("_"):
-            return f"keep names {name!r}, which is reserved for the table. Rename it in the source, or {fix}"
+            return f"keep names {name!r}, which is reserved for the table. {rename}"
         if own := next((own for own in columns if alike((own, name))), None):
             return (
                 f"keep names {name!r}, and the table has a column {own!r} of its own. To Delta Lake, names that differ "
                 f"only in case are the same. Leave it out of source.keep, or {fix}"
             )
         if "\0" in name:
-            return f"keep names {name!r}, and Delta Lake allows no NUL character in a name. Rename it in the source, or {fix}"
+            return f"keep names {name!r}, and Delta Lake allows no NUL character in a name. {rename}"
     if pair := alike(keep.values()):
+        sources = [source for source, name in keep.items() if name in pair]
+        if pair[0] == pair[1]:
+            return (
+                f"keep gives {sources[0]!r} and {sources[1]!r} the same name {pair[0]!r}, and a table has one column of a name. "
+                f"Give one of them another name, or leave it out"
+            )
         return (
             f"keep names {pair[0]!r} and {pair[1]!r}. To Delta Lake, names that differ only in case are the same. Rename "
             f"one of them in the source or in source.keep, or leave it out"

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _DIGEST_BYTES = 16
 
@@ -20,18 +21,25 @@ def _salt(task: str | None) -> bytes:
 
 
 def content_hashes(
-    content: pa.StringArray | pa.BinaryArray, tasks: pa.StringArray | None = None, modality: bytes = b""
+    content: pa.StringArray | pa.BinaryArray | pa.StructArray,
+    tasks: pa.StringArray | None = None,
+    modality: bytes = b"",
 ) -> pa.StringArray:
     """Return the hash of each content, in hex.
 
     Args:
-        content: `string` or `binary`, without nulls.
+        content: `string` or `binary`, without nulls, or `actors.inputs.PAGE_CONTENT`, whose texts have no salt.
         tasks: One per row, or None; null means the run's own task.
         modality: Salt of the modality, at most 16 bytes; texts have none.
     """
     count = len(content)
     if count == 0:
         return pa.array([], pa.string())
+    if pa.types.is_struct(content.type):
+        pictures = pc.struct_field(content, 1)
+        of_texts = content_hashes(pc.fill_null(pc.struct_field(content, 0), ""), tasks)
+        of_pictures = content_hashes(pc.fill_null(pictures, b""), tasks, modality)
+        return pc.if_else(pictures.is_valid(), of_pictures, of_texts)
     _, offset_buffer, data_buffer = content.buffers()
     offsets = np.frombuffer(offset_buffer, np.int32)[content.offset : content.offset + count + 1].tolist()
     data = memoryview(data_buffer) if data_buffer is not None else memoryview(b"")

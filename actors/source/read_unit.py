@@ -6,7 +6,7 @@ rows + quarantined rows` always. Work is vectorised; only columns with invalid v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +20,14 @@ from actors import storage
 from actors.errors import DataError, InvariantBroken
 from actors.inputs import MODALITIES
 from actors.progress_counter import count_progress
-from actors.schema import ID, POSITION, SHARD, Piece, QuarantinedRow, Shard, Unit
+from actors.schema import ID, PICTURE, POSITION, SHARD, Piece, QuarantinedRow, Shard, Unit
 from actors.source import hive
 from actors.source.columns import Invalid, cast_column, id_strings
 from actors.source.content_hash import content_hashes
 from actors.source.formats import FORMATS, Format, Wanted
 from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS
+from actors.source.picture_cells import contents, plain_cells
+from actors.source.pictures import Pictures, page_content
 from actors.source.spec import SourceSpec, check_source, corpus_root
 
 __all__ = ["ReadResult", "SourceSpec", "check_source", "corpus_root", "read_sample", "read_unit"]
@@ -83,7 +85,9 @@ def _items(pieces: Iterable[Piece], source: SourceSpec) -> Iterator[tuple[Shard,
     source_format: Format = FORMATS[source.format]
     wanted = source.wanted()
     pieces = tuple(pieces)
-    if not source_format.whole_file or len(pieces) < 2 or storage.is_local(pieces[0].shard.path):
+    # Pictures and pages are decoded by other processes, and so several at once.
+    is_slow = source.pictures is not None or (pieces and not storage.is_local(pieces[0].shard.path))
+    if not source_format.whole_file or len(pieces) < 2 or not is_slow:
         for piece in pieces:
             yield from ((piece.shard, item) for item in source_format.read(piece, wanted))
         return
@@ -138,6 +142,8 @@ def _with_all_columns(table: pa.Table, shard: Shard, wanted: Wanted, folders: hi
     }
     if folders:
         columns |= hive.values(folders, shard, count)
+    if PICTURE in table.column_names:
+        columns[PICTURE] = table.column(PICTURE)
     return pa.table({**columns, POSITION: table.column(POSITION), SHARD: pa.repeat(shard.path, count)})
 
 
@@ -174,12 +180,14 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
     """Convert a batch to `SourceSpec.schema()`; quarantined rows are appended to `bad`."""
     rows = _Rows(table, bad)
     modality, kept = MODALITIES[source.modality], dict(source.keep)
-    types = {**dict.fromkeys(source.text, modality.type), **kept}
+    types = {**dict.fromkeys(source.text, modality.type if source.pictures is None else pa.string()), **kept}
     invalid: Invalid = {}
     for name in dict.fromkeys([*source.text, *kept, *([source.task] if source.task else [])]):
         with _naming_column(name, rows):
             rows.columns[name], failed = cast_column(rows.columns[name], types.get(name, pa.string()))
         invalid = {**failed, **invalid}
+    if source.pictures is not None and (image := source.pictures.column) is not None:
+        rows.columns[image] = plain_cells(rows.columns[image])
     if source.id is None:
         rows.columns[_IDS] = _position_ids(rows.columns[SHARD], rows.columns[POSITION], source.root)
     else:
@@ -190,15 +198,29 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
         invalid = {**failed, **invalid}
     rows.quarantine(invalid)
     rows.quarantine(_without_id(rows.columns[_IDS]))
-    rows.quarantine(_all_null([rows.columns[name] for name in source.text]))
-    rows.columns[_CONTENT] = _joined([rows.columns[name] for name in source.text])
-    rows.quarantine(modality.unfit(rows.columns[_CONTENT]))
+    if source.pictures is None:
+        rows.quarantine(_all_null([rows.columns[name] for name in source.text]))
+        rows.columns[_CONTENT] = _joined([rows.columns[name] for name in source.text])
+        rows.quarantine(modality.unfit(rows.columns[_CONTENT]))
+    else:
+        rows.columns[_CONTENT], invalid = _page_content(rows.columns, source, source.pictures)
+        rows.quarantine(invalid)
 
     content, tasks = rows.columns[_CONTENT], rows.columns[source.task] if source.task else None
     columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), content]
     columns += [tasks] if tasks is not None else []
     columns += [content_hashes(content, tasks, modality.salt), rows.columns[SHARD], rows.columns[POSITION]]
     return pa.table(columns, schema=source.schema())
+
+
+def _page_content(columns: Mapping[str, pa.Array], source: SourceSpec, how: Pictures) -> tuple[pa.Array, Invalid]:
+    """Return the pictures and texts of rows (`PAGE_CONTENT`), and the rows that have neither or cannot be embedded."""
+    parts = [columns[name] for name in source.text]
+    texts = _joined(parts, skip_null=True) if parts else pa.nulls(len(columns[POSITION]), pa.string())
+    if how.column is not None:
+        return contents(texts, columns[how.column], columns[SHARD], how)
+    content = page_content(texts, columns[PICTURE])
+    return content, MODALITIES[source.modality].unfit(content)
 
 
 @contextmanager
@@ -232,12 +254,18 @@ def _all_null(parts: list[pa.StringArray]) -> Invalid:
     return dict.fromkeys(_true(null), ("null_text", "every text column is null"))
 
 
-def _joined(parts: list[pa.StringArray]) -> pa.StringArray:
+def _joined(parts: list[pa.StringArray], *, skip_null: bool = False) -> pa.StringArray:
     """Return the content of each row: its parts joined by a blank line, without null parts.
 
-    Each row must have a part. Arrow's join drops rows without one, which would shift the following rows.
+    Each row must have a part, unless `skip_null`: then a row without one is null. Arrow's join alone would drop such rows,
+    which would shift the following ones.
     """
+    none = reduce(pc.and_, (part.is_null() for part in parts)) if skip_null else None
+    if none is not None:
+        parts = [pc.if_else(none, "", parts[0]), *parts[1:]]
     joined = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\n\n", null_handling="skip")
+    if none is not None:
+        return pc.if_else(none, pa.scalar(None, pa.string()), joined)
     if len(joined) != len(parts[0]) or joined.null_count:
         raise InvariantBroken(f"{len(parts[0])} rows have {len(joined) - joined.null_count} texts.")
     return joined

@@ -20,10 +20,12 @@ from actors.inputs import MODALITIES
 from actors.schema import CONTENT, HASH, ID, POSITION, SHARD, TASK, Shard
 from actors.source import hive
 from actors.source.column_names import kept_names, misnamed
-from actors.source.formats import Format, Wanted, open_format
+from actors.source.formats import Wanted, common_format
 from actors.source.formats.base import REPEATED
 from actors.source.formats.jsonl import refuse_without_text
 from actors.source.formats.types import fits, is_id, is_text, merged, refusal, stored_type
+from actors.source.picture_cells import is_picture
+from actors.source.pictures import Pictures
 from actors.storage.patterns import literal_depth
 
 _THREADS = 16
@@ -45,6 +47,7 @@ class SourceSpec:
         folders: Those of the columns above that are folder names, with their types.
         renamed: Name in the table by name in the source, of those in `keep` for which they differ.
         modality: Key of `actors.inputs.MODALITIES`: the content of the embedded columns.
+        pictures: Settings of a source with pictures; None for any other.
     """
 
     format: str
@@ -57,6 +60,7 @@ class SourceSpec:
     folders: hive.Columns = ()
     modality: str = "text"
     renamed: tuple[tuple[str, str], ...] = ()
+    pictures: Pictures | None = None
 
     def kept_schema(self) -> pa.Schema:
         """Return the kept columns as the table names them."""
@@ -66,12 +70,17 @@ class SourceSpec:
     def wanted(self) -> Wanted:
         """Return the columns to read from files, each once."""
         folders = dict(self.folders)
-        types = {**dict.fromkeys([*self.text, *filter(None, (self.id, self.task))], pa.string()), **dict(self.keep)}
+        image = None if self.pictures is None else self.pictures.column
+        types = {
+            **dict.fromkeys([*self.text, *filter(None, (self.id, self.task, image))], pa.string()),
+            **dict(self.keep),
+        }
         return Wanted(
             {name: kind for name, kind in types.items() if name not in folders},
             tuple(name for name in self.text if name not in folders),
             None if self.id in folders else self.id,
             None if self.task in folders else self.task,
+            self.pictures,
         )
 
     def schema(self) -> pa.Schema:
@@ -119,12 +128,15 @@ def check_source(
     folders_of: Sequence[Shard] = (),
     known: Mapping[str, pa.DataType] | None = None,
     modality: str = "text",
+    pictures: Pictures | None = None,
+    needs_text: bool = True,
 ) -> SourceSpec:
     """Check that a source can be read with these settings of a job file, for a model of this modality.
 
     A kept column that some shards lack is null there. Shards without rows are ignored. The `name=value` folders of
     `folders_of`, which is the whole corpus if `source.hive` is on, are columns too. `known` has the types of kept columns
     in other shards; they are merged with the types in `shards`. `keep` may map names in the source to names in the table.
+    Unless `needs_text`, columns in `text` that no shard has are left out.
 
     Raises:
         ConfigError: A column is missing, occurs twice, or has an invalid type or name; formats are mixed; or there are no
@@ -134,27 +146,30 @@ def check_source(
     """
     if not shards:
         raise ConfigError(f"there are no files at {root!r}. Check source.uri, and that names do not begin with . or _")
-    source_format = _one_format(format, shards)
+    source_format = common_format(format, (shard.path for shard in shards))
     for shard in shards:
         _check_path(shard.path)
+    image = None if pictures is None else pictures.column
     names = kept_names(keep)
     if wrong := misnamed(names):
         raise ConfigError(f"source.{wrong}")
     if not text:
         raise ConfigError("source.text names no column. Name at least one")
-    content = MODALITIES[modality].type
+    content = pa.string() if pictures is not None else MODALITIES[modality].type
     if len(text) > 1 and not is_text(content):
         raise ConfigError(
             f"source.text names {len(text)} columns, and only texts are joined; the model takes {modality}. Name one"
         )
-    if reserved := [name for name in (*text, *names, id, task) if name in (POSITION, SHARD)]:
+    if reserved := [name for name in (*text, *names, id, task, image) if name in (POSITION, SHARD)]:
         raise ConfigError(f"{reserved[0]!r} is reserved for the readers. Rename that column in the source")
 
     with ThreadPoolExecutor(_THREADS) as pool:
         listed = zip(shards, pool.map(source_format.columns, shards), strict=True)
         columns_by_shard = {shard: columns for shard, columns in listed if columns}
     folders = (
-        _folder_columns(folders_of, columns_by_shard, keep=list(names), needed=(*text, id, task)) if folders_of else ()
+        _folder_columns(folders_of, columns_by_shard, keep=list(names), needed=(*text, id, task, image))
+        if folders_of
+        else ()
     )
     types = dict(folders)
     for shard in columns_by_shard if folders_of else ():
@@ -165,13 +180,18 @@ def check_source(
             f"none of the {len(shards)} files at {root!r} has a row that can be read as {source_format.name}"
         )
 
-    for key, name in [*(("text", name) for name in text), ("id", id), ("task_column", task)]:
+    if not needs_text:
+        text = [name for name in text if any(name in columns for columns in columns_by_shard.values())]
+    for key, name in [*(("text", name) for name in text), ("id", id), ("task_column", task), ("image", image)]:
         if name is not None:
             _check_not_repeated(key, name, columns_by_shard)
-            _check_needed(key, name, columns_by_shard, content, schemaless=source_format.schemaless)
+            everywhere = key != "text" or image is None
+            _check_needed(
+                key, name, columns_by_shard, content, schemaless=source_format.schemaless, everywhere=everywhere
+            )
     if source_format.name == "jsonl":
         for shard in columns_by_shard:
-            refuse_without_text(shard, text)
+            refuse_without_text(shard, [*text, *filter(None, [image])])
     for name in names:
         if name not in types:
             _check_not_repeated("keep", name, columns_by_shard)
@@ -185,7 +205,9 @@ def check_source(
         for name in names
     )
     renamed = tuple((name, stored) for name, stored in names.items() if name != stored)
-    return SourceSpec(source_format.name, root, tuple(text), id, kept, task, unique_ids, folders, modality, renamed)
+    return SourceSpec(
+        source_format.name, root, tuple(text), id, kept, task, unique_ids, folders, modality, renamed, pictures
+    )
 
 
 ColumnsByShard = Mapping[Shard, Mapping[str, pa.DataType]]
@@ -220,18 +242,6 @@ def _check_path(path: str) -> None:
         raise ConfigError(f"the name of {path!r} is not UTF-8, so ids cannot contain it. Rename the file") from None
 
 
-def _one_format(name: str, shards: Sequence[Shard]) -> Format:
-    first = open_format(name, shards[0].path)
-    if name == "auto":
-        for shard in shards:
-            if (other := open_format(name, shard.path)) is not first:
-                raise ConfigError(
-                    f"{shards[0].path!r} is {first.name} and {shard.path!r} is {other.name}: a source has one format. "
-                    f"Narrow source.uri, or set source.format if they are the same"
-                )
-    return first
-
-
 def _check_not_repeated(key: str, name: str, columns_by_shard: ColumnsByShard) -> None:
     """Raise ConfigError if a shard has two columns of this name."""
     for shard, columns in columns_by_shard.items():
@@ -241,15 +251,34 @@ def _check_not_repeated(key: str, name: str, columns_by_shard: ColumnsByShard) -
             )
 
 
+def _allowed(key: str, kind: pa.DataType, content: pa.DataType) -> str | None:
+    """Return the types that a column of this key may have if `kind` is none of them; `content` is the type of texts."""
+    if key == "id":
+        return None if is_id(kind) else "text or whole numbers"
+    if key == "image":
+        return None if is_picture(kind) else "bytes, text (paths, URLs, base64), or a struct with bytes or path"
+    wanted = content if key == "text" else pa.string()
+    return None if fits(kind, wanted) else _WORDS[wanted]
+
+
 def _check_needed(
-    key: str, name: str, columns_by_shard: ColumnsByShard, content: pa.DataType, *, schemaless: bool
+    key: str,
+    name: str,
+    columns_by_shard: ColumnsByShard,
+    content: pa.DataType,
+    *,
+    schemaless: bool,
+    everywhere: bool = True,
 ) -> None:
-    """Raise ConfigError unless a text, id or task column is in every shard with a valid type; `content` is that of texts."""
+    """Raise ConfigError unless a column of these keys has a valid type, in every shard or where it is.
+
+    `content` is the type of texts.
+    """
     having = [shard for shard, columns in columns_by_shard.items() if name in columns]
     if not having:
         raise _missing(key, name, columns_by_shard)
     for shard, columns in columns_by_shard.items():
-        if name not in columns and not schemaless:
+        if name not in columns and everywhere and not schemaless:
             raise ConfigError(
                 f"source.{key} names {name!r}, which {having[0].path!r} has and {shard.path!r} has not: it has "
                 f"{list(columns)}. Leave that file out or add the column"
@@ -258,8 +287,7 @@ def _check_needed(
         # A schemaless format is checked row by row: its head may be all nulls, or differ from later rows.
         if schemaless or pa.types.is_null(kind):
             continue
-        if not (is_id(kind) if key == "id" else fits(kind, content if key == "text" else pa.string())):
-            allowed = "text or whole numbers" if key == "id" else "text" if key == "task_column" else _WORDS[content]
+        if (allowed := _allowed(key, kind, content)) is not None:
             raise ConfigError(
                 f"source.{key} names {name!r}, which is {kind} in {shard.path!r}; it must be {allowed}. Name another "
                 f"column or cast this one"

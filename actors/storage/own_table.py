@@ -1,4 +1,4 @@
-"""Finds sources that would read the files of their own table.
+"""Finds sources that would read the files of their own table, and outputs that would be written among them.
 
 Used when a corpus is listed, before anything is encoded. On the first run the table does not exist yet, so the source is
 compared with the names that the table's files will have; a later run would read them.
@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 
 from actors import storage
+from actors.storage import providers
 from actors.storage.listing import parse_pattern
 from actors.storage.patterns import PLAIN, UNDERSCORE
 
@@ -46,3 +47,18 @@ def own_file_read(url: str, table: str, is_text: Callable[[str], bool]) -> str |
         if kind == PLAIN or (kind == UNDERSCORE and is_text(below)):
             return storage.join(table, name)
     return None
+
+
+def is_inside(url: str, folder: str) -> bool:
+    """Return whether a place is a folder or lies in it; both may be missing. Links are followed on a local disk."""
+    local = storage.is_local(url)
+    if local != storage.is_local(folder):
+        return False
+    if local:
+        place, top = (os.path.realpath(storage.absolute(each)) for each in (url, folder))
+    else:
+        # One store may have several protocols, such as s3:// and s3a://.
+        if (providers.of(url) or url.partition("://")[0]) != (providers.of(folder) or folder.partition("://")[0]):
+            return False
+        place, top = (each.partition("://")[2].lstrip("/") for each in (url, folder))
+    return f"{place.rstrip('/')}/".startswith(f"{top.rstrip('/')}/")

@@ -8,12 +8,15 @@ and nothing refers to the files of the others. The trade-off: a unit with many p
 from __future__ import annotations
 
 import datetime as dt
+import decimal
 import hashlib
 import json
+import math
 import secrets
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +40,7 @@ from actors.vectors import VectorColumn
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 UNITS_A_FOLDER = 1000  # receipts per folder: a store lists this many objects in one response
 _LONGEST_STATISTIC = 64
+_LAST_CHARACTER = "\U0010ffff"
 _LONGEST_PATH = 1024
 _LONGEST_NAME = 100  # characters of a part of a directory name: disks allow 255 bytes, object keys 1,024 in all
 
@@ -214,7 +218,11 @@ def parquet_bytes(table: pa.Table, lineage: str, outputs: Sequence[VectorColumn]
 
 
 def delta_statistics(table: pa.Table) -> str:
-    """Return `numRecords`, and range and null count of the columns useful for pruning, as Delta Lake's JSON."""
+    """Return `numRecords`, and range and null count of each column of a primitive type, as Delta Lake's JSON.
+
+    Every range is there, because deltalake finds no row for a condition on a column whose range is missing. Binary columns
+    have none: Delta Lake defines none for them.
+    """
     least: dict[str, Any] = {}
     most: dict[str, Any] = {}
     nulls: dict[str, int] = {}
@@ -223,16 +231,52 @@ def delta_statistics(table: pa.Table) -> str:
         if pa.types.is_nested(field.type) or pa.types.is_binary(field.type):
             continue
         nulls[field.name] = column.null_count
-        if not (pa.types.is_string(field.type) or pa.types.is_integer(field.type)) or column.null_count == len(column):
-            continue
-        ends = pc.min_max(column).as_py()
-        # Long texts have no range: it would make the log large, and a shortened maximum would be wrong.
-        # Shard paths may be longer: by their range a refresh knows files of a single shard without opening them.
-        longest = _LONGEST_PATH if field.name == SHARD else _LONGEST_STATISTIC
-        if all(not isinstance(end, str) or len(end) <= longest for end in ends.values()):
-            least[field.name], most[field.name] = ends["min"], ends["max"]
-    document = {"numRecords": table.num_rows, "minValues": least, "maxValues": most, "nullCount": nulls}
-    return json.dumps(document, separators=(",", ":"))
+        if column.null_count < len(column):
+            # Shard paths may be longer: by their range a refresh knows files of a single shard without opening them.
+            longest = _LONGEST_PATH if field.name == SHARD else _LONGEST_STATISTIC
+            least[field.name], most[field.name] = _range(column, longest)
+    return statistics_json(numRecords=table.num_rows, minValues=least, maxValues=most, nullCount=nulls)
+
+
+def _range(column: pa.ChunkedArray, longest: int) -> tuple[Any, Any]:
+    """Return two values that all values of a column are between; the second may be larger than each of them.
+
+    Texts are shortened to `longest` characters. If a value is NaN, which is in no range, the range has no ends.
+    """
+    if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
+        return -math.inf, math.inf
+    least, most = pc.min_max(column).as_py().values()
+    if isinstance(most, str):
+        end = most[:longest]
+        while end + _LAST_CHARACTER < most:
+            end += _LAST_CHARACTER
+        return least[:longest], end if end == most else end + _LAST_CHARACTER
+    if isinstance(most, dt.datetime):  # statistics have milliseconds
+        with suppress(OverflowError):
+            most += dt.timedelta(microseconds=-most.microsecond % 1000)
+    return least, most
+
+
+def statistics_json(**statistics: Any) -> str:
+    """Return the statistics of a file as Delta Lake's JSON, from Python values.
+
+    Characters are not escaped: deltalake (1.6) reads escaped ones from U+20000 on as others.
+    """
+    return _json(statistics)
+
+
+def _json(value: object) -> str:
+    if isinstance(value, Mapping):
+        return (
+            "{" + ",".join(f"{json.dumps(key, ensure_ascii=False)}:{_json(part)}" for key, part in value.items()) + "}"
+        )
+    if isinstance(value, dt.datetime):
+        text, zone = value.replace(tzinfo=None).isoformat(timespec="milliseconds"), "" if value.tzinfo is None else "Z"
+        return f'"{text}{zone}"'
+    if isinstance(value, decimal.Decimal):
+        return f"{value:f}"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return f'"{text}"' if isinstance(value, float) and not math.isfinite(value) else text
 
 
 def split_by(table: pa.Table, columns: tuple[str, ...]) -> list[tuple[tuple[str | None, ...], pa.Table]]:

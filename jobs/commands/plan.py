@@ -42,6 +42,13 @@ def _print(estimate: Estimate) -> None:
         print(f"{name:>8}  {text}")
 
 
+def _pictures(estimate: Estimate) -> list[tuple[str, str]]:
+    if not estimate.picture_share:
+        return []
+    share = f"{estimate.picture_share:.0%} of the sampled rows are pictures or pages"
+    return [("pictures", f"{share}, about {estimate.patches:,} patches in all")]
+
+
 def _lines(estimate: Estimate) -> list[tuple[str, str]]:
     """Names and texts of the lines."""
     about = "" if estimate.rows_exact else "about "
@@ -58,6 +65,7 @@ def _lines(estimate: Estimate) -> list[tuple[str, str]]:
             "tokens",
             f"{estimate.tokens_per_row:,.1f} a row in a sample of {estimate.sampled_rows:,}, about {estimate.tokens:,}",
         ),
+        *_pictures(estimate),
         (
             "cut",
             f"{estimate.truncated_share:.1%} of the sampled texts are longer than {estimate.max_tokens:,} tokens",

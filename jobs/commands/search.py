@@ -31,6 +31,12 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     adapter: Annotated[
         str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's adapter, if it has moved.")
     ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="URI", help="A picture in place of the question, for models that see.")
+    ] = None,
+    pages_out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Write the pages and pictures of the hits as PNG files.")
+    ] = None,
     questions: Annotated[
         str | None, typer.Option(metavar="URI", help="A Parquet file of questions: `text`, and `id` if there is one.")
     ] = None,
@@ -43,10 +49,13 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     """Search a table exactly, with the model, settings and query prompt that the table was embedded with."""
     from pipeline.search.search import Searcher
 
-    if (question is None) == (questions is None):
-        raise ConfigError("give one QUESTION, or a file of questions with --questions and --out")
+    if [question, image, questions].count(None) != 2:
+        raise ConfigError("give one QUESTION, or --image, or a file of questions with --questions and --out")
     if (questions is None) != (out is None):
         raise ConfigError("--questions and --out go together: the file of questions and the file of hits")
+    if pages_out is not None and questions is not None:
+        raise ConfigError("--pages-out is for one question; leave it out with --questions")
+    asked = str(question) if image is None else _picture(image)
     searcher = Searcher(
         table,
         version=version,
@@ -58,8 +67,10 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     if questions is not None and out is not None:
         _search_file(searcher, questions, out, k=k, where=where)
         return
-    hits = searcher.search([str(question)], k=k, where=where)[0]
+    hits = searcher.search([asked], k=k, where=where)[0]
     _warn(searcher)
+    if pages_out is not None:
+        _write_pages(hits, pages_out)
     if json:
         output.as_json(hits)
     else:
@@ -74,6 +85,27 @@ def _search_file(searcher: Searcher, questions: str, out: str, *, k: int, where:
         count = search_file(searcher, questions, out, k=k, where=where, report=report)
     _warn(searcher)
     print(f"wrote {count:,} hits to {out}")
+
+
+def _picture(url: str) -> bytes:
+    """Return the bytes of a picture's file."""
+    from actors import storage
+
+    try:
+        return storage.read(storage.absolute(url))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"--image names {url!r}, which does not exist") from None
+    except IsADirectoryError:
+        raise ConfigError(f"--image names {url!r}, which is a folder; name a picture") from None
+
+
+def _write_pages(hits: Sequence[Hit], folder: str) -> None:
+    from pipeline.search.pages import write_pages
+
+    written, notes = write_pages(hits, folder)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"wrote {len(written):,} pages to {folder}", file=sys.stderr)
 
 
 def _warn(searcher: Searcher) -> None:

@@ -143,11 +143,12 @@ def _model(job: Job) -> Finding:
 
 
 def _source(job: Job) -> Finding:
-    from pipeline.plan.corpus import list_corpus, survey
+    from pipeline.plan.corpus import list_corpus, model_for, survey
     from pipeline.run.context import describe_model
 
     listing = list_corpus(job)
-    shards = survey(job, listing.shards, modality=describe_model(job).modality).shards
+    model = model_for(job, listing.shards, describe_model(job))
+    shards = survey(job, listing.shards, modality=model.modality, settings=model.pictures).shards
     count, size = len(shards), format_bytes(sum(shard.size_bytes for shard in shards))
     text = f"{count:,} shard{'s' * (count != 1)}, {size}, has every column that the job names"
     if listing.left_out:

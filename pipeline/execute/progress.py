@@ -44,6 +44,7 @@ class Outcome:
     if the version existed before, or if a re-embedding was built and not published (`staged`).
 
     Attributes:
+        rows_kept: Number of rows in files that the run left as they were; the other counts are without them.
         padding: Padding tokens that the model computed.
         files: Number of written data files.
         size_bytes: Total size of these files.
@@ -59,6 +60,7 @@ class Outcome:
     rows_read: int = 0
     documents: int = 0
     rows: int = 0
+    rows_kept: int = 0
     quarantined: int = 0
     truncated: int = 0
     tokens: int = 0

@@ -22,11 +22,12 @@ from pydantic import (
 )
 
 from actors.errors import ConfigError
-from actors.source.column_names import kept_names, misnamed
+from actors.source.column_names import misnamed
 from actors.text.chunk_rules import By, Mode
 from pipeline.job.encoder import Encoder
+from pipeline.job.source import Source
 from pipeline.job.validation import explain
-from pipeline.job.values import Columns, Kept, Section, Size, Uri, check_labels
+from pipeline.job.values import Columns, Section, Size, Uri, check_labels
 
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 Auto = Literal["auto"]
@@ -40,79 +41,6 @@ def _count_or_range(value: object) -> object:
 
 def _zero_for_auto(value: object) -> object:
     return 0 if value == "auto" else value
-
-
-class Source(Section):
-    """Files to read and the columns to take from them."""
-
-    uri: Uri = Field(
-        description="Path or URL of the files: one file, a folder or a glob; `${NAME}` is replaced from the environment."
-    )
-    format: Literal["auto", "parquet", "jsonl", "csv", "text"] = Field(
-        default="auto",
-        description="File format; `auto` takes the format that the file ending names, and all files have the same one.",
-    )
-    quote: Literal["auto", '"', "'", "none"] = Field(
-        default="auto",
-        description="Quote character of CSV and TSV fields; `auto` detects it from the first 2 MiB of each file.",
-    )
-    escape: Literal["auto", "double", "backslash", "none"] = Field(
-        default="auto",
-        description="How CSV and TSV files write a quote inside a quoted field; `auto` detects it as for `quote`.",
-    )
-    id: str | None = Field(
-        default=None,
-        description="Column that holds the id of a row; by default ids are made from the file path and the row position.",
-    )
-    text: Columns = Field(
-        default=("text",),
-        description="Columns to embed; several columns are joined by a blank line into one text.",
-    )
-    keep: Kept = Field(
-        default=(),
-        description=(
-            "Columns that are copied into the table unchanged, as a list, or as `{name in the source: name in the table}`; "
-            "by default none."
-        ),
-    )
-    task_column: str | None = Field(
-        default=None,
-        description="Column that holds the model's task for each row; by default every row has `encoder.task`.",
-    )
-    unique_ids: bool = Field(
-        default=True,
-        description="Whether ids are unique: `true` quarantines every later row with the same id, `false` keeps them all.",
-    )
-    hive: bool = Field(
-        default=False,
-        description="Whether folders such as `lang=de/` in the paths are read as columns; by default not.",
-    )
-    verify: Literal["tag", "content"] = Field(
-        default="tag",
-        description=(
-            "How a changed file is recognized: `tag` compares the store's tag, `content` the SHA-256 of the bytes, which "
-            "reads the whole source in each run."
-        ),
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Source:
-        if not self.text:
-            raise ValueError("text names no column; name at least one")
-        if self.quote == "none" and self.escape == "double":
-            raise ValueError(
-                "escape double writes a quote twice inside of quotes, and quote is none; use escape: backslash, none or "
-                "auto, or name the quote"
-            )
-        for names in (self.text, self.keep):
-            if len(set(names)) != len(names):
-                raise ValueError(f"{list(names)} names a column twice")
-        return self
-
-    @property
-    def kept(self) -> dict[str, str]:
-        """Name in the table of each kept column, by its name in the source."""
-        return kept_names(self.keep)
 
 
 class Table(Section):
@@ -335,11 +263,9 @@ class Job(Section):
         kept = self.source.kept
         if wrong := misnamed(kept, chunked=self.chunking.mode != "none", keep_text=self.table.keep_text):
             raise ValueError(f"source.{wrong}")
-        if self.source.task_column is None and (unused := self.encoder.unused_adapters()):
-            raise ValueError(
-                f"encoder.adapters names {unused[0]!r}, which no row uses; set encoder.task: {unused[0]}, or name the "
-                f"column of the rows' tasks in source.task_column"
-            )
+        # A task that no adapter has may be one of the model, or a wrong name: `describe_model` knows.
+        if self.encoder.task is None or self.encoder.is_task_of_adapter():
+            self.check_adapters_used()
         missing = [name for name in self.table.partition_by if name not in kept.values()]
         if missing:
             raise ValueError(
@@ -347,6 +273,11 @@ class Job(Section):
                 f"name some of these, or add to source.keep"
             )
         return self
+
+    def check_adapters_used(self) -> None:
+        """Raise ValueError if no row can use an adapter."""
+        if self.source.task_column is None and (unused := self.encoder.unused_adapter()):
+            raise ValueError(unused)
 
 
 def parse_job(document: object, *, origin: str = "the job file") -> Job:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from actors.encoders.settings import AdapterSettings, EncoderSettings
 from actors.errors import ConfigError
 from pipeline.job.validation import shown
-from pipeline.job.values import Section, Uri, cluster_at
+from pipeline.job.values import Section, Uri, as_text, cluster_at
 
 
 class Adapter(Section):
@@ -32,18 +32,20 @@ def _by_name(value: object) -> object:
     """Read a path that stands alone as `{path: ...}`."""
     if not (isinstance(value, dict) and all(isinstance(name, str) and name for name in value)):
         raise ValueError(f"must be adapters by name, as in {{legal: adapters/legal}}, not {shown(value)}")
-    if wrong := [name for name, adapter in value.items() if not isinstance(adapter, str | dict | BaseModel)]:
+    if wrong := [
+        name for name, each in value.items() if not each or not isinstance(each, str | Path | dict | BaseModel)
+    ]:
         raise ValueError(
             f"has {shown(value[wrong[0]])} for {wrong[0]!r}; it must be the path of a PEFT folder, or "
             f"{{path: ..., prompt: ..., query_prompt: ...}}"
         )
-    return {name: {"path": adapter} if isinstance(adapter, str) else adapter for name, adapter in value.items()}
+    return {name: {"path": adapter} if isinstance(adapter, str | Path) else adapter for name, adapter in value.items()}
 
 
 class Encoder(Section):
     """Model and the settings that change its vectors."""
 
-    model: Annotated[str, Field(min_length=1)] = Field(
+    model: Annotated[str, BeforeValidator(as_text), Field(min_length=1)] = Field(
         description="Id of a model on the Hugging Face Hub, or path of a folder that holds one."
     )
     revision: str | None = Field(
@@ -72,6 +74,21 @@ class Encoder(Section):
         default=False,
         description="Whether `dim` may be one that the model was not trained for, at a loss of accuracy; by default not.",
     )
+    max_pixels: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Pixels above which a picture or page is made smaller; by default the model's own limit.",
+    )
+    exif: Literal["rotate", "ignore"] = Field(
+        default="rotate",
+        exclude_if=lambda value: value == "rotate",
+        description="Whether a picture is turned as its EXIF data says: `rotate` or `ignore`.",
+    )
+    alpha: Literal["white", "drop"] = Field(
+        default="white",
+        exclude_if=lambda value: value == "white",
+        description="What becomes of transparency: `white` draws a picture on white, `drop` ignores it.",
+    )
     adapters: Annotated[dict[str, Adapter], BeforeValidator(_by_name)] = Field(
         default={},
         exclude_if=lambda adapters: not adapters,  # a job without them is written as before there were any
@@ -81,14 +98,41 @@ class Encoder(Section):
         ),
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Encoder:
+        for name, adapter in self.adapters.items():
+            queries = f"{name}.query"
+            if queries in self.adapters and adapter.query_prompt is not None:
+                raise ValueError(
+                    f"adapters names {queries!r}, and query_prompt of {name!r} makes a task of that name; rename one of the "
+                    f"two, or leave query_prompt out"
+                )
+            if self.task == queries and queries not in self.adapters and adapter.query_prompt is None:
+                raise ValueError(
+                    f"task is {queries!r}, and the adapter {name!r} has no query_prompt, which would make that task; give it "
+                    f"one, or set task: {name}, whose prompt queries have too"
+                )
+        return self
+
     def settings(self) -> EncoderSettings:
         """Return the settings with which the encoder is loaded."""
         adapters = {name: AdapterSettings(**dict(adapter)) for name, adapter in self.adapters.items()}
         return EncoderSettings(**{**dict(self), "adapters": adapters})
 
-    def unused_adapters(self) -> list[str]:
-        """Return the names of the adapters that `task` does not use."""
-        return [name for name, each in self.settings().adapters.items() if self.task not in each.prompts(name)]
+    def unused_adapter(self) -> str | None:
+        """Return the error message for an adapter that `task` does not use, or None."""
+        for name, adapter in self.settings().adapters.items():
+            if self.task not in adapter.prompts(name):
+                task = "" if self.task is None else f", because encoder.task is {self.task!r}"
+                return (
+                    f"encoder.adapters names {name!r}, which no row uses{task}; set encoder.task: {name}, or name the column "
+                    f"of the rows' tasks in source.task_column, or leave the adapter out"
+                )
+        return None
+
+    def is_task_of_adapter(self) -> bool:
+        """Return whether `task` is one of an adapter, and not of the model."""
+        return any(self.task in adapter.prompts(name) for name, adapter in self.settings().adapters.items())
 
     def check_adapters_readable(self, address: str) -> None:
         """Raise ConfigError if an adapter is a folder of this machine and a cluster runs the encoders.

@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 
+from actors.arguments import need_place
 from actors.errors import ConfigError
 from pipeline.job.config import Job, parse_job
 from pipeline.job.validation import shortened, shown
 
 
-def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Job:
+def load_job(path: str | Path | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Job:
     """Return the job of a YAML file and of `key=value` settings, which override the file.
 
     Args:
@@ -26,6 +27,7 @@ def load_job(path: str | None, *, settings: Sequence[str] = (), defaults: dict[s
     """
     document: Any = {}
     if path is not None:
+        path = need_place(path, "the job file")
         try:
             data = Path(path).read_bytes()
         except (OSError, ValueError) as error:  # a ValueError for a name that no file can have

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # Syntax of Ray's node labels and of the values that a selector may ask for.
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL = re.compile(rf"(?:[A-Za-z0-9.-]{{1,253}}/)?{_WORD}")
+_HOST = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
 _LABEL_VALUE = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))")
 
 
@@ -44,13 +45,20 @@ class Section(BaseModel):
 
         Python counts True as 1, so `max_quarantined: yes` would allow every row to be quarantined.
         """
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
             raise ValueError(f"must not be {str(value).lower()}; YAML reads yes, no, on and off as true and false")
         return value
 
 
+def as_text(value: object) -> object:
+    """Return a path object as text; any other value as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _expand(value: object) -> object:
     """Replace `${NAME}` from the environment, and refuse a URL that contains credentials."""
+    value = as_text(value)
     if not isinstance(value, str):
         return value
 
@@ -92,6 +100,17 @@ def check_labels(value: object) -> object:
                 f"{key} must be a text like 'H100', '!T4', 'in(A100, H100)' or '!in(T4, P4)', not {condition!r}"
             )
     return value
+
+
+def check_hosts(value: object) -> object:
+    """Return the hosts of `source.fetch`; raise ValueError where one is not the name or address of a host."""
+    hosts = [value] if isinstance(value, str) else value
+    if not isinstance(hosts, list | tuple) or not hosts:
+        raise ValueError(f"must be true, false or a list of hosts, as in [images.example.com], not {value!r}")
+    for host in hosts:
+        if not isinstance(host, str) or not _HOST.fullmatch(host):
+            raise ValueError(f"{host!r} is not a host: write the name or address alone, as in images.example.com")
+    return hosts
 
 
 def _check_size(text: str) -> str:

@@ -31,6 +31,7 @@ from actors.unit.writer import parquet_bytes, quarantine_bytes
 from actors.vectors import VectorColumn
 from pipeline.ledger.repeated_hashes import Repeats
 
+ERROR = "an earlier row of the corpus has this id; set source.unique_ids: false to keep both"
 LIMIT_BYTES = 16 << 20  # hashes of two million rows; sorting them takes twice as much
 _LIMIT_ID_BYTES = 4 << 30
 _THREADS = 16
@@ -157,8 +158,7 @@ def quarantine_duplicates(
         rows = pq.read_table(pa.BufferReader(data))
         mask = pc.is_in(rows[ID].cast(pa.string()), value_set=duplicate_ids)
         for row in rows.filter(mask).select([ID, SHARD]).to_pylist():
-            error = "an earlier row of the corpus has this id; set source.unique_ids: false to keep both"
-            quarantined[row[ID]] = QuarantinedRow(row[SHARD], -1, row[ID], "duplicate_id", error)
+            quarantined[row[ID]] = QuarantinedRow(row[SHARD], -1, row[ID], "duplicate_id", ERROR)
         unique = rows.filter(pc.invert(mask))
         if unique.num_rows == 0:
             continue

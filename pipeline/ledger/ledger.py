@@ -7,6 +7,7 @@
                                     reuse.parquet     places of the stored vectors of known texts; if they are too
                                                       many for memory, reuse/000.parquet and so on
                                     replaced.parquet  for a refresh: the shards whose old rows are removed
+                                    duplicates.parquet    and the rows to quarantine for their id, if any
                                     receipts/         one JSON a unit, in folders of a thousand
                                     receipt_batches/  copies of receipts, a thousand in a file
                                     quarantine/       one Parquet a unit with quarantined rows

@@ -25,6 +25,7 @@ class RunDescription:
         content: What the run publishes (`fingerprint.content_name`); empty if it reads no source.
         fingerprint: Hash of the embedding spec.
         kept: Number of rows of other tools that are kept.
+        duplicates: Number of rows that are quarantined for their id without being encoded (`pipeline.reuse.repeated_ids`).
         reuse: Number of tables of the index of known texts.
         rows_kept: Number of rows in table files that a refresh leaves as they are.
         texts_to_encode: Number of texts of a refresh that have no stored vector.
@@ -43,6 +44,7 @@ class RunDescription:
     job: dict[str, Any] = field(default_factory=dict)
     shards: int = 0
     kept: int = 0
+    duplicates: int = 0
     reuse: int = 0
     rows_kept: int = 0
     texts_to_encode: int = 0

@@ -6,17 +6,20 @@ for a store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from actors import storage
-from actors.errors import ConfigError
-from actors.schema import Shard
-from actors.source.formats import open_format
+from actors.encoders.spec import ModelSpec
+from actors.errors import ConfigError, InvariantBroken
+from actors.images.settings import PictureSettings
+from actors.schema import PAGE, Shard
+from actors.source.formats import common_format, open_format
 from actors.source.formats.dialects import DialectUse, settle
 from actors.source.lakes import refuse_lakes
+from actors.source.pictures import Pictures
 from actors.source.read_unit import SourceSpec, check_source, corpus_root
 from actors.storage.content_tags import with_tags
 from actors.storage.listed import Listing
@@ -94,12 +97,64 @@ def _nothing_matches(written: str, uri: str, listing: Listing) -> ConfigError:
     )
 
 
+def source_format(job: Job, shards: Iterable[Shard]) -> str:
+    """Return the name of the format of a job's files.
+
+    Raises:
+        ConfigError: they have several, or the job names an unknown one.
+    """
+    return common_format(job.source.format, (shard.path for shard in shards)).name
+
+
+def kept_columns(job: Job, format_name: str) -> dict[str, str]:
+    """Return the name in the table of each column that is kept from a source of this format.
+
+    A table of PDFs has the number of each page, and the job need not ask for that.
+    """
+    return {PAGE: PAGE, **job.source.kept} if format_name == "pages" else job.source.kept
+
+
+def model_for(job: Job, shards: Iterable[Shard], model: ModelSpec) -> ModelSpec:
+    """Return the model as a source needs it: the same for texts, and one that sees for pictures and PDFs.
+
+    Raises:
+        ConfigError: the source has pictures, and the model takes texts only; or it has none, and the job sets how
+            pictures are read.
+    """
+    image, is_pages = job.source.image, source_format(job, shards) == "pages"
+    if image is not None and is_pages:
+        raise ConfigError(
+            f"source.image names the column {image!r}, and source.uri {job.source.uri!r} matches files that are pictures "
+            f"themselves; leave image out"
+        )
+    if image is None and not is_pages:
+        return model
+    try:
+        return model.seeing()
+    except ConfigError as error:
+        found = f"source.image names {image!r}" if image else f"source.uri {job.source.uri!r} has pictures or PDFs"
+        raise ConfigError(
+            f"{found}, and {error} Set encoder.model to a model that sees, such as jinaai/jina-embeddings-v4, or "
+            f"{'leave image out' if image else 'narrow source.uri'}"
+        ) from None
+
+
+def pictures_of(job: Job, settings: PictureSettings | None) -> Pictures:
+    """Return the settings with which the pictures of a job are read; `settings` are those of its model."""
+    if settings is None:
+        raise InvariantBroken("pictures are read for a model without settings for them.")
+    source = job.source
+    fetch = source.fetch if isinstance(source.fetch, bool) else frozenset(source.fetch)
+    return Pictures(settings, source.image, source.prefer, fetch, page_text=job.table.keep_text)
+
+
 def survey(
     job: Job,
     shards: tuple[Shard, ...],
     known: Mapping[str, pa.DataType] | None = None,
     *,
     modality: str,
+    settings: PictureSettings | None = None,
     corpus: tuple[Shard, ...] = (),
 ) -> Survey:
     """Check that the shards have what the job names.
@@ -109,32 +164,35 @@ def survey(
         shards: Where.
         known: Types that kept columns have in shards that are not looked at, as the table stores them.
         modality: The content that the model takes.
+        settings: Size and reading of pictures, for a model that sees.
         corpus: All shards, where only some are to be read.
 
     Raises:
         ConfigError: a column is missing or of a wrong type.
         DataError: a shard cannot be read as what it claims to be.
     """
-    if job.table.keep_text and modality != "text":
+    if job.table.keep_text and modality not in ("text", "page"):
         raise ConfigError(
             f"table.keep_text stores texts, and the model takes {modality}; leave keep_text out of the job"
         )
     dialects: tuple[DialectUse, ...] = ()
+    format_name = source_format(job, corpus or shards)
     if shards:
-        source_format = open_format(job.source.format, shards[0].path).name
-        shards, dialects = settle(shards, source_format, job.source.quote, job.source.escape)
+        shards, dialects = settle(shards, format_name, job.source.quote, job.source.escape)
     source = check_source(
         shards,
         root=corpus_root(job.source.uri, shards),
-        format=job.source.format,
+        format=format_name,
         id=job.source.id,
         text=job.source.text,
-        keep=job.source.kept,
+        keep=kept_columns(job, format_name),
         task=job.source.task_column,
         unique_ids=job.source.unique_ids,
         folders_of=(corpus or shards) if job.source.hive else (),
         known=known,
         modality=modality,
+        pictures=pictures_of(job, settings) if modality == "page" else None,
+        needs_text=job.source.needs_text,
     )
     keep_schema = source.kept_schema()
     _check_partitions(job, keep_schema)

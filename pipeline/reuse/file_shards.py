@@ -49,7 +49,9 @@ def scan_files(table: str, version: DeltaTable, kept: Kept | None = None) -> lis
     """
 
     def scan(path: str, rows: int | None, least: str | None, most: str | None, nulls: int | None) -> TableFile:
-        if kept is None and rows is not None and not nulls and least is not None and least == most:
+        # Older tables have escaped texts in the log, of which deltalake (1.6) reads characters from U+20000 on as others.
+        is_read_right = least is not None and max(least, default="") <= "\uffff"
+        if kept is None and rows is not None and not nulls and least is not None and least == most and is_read_right:
             return TableFile(path, rows, {least: rows})
         return scan_file(table, path, kept)
 

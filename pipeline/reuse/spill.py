@@ -44,7 +44,7 @@ def _fixed(chunk: pa.Array) -> npt.NDArray[np.bytes_]:
     return np.frombuffer(fixed.buffers()[1] or b"", dtype="S32")[fixed.offset : fixed.offset + len(fixed)]
 
 
-def contains(ordered: npt.NDArray[np.bytes_], values: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
+def contains(ordered: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which of `values` are in `ordered`, bool [values]; `ordered` is sorted."""
     if len(ordered) == 0:
         return np.zeros(len(values), dtype=bool)

@@ -80,6 +80,14 @@ class Index:
             return self._table(self._whole())
         return (self._table(self._part(number)) for number in range(self.parts))
 
+    def has(self, hashes: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+        """Return whether each text has a place, by its hash, bool [hashes]; False for null."""
+        tables = self.tables()
+        found = np.zeros(len(hashes), dtype=bool)
+        for table in [tables] if isinstance(tables, pa.Table) else tables:
+            found |= pc.is_in(hashes, value_set=table["hash"]).to_numpy()
+        return found
+
     def add(self, rows: Rows) -> None:
         """Add places, whose hashes are greater than those of all places before."""
         if self._buffered_rows and self._buffered_rows + len(rows) > spill.LIMIT_ROWS:

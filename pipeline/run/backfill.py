@@ -103,7 +103,8 @@ class Runner:
     @cached_property
     def surveyed(self) -> Survey:
         """The source, checked, with the types of its columns."""
-        return survey(self.context.job, self.context.shards, modality=self.context.model.modality)
+        model = self.context.model
+        return survey(self.context.job, self.context.shards, modality=model.modality, settings=model.pictures)
 
     def plan(self, executor: Executor) -> None:
         """Cut the corpus into units, index the vectors of unpublished files, and freeze both."""
@@ -221,6 +222,7 @@ class Runner:
         reuse: int,
         rows_kept: int = 0,
         texts_to_encode: int = 0,
+        duplicates: int = 0,
     ) -> None:
         """Freeze the plan and the tables beside it. If a concurrent driver was first, its plan is used."""
         self.ledger.freeze(
@@ -238,6 +240,7 @@ class Runner:
                 reuse=reuse,
                 rows_kept=rows_kept,
                 texts_to_encode=texts_to_encode,
+                duplicates=duplicates,
             ),
             plan.table,
             listing=listing_table(self.context.shards),
@@ -268,6 +271,7 @@ class Runner:
             writer_spec(publication, self.ledger),
             self.context.chunking,
             reuse=description.reuse,
+            duplicates=bool(description.duplicates),
             kept=bool(description.kept),
             row_timeout_s=self.context.job.run.row_timeout_s,
         )
@@ -287,7 +291,7 @@ class Runner:
             unique = self._unique(receipts, description.units)
             if unique is not receipts:
                 receipts, files = unique, check_files(unique.values(), self.ledger, transaction.lock)
-        outcome = self._outcome(self.ledger.run, -1).plus(receipts.values())
+        outcome = replace(self._outcome(self.ledger.run, -1), rows_kept=description.rows_kept).plus(receipts.values())
         self._check_quarantine(outcome, receipts.values(), description.rows_kept)
         removed = self.removed()
         restored = {file.path: file for file in self.restored_files()}

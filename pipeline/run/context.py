@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.encoders.spec import ModelSpec, describe
+from actors.errors import ConfigError
 from actors.schema import Shard
 from actors.storage.listed import LeftOut
 from actors.text.chunk_rules import Chunking
@@ -22,7 +23,8 @@ from pipeline.execute.progress import Reporter
 from pipeline.execute.task_column import check_task_column
 from pipeline.job import fingerprint
 from pipeline.job.config import Job
-from pipeline.plan.corpus import list_corpus
+from pipeline.job.validation import shown
+from pipeline.plan.corpus import list_corpus, model_for
 from pipeline.plan.identify import identified
 from pipeline.table import delta_table
 from pipeline.table.features import check_features
@@ -30,9 +32,20 @@ from pipeline.table.foreign import Foreign, look
 
 
 def describe_model(job: Job) -> ModelSpec:
-    """Return the checked model of a job, without loading its weights."""
+    """Return the checked model of a job, without loading its weights.
+
+    Raises:
+        ConfigError: it is no job; or see `describe`.
+    """
+    if not isinstance(job, Job):
+        raise ConfigError(f"the job is {shown(job)}; give what vectide.load_job returns, or a vectide.Job")
     job.encoder.check_adapters_readable(job.run.address)
-    return describe(job.encoder.settings())
+    model = describe(job.encoder.settings())
+    try:
+        job.check_adapters_used()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,7 @@ def resolve_context(job: Job, reporter: Reporter, *, hash_limit_bytes: float = m
     reporter.step("listing the corpus")
     listing = list_corpus(job)
     shards = identified(job, listing.shards, reporter.step, limit_bytes=hash_limit_bytes)
+    model = model_for(job, shards, model)
     chunking = fingerprint.chunking_of(model, job)
     lineage = fingerprint.lineage(model, chunking, job)
     embedding_spec = delta_table.EmbeddingSpec(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.arguments import need_above_zero
 from actors.encoders.spec import ModelSpec
 from actors.inputs import prepare_questions
 from actors.schema import COST, PARTS
@@ -35,6 +36,9 @@ from pipeline.table.foreign import foreign_commits
 _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
 
 
+# Rows that are encoded to measure this machine.
+_MEASURED_ROWS = 128
+_MEASURED_PICTURES = 2
 # A dry run hashes a source up to this size (`source.verify: content`), to know the run that a backfill would resume.
 HASHED_BYTES = 1 << 30
 
@@ -72,6 +76,8 @@ class Estimate:
         seconds: Encoder time for the remaining units.
         left_out: Objects that match source.uri and that no run reads.
         dialects: Dialects of delimited shards, with the number of shards of each.
+        picture_share: Share of the sampled rows that are pictures or pages, 0 to 1.
+        patches: Patches of all pictures and pages, by the sample.
     """
 
     run: str
@@ -100,6 +106,8 @@ class Estimate:
     hive: tuple[FolderColumn, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
     dialects: tuple[DialectUse, ...] = ()
+    picture_share: float = 0.0
+    patches: int = 0
 
 
 def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
@@ -113,11 +121,12 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     Raises:
         VectideError: a backfill would refuse the job, the source or the table.
     """
+    tokens_per_s = None if tokens_per_s is None else need_above_zero(tokens_per_s, "tokens_per_s")
     context = resolve_context(job, NullReporter(), hash_limit_bytes=HASHED_BYTES)
     model = context.model
     hash_bytes = sum(shard.size_bytes for shard in context.shards) if job.source.verify == "content" else 0
     is_run_known = hash_bytes <= HASHED_BYTES
-    surveyed = survey(job, context.shards, modality=model.modality)
+    surveyed = survey(job, context.shards, modality=model.modality, settings=model.pictures)
     sample = take_sample(surveyed, model, context.chunking)
     replicas, cores = _encoders(job)
     plan = cut_plan(job, surveyed, model, sample, replicas=replicas, cores=cores)
@@ -166,6 +175,8 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         hive=_folders(job, surveyed) if job.source.hive else None,
         left_out=context.left_out,
         dialects=surveyed.dialects,
+        picture_share=sample.picture_share,
+        patches=int(sample.patches_per_row * plan.rows),
     )
 
 
@@ -195,9 +206,10 @@ def measure(model: ModelSpec, sample: Sample, chunking: Chunking | None) -> tupl
     from actors.encoders import load_encoder
 
     encoder = load_encoder(model)
-    rows = (prepare_questions(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, 128)
+    count = _MEASURED_PICTURES if sample.picture_share else _MEASURED_ROWS
+    rows = (prepare_questions(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, count)
     chunking = chunking if PARTS in rows.column_names else None
-    encoder.encode_rows(rows.slice(0, 16), chunking)  # the first call includes the warm-up
+    encoder.encode_rows(rows.slice(0, max(1, count // 8)), chunking)  # the first call includes the warm-up
     started = time.perf_counter()
     encoder.encode_rows(rows, chunking)
     elapsed_s = max(time.perf_counter() - started, 1e-6)

@@ -12,7 +12,7 @@ type in the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -23,27 +23,29 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError
-from actors.schema import HASH, Piece, RewriteUnit, RewrittenFile, Shard, Unit
+from actors.schema import HASH, ID, SHARD, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.source.formats import open_format
 from actors.source.formats.types import fits
 from actors.source.read_unit import SourceSpec, corpus_root, read_unit
 from actors.storage import identity
 from actors.unit.receipt import DataFile, Receipt
+from actors.unit.table_files import read_stored
 from pipeline.execute.outcome import Executor
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.job.config import Job
 from pipeline.ledger.duplicates import brings_ids
 from pipeline.ledger.ledger import Ledger, units_to_table
-from pipeline.plan.corpus import Survey, survey
+from pipeline.plan.corpus import Survey, kept_columns, source_format, survey
 from pipeline.plan.units import Plan
 from pipeline.reuse.file_shards import TableFile, scan_files, scan_paths
+from pipeline.reuse.repeated_ids import RepeatedIds
 from pipeline.reuse.spill import TEXT, Buckets, Rows, as_texts, firsts, hash_bytes
 from pipeline.reuse.vector_index import Index, build_index
 from pipeline.run.backfill import Runner
 from pipeline.run.context import RunContext, resolve_context
 from pipeline.run.reembed import Reembedding
 from pipeline.table import delta_table
-from pipeline.table.commit import sized_files
+from pipeline.table.commit import same_columns, sized_files
 from pipeline.table.delta_table import State
 from pipeline.table.kept_rows import ADDED, Kept, look_up, of_kind
 from pipeline.table.quarantine import worth_retrying
@@ -51,6 +53,7 @@ from pipeline.table.version_records import table_to_files
 
 _TEXT_TOKENS = 256  # estimated tokens of a text before it is read
 _HASH_ROWS = 50_000
+_HASH_PICTURES = 8
 _HASH_THREADS = 8
 _REWRITE_ROWS = 1_000
 
@@ -167,15 +170,22 @@ class _Refresh(Runner):
             return same, None
         if same:
             schema = delta_table.schema_of(self._version)
-            known = {name: schema.field(stored).type for name, stored in self.context.job.source.kept.items()}
+            known = {name: schema.field(stored).type for name, stored in self._kept.items()}
             # The survey of all shards below reports an error: an old shard may be the one that does not fit.
             with suppress(ConfigError):
-                surveyed = survey(
-                    self.context.job, to_read, known, modality=self.context.model.modality, corpus=self.context.shards
-                )
+                surveyed = self._survey(to_read, known)
                 if all(fits(kind, known[name]) for name, kind in surveyed.source.keep):
                     return same, surveyed
-        return frozenset(), survey(self.context.job, self.context.shards, modality=self.context.model.modality)
+        return frozenset(), self._survey(self.context.shards)
+
+    def _survey(self, shards: tuple[Shard, ...], known: Mapping[str, pa.DataType] | None = None) -> Survey:
+        model, corpus = self.context.model, self.context.shards
+        return survey(self.context.job, shards, known, modality=model.modality, settings=model.pictures, corpus=corpus)
+
+    @cached_property
+    def _kept(self) -> dict[str, str]:
+        """Name in the table of each kept column."""
+        return kept_columns(self.context.job, source_format(self.context.job, self.context.shards))
 
     @property
     def _unchanged(self) -> frozenset[str]:
@@ -196,8 +206,9 @@ class _Refresh(Runner):
 
     @cached_property
     def _affected(self) -> list[TableFile]:
-        """Files with rows of shards that changed or were deleted."""
-        if self.policy.reads_everything:
+        """Files with rows of shards that changed or were deleted; all files if the table gets other columns."""
+        columns = self.context.columns(self.surveyed.keep_schema)
+        if self.policy.reads_everything or not same_columns(self._version, columns):
             return self._files
         return [file for file in self._files if not file.shards.keys() <= self._unchanged]
 
@@ -209,39 +220,60 @@ class _Refresh(Runner):
         unchanged, surveyed = self._unchanged_and_survey
         today = dict(surveyed.source.keep) if surveyed and not unchanged else {}
         types = {
-            name: today[name] if name in today else schema.field(stored).type for name, stored in source.kept.items()
+            name: today[name] if name in today else schema.field(stored).type for name, stored in self._kept.items()
         }
         folders = tuple((name, types.get(name, kind)) for name, kind in surveyed.source.folders) if surveyed else ()
         spec = SourceSpec(
             format=surveyed.source.format if surveyed else "parquet",
             root=corpus_root(source.uri, self.context.shards),
-            text=source.text,
+            text=surveyed.source.text if surveyed else source.text,
             id=source.id,
             keep=tuple(types.items()),
             task=source.task_column,
             unique_ids=source.unique_ids,
             folders=folders,
             modality=self.context.model.modality,
-            renamed=tuple(source.kept.items()),
+            renamed=tuple(self._kept.items()),
+            pictures=surveyed.source.pictures if surveyed else None,
         )
         shards, dialects = (surveyed.shards, surveyed.dialects) if surveyed else ((), ())
         return Survey(shards, spec, spec.kept_schema(), dialects)
 
     def _find_wanted(self, wanted: Buckets) -> None:
-        """Add the content hashes of the rows to read to `wanted`."""
-        source = self.surveyed.source
+        """Add the content hashes of the rows to read to `wanted`, and those with repeated ids to `self._repeated_ids`."""
+        source, repeated_ids = self.surveyed.source, self._repeated_ids
+        kept = look_up(self.policy.kept, unique_ids=source.unique_ids) if self.policy.kept.num_rows else None
+
+        rows = _HASH_ROWS if source.pictures is None else _HASH_PICTURES
 
         def pieces(shard: Shard) -> list[Piece]:
-            return open_format(source.format, shard.path).pieces(shard, _HASH_ROWS)
+            return open_format(source.format, shard.path).pieces(shard, rows)
 
         def hashes(piece: Piece) -> Rows:
-            return firsts(as_texts(hash_bytes(read_unit(Unit(0, (piece,)), source).table[HASH])))
+            read = read_unit(Unit(0, (piece,)), source)
+            rows, _ = (read.table, []) if kept is None else kept.split(read.table)
+            if not repeated_ids.are_none:
+                repeated_ids.add(rows, read.bad)
+            return firsts(as_texts(hash_bytes(rows[HASH])))
 
+        def add_staying(file: TableFile) -> None:
+            rows = read_stored(self.context.url, file.path, [ID, SHARD])
+            repeated_ids.add(rows.filter(pc.is_in(rows[SHARD], value_set=unchanged)))
+
+        unchanged = pa.array(sorted(self._unchanged), pa.string())
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             parts = [piece for part in pool.map(pieces, self.surveyed.shards) for piece in part]
             for start in range(0, len(parts), _HASH_THREADS):  # at most one piece a thread in memory
                 for part in pool.map(hashes, parts[start : start + _HASH_THREADS]):
                     wanted.add(part)
+            if not repeated_ids.are_none:
+                staying = (file for file in self._files if file.shards.keys() & self._unchanged)
+                list(pool.map(add_staying, staying))
+
+    @cached_property
+    def _repeated_ids(self) -> RepeatedIds:
+        """Rows with the ids of quarantined rows; filled while the index is built."""
+        return RepeatedIds(self._old_quarantine)
 
     @cached_property
     def _index(self) -> Index:
@@ -264,6 +296,9 @@ class _Refresh(Runner):
         unread = pc.is_in(quarantined["shard"], value_set=pa.array(sorted(self._unchanged), pa.string()))
         table_rows = sum(file.rows for file in self._files)
         affected_rows = sum(file.rows for file in self._affected)
+        index, duplicates = self._index, pa.table({})
+        if not self._repeated_ids.are_none:
+            duplicates = self._repeated_ids.to_leave_out(index)
         self.freeze(
             replace(
                 plan,
@@ -272,14 +307,16 @@ class _Refresh(Runner):
                 rows=plan.rows + sum(unit.rows for unit in rewrites),
             ),
             {
-                "reuse": self._index.tables(),
+                "reuse": index.tables(),
+                **({"duplicates": duplicates} if duplicates.num_rows else {}),
                 "replaced": pa.table({"path": pa.array(replaced, pa.string())}),
                 **self.policy.file_changes([file.path for file in self._affected]),
                 "previous_quarantine": quarantined.filter(unread),
             },
-            reuse=self._index.parts,
+            reuse=index.parts,
             rows_kept=table_rows - affected_rows,
             texts_to_encode=self._texts(),
+            duplicates=duplicates.num_rows,
         )
 
     def _texts(self) -> int:

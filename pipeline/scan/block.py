@@ -33,6 +33,7 @@ class Block:
         high: uint16 [n, dim], the bits of bfloat16.
         low: int8 or int16 [n, dim], or None if all are zero.
         inverse_norms: float32 [n], 1 / length; NaN for a row without a finite vector of this width.
+        mapped: True if the rows are a mapped file, which takes no memory of its own.
     """
 
     first: int
@@ -40,6 +41,7 @@ class Block:
     high: npt.NDArray[np.uint16]
     low: npt.NDArray[np.int8] | npt.NDArray[np.int16] | None
     inverse_norms: npt.NDArray[np.float32]
+    mapped: bool = False
 
     @cached_property
     def unfit(self) -> npt.NDArray[np.int64]:
@@ -112,14 +114,14 @@ class Block:
 
     @classmethod
     def from_stored(cls, batch: pa.RecordBatch, first: int) -> Block:
-        """Return the block of a batch of `stored`, without a copy."""
+        """Return the block of a batch of `stored` in a mapped file, without a copy."""
         high: npt.NDArray[np.uint16] = _unpacked(batch.column(_HIGH), np.uint16)
         low: npt.NDArray[np.int8] | npt.NDArray[np.int16] | None = None
         if _LOW in batch.schema.names:
             column = batch.column(_LOW)
             low = _unpacked(column, np.int8 if column.type.byte_width == high.shape[1] else np.int16)
         names = [name for name in batch.schema.names if name not in (_HIGH, _LOW, _INVERSE_NORM)]
-        return cls(first, batch.select(names), high, low, batch.column(_INVERSE_NORM).to_numpy())
+        return cls(first, batch.select(names), high, low, batch.column(_INVERSE_NORM).to_numpy(), mapped=True)
 
 
 def _packed(values: npt.NDArray[np.generic]) -> pa.Array:

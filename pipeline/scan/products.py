@@ -9,6 +9,9 @@ bits, so |h - v| <= 2^-8 |v|, and by Cauchy-Schwarz |q.h / |v| - q.u| <= 2^-8 |q
 query is rounded too and so is the product: each adds at most 2^-8 (1 + 2^-8)^2 |q|. Sums of float32 over dim values and the
 factor 1 / |v| add less than dim 2^-22 |q|. Where all lengths of a block are nearly 1, products of many queries are not
 divided by them: that adds ||v| - 1| |q|.
+
+On a processor without products of bfloat16, many queries are multiplied by a kernel that compares the scores in registers
+with the lowest one of interest. No score but those that are high enough is written to memory.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ import numpy.typing as npt
 import torch
 
 from actors import kernels
+from actors.kernels import Pairs
 from pipeline.scan.block import Block
 
 _ONE_BY_ONE = 4  # fewer queries than this are multiplied one after the other by the kernel
 _PAIRS = 8192  # exact scores at a time
 _NEARLY_ONE = 2.0**-9
+_SCORES = 1 << 22  # approximate scores at a time, if they are not compared as they are computed
+_FEWEST_ROWS = 4096  # of a product at least
 
 
 class Queries:
@@ -49,35 +55,61 @@ class Queries:
         rounding = 2.0**-8 * (1 + 2 * (1 + 2.0**-8) ** 2 if self._bfloat16 else 1)
         self._lengths = np.linalg.norm(self.vectors.astype(np.float64), axis=1)
         self._margin = rounding + self.vectors.shape[1] * 2.0**-22
+        searched = self._kernels is not None and not self._one_by_one and not self._bfloat16
+        self._packed = self._kernels.packed(self._tensor) if searched and self._kernels is not None else None
 
     def __len__(self) -> int:
         """Return the number of queries."""
         return len(self.vectors)
 
-    def approximate(self, block: Block, start: int, stop: int) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
-        """Return approximate scores of rows `start <= row < stop`, and the largest error of each query's scores.
+    def margins(self, block: Block) -> npt.NDArray[np.float64]:
+        """Return the largest error of each query's approximate scores, float64 [queries]."""
+        margin = self._margin + (2 * block.spread if block.spread < _NEARLY_ONE else 0)
+        return np.asarray(self._lengths * margin)
 
-        Returns:
-            Scores [queries, rows], -inf for a row without a vector; margins float64 [queries].
+    def candidates(self, block: Block, start: int, stop: int, lowest: npt.NDArray[np.float64]) -> Pairs:
+        """Return the pairs of a query and a row `start <= row < stop` with an approximate score of at least `lowest`.
+
+        Args:
+            block: The rows.
+            start: The first row.
+            stop: The row after the last one.
+            lowest: float64 [queries]. Rows without a vector are not found, whatever it is.
         """
-        factors = block.inverse_norms[start:stop]
-        high, margin = _tensor(block.high[start:stop], torch.bfloat16), self._margin
-        if self._one_by_one and self._kernels is not None:
-            of_rows = _tensor(factors, torch.float32)
-            scores = torch.stack([self._kernels.products(high, query, of_rows) for query in self._tensor])
-        elif self._bfloat16:
-            scores = self._tensor @ high.T
-            if block.spread < _NEARLY_ONE:
-                margin += 2 * block.spread
-            else:
-                scores = scores.float().mul_(_tensor(factors, torch.float32))
+        thresholds = torch.from_numpy(np.maximum(lowest, np.finfo(np.float32).min).astype(np.float32))
+        parts: list[Pairs] = []
+        if self._packed is not None and self._kernels is not None:
+            high, factors = _rows(block, start, stop)
+            found = self._kernels.search(high, factors, self._packed, thresholds)
+            parts = [(query, row + start, value) for query, row, value in found]
         else:
-            scores = self._tensor @ high.to(self.device).float().T
-            scores.mul_(_tensor(factors, torch.float32).to(self.device))
+            step = max(_FEWEST_ROWS, _SCORES // max(1, len(self)))
+            for first in range(start, stop, step):
+                scores = self.approximate(block, first, min(first + step, stop))
+                if self._kernels is not None:
+                    query, row, value = self._kernels.select(scores, thresholds)
+                else:
+                    pairs = (scores >= thresholds.to(scores.device).unsqueeze(1)).nonzero(as_tuple=True)
+                    query, row, value = (part.cpu().numpy() for part in (*pairs, scores[pairs].float()))
+                parts.append((query, row + first, value))
+        query, row, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return query, row, value
+
+    def approximate(self, block: Block, start: int, stop: int) -> torch.Tensor:
+        """Return approximate scores of rows `start <= row < stop`, [queries, rows]; -inf for a row without a vector."""
+        high, factors = _rows(block, start, stop)
+        if self._one_by_one and self._kernels is not None:
+            scores = torch.empty(len(self), len(high))
+            for number, query in enumerate(self._tensor):
+                self._kernels.products(high, query, factors, scores[number])
+        else:
+            scores = self._tensor @ (high if self._bfloat16 else high.to(self.device).float()).T
+            if block.spread >= _NEARLY_ONE:
+                scores = scores.float().mul_(factors.to(self.device))
         if len(block.unfit):
             unfit = block.unfit[(block.unfit >= start) & (block.unfit < stop)] - start
             scores[:, torch.from_numpy(unfit).to(self.device)] = -torch.inf
-        return scores, self._lengths * margin
+        return scores
 
     def exact(
         self, block: Block, queries: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
@@ -92,6 +124,11 @@ class Queries:
             unit = block.unit_vectors(rows[part])
             scores[part] = (unit * self.vectors[queries[part]]).sum(axis=1)
         return scores
+
+
+def _rows(block: Block, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the high parts and the factors of some rows."""
+    return _tensor(block.high[start:stop], torch.bfloat16), _tensor(block.inverse_norms[start:stop], torch.float32)
 
 
 def _tensor(values: npt.NDArray[np.generic], dtype: torch.dtype) -> torch.Tensor:

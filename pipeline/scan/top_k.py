@@ -1,18 +1,18 @@
 """Exact scans of a table's vectors, block by block: the nearest rows, and counts of rows above a score.
 
-Used by search and by the quality gate of a re-embedding. Memory is bounded: one block, the scores of some millions of
+Used by search and by the quality gate of a re-embedding. Memory is bounded: some blocks, the scores of some millions of
 pairs, and the best rows so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from actors.schema import HASH, ID
 from actors.vectors import VectorColumn
@@ -22,8 +22,10 @@ from pipeline.scan.products import Queries
 # Columns of a result, beside those of the table.
 QUERY, SCORE, PLACE = "_query", "_score", "_place"
 EMPTY = pa.schema([(QUERY, pa.int32()), (SCORE, pa.float32()), (PLACE, pa.int64())])
-_SCORES = 1 << 22  # approximate scores at a time, so that they stay in the processor's cache
-_FEWEST_ROWS = 4096  # rows of a product at least
+_MOST = 1 << 14  # candidates before the thresholds are raised, and rows that are kept; more for a large k
+_MOST_BYTES = 1 << 26  # of blocks in memory before exact scores are computed
+_FIRST_ROWS, _FIRST_PAIRS = 1024, 1 << 13  # of the first round of a scan
+_PAIRS_OF_ROUND = 1 << 23  # pairs of a query and a row of a round, any of which may be a candidate
 
 
 def nearest(
@@ -47,13 +49,11 @@ def nearest(
         A table with `QUERY` (int32), `SCORE` (float32), `PLACE` (int64, the row's position in the scan) and the columns of
         the blocks, sorted by query, score (highest first), id, place. It has no columns of rows if there is no block.
     """
-    best = _Best(len(queries), k, exclude)
+    best = _Best(queries, k, exclude)
     for block in blocks:
-        if block.rows.num_rows:
-            for start, scores, margins in _products(queries, block):
-                best.add(queries, block, start, scores, margins)
+        best.add(block)
         report(block.rows.num_rows)
-    return best.table
+    return best.table()
 
 
 def count_above(
@@ -74,12 +74,14 @@ def count_above(
     counts = np.zeros(len(queries), np.int64)
     ignored = None if ignore is None else _Excluded(ignore)
     for block in blocks:
-        for start, scores, margins in _products(queries, block):
-            low, high = (_column(thresholds + sign * margins, scores) for sign in (-1, 1))
-            above = scores > high
-            counts += above.sum(dim=1).cpu().numpy()
-            query, row = _pairs((scores >= low) & ~above, start)
-            counts += _counted(queries.exact(block, query, row) > thresholds[query], query, len(queries))
+        margins = queries.margins(block)
+        for start in range(0, block.rows.num_rows, _round(queries)):
+            stop = min(start + _round(queries), block.rows.num_rows)
+            query, row, value = queries.candidates(block, start, stop, thresholds - margins)
+            above = value > (thresholds + margins)[query]
+            near, of_near = ~above, query[~above]
+            counts += _counted(above, query, len(queries))
+            counts += _counted(queries.exact(block, of_near, row[near]) > thresholds[of_near], of_near, len(queries))
         if ignored is not None and block.rows.num_rows:
             query, row = ignored.pairs(block)
             counts -= _counted(queries.exact(block, query, row) > thresholds[query], query, len(queries))
@@ -151,64 +153,115 @@ def _found(
     return pa.Table.from_arrays(columns, [*EMPTY.names, *taken.schema.names])
 
 
+class _Part(NamedTuple):
+    """Candidates among some rows of a block, with approximate scores and the largest error of each query's scores."""
+
+    block: Block
+    margins: npt.NDArray[np.float64]
+    query: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    value: npt.NDArray[np.float32]
+
+    def those(self, wanted: npt.NDArray[np.bool_]) -> _Part:
+        """Return some of the candidates."""
+        return self._replace(query=self.query[wanted], row=self.row[wanted], value=self.value[wanted])
+
+
 class _Best:
-    """The best rows of each query so far."""
+    """The best rows of each query so far.
 
-    def __init__(self, queries: int, k: int, exclude: Sequence[Iterable[str]] | None) -> None:
-        self._k = k
+    Rows with a high approximate score are candidates. `_sure` is a score that k rows of a query reach for certain; it rises
+    with the candidates. Those that are still high enough after some blocks get their exact scores.
+    """
+
+    def __init__(self, queries: Queries, k: int, exclude: Sequence[Iterable[str]] | None) -> None:
+        self._queries, self._k = queries, k
         self._excluded = None if exclude is None else _Excluded(exclude)
-        self._floors = np.full(queries, -np.inf)  # the k-th score, or -inf below k rows
-        self.table = EMPTY.empty_table()
+        self._most = max(_MOST, 2 * k * len(queries))
+        self._seen = 0  # rows
+        self._sure = np.full(len(queries), -np.inf)
+        self._parts: list[_Part] = []
+        self._waiting = 0  # candidates
+        self._bytes = 0  # of blocks in memory
+        # Rows with an exact score: some more than k of a query, because ids are compared at the end.
+        self._kept = EMPTY.empty_table()
+        self._query: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._score: npt.NDArray[np.float32] = np.zeros(0, np.float32)
 
-    def add(
-        self,
-        queries: Queries,
-        block: Block,
-        start: int,
-        scores: torch.Tensor,
-        margins: npt.NDArray[np.float64],
-    ) -> None:
-        """Add rows from `start` on with their approximate scores, [queries, rows]."""
-        floors = self._floors
-        if np.isneginf(floors).any():
-            floors = np.maximum(floors, self._first_floors(scores, margins))
-        lowest = np.maximum(floors - margins, np.finfo(np.float32).min)
-        active = np.flatnonzero(scores.amax(dim=1).float().cpu().numpy() >= lowest)
-        if not len(active):
-            return
-        few = scores if len(active) == len(scores) else scores[torch.from_numpy(active).to(scores.device)]
-        query, row = _pairs(few >= _column(lowest[active], few), start)
-        query = active[query]
-        if self._excluded is not None:
-            kept = ~self._excluded.contains(query, block.rows.column(HASH).take(pa.array(row)))
-            query, row = query[kept], row[kept]
-        exact = queries.exact(block, query, row)
-        better = exact >= self._floors[query]
-        query, row, exact = query[better], row[better], exact[better]
-        if len(row):
-            self._merge(block, query, row, exact)
+    def table(self) -> pa.Table:
+        """Return the best `k` rows of each query, sorted."""
+        self._settle()
+        return _cut(self._kept, self._k).combine_chunks() if self._kept.num_rows else EMPTY.empty_table()
 
-    def _first_floors(self, scores: torch.Tensor, margins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def add(self, block: Block) -> None:
+        """Add the rows of a block."""
+        margins = self._queries.margins(block)
+        start, count = 0, block.rows.num_rows
+        while start < count:
+            # With few rows before it, a larger round would have many candidates.
+            few = max(_FIRST_ROWS, _FIRST_PAIRS // len(self._queries), 3 * self._seen)
+            stop = min(count, start + min(few, _round(self._queries)))
+            if np.isneginf(self._sure).any():
+                self._sure = np.maximum(self._sure, self._first_sure(block, start, stop, margins))
+            part = _Part(block, margins, *self._queries.candidates(block, start, stop, self._sure - margins))
+            if self._excluded is not None:
+                hashes = block.rows.column(HASH).take(pa.array(part.row))
+                part = part.those(~self._excluded.contains(part.query, hashes))
+            if len(part.query):
+                self._parts.append(part)
+                self._waiting += len(part.query)
+            if self._waiting > self._most:
+                self._thin()
+                if self._waiting > self._most // 2:  # many equal scores
+                    self._settle()
+            self._seen += stop - start
+            start = stop
+        self._bytes += 0 if block.mapped else block.high.nbytes + block.rows.nbytes
+        if self._bytes > _MOST_BYTES:
+            self._settle()
+
+    def _first_sure(
+        self, block: Block, start: int, stop: int, margins: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
         """Return a score that `k` of these rows reach for certain, or -inf."""
-        count = self._k + (0 if self._excluded is None else self._excluded.most)
-        if count > scores.shape[1]:
+        if self._excluded is not None or self._k > stop - start:
             return np.full(len(margins), -np.inf)
-        lowest: npt.NDArray[np.float32] = scores.topk(count, dim=1).values[:, -1].float().cpu().numpy()
+        scores = self._queries.approximate(block, start, stop).topk(self._k, dim=1).values[:, -1]
+        lowest: npt.NDArray[np.float32] = scores.float().cpu().numpy()
         return lowest - margins
 
-    def _merge(
-        self,
-        block: Block,
-        query: npt.NDArray[np.int64],
-        row: npt.NDArray[np.int64],
-        exact: npt.NDArray[np.float32],
-    ) -> None:
-        found = _found(block.rows, block.first, query, row, exact)
-        self.table = _cut(_joined(self.table, found), self._k).combine_chunks()
-        queries = self.table.column(QUERY).to_numpy()
-        full = np.flatnonzero(np.bincount(queries, minlength=len(self._floors)) == self._k)
-        last = np.searchsorted(queries, full, side="right") - 1
-        self._floors[full] = self.table.column(SCORE).to_numpy()[last]
+    def _thin(self) -> None:
+        """Raise the sure scores, and leave out the candidates that cannot be among the best any more."""
+        query = np.concatenate([self._query, *(part.query for part in self._parts)])
+        sure = np.concatenate([self._score, *(part.value - part.margins[part.query] for part in self._parts)])
+        self._raise(query, sure)
+        self._parts = [part.those(part.value >= (self._sure - part.margins)[part.query]) for part in self._parts]
+        self._waiting = sum(len(part.query) for part in self._parts)
+
+    def _raise(self, query: npt.NDArray[np.int64], sure: npt.NDArray[np.floating[Any]]) -> None:
+        """Raise the sure scores to the k-th of each query, where there are k."""
+        if len(query) < self._k:
+            return
+        order = np.lexsort((-sure, query))
+        ends = np.searchsorted(query[order], np.arange(len(self._sure) + 1))
+        full = np.flatnonzero(np.diff(ends) >= self._k)
+        self._sure[full] = np.maximum(self._sure[full], sure[order[ends[full] + self._k - 1]])
+
+    def _settle(self) -> None:
+        """Keep the candidates whose exact score is high enough."""
+        self._thin()
+        for part in self._parts:
+            exact = self._queries.exact(part.block, part.query, part.row)
+            high = exact >= self._sure[part.query]
+            if high.any():
+                query, row, exact = part.query[high], part.row[high], exact[high]
+                self._kept = _joined(self._kept, _found(part.block.rows, part.block.first, query, row, exact))
+                self._query, self._score = np.concatenate([self._query, query]), np.concatenate([self._score, exact])
+        self._parts, self._waiting, self._bytes = [], 0, 0
+        self._raise(self._query, self._score)
+        if len(self._query) > self._most:
+            self._kept = _cut(self._kept, self._k).combine_chunks()
+            self._query, self._score = self._kept[QUERY].to_numpy().astype(np.int64), self._kept[SCORE].to_numpy()
 
 
 class _Excluded:
@@ -253,22 +306,9 @@ def _codes(values: pa.Array, distinct: pa.Array) -> npt.NDArray[np.int64]:
     return codes
 
 
-def _products(queries: Queries, block: Block) -> Iterator[tuple[int, torch.Tensor, npt.NDArray[np.float64]]]:
-    """Yield the approximate scores of parts of a block: first row, scores, margins."""
-    count = block.rows.num_rows
-    step = max(_FEWEST_ROWS, _SCORES // len(queries))
-    for start in range(0, count, step):
-        yield start, *queries.approximate(block, start, min(start + step, count))
-
-
-def _column(values: npt.NDArray[np.float64], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(like.device).unsqueeze(1)
-
-
-def _pairs(mask: torch.Tensor, start: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return query and row of each true value."""
-    pairs = mask.nonzero().cpu().numpy()
-    return pairs[:, 0], pairs[:, 1] + start
+def _round(queries: Queries) -> int:
+    """Return the number of rows that are compared with one set of thresholds."""
+    return max(_FIRST_ROWS, _PAIRS_OF_ROUND // max(1, len(queries)))
 
 
 def _counted(above: npt.NDArray[np.bool_], query: npt.NDArray[np.int64], queries: int) -> npt.NDArray[np.int64]:

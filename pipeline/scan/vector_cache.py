@@ -49,7 +49,10 @@ def default_folder() -> Path:
             return Path(named).expanduser()
         except RuntimeError:
             raise ConfigError(f"{VARIABLE} is {named!r}, and there is no such user; name a folder") from None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vectide"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vectide"
+    except RuntimeError:
+        raise ConfigError(f"this user has no home folder for the cache; name a folder in {VARIABLE}") from None
 
 
 class VectorCache:
@@ -64,8 +67,12 @@ class VectorCache:
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"the cache {str(folder)!r} is not a folder; name another one in {VARIABLE}")
+        try:
+            problem = "is not a folder" if folder.exists() and not folder.is_dir() else None
+        except OSError as error:
+            problem = f"cannot be used: {error.strerror}"
+        if problem is not None:
+            raise ConfigError(f"the cache {str(folder)!r} {problem}; name another folder in {VARIABLE}")
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._used: dict[str, int] = {}  # entries of this process by name, with their sizes: they are not deleted
@@ -87,7 +94,10 @@ class VectorCache:
             if blocks is None and self._has_room(shard.size_bytes) and self._write(name, column, read):
                 blocks = self._open(name, first)
         except OSError as error:
-            self.problem = f"the cache {str(self._folder)!r} is not used: {error.strerror or error}"
+            self.problem = (
+                f"the cache {str(self._folder)!r} is not used: {error.strerror or error}; "
+                f"name another folder in {VARIABLE}"
+            )
             blocks = None
         return blocks if blocks is not None else decoded(read, column, first)
 

@@ -5,6 +5,7 @@ Called by `vectide search --questions`. One pass over the table serves up to 4,0
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -33,20 +34,21 @@ def search_file(
         questions: URL of a Parquet file with a column `text`, and `id` if the hits shall name the questions by it;
             otherwise they are named by their number, from 0.
         out: URL of the Parquet file to write: columns `question`, `rank` (from 1), `score` and the stored columns of the
-            row. A stored column of one of these three names is called `table_question` and so on.
+            row. A stored column of one of these three names gets `table_` before its name, as often as needed.
         k: Hits per question.
         where: An SQL condition on the stored columns.
         report: As in `Searcher.search_table`.
 
     Raises:
-        ConfigError: the file does not exist or has no column `text`, or a question, `k` or `where` is invalid.
+        ConfigError: the file does not exist or has no column `text`, hits cannot be written to `out`, or a question, `k`
+            or `where` is invalid. No row is read before.
         DataError: the file is not Parquet, a text is null or not a string, or a vector cannot be computed.
         StorageError: the store refused or failed.
     """
+    _check_out(out, questions)
     given = _read_questions(questions)
-    texts = given.column("text").to_pylist()
-    hits = searcher.search_table(texts, k=k, where=where, report=report)
-    names = [_NAMES.get(name, f"table_{name}" if name in _NAMES.values() else name) for name in hits.column_names]
+    hits = searcher.search_table(given.column("text").to_pylist(), k=k, where=where, report=report)
+    names = _names(hits.column_names)
     if "id" in given.column_names:
         index = hits.column_names.index(QUESTION)
         hits = hits.set_column(index, QUESTION, given.column("id").take(hits.column(QUESTION)))
@@ -67,21 +69,66 @@ def read_parquet(url: str, key: str) -> pa.Table:
         ConfigError: the file does not exist.
         DataError: it is not Parquet.
     """
+    if not url:
+        raise ConfigError(f"{key} is empty; name a Parquet file")
     try:
-        return pq.read_table(pa.BufferReader(storage.read(storage.absolute(url))))
-    except FileNotFoundError:
+        data = storage.read(storage.absolute(url))
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{key} names {url!r}, which does not exist") from None
-    except pa.ArrowInvalid as error:
+    except IsADirectoryError:
+        raise ConfigError(f"{key} names {url!r}, which is a folder; name a Parquet file") from None
+    try:
+        return pq.ParquetFile(pa.BufferReader(data)).read()
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{key}: {url!r} is not a Parquet file: {error}") from None
 
 
 def _read_questions(url: str) -> pa.Table:
     table = read_parquet(url, "--questions")
+    for name in ("text", "id"):
+        if (count := table.column_names.count(name)) > 1:
+            raise ConfigError(f"--questions: {url!r} has {count} columns {name!r}; rename all but one")
     if "text" not in table.column_names:
         raise ConfigError(f"--questions: {url!r} has no column 'text', only {', '.join(table.column_names)}")
     text = table.column("text")
-    if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)) or text.null_count:
+    kind = text.type.value_type if pa.types.is_dictionary(text.type) else text.type
+    if (
+        not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+        or (text := text.cast(pa.string())).null_count
+    ):
         raise DataError(
-            f"--questions: the column 'text' of {url!r} is {text.type} with {text.null_count} nulls; it must be text"
+            f"--questions: the column 'text' of {url!r} is {kind} with {text.null_count} nulls; it must be text"
         )
-    return table
+    return table.set_column(table.column_names.index("text"), "text", text)
+
+
+def _check_out(out: str, questions: str) -> None:
+    """Refuse a place where hits cannot be written."""
+    url = storage.absolute(out)
+    if not out.endswith(".parquet"):
+        raise ConfigError(f"--out {out!r} does not end in .parquet; name the file of hits, as in hits.parquet")
+    if url == storage.absolute(questions):
+        raise ConfigError(f"--out {out!r} is the file of questions; name another file")
+    if not storage.is_local(url):
+        storage.exists(url)  # finds a wrong bucket and missing credentials
+        return
+    path = storage.local_path(url)
+    if path.is_dir():
+        raise ConfigError(f"--out {out!r} is a folder; name a file")
+    folder = next(parent for parent in path.parents if parent.exists())  # the others are made
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        what = "may not be written to" if folder.is_dir() else "is a file"
+        raise ConfigError(f"--out {out!r} cannot be written: {str(folder)!r} {what}; name another place")
+
+
+def _names(columns: list[str]) -> list[str]:
+    """Return the names of the columns of hits in the file, each once."""
+    used, names = {*columns, *_NAMES.values()}, []
+    for column in columns:
+        name = _NAMES.get(column, column)
+        if column in _NAMES.values():
+            while name in used:
+                name = f"table_{name}"
+            used.add(name)
+        names.append(name)
+    return names

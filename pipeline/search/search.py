@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors import storage
+from actors.arguments import need_place, need_whole
 from actors.encoders.finite import UnfitVectors
 from actors.encoders.spec import ModelSpec, describe
 from actors.errors import ConfigError, DataError, ModelError, TableConflict
 from actors.quantities import parse_bytes
 from actors.schema import HASH, ID
-from actors.vectors import VectorColumn
+from actors.vectors import VectorColumn, dense
 from pipeline.job import fingerprint
 from pipeline.job.encoder import Encoder as EncoderSection
 from pipeline.scan import DEFAULT_CACHE_SIZE
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 _QUERIES = 4096  # questions of one pass over the table
 
+
+# A question: a text, or the bytes of a picture's file.
+Question = str | bytes
 
 # Columns of `search_table`, beside those of the table. They may clash with no stored column.
 QUESTION, RANK, SCORE = "_question", "_rank", "_score"
@@ -76,13 +82,22 @@ def query_model(
         if settings.task in each.prompts(name)
     }
     if adapter is not None and not adapters:
+        tasks = f"; its rows name their tasks, {', '.join(settings.adapters)} among them" if settings.adapters else ""
         raise ConfigError(
-            f"--adapter {adapter!r}: the task of {url!r} is {settings.task!r}, which has no added adapter"
+            f"--adapter {adapter!r}: a search of {url!r} encodes questions for the task {settings.task!r}, which has no added "
+            f"adapter{tasks}. Leave --adapter out"
         )
     if model is not None:
         settings = replace(settings, model=model, revision=None)
-    spec = describe(replace(settings, adapters=adapters))
-    lineage = spec.lineage()
+    try:
+        spec = describe(replace(settings, adapters=adapters))
+    except ModelError as error:
+        if "directory on this machine" not in str(error):
+            raise
+        option = "--adapter" if str(error).startswith("adapter ") else "--model"
+        raise ModelError(f"{error} If it has moved, give its new place with {option}.") from None
+    # The settings of pictures are compared only where the table has some.
+    lineage = (spec.seeing() if embedding_spec.lineage.get("modality") == "page" else spec).lineage()
     table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
     if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
         different = [
@@ -122,19 +137,20 @@ class Searcher:
 
     def __init__(
         self,
-        table: str,
+        table: str | Path,
         *,
         version: int | None = None,
-        model: str | None = None,
-        adapter: str | None = None,
+        model: str | Path | None = None,
+        adapter: str | Path | None = None,
         device: str = "auto",
-        cache_size: str | None = DEFAULT_CACHE_SIZE,
+        cache_size: str | int | None = DEFAULT_CACHE_SIZE,
         address: str | None = None,
     ) -> None:
-        self.url = storage.absolute(table)
+        self.url = storage.absolute(need_place(table, "table"))
+        version = None if version is None else need_whole(version, "version")
         self._fixed = version is not None
-        self._model = model
-        self._adapter = adapter
+        self._model = None if model is None else need_place(model, "model")
+        self._adapter = None if adapter is None else need_place(adapter, "adapter")
         self._device = device
         self._address = address
         self._cache_bytes = None if cache_size is None else parse_bytes(cache_size, option="the cache size")
@@ -192,11 +208,11 @@ class Searcher:
         self._snapshot = self._open(None, before)
         return True
 
-    def search(self, questions: Sequence[str], *, k: int = 10, where: str | None = None) -> list[list[Hit]]:
+    def search(self, questions: Sequence[Question], *, k: int = 10, where: str | None = None) -> list[list[Hit]]:
         """Return the `k` rows nearest to each question, best first.
 
         Args:
-            questions: Texts, any number.
+            questions: Texts, and pictures as the bytes of their files where the model sees; any number.
             k: Hits per question, at least 1.
             where: An SQL condition on the stored columns, such as `lang = 'de' AND tokens > 10`.
 
@@ -205,8 +221,9 @@ class Searcher:
             DataError: the vector of a question is not finite or all zeros.
             StorageError: the store refused or failed.
         """
+        found = self.search_table(questions, k=k, where=where)
         hits: list[list[Hit]] = [[] for _ in questions]
-        for row in self.search_table(questions, k=k, where=where).to_pylist():
+        for row in found.to_pylist():
             question, score, row_id = row.pop(QUESTION), row.pop(SCORE), row.pop(ID)
             del row[RANK]
             hits[question].append(Hit(row_id, score, row))
@@ -214,7 +231,7 @@ class Searcher:
 
     def search_table(
         self,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         *,
         k: int = 10,
         where: str | None = None,
@@ -223,7 +240,7 @@ class Searcher:
         """Return the `k` rows nearest to each question as a table.
 
         Args:
-            questions: Texts, any number.
+            questions: As for `search`.
             k: Hits per question, at least 1.
             where: An SQL condition on the stored columns.
             report: Called with the rows that are scanned and the rows to scan, of all passes together.
@@ -237,10 +254,15 @@ class Searcher:
             DataError: the vector of a question is not finite or all zeros.
             StorageError: the store refused or failed.
         """
-        if k < 1:
-            raise ConfigError(f"k is {k}; it must be 1 or more")
+        k = need_whole(k, "k", least=1)
+        if isinstance(questions, str | bytes) or not hasattr(questions, "__len__"):
+            raise ConfigError(f"questions is {questions!r}; it must be a list of texts")
+        if where is not None and not isinstance(where, str):
+            raise ConfigError(f"where is {where!r}; it must be an SQL condition as a text")
         for question in questions:
-            if not question.strip():
+            if not isinstance(question, str | bytes):
+                raise ConfigError(f"the question {question!r} is neither a text nor the bytes of a picture")
+            if isinstance(question, str) and not question.strip():
                 raise ConfigError(f"the question {question!r} is empty or only white space; give it some text")
         snapshot = self._snapshot  # `refresh` may replace it at any time
         condition = None if where is None else parse_where(where, snapshot.scan.schema)
@@ -279,7 +301,7 @@ class Searcher:
 
 
 class _QueryModel:
-    """The model for queries, loaded at first use."""
+    """The model for queries, loaded at first use; its vision tower at the first picture."""
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         self.spec = spec
@@ -296,17 +318,37 @@ class _QueryModel:
                 self._encoder = load_encoder(self.spec, device=self._device)
             return self._encoder
 
-    def encode(self, questions: Sequence[str]) -> pa.Array:
+    def encode(self, questions: Sequence[Question]) -> pa.Array:
         """Return the vectors of questions, as the first output of the model.
 
         Raises:
-            DataError: the vector of a question is not finite or all zeros.
+            ConfigError: a question is a picture, and the model takes texts only.
+            DataError: a picture cannot be decoded, or the vector of a question is not finite or all zeros.
         """
+        numbers = sorted(range(len(questions)), key=lambda number: isinstance(questions[number], bytes))  # texts first
+        texts = [question for question in questions if isinstance(question, str)]
+        pictures = [question for question in questions if isinstance(question, bytes)]
+        kind = self.spec.outputs[0].type
+        parts = [pa.array([], kind)]
         try:
-            return self.encoder.encode_queries(list(questions))
+            if texts:
+                parts.append(self.encoder.encode_queries(texts).cast(kind))
+            if pictures:
+                parts.append(dense(self._encode_pictures(pictures)).cast(kind))
         except UnfitVectors as error:
             number, reason = next(iter(error.reasons.items()))
-            raise DataError(f"the question {questions[number]!r} cannot be encoded: {reason}") from None
+            shown = repr(texts[number]) if len(parts) == 1 and texts else f"of {len(pictures[number]):,} bytes"
+            raise DataError(f"the question {shown} cannot be encoded: {reason}") from None
+        return pa.concat_arrays(parts).take(pa.array(np.argsort(numbers)))
+
+    def _encode_pictures(self, pictures: list[bytes]) -> npt.NDArray[np.float32]:
+        if self.spec.pictures is None:
+            raise ConfigError(
+                f"the question is a picture, and the table's model {self.spec.model} takes texts only; ask with a text"
+            )
+        encoder = self.encoder
+        with self._lock:  # of two threads, only one loads the vision tower
+            return encoder.encode_images(pictures)
 
 
 @dataclass(frozen=True, slots=True)

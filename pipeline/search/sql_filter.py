@@ -213,7 +213,9 @@ class _Where:
         try:
             return _number(text, kind) if numeric else pa.scalar(text).cast(kind)
         except (pa.ArrowException, ArithmeticError, ValueError) as error:
-            self._refuse(f"has a value that does not fit its column of {kind}: {text[:60]} ({_first_line(error)})")
+            self._refuse(
+                f"has a value that does not fit its column of {kind}: {text[:60]} ({_reason(error, text, kind)})"
+            )
 
     def _refuse_node(self, node: exp.Expr) -> NoReturn:
         try:
@@ -255,6 +257,15 @@ def _number(text: str, kind: pa.DataType) -> pa.Scalar:
     if not number.is_finite() or number.adjusted() > 20 or number != number.to_integral_value():
         raise ValueError("not an integer of 64 bits")
     return pa.scalar(int(number), kind)
+
+
+def _reason(error: Exception, text: str, kind: pa.DataType) -> str:
+    """Return a reason with a fix, or the first line of an error."""
+    if pa.types.is_decimal(kind) and abs(Decimal(text).as_tuple().exponent) > kind.scale:  # type: ignore[arg-type]
+        return f"write at most {kind.scale} digits after the point"
+    if pa.types.is_timestamp(kind) and "zone offset" in str(error):
+        return "give a time zone, as in '2026-01-31T00:00:00Z'" if kind.tz else "write the time without a time zone"
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from actors import storage
+from actors.arguments import need_place, need_whole
 from actors.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
 from pipeline.table import delta_table
@@ -123,7 +125,7 @@ class Changes:
                 yield Change(self.upsert_files + file + 1, no_upserts, keys)
 
 
-def iter_changes(table: str, since: int, version: int | None = None, *, start: int = 0) -> Changes:
+def iter_changes(table: str | Path, since: int, version: int | None = None, *, start: int = 0) -> Changes:
     """Return an iterable of the changes from version `since` to a later one, with that version's number and fingerprint.
 
     A sink applies each change and stores `version` and `position`. Given both, as `version` and `start`, another call goes
@@ -136,10 +138,12 @@ def iter_changes(table: str, since: int, version: int | None = None, *, start: i
         start: Position of the last change that was applied.
 
     Raises:
-        ConfigError: there is no table, or no such position.
+        ConfigError: there is no table, or no such position, or an argument is of another type.
         TableConflict: there is no such version, or a vacuum took some of its files.
     """
-    return Changes(storage.absolute(table), since, version, start)
+    url, since = storage.absolute(need_place(table, "table")), need_whole(since, "since")
+    version = None if version is None else need_whole(version, "version")
+    return Changes(url, since, version, need_whole(start, "start"))
 
 
 def _may_repeat(url: str, table: DeltaTable) -> bool:

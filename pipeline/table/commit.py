@@ -7,7 +7,6 @@ all others in the same commit as the schema.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from actors.source.calendar import has_naive_times
 from actors.storage.errors import redact
 from actors.unit.receipt import DataFile
 from actors.unit.table_files import run_of
-from actors.unit.writer import as_text
+from actors.unit.writer import as_text, statistics_json
 from pipeline.table import delta_table, version_records
 from pipeline.table.delta_table import EmbeddingSpec, State
 from pipeline.table.row_diff import digest_of_file
@@ -346,6 +345,5 @@ def files_of(table: DeltaTable) -> dict[str, DataFile]:
     for row in delta_table.actions_of(table, flatten=False).to_pylist():
         known = {name: {k: v for k, v in (row.get(name) or {}).items() if v is not None} for name in _STATISTICS}
         stats = {"numRecords": row["num_records"], **{_STATISTICS[name]: values for name, values in known.items()}}
-        text = json.dumps(stats, separators=(",", ":"), default=str)
-        files[row["path"]] = replace(files[row["path"]], stats=text)
+        files[row["path"]] = replace(files[row["path"]], stats=statistics_json(**stats))
     return files

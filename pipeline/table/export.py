@@ -14,12 +14,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors import storage
+from actors.arguments import need_place, need_whole
 from actors.errors import ConfigError, TableConflict
+from actors.storage.own_table import is_inside
 from actors.unit.writer import parquet_bytes
 from pipeline.table.changes import Changes
 
@@ -41,7 +44,7 @@ class Exported:
     fingerprint: str | None
 
 
-def changes(table: str, since: int, out: str) -> Exported:
+def changes(table: str | Path, since: int, out: str | Path) -> Exported:
     """Export the changes from version `since` to the current one, or resume an unfinished export.
 
     Args:
@@ -53,7 +56,13 @@ def changes(table: str, since: int, out: str) -> Exported:
         ConfigError: there is no table, or `out` holds something else.
         TableConflict: there is no such version, or a vacuum took some of its files.
     """
-    url, folder = storage.absolute(table), storage.absolute(out)
+    out, since = need_place(out, "out"), need_whole(since, "since")
+    url, folder = storage.absolute(need_place(table, "table")), storage.absolute(out)
+    if is_inside(folder, url):
+        raise ConfigError(
+            f"--out {out!r} lies where the table {url!r} keeps its own files, and other tools' vacuum deletes all others; name a "
+            f"folder outside of it"
+        )
     if storage.exists(folder):  # a folder is no object
         raise ConfigError(f"--out {out!r} is a file; name a folder that is empty or not there")
     marker = storage.join(folder, "unfinished.json")

@@ -6,11 +6,13 @@ Called by `jobs status`. Reads the Delta log and the ledgers; opens data files o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deltalake import DeltaTable
 
 from actors import storage
+from actors.arguments import need_place
 from actors.errors import ConfigError
 from pipeline.ledger.ledger import Ledger, run_names
 from pipeline.table import delta_table, version_records
@@ -60,13 +62,13 @@ class Status:
     foreign: str | None = None
 
 
-def status(table: str) -> Status:
+def status(table: str | Path) -> Status:
     """Return the status of a table.
 
     Raises:
         ConfigError: there is neither a table nor a run at `table`.
     """
-    url = storage.absolute(table)
+    url = storage.absolute(need_place(table, "table"))
     opened = delta_table.open_table(url)
     names = run_names(url)
     if opened is None and not names:

@@ -141,6 +141,11 @@ def test_rows_name_adapters_beside_tasks_of_the_model(tmp_path, v3, trained, rep
             np.testing.assert_allclose(stored[row["id"]], vector, atol=1e-3)
     # The table's own task needs no adapter, so a search does not read any.
     assert Searcher(str(tmp_path / "table")).spec.adapters == ()
+    said = (
+        "for the task 'classification', which has no added adapter; its rows name their tasks, legal among them. Leave"
+    )
+    with pytest.raises(ConfigError, match=said):
+        Searcher(str(tmp_path / "table"), adapter=str(trained / "legal"))
     for name, other in (("other", {"path": str(trained / "other")}), ("legal", {**adapters["legal"], "prompt": ""})):
         changed = make_job(
             tmp_path / "corpus", tmp_path / "table", v3, encoder__adapters={**adapters, name: other}, **settings
@@ -183,13 +188,14 @@ def test_a_search_takes_the_new_place_of_an_adapter(tmp_path, make, trained, rep
     backfill(make(**legal(tmp_path)), reporter)
     before = Searcher(str(table)).search(["text number 3"])
     (tmp_path / "legal").rename(tmp_path / "moved")
-    with pytest.raises(ModelError, match="adapter 'legal': its path .*legal' is neither a directory"):
+    moved = "adapter 'legal': its path .*legal' is neither a directory.* If it has moved, .* new place with --adapter"
+    with pytest.raises(ModelError, match=moved):
         Searcher(str(table))
     assert Searcher(str(table), adapter=str(tmp_path / "moved")).search(["text number 3"]) == before
     with pytest.raises(ModelError, match=r"other' is not the adapter that encoded .* the right one with --adapter"):
         Searcher(str(table), adapter=str(trained / "other"))
     backfill(make(encoder__task="separation", table__uri=str(tmp_path / "plain")), reporter)
-    with pytest.raises(ConfigError, match="'separation', which has no added adapter"):
+    with pytest.raises(ConfigError, match="'separation', which has no added adapter. Leave --adapter out"):
         Searcher(str(tmp_path / "plain"), adapter=str(trained / "legal"))
 
 
@@ -197,11 +203,14 @@ def test_a_search_takes_the_new_place_of_an_adapter(tmp_path, make, trained, rep
     ("folder", "message"),
     [
         ("nowhere", "its path .*nowhere' is neither a directory on this machine nor a hub id"),
+        ("a-list", r"a-list/adapter_config.json is '\[\]', not a JSON object"),
         ("", "is not an adapter: it needs adapter_config.json and adapter_model.safetensors"),
         ("wide", r"/trained0/wide has .* of shape \[48, 4\]; rank 4 .* Use an adapter made for this model"),
     ],
 )
 def test_an_adapter_that_cannot_be_used_is_refused_when_planned(make, trained, folder, message):
+    shutil.copytree(trained / "legal", trained / "a-list", dirs_exist_ok=True)
+    (trained / "a-list" / "adapter_config.json").write_text("[]")
     with pytest.raises(ModelError, match=f"adapter 'legal': .*{message}"):
         estimate(make(**legal(trained, folder)))
 
@@ -246,3 +255,24 @@ def test_a_worker_that_cannot_read_an_adapter_says_so(make, trained, reporter):
     job = make(encoder__adapters={"legal": "memory://legal"}, encoder__task="legal", run__address="local")
     with pytest.raises(ModelError, match="^adapter 'legal': memory://legal is not an adapter"):
         backfill(job, reporter)
+
+
+def test_a_wrong_task_names_the_tasks_of_the_model_and_of_the_adapters(make, trained):
+    with pytest.raises(ConfigError, match=r"has no task 'legl': its tasks are retrieval\.query, .*, legal\."):
+        estimate(make(**{**legal(trained), "encoder__task": "legl"}))
+    with pytest.raises(
+        ConfigError, match="adapters names 'legal', which no row uses, because encoder.task is 'separation'"
+    ):
+        estimate(make(**{**legal(trained), "encoder__task": "separation"}))
+
+
+def test_a_relative_place_that_is_gone_is_named_as_a_directory_too(make, tmp_path, trained, reporter, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "legal", tmp_path / "adapters" / "legal")
+    backfill(make(encoder__adapters={"legal": "adapters/legal"}, encoder__task="legal"), reporter)
+    shutil.rmtree(tmp_path / "adapters")
+    said = (
+        "its path 'adapters/legal' is no directory on this machine, and could not be fetched from the hub .* --adapter"
+    )
+    with pytest.raises(ModelError, match=f"adapter 'legal': {said}"):
+        Searcher(str(tmp_path / "table"))

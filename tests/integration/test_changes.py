@@ -232,6 +232,15 @@ def test_an_output_that_is_a_file_is_refused(copied, tmp_path):
         changes(str(copied), 1, str(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("out", ["", "/", "/out", "/data/out", "/../link/out/"])
+def test_an_output_inside_of_the_table_is_refused(copied, tmp_path, out):
+    (tmp_path / "link").symlink_to(copied)
+    before = sorted(copied.rglob("*"))
+    with pytest.raises(ConfigError, match=r"lies where the table .* keeps its own files.* name a folder outside of it"):
+        changes(str(copied), 1, f"{copied}{out}")
+    assert sorted(copied.rglob("*")) == before
+
+
 def test_a_folder_with_something_else_is_refused_with_the_fix(copied, tmp_path):
     out = tmp_path / "out"
     killed_export(copied, out, after=2)

@@ -50,6 +50,8 @@ COMMANDS = {
         "--version",
         "--model",
         "--adapter",
+        "--image",
+        "--pages-out",
         "--questions",
         "--out",
         "--address",
@@ -316,3 +318,16 @@ def test_a_table_is_maintained_from_the_command_line(vectide_in_process, tmp_pat
     assert (wrong.returncode, "--keep 'soon' must be a number above 0" in wrong.stderr) == (2, True)
     too_late = vectide_in_process("rollback", table, "--to", 2)
     assert (too_late.returncode, "a vacuum took them" in too_late.stderr) == (1, True)
+
+
+def test_a_refresh_tells_what_its_counts_are_of(vectide_in_process, tmp_path, tiny_model):
+    corpus = write_corpus(tmp_path / "corpus", [rows(20)])
+    job = make_job(corpus, tmp_path / "table", tiny_model)
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
+    assert "stay as they are" not in vectide_in_process("backfill", path).stdout
+    write_corpus(tmp_path / "more", [rows(1, start=20)])
+    (tmp_path / "more" / "part-0000.parquet").rename(corpus / "part-0001.parquet")
+    printed = vectide_in_process("refresh", path).stdout
+    assert "1 row from 1 source row (0 quarantined), 1 text encoded, " in printed
+    assert "these counts are of the files that changed; files with 20 more rows stay as they are\n" in printed

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from actors.errors import ForeignCommits
+from actors.errors import DataError, ForeignCommits
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.refresh import refresh
 from pipeline.table.vacuum import vacuum
-from tests.integration.conftest import Silent, make_job, write_one
-from tests.integration.test_foreign import clean_log
+from tests.integration.conftest import Silent, make_job, rows, write_corpus, write_one
+from tests.integration.test_foreign import Here, clean_log
 
 
 class Others(RuleBasedStateMachine):
@@ -149,3 +149,46 @@ def test_any_sequence_of_commits_ends_as_the_job_says(tiny_model):
             max_examples=6, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "columns"),
+    [
+        ({"table__keep_text": True}, {"table__keep_text": False}, {"lang": "l0"}),
+        ({"table__keep_text": False}, {"table__keep_text": True}, {"lang": "l0", "text": None}),
+        ({"source__keep": ["lang"]}, {"source__keep": ["lang", "title"]}, {"lang": "l0", "title": None}),
+        ({"source__keep": ["lang", "title"]}, {"source__keep": ["title"]}, {"title": "title 0"}),
+        ({"source__keep": ["lang"]}, {"source__keep": {"lang": "language"}}, {"language": None}),
+    ],
+)
+def test_kept_rows_get_the_columns_of_the_job(tmp_path, tiny_model, before, after, columns):
+    """Another tool's rows have no text and no value of a column that is new."""
+    here = Here(tmp_path, tiny_model)
+    backfill(here.job(**before), Silent())
+    here.append(embedding=None)
+    here.open.update({"_hash": "'x'"}, predicate="id in ('r8', 'r9')")
+    ids = sorted([*(f"r{n}" for n in range(24)), "new"])
+    outcome = here.refresh("keep", **after)
+    assert (outcome.published, outcome.encoded) == (True, 0)
+    assert here.ids() == ids
+    new = next(row for row in here.open.to_pyarrow_table().to_pylist() if row["id"] == "new")
+    assert {name: new[name] for name in new if name in {"lang", "language", "title", "text"}} == columns
+    assert new["embedding"] is None
+    assert not here.refresh(**after).published
+    here.edit(0, r1="changed")
+    assert here.refresh(**after).encoded == 1
+    assert (here.refresh(**before).encoded, here.ids()) == (0, ids)
+
+
+def test_kept_rows_that_do_not_fit_a_new_type_are_refused(tmp_path, tiny_model):
+    here = Here(tmp_path, tiny_model)
+    backfill(here.job(), Silent())
+    here.append(lang="not a number")
+    numbers = [{**row, "lang": number} for number, row in enumerate(rows(24))]
+    shutil.rmtree(here.corpus)
+    write_corpus(here.corpus, [numbers[8 * n : 8 * n + 8] for n in range(3)])
+    with pytest.raises(
+        DataError, match=r"rows of another tool whose 'lang' is string, .* makes it int64: .*'not a number'"
+    ):
+        here.refresh("keep")
+    assert here.refresh("restore").encoded == 0

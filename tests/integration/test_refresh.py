@@ -176,6 +176,36 @@ def test_a_quarantined_duplicate_returns_when_the_first_row_is_deleted(tmp_path,
     assert_same(tmp_path / "table", tmp_path / "fresh")
 
 
+def test_quarantined_duplicates_are_not_encoded_again(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(spill, "LIMIT_ROWS", 10)  # the index has several parts
+    others = [{**row, "text": f"{row['text']} again"} for row in rows(20)]
+    corpus = write_corpus(tmp_path / "corpus", [rows(20), others[:9], [*others[4:], *others[4:6]]])
+    settings = {"run__max_quarantined": 0.9, "run__unit_rows": 6}
+    backfill(make_job(corpus, tmp_path / "table", tiny_model, **settings), Silent())
+
+    def check(encoded: int, **changes: object) -> None:
+        everything = {**settings, **changes}
+        outcome = refresh(make_job(corpus, tmp_path / "table", tiny_model, **everything), Silent())
+        assert (outcome.published, outcome.encoded) == (True, encoded)
+        shutil.rmtree(tmp_path / "fresh", ignore_errors=True)
+        fresh = backfill(make_job(corpus, tmp_path / "fresh", tiny_model, **everything), Silent())
+        assert_same(tmp_path / "table", tmp_path / "fresh")
+        assert outcome.quarantined == fresh.quarantined == 27
+
+    check(0, table__keep_text=True)
+    write_one(corpus / "part-0003.parquet", rows(3, start=50))
+    check(3)
+    write_one(corpus / "part-0004.parquet", rows(2, start=60))
+    check(2)
+    write_one(corpus / "part-0000.parquet", [{**row, "text": f"{row['text']} edited"} for row in rows(20)])
+    assert refresh(make_job(corpus, tmp_path / "table", tiny_model, **settings), Silent()).encoded > 20
+    write_one(corpus / "part-0000.parquet", rows(5))
+    refresh(make_job(corpus, tmp_path / "table", tiny_model, **settings), Silent())
+    shutil.rmtree(tmp_path / "fresh")
+    backfill(make_job(corpus, tmp_path / "fresh", tiny_model, **settings), Silent())
+    assert_same(tmp_path / "table", tmp_path / "fresh")
+
+
 def test_an_earlier_shard_takes_an_id_from_a_file_that_stays(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(3), rows(20, start=10)])
     job = make_job(corpus, tmp_path / "table", tiny_model, run__max_quarantined=0.5)

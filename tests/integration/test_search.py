@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import re
 import sys
 
 import numpy as np
@@ -17,6 +18,7 @@ from actors.errors import ConfigError, DataError
 from jobs.cli import main
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
+from pipeline.search.questions import search_file
 from pipeline.search.search import QUESTION, RANK, SCORE, Searcher
 from tests.integration.conftest import make_job, rows, write_corpus, write_one
 
@@ -204,16 +206,64 @@ def test_many_questions_take_several_passes(job, monkeypatch):
         (pa.table({"question": ["a"]}), ConfigError, "has no column 'text', only question"),
         (pa.table({"text": pa.array(["a", None])}), DataError, "with 1 nulls"),
         (pa.table({"text": [1]}), DataError, "is int64"),
+        (pa.table([["a"], ["b"]], ["text", "text"]), ConfigError, "has 2 columns 'text'"),
+        (pa.table([["a"], ["b"], ["c"]], ["text", "id", "id"]), ConfigError, "has 2 columns 'id'"),
         (pa.table({"text": ["a", " "]}), ConfigError, "is empty or only white space"),
     ],
 )
 def test_a_file_of_bad_questions_is_refused(job, tmp_path, table, error, why):
-    from pipeline.search.questions import search_file
-
     pq.write_table(table, tmp_path / "questions.parquet")
     with pytest.raises(error, match=why):
         search_file(Searcher(job.table.uri), str(tmp_path / "questions.parquet"), str(tmp_path / "out.parquet"), k=3)
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_questions_may_be_text_of_any_encoding(job, tmp_path):
+    searcher = Searcher(job.table.uri)
+    for kind in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(pa.table({"text": pa.array(QUESTIONS, kind)}), tmp_path / "questions.parquet")
+        search_file(searcher, str(tmp_path / "questions.parquet"), str(tmp_path / "new" / "out.parquet"), k=3)
+        hits = pq.read_table(tmp_path / "new" / "out.parquet")
+        expected = searcher.search_table(QUESTIONS, k=3)
+        assert hits["question"].equals(expected[QUESTION])
+        assert hits["id"].equals(expected["id"])
+
+
+def test_stored_columns_named_as_those_of_hits_are_renamed(cache, tmp_path, tiny_model):
+    source = {name: ["a", "b"] for name in ("id", "text", "question", "table_question", "rank")}
+    (tmp_path / "corpus").mkdir()
+    pq.write_table(pa.table(source), tmp_path / "corpus" / "a.parquet")
+    keep = ["question", "table_question", "rank"]
+    job = make_job(tmp_path / "corpus", tmp_path / "table", tiny_model, source__keep=keep, source__text="text")
+    backfill(job)
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "questions.parquet")
+    search_file(Searcher(job.table.uri), str(tmp_path / "questions.parquet"), str(tmp_path / "out.parquet"), k=3)
+    names = pq.read_table(tmp_path / "out.parquet").column_names
+    assert names[:3] == ["question", "rank", "score"]
+    assert {"table_table_question", "table_question", "table_rank"} < set(names)
+    assert len(names) == len(set(names))
+
+
+def test_places_that_cannot_be_used_are_refused_before_the_scan(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Searcher, "search_table", None)  # no row is read
+    pq.write_table(pa.table({"text": QUESTIONS}), "questions.parquet")
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "text.parquet").write_text("text")
+    searcher = Searcher(job.table.uri)
+    for questions, out, why in (
+        ("", "out.parquet", "--questions is empty; name a Parquet file"),
+        (".", "out.parquet", "--questions names '.', which is a folder"),
+        ("questions.parquet/a", "out.parquet", "which does not exist"),
+        ("text.parquet", "out.parquet", "'text.parquet' is not a Parquet file"),
+        ("questions.parquet", "", "--out '' does not end in .parquet"),
+        ("questions.parquet", ".", "--out '.' does not end in .parquet"),
+        ("questions.parquet", "folder.parquet", "--out 'folder.parquet' is a folder"),
+        ("questions.parquet", "text.parquet/a/b.parquet", "text.parquet' is a file; name another place"),
+        ("questions.parquet", "./questions.parquet", "is the file of questions"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=re.escape(why)):
+            search_file(searcher, questions, out, k=3)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""jina-embeddings-v4 for texts: the language model of Qwen2.5-VL with one LoRA adapter per kind of task, packed.
+"""jina-embeddings-v4: the language model of Qwen2.5-VL with one LoRA adapter per kind of task, packed.
 
 Pre-norm layers with RMS norms, causal attention in which several heads of the query share one of key and value, rotary
 positions, and a gated MLP. Products that share an input are one product. The residual stream is float32 whatever the
 compute type: a few of Qwen's states reach thousands, and bfloat16 would lose small additions to them. Adapters are not
-merged into the base weights (`adapters`), so a micro-batch can mix rows of all tasks.
+merged into the base weights (`adapters`), so a micro-batch can mix rows of all tasks. It can mix
+texts and pictures too: a picture's tokens have the states of the vision tower (`jina_v4_vision`) instead of words.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from actors.encoders.compute.attention import attend
 from actors.encoders.compute.device import Compute
 from actors.encoders.compute.linear import Linear, RmsNorm, swiglu
 from actors.encoders.families import jina_v4_layout as names
+from actors.encoders.families.jina_v4_vision import Tower, build_tower
 from actors.encoders.layout import Config
 from actors.encoders.lora.store import Adapter, AdapterStore, Route, adding, load_adapter
 from actors.encoders.packed import PackedBatch
@@ -72,8 +74,14 @@ class JinaV4:
         self.layers = [Layer(weights, i, text=text, compute=compute) for i in range(int(text["num_hidden_layers"]))]
         self.norm = RmsNorm(weights.get("norm.weight"), float(text.get("rms_norm_eps", 1e-6)), compute=compute)
         *_, width = names.head_sizes(text)
-        self.rope = Rope(width, names.rope_theta(text), compute=compute)
+        sections = names.rope_sections(text) if checkpoint.facts.tower else ()
+        self.rope = Rope(width, names.rope_theta(text), compute=compute, sections=sections)
         self.adapters = AdapterStore(checkpoint.facts.targets, compute, _load_published(checkpoint, compute))
+        self.tower: Tower | None = None
+
+    def see(self, checkpoint: Checkpoint, compute: Compute) -> None:
+        """Loads the vision tower, which a model for texts does without."""
+        self.tower = build_tower(checkpoint, compute)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden] in the compute type."""
@@ -82,6 +90,10 @@ class JinaV4:
         if route is not None:
             x = route.look_up(names.WORDS, batch.ids, x)
         x = x.float()
+        if batch.pictures is not None:
+            if self.tower is None:
+                raise RuntimeError("the vision tower was not loaded, because the spec is one for texts")
+            x.index_copy_(0, batch.pictures.places, self.tower(batch.pictures).float())
         angles = self.rope.angles(batch)
         for layer in self.layers:
             x = layer(x, batch, angles, route)
@@ -89,8 +101,11 @@ class JinaV4:
 
 
 def build(checkpoint: Checkpoint, compute: Compute) -> JinaV4:
-    """Loads the language model of a v4 checkpoint of any layout, with its adapters."""
-    return JinaV4(checkpoint, compute)
+    """Loads a v4 checkpoint of any layout, with its adapters, and with its vision tower if the spec takes pictures."""
+    model = JinaV4(checkpoint, compute)
+    if checkpoint.spec.modality == "page":
+        model.see(checkpoint, compute)
+    return model
 
 
 def _load_published(checkpoint: Checkpoint, compute: Compute) -> dict[str, Adapter]:

@@ -1,7 +1,7 @@
 """Layout of v4 checkpoints (Qwen2.5-VL, three LoRA adapters, Matryoshka). Torch-free.
 
-Only the language model is read, for texts and one vector per text. The vision tower and the projector of the multi-vector
-output are recognised and ignored. There are two kinds of repository, distinguished by `task_names` in the config:
+The language model is read, and for pictures the vision tower (`jina_v4_vision_layout`). The projector of the multi-vector
+output is recognised and ignored. There are two kinds of repository, distinguished by `task_names` in the config:
 
 - "adapters": the main one. Its three adapters are in one file of one PEFT folder; the names of the factors contain the
   adapter's name (`...q_proj.lora_A.retrieval.weight`).
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from actors.encoders.families.jina_v4_vision_layout import tower_prefix, tower_sizes, tower_tensors
 from actors.encoders.layout import Config, FamilyFacts, Tensors, config_int
 from actors.encoders.lora.files import FILES, Target
 from actors.errors import ModelError
@@ -31,7 +32,7 @@ FOLDER = "adapters"
 WORDS = "embed_tokens"
 _PREFIXES = ("model.language_model.", "model.")
 _TYPES = ("qwen2_5_vl", "jina_embeddings_v4")
-_IDLE = (r"lm_head\.weight", r"(model\.)?visual\..+", r"multi_vector_projector\.(weight|bias)")
+_IDLE = (r"lm_head\.weight", r"multi_vector_projector\.(weight|bias)")
 _PROJECTOR = "multi_vector_projector"
 _PROJECTOR_DIM = 128
 _THETA = 1_000_000.0
@@ -49,6 +50,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     text = text_config(config)
     _check(config, text)
     hidden = config_int(text, "hidden_size")
+    tower = tower_prefix(tensors)
     adapters = _adapter_names(config)
     sides = {
         adapter: (adapter,) if adapter == SYMMETRIC else tuple(f"{adapter}.{p}" for p in PROMPTS)
@@ -61,7 +63,8 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         hidden=hidden,
         vocab_size=config_int(text, "vocab_size"),
         max_tokens=min(TRAINED_TOKENS, config_int(text, "max_position_embeddings")),
-        needed={f"{prefix}{name}": shape for name, shape in _needed(text).items()},
+        needed={f"{prefix}{name}": shape for name, shape in _needed(text).items()} | _tower(config, text, tower),
+        tower=tower,
         ignorable=_IDLE,
         prefix=prefix,
         tasks=tasks,
@@ -100,13 +103,36 @@ def rope_theta(text: Config) -> float:
     Raises:
         ModelError: The config asks for scaled RoPE.
     """
-    rope: Mapping[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = _rope(text)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise ModelError(
             f"config.json asks for RoPE of type {kind!r}; family 'jina_v4' knows 'default' and 'mrope' only."
         )
     return float(rope.get("rope_theta") or text.get("rope_theta") or _THETA)
+
+
+def rope_sections(text: Config) -> tuple[int, int, int]:
+    """Returns the numbers of rotary frequencies that turn by a token's time, row and column.
+
+    Raises:
+        ModelError: They are not the frequencies of a head.
+    """
+    *_, width = head_sizes(text)
+    half = width // 2
+    quarter = half // 4
+    published = [quarter, (half - quarter) // 2, half - quarter - (half - quarter) // 2]
+    sections = _rope(text).get("mrope_section") or published
+    if not isinstance(sections, list | tuple) or len(sections) != 3 or not all(type(each) is int for each in sections):
+        raise ModelError(f"config.json has mrope_section {sections!r} where three whole numbers are needed.")
+    if min(sections) < 0 or sum(sections) != half:
+        raise ModelError(f"config.json has mrope_section {sections!r}, which must add up to {half}, half of a head.")
+    time, row, column = sections
+    return time, row, column
+
+
+def _rope(text: Config) -> Mapping[str, Any]:
+    return text.get("rope_parameters") or text.get("rope_scaling") or {}
 
 
 def head_sizes(text: Config) -> tuple[int, int, int]:
@@ -200,6 +226,15 @@ def _needed(text: Config) -> dict[str, tuple[int, ...]]:
         for name in norm_names(i):
             needed[f"{name}.weight"] = (hidden,)
     return needed
+
+
+def _tower(config: Config, text: Config, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Returns the tensors of the vision tower, none if there is no prefix."""
+    if not prefix:
+        return {}
+    rope_sections(text)
+    tensors = tower_tensors(tower_sizes(config, config_int(text, "hidden_size")))
+    return {f"{prefix}{name}": shape for name, shape in tensors.items()}
 
 
 def _targets(config: Config, text: Config) -> dict[str, Target]:

@@ -152,7 +152,9 @@ def read_adapter(
         ModelError: A file is missing or broken, the adapter is for another model, incomplete, or more than plain LoRA.
     """
     config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or not (folder / WEIGHTS).is_file():
+    if config is not None and not isinstance(config, dict):
+        raise ModelError(f"{folder}/{CONFIG} is {str(config)[:40]!r}, not a JSON object. Fetch the adapter again.")
+    if config is None or not (folder / WEIGHTS).is_file():
         raise ModelError(
             f"{folder} is not an adapter: it needs {CONFIG} and {WEIGHTS}, as PEFT's save_pretrained writes them."
         )

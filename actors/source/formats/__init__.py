@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 from actors.errors import ConfigError
 from actors.source.formats.base import Format, Wanted
@@ -10,11 +11,12 @@ from actors.source.formats.delimited import Delimited
 from actors.source.formats.documents import Documents
 from actors.source.formats.jsonl import JsonLines
 from actors.source.formats.lines import compression, without_compression
+from actors.source.formats.pages import ENDINGS, Pages
 from actors.source.formats.parquet import Parquet
 
-__all__ = ["FORMATS", "Format", "Wanted", "open_format"]
+__all__ = ["FORMATS", "Format", "Wanted", "common_format", "open_format"]
 
-FORMATS: dict[str, Format] = {each.name: each for each in (Parquet(), JsonLines(), Delimited(), Documents())}
+FORMATS: dict[str, Format] = {each.name: each for each in (Parquet(), JsonLines(), Delimited(), Documents(), Pages())}
 
 _ENDINGS = {
     ".parquet": "parquet",
@@ -27,6 +29,7 @@ _ENDINGS = {
     ".txt": "text",
     ".md": "text",
     ".markdown": "text",
+    **dict.fromkeys(ENDINGS, "pages"),
 }
 _COMPRESSIBLE = ("jsonl", "csv")
 
@@ -38,7 +41,9 @@ def open_format(name: str, path: str) -> Format:
         ConfigError: There is no such format, or the ending is unknown.
     """
     if name == "auto":
-        name = next((known for ending, known in _ENDINGS.items() if without_compression(path).endswith(ending)), "")
+        plain = without_compression(path)
+        name = next((known for ending, known in _ENDINGS.items() if plain.endswith(ending)), "")
+        name = name or ("pages" if plain.lower().endswith(ENDINGS) else "")
         if not name or (compression(path) and name not in _COMPRESSIBLE):
             raise ConfigError(
                 f"{path!r} does not have the ending of a known format; known are {', '.join(_ENDINGS)}, of which JSON Lines "
@@ -50,3 +55,23 @@ def open_format(name: str, path: str) -> Format:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{name!r} is not a format; known are auto, {', '.join(FORMATS)}{hint}")
     return FORMATS[name]
+
+
+def common_format(name: str, paths: Iterable[str]) -> Format:
+    """Return the one format of all files; text files beside PDFs and pictures are of the format `pages`.
+
+    Raises:
+        ConfigError: As for `open_format`, or the files have several formats.
+    """
+    firsts: dict[str, str] = {}
+    for path in paths:
+        firsts.setdefault(open_format(name, path).name, path)
+    if set(firsts) == {"text", "pages"}:
+        return FORMATS["pages"]
+    if len(firsts) > 1:
+        (first, path), (second, other) = list(firsts.items())[:2]
+        raise ConfigError(
+            f"{path!r} is {first} and {other!r} is {second}: a source has one format. "
+            f"Narrow source.uri, or set source.format if they are the same"
+        )
+    return FORMATS[next(iter(firsts))]

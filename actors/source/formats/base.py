@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
@@ -18,6 +18,9 @@ from actors.errors import DataError, SourceChanged, StorageError, VectideError
 from actors.schema import Piece, QuarantinedRow, Shard
 from actors.source.formats import looks
 from actors.storage import content_tags, identity
+
+if TYPE_CHECKING:
+    from actors.source.pictures import Pictures
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 8 << 20
@@ -36,12 +39,19 @@ class Wanted:
         text: The embedded columns. In a schemaless format values must be text, and a row must have one of them.
         id: The id column: text or a whole number.
         task: The column of task names: text or null.
+        pictures: Settings of a source with pictures; None for texts.
     """
 
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
     text: tuple[str, ...] = ()
     id: str | None = None
     task: str | None = None
+    pictures: Pictures | None = None
+
+    @property
+    def image(self) -> str | None:
+        """The column of pictures. If there is one, a row may have none of the columns in `text`."""
+        return None if self.pictures is None else self.pictures.column
 
     @property
     def strict(self) -> frozenset[str]:
@@ -51,7 +61,8 @@ class Wanted:
     @property
     def needed(self) -> frozenset[str]:
         """Names of the columns that a shard must have; other missing columns are null."""
-        return self.strict | ({self.id} if self.id else frozenset())
+        content = self.text if self.image is None else (self.image,)
+        return frozenset(filter(None, (*content, self.id, self.task)))
 
     def present(self, shard: Shard, names: Sequence[str]) -> list[str]:
         """Return the wanted columns among `names`, in the order of `types`.

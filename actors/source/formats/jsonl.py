@@ -91,7 +91,7 @@ def _parse(line: bytes) -> dict[str, Any] | tuple[str, str] | None:
 def _read_block(shard: Shard, block: Block, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
     rows: list[dict[str, Any]] = []
     at: list[int] = []
-    text = wanted.text
+    text = [*wanted.text, *filter(None, [wanted.image])]
     starts, lines = block.split()
 
     def line_at(start: int) -> bytes:
@@ -105,7 +105,7 @@ def _read_block(shard: Shard, block: Block, wanted: Wanted) -> Iterator[pa.Table
             yield QuarantinedRow(shard.path, start, None, *row)
             continue
         if text and not any(name in row for name in text):
-            error = f"the row has none of the text columns {list(text)}; it has {list(row)[:20]}"
+            error = f"the row has none of the columns {list(text)} to embed; it has {list(row)[:20]}"
             yield QuarantinedRow(shard.path, start, _id(row, wanted), "missing_text", error)
             continue
         rows.append(row)

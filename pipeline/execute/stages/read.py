@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import VectideError
+from actors.images.workers import limit_children
 from actors.inputs import load_preparer
 from actors.schema import CONTENT, COST, END, KEPT_TEXT, PARTS, START, TASK, TOKENS, RewriteUnit, Unit
 from actors.source.read_unit import read_unit
@@ -26,13 +27,19 @@ from pipeline.execute.stages.spec import StageSpec
 from pipeline.execute.task_column import resolve_tasks
 from pipeline.execute.watchdog import watch_unit
 from pipeline.reuse.lookup import reuse_of
+from pipeline.reuse.repeated_ids import leave_out
 from pipeline.table.kept_rows import kept_of
 
 _ROW = "_row"  # number of a row among the contents of the unit
 
 
 def read_and_tokenize(
-    block: pa.Table, spec: StageSpec, attempt_log: AttemptLog, *, beside_gpus: bool = False
+    block: pa.Table,
+    spec: StageSpec,
+    attempt_log: AttemptLog,
+    *,
+    beside_gpus: bool = False,
+    decoders: int | None = None,
 ) -> pa.Table:
     """Read a unit and prepare its content for the model.
 
@@ -41,7 +48,10 @@ def read_and_tokenize(
         spec: Settings of the run.
         attempt_log: Record of crashed attempts, outside this process.
         beside_gpus: Encoders on GPUs of this machine must get a core whenever they want one.
+        decoders: Number of processes that decode pictures for this one; None: as many as there are cores.
     """
+    if decoders is not None:
+        limit_children(decoders)
     if beside_gpus:
         _yield_cores()
     unit: Unit | RewriteUnit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)
@@ -93,6 +103,9 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     if spec.kept:
         table, changed_rows = kept_of(spec.writer.ledger, unique_ids=spec.source.unique_ids).split(table)
         batch.bad += changed_rows
+    if spec.duplicates:
+        table, repeated_rows = leave_out(table, spec.writer.ledger)
+        batch.bad += repeated_rows
     documents = table.num_rows
     keeps_text = KEPT_TEXT in spec.writer.schema.names and KEPT_TEXT not in table.column_names
     contents = table.column(CONTENT)  # not in the rows, which the next step repeats for each chunk
@@ -111,13 +124,18 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     if PARTS not in prepared.rows.column_names:
         batch.table = batch.table.append_column(TOKENS, cost)
     if keeps_text:
-        _keep_text(batch, contents, content)
+        _keep_text(batch, _texts(contents), _texts(content))
     batch.counts = {
         "documents": documents,
         "tokens": pc.sum(cost, min_count=0).as_py(),
         "truncated": prepared.truncated,
     }
     batch.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
+
+
+def _texts(content: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the texts to keep: those that are embedded, and the text of a page where its picture is."""
+    return pc.struct_field(content, 0) if pa.types.is_struct(content.type) else content
 
 
 def _keep_text(batch: UnitBatch, texts: pa.ChunkedArray, to_encode: pa.ChunkedArray) -> None:

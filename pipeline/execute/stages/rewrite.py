@@ -42,7 +42,7 @@ def copy_rows(unit: RewriteUnit, spec: WriterSpec) -> UnitBatch:
     `--retry-quarantined` reads its shard.
 
     Raises:
-        DataError: a vector of another row is not finite.
+        DataError: a vector of another row is not finite, or a value does not fit the new type of its column.
     """
     parts, bad = [spec.schema.empty_table()], []
     for file in unit.files:
@@ -53,7 +53,7 @@ def copy_rows(unit: RewriteUnit, spec: WriterSpec) -> UnitBatch:
         for field in spec.schema:  # a file written by another tool may lack columns
             if field.name not in rows.column_names and field.name not in partition:
                 rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
-        rows = rows.cast(pa.schema([spec.schema.field(name) for name in rows.column_names]))
+        rows = pa.table({name: _cast(rows[name], spec.schema.field(name), file.path) for name in rows.column_names})
         replaced = _replaced(spec.ledger)
         if len(replaced):
             removed = pc.is_in(rows[SHARD], value_set=replaced)
@@ -76,6 +76,17 @@ def copy_rows(unit: RewriteUnit, spec: WriterSpec) -> UnitBatch:
         rows_read=documents + len(bad),
         counts={"documents": documents},
     )
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field, path: str) -> pa.ChunkedArray:
+    """Return a column of a table file with its type in the new version."""
+    try:
+        return column.cast(field.type)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{path} of the table has rows of another tool whose {field.name!r} is {column.type}, and the source now makes it "
+            f"{field.type}: {error}. Change or delete those rows, or refresh with `--foreign-commits restore`, which removes them"
+        ) from None
 
 
 def _documents(rows: pa.Table) -> pa.Table:

@@ -24,6 +24,7 @@ class StageSpec:
     chunking: Chunking | None = None
     reuse: int = 0  # number of tables of the index of known texts
     row_timeout_s: float | None = None
+    duplicates: bool = False  # True if the plan lists rows to quarantine for their id
     kept: bool = False  # True if changes of other tools are kept; they take precedence over rows of the source
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,13 @@ class Oracle:
             for name in rest:
                 self.model.load_adapter(adapters[name], adapter_name=name)
         self.model.eval()
+        self._states = cache(self._compute)  # several layouts are compared with the same states
+
+    def states(self, ids: Sequence[int], task: str | None) -> npt.NDArray[np.float32]:
+        return self._states(tuple(ids), task)
 
     @torch.no_grad()
-    def states(self, ids: Sequence[int], task: str | None) -> npt.NDArray[np.float32]:
+    def _compute(self, ids: tuple[int, ...], task: str | None) -> npt.NDArray[np.float32]:
         name = "__base__" if task is None else folder_name(task)
         hidden = self.model(torch.tensor([ids]), adapter_names=[name]).last_hidden_state[0]
         array: npt.NDArray[np.float32] = hidden.numpy()

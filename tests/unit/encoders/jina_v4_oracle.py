@@ -1,10 +1,11 @@
-"""Reference for v4: transformers' own Qwen2.5-VL with PEFT's adapters, one text at a time, without padding."""
+"""Reference for v4: transformers' own Qwen2.5-VL with PEFT's adapters, one text or picture at a time, without padding."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.checkpoints.jina_v3 import write_peft
 from tests.checkpoints.jina_v4 import ADAPTERS
@@ -61,22 +63,56 @@ class Oracle:
                 else:
                     self._peft.load_adapter(at, adapter_name=name)
         base.eval()
+        self._states = cache(self._compute)  # several layouts are compared with the same states
+
+    def states(self, ids: Sequence[int], adapter: str | None, pixels: npt.NDArray[np.uint8] | None = None) -> Floats:
+        """Returns the states of one row, float32 [tokens, hidden], with the model's default positions.
+
+        Args:
+            ids: Its tokens.
+            adapter: Name of the adapter.
+            pixels: uint8 RGB [height, width, 3] of a picture, resized already; None for a text.
+        """
+        return self._states(tuple(ids), adapter) if pixels is None else self._compute(tuple(ids), adapter, pixels)
 
     @torch.no_grad()
-    def states(self, ids: Sequence[int], adapter: str | None) -> Floats:
-        """Returns the states of one text, float32 [tokens, hidden], with the model's default positions."""
+    def _compute(
+        self, ids: tuple[int, ...], adapter: str | None, pixels: npt.NDArray[np.uint8] | None = None
+    ) -> Floats:
         if self._peft is None:
-            return self._run(ids)
+            return self._run(ids, pixels)
         if adapter is None:
             with self._peft.disable_adapter():
-                return self._run(ids)
+                return self._run(ids, pixels)
         self._peft.set_adapter(adapter)
-        return self._run(ids)
+        return self._run(ids, pixels)
 
     def vectors(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> Floats:
         means = [self.states(ids, adapter).mean(0) for ids, adapter in zip(rows, adapters, strict=True)]
         return np.stack([mean / np.linalg.norm(mean) for mean in means])
 
-    def _run(self, ids: Sequence[int]) -> Floats:
-        states: Floats = self._tower(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
+    @torch.no_grad()
+    def merged(self, pixels: npt.NDArray[np.uint8]) -> Floats:
+        """Returns the vision tower's states of a picture's tokens."""
+        values, grid = patches(pixels)
+        states: Floats = self._tower.visual(values, grid_thw=grid).pooler_output.numpy()
         return states
+
+    def _run(self, ids: Sequence[int], pixels: npt.NDArray[np.uint8] | None) -> Floats:
+        rows = torch.tensor([ids])
+        seen: dict[str, Any] = {}
+        if pixels is not None:
+            values, grid = patches(pixels)
+            # Without the types of the tokens, transformers gives a picture's tokens the positions of a text.
+            types = (rows == self._tower.config.image_token_id).int()
+            seen = {"pixel_values": values, "image_grid_thw": grid, "mm_token_type_ids": types}
+        states: Floats = self._tower(input_ids=rows, **seen).last_hidden_state[0].numpy()
+        return states
+
+
+def patches(pixels: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns transformers' `pixel_values` and `image_grid_thw` of a picture that has its final size."""
+    made = Qwen2VLImageProcessorPil(do_resize=False)(
+        images=[pixels], return_tensors="pt", input_data_format="channels_last"
+    )
+    return made["pixel_values"], made["image_grid_thw"]

@@ -10,19 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.batching.budget import BudgetController
 from actors.encoders import describe, load_encoder
-from actors.encoders.chunked import sums_by_slices, sums_on_gpu
 from actors.encoders.encoder import Encoder
 from actors.encoders.packed import PackedBatch
+from actors.encoders.pooling import sums_by_slices, sums_on_gpu
 from actors.encoders.windows import cut_windows
 from actors.errors import ConfigError
 from actors.text.chunk_rules import Chunking
 from actors.text.chunks import Chunker
 from tests.checkpoints import SENTENCES, write_bert, write_jina_v2, write_jina_v4
+from tests.examples import examples
 
 LONG = " ".join(SENTENCES)
 
@@ -195,7 +196,7 @@ def test_late_chunks_depend_on_earlier_text_only_if_causal(v4, v2):
     limit=st.integers(12, 40),
     data=st.data(),
 )
-@settings(max_examples=200)
+@examples(200)
 def test_every_token_counts_once_in_windows_that_fit(lengths, prefix, suffix, limit, data):
     """Each id is its position in the text, so that the window's position can be read from its ids."""
     overlap = data.draw(st.integers(0, (limit - prefix - suffix) // 2))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -32,6 +32,7 @@ from pipeline.execute.stages.encode import EncodeStage
 from pipeline.execute.stages.spec import StageSpec
 from tests.checkpoints import write_bert, write_jina_v1, write_jina_v2, write_jina_v3, write_jina_v4
 from tests.checkpoints.jina_v3 import write_peft
+from tests.examples import examples
 
 CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")
@@ -169,7 +170,7 @@ def test_a_token_outside_the_word_table_raises(intact):
 # Stored vectors
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(data=st.data(), dim=st.integers(1, 6), n=st.integers(0, 6))
 def test_only_unit_vectors_of_the_right_width_are_reused(data, dim, n):
     """A column of vectors may contain anything that another tool wrote."""

@@ -8,7 +8,7 @@ import shutil
 import struct
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actors.encoders import load_encoder
@@ -17,6 +17,7 @@ from actors.errors import ModelError, VectideError
 from actors.text.tokenizer import Tokenizer
 from tests.checkpoints.bert import write_bert
 from tests.checkpoints.jina_v4 import write_jina_v4
+from tests.examples import examples
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -68,7 +69,7 @@ def test_the_unchanged_checkpoint_is_accepted(folder):
 NAMES = ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(document=JSON)
 @example(document={"version": "1.0", "model": {"type": "WordPiece", "vocab": {"a": -1}}})
 @example(document={"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}})
@@ -81,7 +82,7 @@ def test_a_replaced_json_file(whole, tmp_path_factory, name, document):
     try_checkpoint(folder)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_replaced_value_in_a_json_file(whole, tmp_path_factory, name, data):
@@ -97,7 +98,7 @@ def test_a_replaced_value_in_a_json_file(whole, tmp_path_factory, name, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["config.json", "adapters/adapter_config.json"])
 def test_a_replaced_value_in_a_v4_config(v4, tmp_path_factory, name, data):
@@ -150,7 +151,7 @@ def test_bytes_that_are_not_weights(folder, data):
         describe(str(folder))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_a_wrong_safetensors_header(whole, tmp_path_factory, data):
     """Offsets outside the file, overlapping or unordered; types and shapes that differ from the model's."""

@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -192,10 +193,11 @@ def test_parallel_for_covers_the_range_once_on_any_number_of_threads(threads, co
     torch.set_num_threads(threads)
     done: list[int] = []
     try:
-        parallel_for(lambda first, last: done.extend(range(first, last)), count)
+        for step in (None, 1, 3):
+            parallel_for(lambda first, last: done.extend(range(first, last)), count, step)
     finally:
         torch.set_num_threads(threads_before)
-    assert sorted(done) == list(range(count))
+    assert sorted(done) == sorted(list(range(count)) * 3)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -234,9 +236,48 @@ def test_layer_norm_after_a_product_is_the_norm_of_the_sum():
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("dim", [1, 7, 8, 31, 32, 63, 64, 100, 384, 1024])
-@pytest.mark.parametrize("rows", [0, 1, 3, 50])
+@pytest.mark.parametrize("rows", [1, 3, 50])
 def test_products_of_rows_with_one_vector(kernel, dim, rows):
     torch.manual_seed(dim)
     vectors, query, factors = torch.randn(rows, dim).bfloat16(), torch.randn(dim), torch.rand(rows)
     expected = (vectors.double() @ query.double()) * factors.double()
-    torch.testing.assert_close(kernel.products(vectors, query, factors).double(), expected, rtol=1e-5, atol=1e-4)
+    out = torch.empty(rows)
+    kernel.products(vectors, query, factors, out)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def pairs(found) -> list[tuple[int, int, float]]:
+    query, row, value = found
+    return sorted(zip(query.tolist(), row.tolist(), value.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 63, 64, 1000])
+def test_scores_that_reach_their_threshold_are_selected(kernel, dtype, rows):
+    torch.manual_seed(rows)
+    scores = torch.randn(5, rows).to(dtype)
+    scores[2] = -torch.inf
+    lowest = torch.tensor([-torch.inf, 0.5, 0.0, float(scores[3, -1]), torch.inf])
+    query, row = (scores.float() >= lowest.unsqueeze(1)).nonzero(as_tuple=True)
+    assert pairs(kernel.select(scores, lowest)) == pairs((query, row, scores[query, row].float()))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("dim", [1, 7, 8, 33, 384])
+@pytest.mark.parametrize(("queries", "rows"), [(1, 1), (6, 16), (7, 33), (30, 1000)])
+def test_pairs_whose_product_reaches_its_threshold_are_found(kernel, dim, queries, rows):
+    torch.manual_seed(dim)
+    vectors, many, factors = torch.randn(rows, dim).bfloat16(), torch.randn(queries, dim), torch.rand(rows)
+    scores = (many.double() @ vectors.double().T) * factors.double()
+    lowest = scores.median(dim=1).values.float() + 1e-3
+    lowest[0] = -1e30
+    factors[0] = torch.nan  # a row without a vector
+    scores[:, 0] = torch.nan
+    found = kernel.search(vectors, factors, kernel.packed(many), lowest)
+    query, row, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    torch.testing.assert_close(torch.from_numpy(value).double(), scores[query, row], rtol=1e-5, atol=1e-4)
+    expected = {tuple(pair) for pair in (scores >= lowest.unsqueeze(1)).nonzero().tolist()}
+    unclear = {tuple(pair) for pair in ((scores - lowest.unsqueeze(1)).abs() < 1e-4).nonzero().tolist()}
+    assert expected ^ set(zip(query.tolist(), row.tolist(), strict=True)) <= unclear
+    assert len(query) == len({*zip(query.tolist(), row.tolist(), strict=True)})

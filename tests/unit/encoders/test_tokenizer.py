@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.encoders import describe
@@ -12,6 +12,7 @@ from actors.errors import ConfigError
 from actors.text import tokenizer as module
 from actors.text.tokenizer import Tokenizer
 from tests.checkpoints import SENTENCES, write_bert, write_jina_v2
+from tests.examples import examples
 
 LONG = " ".join(SENTENCES * 40)
 
@@ -63,7 +64,7 @@ def small(request, tmp_path_factory):
 
 
 @given(st.lists(st.sampled_from([*" \n", "fox ", "jumps", "向量", "3.14", "é"]), max_size=400).map("".join))
-@settings(max_examples=80)
+@examples(80)
 def test_pre_cutting_changes_no_token_of_any_text(small, text):
     cut = Tokenizer(small).tokenize([text])
     with pytest.MonkeyPatch.context() as patch:

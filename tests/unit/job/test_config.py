@@ -70,7 +70,7 @@ def test_one_text_column_may_be_a_plain_name():
         ({"source__keep": {"page": ""}}, "source.keep gives 'page' an empty name in the table"),
         ({"source__keep": {"page": 3}}, "source.keep.page: .*, not 3"),
         ({"source__keep": {"a": "x", "b": "X"}}, "source.keep names 'x' and 'X'"),
-        ({"source__keep": {"a": "x", "b": "x"}}, "source.keep names 'x' and 'x'"),
+        ({"source__keep": {"a": "x", "b": "x"}}, "source.keep gives 'a' and 'b' the same name 'x'"),
         (
             {"source__keep": {"lang": "language"}, "table__partition_by": ["lang"]},
             r"names \['lang'\], .*\['language'\]",
@@ -205,11 +205,48 @@ def test_adapters_are_paths_or_sections():
         ({False: "a"}, r"must be adapters by name.*, not \{False: 'a'\}"),
         ({"": "a"}, "must be adapters by name"),
         ({"legal": None}, "has None for 'legal'; it must be the path of a PEFT folder"),
+        ({"legal": ""}, "has '' for 'legal'; it must be the path of a PEFT folder"),
+        (
+            {"legal": {"path": "a", "query_prompt": "Q: "}, "legal.query": "b"},
+            "adapters names 'legal.query', and query_prompt of 'legal' makes a task of that name; rename one of the two",
+        ),
         ({"legal": {"pth": "a"}}, "encoder.adapters.legal.pth: no such key; did you mean 'path'"),
         ({"legal": {"path": "${NOPE}"}}, r"encoder.adapters.legal.path: \$\{NOPE\} is not set"),
-        (ADAPTERS, "encoder.adapters names 'tax', which no row uses; set encoder.task: tax, or name the column"),
+        (
+            ADAPTERS,
+            "adapters names 'tax', which no row uses, because encoder.task is 'legal'; set encoder.task: tax, or name the",
+        ),
     ],
 )
 def test_adapters_that_are_no_such_section_are_refused(adapters, message):
     with pytest.raises(ConfigError, match=message):
         parse_job(changed(encoder__task="legal", encoder__adapters=adapters))
+
+
+def test_the_task_of_queries_needs_a_prompt_of_queries():
+    said = "task is 'legal.query', and the adapter 'legal' has no query_prompt.* give it one, or set task: legal"
+    with pytest.raises(ConfigError, match=said):
+        parse_job(changed(encoder__task="legal.query", encoder__adapters={"legal": "a"}))
+    adapters = {"legal": {"path": "a", "query_prompt": "Q: "}}
+    assert parse_job(changed(encoder__task="legal.query", encoder__adapters=adapters)).encoder.task == "legal.query"
+    assert parse_job(changed(encoder__task="legal.query", encoder__adapters={"legal.query": "a"})).encoder.adapters
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (
+            ["id"],
+            r"'id', which is reserved for the table. Rename it in the source, or keep it under another name, as in",
+        ),
+        ({"a": "id"}, r"'id', which is reserved for the table. Keep 'a' under another name, as in .*{a: source_a}"),
+        (
+            {"a": "b", "b": "b"},
+            "gives 'a' and 'b' the same name 'b', and a table has one column of a name. Give one of",
+        ),
+        ({"a": "b", "b": "B"}, "names 'b' and 'B'. To Delta Lake, names that differ only in case are the same"),
+    ],
+)
+def test_names_of_kept_columns_are_refused_with_the_fix(keep, message):
+    with pytest.raises(ConfigError, match=rf"source\.keep {message}|source\.keep names {message}"):
+        parse_job(changed(source__keep=keep))

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import storage
@@ -16,6 +16,7 @@ from actors.unit.row_hashes import hash_strings
 from pipeline.ledger.duplicates import brings_ids, find_duplicates, quarantine_duplicates
 from pipeline.ledger.ledger import Ledger, units_to_table
 from pipeline.ledger.run_description import RunDescription
+from tests.examples import examples
 
 
 def write(table, unit, ids):
@@ -57,7 +58,7 @@ def test_neighbouring_ids_do_not_collide():
     assert len(np.unique(hashes % np.uint64(1024))) == 1024
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6, unique=True), max_size=6),
     st.sampled_from([8, 1 << 30]),

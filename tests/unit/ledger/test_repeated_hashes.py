@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.ledger.repeated_hashes import Repeats
+from tests.examples import examples
 
 BUCKET_EDGES = st.sampled_from([0, 1, (1 << 56) - 1, 1 << 56, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
 HASHES = BUCKET_EDGES | st.integers(0, (1 << 64) - 1) | st.integers(0, 20)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.lists(HASHES, max_size=12), max_size=6), st.sampled_from([0, 64, 1 << 20]))
 def test_repeated_hashes_are_found_with_any_limit(parts, limit_bytes):
     with Repeats(limit_bytes) as repeats:

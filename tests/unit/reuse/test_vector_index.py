@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import storage
@@ -24,6 +24,7 @@ from pipeline.reuse import spill, vector_index
 from pipeline.reuse.lookup import STORED, reuse_of
 from pipeline.reuse.spill import TEXT, Buckets, as_texts, contains, hash_bytes
 from pipeline.reuse.vector_index import build_index
+from tests.examples import examples
 
 LITTLE = 3
 OUTPUTS = (VectorColumn("embedding", "dense", 2),)
@@ -97,7 +98,7 @@ documents = st.lists(st.tuples(texts, st.integers(1, 3)), max_size=12)
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
+@examples(25)
 @given(
     st.lists(documents, max_size=5),
     st.none() | st.lists(st.lists(texts, max_size=10), max_size=4),

@@ -16,7 +16,7 @@ from actors.schema import EMBEDDING, ID, Shard
 from actors.unit.rounding import Precision, round_mantissa
 from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
-from pipeline.scan.vector_cache import VectorCache
+from pipeline.scan.vector_cache import VectorCache, default_folder
 
 DIM = 16
 COLUMN = VectorColumn(EMBEDDING, "dense", DIM)
@@ -187,6 +187,26 @@ def test_a_mapped_entry_stays_readable_when_it_is_deleted(folder):
     before = unit(blocks)
     entries(folder)[0].unlink()
     np.testing.assert_array_equal(unit(blocks), before)
+
+
+def test_a_folder_below_a_file_is_not_used(tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = VectorCache(tmp_path / "file" / "cache", 1000)
+    read(cache, File())
+    assert "Not a directory; name another folder in VECTIDE_CACHE" in str(cache.problem)
+
+
+def test_a_name_that_is_too_long_for_the_disk_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="File name too long; name another folder in VECTIDE_CACHE"):
+        VectorCache(tmp_path / ("a" * 300), 1000)
+
+
+def test_a_user_without_a_home_folder_is_told_to_name_one(monkeypatch):
+    for name in ("HOME", "VECTIDE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(ConfigError, match="no home folder for the cache; name a folder in VECTIDE_CACHE"):
+        default_folder()
 
 
 def test_a_cache_that_is_a_file_is_refused(tmp_path):

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from hypothesis import given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from actors import storage
@@ -35,6 +35,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.plan.corpus import list_corpus, survey
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication, files_of, publish
+from tests.examples import examples
 
 SPEC = delta_table.EmbeddingSpec("f", {"model": "m", "dim": 2}, {"model": "m"})
 
@@ -170,7 +171,7 @@ def test_each_type_comes_back_equal(tmp_path, kind, value):
     check_comes_back(tmp_path, kind, value)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(pair=PAIRS)
 def test_nested_types_come_back_equal(new, pair):
     folder = new()

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.unit.receipt import Receipt
@@ -18,6 +18,7 @@ from actors.unit.unit_batch import UnitBatch
 from actors.unit.writer import WriterSpec, table_schema, write_unit
 from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger
+from tests.examples import examples
 
 TRICKS = (
     "..",
@@ -89,7 +90,7 @@ def test_path_tricks_in_ids_and_partition_values_stay_in_the_table(tmp_path):
     check(tmp_path, values, written(tmp_path, "lang", values))
 
 
-@settings(max_examples=25)  # each writes files
+@examples(25)  # each writes files
 @given(values=st.lists(VALUES, min_size=1, max_size=6))
 def test_any_ids_and_partition_values_stay_in_the_table(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("paths")

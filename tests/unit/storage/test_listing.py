@@ -10,13 +10,14 @@ import stat
 import fsspec
 import pytest
 from fsspec.utils import glob_translate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import storage
 from actors.errors import ConfigError, StorageError
 from actors.source.spec import corpus_root
 from actors.storage import disk
+from actors.storage.own_table import is_inside
 from actors.storage.patterns import Pattern
 from pipeline.job.config import parse_job
 from pipeline.plan.corpus import list_corpus
@@ -348,7 +349,6 @@ PARTS = st.text(alphabet="ab_.*?[]!-", min_size=1, max_size=5).filter(lambda par
 NAMES = st.lists(st.text(alphabet="ab_.-!", min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-@settings(max_examples=100)
 @given(parts=st.lists(PARTS, min_size=1, max_size=3), names=NAMES)
 def test_matches_are_those_of_fsspec_and_everything_below(parts, names):
     try:
@@ -359,7 +359,6 @@ def test_matches_are_those_of_fsspec_and_everything_below(parts, names):
     assert (Pattern("/r", tuple(parts)).kind("/".join(names)) is not None) == matches
 
 
-@settings(max_examples=100)
 @given(parts=st.lists(PARTS, min_size=1, max_size=3), names=NAMES)
 def test_a_folder_that_may_contain_a_match_is_listed(parts, names):
     try:
@@ -415,3 +414,46 @@ def test_on_a_store_too_a_source_that_would_read_its_own_table_is_refused():
         else:
             assert list_corpus(job).shards
     fs.rm("/own-table", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "folder", "inside"),
+    [
+        ("t", "t", True),
+        ("t/", "t", True),
+        ("t/out", "t/", True),
+        ("t/data/../out/x/", "t", True),
+        ("out/../t/x", "t", True),
+        ("link/out", "t", True),
+        ("t/out", "link", True),
+        ("away", "t", True),
+        ("out", "t", False),
+        ("t2", "t", False),
+        (".", "t", False),
+        ("t/elsewhere", "t", False),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_place_inside_a_folder_is_found(tmp_path, place, folder, inside, scheme):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "link").symlink_to("t")
+    (tmp_path / "away").symlink_to("t/not-there-yet")
+    (tmp_path / "t" / "elsewhere").symlink_to("..")
+    assert is_inside(f"{scheme}{tmp_path}/{place}", f"{tmp_path}/{folder}") == inside
+
+
+@pytest.mark.parametrize(
+    ("place", "folder", "inside"),
+    [
+        ("s3://bucket/t/out/", "s3://bucket/t", True),
+        ("s3a://bucket/t", "s3://bucket/t/", True),
+        ("gcs://bucket/t/out", "gs://bucket/t", True),
+        ("memory://t/out", "memory://t", True),
+        ("s3://bucket/t2", "s3://bucket/t", False),
+        ("s3://other/t/out", "s3://bucket/t", False),
+        ("gs://bucket/t/out", "s3://bucket/t", False),
+        ("memory://t/out", "/t", False),
+    ],
+)
+def test_a_place_inside_a_folder_of_a_store_is_found(place, folder, inside):
+    assert is_inside(place, folder) == inside

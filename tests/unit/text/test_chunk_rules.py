@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actors.encoders import describe
@@ -18,6 +18,7 @@ from actors.text.chunk_rules import BYS, Chunking, cut
 from actors.text.chunks import Chunker, resolve
 from actors.text.tokenizer import Tokenizer
 from tests.checkpoints import write_bert, write_jina_v1, write_jina_v2, write_jina_v3, write_jina_v4
+from tests.examples import examples
 
 PROSE = (
     "It began in 3.14 days, e.g. on a Monday. Nobody knew!  Was it so?\nThe line goes on\nand ends here.\n\n"
@@ -68,7 +69,7 @@ def chunks_of_words(text, *, by, max_tokens):
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS, max_tokens=st.integers(1, 20))
 @example(text=PROSE, max_tokens=12)
-@settings(max_examples=40)
+@examples(40)
 def test_chunks_concatenate_to_the_text_and_keep_their_limit(specs, kind, by, text, max_tokens):
     (row,) = Chunker(specs[kind], Chunking("late", max_tokens, by)).chunk([text]).to_pylist()
     assert "".join(pieces(text, row)) == text
@@ -84,7 +85,7 @@ def test_chunks_concatenate_to_the_text_and_keep_their_limit(specs, kind, by, te
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS)
-@settings(max_examples=40)
+@examples(40)
 def test_in_mode_split_a_chunk_has_the_ids_of_its_text_alone(specs, kind, text):
     (row,) = Chunker(specs[kind], Chunking("split", 12, "sentence")).chunk([text]).to_pylist()
     alone = Tokenizer(specs[kind]).tokenize(pieces(text, row)).ids.to_pylist()

@@ -8,10 +8,11 @@ import decimal
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.unit.row_hashes import digest_of, row_hashes, total
+from tests.examples import examples
 
 _TIME = dt.datetime(2024, 5, 6, 7, 8, 9, 123456, dt.UTC)
 # Two values of each type of column that a table may have.
@@ -64,7 +65,7 @@ def test_a_repeated_row_counts_each_time():
     assert len({digest_of(pa.concat_tables([row] * times), {}) for times in range(1, 5)}) == 4
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.data())
 def test_a_digest_does_not_depend_on_layout(data):
     """Other files, another order of rows and columns, other chunks."""

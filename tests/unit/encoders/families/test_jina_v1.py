@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -20,6 +20,7 @@ from actors.encoders.families.jina_v1 import bucket
 from actors.errors import ConfigError, DataError, ModelError
 from actors.text.tokenizer import Tokenizer
 from tests.checkpoints import SENTENCES, write_jina_v1
+from tests.examples import examples
 
 LONG = " ".join(SENTENCES * 4)
 TEXTS = [*SENTENCES, "", "x", LONG]
@@ -85,14 +86,14 @@ def test_the_end_token_is_added_and_pooled(encoder):
     np.testing.assert_allclose(encoder.encode(["x"])[0], mean / np.linalg.norm(mean), atol=1e-6, rtol=0)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=10))
 def test_order_and_other_rows_change_no_vector(encoder, texts):
     for text, vector in zip(texts, encoder.encode(texts), strict=True):
         np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.text())
 def test_any_text_has_a_finite_unit_vector(encoder, text):
     (vector,) = encoder.encode([text])

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.encoders import describe, load_encoder
@@ -15,6 +15,7 @@ from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
 from actors.errors import ConfigError, ModelError
 from tests.checkpoints import SENTENCES, write_jina_v2
+from tests.examples import examples
 from tests.unit.encoders.jina_v2_reference import Reference, slope
 
 TEXTS = [*SENTENCES, "", "x", SENTENCES[0] * 4]
@@ -113,7 +114,7 @@ def test_the_bias_of_a_long_text_takes_linear_memory(tmp_path):
 
 
 @given(st.text(st.characters(), max_size=60))
-@settings(max_examples=60)
+@examples(60)
 def test_any_text_has_a_finite_unit_vector(any_text_encoder, text):
     vector = any_text_encoder.encode([text])[0]
     assert np.isfinite(vector).all()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +19,7 @@ from actors.errors import ConfigError, ModelError
 from actors.text.tokenizer import Tokenizer
 from tests.checkpoints import SENTENCES, write_jina_v3
 from tests.checkpoints.jina_v3 import PROMPTS, TASKS
+from tests.examples import examples
 from tests.unit.encoders.jina_v3_oracle import Oracle
 
 TEXTS = [*SENTENCES, "", "x", SENTENCES[0] * 4]
@@ -79,7 +80,7 @@ def test_mixed_tasks_give_the_vectors_of_each_task_alone(encoder):
         np.testing.assert_allclose(mixed[i], encoder.encode_tokens(tokens, [task])[0], atol=1e-5, rtol=0)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from([None, *TASKS])), min_size=1, max_size=12))
 def test_order_and_other_rows_change_no_vector(hub, rows):
     texts, tasks = zip(*rows, strict=True)
@@ -88,7 +89,7 @@ def test_order_and_other_rows_change_no_vector(hub, rows):
         np.testing.assert_allclose(hub.encode([text], task=[task])[0], vector, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.text(), st.sampled_from([None, *TASKS]))
 def test_any_text_has_a_finite_unit_vector(hub, text, task):
     (vector,) = hub.encode([text], task=[task])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +23,7 @@ from actors.errors import ConfigError, DataError
 from actors.text.tokenizer import Tokenizer
 from tests.checkpoints import SENTENCES, write_jina_v4
 from tests.checkpoints.jina_v4 import ADAPTERS, PROMPTS, TASKS, edit
+from tests.examples import examples
 from tests.unit.encoders.jina_v4_oracle import Oracle, split_adapters
 
 TEXTS = [*SENTENCES, "", "x", SENTENCES[0] * 4]
@@ -109,7 +110,7 @@ def test_mixed_tasks_give_the_vectors_of_each_task_alone(encoder):
         np.testing.assert_allclose(mixed[i], encoder.encode_tokens(tokens, [task])[0], atol=1e-5, rtol=0)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(TASKS)), min_size=1, max_size=12))
 def test_order_and_other_rows_change_no_vector(main, rows):
     texts, tasks = zip(*rows, strict=True)
@@ -118,7 +119,7 @@ def test_order_and_other_rows_change_no_vector(main, rows):
         np.testing.assert_allclose(main.encode([text], task=[task])[0], vector, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.text(), st.sampled_from(TASKS))
 def test_any_text_has_a_finite_unit_vector(main, text, task):
     (vector,) = main.encode([text], task=[task])

@@ -35,8 +35,8 @@ def test_a_checkpoint_without_any_one_tensor_is_refused(folders, tmp_path, name)
     copy = tmp_path / "copy"
     shutil.copytree(folders[name], copy)
     tensors = load_file(copy / "model.safetensors")
-    needed = [key for key in tensors if "visual" not in key and "projector" not in key]
-    assert len(needed) == 2 + 2 * 12
+    needed = [key for key in tensors if "projector" not in key]
+    assert len(needed) == 2 + 2 * 12 + 1 + 3 * 12 + 5
     mark = next(key for key in needed if key.endswith("layers.0.self_attn.q_proj.weight"))
     for key in needed:
         save_file({other: t for other, t in tensors.items() if other != key}, copy / "model.safetensors")
@@ -53,7 +53,7 @@ def test_unused_tensors_are_ignored_and_unknown_ones_refused(folders, tmp_path, 
     shutil.copytree(folders[name], copy)
     tensors = load_file(copy / "model.safetensors")
     fewer = {key: tensor for key, tensor in tensors.items() if "visual" not in key and "projector" not in key}
-    assert len(tensors) - len(fewer) == 18 + 2
+    assert len(tensors) - len(fewer) == 42 + 2
     for kept in (fewer, tensors | {"lm_head.weight": torch.zeros(1)}):
         save_file(kept, copy / "model.safetensors")
         assert np.array_equal(load(copy).encode(TEXTS), load(folders[name]).encode(TEXTS))

@@ -9,13 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import ConfigError, DataError
 from actors.schema import Dialect
 from actors.source.formats import FORMATS, Wanted, lines
 from actors.source.formats.dialects import choose, settle
+from tests.examples import examples
 
 CSV = FORMATS["csv"]
 WANTED = Wanted({"id": pa.string(), "text": pa.string()}, ("text",), "id")
@@ -59,7 +60,7 @@ WRITERS: dict[str, tuple[Dialect, Any]] = {
 FIELD = st.text(st.sampled_from("ab\"'\\, \n\r\té\N{CJK UNIFIED IDEOGRAPH-4E2D}N;"), max_size=6)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     rows=st.lists(st.lists(FIELD, min_size=2, max_size=2), min_size=1, max_size=8),
     size=st.integers(1, 5),
@@ -86,7 +87,7 @@ def test_the_output_of_each_writer_round_trips(put_in_memory, read_pieces, *, wr
     assert not bad
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(data=st.lists(st.sampled_from(['"', "\\", ",", "\n", "a", "b,c\n", "\r", '"x"']), max_size=40).map("".join))
 @pytest.mark.parametrize("dialect", [RFC, SPARK, COPY, PLAIN, SINGLE])
 def test_each_byte_of_any_text_is_in_one_row(put_in_memory, data, dialect):
@@ -109,7 +110,7 @@ def test_each_byte_of_any_text_is_in_one_row(put_in_memory, data, dialect):
             assert isinstance(fields, list)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     count=st.integers(6, 40),
     strays=st.lists(st.tuples(st.integers(0, 39), st.sampled_from(["start", "end", "both", "middle"])), max_size=5),

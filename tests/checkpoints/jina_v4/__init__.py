@@ -2,7 +2,10 @@
 
 - The main repository: Qwen2.5-VL with its vision tower, the projector of the multi-vector output, and one PEFT folder with
   the adapters of all tasks in one file. Tensors have the names from before transformers 4.52 ("old") or since ("new").
+  The file of the preprocessor has the published bounds.
 - One task's adapter merged into a plain Qwen2.5-VL, without projector and adapters.
+
+    python -m tests.checkpoints.jina_v4 FOLDER     # writes the main repository
 """
 
 from __future__ import annotations
@@ -16,10 +19,19 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoints.files import Random, qwen2, write_checkpoint, write_json
+from tests.checkpoints.jina_v4.vision import PREPROCESSOR, VISION, vision_tensors
 
 ADAPTERS = ("retrieval", "text-matching", "code")
 TASKS = ("retrieval.query", "retrieval.passage", "text-matching", "code.query", "code.passage")
 PROMPTS = dict(zip(TASKS, ("Query: ", "Passage: ", "Query: ", "Query: ", "Passage: "), strict=True))
+# Names of token ids in the config.
+SPECIAL = {
+    "bos_token_id": "<|endoftext|>",
+    "eos_token_id": "<|im_end|>",
+    "image_token_id": "<|image_pad|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "vision_start_token_id": "<|vision_start|>",
+}
 _PREFIXES = {"old": ("model", "visual"), "new": ("model.language_model", "model.visual")}
 Tensors = dict[str, torch.Tensor]
 
@@ -31,6 +43,7 @@ def write_jina_v4(
     merged: str | None = None,
     nested: bool = True,
     vision: bool = True,
+    max_pixels: int = 602_112,
     hidden: int = 32,
     layers: int = 2,
     heads: int = 4,
@@ -52,6 +65,7 @@ def write_jina_v4(
         merged: The adapter to merge; None writes the main repository.
         nested: Put the sizes into `text_config`; if False, at the top level as in old files.
         vision: Include a vision tower.
+        max_pixels: Upper bound of pictures, as in the published main repository.
         hidden, layers, heads, groups, inner: Sizes; `groups` is the number of key and value heads.
         positions: `max_position_embeddings`.
         theta: Base of the rotary frequencies.
@@ -93,9 +107,10 @@ def write_jina_v4(
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{language}.layers.{i}.{norm}.weight"] = random.gain(hidden).to(dtype)
     tensors[f"{language}.norm.weight"] = random.gain(hidden).to(dtype)
-    seen = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": hidden}
     if vision:
-        tensors |= {f"{tower}.{name}": tensor for name, tensor in _vision(random, hidden).items()}
+        tensors |= {f"{tower}.{name}": tensor for name, tensor in vision_tensors(random, hidden).items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "preprocessor_config.json", {**PREPROCESSOR, "max_pixels": max_pixels})
     text: dict[str, Any] = {
         "hidden_act": "silu",
         "hidden_size": hidden,
@@ -111,12 +126,12 @@ def write_jina_v4(
         "use_sliding_window": False,
         "vocab_size": vocab,
     }
-    ids = {"bos_token_id": tokenizer.token_to_id("<|endoftext|>"), "eos_token_id": tokenizer.token_to_id("<|im_end|>")}
+    ids = {key: tokenizer.token_to_id(token) for key, token in SPECIAL.items()}
     config: dict[str, Any] = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
         "tie_word_embeddings": True,
-        "vision_config": {**seen, "fullatt_block_indexes": [0], "patch_size": 14},
+        "vision_config": {**VISION, "out_hidden_size": hidden},
         **({"text_config": {**text, **ids, "model_type": "qwen2_5_vl_text"}} if nested else text),
         **ids,
     }
@@ -182,22 +197,3 @@ def _sections(width: int) -> list[int]:
     first = half // 4
     second = (half - first) // 2
     return [first, second, half - first - second]
-
-
-def _vision(random: Random, hidden: int, *, width: int = 16, inner: int = 24) -> Tensors:
-    """Returns the tensors of a vision tower with one block."""
-    tensors: Tensors = {"patch_embed.proj.weight": random.matrix(width, 3, 2, 14, 14, scale=0.02)}
-
-    def linear(name: str, rows: int, columns: int) -> None:
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = random.matrix(rows, columns), random.bias(rows)
-
-    linear("blocks.0.attn.qkv", 3 * width, width)
-    linear("blocks.0.attn.proj", width, width)
-    linear("blocks.0.mlp.gate_proj", inner, width)
-    linear("blocks.0.mlp.up_proj", inner, width)
-    linear("blocks.0.mlp.down_proj", width, inner)
-    linear("merger.mlp.0", 4 * width, 4 * width)
-    linear("merger.mlp.2", hidden, 4 * width)
-    for norm in ("blocks.0.norm1", "blocks.0.norm2", "merger.ln_q"):
-        tensors[f"{norm}.weight"] = random.gain(width)
-    return tensors

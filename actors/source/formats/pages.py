@@ -1,0 +1,162 @@
+"""PDFs, pictures and text files together: a row for each page, picture and text file.
+
+The first bytes of a file decide what it is, and its ending only what it should be. Columns: `text`, the content of a text
+file or the text layer of a page; `page`, the number of a page in its PDF, from 1; `path` and `name` as for text files. The
+position of a row is its page, and 0 for a picture, a text, or a file that cannot be opened. Planning opens a PDF to count
+its pages, and of a picture reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+
+import pyarrow as pa
+
+from actors import storage
+from actors.errors import InvariantBroken
+from actors.images.errors import UnfitPicture
+from actors.images.looks import HEAD_BYTES, kind_of
+from actors.images.pdf import Box, drawn_size
+from actors.images.pixels import blank_pixels
+from actors.images.workers import PageJob, PdfFile, decode_pool
+from actors.schema import PAGE, PICTURE, POSITION, Piece, QuarantinedRow, Shard
+from actors.source.formats.base import LARGEST_VALUE_BYTES, Wanted, reading
+from actors.source.formats.documents import Documents
+from actors.source.pictures import Pictures, decoded
+
+ENDINGS = (".pdf", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".mpo")
+_TEXTS = Documents()
+_TYPES = {"text": pa.string(), PAGE: pa.int32(), "path": pa.string(), "name": pa.string()}
+
+
+class Pages:
+    """See `Format`."""
+
+    name = "pages"
+    whole_file = True
+    schemaless = False
+
+    def columns(self, shard: Shard) -> dict[str, pa.DataType]:  # noqa: ARG002  (the same for every shard)
+        """Return text, page, path and name, for every shard."""
+        return dict(_TYPES)
+
+    def pieces(self, shard: Shard, rows: int) -> list[Piece]:
+        """Return ranges of about `rows` pages of a PDF, and any other file as one piece."""
+        pages = _pages(shard)
+        if pages == 0:
+            return [Piece(shard, 0, 1, 1)]
+        parts = -(-pages // rows)
+        bounds = [1 + pages * part // parts for part in range(parts + 1)]
+        return [Piece(shard, start, stop, stop - start) for start, stop in pairwise(bounds)]
+
+    def head(self, shard: Shard, rows: int) -> Piece:
+        """Return the first pages of a PDF, or the file."""
+        pages = min(rows, _pages(shard))
+        return Piece(shard, 1, 1 + pages, pages) if pages else Piece(shard, 0, 1, 1)
+
+    def read(self, piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
+        """See `Format.read`."""
+        shard, how = piece.shard, wanted.pictures
+        if how is None:
+            raise InvariantBroken(f"{shard.path!r} is read without settings for pictures.")
+        if piece.start > 0:
+            yield from _read_pages(piece, wanted, how)
+            return
+        with reading(shard, "a picture or PDF"):
+            kind = _kind(shard)
+            if kind is None and not shard.path.lower().endswith(ENDINGS):
+                yield from _read_text(piece, wanted)
+            else:
+                yield _row(shard, 0, wanted, _only_picture(shard, kind, how), {})
+
+
+def pdf_file(path: str) -> PdfFile:
+    """Return a PDF at a path or URL, for the processes that decode. One of a store is read whole."""
+    return PdfFile(str(storage.local_path(path)) if storage.is_local(path) else storage.read(path))
+
+
+def _read_text(piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
+    for item in _TEXTS.read(piece, wanted):
+        if isinstance(item, QuarantinedRow):
+            yield item
+        else:
+            yield item.append_column(PICTURE, pa.nulls(item.num_rows, pa.binary()))
+
+
+def _read_pages(piece: Piece, wanted: Wanted, how: Pictures) -> Iterator[pa.Table | QuarantinedRow]:
+    shard, pages = piece.shard, range(piece.start, piece.stop)
+    with reading(shard, "a PDF"):
+        if how.blank:
+            boxes = _boxes(shard)
+            for page in pages:
+                yield _row(shard, page, wanted, _blank_page(page, boxes[page - 1], how), {PAGE: page})
+            return
+        pdf = pdf_file(shard.path)
+        jobs = (PageJob(pdf, page, how.settings, text=how.page_text) for page in pages)
+        for page, result in zip(pages, decode_pool().run(jobs), strict=True):
+            if isinstance(result, UnfitPicture):
+                yield _row(shard, page, wanted, result, {})
+            else:
+                yield _row(shard, page, wanted, result.pixels, {PAGE: page, "text": result.text or None})
+
+
+def _row(
+    shard: Shard, position: int, wanted: Wanted, pixels: bytes | UnfitPicture, values: dict[str, object]
+) -> pa.Table | QuarantinedRow:
+    """Return a row as a table, or quarantined if its picture is unfit."""
+    if isinstance(pixels, UnfitPicture):
+        return QuarantinedRow(shard.path, position, None, pixels.reason, pixels.error)
+    values = {"path": shard.path, "name": shard.path.rsplit("/", 1)[-1], **values}
+    names = wanted.present(shard, tuple(_TYPES))
+    columns = {name: pa.array([values.get(name)], _TYPES[name]) for name in names}
+    return pa.table({**columns, POSITION: pa.array([position], pa.int64()), PICTURE: pa.array([pixels], pa.binary())})
+
+
+def _blank_page(page: int, box: Box | None, how: Pictures) -> bytes | UnfitPicture:
+    if box is None:
+        return UnfitPicture("bad_page", f"page {page} is damaged or missing")
+    try:
+        return blank_pixels(*drawn_size(box, how.settings), how.settings)
+    except UnfitPicture as error:
+        return error
+
+
+def _only_picture(shard: Shard, kind: str | None, how: Pictures) -> bytes | UnfitPicture:
+    """Return the packed pixels of a picture file, or why it has none, as a PDF that cannot be opened."""
+    try:
+        if kind == "pdf" or (kind is None and shard.path.lower().endswith(".pdf")):
+            _boxes(shard)
+            return UnfitPicture("bad_pdf", "the PDF has no pages")
+    except UnfitPicture as error:
+        return error
+    if shard.size_bytes > LARGEST_VALUE_BYTES:
+        error_text = f"a picture of {shard.size_bytes} bytes; the largest that is read has {LARGEST_VALUE_BYTES}"
+        return UnfitPicture("too_large", error_text)
+    return next(decoded([storage.read(shard.path)], how))
+
+
+def _kind(shard: Shard) -> str | None:
+    """Return "pdf", "picture" or None, by the first bytes."""
+    return kind_of(storage.read(shard.path, 0, HEAD_BYTES)) if shard.size_bytes else None
+
+
+@lru_cache(maxsize=1 << 16)
+def _pages(shard: Shard) -> int:
+    """Return the number of pages of a PDF; 0 for any other file, and for a PDF that cannot be opened."""
+    with reading(shard, "a PDF"):
+        try:
+            return len(_boxes(shard)) if _kind(shard) == "pdf" else 0
+        except UnfitPicture:
+            return 0
+
+
+@lru_cache(maxsize=64)
+def _boxes(shard: Shard) -> tuple[Box | None, ...]:
+    """Return the size of each page of a PDF.
+
+    Raises:
+        UnfitPicture: It cannot be opened.
+    """
+    return tuple(decode_pool().boxes(pdf_file(shard.path)))
