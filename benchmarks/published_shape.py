@@ -128,7 +128,7 @@ def main() -> None:
             layer = Layer(weights, i, text=text, compute=compute)
             for name, row in rows.items():
                 with seconds.of(name):
-                    layer(states[name], row, rope.angles(row), None)
+                    layer(states[name], None, row, rope.angles(row), None)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{compute.dtype}, {torch.get_num_threads()} threads, peak {peak_gb:.1f} GB")
     for what, name in (

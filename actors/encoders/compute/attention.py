@@ -2,8 +2,8 @@
 
 Neighbouring heads of the query may share a head of key and value. The implementation is chosen by device and arguments:
 
-- CPU: our own loop over the packed rows (`actors.kernels`). If the kernels were not built, or attention is causal or heads
-  are shared: one `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
+- CPU: our own loop over the packed rows (`actors.kernels`). If the kernels were not built: one
+  `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
 - CUDA in 16 bits without bias: one variable-length flash kernel for the whole micro-batch.
 - CUDA in 16 bits with ALiBi, if `fused.fuses`: a kernel that computes the bias from slopes (`compute.slopes`).
 - CUDA otherwise (float32, a bias, an older GPU): rows padded to the longest of their group, in slices that bound the
@@ -68,12 +68,11 @@ def attend(
     Returns:
         [tokens, heads * width] in the type of `query`, contiguous.
     """
-    grouped = key.shape[1] != query.shape[1]
     if batch.device.type == "cpu":
-        kernel = None if causal or grouped else kernels.kernels_for(query.dtype, batch.device)
-        if kernel is not None:
-            return attend_by_kernel(kernel, query, key, value, batch, scale=scale, bias=bias, approximate=approximate)
-        return attend_runs(query, key, value, batch, scale=scale, bias=bias, causal=causal)
+        kernel = kernels.kernels_for(query.dtype, batch.device)
+        way = attend_runs if kernel is None else partial(attend_by_kernel, kernel, approximate=approximate)
+        return way(query, key, value, batch, scale=scale, bias=bias, causal=causal)
+    grouped = key.shape[1] != query.shape[1]
     plain = scale is None and not causal and not grouped
     if isinstance(bias, Alibi) and plain and fuses(batch.device) and _has_varlen(query):
         return attend_by_slopes(query, key, value, bias.slopes, batch)
@@ -92,12 +91,14 @@ def attend_by_kernel(
     *,
     scale: float | None = None,
     bias: RelativeBias | None = None,
+    causal: bool = False,
     approximate: bool = False,
 ) -> torch.Tensor:
     """Computes `attend` with our own loop: all rows at once, or, with a bias, one run at a time."""
     tokens, heads, width = query.shape
     out = torch.empty(tokens, heads * width, dtype=query.dtype)
-    attend_rows = partial(kernel.attend, scale=width**-0.5 if scale is None else scale, approximate=approximate)
+    scale = width**-0.5 if scale is None else scale
+    attend_rows = partial(kernel.attend, scale=scale, causal=causal, approximate=approximate)
     if bias is None:
         attend_rows(query, key, value, batch.lengths, out=out)
         return out
