@@ -208,7 +208,7 @@ def test_a_function_that_does_not_compile_or_differs_is_a_line_of_the_page():
     def differs() -> torch.Tensor:
         return torch.ones(2) * (1 if os.environ["VECTIDE_FUSE"] == "0" else 1.5)
 
-    found = [probes.probe(call.__name__, lambda call=call: call, CPU) for call in (fails, differs)]
+    found = [probes.probe("fails", lambda: fails, CPU), probes.probe("differs", lambda: differs, CPU)]
     page = probes.page(found, date="d")
     assert "| ValueError: no such kernel |" in page
     assert "| 0.50000 |" in page
