@@ -49,7 +49,7 @@ class _Child:
     """Answers requests; keeps the last PDF open."""
 
     def __init__(self) -> None:
-        self._pdf: PdfDocument | None = None
+        self._pdf: PdfDocument | UnfitPicture = UnfitPicture("bad_pdf", "none is open")
         self._number = -1
 
     def answer(self, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -64,17 +64,23 @@ class _Child:
         except UnfitPicture as error:
             return {"reason": error.reason, "error": error.error}, b""
         except Exception as error:  # noqa: BLE001  (such as MemoryError; this process can go on)
-            reason = {"boxes": "bad_pdf", "page": "bad_page"}.get(request["do"], "bad_picture")
+            reason = "bad_picture" if request["do"] == "decode" else "bad_page"
             return {"reason": reason, "error": f"{type(error).__name__}: {error}"}, b""
 
     def _opened(self, request: dict[str, Any], body: bytes) -> PdfDocument:
         """The PDF of a request, opened once for all requests in a row."""
-        if self._pdf is None or self._number != request["pdf"]:
-            if self._pdf is not None:
+        if self._number != request["pdf"]:
+            if isinstance(self._pdf, PdfDocument):
                 self._pdf.close()
-            self._pdf, self._number = None, -1
-            self._pdf = PdfDocument(request["path"] or body)
             self._number = request["pdf"]
+            try:
+                self._pdf = PdfDocument(request["path"] or body)
+            except UnfitPicture as error:  # kept, because its content is sent only once
+                self._pdf = error
+            except Exception as error:  # noqa: BLE001  (such as FileNotFoundError)
+                self._pdf = UnfitPicture("bad_pdf", f"{type(error).__name__}: {error}")
+        if isinstance(self._pdf, UnfitPicture):
+            raise self._pdf
         return self._pdf
 
 

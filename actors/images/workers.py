@@ -34,6 +34,7 @@ from actors.progress_counter import count_progress
 TIMEOUT_S = 120.0  # for one picture or page
 
 _START_S = 120.0
+_PROGRAM = ("-m", "actors.images.child")
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     # Keep the memory of a page for the next page: to get it from the kernel again costs a fifth of the time.
@@ -41,6 +42,8 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
 _NUMBERS = count()
+_pool_children: int | None = None
+_pool_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,9 +145,11 @@ class DecodePool:
 
     def close(self) -> None:
         """End all children; jobs that run give an `UnfitPicture`."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
         for child in self._children:
             child.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for child in self._children:
+            child.end()
 
     def __enter__(self) -> Self:
         return self
@@ -157,6 +162,7 @@ class _Child:
     """A child process, seen from its parent. Used by one thread; only `kill` may be called by another."""
 
     def __init__(self) -> None:
+        self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._pdf = -1  # number of the PDF that the process has open
 
@@ -164,11 +170,13 @@ class _Child:
         """Return the result of a job; start the process if there is none."""
         fresh = self._process is None
         answer, late = self._ask(job, timeout_s)
-        if answer is None and not late and not fresh:  # the memory that earlier jobs left may have killed it
-            self._end()
+        if answer is None and not (
+            late or fresh or self._closed
+        ):  # the memory that earlier jobs left may have killed it
+            self.end()
             answer, late = self._ask(job, timeout_s)
         if answer is None:
-            cause = self._end()
+            cause = self.end()
             if late:
                 return UnfitPicture("timed_out", f"decoding took longer than {timeout_s:g} s")
             return UnfitPicture("killed_process", f"the process that decoded it died: {cause}")
@@ -191,9 +199,9 @@ class _Child:
         header = {"do": "boxes", "pdf": job.pdf.number, "path": None}
         if isinstance(job, PageJob):
             header |= {"do": "page", "page": job.page, "settings": asdict(job.settings), "text": job.text}
+        known, self._pdf = self._pdf == job.pdf.number, job.pdf.number
         if isinstance(job.pdf.file, str):
             return header | {"path": os.path.abspath(job.pdf.file)}, b""
-        known, self._pdf = self._pdf == job.pdf.number, job.pdf.number
         return header, b"" if known else job.pdf.file
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -202,22 +210,25 @@ class _Child:
             root = str(Path(__file__).parents[2])
             paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
             self._pdf = -1
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "actors.images.child"],
+            self._process = subprocess.Popen(  # noqa: S603  (this package itself)
+                [sys.executable, "-P", *_PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
             )
+            if self._closed:
+                self._process.kill()
             if _exchange(self._process, None, _START_S)[0] is None:
-                raise ClusterError(f"A process that decodes pictures did not start: {self._end()}")
+                raise ClusterError(f"A process that decodes pictures did not start: {self.end()}")
         return self._process
 
     def kill(self) -> None:
-        """Kill the process; a thread that waits for its answer gets none."""
-        if self._process is not None:
-            self._process.kill()
+        """Kill the process for good; a thread that waits for its answer gets none."""
+        self._closed = True
+        if (process := self._process) is not None:
+            process.kill()
 
-    def _end(self) -> str:
+    def end(self) -> str:
         """End the process and return its end in words."""
         process, self._process = self._process, None
         if process is None:
@@ -258,12 +269,33 @@ def need_libraries() -> None:
         raise ConfigError(f"Pictures need {' and '.join(missing)}. Install it: pip install 'vectide[pages]'")
 
 
-@lru_cache(maxsize=1)
-def decode_pool(children: int | None = None) -> DecodePool:
+def decode_pool() -> DecodePool:
     """Return the pool of this process, made on first use and ended with it."""
-    pool = DecodePool(children)
+    with _pool_lock:
+        return _own_pool()
+
+
+@lru_cache(maxsize=1)
+def _own_pool() -> DecodePool:
+    pool = DecodePool(_pool_children)
     atexit.register(pool.close)
     return pool
 
 
-os.register_at_fork(after_in_child=decode_pool.cache_clear)  # threads and children stay with the parent
+def forget_pool() -> None:
+    """Make a new pool at the next use. A fork has none of its parent's threads, and the children stay with the parent."""
+    global _pool_lock  # noqa: PLW0603  (another thread of the parent may hold it)
+    _pool_lock = threading.Lock()
+    _own_pool.cache_clear()
+
+
+def limit_children(children: int) -> None:
+    """Let the pool of this process have so many children; call it before the pool is made.
+
+    A worker of a cluster has one core, while other workers use the others.
+    """
+    global _pool_children  # noqa: PLW0603  (one pool a process has one size)
+    _pool_children = children
+
+
+os.register_at_fork(after_in_child=forget_pool)

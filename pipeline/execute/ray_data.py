@@ -174,7 +174,7 @@ def _run_wave(
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=pool.io_cpus,
-            fn_kwargs={**shared, "beside_gpus": pool.device != "cpu"},
+            fn_kwargs={**shared, "beside_gpus": pool.device != "cpu", "decoders": max(1, int(pool.io_cpus))},
         )
         .map_batches(
             EncodeStage,

@@ -60,7 +60,7 @@ def changes(table: str | Path, since: int, out: str | Path) -> Exported:
     url, folder = storage.absolute(need_place(table, "table")), storage.absolute(out)
     if is_inside(folder, url):
         raise ConfigError(
-            f"--out {out!r} lies where the table {url!r} keeps its own files, and a vacuum would delete others; name a "
+            f"--out {out!r} lies where the table {url!r} keeps its own files, and other tools' vacuum deletes all others; name a "
             f"folder outside of it"
         )
     if storage.exists(folder):  # a folder is no object

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import VectideError
+from actors.images.workers import limit_children
 from actors.inputs import load_preparer
 from actors.schema import CONTENT, COST, END, KEPT_TEXT, PARTS, START, TASK, TOKENS, RewriteUnit, Unit
 from actors.source.read_unit import read_unit
@@ -33,7 +34,12 @@ _ROW = "_row"  # number of a row among the contents of the unit
 
 
 def read_and_tokenize(
-    block: pa.Table, spec: StageSpec, attempt_log: AttemptLog, *, beside_gpus: bool = False
+    block: pa.Table,
+    spec: StageSpec,
+    attempt_log: AttemptLog,
+    *,
+    beside_gpus: bool = False,
+    decoders: int | None = None,
 ) -> pa.Table:
     """Read a unit and prepare its content for the model.
 
@@ -42,7 +48,10 @@ def read_and_tokenize(
         spec: Settings of the run.
         attempt_log: Record of crashed attempts, outside this process.
         beside_gpus: Encoders on GPUs of this machine must get a core whenever they want one.
+        decoders: Number of processes that decode pictures for this one; None: as many as there are cores.
     """
+    if decoders is not None:
+        limit_children(decoders)
     if beside_gpus:
         _yield_cores()
     unit: Unit | RewriteUnit = pickle.loads(block.column("payload")[0].as_py())  # noqa: S301  (pickled by the driver)

@@ -102,7 +102,7 @@ def counting(encoder: Encoder) -> Iterator[list[str]]:
 
 @pytest.fixture(params=[(name, fuses) for name in MODELS for fuses in (False, True)], ids=str)
 def on_a_gpu(request, tmp_path, monkeypatch):
-    """A model on the device, in micro-batches of 60 tokens, as it is and as it is fused, but for the compiler's work."""
+    """A model on the device, in micro-batches of 40 tokens, as it is and as it is fused, but for the compiler's work."""
     name, fuses = request.param
     write, settings, task, tasks = MODELS[name]
     monkeypatch.setattr(attention, "_has_varlen", lambda query: query.shape[2] % 8 == 0)
@@ -110,15 +110,15 @@ def on_a_gpu(request, tmp_path, monkeypatch):
     for module in (attention, encoder, linear, pooling):
         monkeypatch.setattr(module, "fuses", lambda device: fuses)
     spec, compute = describe(str(write(tmp_path, **settings)), task=task), Compute(META, torch.bfloat16)
-    return Encoder(spec, compute=compute, budget=BudgetController([60]), one_task=tasks is None), tasks
+    return Encoder(spec, compute=compute, budget=BudgetController([40]), one_task=tasks is None), tasks
 
 
 def rows_of(encoder: Encoder, tasks: list[str | None] | None) -> tuple[pa.ListArray, list[str | None] | None]:
-    texts = SENTENCES * 3
-    tasks = None if tasks is None else [tasks[i % len(tasks)] for i in range(len(texts))]
-    return encoder.tokenizer.tokenize(texts, tasks).ids, tasks
+    tasks = None if tasks is None else [tasks[i % len(tasks)] for i in range(len(SENTENCES))]
+    return encoder.tokenizer.tokenize(SENTENCES, tasks).ids, tasks
 
 
+@pytest.mark.slow
 def test_the_host_sends_one_buffer_a_micro_batch_and_waits_at_the_end(on_a_gpu):
     encoder, tasks = on_a_gpu
     ids, row_tasks = rows_of(encoder, tasks)
@@ -130,6 +130,7 @@ def test_the_host_sends_one_buffer_a_micro_batch_and_waits_at_the_end(on_a_gpu):
     assert events == ["sent", "leaves"] * count + ["awaited"] * count
 
 
+@pytest.mark.slow
 def test_sums_of_chunks_add_one_buffer_a_micro_batch(on_a_gpu):
     encoder, tasks = on_a_gpu
     texts = [" ".join(SENTENCES)] * 2

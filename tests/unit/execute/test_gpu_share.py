@@ -83,6 +83,7 @@ print(os.nice(0), len(os.listdir("/proc/self/task")) - threads)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beside_gpus", "nice"), [("yes", 19), ("no", os.nice(0))])
 def test_a_reader_beside_gpus_tokenizes_in_one_thread_at_the_lowest_priority(tmp_path, beside_gpus, nice):
     command = [sys.executable, "-c", READER, str(write_bert(tmp_path)), beside_gpus]
