@@ -124,11 +124,12 @@ def main() -> None:
         look(facts, compute, rows["page"], seconds)
         weights = cast("Weights", RandomWeights(facts, facts.prefix))
         states = {name: torch.randn(len(row.ids), facts.hidden, device=compute.device) for name, row in rows.items()}
+        results: dict[str, torch.Tensor] = {}
         for i in range(int(text["num_hidden_layers"])):
             layer = Layer(weights, i, text=text, compute=compute)
             for name, row in rows.items():
                 with seconds.of(name):
-                    layer(states[name], None, row, rope.angles(row), None)
+                    results[name] = layer(states[name], results.get(name), row, rope.angles(row), None)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{compute.dtype}, {torch.get_num_threads()} threads, peak {peak_gb:.1f} GB")
     for what, name in (
