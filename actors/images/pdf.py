@@ -116,15 +116,6 @@ class PdfDocument:
                 image = Image.frombuffer("RGB", size, bitmap.buffer, "raw", "BGRX", bitmap.stride, 1)
                 return Picture(fit(image, settings), text=_text_of(loaded) if text else None)
 
-    def text(self, page: int) -> str:
-        """Return the text layer of a page, from 1, or an empty text.
-
-        Raises:
-            UnfitPicture: the page cannot be loaded.
-        """
-        with self._loaded(page) as loaded:
-            return _text_of(loaded)
-
     @contextmanager
     def _loaded(self, page: int) -> Iterator[Any]:
         import pypdfium2
@@ -173,30 +164,6 @@ def _content_of(source: PdfSource) -> Iterator[Content]:
     else:
         with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             yield content
-
-
-def page_count(source: PdfSource) -> int:
-    """Return the number of pages of a PDF."""
-    with PdfDocument(source) as pdf:
-        return pdf.pages
-
-
-def page_boxes(source: PdfSource) -> list[Box | None]:
-    """Return the size of each page of a PDF; see `PdfDocument.boxes`."""
-    with PdfDocument(source) as pdf:
-        return pdf.boxes()
-
-
-def render(source: PdfSource, page: int, settings: PictureSettings) -> Picture:
-    """Return a page of a PDF, from 1; see `PdfDocument.render`."""
-    with PdfDocument(source) as pdf:
-        return pdf.render(page, settings)
-
-
-def page_text(source: PdfSource, page: int) -> str:
-    """Return the text layer of a page of a PDF, from 1."""
-    with PdfDocument(source) as pdf:
-        return pdf.text(page)
 
 
 def drawn_size(box: Box, settings: PictureSettings) -> tuple[int, int]:
