@@ -50,7 +50,7 @@ class PdfDocument:
         with _content_of(source) as content:
             head = content[:HEAD_BYTES]
         if kind_of(head) != "pdf":
-            raise UnfitPicture("bad_pdf", f"not a PDF but {look_of(head)}")
+            raise UnfitPicture("bad_pdf", f"the file is {look_of(head)}, not a PDF")
         self._open()
 
     def _open(self) -> None:

@@ -112,9 +112,9 @@ def test_junk_around_a_pdf_does_not_matter():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "not a PDF but empty"),
-        (b"<!DOCTYPE html><p>", "not a PDF but a web page"),
-        (b"\x89PNG\r\n\x1a\n", "not a PDF but a PNG picture"),
+        (b"", "the file is empty, not a PDF"),
+        (b"<!DOCTYPE html><p>", "the file is a web page, not a PDF"),
+        (b"\x89PNG\r\n\x1a\n", "the file is a PNG picture, not a PDF"),
         (b"%PDF-1.7\n", "damaged, or has no pages"),
         (pdf_of([]), "damaged, or has no pages"),
         (pdf_of([RED_CORNER])[:200], "damaged, or has no pages"),
