@@ -134,7 +134,7 @@ def test_no_page_is_lost_where_the_number_of_pages_is_wrong(count):
     boxes = page_boxes(pdf)
     assert boxes[:3] == [(200, 100), (200, 200), (200, 300)]
     assert set(boxes[3:]) <= {None}
-    assert len(boxes) == (3 if count <= 3 or count == 10**7 else min(count, 103))
+    assert len(boxes) == (3 if count <= 3 or count == 10**7 else min(count, 130))
     assert unpack_pixels(render(pdf, 3, SETTINGS).pixels).any()  # without `page_boxes` before it
     assert refused(pdf, 4) == "bad_page"
 
@@ -153,6 +153,18 @@ def test_wrong_numbers_in_the_nodes_of_a_tree_are_found():
         7: leaf(b"4"),
     }
     assert page_boxes(write_pdf(nodes)) == [(200, 300)] * 3
+
+
+def test_a_tree_that_is_not_understood_takes_no_page_away():
+    pages = b" ".join(b"%d 0 R" % number for number in range(10, 1010))
+    objects = {
+        1: b"<< /Type /Catalog /Pages 2 0 R >>",
+        2: b"<< /Type /Pages /Kids [3 0 R] /Count 1000 >>",
+        3: b"<< /Type /Pages /Parent 2 0 R /Kids 4 0 R /Count 1000 >>",
+        4: b"[" + pages + b"]",
+        **dict.fromkeys(range(10, 1010), b"<< /Type /Page /Parent 3 0 R /MediaBox [0 0 300 200] >>"),
+    }
+    assert page_boxes(write_pdf(objects)) == [(200, 300)] * 1000
 
 
 def test_a_page_tree_in_compressed_objects_is_counted():

@@ -84,6 +84,7 @@ def test_results_are_those_of_this_process_and_in_order(tmp_path):
             pool.boxes(PdfFile(str(tmp_path / "gone.pdf")))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("frail")
 def test_a_picture_that_kills_or_hangs_its_process_costs_only_itself():
     good = picture(b"\xff\x00\x00")
