@@ -16,6 +16,7 @@ from typing import Any
 from actors.encoders.families.jina_v4_vision import Tower
 from benchmarks.race.peers import ROOT
 from benchmarks.race.session import group, peak_bytes
+from benchmarks.scale.memory import NoModelStage
 from benchmarks.scale.small import Stopwatch
 from pipeline.execute import inline
 from pipeline.execute.stages.encode import EncodeStage
@@ -37,8 +38,15 @@ class _Stage(EncodeStage):
         self.made.append(self)
 
 
-def run_one(folder: Path, corpus: str, model: str) -> Facts:
-    """Backfill in this process, and return rows and seconds by stage; encoding is divided into the tower and the rest."""
+def run_one(folder: Path, corpus: str, model: str, *, whole: bool) -> Facts:
+    """Backfill in this process, and return rows and seconds by stage.
+
+    Args:
+        folder: Folder of the table.
+        corpus: Folder of the source.
+        model: Checkpoint.
+        whole: Encode, and divide its seconds into the tower and the rest; otherwise the vectors come from `NoModel`.
+    """
     looks_s: list[float] = []
     look = Tower.__call__
 
@@ -49,7 +57,7 @@ def run_one(folder: Path, corpus: str, model: str) -> Facts:
         return found
 
     setattr(Tower, "__call__", timed)  # noqa: B010  (a plain assignment is what mypy refuses)
-    setattr(inline, "EncodeStage", _Stage)  # noqa: B010
+    setattr(inline, "EncodeStage", _Stage if whole else NoModelStage)  # noqa: B010
     document = {
         "source": {"uri": corpus},
         "table": {"uri": str(folder / "table")},
@@ -57,15 +65,12 @@ def run_one(folder: Path, corpus: str, model: str) -> Facts:
         "run": {"address": "inline"},
     }
     outcome = backfill(parse_job(document), Stopwatch())
-    # Micro-batches run side by side on all cores, and both numbers are sums over their threads.
-    share = sum(looks_s) / _Stage.made[0].encoder.stats.seconds
-    encode_s = outcome.seconds["encode"]
-    return {
-        "rows": outcome.rows,
-        "quarantined": outcome.quarantined,
-        "units": outcome.units,
-        "stage_s": {**outcome.seconds, "vision": share * encode_s, "language": (1 - share) * encode_s},
-    }
+    spent = dict(outcome.seconds)
+    if whole:
+        # Micro-batches run side by side on all cores, and both numbers are sums over their threads.
+        share, encode_s = sum(looks_s) / _Stage.made[0].encoder.stats.seconds, spent["encode"]
+        spent |= {"vision": share * encode_s, "language": (1 - share) * encode_s}
+    return {"rows": outcome.rows, "quarantined": outcome.quarantined, "units": outcome.units, "stage_s": spent}
 
 
 def _pss_bytes(pid: int) -> int:
@@ -84,11 +89,19 @@ def _decodes(pid: int) -> bool:
         return False
 
 
-def measured(folder: Path, corpus: Path, model: Path) -> Facts:
+def measured(folder: Path, corpus: Path, model: Path, *, whole: bool) -> Facts:
     """Backfill in a process of its own; return its facts with the peaks of memory, sampled."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "benchmarks.pages.backfills", str(folder), str(corpus), str(model)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.pages.backfills",
+        str(folder),
+        str(corpus),
+        str(model),
+        str(int(whole)),
+    ]
     peak = child = 0
     with open(folder / "out", "w+") as out, open(folder / "err", "w+") as errors:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=errors, start_new_session=True)
@@ -107,4 +120,4 @@ def measured(folder: Path, corpus: Path, model: Path) -> Facts:
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(run_one(Path(sys.argv[1]), sys.argv[2], sys.argv[3])))
+    print("RESULT " + json.dumps(run_one(Path(sys.argv[1]), sys.argv[2], sys.argv[3], whole=sys.argv[4] == "1")))

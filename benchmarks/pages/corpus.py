@@ -11,24 +11,7 @@ from tests.toys.pdfs import pdf_of
 
 MOST_PAGES = 20  # of a file in a turn
 _A4 = b"/MediaBox [0 0 595 842]"
-_SMALL = b"/MediaBox [0 0 100 141]"  # 280 x 392 pixels; pages of A4 would take a processor of two cores half an hour
-_WORDS = [
-    "net",
-    "interest",
-    "margin",
-    "by",
-    "quarter",
-    "rose",
-    "in",
-    "all",
-    "regions",
-    "while",
-    "costs",
-    "of",
-    "funding",
-    "fell",
-    "again",
-]
+_WORDS = ("net", "interest", "margin", "by", "quarter", "rose", "in", "all", "regions", "while", "costs", "fell")
 
 
 def _sentence(random: np.random.Generator, words: int) -> str:
@@ -62,7 +45,9 @@ def write_corpus(folder: Path) -> None:
 
 
 def write_long_pdf(file: Path, pages: int) -> None:
-    """Write a PDF of small pages with a number and a bar each, so that no two are equal."""
-    contents = [b"BT /F 20 Tf 10 110 Td (%d) Tj ET 10 10 %d 80 re f" % (page, 5 + page % 80) for page in range(pages)]
+    """Write a PDF of A4 pages with a number and a bar each, so that no two are equal."""
+    contents = [
+        b"BT /F 60 Tf 60 700 Td (%d) Tj ET 60 60 %d 500 re f" % (page, 20 + page % 400) for page in range(pages)
+    ]
     file.parent.mkdir(parents=True)
-    file.write_bytes(pdf_of(contents, page=_SMALL))
+    file.write_bytes(pdf_of(contents, page=_A4))

@@ -15,6 +15,7 @@ from benchmarks.pages.corpus import write_corpus, write_long_pdf
 from benchmarks.pages.decoding import File, race
 from benchmarks.race import machine
 from benchmarks.race.figures import paired_ratio
+from benchmarks.scale.memory import NO_MODEL_DIM
 from tests.checkpoints.jina_v4 import write_jina_v4
 
 SMALL_PDF = 50
@@ -43,7 +44,7 @@ def measure(
     """Run all parts; files go to `work`."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    used = model or write_jina_v4(work / "model")
+    used = model or write_jina_v4(work / "model", hidden=NO_MODEL_DIM)
     settings = describe(EncoderSettings(str(used), task=TASK)).seeing().pictures
     assert settings is not None
     if source is None:
@@ -52,12 +53,12 @@ def measure(
     corpus = source or work / "corpus"
     files = race(corpus, settings, repeats, print_progress)
     print_progress("a backfill of the files")
-    stages = measured(work / "stages", corpus, used)
+    stages = measured(work / "stages", corpus, used, whole=True)
     memory = []
     for count in (SMALL_PDF, pages):
         print_progress(f"a backfill of {count:,} pages")
         write_long_pdf(work / f"{count}" / "long.pdf", count)
-        facts = measured(work / "memory", work / f"{count}", used)
+        facts = measured(work / "memory", work / f"{count}", used, whole=model is not None)
         if facts["rows"] != count:
             raise SystemExit(f"{facts['rows']} of {count} pages came out")
         memory.append(facts)
@@ -99,6 +100,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
             f"{_ms(file.draw_s, file)} | {_ms(resize_s, file)} |"
         )
     rows = result.stages["rows"]
+    encoder = "" if result.model else " without a model (vectors from a table, as in `python -m benchmarks memory`)"
     lines += [
         "",
         "## Seconds by stage",
@@ -118,10 +120,9 @@ def markdown(result: Result, *, command: str, date: str) -> str:
         "## Memory by the number of pages",
         "",
         (
-            "Backfills in one process with the same model, of one PDF of small pages (280 x 392 pixels) each, and of the files "
-            f"above. Peak is that of the sum over all processes of their memory (Pss, sampled every {SAMPLE_S:g} s); that of a "
-            "process that decodes is resident memory. Pillow takes 4 bytes a pixel, so a picture of 80 million pixels alone "
-            "takes 320 MB."
+            f"Backfills in one process: of one PDF of A4 pages each{encoder}, and of the files above. A peak is that of the "
+            f"sum over all processes of their memory (Pss, sampled every {SAMPLE_S:g} s), and for a process that decodes "
+            "that of its resident memory. Pillow takes 4 bytes a pixel: 320 MB for a picture of 80 million pixels."
         ),
         "",
         "| source | pages | units | peak, MiB | x | process that decodes, MiB |",
