@@ -207,6 +207,28 @@ def search(  # noqa: PLR0917  (typer calls it by name)
 
 
 @app.command()
+def pages(  # noqa: PLR0917  (typer calls it by name)
+    model: Annotated[Path | None, typer.Option(help="Folder of a v4 checkpoint; a tiny random one without it.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Folder of PDFs and pictures to decode; made ones without it.")
+    ] = None,
+    out: Out = DOCS,
+    pages: Annotated[int, typer.Option(min=1, help="Pages of the large PDF whose memory is measured.")] = 5_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 7,
+    work: Annotated[Path, typer.Option(help="Folder to work in; emptied.")] = WORK / "pages",
+) -> None:
+    """PDFs and pictures: decoding against bare pypdfium2 and Pillow, stages of a backfill, memory by pages."""
+    from benchmarks.pages import measure
+    from benchmarks.race.engine import today
+
+    found = measure.measure(
+        work, model=model, source=source, pages=pages, repeats=repeats, print_progress=print_progress
+    )
+    date = today()
+    write_page(out / f"pages_cpu_{date}.md", measure.markdown(found, command=command(), date=date))
+
+
+@app.command()
 def gpu(
     model: Model = None,
     out: Out = DOCS,
