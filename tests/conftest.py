@@ -29,7 +29,7 @@ for _name, _value in _ENVIRONMENT.items():
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 # `make test-unit` tries fewer examples than `make test`, to be quick.
-settings.register_profile("quick", deadline=None, print_blob=True, max_examples=15)
+settings.register_profile("quick", deadline=None, print_blob=True, max_examples=10)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # Ray, clients of stores and servers of tests leave sockets and files open; the garbage collector finds them, at a time

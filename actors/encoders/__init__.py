@@ -36,6 +36,7 @@ def load_encoder(
     *,
     device: str = "auto",
     threads: int | None = None,
+    one_task: bool = False,
     **settings: Any,
 ) -> Encoder:
     """Loads a model for encoding.
@@ -45,6 +46,7 @@ def load_encoder(
         device: "auto" uses a GPU if there is one; or "cpu", "cuda", "cuda:1".
         threads: Torch threads on a CPU; None keeps the process's setting. One thread per process is fastest when
             there is one process per core.
+        one_task: No row will have another task than the encoder's own, so its adapter may be merged into the weights.
         settings: With a hub id or directory: the other attributes of `EncoderSettings`, such as `task` and `dim`.
 
     Raises:
@@ -59,4 +61,4 @@ def load_encoder(
         raise TypeError(
             f"{', '.join(settings)}: the spec of {model.model!r} is complete; describe it with that setting."
         )
-    return Encoder(model, device=device, threads=threads)
+    return Encoder(model, device=device, threads=threads, one_task=one_task)

@@ -11,8 +11,6 @@ from functools import lru_cache
 
 import torch
 
-from actors.encoders.compute.attention import RelativeBias
-
 
 def slopes(heads: int) -> list[float]:
     """Returns the slope of each head, in the order that the models were trained with.
@@ -27,13 +25,25 @@ def slopes(heads: int) -> list[float]:
     return first + rest
 
 
-def alibi(heads: int, device: torch.device) -> RelativeBias:
-    """Returns the bias as `attention.attend` takes it, with a cache of 64 lengths: all layers of a batch use the same."""
-    slope = torch.tensor(slopes(heads), dtype=torch.float32, device=device)[:, None]
+class Alibi:
+    """The bias as `attention.attend` takes it, with a cache of 64 lengths: all layers of a batch use the same.
 
-    @lru_cache(maxsize=64)
-    def bias(length: int) -> torch.Tensor:
-        distance = torch.arange(1 - length, length, dtype=torch.float32, device=device).abs()
-        return -slope * distance
+    Args:
+        heads: Number of heads.
+        device: Device of the bias.
 
-    return bias
+    Attributes:
+        slopes: float32 [heads].
+    """
+
+    def __init__(self, heads: int, device: torch.device) -> None:
+        self.slopes = torch.tensor(slopes(heads), dtype=torch.float32, device=device)
+        self._cached = lru_cache(maxsize=64)(self._build)
+
+    def __call__(self, length: int) -> torch.Tensor:
+        """Returns the bias for rows of `length` tokens, float32 [heads, 2 * length - 1]."""
+        return self._cached(length)
+
+    def _build(self, length: int) -> torch.Tensor:
+        distance = torch.arange(1 - length, length, dtype=torch.float32, device=self.slopes.device).abs()
+        return -self.slopes[:, None] * distance

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from actors.batching.planner import Ints
 from actors.encoders.build import Family, RowFamily, build_family, open_eyes
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute
+from actors.encoders.compute.fused import fuses
 from actors.encoders.compute.malloc import tune_malloc
 from actors.encoders.compute.transfer import Departure, Departures
 from actors.encoders.finite import UnfitVectors, refuse_unfit
@@ -56,6 +58,8 @@ class Encoder:
         family: A family already built (tests, and code that shares weights); None loads the spec's.
         compute: Device and type; None chooses them from the spec's precision and this machine.
         budget: The controller of the token budget; None creates one for the device.
+        one_task: No row has another task than the spec's. Its adapter is then merged into the weights on a GPU, if
+            `fused.fuses`.
 
     Raises:
         ConfigError: The device is not available, or too small for the model.
@@ -71,6 +75,7 @@ class Encoder:
         family: Family | None = None,
         compute: Compute | None = None,
         budget: BudgetController | None = None,
+        one_task: bool = False,
     ) -> None:
         if threads is not None:
             if threads < 1:
@@ -82,13 +87,11 @@ class Encoder:
             tune_malloc()
         # A family that was passed in may have another word table than the checkpoint.
         self._vocab_size = spec.vocab_size if family is None else 0
-        try:
+        with _fitting(self.compute):
             self.family = family or build_family(spec, self.compute)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"the model does not fit the memory of {self.compute.device} ({error}). Use a larger GPU, end other "
-                f"processes on it, or encode on the CPU (device='cpu', in a job run.gpus_per_replica=0)."
-            ) from None
+        store = getattr(self.family, "adapters", None)
+        if one_task and spec.task is not None and fuses(self.compute.device) and isinstance(store, AdapterStore):
+            store.merge(spec.task, self.family)
         self._runner = Runner(self.compute, budget or BudgetController(self.compute.ladder))
         self._departures = Departures(self.compute.device) if self.compute.device.type == "cuda" else None
         self._tokenizer: Tokenizer | None = None
@@ -160,14 +163,15 @@ class Encoder:
             float32 [n, dim], each of unit length, in the order of `images`.
 
         Raises:
-            ConfigError: The model takes texts only, has no such task, or Pillow is not installed.
+            ConfigError: The model takes texts only, has no such task, or does not fit the device; or Pillow is not installed.
             DataError: A picture cannot be decoded, or does not fit the device's memory even alone.
             UnfitVectors: As for `encode`.
         """
         spec = self.spec.seeing()
         tasks = None if task is None else [task] * len(images)
         self._check_tasks(tasks, len(images))
-        open_eyes(self.family, self.spec, self.compute)
+        with _fitting(self.compute):
+            open_eyes(self.family, self.spec, self.compute)
         rows = load_preparer(spec).prepare(content_of(images, cast("PictureSettings", spec.pictures))).rows
         return self.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks, pictures_of(rows))
 
@@ -369,3 +373,15 @@ class Encoder:
             raise ConfigError(f"{len(tasks)} tasks for {rows} rows: give one task per row, or one for all.")
         for task in {task for task in tasks if task is not None}:
             check_task(task, self.spec.tasks, where=self.spec.model)
+
+
+@contextmanager
+def _fitting(compute: Compute) -> Iterator[None]:
+    """Names the cause and the fix if the model that is loaded does not fit the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the model does not fit the memory of {compute.device} ({error}). Use a larger GPU, end other "
+            f"processes on it, or encode on the CPU (device='cpu', in a job run.gpus_per_replica=0)."
+        ) from None

@@ -17,6 +17,9 @@ import torch
 from actors.encoders.compute.transfer import to_device
 from actors.encoders.pictured import Picture, Pictures, place_pictures
 
+# Tokens in a block of `PackedBatch.blocks`.
+BLOCK = 128
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -92,6 +95,7 @@ class PackedBatch:
     numbers: npt.NDArray[np.int64]
     pictures: Pictures | None = None
     _padded: tuple[Padded, ...] = field(default=(), repr=False)
+    _blocks: tuple[torch.Tensor, ...] = field(default=(), repr=False)
 
     @property
     def rows(self) -> int:
@@ -124,9 +128,29 @@ class PackedBatch:
                 if longest > 2 * shortest:
                     firsts.append(row)
                     shortest = longest = length
-            numbers = self.spread(torch.arange(self.rows, device=self.device))
+            numbers = self._row_numbers()
             self._padded = tuple(self._pad(first, stop, numbers) for first, stop in pairwise([*firsts, self.rows]))
         return self._padded
+
+    def blocks(self) -> tuple[torch.Tensor, ...]:
+        """Returns the pairs of blocks of `BLOCK` tokens that share a row.
+
+        Returns:
+            int64 [tokens], the row of each token; int32 [blocks], with how many blocks each block shares a row; int32
+            [blocks, blocks], their numbers, followed by those of all others.
+        """
+        if not self._blocks:
+            tokens, numbers = len(self.ids), self._row_numbers()
+            every = torch.arange(-(-tokens // BLOCK), device=self.device)
+            # All rows of a block are neighbours, so it shares rows with neighbouring blocks.
+            first = self.offsets[numbers[every * BLOCK]] // BLOCK
+            last = (self.offsets[numbers[(every * BLOCK + BLOCK - 1).clamp_max(tokens - 1)] + 1] - 1) // BLOCK
+            shared = (first[:, None] + every) % len(every)
+            self._blocks = (numbers, (last - first + 1).int(), shared.int())
+        return self._blocks
+
+    def _row_numbers(self) -> torch.Tensor:
+        return self.spread(torch.arange(self.rows, device=self.device))
 
     def _pad(self, first: int, stop: int, numbers: torch.Tensor) -> Padded:
         """Pads rows `first` to `stop`; `numbers` is the row of each token of the batch."""

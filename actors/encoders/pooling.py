@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from actors.encoders.compute.fused import fused, fuses
 from actors.encoders.compute.transfer import to_device
 from actors.encoders.packed import PackedBatch
 
@@ -13,6 +14,8 @@ Ints = npt.NDArray[np.int64]
 
 # A vector shorter than this is treated as all zeros.
 SHORTEST = 1e-12
+# Tokens that one thread of `sum_stretches` adds.
+_PIECE = 32
 
 
 def pool(hidden: torch.Tensor, batch: PackedBatch, how: str) -> torch.Tensor:
@@ -39,6 +42,8 @@ def pool(hidden: torch.Tensor, batch: PackedBatch, how: str) -> torch.Tensor:
         return torch.cat(
             [hidden[run.tokens].view(run.rows, run.length, -1).mean(1, dtype=torch.float32) for run in batch.runs]
         )
+    if fuses(hidden.device):
+        return sum_stretches(hidden, batch.offsets[:-1], batch.offsets[1:], batch.lengths) / batch.row_lengths[:, None]
     # `unsafe` leaves out a check of the lengths, for which the host would wait.
     return torch.segment_reduce(hidden.float(), "mean", lengths=batch.row_lengths, axis=0, unsafe=True)
 
@@ -83,9 +88,42 @@ def sums_on_gpu(hidden: torch.Tensor, starts: Ints, stops: Ints) -> torch.Tensor
 
     Deterministic: no stretch is summed by competing threads.
     """
+    if fuses(hidden.device):
+        ends = to_device(np.stack([starts, stops]).astype(np.int32), hidden.device)
+        return sum_stretches(hidden, ends[0], ends[1], stops - starts)
     # `segment_reduce` needs segments that cover all tokens, so the gap before each stretch is a segment too, even if empty.
     before = starts - np.concatenate([[0], stops[:-1]])
     lengths = np.append(np.stack([before, stops - starts], axis=1).reshape(-1), len(hidden) - stops[-1])
     segments = to_device(lengths, hidden.device)
     # `unsafe` leaves out a check of the lengths, for which the host would wait.
     return torch.segment_reduce(hidden.float(), "sum", lengths=segments, axis=0, initial=0, unsafe=True)[1::2]
+
+
+def sum_stretches(hidden: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor, lengths: Ints) -> torch.Tensor:
+    """Sums stretches of token states in two levels: pieces of equal length, which are many however long a stretch is.
+
+    No float32 copy of the states is needed, and no sum depends on which thread is first.
+
+    Args:
+        hidden: [tokens, hidden].
+        starts: int32 [stretches], the first token of each.
+        stops: int32 [stretches], the token after the last of each.
+        lengths: Tokens of each on the host.
+
+    Returns:
+        float32 [stretches, hidden].
+    """
+    pieces = (stops - starts + (_PIECE - 1)) // _PIECE
+    count = int((-(-lengths // _PIECE)).sum())
+    owner = torch.arange(len(lengths), device=hidden.device).repeat_interleave(pieces, output_size=count)
+    number = torch.arange(count, device=hidden.device) - (pieces.cumsum(0) - pieces)[owner]
+    summed = _sum_pieces(hidden, starts[owner] + number * _PIECE, stops[owner])
+    return torch.segment_reduce(summed, "sum", lengths=pieces, axis=0, initial=0, unsafe=True)
+
+
+@fused
+def _sum_pieces(hidden: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor) -> torch.Tensor:
+    places = starts[:, None] + torch.arange(_PIECE, device=hidden.device)
+    states = hidden[places.clamp_max(len(hidden) - 1)].float()
+    # Not a product with 0: the states of another row may be infinite.
+    return states.masked_fill((places >= stops[:, None])[:, :, None], 0).sum(1)

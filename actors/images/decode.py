@@ -98,9 +98,7 @@ def _opened(source: bytes | str | BinaryIO) -> Iterator[Image.Image]:
     source.seek(0)
     name = picture_format(head)
     if name is None:
-        raise UnfitPicture(
-            "bad_picture", f"not a picture but {look_of(head)}; read are JPEG, PNG, WebP, TIFF, GIF and BMP"
-        )
+        raise UnfitPicture("bad_picture", f"the file is {look_of(head)}; read are JPEG, PNG, WebP, TIFF, GIF and BMP")
     if name == "WebP":  # Pillow's plugin allocates the whole canvas when it opens the file
         _check_size(*_webp_size(head))
     with warnings.catch_warnings():

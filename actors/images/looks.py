@@ -28,6 +28,8 @@ _OTHERS = (
     (rb"....ftypavi[fs]", "an AVIF picture"),
     (rb"(\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51)", "a JPEG 2000 picture"),
     (rb"8BPS", "a Photoshop file"),
+    (rb"\x00\x00[\x01\x02]\x00", "an icon"),
+    (rb"%!PS", "PostScript"),
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
     (rb"(?i:[\s\xef\xbb\xbf]*(<\?xml.*?)?(<!--.*?-->\s*)?(<!DOCTYPE svg.*?)?<svg\b)", "an SVG drawing"),
     (rb"(?i:[\s\xef\xbb\xbf]*(<!--.*?-->\s*)?(<!DOCTYPE html|<html|<head|<body))", "a web page"),

@@ -29,7 +29,7 @@ PdfSource = str | bytes  # a local path, or the content
 _MAX_SCALE = 200 / 72  # 200 dpi
 _OVERSIZE = 2.0  # a page is rendered with at most twice the height and width that the model gets
 _NO_PASSWORD = (4, 5)  # PDFium: a password is needed, or an unknown kind of encryption
-_MAX_MISSING = 100  # pages that a file says it has, and that are not there
+_MAX_MISSING = 10  # for each page, and ten more: a file may say that it has a million pages, and have three
 _MAX_GROWTH_BYTES = 64 << 20  # PDFium keeps what it has read, such as scans, until the file is closed
 _SOFT_HYPHEN = "\ufffe"  # PDFium gives it for a hyphen at the end of a line
 
@@ -50,7 +50,7 @@ class PdfDocument:
         with _content_of(source) as content:
             head = content[:HEAD_BYTES]
         if kind_of(head) != "pdf":
-            raise UnfitPicture("bad_pdf", f"not a PDF but {look_of(head)}")
+            raise UnfitPicture("bad_pdf", f"the file is {look_of(head)}, not a PDF")
         self._open()
 
     def _open(self) -> None:
@@ -66,8 +66,7 @@ class PdfDocument:
                 self.close()
                 self._source = tree.without_counts(content)
                 self._open()
-        found = len(self._pdf)
-        return min(max(found, tree.pages), tree.pages + _MAX_MISSING) if tree else found
+        return max(len(self._pdf), tree.pages if tree else 0)
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +82,9 @@ class PdfDocument:
 
     def boxes(self) -> list[Box | None]:
         """Return the size of each page; None where PDFium finds no page. Renders nothing."""
-        return [self._box(page) for page in range(1, self.pages + 1)]
+        boxes = [self._box(page) for page in range(1, self.pages + 1)]
+        last = max((page for page, box in enumerate(boxes, 1) if box), default=0)
+        return boxes[: _MAX_MISSING * (last + 10)]
 
     def _box(self, page: int) -> Box | None:
         import pypdfium2
@@ -115,15 +116,6 @@ class PdfDocument:
                 size = (bitmap.width, bitmap.height)
                 image = Image.frombuffer("RGB", size, bitmap.buffer, "raw", "BGRX", bitmap.stride, 1)
                 return Picture(fit(image, settings), text=_text_of(loaded) if text else None)
-
-    def text(self, page: int) -> str:
-        """Return the text layer of a page, from 1, or an empty text.
-
-        Raises:
-            UnfitPicture: the page cannot be loaded.
-        """
-        with self._loaded(page) as loaded:
-            return _text_of(loaded)
 
     @contextmanager
     def _loaded(self, page: int) -> Iterator[Any]:
@@ -173,30 +165,6 @@ def _content_of(source: PdfSource) -> Iterator[Content]:
     else:
         with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             yield content
-
-
-def page_count(source: PdfSource) -> int:
-    """Return the number of pages of a PDF."""
-    with PdfDocument(source) as pdf:
-        return pdf.pages
-
-
-def page_boxes(source: PdfSource) -> list[Box | None]:
-    """Return the size of each page of a PDF; see `PdfDocument.boxes`."""
-    with PdfDocument(source) as pdf:
-        return pdf.boxes()
-
-
-def render(source: PdfSource, page: int, settings: PictureSettings) -> Picture:
-    """Return a page of a PDF, from 1; see `PdfDocument.render`."""
-    with PdfDocument(source) as pdf:
-        return pdf.render(page, settings)
-
-
-def page_text(source: PdfSource, page: int) -> str:
-    """Return the text layer of a page of a PDF, from 1."""
-    with PdfDocument(source) as pdf:
-        return pdf.text(page)
 
 
 def drawn_size(box: Box, settings: PictureSettings) -> tuple[int, int]:

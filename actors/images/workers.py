@@ -43,6 +43,7 @@ _ENVIRONMENT = {
 }
 _NUMBERS = count()
 _pool_children: int | None = None
+_pool_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -268,12 +269,24 @@ def need_libraries() -> None:
         raise ConfigError(f"Pictures need {' and '.join(missing)}. Install it: pip install 'vectide[pages]'")
 
 
-@lru_cache(maxsize=1)
 def decode_pool() -> DecodePool:
     """Return the pool of this process, made on first use and ended with it."""
+    with _pool_lock:
+        return _own_pool()
+
+
+@lru_cache(maxsize=1)
+def _own_pool() -> DecodePool:
     pool = DecodePool(_pool_children)
     atexit.register(pool.close)
     return pool
+
+
+def forget_pool() -> None:
+    """Make a new pool at the next use. A fork has none of its parent's threads, and the children stay with the parent."""
+    global _pool_lock  # noqa: PLW0603  (another thread of the parent may hold it)
+    _pool_lock = threading.Lock()
+    _own_pool.cache_clear()
 
 
 def limit_children(children: int) -> None:
@@ -285,4 +298,4 @@ def limit_children(children: int) -> None:
     _pool_children = children
 
 
-os.register_at_fork(after_in_child=decode_pool.cache_clear)  # threads and children stay with the parent
+os.register_at_fork(after_in_child=forget_pool)

@@ -27,9 +27,9 @@ Pairs = tuple[
 InstructionSet = Literal["avx2", "avx512", "avx512_bf16"]
 
 _MODULE = "vectide_kernels"
-_INTERFACE_VERSION = 4  # of the argument lists below; processor.c returns the version that it was built with
+_INTERFACE_VERSION = 5  # of the argument lists below; processor.c returns the version that it was built with
 _P, _N = ctypes.c_void_p, ctypes.c_int64
-_ATTEND = (_P, _P, _P, _P, ctypes.c_int, _P, _N, _N, _N, ctypes.c_float, _P, _N, _P, _N, _N)
+_ATTEND = (_P, _P, _P, _P, ctypes.c_int, _P, _N, _N, _N, _N, ctypes.c_float, ctypes.c_int, _P, _N, _P, _N, _N)
 _ROUND = (_P, _N, _N, _P, _P, _P)
 _NORM = (_P, _P, _N, _N, _P, _P, ctypes.c_float, _P)
 _GELU = (_P, _N)
@@ -86,6 +86,7 @@ class Kernels:
         *,
         scale: float,
         out: torch.Tensor,
+        causal: bool = False,
         bias: torch.Tensor | None = None,
         approximate: bool = False,
     ) -> None:
@@ -93,11 +94,12 @@ class Kernels:
 
         Args:
             query: [tokens, heads, width] float32 or bfloat16; the heads of a token contiguous, tokens at any stride.
-            key: Same form as `query`.
-            value: Same form as `query`.
+            key: [tokens, groups, width], otherwise as `query`; head h of the query uses group `h // (heads / groups)`.
+            value: Same form as `key`.
             lengths: int64 [rows], tokens of each row.
             scale: Factor of the scores, above 0.
             out: [tokens, heads * width] in the type of `query`, contiguous; receives the result.
+            causal: A token attends to itself and earlier tokens only.
             bias: float32 [heads, 2 * length - 1], indexed by key position minus query position; requires rows of equal
                 length.
             approximate: Multiply float32 as bfloat16 if the processor can.
@@ -124,8 +126,10 @@ class Kernels:
                 lengths.ctypes.data,
                 len(lengths),
                 heads,
+                key.shape[1],
                 width,
                 scale,
+                causal,
                 None if bias is None else bias.data_ptr(),
                 0 if bias is None else bias.stride(0),
                 out.data_ptr(),

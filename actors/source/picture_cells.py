@@ -29,7 +29,7 @@ from actors.source.blank import blank_rows
 from actors.source.columns import Invalid
 from actors.source.formats.base import LARGEST_VALUE_BYTES
 from actors.source.formats.types import is_text
-from actors.source.pictures import Loaded, Pictures, decoded, page_content
+from actors.source.pictures import Loaded, Pictures, decoded, notes_of, page_content
 from actors.source.views import without_views
 from actors.storage import providers
 
@@ -57,8 +57,10 @@ def _is_plain(kind: pa.DataType) -> bool:
     return bool(binary or types.is_fixed_size_binary(kind) or is_text(kind))
 
 
-def contents(texts: pa.StringArray, cells: pa.Array, shards: pa.StringArray, how: Pictures) -> tuple[pa.Array, Invalid]:
-    """Return the content of rows with a column of pictures, and the rows without one that can be embedded.
+def contents(
+    texts: pa.StringArray, cells: pa.Array, shards: pa.StringArray, how: Pictures
+) -> tuple[pa.Array, pa.Array, Invalid]:
+    """Return the content of rows with a column of pictures, their notes, and the rows without content.
 
     Args:
         texts: Text of each row; null if it has none.
@@ -67,7 +69,7 @@ def contents(texts: pa.StringArray, cells: pa.Array, shards: pa.StringArray, how
         how: Settings of the source.
 
     Returns:
-        `PAGE_CONTENT` [rows], null for an invalid row. A picture's own text is kept only if the job prefers pictures.
+        `PAGE_CONTENT` [rows], null for an invalid row, and uint8 [rows], see `pictures.notes_of`. A picture's own text is kept only if the job prefers pictures.
 
     Raises:
         ConfigError: A plan finds a URL, and the job does not allow to fetch it.
@@ -89,15 +91,16 @@ def contents(texts: pa.StringArray, cells: pa.Array, shards: pa.StringArray, how
             wanted.append(row)
 
     pixels: dict[int, bytes] = {}
+    notes = [0] * len(written)
     with ThreadPoolExecutor(_THREADS) as pool:
         loaded = pool.map(lambda row: _loaded(references[row], paths[row], how), wanted)
         for row, result in zip(wanted, decoded(loaded, how), strict=True):
             if isinstance(result, UnfitPicture):
                 invalid[row] = (result.reason, result.error)
             else:
-                pixels[row] = result
+                pixels[row], notes[row] = result.pixels, notes_of(result)
     pictures = pa.array([pixels.get(row) for row in range(len(written))], pa.binary())
-    return page_content(pa.array(written, pa.string()), pictures), invalid
+    return page_content(pa.array(written, pa.string()), pictures), pa.array(notes, pa.uint8()), invalid
 
 
 def plain_cells(cells: pa.Array) -> pa.Array:

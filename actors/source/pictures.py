@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from actors.images.decode import picture_size
+from actors.images.decode import Picture, picture_size
 from actors.images.errors import UnfitPicture
 from actors.images.pixels import blank_pixels
 from actors.images.settings import PictureSettings
 from actors.images.workers import DecodeJob, decode_pool
 from actors.inputs import PAGE_CONTENT
 from actors.progress_counter import count_progress
+
+# Notes of a picture: the first of several frames is embedded; its colour profile could not be used.
+ANIMATED, UNCONVERTED = 1, 2
 
 # The bytes of a picture's file, None where a plan does not fetch them, or why there are none.
 Loaded = bytes | UnfitPicture | None
@@ -51,8 +55,8 @@ def page_content(texts: pa.StringArray, pictures: pa.BinaryArray) -> pa.StructAr
     return pa.StructArray.from_arrays([texts, pictures], fields=list(PAGE_CONTENT))
 
 
-def decoded(files: Iterable[Loaded], how: Pictures) -> Iterator[bytes | UnfitPicture]:
-    """Yield the packed pixels of each picture, or why it has none; in a plan those of a white picture of its size."""
+def decoded(files: Iterable[Loaded], how: Pictures) -> Iterator[Picture | UnfitPicture]:
+    """Yield each picture, or why it has no pixels; in a plan a white picture of its size."""
     if how.blank:
         yield from (_blank(file, how.settings) for file in files)
         return
@@ -65,15 +69,29 @@ def decoded(files: Iterable[Loaded], how: Pictures) -> Iterator[bytes | UnfitPic
             yield DecodeJob(file if isinstance(file, bytes) else b"", how.settings)
 
     for number, picture in enumerate(decode_pool().run(jobs())):
-        yield failed[number] if number in failed else picture if isinstance(picture, UnfitPicture) else picture.pixels
+        yield failed.get(number, picture)
 
 
-def _blank(file: Loaded, settings: PictureSettings) -> bytes | UnfitPicture:
+def notes_of(picture: Picture) -> int:
+    """Return what a user is told of a picture: the sum of `ANIMATED` and `UNCONVERTED`, where they apply."""
+    return ANIMATED * (picture.frames > 1) + UNCONVERTED * bool(picture.notes)
+
+
+def count_notes(notes: pa.Array) -> dict[str, int]:
+    """Return the number of pictures with each note, by the name of the unit's count."""
+    flags = pc.fill_null(notes, 0).to_numpy(zero_copy_only=False)
+    return {
+        name: int(((flags & flag) > 0).sum()) for name, flag in (("animated", ANIMATED), ("unconverted", UNCONVERTED))
+    }
+
+
+def _blank(file: Loaded, settings: PictureSettings) -> Picture | UnfitPicture:
     count_progress()
     if isinstance(file, UnfitPicture):
         return file
     side = math.isqrt(settings.max_pixels)
     try:
-        return blank_pixels(*((side, side) if file is None else picture_size(file, settings.exif)), settings)
+        size = (side, side) if file is None else picture_size(file, settings.exif)
+        return Picture(blank_pixels(*size, settings))
     except UnfitPicture as error:
         return error

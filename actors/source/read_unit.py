@@ -6,10 +6,11 @@ rows + quarantined rows` always. Work is vectorised; only columns with invalid v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 import numpy as np
@@ -20,14 +21,14 @@ from actors import storage
 from actors.errors import DataError, InvariantBroken
 from actors.inputs import MODALITIES
 from actors.progress_counter import count_progress
-from actors.schema import ID, PICTURE, POSITION, SHARD, Piece, QuarantinedRow, Shard, Unit
+from actors.schema import ID, NOTES, PICTURE, POSITION, SHARD, Piece, QuarantinedRow, Shard, Unit
 from actors.source import hive
 from actors.source.columns import Invalid, cast_column, id_strings
 from actors.source.content_hash import content_hashes
 from actors.source.formats import FORMATS, Format, Wanted
 from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS
 from actors.source.picture_cells import contents, plain_cells
-from actors.source.pictures import Pictures, page_content
+from actors.source.pictures import Pictures, count_notes, page_content
 from actors.source.spec import SourceSpec, check_source, corpus_root
 
 __all__ = ["ReadResult", "SourceSpec", "check_source", "corpus_root", "read_sample", "read_unit"]
@@ -46,11 +47,13 @@ class ReadResult:
             `_shard`, `_position`; in the order of the source.
         bad: The quarantined rows.
         rows_read: Rows in the source: those of the table and the quarantined ones.
+        notes: Pictures that a user is told of: see `actors.source.pictures.count_notes`.
     """
 
     table: pa.Table
     bad: list[QuarantinedRow]
     rows_read: int
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 def read_unit(unit: Unit, source: SourceSpec) -> ReadResult:
@@ -104,6 +107,7 @@ def _read(items: Iterable[tuple[Shard, pa.Table | QuarantinedRow]], source: Sour
     bad: list[QuarantinedRow] = []
     pending: list[pa.Table] = []
     rows_read = 0
+    notes: Counter[str] = Counter()
     for shard, item in items:
         count_progress()
         if isinstance(item, QuarantinedRow):
@@ -116,17 +120,17 @@ def _read(items: Iterable[tuple[Shard, pa.Table | QuarantinedRow]], source: Sour
         pending_rows = sum(each.num_rows for each in pending)
         is_full = pending_rows >= BATCH_ROWS or _bytes(pending) >= BATCH_BYTES
         if pending and (is_full or not table.schema.equals(pending[0].schema)):
-            finished.append(_finish(pa.concat_tables(pending), source, bad))
+            finished.append(_finish(pa.concat_tables(pending), source, bad, notes))
             pending = []
         pending.append(table)
     if pending:
-        finished.append(_finish(pa.concat_tables(pending), source, bad))
+        finished.append(_finish(pa.concat_tables(pending), source, bad, notes))
     table = pa.concat_tables([source.schema().empty_table(), *finished])
     if source.unique_ids:
         table = _without_repeats(table, bad)
     if rows_read != table.num_rows + len(bad):
         raise InvariantBroken(f"{rows_read} rows were read, but {table.num_rows} kept and {len(bad)} quarantined.")
-    return ReadResult(table, bad, rows_read)
+    return ReadResult(table, bad, rows_read, notes)
 
 
 def _bytes(tables: list[pa.Table]) -> int:
@@ -142,8 +146,7 @@ def _with_all_columns(table: pa.Table, shard: Shard, wanted: Wanted, folders: hi
     }
     if folders:
         columns |= hive.values(folders, shard, count)
-    if PICTURE in table.column_names:
-        columns[PICTURE] = table.column(PICTURE)
+    columns |= {name: table.column(name) for name in (PICTURE, NOTES) if name in table.column_names}
     return pa.table({**columns, POSITION: table.column(POSITION), SHARD: pa.repeat(shard.path, count)})
 
 
@@ -176,8 +179,8 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
-def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> pa.Table:
-    """Convert a batch to `SourceSpec.schema()`; quarantined rows are appended to `bad`."""
+def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow], notes: Counter[str]) -> pa.Table:
+    """Convert a batch to `SourceSpec.schema()`; quarantined rows are appended to `bad`, and notes counted in `notes`."""
     rows = _Rows(table, bad)
     modality, kept = MODALITIES[source.modality], dict(source.keep)
     types = {**dict.fromkeys(source.text, modality.type if source.pictures is None else pa.string()), **kept}
@@ -203,8 +206,8 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
         rows.columns[_CONTENT] = _joined([rows.columns[name] for name in source.text])
         rows.quarantine(modality.unfit(rows.columns[_CONTENT]))
     else:
-        rows.columns[_CONTENT], invalid = _page_content(rows.columns, source, source.pictures)
-        rows.quarantine(invalid)
+        rows.quarantine(_add_page_content(rows.columns, source, source.pictures))
+        notes.update(count_notes(rows.columns[NOTES]))
 
     content, tasks = rows.columns[_CONTENT], rows.columns[source.task] if source.task else None
     columns = [rows.columns[_IDS], *(rows.columns[name] for name in kept), content]
@@ -213,14 +216,15 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow]) -> p
     return pa.table(columns, schema=source.schema())
 
 
-def _page_content(columns: Mapping[str, pa.Array], source: SourceSpec, how: Pictures) -> tuple[pa.Array, Invalid]:
-    """Return the pictures and texts of rows (`PAGE_CONTENT`), and the rows that have neither or cannot be embedded."""
+def _add_page_content(columns: dict[str, pa.Array], source: SourceSpec, how: Pictures) -> Invalid:
+    """Add the pictures and texts of rows (`PAGE_CONTENT`) and their notes; return the rows that cannot be embedded."""
     parts = [columns[name] for name in source.text]
     texts = _joined(parts, skip_null=True) if parts else pa.nulls(len(columns[POSITION]), pa.string())
     if how.column is not None:
-        return contents(texts, columns[how.column], columns[SHARD], how)
-    content = page_content(texts, columns[PICTURE])
-    return content, MODALITIES[source.modality].unfit(content)
+        columns[_CONTENT], columns[NOTES], invalid = contents(texts, columns[how.column], columns[SHARD], how)
+        return invalid
+    columns[_CONTENT] = page_content(texts, columns[PICTURE])
+    return MODALITIES[source.modality].unfit(columns[_CONTENT])
 
 
 @contextmanager

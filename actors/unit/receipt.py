@@ -46,6 +46,8 @@ class Receipt:
         quarantine: Paths of the files of quarantined rows, relative to the run's folder.
         truncated: Documents that were cut at the model's token limit.
         padding: Padding tokens that the model computed.
+        animated: Pictures of several frames, of which the first is embedded.
+        unconverted: Pictures with a colour profile that cannot be used.
         seconds: Wall time by stage: read, tokenize, encode, write.
     """
 
@@ -62,6 +64,8 @@ class Receipt:
     replaces: str | None = None
     quarantine: tuple[str, ...] = ()
     padding: int = 0
+    animated: int = 0
+    unconverted: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def check(self) -> None:

@@ -117,6 +117,8 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
         encoded=batch.counts.get("encoded", 0),
         quarantine=quarantine,
         padding=batch.counts.get("padding", 0),
+        animated=batch.counts.get("animated", 0),
+        unconverted=batch.counts.get("unconverted", 0),
         seconds={stage: round(value, 4) for stage, value in seconds.items()},
     )
     receipt.check()

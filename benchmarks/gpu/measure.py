@@ -107,7 +107,7 @@ def measure_shape(shape: Shape, by_mix: dict[str, Ints], *, device: torch.device
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = shape.write(Path(folder) / "model")
         # By the GPU's own precision: bfloat16 where it has it.
-        encoder = load_encoder(str(checkpoint), device=str(device), task=shape.task)
+        encoder = load_encoder(str(checkpoint), device=str(device), task=shape.task, one_task=True)
         config = json.loads((checkpoint / "config.json").read_text())
         vocabulary = int({**config, **config.get("text_config", {})}["vocab_size"])
         rows = [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from actors.encoders.compute import fused
 from benchmarks.gpu.backfills import Backfill
 from benchmarks.gpu.measure import Row
 from benchmarks.gpu.peers import DEFAULT_BATCH, FLASH
@@ -57,6 +58,7 @@ def markdown(
         f"- Hardware: {machine.hardware()}",
         f"- Versions: {machine.versions('torch', 'sentence-transformers', 'transformers', 'ray')}",
         _NOTES,
+        *(["- With VECTIDE_FUSE=1"] if fused.is_on() else []),
         *([f"- Not measured, for lack of time: {', '.join(left_out)}"] if left_out else []),
         "",
         _HEAD,

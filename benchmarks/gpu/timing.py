@@ -39,9 +39,13 @@ def wait(device: torch.device) -> None:
 
 
 def let_go(device: torch.device) -> None:
-    """Free the memory of models without references, so that no two models of 3 billion weights are loaded at once."""
+    """Free the memory of models without references, so that no two models of 3 billion weights are loaded at once.
+
+    What the compiler made for them goes too: it makes only a few forms of one function.
+    """
     gc.collect()
     if device.type == "cuda":
+        torch.compiler.reset()
         torch.cuda.empty_cache()
 
 

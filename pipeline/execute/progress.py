@@ -46,6 +46,8 @@ class Outcome:
     Attributes:
         rows_kept: Number of rows in files that the run left as they were; the other counts are without them.
         padding: Padding tokens that the model computed.
+        animated: Pictures of several frames, of which the first is embedded.
+        unconverted: Pictures with a colour profile that cannot be used; their colours are as stored.
         files: Number of written data files.
         size_bytes: Total size of these files.
         seconds: Time by stage, summed over all processes.
@@ -66,6 +68,8 @@ class Outcome:
     tokens: int = 0
     padding: int = 0
     encoded: int = 0
+    animated: int = 0
+    unconverted: int = 0
     units: int = 0
     files: int = 0
     size_bytes: int = 0
@@ -93,7 +97,7 @@ class Outcome:
         return replace(self, seconds=seconds, **total)
 
 
-_COUNTED = ("rows_read", "documents", "rows", "truncated", "tokens", "padding", "encoded")
+_COUNTED = ("rows_read", "documents", "rows", "truncated", "tokens", "padding", "encoded", "animated", "unconverted")
 _SUMS = (*_COUNTED, "quarantined", "units", "files", "size_bytes")
 
 

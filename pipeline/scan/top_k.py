@@ -250,15 +250,17 @@ class _Best:
     def _settle(self) -> None:
         """Keep the candidates whose exact score is high enough."""
         self._thin()
-        for part in self._parts:
-            exact = self._queries.exact(part.block, part.query, part.row)
+        scores = [self._queries.exact(part.block, part.query, part.row) for part in self._parts]
+        query = np.concatenate([self._query, *(part.query for part in self._parts)])
+        self._raise(query, np.concatenate([self._score, *scores]))
+        for part, exact in zip(self._parts, scores, strict=True):
             high = exact >= self._sure[part.query]
             if high.any():
-                query, row, exact = part.query[high], part.row[high], exact[high]
-                self._kept = _joined(self._kept, _found(part.block.rows, part.block.first, query, row, exact))
-                self._query, self._score = np.concatenate([self._query, query]), np.concatenate([self._score, exact])
+                found = _found(part.block.rows, part.block.first, part.query[high], part.row[high], exact[high])
+                self._kept = _joined(self._kept, found)
+                self._query = np.concatenate([self._query, part.query[high]])
+                self._score = np.concatenate([self._score, exact[high]])
         self._parts, self._waiting, self._bytes = [], 0, 0
-        self._raise(self._query, self._score)
         if len(self._query) > self._most:
             self._kept = _cut(self._kept, self._k).combine_chunks()
             self._query, self._score = self._kept[QUERY].to_numpy().astype(np.int64), self._kept[SCORE].to_numpy()

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError
+from jobs.output import print_outcome
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.estimate import estimate
@@ -115,6 +116,29 @@ def test_a_folder_of_pdfs_pictures_and_texts_becomes_rows(tmp_path, seeing_model
     assert rows["photo.png:0"]["tokens"] > 11
 
     assert not backfill(job).published
+
+
+def test_animations_and_colour_profiles_that_cannot_be_used_are_counted(tmp_path, seeing_model, capsys):
+    folder, table = tmp_path / "in", tmp_path / "table"
+    folder.mkdir()
+    picture(1).save(folder / "two.gif", save_all=True, append_images=[picture(2)])
+    picture(3).save(folder / "profile.png", icc_profile=b"no profile")
+    picture(4).save(folder / "plain.png")
+    (folder / "a.txt").write_text("a text")
+    outcome = backfill(job_of(folder, table, seeing_model))
+    assert (outcome.rows, outcome.animated, outcome.unconverted) == (4, 1, 1)
+    print_outcome(outcome)
+    printed = capsys.readouterr().out
+    assert "1 picture of several frames: the first frame is embedded" in printed
+    assert "1 picture with a colour profile that cannot be used: embedded as stored" in printed
+
+    column = tmp_path / "column"
+    column.mkdir()
+    cells = [(folder / name).read_bytes() for name in ("two.gif", "profile.png")]
+    pq.write_table(pa.table({"id": ["a", "b"], "image": cells}), column / "0.parquet")
+    source = {"uri": str(column), "id": "id", "image": "image"}
+    outcome = backfill(job_of(column, tmp_path / "other", seeing_model, source=source))
+    assert (outcome.rows, outcome.animated, outcome.unconverted) == (2, 1, 1)
 
 
 def test_a_pdf_that_gains_a_page_costs_that_page(tmp_path, seeing_model):
@@ -267,7 +291,7 @@ def test_a_caller_s_object_that_is_no_picture_is_named(seeing_model):
     closed.close()
     for image, error in ((5, "int is neither bytes, a path"), (None, "NoneType is neither"), (closed, "closed image")):
         with pytest.raises(DataError, match=f"image 1 cannot be encoded: .*{error}"):
-            encoder.encode_images([png(1), image])
+            encoder.encode_images([png(1), image])  # type: ignore[list-item]
 
 
 def test_a_picture_that_was_missing_is_embedded_by_a_retry(tmp_path, seeing_model):

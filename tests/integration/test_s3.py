@@ -15,6 +15,8 @@ from tests.stores.suite import S3Suite
 class TestMoto(S3Suite):
     """The suite."""
 
+    MANY_KEYS = 250  # three pages
+
 
 def test_missing_credentials_are_an_error(lake, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")

@@ -12,15 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
-from actors.errors import ConfigError, DataError
+from actors.errors import ConfigError, DataError, StorageError
 from jobs.cli import main
 from pipeline.run.backfill import backfill
+from pipeline.run.compact import compact
 from pipeline.run.refresh import refresh
 from pipeline.search.questions import search_file
 from pipeline.search.search import QUESTION, RANK, SCORE, Searcher
-from tests.integration.conftest import make_job, rows, write_corpus, write_one
+from pipeline.table.vacuum import vacuum
+from tests.integration.conftest import Silent, make_job, rows, write_corpus, write_one
 
 QUESTIONS = ["text number 7", "text number 23", "title 4"]
 
@@ -162,6 +164,47 @@ def test_a_searcher_sees_a_new_version_after_refresh(job, corpus):
     assert not fixed.refresh()
     assert fixed.version == 1
     assert pairs(fixed.search(QUESTIONS, k=5)[0]) == before
+
+
+def test_rows_that_another_tool_appends_are_found_after_refresh(job):
+    searcher = Searcher(job.table.uri)
+    before = searcher.search(QUESTIONS, k=50)
+    added = DeltaTable(job.table.uri).to_pyarrow_table().slice(0, 3)
+    vectors = pa.array([added["embedding"][0].as_py(), None, [0.5]], pa.list_(pa.float32()))
+    added = added.set_column(added.column_names.index("embedding"), "embedding", vectors)
+    write_deltalake(
+        job.table.uri, added.set_column(added.column_names.index("id"), "id", pa.array(["x", "y", "z"])), mode="append"
+    )
+    assert searcher.search(QUESTIONS, k=50) == before
+    assert searcher.refresh()
+    hits = searcher.search(QUESTIONS, k=50)
+    assert sorted({hit.id for hit in hits[0]} - {hit.id for hit in before[0]}) == ["x"]  # the others have no vector
+    assert Searcher(job.table.uri, cache_size=None).search(QUESTIONS, k=50) == hits
+
+
+def test_an_open_searcher_outlives_a_compact_and_a_vacuum(job, corpus):
+    searcher, uncached = Searcher(job.table.uri), Searcher(job.table.uri, cache_size=None)
+    before = searcher.search(QUESTIONS, k=50)
+    write_one(corpus / "part-0002.parquet", rows(20, start=40))
+    refresh(job)
+    compact(job.table.uri, Silent())
+    vacuum(job.table.uri, 0)
+    assert searcher.search(QUESTIONS, k=50) == before
+    with pytest.raises(StorageError, match="not found"):
+        uncached.search(QUESTIONS, k=50)
+    assert searcher.refresh()
+    assert uncached.refresh()
+    assert len(searcher.search(QUESTIONS, k=100)[0]) == 60
+    assert uncached.search(QUESTIONS, k=100) == searcher.search(QUESTIONS, k=100)
+
+
+def test_a_table_without_rows_gives_no_hits(job, tmp_path):
+    DeltaTable(job.table.uri).delete()
+    searcher = Searcher(job.table.uri)
+    assert searcher.search(QUESTIONS) == [[], [], []]
+    pq.write_table(pa.table({"text": QUESTIONS}), tmp_path / "questions.parquet")
+    assert search_file(searcher, str(tmp_path / "questions.parquet"), str(tmp_path / "out.parquet"), k=3) == 0
+    assert pq.read_table(tmp_path / "out.parquet").column_names[:4] == ["question", "rank", "score", "id"]
 
 
 def test_an_entry_of_the_cache_that_is_cut_off_is_read_from_the_table(cache, job):

@@ -1,10 +1,12 @@
 """moto, a mock of S3, as a server of its own: what pip installs, so that `make test` needs nothing else.
 
-It checks neither keys nor checksums; the real store of `make test-s3` does.
+It checks neither keys nor checksums; the real store of `make test-s3` does. A page of a listing has 100 keys here
+instead of 1,000, so that a listing of several takes few objects.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,8 +41,10 @@ threading.Event().wait()
 @contextmanager
 def moto(access_key: str, secret_key: str) -> Iterator[Server]:
     """A server until the end of the block."""
-    command = [sys.executable, "-c", _SCRIPT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    command, environment = [sys.executable, "-c", _SCRIPT], {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": "100"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             server = Server(f"http://127.0.0.1:{int(process.stdout.readline())}", access_key, secret_key)

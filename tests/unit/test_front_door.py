@@ -110,7 +110,10 @@ def test_paths_may_be_path_objects(table, tmp_path):
             "questions is 'tides'; it must be a list of texts",
         ),
         (lambda front, table: front.Searcher(table).search(None), "questions is None; it must be a list of texts"),
-        (lambda front, table: front.Searcher(table).search([None]), "the question None is not a text"),
+        (
+            lambda front, table: front.Searcher(table).search([None]),
+            "the question None is neither a text nor the bytes of a picture",
+        ),
         (
             lambda front, table: front.Searcher(table).search(["a"], k=0),
             "k is 0; it must be a whole number of 1 or more",

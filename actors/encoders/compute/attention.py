@@ -2,9 +2,10 @@
 
 Neighbouring heads of the query may share a head of key and value. The implementation is chosen by device and arguments:
 
-- CPU: our own loop over the packed rows (`actors.kernels`). If the kernels were not built, or attention is causal or heads
-  are shared: one `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
+- CPU: our own loop over the packed rows (`actors.kernels`). If the kernels were not built: one
+  `scaled_dot_product_attention` per run of rows of equal length, on views, without padding.
 - CUDA in 16 bits without bias: one variable-length flash kernel for the whole micro-batch.
+- CUDA in 16 bits with ALiBi, if `fused.fuses`: a kernel that computes the bias from slopes (`compute.slopes`).
 - CUDA otherwise (float32, a bias, an older GPU): rows padded to the longest of their group, in slices that bound the
   memory. The shortest row of a group has at least half as many tokens, so at most half of the places are padding: a token
   budget need not know about it. This implementation runs on a CPU too, where tests compare it with the first.
@@ -26,6 +27,9 @@ import torch
 from torch.nn import functional
 
 from actors import kernels
+from actors.encoders.alibi import Alibi
+from actors.encoders.compute.fused import fuses
+from actors.encoders.compute.slopes import attend_by_slopes
 from actors.encoders.packed import PackedBatch, Padded, Run
 
 # length -> float32 [heads, 2 * length - 1] on the batch's device; column `j - i + length - 1` is for key j, query i.
@@ -64,12 +68,14 @@ def attend(
     Returns:
         [tokens, heads * width] in the type of `query`, contiguous.
     """
-    grouped = key.shape[1] != query.shape[1]
     if batch.device.type == "cpu":
-        kernel = None if causal or grouped else kernels.kernels_for(query.dtype, batch.device)
-        if kernel is not None:
-            return attend_by_kernel(kernel, query, key, value, batch, scale=scale, bias=bias, approximate=approximate)
-        return attend_runs(query, key, value, batch, scale=scale, bias=bias, causal=causal)
+        kernel = kernels.kernels_for(query.dtype, batch.device)
+        way = attend_runs if kernel is None else partial(attend_by_kernel, kernel, approximate=approximate)
+        return way(query, key, value, batch, scale=scale, bias=bias, causal=causal)
+    grouped = key.shape[1] != query.shape[1]
+    plain = scale is None and not causal and not grouped
+    if isinstance(bias, Alibi) and plain and fuses(batch.device) and _has_varlen(query):
+        return attend_by_slopes(query, key, value, bias.slopes, batch)
     settings = varlen_settings(_varlen_parameters(), scale=scale, causal=causal, grouped=grouped)
     if bias is None and settings is not None and _has_varlen(query):
         return _attend_varlen(query, key, value, batch, settings)
@@ -85,12 +91,14 @@ def attend_by_kernel(
     *,
     scale: float | None = None,
     bias: RelativeBias | None = None,
+    causal: bool = False,
     approximate: bool = False,
 ) -> torch.Tensor:
     """Computes `attend` with our own loop: all rows at once, or, with a bias, one run at a time."""
     tokens, heads, width = query.shape
     out = torch.empty(tokens, heads * width, dtype=query.dtype)
-    attend_rows = partial(kernel.attend, scale=width**-0.5 if scale is None else scale, approximate=approximate)
+    scale = width**-0.5 if scale is None else scale
+    attend_rows = partial(kernel.attend, scale=scale, causal=causal, approximate=approximate)
     if bias is None:
         attend_rows(query, key, value, batch.lengths, out=out)
         return out

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from actors import kernels
 from actors.encoders.compute.device import Compute
-from actors.encoders.compute.fused import fused
+from actors.encoders.compute.fused import fused, fuses
 from actors.encoders.compute.int8 import IntegerProduct
 
 # oneDNN chooses a memory layout for about this many rows; the result is correct for any number.
@@ -59,12 +59,25 @@ class Linear:
         if self._fused:
             fused: torch.Tensor = _POINTWISE(x, self._weight, self._bias, "gelu", [], "none")
             return fused
+        if self._gelu and fuses(x.device):
+            return _gelu_(functional.linear(x, self._weight), self._bias, None)
         y: torch.Tensor
         if self._packed:
             y = _POINTWISE(x, self._weight, self._bias, "none", [], "")
         else:
             y = functional.linear(x, self._weight, self._bias)
         return gelu_(y) if self._gelu else y
+
+    def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """Returns `self(x) * factor`, where fused in the same pass as GELU."""
+        if self._gelu and fuses(x.device):
+            return _gelu_(functional.linear(x, self._weight), self._bias, factor)
+        return self(x).mul_(factor)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight [out, in] in the compute type; only on a GPU, elsewhere it may have another layout."""
+        return self._weight
 
     @property
     def adds_cheaply(self) -> bool:
@@ -117,7 +130,13 @@ class LayerNorm:
             y = linear.plus(x, residual)
             return self(y if add is None else add(y))
         y = linear(x)
-        return _add_norm(y if add is None else add(y), residual, self._weight, self._bias, self._eps)
+        return self.of_sum(y if add is None else add(y), residual)
+
+    def of_sum(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Returns `self(x + residual)`, where fused in one pass."""
+        if x.device.type == "cpu":
+            return self(x + residual)
+        return _add_norm(x, residual, self._weight, self._bias, self._eps)
 
 
 class RmsNorm:
@@ -138,6 +157,10 @@ class RmsNorm:
         """Normalises [n, hidden] of any float type; returns the compute type."""
         return _rms_norm(x, self._weight, self._eps, self._dtype)
 
+    def of_sum_(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        """Adds to float32 `x` in place (None adds nothing) and returns `self(x)`, where fused in one pass."""
+        return self(x) if added is None else _add_rms_norm_(x, added, self._weight, self._eps, self._dtype)
+
 
 @fused
 def _add_norm(
@@ -149,6 +172,20 @@ def _add_norm(
 @fused
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
     return functional.rms_norm(x.float(), weight.shape, weight, eps).to(dtype)
+
+
+@fused
+def _add_rms_norm_(
+    x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
+) -> torch.Tensor:
+    x += added
+    return functional.rms_norm(x, weight.shape, weight, eps).to(dtype)
+
+
+@fused
+def _gelu_(y: torch.Tensor, bias: torch.Tensor | None, factor: torch.Tensor | None) -> torch.Tensor:
+    activated = functional.gelu(y if bias is None else y + bias)
+    return y.copy_(activated if factor is None else activated * factor)
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

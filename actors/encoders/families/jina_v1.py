@@ -42,12 +42,13 @@ class Layer:
         self.out = linear("0.SelfAttention.o")
         self.up, self.down = linear("1.DenseReluDense.wi"), linear("1.DenseReluDense.wo")
 
-    def __call__(self, x: torch.Tensor, batch: PackedBatch, bias: RelativeBias) -> torch.Tensor:
-        """Updates float32 [tokens, hidden] in place."""
-        query, key, value = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, -1).unbind(1)
-        x += self.out(attend(query, key, value, batch, scale=1.0, bias=bias, approximate=self.int8))
-        x += self.down(self.up(self.norm2(x)).relu_())
-        return x
+    def __call__(
+        self, x: torch.Tensor, last: torch.Tensor | None, batch: PackedBatch, bias: RelativeBias
+    ) -> torch.Tensor:
+        """Adds the previous layer's result and that of attention to float32 [tokens, hidden] in place; returns the MLP's."""
+        query, key, value = self.qkv(self.norm1.of_sum_(x, last)).view(len(x), 3, self.heads, -1).unbind(1)
+        mixed = attend(query, key, value, batch, scale=1.0, bias=bias, approximate=self.int8)
+        return self.down(self.up(self.norm2.of_sum_(x, self.out(mixed))).relu_())
 
 
 class JinaV1:
@@ -72,9 +73,10 @@ class JinaV1:
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden] in the compute type."""
         x = functional.embedding(batch.ids, self.words).float()
+        last = None
         for layer in self.layers:
-            x = layer(x, batch, self.bias)
-        return self.norm(x)
+            last = layer(x, last, batch, self.bias)
+        return self.norm.of_sum_(x, last)
 
 
 def bucket(distance: torch.Tensor, count: int, farthest: int) -> torch.Tensor:

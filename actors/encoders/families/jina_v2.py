@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from actors.encoders.alibi import alibi
+from actors.encoders.alibi import Alibi
 from actors.encoders.build import Checkpoint
 from actors.encoders.compute.attention import RelativeBias, attend
 from actors.encoders.compute.device import Compute
@@ -84,7 +84,7 @@ class Gated:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [tokens, hidden] to the input of `down`, [tokens, inner]."""
-        return self.gate(x).mul_(self.up(x))
+        return self.gate.times(x, self.up(x))
 
 
 class LayerA:
@@ -115,7 +115,7 @@ class LayerB:
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Maps [tokens, hidden] to [tokens, hidden]."""
         attended = self.norm_attention.after(self.attention.out, self.attention(x, batch), x)
-        x = self.norm1(attended + x)
+        x = self.norm1.of_sum(attended, x)
         return self.norm2.after(self.mlp.down, self.mlp(x), x)
 
 
@@ -130,7 +130,7 @@ class JinaV2:
         self.words = words.to(compute.device, compute.dtype)
         self.norm = blocks.norm("embeddings.LayerNorm")
         heads = int(config["num_attention_heads"])
-        bias = alibi(heads, compute.device)
+        bias = Alibi(heads, compute.device)
         layer: type[LayerA | LayerB] = LayerA if checkpoint.facts.variant == "A" else LayerB
         self.layers = [
             layer(blocks, f"encoder.layer.{i}", heads=heads, bias=bias) for i in range(int(config["num_hidden_layers"]))

@@ -1,7 +1,7 @@
 """jina-embeddings-v3: XLM-RoBERTa with rotary positions and one LoRA adapter per task, packed.
 
-Post-norm layers with exact GELU. Adapters change the embeddings and every linear layer. They are not merged into the
-base weights (`adapters`), so a micro-batch can mix rows of all tasks.
+Post-norm layers with exact GELU. Adapters change the embeddings and every linear layer. They are kept beside the
+base weights (`adapters`), so a micro-batch can mix rows of all tasks, unless an encoder has one task (`AdapterStore.merge`).
 """
 
 from __future__ import annotations

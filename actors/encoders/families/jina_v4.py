@@ -2,9 +2,10 @@
 
 Pre-norm layers with RMS norms, causal attention in which several heads of the query share one of key and value, rotary
 positions, and a gated MLP. Products that share an input are one product. The residual stream is float32 whatever the
-compute type: a few of Qwen's states reach thousands, and bfloat16 would lose small additions to them. Adapters are not
-merged into the base weights (`adapters`), so a micro-batch can mix rows of all tasks. It can mix
-texts and pictures too: a picture's tokens have the states of the vision tower (`jina_v4_vision`) instead of words.
+compute type: a few of Qwen's states reach thousands, and bfloat16 would lose small additions to them. Adapters are kept
+beside the base weights (`adapters`), so a micro-batch can mix rows of all tasks, unless an encoder has one task
+(`AdapterStore.merge`). It can mix texts and pictures too: a picture's tokens have the states of the vision tower
+(`jina_v4_vision`) instead of words.
 """
 
 from __future__ import annotations
@@ -47,22 +48,21 @@ class Layer:
     def __call__(
         self,
         x: torch.Tensor,
+        last: torch.Tensor | None,
         batch: PackedBatch,
         angles: tuple[torch.Tensor, torch.Tensor],
         route: Route | None,
     ) -> torch.Tensor:
-        """Updates float32 [tokens, hidden] in place."""
+        """Adds the previous layer's result and that of attention to float32 [tokens, hidden] in place; returns the MLP's."""
         added = adding(route, self.name)
-        normed = self.norm1(x)
+        normed = self.norm1.of_sum_(x, last)
         qkv = added("qkv", normed, self.qkv(normed)).view(len(x), -1, self.width)
         apply_rotary_(qkv[:, : self.heads + self.groups], angles)
         query, key, value = torch.split(qkv, [self.heads, self.groups, self.groups], dim=1)
         mixed = attend(query, key, value, batch, causal=True, approximate=self.int8)
-        x += added("out", mixed, self.out(mixed))
-        normed = self.norm2(x)
+        normed = self.norm2.of_sum_(x, added("out", mixed, self.out(mixed)))
         gated = swiglu(added("gate_up", normed, self.gate_up(normed)))
-        x += added("down", gated, self.down(gated))
-        return x
+        return added("down", gated, self.down(gated))
 
 
 class JinaV4:
@@ -95,9 +95,10 @@ class JinaV4:
                 raise RuntimeError("the vision tower was not loaded, because the spec is one for texts")
             x.index_copy_(0, batch.pictures.places, self.tower(batch.pictures).float())
         angles = self.rope.angles(batch)
+        last = None
         for layer in self.layers:
-            x = layer(x, batch, angles, route)
-        return self.norm(x)
+            last = layer(x, last, batch, angles, route)
+        return self.norm.of_sum_(x, last)
 
 
 def build(checkpoint: Checkpoint, compute: Compute) -> JinaV4:

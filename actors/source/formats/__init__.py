@@ -64,8 +64,12 @@ def common_format(name: str, paths: Iterable[str]) -> Format:
         ConfigError: As for `open_format`, or the files have several formats.
     """
     firsts: dict[str, str] = {}
+    seen: set[tuple[str, ...]] = set()
     for path in paths:
-        firsts.setdefault(open_format(name, path).name, path)
+        ending = tuple(path.rpartition("/")[2].rsplit(".", 2)[1:])  # decides the format: most paths share a few
+        if ending not in seen:
+            seen.add(ending)
+            firsts.setdefault(open_format(name, path).name, path)
     if set(firsts) == {"text", "pages"}:
         return FORMATS["pages"]
     if len(firsts) > 1:

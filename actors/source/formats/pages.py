@@ -16,15 +16,16 @@ import pyarrow as pa
 
 from actors import storage
 from actors.errors import InvariantBroken
+from actors.images.decode import Picture
 from actors.images.errors import UnfitPicture
 from actors.images.looks import HEAD_BYTES, kind_of
 from actors.images.pdf import Box, drawn_size
 from actors.images.pixels import blank_pixels
 from actors.images.workers import PageJob, PdfFile, decode_pool
-from actors.schema import PAGE, PICTURE, POSITION, Piece, QuarantinedRow, Shard
+from actors.schema import NOTES, PAGE, PICTURE, POSITION, Piece, QuarantinedRow, Shard
 from actors.source.formats.base import LARGEST_VALUE_BYTES, Wanted, reading
 from actors.source.formats.documents import Documents
-from actors.source.pictures import Pictures, decoded
+from actors.source.pictures import Pictures, decoded, notes_of
 
 ENDINGS = (".pdf", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".mpo")
 _TEXTS = Documents()
@@ -82,7 +83,8 @@ def _read_text(piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedR
         if isinstance(item, QuarantinedRow):
             yield item
         else:
-            yield item.append_column(PICTURE, pa.nulls(item.num_rows, pa.binary()))
+            nothing = pa.nulls(item.num_rows, pa.binary()), pa.nulls(item.num_rows, pa.uint8())
+            yield item.append_column(PICTURE, nothing[0]).append_column(NOTES, nothing[1])
 
 
 def _read_pages(piece: Piece, wanted: Wanted, how: Pictures) -> Iterator[pa.Table | QuarantinedRow]:
@@ -99,32 +101,33 @@ def _read_pages(piece: Piece, wanted: Wanted, how: Pictures) -> Iterator[pa.Tabl
             if isinstance(result, UnfitPicture):
                 yield _row(shard, page, wanted, result, {})
             else:
-                yield _row(shard, page, wanted, result.pixels, {PAGE: page, "text": result.text or None})
+                yield _row(shard, page, wanted, result, {PAGE: page, "text": result.text or None})
 
 
 def _row(
-    shard: Shard, position: int, wanted: Wanted, pixels: bytes | UnfitPicture, values: dict[str, object]
+    shard: Shard, position: int, wanted: Wanted, picture: Picture | UnfitPicture, values: dict[str, object]
 ) -> pa.Table | QuarantinedRow:
     """Return a row as a table, or quarantined if its picture is unfit."""
-    if isinstance(pixels, UnfitPicture):
-        return QuarantinedRow(shard.path, position, None, pixels.reason, pixels.error)
+    if isinstance(picture, UnfitPicture):
+        return QuarantinedRow(shard.path, position, None, picture.reason, picture.error)
     values = {"path": shard.path, "name": shard.path.rsplit("/", 1)[-1], **values}
     names = wanted.present(shard, tuple(_TYPES))
     columns = {name: pa.array([values.get(name)], _TYPES[name]) for name in names}
-    return pa.table({**columns, POSITION: pa.array([position], pa.int64()), PICTURE: pa.array([pixels], pa.binary())})
+    columns |= {PICTURE: pa.array([picture.pixels], pa.binary()), NOTES: pa.array([notes_of(picture)], pa.uint8())}
+    return pa.table({**columns, POSITION: pa.array([position], pa.int64())})
 
 
-def _blank_page(page: int, box: Box | None, how: Pictures) -> bytes | UnfitPicture:
+def _blank_page(page: int, box: Box | None, how: Pictures) -> Picture | UnfitPicture:
     if box is None:
         return UnfitPicture("bad_page", f"page {page} is damaged or missing")
     try:
-        return blank_pixels(*drawn_size(box, how.settings), how.settings)
+        return Picture(blank_pixels(*drawn_size(box, how.settings), how.settings))
     except UnfitPicture as error:
         return error
 
 
-def _only_picture(shard: Shard, kind: str | None, how: Pictures) -> bytes | UnfitPicture:
-    """Return the packed pixels of a picture file, or why it has none, as a PDF that cannot be opened."""
+def _only_picture(shard: Shard, kind: str | None, how: Pictures) -> Picture | UnfitPicture:
+    """Return the picture in a file, or why it has none, as a PDF that cannot be opened."""
     try:
         if kind == "pdf" or (kind is None and shard.path.lower().endswith(".pdf")):
             _boxes(shard)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.encoders.compute.environment import GPU_ENV
-from actors.errors import DeviceLost, InvariantBroken, VectideError
+from actors.errors import ConfigError, DeviceLost, InvariantBroken, VectideError
 from actors.schema import CHUNK, HASH, PARTS, QuarantinedRow
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.vectors import Encoded
@@ -113,7 +113,8 @@ class EncodeStage:
         """The model, loaded at first use: a refresh may find all vectors in the table and never need it."""
         from actors.encoders import load_encoder
 
-        encoder = load_encoder(self.spec.model, device=self._device, threads=self._threads)
+        one_task = self.spec.source.task is None
+        encoder = load_encoder(self.spec.model, device=self._device, threads=self._threads, one_task=one_task)
         encoder.compute.limit_memory(self._gpus)
         return encoder
 
@@ -221,7 +222,7 @@ class EncodeStage:
                     work.add(low, high, self._vectors(work.rows.slice(low, high - low)))
                     return
                 except VectideError as error:
-                    if isinstance(error, InvariantBroken):
+                    if isinstance(error, InvariantBroken | ConfigError):  # of no row
                         raise
                     reason = str(error)
                 except (RuntimeError, ValueError, IndexError) as error:

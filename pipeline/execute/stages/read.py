@@ -129,6 +129,7 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
         "documents": documents,
         "tokens": pc.sum(cost, min_count=0).as_py(),
         "truncated": prepared.truncated,
+        **result.notes,
     }
     batch.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
 

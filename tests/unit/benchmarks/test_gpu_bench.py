@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from actors.encoders import load_encoder
 from actors.encoders.compute.device import Compute
 from benchmarks.__main__ import app, packaged_model
-from benchmarks.gpu import peers
+from benchmarks.gpu import peers, probes
 from benchmarks.gpu.backfills import Backfill, run_backfills, write_model
 from benchmarks.gpu.measure import Budgets, Row, measure_shape
 from benchmarks.gpu.page import markdown
@@ -45,14 +46,8 @@ def page_of(rows: list[Row], backfills: tuple[Backfill, ...] = (), left_out: tup
     return markdown(rows, 1e12, backfills, left_out=left_out, command="c", date="d")
 
 
-# With `slow` are those that import sentence-transformers, which takes ten seconds.
-@pytest.mark.parametrize(
-    "family",
-    [
-        *("v2", "v3 adapters", "v4 adapters"),
-        *(pytest.param(family, marks=pytest.mark.slow) for family in ("bert", "v3", "v4")),
-    ],
-)
+@pytest.mark.slow  # imports torch's profiler, and for some families sentence-transformers, which takes ten seconds
+@pytest.mark.parametrize("family", ["bert", "v2", "v3", "v3 adapters", "v4", "v4 adapters"])
 def test_the_gpu_benchmark_measures_every_family_on_a_cpu(family, monkeypatch):
     monkeypatch.setattr(peers, "BATCHES", (4, peers.DEFAULT_BATCH))
     shape = Shape("tiny", family, 2, 48, 12, 96, groups=3 if family.startswith("v4") else None)
@@ -186,3 +181,28 @@ def test_shapes_are_the_published_ones():
         "v4": "passage",
         **dict.fromkeys(("v3 adapters", "v4 adapters"), "retrieval.passage"),
     }
+
+
+def test_every_fused_function_is_probed_with_and_without_the_variable(monkeypatch):
+    """On a CPU nothing is compiled, so both results are the same; the calls and their sizes are those of a GPU."""
+    monkeypatch.setattr(probes, "_CALLS", 1)
+    monkeypatch.setenv("VECTIDE_FUSE", "0")
+    found = list(probes.probe_all(CPU, 16))
+    assert [(each.name, each.error) for each in found if each.error or each.apart] == []
+    assert len(found) == 12
+    assert os.environ["VECTIDE_FUSE"] == "0"
+
+
+def test_a_function_that_does_not_compile_or_differs_is_a_line_of_the_page():
+    def fails() -> torch.Tensor:
+        if os.environ["VECTIDE_FUSE"] == "1":
+            raise ValueError("no such kernel\nand more")
+        return torch.ones(2)
+
+    def differs() -> torch.Tensor:
+        return torch.ones(2) * (1 if os.environ["VECTIDE_FUSE"] == "0" else 1.5)
+
+    found = [probes.probe("fails", lambda: fails, CPU), probes.probe("differs", lambda: differs, CPU)]
+    page = probes.page(found, date="d")
+    assert "| ValueError: no such kernel |" in page
+    assert "| 0.50000 |" in page

@@ -215,10 +215,13 @@ def test_a_round_is_a_process_with_a_last_line():
 
 
 def test_a_signal_ends_the_round_and_the_watch(tmp_path):
-    """Call the handler directly: the first signal is passed to the round as SIGINT."""
+    """Call the handler directly: the first signal is passed to the round as SIGINT.
+
+    The round does not wait: a shell that is told to stop just before it begins to wait stops only after that.
+    """
     ready = tmp_path / "ready"
     os.mkfifo(ready)
-    script = f"trap 'echo \"error: stopped\" >&2; exit 130' INT; echo > {ready}; while true; do read x < {ready}; done"
+    script = f"trap 'echo \"error: stopped\" >&2; exit 130' INT; echo > {ready}; while :; do :; done"
     stop = Stop()
     lines: list[str] = []
 

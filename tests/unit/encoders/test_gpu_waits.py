@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from actors.batching.budget import BudgetController
-from actors.encoders import describe, load_encoder
-from actors.encoders.compute import attention
+from actors.encoders import describe, encoder, load_encoder, pooling
+from actors.encoders.compute import attention, linear, slopes
 from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
 from actors.text.chunks import Chunker, resolve
@@ -100,22 +100,25 @@ def counting(encoder: Encoder) -> Iterator[list[str]]:
         yield copies.events
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[(name, fuses) for name in MODELS for fuses in (False, True)], ids=str)
 def on_a_gpu(request, tmp_path, monkeypatch):
-    """A model on the device, in micro-batches of 60 tokens; each has been computed once, for the tables that grow."""
-    write, settings, task, tasks = MODELS[request.param]
+    """A model on the device, in micro-batches of 40 tokens, as it is and as it is fused, but for the compiler's work."""
+    name, fuses = request.param
+    write, settings, task, tasks = MODELS[name]
     monkeypatch.setattr(attention, "_has_varlen", lambda query: query.shape[2] % 8 == 0)
-    spec = describe(str(write(tmp_path, **settings)), task=task)
-    encoder = Encoder(spec, compute=Compute(META, torch.bfloat16), budget=BudgetController([60]))
-    return encoder, tasks
+    monkeypatch.setattr(slopes, "_attend_in_blocks", lambda query, *_: torch.empty_like(query).flatten(1))
+    for module in (attention, encoder, linear, pooling):
+        monkeypatch.setattr(module, "fuses", lambda device: fuses)
+    spec, compute = describe(str(write(tmp_path, **settings)), task=task), Compute(META, torch.bfloat16)
+    return Encoder(spec, compute=compute, budget=BudgetController([40]), one_task=tasks is None), tasks
 
 
 def rows_of(encoder: Encoder, tasks: list[str | None] | None) -> tuple[pa.ListArray, list[str | None] | None]:
-    texts = SENTENCES * 3
-    tasks = None if tasks is None else [tasks[i % len(tasks)] for i in range(len(texts))]
-    return encoder.tokenizer.tokenize(texts, tasks).ids, tasks
+    tasks = None if tasks is None else [tasks[i % len(tasks)] for i in range(len(SENTENCES))]
+    return encoder.tokenizer.tokenize(SENTENCES, tasks).ids, tasks
 
 
+@pytest.mark.slow
 def test_the_host_sends_one_buffer_a_micro_batch_and_waits_at_the_end(on_a_gpu):
     encoder, tasks = on_a_gpu
     ids, row_tasks = rows_of(encoder, tasks)
@@ -127,6 +130,7 @@ def test_the_host_sends_one_buffer_a_micro_batch_and_waits_at_the_end(on_a_gpu):
     assert events == ["sent", "leaves"] * count + ["awaited"] * count
 
 
+@pytest.mark.slow
 def test_sums_of_chunks_add_one_buffer_a_micro_batch(on_a_gpu):
     encoder, tasks = on_a_gpu
     texts = [" ".join(SENTENCES)] * 2
@@ -172,10 +176,13 @@ def test_arrived_vectors_are_put_into_place_while_others_are_computed(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("fuse", "01")
 @pytest.mark.parametrize("model", MODELS)
-def test_no_operation_of_a_micro_batch_makes_the_host_wait_for_a_gpu(tmp_path, model):
+def test_no_operation_of_a_micro_batch_makes_the_host_wait_for_a_gpu(tmp_path, monkeypatch, model, fuse):
+    monkeypatch.setenv("VECTIDE_FUSE", fuse)
     write, settings, task, tasks = MODELS[model]
-    encoder = load_encoder(describe(str(write(tmp_path, **settings)), task=task), device="cuda")
+    spec = describe(str(write(tmp_path, **settings)), task=task)
+    encoder = load_encoder(spec, device="cuda", one_task=tasks is None)
     encoder._runner._budget = BudgetController([60])
     ids, row_tasks = rows_of(encoder, tasks)
     expected = encoder.encode_tokens(ids, row_tasks)

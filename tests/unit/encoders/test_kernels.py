@@ -1,4 +1,4 @@
-"""The C kernels against torch in float64, for every instruction set of this processor."""
+"""The C kernels against torch in float64, for every instruction set of this processor; attention is beside its callers."""
 
 from __future__ import annotations
 
@@ -18,42 +18,17 @@ from hypothesis import strategies as st
 
 from actors import kernels
 from actors.encoders import rope
-from actors.encoders.compute.attention import attend, attend_by_kernel, attend_runs
 from actors.encoders.compute.device import find_compute
 from actors.encoders.compute.int8 import IntegerProduct, round_states
 from actors.encoders.compute.linear import LayerNorm, Linear, gelu_
-from actors.encoders.packed import pack
 from actors.kernels.parallel import parallel_for
 
 KERNELS = kernels.available()
-# Rows that end before, at and after a tile of 6, a block of 12, a register of 8 or 16, and a pair of registers.
-LENGTHS = [1, 2, 5, 6, 7, 11, 12, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 250]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.02}
 
 
 def types(kernel: kernels.Kernels) -> list[torch.dtype]:
     return [dtype for dtype in TOLERANCE if kernel.takes(dtype)]
-
-
-def exact_attention(query, key, value, lengths, *, scale, bias=None):
-    out = []
-    for q, k, v in zip(*(torch.split(x.double(), lengths) for x in (query, key, value)), strict=True):
-        scores = torch.einsum("ihd,jhd->hij", q, k) * scale
-        if bias is not None:
-            position = torch.arange(len(q))
-            scores += bias.double()[:, position[None] - position[:, None] + len(q) - 1]
-        out.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).flatten(1))
-    return torch.cat(out)
-
-
-def states(tokens: int, heads: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    return torch.randn(tokens, 3, heads, width).mul(1.5).to(dtype).unbind(1)
-
-
-def attended(kernel, query, key, value, lengths, **settings) -> torch.Tensor:
-    out = torch.full((len(query), query.shape[1] * query.shape[2]), float("nan"), dtype=query.dtype)
-    kernel.attend(query, key, value, np.array(lengths), out=out, **settings)
-    return out
 
 
 def has_compiler() -> bool:
@@ -91,82 +66,6 @@ def test_the_module_has_each_kernel_of_each_instruction_set(name):
         library = kernels._library()
         assert library is not None, "vectide_kernels is not built: `make setup`"
         assert kernels.Kernels(library, name).name == name
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-@pytest.mark.parametrize(("heads", "width"), [(12, 32), (2, 64), (3, 48), (1, 128), (2, 20), (3, 7), (1, 2), (2, 256)])
-def test_attention_of_rows_of_any_length_in_heads_of_any_width(kernel, heads, width):
-    torch.manual_seed(0)
-    for dtype in types(kernel):
-        query, key, value = states(sum(LENGTHS), heads, width, dtype)
-        result = attended(kernel, query, key, value, LENGTHS, scale=width**-0.5)
-        assert result.dtype == dtype
-        expected = exact_attention(query, key, value, LENGTHS, scale=width**-0.5)
-        torch.testing.assert_close(result.double(), expected, atol=TOLERANCE[dtype], rtol=0)
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-@pytest.mark.parametrize("length", [1, 7, 16, 100, 511, 512, 513, 1030])
-def test_attention_with_a_bias_and_more_keys_than_a_block(kernel, length):
-    torch.manual_seed(0)
-    wider = torch.randn(2, 2 * length + 9) * 3  # the bias is a view of a larger tensor, as that of T5
-    bias = wider[:, 5 : 5 + 2 * length - 1]
-    for dtype in types(kernel):
-        query, key, value = states(2 * length, 2, 32, dtype)
-        result = attended(kernel, query, key, value, [length, length], scale=0.2, bias=bias)
-        expected = exact_attention(query, key, value, [length, length], scale=0.2, bias=bias)
-        torch.testing.assert_close(result.double(), expected, atol=2 * TOLERANCE[dtype], rtol=0)
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_attention_is_stable_for_scores_of_very_different_size(kernel):
-    """The largest score is the last, so all sums before it become negligible, and none may overflow."""
-    query = torch.ones(600, 1, 16)
-    key = torch.linspace(-400, 400, 600)[:, None, None].expand(600, 1, 16).contiguous()
-    value = torch.arange(600.0)[:, None, None].expand(600, 1, 16).contiguous()
-    result = attended(kernel, query, key, value, [600], scale=1.0)
-    torch.testing.assert_close(result, torch.full((600, 16), 599.0), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_a_nan_affects_only_its_row_and_head(kernel):
-    query, key, value = states(40, 2, 32, torch.float32)
-    key[3, 1, 7] = float("nan")
-    result = attended(kernel, query, key, value, [20, 20], scale=1.0)
-    assert result[:20, 32:].isnan().all()
-    assert result[20:].isfinite().all()
-    assert result[:, :32].isfinite().all()
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_attention_accepts_any_strides_of_tokens_and_heads(kernel):
-    fused = torch.randn(30, 3, 4, 16)
-    query, key, value = fused[:, 0].contiguous(), fused[:, 1], torch.randn(30, 16, 4).transpose(1, 2)
-    result = attended(kernel, query, key, value, [30], scale=0.5)
-    torch.testing.assert_close(result, exact_attention(query, key, value, [30], scale=0.5).float(), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_float32_is_multiplied_as_bfloat16_only_if_approximate_is_set(kernel):
-    query, key, value = states(50, 2, 32, torch.float32)
-    expected = exact_attention(query, key, value, [50], scale=0.2).float()
-    result = attended(kernel, query, key, value, [50], scale=0.2, approximate=True)
-    error = (result - expected).abs().max()
-    assert error < 0.1
-    assert (error > 1e-5) == (kernel.name == "avx512_bf16")
-
-
-def test_all_attention_paths_on_a_cpu_agree():
-    torch.manual_seed(0)
-    lengths = np.array([9, 9, 4])
-    batch = pack(np.arange(22), lengths, device=torch.device("cpu"))
-    query, key, value = states(22, 4, 8, torch.float32)
-    for bias in (None, lambda length: torch.sin(torch.arange(8.0 * length - 4).view(4, -1))):
-        expected = attend_runs(query, key, value, batch, bias=bias)
-        torch.testing.assert_close(attend(query, key, value, batch, bias=bias), expected, atol=1e-5, rtol=0)
-        for kernel in KERNELS:
-            result = attend_by_kernel(kernel, query, key, value, batch, bias=bias)
-            torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -299,19 +198,6 @@ def test_parallel_for_covers_the_range_once_on_any_number_of_threads(threads, co
     finally:
         torch.set_num_threads(threads_before)
     assert sorted(done) == sorted(list(range(count)) * 3)
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_attention_on_several_threads_equals_that_on_one(kernel):
-    threads_before = torch.get_num_threads()
-    query, key, value = states(64, 5, 16, torch.float32)
-    single_threaded = attended(kernel, query, key, value, [40, 24], scale=1.0)
-    torch.set_num_threads(3)
-    try:
-        result = attended(kernel, query, key, value, [40, 24], scale=1.0)
-    finally:
-        torch.set_num_threads(threads_before)
-    assert torch.equal(result, single_threaded)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from actors.encoders.packed import pack
-from actors.encoders.pooling import finish, pool
+from actors.encoders.pooling import finish, pool, sum_stretches
 
 
 def test_a_shortened_vector_is_cut_before_it_is_normalised():
@@ -33,3 +33,15 @@ def test_every_row_is_pooled_over_its_own_tokens():
     assert pool(hidden, batch, "mean").flatten().tolist() == [1.5, 4.5, 6.5, 8.0]
     assert pool(hidden, batch, "cls").flatten().tolist() == [0.0, 4.0, 6.0, 8.0]
     assert pool(hidden, batch, "last").flatten().tolist() == [3.0, 5.0, 7.0, 8.0]
+
+
+def test_stretches_are_summed_in_pieces_over_their_own_tokens():
+    """As on a GPU: long, short and empty ones, with gaps between them and an infinite state beside one."""
+    torch.manual_seed(0)
+    hidden = torch.randn(200, 6).bfloat16()
+    hidden[151] = torch.inf
+    starts, stops = np.array([0, 3, 40, 105, 120, 199]), np.array([3, 36, 104, 105, 151, 200])
+    ends = torch.from_numpy(np.stack([starts, stops])).int()
+    sums = sum_stretches(hidden, ends[0], ends[1], stops - starts)
+    right = [hidden[start:stop].double().sum(0) for start, stop in zip(starts, stops, strict=True)]
+    torch.testing.assert_close(sums.double(), torch.stack(right), atol=1e-5, rtol=1e-5)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from actors.encoders.running import Stats
+from actors.errors import ConfigError
 from actors.schema import HASH, ID, INPUT_IDS
 from actors.unit.unit_batch import UnitBatch, pack, unpack
 from actors.vectors import Encoded, VectorColumn, dense
@@ -89,6 +90,19 @@ def test_other_units_are_prepared_and_packed_while_one_is_computed(monkeypatch):
     assert [table and table["embedding"].to_pylist() for table in tables] == [[[0], [1]], [[2], [3]], [[4], [5]]]
     # What the encoder counts is counted once for each unit, whichever thread had it.
     assert [batch.counts["padding"] for batch in done] == [7, 7, 7]
+
+
+def test_a_wrong_setting_is_an_error_of_the_unit_and_of_no_row():
+    def encode_rows(rows: pa.Table, chunking: Any) -> Encoded:
+        raise ConfigError("VECTIDE_FUSE is 1, and nothing compiles here")
+
+    spec: Any = SimpleNamespace(chunking=None, row_timeout_s=None)
+    stage = encode.EncodeStage(spec, NoAttemptLog(), 1, "cpu")
+    stage.__dict__["encoder"] = SimpleNamespace(encode_rows=encode_rows)
+    rows = pa.table({ID: ["a", "b"], HASH: ["1", "2"]})
+    done = unpack(stage(pack(UnitBatch(0, table=rows, inputs=pa.table({INPUT_IDS: [[1], [2]]})))))
+    assert isinstance(done.error, ConfigError)
+    assert done.bad == []
 
 
 @pytest.mark.parametrize(("device", "threads"), [("cuda", 3), ("cpu", 1)])

@@ -28,10 +28,25 @@ def test_each_encoder_of_a_shared_gpu_keeps_to_its_share_of_the_memory(monkeypat
     )
     encoder: Any = SimpleNamespace(compute=Compute(torch.device(device), torch.bfloat16))
     monkeypatch.setattr("actors.encoders.load_encoder", lambda *args, **kwargs: encoder)
-    spec: Any = SimpleNamespace(chunking=None, model=None)
+    spec: Any = SimpleNamespace(chunking=None, model=None, source=SimpleNamespace(task=None))
     stage = EncodeStage(spec, NoAttemptLog(), 1, device, gpus=gpus, load_now=True)
     assert stage.encoder is encoder
     assert called == [(pytest.approx(share), device) for share in limits]
+
+
+@pytest.mark.parametrize(("column", "one_task"), [(None, True), ("kind", False)])
+def test_an_encoder_is_told_if_a_job_has_no_column_of_tasks(monkeypatch, column, one_task):
+    told: dict[str, Any] = {}
+    encoder: Any = SimpleNamespace(compute=Compute(torch.device("cpu"), torch.float32))
+
+    def load(*_: Any, **settings: Any) -> Any:
+        told.update(settings)
+        return encoder
+
+    monkeypatch.setattr("actors.encoders.load_encoder", load)
+    spec: Any = SimpleNamespace(chunking=None, model=None, source=SimpleNamespace(task=column))
+    EncodeStage(spec, NoAttemptLog(), 1, "cpu", load_now=True)
+    assert told["one_task"] is one_task
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", "expandable_segments:True"), ("cpu", None)])
@@ -68,6 +83,7 @@ print(os.nice(0), len(os.listdir("/proc/self/task")) - threads)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beside_gpus", "nice"), [("yes", 19), ("no", os.nice(0))])
 def test_a_reader_beside_gpus_tokenizes_in_one_thread_at_the_lowest_priority(tmp_path, beside_gpus, nice):
     command = [sys.executable, "-c", READER, str(write_bert(tmp_path)), beside_gpus]

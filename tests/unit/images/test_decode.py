@@ -220,7 +220,7 @@ def test_what_follows_a_picture_does_not_matter_but_what_is_cut_does(kind):
     ("data", "reason", "words"),
     [
         (b"", "bad_picture", "empty"),
-        (b"plain text, named .png", "bad_picture", "not a picture but text"),
+        (b"plain text, named .png", "bad_picture", "the file is text"),
         (b"<html><body>404", "bad_picture", "a web page"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "bad_picture", "an SVG drawing"),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "bad_picture", "a HEIC picture"),

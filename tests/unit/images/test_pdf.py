@@ -9,15 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors.images.decode import Picture
 from actors.images.errors import UnfitPicture
 from actors.images.page_tree import page_tree
-from actors.images.pdf import PdfDocument, drawn_size, page_boxes, page_count, page_text, render
+from actors.images.pdf import Box, PdfDocument, drawn_size
 from actors.images.pixels import resized, unpack_pixels
 from actors.images.settings import PictureSettings
 from tests.toys.pdfs import RED_CORNER, encryption, pdf_of, stream, write_pdf
 
 SETTINGS = PictureSettings(3136, 100_000)
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def render(pdf: bytes, page: int, settings: PictureSettings) -> Picture:
+    with PdfDocument(pdf) as opened:
+        return opened.render(page, settings, text=True)
+
+
+def page_boxes(pdf: bytes | str) -> list[Box | None]:
+    with PdfDocument(pdf) as opened:
+        return opened.boxes()
 
 
 def colours(pdf: bytes, page: int = 1) -> dict[str, tuple[int, ...]]:
@@ -84,7 +95,6 @@ def test_a_layer_that_is_switched_off_is_not_drawn():
 
 
 def test_an_owners_password_does_not_matter_but_a_users_does():
-    assert page_count(pdf_of([b""], trailer=encryption(b"", b"owner"))) == 1
     assert colours(pdf_of([b""], trailer=encryption(b"", b"owner")))["up left"] == WHITE
     locked = pdf_of([b""], trailer=encryption(b"user", b"owner"))
     assert refused(locked) == "encrypted"
@@ -102,9 +112,9 @@ def test_junk_around_a_pdf_does_not_matter():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "not a PDF but empty"),
-        (b"<!DOCTYPE html><p>", "not a PDF but a web page"),
-        (b"\x89PNG\r\n\x1a\n", "not a PDF but a PNG picture"),
+        (b"", "the file is empty, not a PDF"),
+        (b"<!DOCTYPE html><p>", "the file is a web page, not a PDF"),
+        (b"\x89PNG\r\n\x1a\n", "the file is a PNG picture, not a PDF"),
         (b"%PDF-1.7\n", "damaged, or has no pages"),
         (pdf_of([]), "damaged, or has no pages"),
         (pdf_of([RED_CORNER])[:200], "damaged, or has no pages"),
@@ -114,7 +124,7 @@ def test_what_is_no_pdf_is_refused_with_a_reason(data, words, tmp_path):
     (tmp_path / "a.pdf").write_bytes(data)
     for source in (data, str(tmp_path / "a.pdf")):
         with pytest.raises(UnfitPicture, match=words) as caught:
-            page_count(source)
+            page_boxes(source)
         assert caught.value.reason == "bad_pdf"
 
 
@@ -124,7 +134,7 @@ def test_no_page_is_lost_where_the_number_of_pages_is_wrong(count):
     boxes = page_boxes(pdf)
     assert boxes[:3] == [(200, 100), (200, 200), (200, 300)]
     assert set(boxes[3:]) <= {None}
-    assert len(boxes) == (3 if count <= 3 or count == 10**7 else min(count, 103))
+    assert len(boxes) == (3 if count <= 3 or count == 10**7 else min(count, 130))
     assert unpack_pixels(render(pdf, 3, SETTINGS).pixels).any()  # without `page_boxes` before it
     assert refused(pdf, 4) == "bad_page"
 
@@ -143,6 +153,18 @@ def test_wrong_numbers_in_the_nodes_of_a_tree_are_found():
         7: leaf(b"4"),
     }
     assert page_boxes(write_pdf(nodes)) == [(200, 300)] * 3
+
+
+def test_a_tree_that_is_not_understood_takes_no_page_away():
+    pages = b" ".join(b"%d 0 R" % number for number in range(10, 1010))
+    objects = {
+        1: b"<< /Type /Catalog /Pages 2 0 R >>",
+        2: b"<< /Type /Pages /Kids [3 0 R] /Count 1000 >>",
+        3: b"<< /Type /Pages /Parent 2 0 R /Kids 4 0 R /Count 1000 >>",
+        4: b"[" + pages + b"]",
+        **dict.fromkeys(range(10, 1010), b"<< /Type /Page /Parent 3 0 R /MediaBox [0 0 300 200] >>"),
+    }
+    assert page_boxes(write_pdf(objects)) == [(200, 300)] * 1000
 
 
 def test_a_page_tree_in_compressed_objects_is_counted():
@@ -194,10 +216,11 @@ def test_absurd_pages_are_refused_or_drawn_small(box, reason):
 
 def test_the_text_layer_is_plain_text():
     lines = b"BT /F 12 Tf 20 150 Td (first line) Tj 0 -20 Td (second) Tj ET"
-    assert page_text(pdf_of([lines]), 1) == "first line\nsecond"
-    assert page_text(pdf_of([b""]), 1) == ""
-    with PdfDocument(pdf_of([lines], page=b"/MediaBox [0 0 300 200] /Rotate 180")) as pdf:
-        assert pdf.render(1, SETTINGS, text=True).text == pdf.text(1) == "first line\nsecond"
+    turned = b"/MediaBox [0 0 300 200] /Rotate 180"
+    assert render(pdf_of([lines]), 1, SETTINGS).text == "first line\nsecond"
+    assert render(pdf_of([lines], page=turned), 1, SETTINGS).text == "first line\nsecond"
+    assert render(pdf_of([b""]), 1, SETTINGS).text == ""
+    with PdfDocument(pdf_of([lines])) as pdf:
         assert pdf.render(1, SETTINGS).text is None
 
 

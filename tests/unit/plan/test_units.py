@@ -68,6 +68,7 @@ def fill(folder, name: str, shards: int = 2, **options) -> None:
         write(folder / f"{shard:03d}{name}", table, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".parquet", ".jsonl", ".jsonl.gz", ".csv"])
 @pytest.mark.parametrize("shards", [1, 2, 50])
 def test_every_row_is_in_one_unit_and_the_first_two_are_early(tmp_path, model, name, shards):

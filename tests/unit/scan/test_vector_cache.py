@@ -99,6 +99,19 @@ def test_an_entry_that_was_cut_off_is_written_again(folder, kept):
     assert entry.read_bytes() == data
 
 
+def test_two_processes_may_write_one_entry_at_once(folder):
+    file = File()
+
+    def other_writes_first() -> Iterator[pa.RecordBatch]:
+        read(VectorCache(folder, 1 << 30), File())
+        yield from file()
+
+    blocks = list(VectorCache(folder, 1 << 30).blocks(SHARD, SCHEMA, COLUMN, 7, other_writes_first))
+    wide = file.vectors.astype(np.float64)
+    np.testing.assert_array_equal(unit(blocks), wide / np.linalg.norm(wide, axis=1, keepdims=True))
+    assert len(entries(folder)) == 1
+
+
 def test_a_folder_that_others_may_write_to_is_not_used(folder):
     folder.mkdir()
     folder.chmod(0o777)

@@ -166,6 +166,7 @@ def check_comes_back(folder: Path, kind: pa.DataType, value: object) -> None:
     assert pa.schema(table.schema().to_arrow()).field("c").type == stored_type(kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "value"), LEAVES, ids=lambda part: str(part) if isinstance(part, pa.DataType) else "")
 def test_each_type_comes_back_equal(tmp_path, kind, value):
     check_comes_back(tmp_path, kind, value)
@@ -222,6 +223,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_a_column_may_have_any_name(tmp_path, name, partitioned):

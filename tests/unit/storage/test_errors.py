@@ -99,7 +99,7 @@ def test_a_refused_create_is_detected_in_both_forms():
 def test_each_error_names_the_fix(monkeypatch, error, kind, message):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     converted = errors.to_vectide_error("s3://lake/x", "read", error, 8)
-    assert type(converted) is kind
+    assert isinstance(converted, kind)
     assert message in str(converted)
     assert "\n" not in str(converted)
 
@@ -108,7 +108,7 @@ def test_own_errors_pass_except_transient_ones():
     ours = ConfigError("as it was")
     assert errors.to_vectide_error("s3://lake/x", "read", ours, 1) is ours
     converted = errors.to_vectide_error("s3://lake/x", "create", TransientError("was refused, yet nothing is there"), 8)
-    assert type(converted) is StorageError
+    assert isinstance(converted, StorageError)
     assert "after 8 tries: TransientError: was refused, yet nothing is there" in str(converted)
 
 
@@ -227,7 +227,7 @@ def no_place(monkeypatch):
 )
 def test_errors_of_azure_and_google_name_the_fix(url, error, kind, message):
     converted = errors.to_vectide_error(url, "read", error, 1)
-    assert type(converted) is kind
+    assert isinstance(converted, kind)
     assert message in str(converted)
     assert "AWS" not in str(converted)
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import sys
 from inspect import signature
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
-from actors.encoders.alibi import alibi
+from actors.encoders.alibi import Alibi
 from actors.encoders.compute.attention import attend, attend_padded, attend_runs, hankel, varlen_settings
-from actors.encoders.packed import pack
+from actors.encoders.compute.slopes import attend_by_slopes, find_flash
+from actors.encoders.packed import BLOCK, pack
 
 HEADS, WIDTH = 4, 8
 
@@ -40,7 +43,7 @@ def by_hand(query, key, value, lengths, *, scale, bias, causal=False):
 
 
 @pytest.mark.parametrize("lengths", [[7, 5, 5, 1], [3, 3], [1], [2, 6, 2, 2, 6], [17, 3, 2, 2, 1]])
-@pytest.mark.parametrize("bias", [None, uneven, alibi(HEADS, torch.device("cpu"))])
+@pytest.mark.parametrize("bias", [None, uneven, Alibi(HEADS, torch.device("cpu"))])
 @pytest.mark.parametrize("scale", [None, 1.0])
 def test_both_implementations_attend_within_each_row(lengths, bias, scale):
     torch.manual_seed(0)
@@ -169,3 +172,40 @@ def test_a_batch_has_the_positions_of_its_rows():
     assert batch.offsets.tolist() == [0, 4, 7, 10, 12]
     assert batch.spread(torch.tensor([1, 2, 3, 4])).tolist() == [1] * 4 + [2] * 3 + [3] * 3 + [4] * 2
     assert batch.tasks == ("a", "b", "a", "b")
+
+
+@pytest.mark.parametrize("lengths", [[300, 128, 128, 40, 2], [1], [128], [129], [3] * 100])
+def test_blocks_are_paired_if_they_share_a_row(lengths):
+    batch = pack(np.arange(sum(lengths)), np.array(lengths), device=torch.device("cpu"))
+    rows, counts, numbers = batch.blocks()
+    assert rows.tolist() == np.repeat(np.arange(len(lengths)), lengths).tolist()
+    blocks = [set(block.tolist()) for block in rows.split(BLOCK)]
+    for mine, count, order in zip(blocks, counts.tolist(), numbers.tolist(), strict=True):
+        assert sorted(order) == list(range(len(blocks)))
+        assert sorted(order[:count]) == [number for number, other in enumerate(blocks) if mine & other]
+
+
+def test_flash_attention_gets_the_slopes(monkeypatch):
+    """Computed by the bias that its documentation names, for queries and keys of one row."""
+
+    def flash_attn_varlen_func(q, k, v, *ends, alibi_slopes=None):
+        offsets, _, *longest = ends
+        assert offsets.dtype == torch.int32
+        assert offsets is ends[1]
+        assert longest == [7, 7]
+        rows = np.diff(offsets).tolist()
+        bias = lambda n: -alibi_slopes[:, None] * torch.arange(1 - n, n).abs()  # noqa: E731
+        return by_hand(q, k, v, rows, scale=WIDTH**-0.5, bias=bias).view(q.shape)
+
+    module = ModuleType("flash_attn")
+    module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    find_flash.cache_clear()
+    bias, lengths = Alibi(HEADS, torch.device("cpu")), [7, 5, 1]
+    query, key, value = torch.randn(13, 3, HEADS, WIDTH).unbind(1)
+    batch = pack(np.arange(13), np.array(lengths), device=torch.device("cpu"))
+    try:
+        out = attend_by_slopes(query, key, value, bias.slopes, batch)
+    finally:
+        find_flash.cache_clear()
+    torch.testing.assert_close(out.float(), attend_padded(query, key, value, batch, bias=bias), atol=1e-5, rtol=0)

@@ -287,6 +287,7 @@ def test_a_pickled_spec_loads_the_same_model(folders, main):
     np.testing.assert_allclose(load_encoder(spec).encode(TEXTS), main.encode(TEXTS, task="code.passage"), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_describing_it_imports_no_torch(folders):
     code = (
         "import sys; from actors.encoders import describe; from actors.text.tokenizer import Tokenizer\n"

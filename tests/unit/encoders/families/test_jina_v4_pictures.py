@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from actors.batching.budget import BudgetController
 from actors.encoders import describe, load_encoder
+from actors.encoders.compute.attention import attend_padded, attend_runs
 from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
 from actors.encoders.families import jina_v4_vision
@@ -40,7 +41,8 @@ def random_pixels(grid, seed=0):
 
 PIXELS = [random_pixels(grid) for grid in GRIDS]
 # Texts and pictures in turn.
-MIXED = [each for pair in zip(PIXELS, [*SENTENCES, "x", "", "query"], strict=True) for each in pair]
+OTHER_TEXTS = ("x", "", "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>")
+MIXED = [each for pair in zip(PIXELS, [*SENTENCES, *OTHER_TEXTS], strict=True) for each in pair]
 
 
 def load(folder, task="retrieval.passage", **others):
@@ -288,3 +290,17 @@ def test_bfloat16_vectors_are_close(main):
     cosines = (encode(narrow, MIXED) * encode(main, MIXED)).sum(1)
     assert cosines.min() > 0.999
     assert cosines.max() < 0.9999999  # the compute type did change
+
+
+def test_products_of_integers_leave_the_tower_in_float32(main):
+    narrow = Encoder(main.spec, compute=Compute(torch.device("cpu"), torch.float32, int8=True))
+    assert not tower_of(narrow).compute.int8
+    assert (encode(narrow, MIXED) * encode(main, MIXED)).sum(1).min() > 0.99
+
+
+@pytest.mark.parametrize("attend", [attend_runs, attend_padded])
+def test_every_attention_gives_the_same_states(main, monkeypatch, attend):
+    """The first is that of CPUs without our kernels, the second that of GPUs in float32."""
+    expected = encode(main, MIXED)
+    monkeypatch.setattr(jina_v4_vision, "attend", attend)
+    np.testing.assert_allclose(encode(main, MIXED), expected, atol=1e-5, rtol=0)

@@ -19,6 +19,7 @@ from actors.encoders import describe, load_encoder
 from actors.encoders.compute import attention
 from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
+from actors.encoders.families import jina_v4
 from actors.encoders.families.jina_v4_vision_layout import tower_sizes
 from actors.encoders.preprocessor import FILE
 from actors.errors import ConfigError, DataError, ModelError
@@ -285,6 +286,16 @@ def test_an_unusable_picture_is_named(folder, image):
 
 
 # A GPU
+
+
+def test_a_tower_that_does_not_fit_the_device_is_named(folder, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    encoder = load_encoder(str(folder), **PASSAGE)
+    monkeypatch.setattr(jina_v4, "build_tower", full)
+    with pytest.raises(ConfigError, match="does not fit the memory of cpu"):
+        encoder.encode_images(PIXELS[:1])
 
 
 def test_the_host_does_not_wait_for_the_device_at_pictures(folder, monkeypatch):

@@ -44,6 +44,10 @@ class State(NamedTuple):
     stalls: int
 
 
+# A step to another state: the program that makes it, and how the program crashes if it does.
+Step = tuple[int, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Exploration:
     """Result of an exploration.
@@ -126,7 +130,9 @@ class Space:
         self.positions: list[Position | End] = []
         self._store_numbers: dict[Store, int] = {}
         self._position_numbers: dict[Position | End, int] = {}
+        self.answered = cache(self._answered)
         self.call = cache(self._call)
+        self.crashed = cache(self._crashed)
         self.move = cache(self._move)
         self.wrong = cache(self._wrong)
 
@@ -155,13 +161,28 @@ class Space:
         call = self.call(program)
         assert call is not None
         reply, after = answer(self.stores[store], call)
-        return self.answered(program, reply), self.store(after)
+        return self._answered(program, reply), self.store(after)
 
-    def answered(self, program: int, reply: Any) -> int:
+    def _answered(self, program: int, reply: Any) -> int:
         """Return the program after an answer."""
         position = self.positions[program]
         assert isinstance(position, Position)
         return self.position_number(Position(position.stage, (*position.answers, reply)))
+
+    def _crashed(self, program: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Return in which ways a program may crash, and the programs that are there after it; an orphan cannot crash."""
+        position = self.positions[program]
+        assert isinstance(position, Position)
+        if position.is_orphan:
+            return []
+        process = replace(position.process, life=position.process.life + 1)
+        again = self.position_number(Position(Stage(process.begins, (process,))))
+        if position.stage.name != "write_unit":
+            return [("crashes", (again,))]
+        # Its worker, on another machine, may still run.
+        stage = position.stage._replace(args=(*position.stage.args[:-1], ORPHAN))
+        orphan = self.position_number(Position(stage, position.answers))
+        return [("crashes", (again,)), ("crashes, its worker does not", (again, orphan))]
 
     def _wrong(self, before: int, after: int) -> str:
         """Return the invariant that a step between two stores breaks, or an empty text."""
@@ -194,7 +215,7 @@ def explore(
     first = State(
         space.store(store), tuple(space.position_number(Position(stage)) for stage in programs), crashes, stalls
     )
-    origins: dict[State, tuple[State, str] | None] = {first: None}
+    origins: dict[State, tuple[State, Step] | None] = {first: None}
     todo = deque([first])
     violation, last = "", first
     while todo and not violation:
@@ -207,56 +228,45 @@ def explore(
                     last = after
                     break
     outcomes = frozenset(position.outcome for position in space.positions if isinstance(position, End))
-    return Exploration(len(origins), violation, _trail(origins, last), outcomes, tuple(space.stores))
+    return Exploration(len(origins), violation, _trail(space, origins, last), outcomes, tuple(space.stores))
 
 
-def _trail(origins: dict[State, tuple[State, str] | None], state: State) -> tuple[str, ...]:
+def _trail(space: Space, origins: dict[State, tuple[State, Step] | None], state: State) -> tuple[str, ...]:
     steps: list[str] = []
     while (origin := origins[state]) is not None:
-        state, step = origin
-        steps.append(step)
+        state, (program, crash) = origin
+        position, call = space.positions[program], space.call(program)
+        assert isinstance(position, Position)
+        assert call is not None
+        steps.append(f"{position.process.attempt}: {crash or f'{call.what} {call.path}'}")
     return tuple(reversed(steps))
 
 
-def _steps(space: Space, state: State) -> Iterator[tuple[str, State]]:
-    for index, program in enumerate(state.programs):
+def _steps(space: Space, state: State) -> Iterator[tuple[Step, State]]:
+    programs, (store, _, crashes, stalls) = state.programs, state
+    for index, program in enumerate(programs):
         call = space.call(program)
         if call is None:
             continue
-        position = space.positions[program]
-        assert isinstance(position, Position)
-
-        def after(number: int, *more: int, index: int = index) -> tuple[int, ...]:
-            return (*state.programs[:index], number, *state.programs[index + 1 :], *more)
-
-        words = f"{position.process.attempt}: {call.what} {call.path}"
+        before, behind = programs[:index], programs[index + 1 :]
         if call.what == "alive":
-            lives = any(_is(space.positions[other], call.value) for other in state.programs)
-            yield words, state._replace(programs=after(space.answered(program, lives)))
-            if lives and state.stalls:
-                yield words, state._replace(programs=after(space.answered(program, False)), stalls=state.stalls - 1)
+            lives = any(_is(space.positions[other], call.value) for other in programs)
+            number = space.answered(program, lives)
+            yield (program, ""), State(store, (*before, number, *behind), crashes, stalls)
+            if lives and stalls:
+                number = space.answered(program, False)
+                yield (program, ""), State(store, (*before, number, *behind), crashes, stalls - 1)
         elif call.what == "writing":
-            others = (space.positions[other] for other in state.programs)
+            others = (space.positions[other] for other in programs)
             attempts = frozenset(other.process.attempt for other in others if isinstance(other, Position))
-            yield words, state._replace(programs=after(space.answered(program, attempts)))
+            number = space.answered(program, attempts)
+            yield (program, ""), State(store, (*before, number, *behind), crashes, stalls)
         else:
-            number, store = space.move(program, state.store)
-            yield words, state._replace(store=store, programs=after(number))
-        if state.crashes and not position.is_orphan:
-            again = space.position_number(
-                Position(Stage(position.process.begins, (replace(position.process, life=position.process.life + 1),)))
-            )
-            crashed = state._replace(programs=after(again), crashes=state.crashes - 1)
-            yield f"{position.process.attempt}: crashes", crashed
-            if position.stage.name == "write_unit":
-                # Its worker, on another machine, still runs.
-                orphan = space.position_number(
-                    Position(position.stage._replace(args=(*position.stage.args[:-1], ORPHAN)), position.answers)
-                )
-                yield (
-                    f"{position.process.attempt}: crashes, its worker does not",
-                    crashed._replace(programs=after(again, orphan)),
-                )
+            number, after = space.move(program, store)
+            yield (program, ""), State(after, (*before, number, *behind), crashes, stalls)
+        if crashes:
+            for crash, (again, *orphan) in space.crashed(program):
+                yield (program, crash), State(store, (*before, again, *behind, *orphan), crashes - 1, stalls)
 
 
 def _is(program: Position | End, process: Process) -> bool:

@@ -84,6 +84,7 @@ def test_without_an_exclusive_create_the_explorer_finds_a_violation(weak, progra
     assert result.trail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["overwrite", "look"])
 def test_version_is_complete_without_exclusive_receipts(how):
     """Publish reads the receipts once and only one commit can win, so any attempts that they name make a whole version."""

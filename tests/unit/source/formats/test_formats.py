@@ -95,6 +95,7 @@ def test_one_type_for_several_shards():
     assert merged([pa.int64(), pa.string()]) is None
 
 
+@pytest.mark.slow
 def test_reading_imports_no_torch_no_ray_no_pandas():
     code = (
         "import sys, actors.source.read_unit; "

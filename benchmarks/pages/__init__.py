@@ -1,0 +1,1 @@
+"""Pages and pictures: decoding against bare libraries, seconds by stage, and memory by the number of pages."""
