@@ -7,6 +7,7 @@
     │   ├── SourceChanged             a source object has changed since the plan
     │   └── UnfitVectors              rows have invalid vectors: not finite, or all zeros (in encoders/finite.py)
     ├── StorageError                  a store refused or failed, after retries
+    │   ├── AccessDenied              a store refuses access to an object, or has no credentials for it
     │   ├── TransientError            may succeed on a retry (used inside the retry loop)
     │   └── UnsafeStore               a store has no atomic create-if-absent
     ├── TooManyQuarantined            more rows were quarantined than `run.max_quarantined` allows
@@ -65,6 +66,10 @@ class SourceChanged(DataError):
 
 class StorageError(VectideError):
     """A store refused or failed, after retries."""
+
+
+class AccessDenied(StorageError):
+    """A store refuses access to an object, or has no credentials for it."""
 
 
 class TransientError(StorageError):

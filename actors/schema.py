@@ -171,7 +171,7 @@ REASONS = (
     "bad_pdf",  # a PDF that cannot be opened, or that has no pages
     "encrypted",  # a PDF that needs a password
     "bad_page",  # a page of a PDF that cannot be loaded
-    "fetch_failed",  # a URL that gave no picture, or that `source.fetch` does not allow
+    "fetch_failed",  # a URL or file that gave no picture, or that may not be read
     "encode_failed",  # the model raised on this row alone
     "killed_process",  # the process died while encoding the row
     "changed_by_other_tool",  # another tool removed or replaced the row in the table, and the refresh keeps that

@@ -24,7 +24,10 @@ TableUri = Annotated[str | None, typer.Option("--table", metavar="URI", help="ta
 ModelName = Annotated[str | None, typer.Option("--model", metavar="NAME_OR_DIR", help="encoder.model")]
 RetryQuarantined = Annotated[
     bool,
-    typer.Option("--retry-quarantined", help="Re-encode rows that failed in the encoder; publishes a new version."),
+    typer.Option(
+        "--retry-quarantined",
+        help="Try failed rows again: in the encoder, in fetching, in decoding; publishes a new version.",
+    ),
 ]
 Table = Annotated[str, typer.Argument(metavar="TABLE", help="URI of the table.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -39,7 +39,7 @@ def content_of(images: Sequence[Image], settings: PictureSettings) -> pa.Chunked
     for number, image in enumerate(images):
         try:
             pixels = _pixels_of(image, settings)
-        except (UnfitPicture, OSError) as error:
+        except (UnfitPicture, OSError, ValueError, SyntaxError) as error:  # Pillow raises each of them
             raise DataError(f"image {number} cannot be encoded: {error}.") from error
         # Each is a chunk, because one array takes 2 GiB at most.
         chunks.append(pa.array([{"picture": pixels}], PAGE_CONTENT))
@@ -57,6 +57,10 @@ def _pixels_of(image: Image, settings: PictureSettings) -> bytes:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UnfitPicture("bad_picture", f"an array of {image.dtype} {list(image.shape)} is not uint8 RGB")
         return fit(Pillow.fromarray(image), settings)
+    if not isinstance(image, Pillow.Image):
+        raise UnfitPicture(
+            "bad_picture", f"{type(image).__name__} is neither bytes, a path, an image of Pillow nor an array"
+        )
     # Converting colours by a profile changes the image, which belongs to the caller.
     own = image.copy() if "icc_profile" in image.info else image
     return fit(plain_image(own, settings, []), settings)

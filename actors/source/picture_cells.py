@@ -13,6 +13,7 @@ import re
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import orjson
 import pyarrow as pa
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from actors import storage
-from actors.errors import ConfigError, StorageError
+from actors.errors import AccessDenied, ConfigError
 from actors.images.errors import UnfitPicture
 from actors.images.fetch import fetch
 from actors.images.looks import kind_of
@@ -30,6 +31,7 @@ from actors.source.formats.base import LARGEST_VALUE_BYTES
 from actors.source.formats.types import is_text
 from actors.source.pictures import Loaded, Pictures, decoded, notes_of, page_content
 from actors.source.views import without_views
+from actors.storage import providers
 
 _THREADS = 8
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
@@ -113,10 +115,19 @@ def plain_cells(cells: pa.Array) -> pa.Array:
 def _references(cells: pa.Array) -> Iterator[bytes | str | None]:
     """Yield the bytes of each cell, or the text that refers to them, or None (or empty) for a cell without a picture."""
     if not types.is_struct(cells.type):
-        yield from (cell if isinstance(cell, bytes | None) else cell.strip() for cell in cells.to_pylist())
+        yield from (cell if isinstance(cell, bytes | None) else _of_text(cell.strip()) for cell in cells.to_pylist())
         return
     for cell in cells.to_pylist():
         yield None if cell is None else cell.get("bytes") or (cell.get("path") or "").strip() or None
+
+
+def _of_text(text: str) -> str | None:
+    """Return the text that refers to a picture; None for an object of JSON Lines without bytes and path."""
+    if text.startswith("{"):
+        with suppress(orjson.JSONDecodeError):
+            cell = orjson.loads(text)
+            return text if cell.get("bytes") or cell.get("path") else None
+    return text
 
 
 def _loaded(reference: bytes | str | None, shard: str, how: Pictures) -> Loaded:
@@ -188,17 +199,24 @@ def _fetched(url: str, how: Pictures) -> bytes | None:
 def _read(path: str, shard: str) -> bytes:
     """Return the bytes of a file that a cell names, relative to the folder of the shard."""
     url = path if "://" in path or path.startswith("/") else storage.join(shard.rpartition("/")[0], path)
+    is_local, scheme = storage.is_local(url), url.partition("://")[0]
+    if not (is_local or providers.of(url) or scheme == shard.partition("://")[0]):  # fsspec would open ftp and others
+        raise UnfitPicture("bad_picture", f"{_shown(url)} is of the scheme {scheme!r}, which cells may not name")
     try:
+        if is_local and not storage.local_path(url).is_file():  # a device or pipe may have no end
+            raise FileNotFoundError
         size_bytes = storage.stat(url).size_bytes
         if size_bytes > LARGEST_VALUE_BYTES:
             raise UnfitPicture("too_large", f"{url!r} has {size_bytes} bytes, over the limit of {LARGEST_VALUE_BYTES}")
         return storage.read(url)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UnfitPicture("bad_picture", f"the file {_shown(url)} was not found") from None
+        raise UnfitPicture("fetch_failed", f"the file {_shown(url)} was not found") from None
+    except AccessDenied as error:
+        raise UnfitPicture("fetch_failed", str(error)) from None
     except (OSError, ValueError, ConfigError) as error:
-        if isinstance(error, StorageError):
-            raise
-        raise UnfitPicture("bad_picture", f"the file {_shown(url)} cannot be read: {error}") from None
+        raise UnfitPicture(
+            "bad_picture", f"the file {_shown(url)} cannot be read: {getattr(error, 'strerror', error)}"
+        ) from None
 
 
 def _shown(text: str) -> str:

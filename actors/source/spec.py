@@ -17,7 +17,7 @@ import pyarrow as pa
 from actors import storage
 from actors.errors import ConfigError
 from actors.inputs import MODALITIES
-from actors.schema import CONTENT, HASH, ID, POSITION, SHARD, TASK, Shard
+from actors.schema import CONTENT, HASH, ID, PAGE, POSITION, SHARD, TASK, Shard
 from actors.source import hive
 from actors.source.column_names import kept_names, misnamed
 from actors.source.formats import Wanted, common_format
@@ -166,11 +166,9 @@ def check_source(
     with ThreadPoolExecutor(_THREADS) as pool:
         listed = zip(shards, pool.map(source_format.columns, shards), strict=True)
         columns_by_shard = {shard: columns for shard, columns in listed if columns}
-    folders = (
-        _folder_columns(folders_of, columns_by_shard, keep=list(names), needed=(*text, id, task, image))
-        if folders_of
-        else ()
-    )
+    page = PAGE if source_format.name == "pages" else None  # the number of a page is no folder's
+    needed = (*text, id, task, image, page)
+    folders = _folder_columns(folders_of, columns_by_shard, keep=list(names), needed=needed) if folders_of else ()
     types = dict(folders)
     for shard in columns_by_shard if folders_of else ():
         folder_types = {name: types.get(name, pa.string()) for name in hive.keys(shard.path)}

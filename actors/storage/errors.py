@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from actors.errors import ConfigError, StorageError, TransientError, VectideError
+from actors.errors import AccessDenied, ConfigError, StorageError, TransientError, VectideError
 from actors.storage import azure, providers
 
 # errno and HTTP status of a store that is busy or unreachable. No other error is retried.
@@ -234,14 +234,14 @@ def to_vectide_error(url: str, what: str, error: Exception, attempts: int) -> Ve
     )  # the only detail from gcsfs
     if refused or status_of(error) in (401, 403):
         reason = f" ({code})" if code else ""
-        return StorageError(
+        return AccessDenied(
             f"cannot {what} {url!r}: access denied{reason}. Check the credentials in the environment and the rights of "
             f"this user, then run the same command again"
         )
     names = _names(error)
     if names & _NO_CREDENTIALS:
         fix = store.CREDENTIALS if store else "Give them in the environment"
-        return StorageError(f"cannot {what} {url!r}: no credentials were found. {fix}")
+        return AccessDenied(f"cannot {what} {url!r}: no credentials were found. {fix}")
     tries = f" after {attempts} tries" if attempts > 1 else ""
     if names & _UNREACHABLE:
         variable = f" and {store.PLACE}" if store else ""

@@ -60,7 +60,7 @@ class Source(Section):
         exclude_if=_is_none,
         description="What is embedded of a row that has a text and a picture; by default such a row is quarantined.",
     )
-    fetch: bool | Annotated[tuple[str, ...], BeforeValidator(check_hosts)] = Field(
+    fetch: Annotated[bool | tuple[str, ...], BeforeValidator(check_hosts)] = Field(
         default=False,
         exclude_if=_is_false,
         description=(

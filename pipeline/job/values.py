@@ -103,7 +103,9 @@ def check_labels(value: object) -> object:
 
 
 def check_hosts(value: object) -> object:
-    """Return the hosts of `source.fetch`; raise ValueError where one is not the name or address of a host."""
+    """Return `source.fetch`, a text as a list; raise ValueError where it is neither true, false nor a list of hosts."""
+    if isinstance(value, bool):
+        return value
     hosts = [value] if isinstance(value, str) else value
     if not isinstance(hosts, list | tuple) or not hosts:
         raise ValueError(f"must be true, false or a list of hosts, as in [images.example.com], not {value!r}")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors import storage
-from actors.errors import TableConflict, TooManyQuarantined
+from actors.errors import StorageError, TableConflict, TooManyQuarantined
 from actors.unit.receipt import DataFile, Receipt, override_of
 from pipeline.execute.choose import executor_for, inline_if_small
 from pipeline.execute.completion import check_files, collect_outcomes, load_complete_receipts, need_files
@@ -212,7 +212,14 @@ class Runner:
                     self.reporter.step("planning")
                     self.plan(executor)
             crashes = self._encode(publication, done, executor)
-        return replace(self._publish(publication, transaction), deaths=crashes)
+        try:
+            return replace(self._publish(publication, transaction), deaths=crashes)
+        except StorageError:
+            # Another driver of this run may have published meanwhile, and removed the small files that it merged.
+            version = delta_table.published_version(delta_table.open_table(self.context.url), self.ledger.run)
+            if version is None:
+                raise
+            return self._outcome(self.ledger.run, version)
 
     def freeze(
         self,

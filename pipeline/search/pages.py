@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from actors import storage
 from actors.errors import ConfigError, StorageError
@@ -37,9 +36,11 @@ def write_pages(hits: Sequence[Hit], folder: str) -> tuple[list[str], list[str]]
         The paths written, and a sentence for each hit without a page that can be drawn.
 
     Raises:
-        ConfigError: the folder cannot be made.
+        ConfigError: the folder is not local, or cannot be made.
     """
-    place = Path(folder).expanduser()
+    if not storage.is_local(folder):
+        raise ConfigError(f"--pages-out {folder!r} is not on this machine; give a local folder")
+    place = storage.local_path(folder).expanduser()
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -230,6 +230,22 @@ def test_a_driver_with_receipts_from_before_the_override_publishes_no_duplicates
     assert sorted(ids) == sorted(f"r{number}" for number in range(39))
 
 
+def test_a_driver_whose_files_another_merged_and_published_says_so(tmp_path, tiny_model, monkeypatch):
+    job = make_job(write_corpus(tmp_path / "corpus", [rows(20), rows(20, start=20)]), tmp_path / "table", tiny_model)
+
+    def load_before_the_other_publishes(ledger):
+        receipts = load_complete_receipts(ledger)
+        with monkeypatch.context() as other:
+            other.setattr("pipeline.run.backfill.load_complete_receipts", load_complete_receipts)
+            assert backfill(job).published
+        return receipts
+
+    monkeypatch.setattr("pipeline.run.backfill.load_complete_receipts", load_before_the_other_publishes)
+    outcome = backfill(job)
+    assert (outcome.published, outcome.version) == (False, 1)
+    assert len(DeltaTable(job.table.uri).to_pyarrow_table()) == 40
+
+
 def test_duplicate_ids_may_be_allowed(tmp_path, tiny_model, reporter):
     corpus = write_corpus(tmp_path / "corpus", [rows(5), rows(5)])
     outcome = backfill(make_job(corpus, tmp_path / "table", tiny_model, source__unique_ids=False), reporter)

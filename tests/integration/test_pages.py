@@ -16,12 +16,13 @@ from deltalake import DeltaTable
 from PIL import Image, ImageDraw
 
 from actors.encoders import load_encoder
-from actors.errors import ConfigError
+from actors.errors import ConfigError, DataError
 from jobs.output import print_outcome
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.estimate import estimate
 from pipeline.run.refresh import refresh
+from pipeline.run.retry import refresh_again
 from pipeline.search.pages import write_pages
 from pipeline.search.search import Searcher
 from pipeline.table.diff import diff
@@ -257,6 +258,14 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, seeing_model):
         estimate(job_of(folder, table, seeing_model, source={"uri": str(folder), "image": "image"}))
     with pytest.raises(ConfigError, match="prefer is about a column of pictures"):
         job_of(folder, table, seeing_model, source={"uri": str(folder), "prefer": "text"})
+    (folder / "page=7").mkdir()
+    write_pdf(folder / "page=7" / "a.pdf", [1, 2])
+    with pytest.raises(ConfigError, match="has 'page' as a column and as a folder, and the job needs that column"):
+        estimate(job_of(folder, table, seeing_model, source={"uri": str(folder), "hive": True}))
+    with pytest.raises(ConfigError, match="fetch: must be true, false or a list of hosts, as in .*, not 5"):
+        job_of(folder, table, seeing_model, source={"uri": str(folder), "image": "image", "fetch": 5})
+    with pytest.raises(ConfigError, match="--pages-out 's3://a/b' is not on this machine"):
+        write_pages([], "s3://a/b")
     column = tmp_path / "column"
     column.mkdir()
     pq.write_table(pa.table({"id": ["a"], "image": [7]}), column / "0.parquet")
@@ -274,3 +283,24 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, seeing_model):
     backfill(job_of(texts, table, bert, encoder={"model": str(bert), "dtype": "float32"}))
     with pytest.raises(ConfigError, match="the question is a picture, and the table's model .* takes texts only"):
         Searcher(str(table)).search([png(1)])
+
+
+def test_a_caller_s_object_that_is_no_picture_is_named(seeing_model):
+    encoder = load_encoder(str(seeing_model), task=TASK, dtype="float32")
+    closed = Image.open(io.BytesIO(png(1)))
+    closed.close()
+    for image, error in ((5, "int is neither bytes, a path"), (None, "NoneType is neither"), (closed, "closed image")):
+        with pytest.raises(DataError, match=f"image 1 cannot be encoded: .*{error}"):
+            encoder.encode_images([png(1), image])
+
+
+def test_a_picture_that_was_missing_is_embedded_by_a_retry(tmp_path, seeing_model):
+    folder, table = tmp_path / "in", tmp_path / "table"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(1))
+    (folder / "0.csv").write_text("id,image\na,a.png\nb,b.png\n")
+    job = job_of(folder, table, seeing_model, source={"uri": f"{folder}/*.csv", "id": "id", "image": "image"})
+    assert backfill(job).quarantined == 1
+    (folder / "b.png").write_bytes(png(2))
+    outcome = refresh_again(job)
+    assert (outcome.rows, outcome.encoded, outcome.quarantined) == (2, 1, 0)
