@@ -19,7 +19,7 @@ HOW = Pictures(PictureSettings(56 * 56, 112 * 112), "image", blank=True)
 
 def read(cell: str, shard: str, text: str | None = None) -> tuple[bool, tuple[str, str]]:
     """Return whether a row has a content, and why it has none."""
-    content, invalid = contents(pa.array([text], pa.string()), pa.array([cell]), pa.array([shard]), HOW)
+    content, _, invalid = contents(pa.array([text], pa.string()), pa.array([cell]), pa.array([shard]), HOW)
     return content[0].is_valid and 0 not in invalid, invalid.get(0, ("", ""))
 
 
