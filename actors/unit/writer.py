@@ -18,6 +18,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -334,7 +335,10 @@ def _quoted(text: str) -> str:
     if len(quoted) <= _LONGEST_NAME:
         return quoted
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{quoted[:_LONGEST_NAME].rpartition('%')[0] or quoted[:_LONGEST_NAME]}~{digest}"
+    # Whole characters: Polars cannot read a table that has a part of one in a path.
+    lengths = accumulate(len(urllib.parse.quote(character, safe="")) for character in text)
+    count = sum(length <= _LONGEST_NAME for length in lengths)
+    return f"{urllib.parse.quote(text[:count], safe='')}~{digest}"
 
 
 def table_schema(

@@ -10,7 +10,6 @@ import re
 from typing import Annotated, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -115,11 +114,14 @@ def check_hosts(value: object) -> object:
     return hosts
 
 
-def _check_size(text: str) -> str:
-    try:
-        parse_bytes(text, option="the size")
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
+def _check_size(value: object) -> object:
+    """Return a size as text; YAML reads one without a unit as a number."""
+    text = str(value) if type(value) is int else value
+    if isinstance(text, str):
+        try:
+            parse_bytes(text, option="the size")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
     return text
 
 
@@ -135,4 +137,4 @@ Kept = Annotated[
     Discriminator(lambda value: "mapping" if isinstance(value, dict) else "list"),
     BeforeValidator(_as_kept),
 ]
-Size = Annotated[str, AfterValidator(_check_size)]
+Size = Annotated[str, BeforeValidator(_check_size)]

@@ -292,7 +292,12 @@ def test_a_caller_s_object_that_is_no_picture_is_named(seeing_model):
     encoder = load_encoder(str(seeing_model), task=TASK, dtype="float32")
     closed = Image.open(io.BytesIO(png(1)))
     closed.close()
-    for image, error in ((5, "int is neither bytes, a path"), (None, "NoneType is neither"), (closed, "closed image")):
+    wrong: list[tuple[Any, str]] = [
+        (5, "int is neither bytes, a path"),
+        (None, "NoneType is neither"),
+        (closed, "closed image"),
+    ]
+    for image, error in wrong:
         with pytest.raises(DataError, match=f"image 1 cannot be encoded: .*{error}"):
             encoder.encode_images([png(1), image])  # type: ignore[list-item]
 

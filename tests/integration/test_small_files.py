@@ -110,7 +110,11 @@ def test_refreshes_do_not_accumulate_small_files(tmp_path, corpus, new_job):
     assert (found.upserts, found.deletes) == (42, 0)
 
 
-@pytest.mark.parametrize("size", ["0", "large", "-1MiB", ""])
+@pytest.mark.parametrize("size", ["0", "large", "-1MiB", "", 0])
 def test_an_invalid_size_is_refused(new_job, size):
-    with pytest.raises(ConfigError, match=re.escape(f"table.file_size: the size {size!r} must be a size above 0")):
+    with pytest.raises(ConfigError, match=re.escape(f"table.file_size: the size '{size}' must be a size above 0")):
         new_job(table__file_size=size)
+
+
+def test_a_size_in_bytes_may_be_a_number(new_job):
+    assert new_job(table__file_size=65536).table == new_job(table__file_size="65536").table

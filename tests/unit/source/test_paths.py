@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,12 @@ def test_any_ids_and_partition_values_stay_in_the_table(tmp_path_factory, values
 @pytest.mark.parametrize("column", [name for name in TRICKS if name])
 def test_a_partition_column_with_a_path_in_its_name_stays_in_the_table(tmp_path, column):
     check(tmp_path, ["de", None], written(tmp_path, column, ["de", None]))
+
+
+@pytest.mark.parametrize("value", ["é" * 100, "é" + "a" * 200, "a" * 99 + "é", "\U00020000" * 50])
+def test_a_long_partition_value_is_cut_between_characters(tmp_path, value):
+    (file,) = written(tmp_path, "lang", [value]).files
+    shown = urllib.parse.unquote(file.path.split("/")[-2].removeprefix("lang="), errors="strict")
+    kept, _, _ = shown.rpartition("~")
+    assert value.startswith(kept)
+    assert len(urllib.parse.quote(kept)) > 80
