@@ -299,7 +299,7 @@ def test_a_caller_s_object_that_is_no_picture_is_named(seeing_model):
     ]
     for image, error in wrong:
         with pytest.raises(DataError, match=f"image 1 cannot be encoded: .*{error}"):
-            encoder.encode_images([png(1), image])  # type: ignore[list-item]
+            encoder.encode_images([png(1), image])
 
 
 def test_a_picture_that_was_missing_is_embedded_by_a_retry(tmp_path, seeing_model):
