@@ -118,8 +118,8 @@ def model_for(job: Job, shards: Iterable[Shard], model: ModelSpec) -> ModelSpec:
     """Return the model as a source needs it: the same for texts, and one that sees for pictures and PDFs.
 
     Raises:
-        ConfigError: the source has pictures, and the model takes texts only; or it has none, and the job sets how
-            pictures are read.
+        ConfigError: the source has pictures, and the model takes texts only; or a column of pictures is named, and the
+            files are pictures themselves.
     """
     image, is_pages = job.source.image, source_format(job, shards) == "pages"
     if image is not None and is_pages:
