@@ -312,8 +312,8 @@ def test_places_that_cannot_be_used_are_refused_before_the_scan(job, tmp_path, m
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ([], "give one QUESTION, or a file"),
-        (["question", "--questions", "q.parquet", "--out", "o.parquet"], "give one QUESTION, or a file"),
+        ([], "give one QUESTION, or --image, or a file"),
+        (["question", "--questions", "q.parquet", "--out", "o.parquet"], "give one QUESTION, or --image, or a file"),
         (["--questions", "q.parquet"], "--questions and --out go together"),
         (["question", "--out", "o.parquet"], "--questions and --out go together"),
         (["--questions", "q.parquet", "--out", "o.parquet"], "does not exist"),
