@@ -135,7 +135,7 @@ class _Refresh(Runner):
             or {**description.job["source"], **without_effect} != {**source, **without_effect}
         ):
             return frozenset()
-        kept = pa.schema([(name, pa.null()) for name in self.context.job.source.kept.values()])
+        kept = pa.schema([(name, pa.null()) for name in self._kept.values()])
         if {*self.context.columns(kept).names} != {*delta_table.schema_of(self._version).names}:
             return frozenset()
         quarantined = self._old_quarantine

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError
+from actors.source.formats.pages import Pages
 from jobs.output import print_outcome
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
@@ -159,6 +160,24 @@ def test_a_pdf_that_gains_a_page_costs_that_page(tmp_path, seeing_model):
     assert stored(table).keys() == after.keys()
     (folder / "report.pdf").unlink()
     assert refresh(job).rows == 4
+
+
+def test_a_refresh_decodes_only_files_that_changed(tmp_path, seeing_model, monkeypatch):
+    folder, table = write_folder(tmp_path / "in"), tmp_path / "table"
+    job = job_of(folder, table, seeing_model)
+    backfill(job)
+    (folder / "photo.png").write_bytes(png(7))
+    read = []
+    plain = Pages.read
+
+    def recorded(self, piece, wanted):
+        read.append(Path(piece.shard.path).name)
+        return plain(self, piece, wanted)
+
+    monkeypatch.setattr(Pages, "read", recorded)
+    outcome = refresh(job)
+    assert set(read) == {"photo.png"}
+    assert (len(stored(table)), outcome.encoded) == (7, 1)
 
 
 def test_a_stopped_backfill_of_pages_resumes(tmp_path, seeing_model):
