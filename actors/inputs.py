@@ -53,7 +53,7 @@ class Modality:
     """A kind of content.
 
     Attributes:
-        type: Type of the content: string, binary, or `PAGE`.
+        type: Type of the content: string, binary, or `PAGE_CONTENT`.
         salt: Hashed with each content, so that equal bytes of two modalities have two hashes; at most 16 bytes.
         unfit: Returns the rows to quarantine: index to reason and error.
         preparer: "module:function"; the function returns the preparer of a model and a chunking.

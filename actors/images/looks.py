@@ -1,4 +1,4 @@
-"""Kinds of files, told by their first bytes and never by their names."""
+"""Kinds of files, by their first bytes and never by their names."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def decoded(files: Iterable[Loaded], how: Pictures) -> Iterator[Picture | UnfitP
 
 
 def notes_of(picture: Picture) -> int:
-    """Return what a user is told of a picture: the sum of `ANIMATED` and `UNCONVERTED`, where they apply."""
+    """Return the notes of a picture that the outcome counts: the sum of `ANIMATED` and `UNCONVERTED`, where they apply."""
     return ANIMATED * (picture.frames > 1) + UNCONVERTED * bool(picture.notes)
 
 

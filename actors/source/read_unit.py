@@ -47,7 +47,7 @@ class ReadResult:
             `_shard`, `_position`; in the order of the source.
         bad: The quarantined rows.
         rows_read: Rows in the source: those of the table and the quarantined ones.
-        notes: Pictures that a user is told of: see `actors.source.pictures.count_notes`.
+        notes: Pictures with notes that the outcome counts: see `actors.source.pictures.count_notes`.
     """
 
     table: pa.Table

@@ -47,6 +47,7 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     json: AsJson = False,
 ) -> None:
     """Search a table exactly, with the model, settings and query prompt that the table was embedded with."""
+    from pipeline.search.questions import read_file
     from pipeline.search.search import Searcher
 
     if [question, image, questions].count(None) != 2:
@@ -55,7 +56,7 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
         raise ConfigError("--questions and --out go together: the file of questions and the file of hits")
     if pages_out is not None and questions is not None:
         raise ConfigError("--pages-out is for one question; leave it out with --questions")
-    asked = str(question) if image is None else _picture(image)
+    asked = str(question) if image is None else read_file(image, "--image", "a picture")
     searcher = Searcher(
         table,
         version=version,
@@ -85,18 +86,6 @@ def _search_file(searcher: Searcher, questions: str, out: str, *, k: int, where:
         count = search_file(searcher, questions, out, k=k, where=where, report=report)
     _warn(searcher)
     print(f"wrote {count:,} hits to {out}")
-
-
-def _picture(url: str) -> bytes:
-    """Return the bytes of a picture's file."""
-    from actors import storage
-
-    try:
-        return storage.read(storage.absolute(url))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"--image names {url!r}, which does not exist") from None
-    except IsADirectoryError:
-        raise ConfigError(f"--image names {url!r}, which is a folder; name a picture") from None
 
 
 def _write_pages(hits: Sequence[Hit], folder: str) -> None:

@@ -71,16 +71,30 @@ def read_parquet(url: str, key: str) -> pa.Table:
     """
     if not url:
         raise ConfigError(f"{key} is empty; name a Parquet file")
-    try:
-        data = storage.read(storage.absolute(url))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{key} names {url!r}, which does not exist") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{key} names {url!r}, which is a folder; name a Parquet file") from None
+    data = read_file(url, key, "a Parquet file")
     try:
         return pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{key}: {url!r} is not a Parquet file: {error}") from None
+
+
+def read_file(url: str, key: str, kind: str) -> bytes:
+    """Return the content of a file that an option names.
+
+    Args:
+        url: Its URL.
+        key: As for `read_parquet`.
+        kind: A noun phrase for what the file should be, for messages.
+
+    Raises:
+        ConfigError: the file does not exist.
+    """
+    try:
+        return storage.read(storage.absolute(url))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{key} names {url!r}, which does not exist") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{key} names {url!r}, which is a folder; name {kind}") from None
 
 
 def _read_questions(url: str) -> pa.Table:

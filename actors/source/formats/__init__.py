@@ -63,6 +63,8 @@ def common_format(name: str, paths: Iterable[str]) -> Format:
     Raises:
         ConfigError: As for `open_format`, or the files have several formats.
     """
+    if name != "auto":
+        return open_format(name, "")
     firsts: dict[str, str] = {}
     seen: set[tuple[str, ...]] = set()
     for path in paths:

@@ -36,17 +36,17 @@ def test_each_encoder_of_a_shared_gpu_keeps_to_its_share_of_the_memory(monkeypat
 
 @pytest.mark.parametrize(("column", "one_task"), [(None, True), ("kind", False)])
 def test_an_encoder_is_told_if_a_job_has_no_column_of_tasks(monkeypatch, column, one_task):
-    told: dict[str, Any] = {}
+    received: dict[str, Any] = {}
     encoder: Any = SimpleNamespace(compute=Compute(torch.device("cpu"), torch.float32))
 
     def load(*_: Any, **settings: Any) -> Any:
-        told.update(settings)
+        received.update(settings)
         return encoder
 
     monkeypatch.setattr("actors.encoders.load_encoder", load)
     spec: Any = SimpleNamespace(chunking=None, model=None, source=SimpleNamespace(task=column))
     EncodeStage(spec, NoAttemptLog(), 1, "cpu", load_now=True)
-    assert told["one_task"] is one_task
+    assert received["one_task"] is one_task
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", "expandable_segments:True"), ("cpu", None)])
