@@ -107,7 +107,7 @@ def test_a_folder_of_pdfs_pictures_and_texts_becomes_rows(tmp_path, seeing_model
     assert rows["photo.png:0"]["text"] is None
     bad = {Path(row.shard).name: (row.reason, row.error) for row in quarantine(job.table.uri).rows}
     assert set(bad) == {"page.jpg", "empty.png", "half.pdf", "blank.txt"}
-    assert "a web page" in bad["page.jpg"][1]
+    assert "an HTML page" in bad["page.jpg"][1]
 
     encoder = load_encoder(str(seeing_model), task=TASK, dtype="float32")
     (expected,) = encoder.encode(["net interest margin by quarter"])
