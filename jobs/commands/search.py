@@ -94,7 +94,7 @@ def _write_pages(hits: Sequence[Hit], folder: str) -> None:
     written, notes = write_pages(hits, folder)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"wrote {len(written):,} pages to {folder}", file=sys.stderr)
+    print(f"wrote {output.counted(len(written), 'PNG file')} to {folder}", file=sys.stderr)
 
 
 def _warn(searcher: Searcher) -> None:
