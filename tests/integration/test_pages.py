@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from PIL import Image, ImageDraw
+from typer.testing import CliRunner
 
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError
 from actors.source.formats.pages import Pages
+from jobs.cli import app
 from jobs.output import print_outcome
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
@@ -209,6 +212,9 @@ def test_search_by_a_text_and_by_a_picture_finds_pages(tmp_path, seeing_model):
     sizes = {Path(path).name: Image.open(path).size for path in written}
     (page,) = [size for name, size in sizes.items() if name.endswith("report.pdf_2.png")]
     assert page[0] / page[1] == pytest.approx(2 / 3, abs=0.05)
+    asked = CliRunner().invoke(app, ["search", str(table), "--image", str(folder / "page.jpg")])
+    assert isinstance(asked.exception, DataError)
+    assert re.search("^--image '.*page.jpg' cannot be encoded: the file is an HTML page", str(asked.exception))
 
 
 def cells() -> dict[str, tuple[str | None, Any]]:
