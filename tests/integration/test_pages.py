@@ -308,6 +308,10 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, seeing_model):
     texts = tmp_path / "texts"
     texts.mkdir()
     (texts / "a.txt").write_text("a text")
+    with pytest.raises(ConfigError, match="encoder.exif is about pictures, and source.uri .* has texts only"):
+        estimate(
+            job_of(texts, table, seeing_model, encoder={"model": str(seeing_model), "task": TASK, "exif": "ignore"})
+        )
     backfill(job_of(texts, table, bert, encoder={"model": str(bert), "dtype": "float32"}))
     with pytest.raises(ConfigError, match="the question is a picture, and the table's model .* takes texts only"):
         Searcher(str(table)).search([png(1)])
