@@ -45,7 +45,7 @@ def _hash(data: bytes) -> bytes:
 
 def _has_all_scans(data: bytes) -> bool:
     """Return whether the last scan has begun: the scans before it and it have all bits of each coefficient."""
-    expected, found = -1, set()
+    expected, found = -1, set[tuple[int, int]]()
     place = data.find(b"\xff", 2)
     while 0 <= place < len(data) - 4:
         mark, header = data[place + 1], data[place + 4 : place + 2 + int.from_bytes(data[place + 2 : place + 4])]

@@ -7,7 +7,6 @@ in any parent: a worker of Ray, a test, a notebook, a script without a `__main__
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import subprocess
@@ -278,7 +277,8 @@ def decode_pool() -> DecodePool:
 @lru_cache(maxsize=1)
 def _own_pool() -> DecodePool:
     pool = DecodePool(_pool_children)
-    atexit.register(pool.close)
+    # Called before the threads of executors are awaited at the end of the process; `atexit` calls after that.
+    threading._register_atexit(pool.close)  # type: ignore[attr-defined]  # noqa: SLF001  (there is no public one)
     return pool
 
 

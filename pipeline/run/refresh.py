@@ -13,7 +13,6 @@ type in the table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -28,6 +27,7 @@ from actors.source.formats import open_format
 from actors.source.formats.types import fits
 from actors.source.read_unit import SourceSpec, corpus_root, read_unit
 from actors.storage import identity
+from actors.threads import unawaited_threads
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.table_files import read_stored
 from pipeline.execute.outcome import Executor
@@ -261,7 +261,7 @@ class _Refresh(Runner):
             repeated_ids.add(rows.filter(pc.is_in(rows[SHARD], value_set=unchanged)))
 
         unchanged = pa.array(sorted(self._unchanged), pa.string())
-        with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        with unawaited_threads(_HASH_THREADS) as pool:
             parts = [piece for part in pool.map(pieces, self.surveyed.shards) for piece in part]
             for start in range(0, len(parts), _HASH_THREADS):  # at most one piece a thread in memory
                 for part in pool.map(hashes, parts[start : start + _HASH_THREADS]):

@@ -152,6 +152,36 @@ def test_a_process_has_one_pool_that_threads_share():
     workers.forget_pool()
 
 
+def test_the_end_of_a_process_does_not_wait_for_a_page_that_hangs():
+    script = f"""
+from actors.images.workers import *
+from actors.images import workers
+from actors.threads import unawaited_threads
+workers._PROGRAM = ("-c", {FRAIL!r})
+limit_children(1)
+settings = PictureSettings(3136, 10_000)
+results = decode_pool().run([DecodeJob(b"number", settings), DecodeJob(b"hang", settings)])
+next(results)
+with unawaited_threads(1) as threads:
+    threads.submit(next, results)
+    raise KeyboardInterrupt
+"""
+    root = str(Path(workers.__file__).parents[2])
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, cwd=root, text=True) as process:
+        assert ends(os.pidfd_open(process.pid))
+        assert process.stderr is not None
+        assert process.stderr.read().endswith("KeyboardInterrupt\n")
+
+
+def ends(process: int) -> bool:
+    """Whether a process, given as a descriptor, ends within a quarter of the time that a page may take."""
+    ended = select.poll()
+    ended.register(process, select.POLLIN)
+    found = ended.poll(30_000)
+    os.close(process)
+    return bool(found)
+
+
 def test_children_end_with_a_parent_that_is_killed():
     """The parent has no `__main__` guard, its child renders when it dies, and nothing tells the child."""
     script = f"""
@@ -169,7 +199,4 @@ next(results)
         assert parent.stdout is not None
         child = os.pidfd_open(int(parent.stdout.readline()))
         parent.kill()
-    ended = select.poll()
-    ended.register(child, select.POLLIN)
-    assert ended.poll(30_000)
-    os.close(child)
+    assert ends(child)
