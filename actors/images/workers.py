@@ -45,15 +45,15 @@ _pool_children: int | None = None
 _pool_lock = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class PdfFile:
     """A PDF whose pages are decoded; a child opens it once for all pages that it gets in a row.
 
     Attributes:
-        file: Local path or content.
+        path: Local path.
     """
 
-    file: str | bytes
+    path: str
     number: int = field(default_factory=_NUMBERS.__next__, init=False)
 
 
@@ -163,7 +163,6 @@ class _Child:
     def __init__(self) -> None:
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._pdf = -1  # number of the PDF that the process has open
 
     def do(self, job: _Job, timeout_s: float) -> Any:
         """Return the result of a job; start the process if there is none."""
@@ -192,23 +191,19 @@ class _Child:
         return _exchange(process, self._request(job), timeout_s)
 
     def _request(self, job: _Job) -> tuple[dict[str, Any], bytes]:
-        """Header and body of the message for a job. The content of a PDF is sent only once."""
+        """Header and body of the message for a job."""
         if isinstance(job, DecodeJob):
             return {"do": "decode", "settings": asdict(job.settings)}, job.data
-        header = {"do": "boxes", "pdf": job.pdf.number, "path": None}
+        header = {"do": "boxes", "pdf": job.pdf.number, "path": os.path.abspath(job.pdf.path)}
         if isinstance(job, PageJob):
             header |= {"do": "page", "page": job.page, "settings": asdict(job.settings), "text": job.text}
-        known, self._pdf = self._pdf == job.pdf.number, job.pdf.number
-        if isinstance(job.pdf.file, str):
-            return header | {"path": os.path.abspath(job.pdf.file)}, b""
-        return header, b"" if known else job.pdf.file
+        return header, b""
 
     def _started(self) -> subprocess.Popen[bytes]:
         """The process, after its imports."""
         if self._process is None:
             root = str(Path(__file__).parents[2])
             paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-            self._pdf = -1
             self._process = subprocess.Popen(  # noqa: S603  (this package itself)
                 [sys.executable, "-P", *_PROGRAM],
                 stdin=subprocess.PIPE,

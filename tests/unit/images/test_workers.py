@@ -62,7 +62,7 @@ def picture(colour: bytes) -> bytes:
 def test_results_are_those_of_this_process_and_in_order(tmp_path):
     pdf = pdf_of([RED_CORNER] * 6, count=3, page=b"/MediaBox [0 0 %d00 200]")
     (tmp_path / "a.pdf").write_bytes(pdf)
-    files = [PdfFile(pdf), PdfFile(str(tmp_path / "a.pdf"))]
+    files = [PdfFile(str(tmp_path / "a.pdf")) for _ in range(2)]
     colours = [picture(bytes([level, 0, 0])) for level in range(10)]
     with DecodePool(2) as pool:
         assert [len(pool.boxes(file)) for file in files] == [6, 6]
@@ -76,8 +76,9 @@ def test_results_are_those_of_this_process_and_in_order(tmp_path):
             ("bad_page", "page 7 is damaged or missing")
         ] * 2
         assert pictures == [decode_picture(data, SETTINGS) for data in colours]
-        locked = PdfFile(pdf_of([b""], trailer=encryption(b"user", b"owner")))
-        for _ in range(4):  # its content is sent only once
+        (tmp_path / "locked.pdf").write_bytes(pdf_of([b""], trailer=encryption(b"user", b"owner")))
+        locked = PdfFile(str(tmp_path / "locked.pdf"))
+        for _ in range(4):
             with pytest.raises(UnfitPicture, match="password"):
                 pool.boxes(locked)
         with pytest.raises(UnfitPicture, match="FileNotFoundError"):
