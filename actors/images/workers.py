@@ -13,10 +13,12 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -31,6 +33,7 @@ from actors.images.settings import PictureSettings
 from actors.progress_counter import count_progress
 
 TIMEOUT_S = 120.0  # for one picture or page
+KEPT_BYTES = 512 << 20  # of results that are kept for a second use
 
 _START_S = 120.0
 _PROGRAM = ("-m", "actors.images.child")
@@ -51,9 +54,11 @@ class PdfFile:
 
     Attributes:
         path: Local path.
+        content: What identifies its content; None: nothing does.
     """
 
     path: str
+    content: Hashable = None
     number: int = field(default_factory=_NUMBERS.__next__, init=False)
 
 
@@ -102,6 +107,24 @@ class DecodePool:
         self._threads = ThreadPoolExecutor(self._size, "decode")
         self._own = threading.local()  # the child of a thread
         self._children: list[_Child] = []
+        self._keeps = False
+        self._kept: dict[Hashable, Picture | UnfitPicture] = {}
+        self._kept_bytes = 0
+        self._keeping = threading.Lock()
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep the results of the jobs in this block, up to `KEPT_BYTES`; `run` gives each to the next equal job."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps = False
+
+    def forget(self) -> None:
+        """Drop the kept results."""
+        with self._keeping:
+            self._kept, self._kept_bytes = {}, 0
 
     def run(self, jobs: Iterable[DecodeJob | PageJob]) -> Iterator[Picture | UnfitPicture]:
         """Yield the result of each job, in their order; takes only a few jobs ahead.
@@ -111,7 +134,7 @@ class DecodePool:
         waiting: deque[Future[Any]] = deque()
         try:
             for job in jobs:
-                waiting.append(self._threads.submit(self._do, job))
+                waiting.append(self._started(job))
                 if len(waiting) > 2 * self._size:
                     yield waiting.popleft().result()
             while waiting:
@@ -119,6 +142,18 @@ class DecodePool:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def _started(self, job: DecodeJob | PageJob) -> Future[Any]:
+        """The result of a job to come: a kept one, or that of a thread."""
+        key = _key(job) if self._keeps or self._kept else None
+        with self._keeping:
+            result = None if self._keeps else self._kept.pop(key, None)
+            self._kept_bytes -= _bytes(result)
+        if result is None:
+            return self._threads.submit(self._do, job, key)
+        future: Future[Any] = Future()
+        future.set_result(result)
+        return future
 
     def boxes(self, pdf: PdfFile) -> list[Box | None]:
         """Return the sizes of the pages of a PDF; see `actors.images.pdf.PdfDocument.boxes`.
@@ -132,7 +167,7 @@ class DecodePool:
         boxes: list[Box | None] = found
         return boxes
 
-    def _do(self, job: _Job) -> Any:
+    def _do(self, job: _Job, key: Hashable = None) -> Any:
         """The result of a job. Runs in one of the threads."""
         child = getattr(self._own, "child", None)
         if child is None:
@@ -140,6 +175,10 @@ class DecodePool:
             self._children.append(child)
         result = child.do(job, self._timeout_s)
         count_progress()
+        with self._keeping:
+            if self._keeps and key and key not in self._kept and self._kept_bytes + _bytes(result) <= KEPT_BYTES:
+                self._kept_bytes += _bytes(result)
+                self._kept[key] = result
         return result
 
     def close(self) -> None:
@@ -155,6 +194,17 @@ class DecodePool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _key(job: DecodeJob | PageJob) -> Hashable:
+    """Return what determines the result of a job; None if it is not known."""
+    if isinstance(job, DecodeJob):
+        return blake2b(job.data).digest(), job.settings
+    return job.pdf.content and (job.pdf.content, job.page, job.settings, job.text)
+
+
+def _bytes(result: Picture | UnfitPicture | None) -> int:
+    return len(result.pixels) if isinstance(result, Picture) else 0
 
 
 class _Child:

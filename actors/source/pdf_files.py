@@ -51,7 +51,7 @@ class _FetchedPdfs:
     def _fetched(self, shard: Shard) -> PdfFile:
         with disk_errors(self._folder.path):
             number, path = tempfile.mkstemp(dir=self._folder.path)
-        pdf = PdfFile(path)
+        pdf = PdfFile(path, shard)
         weakref.finalize(pdf, Path(path).unlink, missing_ok=True)
         with open(number, "wb") as file:
             for start in range(0, shard.size_bytes, _RANGE_BYTES):
@@ -70,5 +70,5 @@ def _fetched_pdfs() -> _FetchedPdfs:
 def pdf_file(shard: Shard) -> PdfFile:
     """Return a PDF of a source as a local file."""
     if storage.is_local(shard.path):
-        return PdfFile(str(storage.local_path(shard.path)))
+        return PdfFile(str(storage.local_path(shard.path)), shard)
     return _fetched_pdfs().get(shard)

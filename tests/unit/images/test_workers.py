@@ -138,6 +138,34 @@ def test_missing_libraries_are_named_with_the_way_to_install_them(monkeypatch):
         DecodePool(1)
 
 
+def test_results_are_kept_for_one_more_use_up_to_a_limit(monkeypatch, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(pdf_of([RED_CORNER]))
+
+    def jobs() -> list[DecodeJob | PageJob]:
+        pdf = PdfFile(str(tmp_path / "a.pdf"), "content of a.pdf")
+        pictures = [DecodeJob(picture(bytes([level, 0, 0])), SETTINGS) for level in range(3)]
+        return [
+            PageJob(pdf, 1, SETTINGS),
+            DecodeJob(b"text", SETTINGS),
+            *pictures,
+            PageJob(pdf, 1, SETTINGS, text=True),
+        ]
+
+    size_bytes = len(decode_picture(picture(b"\0\0\0"), SETTINGS).pixels)
+    monkeypatch.setattr(workers, "KEPT_BYTES", 4 * size_bytes)
+    decoded = []
+    plain = DecodePool._do
+    monkeypatch.setattr(DecodePool, "_do", lambda pool, job, key: decoded.append(job) or plain(pool, job, key))
+    with DecodePool(1) as pool:
+        with pool.keeping():
+            first = list(pool.run(jobs()))
+        assert len(decoded) == 6
+        for fresh in (2, 6):
+            decoded.clear()
+            assert [str(result) for result in pool.run(jobs())] == [str(result) for result in first]
+            assert len(decoded) == fresh
+
+
 def test_a_process_has_one_pool_that_threads_share():
     with ThreadPoolExecutor(2) as threads:
         job = DecodeJob(picture(b"\x00\x00\xff"), SETTINGS)
