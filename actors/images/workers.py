@@ -176,7 +176,12 @@ class DecodePool:
         result = child.do(job, self._timeout_s)
         count_progress()
         with self._keeping:
-            if self._keeps and key and key not in self._kept and self._kept_bytes + _bytes(result) <= KEPT_BYTES:
+            if (
+                self._keeps
+                and key is not None
+                and key not in self._kept
+                and self._kept_bytes + _bytes(result) <= KEPT_BYTES
+            ):
                 self._kept_bytes += _bytes(result)
                 self._kept[key] = result
         return result
@@ -200,7 +205,7 @@ def _key(job: DecodeJob | PageJob) -> Hashable:
     """Return what determines the result of a job; None if it is not known."""
     if isinstance(job, DecodeJob):
         return blake2b(job.data).digest(), job.settings
-    return job.pdf.content and (job.pdf.content, job.page, job.settings, job.text)
+    return None if job.pdf.content is None else (job.pdf.content, job.page, job.settings, job.text)
 
 
 def _bytes(result: Picture | UnfitPicture | None) -> int:
