@@ -176,12 +176,8 @@ class DecodePool:
         result = child.do(job, self._timeout_s)
         count_progress()
         with self._keeping:
-            if (
-                self._keeps
-                and key is not None
-                and key not in self._kept
-                and self._kept_bytes + _bytes(result) <= KEPT_BYTES
-            ):
+            has_room = self._kept_bytes + _bytes(result) <= KEPT_BYTES
+            if self._keeps and has_room and key is not None and key not in self._kept:
                 self._kept_bytes += _bytes(result)
                 self._kept[key] = result
         return result
