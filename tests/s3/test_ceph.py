@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class TestCeph(S3Suite):
-    """The suite, with listings of ten pages."""
+    """The suite, with listings of three pages."""
 
     MANY_KEYS = 2_500  # three pages
 
