@@ -124,6 +124,10 @@ class ModelSpec:
         """The columns of vectors that the model makes; search compares the first one."""
         return self.own_outputs or (VectorColumn(EMBEDDING, "dense", self.dim),)
 
+    def makes(self, kind: str) -> bool:
+        """Returns True if an output is of this kind: "dense" or "multi"."""
+        return any(column.kind == kind for column in self.outputs)
+
     def lineage(self) -> dict[str, str | int | float | bool | None]:
         """Returns every property that changes vectors, as JSON values.
 
