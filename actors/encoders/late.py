@@ -20,8 +20,7 @@ from actors.encoders.finite import reasons_of
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import SHORTEST, finish, pool
 from actors.encoders.spec import ModelSpec
-from actors.images.pixels import HEADER_BYTES, grid_of
-from actors.schema import INPUT_IDS, PICTURE, PREFIX
+from actors.schema import GRID_H, GRID_W, INPUT_IDS, PREFIX
 from actors.vectors import Encoded, dense
 
 Floats = npt.NDArray[np.float32]
@@ -146,17 +145,17 @@ def _content(rows: pa.Table, lengths: Ints) -> tuple[Ints, Ints]:
         return np.zeros_like(lengths), lengths
     prefix = rows.column(PREFIX).to_numpy().astype(np.int64)
     content = lengths - prefix
-    if PICTURE in rows.column_names:
-        seen = np.flatnonzero(_has_picture(rows))
-        headers = pc.binary_slice(rows.column(PICTURE), 0, HEADER_BYTES).drop_null().to_pylist()
-        content[seen] = [np.prod(grid_of(header)) for header in headers]
+    if GRID_H in rows.column_names:
+        content = pc.coalesce(
+            pc.multiply(rows.column(GRID_H), rows.column(GRID_W)), pa.chunked_array([content])
+        ).to_numpy()
     return prefix, content
 
 
 def _has_picture(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    if PICTURE not in rows.column_names:
+    if GRID_H not in rows.column_names:
         return np.zeros(len(rows), bool)
-    has: npt.NDArray[np.bool_] = rows.column(PICTURE).is_valid().to_numpy()
+    has: npt.NDArray[np.bool_] = rows.column(GRID_H).is_valid().to_numpy()
     return has
 
 
