@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from actors.images.decode import Picture, decode_picture, picture_size
 from actors.images.errors import UnfitPicture
+from actors.images.jpeg import ended
 from actors.images.pixels import unpack_pixels
 from actors.images.settings import PictureSettings
 from actors.looks import kind_of, look_of
@@ -214,6 +215,19 @@ def test_what_follows_a_picture_does_not_matter_but_what_is_cut_does(kind):
     assert np.array_equal(decoded(data + b"junk" * 100), decoded(data))
     for part in (2, 3):
         assert refused(data[: len(data) // part]).reason == "bad_picture"
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 1}])
+def test_a_jpeg_may_lack_its_end_mark_and_no_pixel(options):
+    noise = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
+    noise[:, 42:] = 99
+    data = saved(Image.fromarray(noise), "JPEG", **options)
+    whole = decoded(data)
+    for cut in (data[:-1], data[:-2]):
+        assert np.array_equal(decoded(cut), whole)
+    ends = [*range(data.index(b"\xff\xda"), len(data) - 20, 13), *range(len(data) - 20, len(data) - 3)]
+    assert [end for end in ends if ended(data[:end]) is not None] == []
+    assert ended(data[:-200] + bytes(200)) is None
 
 
 @pytest.mark.parametrize(
