@@ -106,7 +106,11 @@ def measure_pages(
     rate = sum(receipt.rows for receipt in watch.receipts[1:]) / seconds
     name = shape.name if checkpoint is None else checkpoint.name
     backfill = Backfill(name, 1, seconds, rate, statistics.median(alone), busy)
-    return [PageRates(int(lengths[0]), *map(statistics.median, (render, tower, language)), backfill)]
+    return [
+        PageRates(
+            int(lengths[0]), statistics.median(render), statistics.median(tower), statistics.median(language), backfill
+        )
+    ]
 
 
 @torch.inference_mode()
