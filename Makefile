@@ -96,7 +96,7 @@ bench: $(READY) ## Benchmark other engines and pipelines on this machine's CPU; 
 bench-scale: $(READY) ## Benchmark plan, resume and publish of a million units; half an hour
 	$(BIN)/python -m benchmarks scale
 
-bench-gpu: $(READY) ## Benchmark encoders and a backfill on a CUDA GPU
+bench-gpu: $(READY) ## Benchmark encoders, pages and backfills on a CUDA GPU
 	$(BIN)/python -m benchmarks gpu
 
 docs: $(READY) ## Write docs/jobs.md, the reference of the job file
