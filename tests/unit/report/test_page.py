@@ -25,7 +25,7 @@ def evil(value: Any, numbers: Iterator[int]) -> Any:
     return f"{EVIL}{next(numbers)};" if value == "TEXT" else value
 
 
-REPORT = {
+REPORT: dict[str, Any] = {
     "format": 1,
     "vectide": "TEXT",
     "table": "TEXT",
