@@ -22,6 +22,7 @@ from jobs.commands.doctor import doctor
 from jobs.commands.plan import plan
 from jobs.commands.quarantine import quarantine
 from jobs.commands.refresh import refresh
+from jobs.commands.report import report
 from jobs.commands.rollback import rollback
 from jobs.commands.schedule import schedule
 from jobs.commands.search import search
@@ -55,7 +56,7 @@ app = typer.Typer(
 
 # In the order of `vectide --help`.
 for _command in (
-    *(plan, backfill, refresh, search, status, quarantine),
+    *(plan, backfill, refresh, search, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
     *(submit, schedule, watch, doctor),
 ):

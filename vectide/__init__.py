@@ -8,6 +8,7 @@ hits = Searcher("s3://lake/wiki").search(["how do tides work"])
 from actors.encoders import load_encoder
 from pipeline.job.config import Job
 from pipeline.job.load import load_job
+from pipeline.report.page import report
 from pipeline.run.backfill import backfill
 from pipeline.run.estimate import estimate as plan
 from pipeline.run.refresh import refresh
@@ -26,5 +27,6 @@ __all__ = [
     "load_job",
     "plan",
     "refresh",
+    "report",
     "status",
 ]

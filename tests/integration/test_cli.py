@@ -61,6 +61,7 @@ COMMANDS = {
     },
     "status": {"--json"},
     "quarantine": {"--run", "--reason", "--limit", "--json"},
+    "report": {"--out", "--run"},
     "submit": {"--address", "--command", "--detach", "--set"},
     "schedule": {"--target", "--cron", "--on-calendar", "--command", "--rayjob", "--set"},
     "watch": {"--every", "--command", "--set"},
