@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from actors.errors import ConfigError
-from actors.unit.rounding import round_mantissa
-from actors.vectors import Floats
+from actors.vectors.columns import Floats
+from actors.vectors.quantiser import MultiPrecision, quantise, round_mantissa
 
-PRECISIONS = ("float32", "float16", "bfloat16", "int8", "binary")
+_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "binary": 0.125}  # of a number
+PRECISIONS = tuple(_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +36,15 @@ class Rung:
     @property
     def bytes_per_vector(self) -> float:
         """Size of a vector, in bytes."""
-        return bytes_of(self.dim, self.precision)
+        return _BYTES[self.precision] * self.dim
 
     def stored(self, vectors: Floats) -> Floats:
-        """Return vectors as a search reads them back, float32 [rows, dim]."""
-        return quantised(self.queries(vectors), self.precision)
+        """Return vectors as a search reads them back, float32 [rows, dim], each of unit length."""
+        return _unit(_quantised(_unit(vectors[:, : self.dim]), self.precision))
 
     def queries(self, vectors: Floats) -> Floats:
-        """Return query vectors to compare with stored ones, float32 [rows, dim]."""
-        cut = vectors[:, : self.dim]
-        unit: Floats = cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
-        return np.where(unit > 0, np.float32(1), np.float32(-1)) if self.precision == "binary" else unit
+        """Return query vectors to compare with stored ones, float32 [rows, dim], each of unit length."""
+        return self.stored(vectors) if self.precision == "binary" else _unit(vectors[:, : self.dim])
 
 
 def rungs(dim: int, dims: Sequence[int] | None, precisions: Sequence[str] | None) -> tuple[Rung, ...]:
@@ -69,13 +69,15 @@ def rungs(dim: int, dims: Sequence[int] | None, precisions: Sequence[str] | None
     return tuple(Rung(each, precision) for each in sorted(set(dims or (dim,)), reverse=True) for precision in in_order)
 
 
-def bytes_of(dim: int, precision: str) -> float:
-    """Return the bytes of a vector."""
-    return {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "binary": 0.125}[precision] * dim
+def _quantised(vectors: Floats, precision: str) -> Floats:
+    """Return vectors as they are read back from a smaller type; an int8 vector has no scale."""
+    if precision == "binary":
+        return np.where(vectors > 0, np.float32(1), np.float32(-1))
+    if precision == "bfloat16":
+        return round_mantissa(vectors, "bfloat16")
+    return quantise(vectors, cast("MultiPrecision", precision)).astype(np.float32)
 
 
-def quantised(vectors: Floats, precision: str) -> Floats:
-    """Return vectors as they are after they were stored in a smaller type."""
-    if precision in ("float16", "bfloat16"):
-        return round_mantissa(vectors, "float16" if precision == "float16" else "bfloat16")
-    return vectors
+def _unit(vectors: Floats) -> Floats:
+    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
