@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 from rich import box
@@ -12,13 +12,17 @@ from rich.table import Table as RichTable
 
 from actors.errors import ConfigError
 from jobs import output
-from jobs.options import AsJson
+from jobs.options import AsJson, load_job
 from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
     from pipeline.evaluate.result import Evaluated, Evaluation
+    from pipeline.evaluate.texts import Subject
     from pipeline.quality.bootstrap import Difference, Interval
     from pipeline.search.search import Searcher
+
+
+_SOURCES = "--queries with --judgements, --beir, --sts, --negation or --alignment"
 
 
 def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
@@ -27,6 +31,28 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     judgements: Annotated[
         str | None,
         typer.Option(metavar="URI", help="A Parquet file of judgements: `query`, `doc`, `relevance` if graded."),
+    ] = None,
+    beir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A folder of BEIR: `queries.jsonl`, `qrels/test.tsv`.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The judgements of --beir to use: `qrels/SPLIT.tsv`.")] = "test",
+    sts: Annotated[
+        str | None, typer.Option(metavar="URI", help="A Parquet file: `sentence1`, `sentence2`, `score`.")
+    ] = None,
+    negation: Annotated[
+        str | None, typer.Option(metavar="URI", help="A Parquet file: `anchor`, `entailment`, `negative`.")
+    ] = None,
+    alignment: Annotated[str | None, typer.Option(metavar="URI", help="A Parquet file: `text`, `image`.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME_OR_DIR",
+            help="A model to evaluate, twice to compare two; with a TABLE: the new place of its model, if it has moved.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job of --model, as in encoder.dim=256."),
     ] = None,
     version: Annotated[int | None, typer.Option(min=0, help="Version of the table; default: the current one.")] = None,
     against: Annotated[
@@ -39,9 +65,6 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         str | None,
         typer.Option(metavar="TYPE,TYPE", help="Compare float32, float16, bfloat16, int8 and binary vectors."),
     ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's model, if it has moved.")
-    ] = None,
     address: Annotated[str | None, typer.Option(help="Scan on this Ray cluster; queries are encoded here.")] = None,
     cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_CACHE_SIZE,
     out: Annotated[
@@ -49,19 +72,44 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Measure how good a table or a model is, with intervals: retrieval of judged queries, ..."""
-    from pipeline.evaluate.table import evaluate_tables
-    from pipeline.quality.judged import read_judged
-
-    if queries is None or judgements is None:
+    """Measure how good a table or a model is, with 95 % intervals: retrieval, similarity, negation, alignment."""
+    if (queries is None) != (judgements is None):
         raise ConfigError("--queries and --judgements go together: the file of queries and the file of judgements")
-    judged = read_judged(queries, judgements, options=("--queries", "--judgements"))
+    files = {"queries": queries, "beir": beir, "sts": sts, "negation": negation, "alignment": alignment}
+    if len(given := [name for name, value in files.items() if value is not None]) != 1:
+        raise ConfigError(f"give one of {_SOURCES}, not {len(given)}")
     tables = _tables(table, version, against, model, address=address, cache_size=cache_size)
-    evaluated = evaluate_tables(tables, judged, dims=_numbers(dims), precisions=_words(precision))
+    ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision)}
+    if given[0] in ("queries", "beir"):
+        from pipeline.evaluate.beir import read_beir
+        from pipeline.evaluate.table import evaluate_tables
+        from pipeline.quality.judged import read_judged
+
+        if not tables:
+            raise ConfigError(f"--{given[0]} needs the TABLE to search; `vectide backfill` makes one of the documents")
+        options = ("--queries", "--judgements")
+        judged = read_beir(beir, split) if beir else read_judged(str(queries), str(judgements), options=options)
+        evaluated = evaluate_tables(tables, judged, **ladder)
+    else:
+        evaluated = _texts(given[0], str(files[given[0]]), tables, _models(table, model, settings), ladder)
     _finish(evaluated, out, json=json)
     for searcher in tables:
         if searcher.cache_problem is not None:
             print(f"note: {searcher.cache_problem}", file=sys.stderr)
+
+
+class _Ladder(TypedDict):
+    dims: list[int] | None
+    precisions: list[str] | None
+
+
+def _texts(ability: str, file: str, tables: list[Searcher], models: list[Subject], ladder: _Ladder) -> Evaluated:
+    from pipeline.evaluate.texts import Subject, evaluate_texts
+
+    subjects = [Subject(f"{each.url}, version {each.version}", each.encoder) for each in tables] + models
+    if not subjects:
+        raise ConfigError(f"--{ability} needs a TABLE, whose model is evaluated, or a model by --model")
+    return evaluate_texts(ability, file, subjects, **ladder)
 
 
 def _tables(
@@ -75,7 +123,9 @@ def _tables(
     from pipeline.search.search import Searcher
 
     if table is None:
-        raise ConfigError("--queries needs the TABLE to search")
+        if against is not None or version is not None:
+            raise ConfigError("--against and --version are about a TABLE; name it")
+        return []
     if model is not None and (len(model) > 1 or against is not None):
         raise ConfigError("--model is the new place of the model of one TABLE; leave it out for two")
     place = None if model is None else model[0]
@@ -84,6 +134,19 @@ def _tables(
         name, at, number = against.rpartition("@")
         places.insert(0, (name or table, int(number)) if at and number.isdigit() else (against, None))
     return [Searcher(name, version=which, model=place, **scan) for name, which in places]
+
+
+def _models(table: str | None, names: list[str] | None, settings: list[str] | None) -> list[Subject]:
+    """Return the models to evaluate, loaded; none with a table."""
+    from actors.encoders import load_encoder
+    from pipeline.evaluate.texts import Subject
+
+    if table is not None:
+        if settings:
+            raise ConfigError("--set is for a model by --model; a TABLE has its settings")
+        return []
+    jobs = [load_job(None, settings, source="unused", table="unused", model=name) for name in names or ()]
+    return [Subject(job.encoder.model, load_encoder(job.encoder.settings())) for job in jobs]
 
 
 def _finish(evaluated: Evaluated, out: str | None, *, json: bool) -> None:

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from actors.errors import ConfigError
-from actors.vectors.columns import Floats
+from actors.vectors import Floats
 from actors.vectors.quantiser import MultiPrecision, quantise, round_mantissa
 
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "binary": 0.125}  # of a number

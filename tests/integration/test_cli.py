@@ -62,6 +62,12 @@ COMMANDS = {
     "evaluate": {
         "--queries",
         "--judgements",
+        "--beir",
+        "--split",
+        "--sts",
+        "--negation",
+        "--alignment",
+        "--set",
         "--version",
         "--against",
         "--dims",

