@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
-from rich import box
-from rich.table import Column
-from rich.table import Table as RichTable
 
-from actors.errors import ConfigError
+from actors.errors import ConfigError, DataError, ModelError
+from jobs import evaluated as printing
 from jobs import output
 from jobs.options import AsJson, load_job
 from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.result import Evaluated, Evaluation
+    from actors.encoders.spec import ModelSpec
+    from pipeline.evaluate.result import Evaluated
     from pipeline.evaluate.texts import Subject
-    from pipeline.quality.bootstrap import Difference, Interval
     from pipeline.search.search import Searcher
 
 
-_SOURCES = "--queries with --judgements, --beir, --sts, --negation or --alignment"
+_SOURCES = "--queries with --judgements, --beir, --sts, --negation, --alignment or --tasks"
 
 
 def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
@@ -43,6 +42,22 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         str | None, typer.Option(metavar="URI", help="A Parquet file: `anchor`, `entailment`, `negative`.")
     ] = None,
     alignment: Annotated[str | None, typer.Option(metavar="URI", help="A Parquet file: `text`, `image`.")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A task or a benchmark of mteb, as in 'MTEB(eng, v2)'; more by more --tasks."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print texts, tokens, time and price of --tasks, and run nothing.")
+    ] = False,
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Download the data of --tasks into the cache of Hugging Face, no more.")
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1, help="Rate for --dry-run; default: measured on this machine.")
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of the encoders, for --dry-run.")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,16 +83,34 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     address: Annotated[str | None, typer.Option(help="Scan on this Ray cluster; queries are encoded here.")] = None,
     cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_CACHE_SIZE,
     out: Annotated[
-        str | None, typer.Option(metavar="URI", help="A folder for the result and the values of each item.")
+        str | None,
+        typer.Option(metavar="URI", help="A folder for the result and its values; with --tasks for embeddings too."),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Measure how good a table or a model is, with 95 % intervals: retrieval, similarity, negation, alignment."""
+    """Measure how good a table or a model is, with 95 % intervals: retrieval, similarity, negation, alignment, tasks of mteb."""
     if (queries is None) != (judgements is None):
         raise ConfigError("--queries and --judgements go together: the file of queries and the file of judgements")
     files = {"queries": queries, "beir": beir, "sts": sts, "negation": negation, "alignment": alignment}
-    if len(given := [name for name, value in files.items() if value is not None]) != 1:
+    given = [name for name, value in {**files, "tasks": tasks}.items() if value is not None]
+    if len(given) != 1:
         raise ConfigError(f"give one of {_SOURCES}, not {len(given)}")
+    if tasks is None and (dry_run or prefetch):
+        raise ConfigError("--dry-run and --prefetch are for --tasks; name some")
+    if tasks is not None:
+        if dims is not None or precision is not None or against is not None:
+            raise ConfigError(
+                "--tasks takes no --dims, --precision and --against; give --set encoder.dim=N, or a second --model"
+            )
+        if prefetch:
+            _prefetch(tasks)
+        elif dry_run:
+            rates = {"tokens_per_s": tokens_per_second, "price_per_hour": price_per_hour}
+            _dry_run(tasks, (model or [None])[0], settings, rates, json=json)
+        else:
+            searcher = _tables(table, version, None, model, address=address, cache_size=cache_size)
+            _judge(tasks, searcher, None if table else model, settings, out, json=json)
+        return
     tables = _tables(table, version, against, model, address=address, cache_size=cache_size)
     ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision)}
     if given[0] in ("queries", "beir"):
@@ -96,6 +129,94 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     for searcher in tables:
         if searcher.cache_problem is not None:
             print(f"note: {searcher.cache_problem}", file=sys.stderr)
+
+
+def _prefetch(names: list[str]) -> None:
+    tasks = _chosen(names)
+    from pipeline.evaluate.tasks import prefetch
+
+    failed = prefetch(tasks)
+    for name, reason in failed.items():
+        print(f"{name}: {reason}", file=sys.stderr)
+    if failed:
+        raise DataError(
+            f"{len(failed)} tasks could not be downloaded; run the same command again to try only what is missing"
+        )
+    print(f"the data of {len(tasks):,} tasks is in the cache of Hugging Face; copy it to the machine that runs them")
+
+
+def _dry_run(
+    names: list[str], model: str | None, settings: list[str] | None, rates: dict[str, float | None], *, json: bool
+) -> None:
+    tasks = _chosen(names)
+    from pipeline.evaluate.tasks import costs, rate
+
+    spec, problem = _described(model, settings)
+    basis = "given"
+    if rates["tokens_per_s"] is None and spec is not None:
+        rates["tokens_per_s"], basis = rate(spec, tasks)
+    found = costs(tasks, None if spec is None else spec.max_tokens, **rates)
+    if json:
+        output.as_json(found)
+        return
+    tokens = rates["tokens_per_s"]
+    sentence = f"{tokens:,.0f} tokens/s ({basis})" if tokens else "no rate: give --model or --tokens-per-second"
+    if problem is not None:
+        sentence = f"{problem}: texts are not cut. {sentence}"
+    printing.print_costs(found, sentence)
+
+
+def _described(model: str | None, settings: list[str] | None) -> tuple[ModelSpec | None, str | None]:
+    """Return the model, or why there is none: a dry run needs none if its rate is given."""
+    from pipeline.run.context import describe_model
+
+    if model is None:
+        return None, "no model"
+    try:
+        return describe_model(load_job(None, settings, source="unused", table="unused", model=model)), None
+    except ModelError as error:
+        return None, f"the model {model!r} is not on this machine ({str(error).rstrip('.')})"
+
+
+def _judge(
+    names: list[str],
+    tables: list[Searcher],
+    models: list[str] | None,
+    settings: list[str] | None,
+    out: str | None,
+    *,
+    json: bool,
+) -> None:
+    from jobs.progress import reporter
+
+    if not tables and not models:
+        raise ConfigError("--tasks needs a model by --model, or a TABLE for tasks of retrieval")
+    if models is not None and len(models) > 2:
+        raise ConfigError(f"--model is given {len(models)} times; compare two at a time, the results are kept")
+    if out is None:
+        raise ConfigError("--tasks needs --out, a folder for results and embeddings; the same command resumes there")
+    tasks = _chosen(names)
+    from pipeline.evaluate.judge import judge
+    from pipeline.evaluate.tasks import need_data
+
+    need_data(tasks)
+    with reporter() as progress:
+        result = judge(
+            tasks, out, progress, models=models or (), settings=settings or (), table=tables[0] if tables else None
+        )
+    if json:
+        output.as_json(result)
+    else:
+        printing.print_judgement(result)
+
+
+def _chosen(names: list[str]) -> list[Any]:
+    """Return the tasks of these names."""
+    if find_spec("mteb") is None:
+        raise ConfigError("--tasks needs the package mteb; install it with: pip install 'vectide[evaluate]'")
+    from pipeline.evaluate.tasks import choose
+
+    return choose([name for name in names if name.strip()])
 
 
 class _Ladder(TypedDict):
@@ -156,45 +277,7 @@ def _finish(evaluated: Evaluated, out: str | None, *, json: bool) -> None:
     if json:
         output.as_json(result)
     else:
-        _print(result)
-
-
-def _print(result: Evaluation) -> None:
-    for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
-    console = output.console()
-    items = {"sts": "pairs", "negation": "triplets", "alignment": "pairs"}.get(result.ability, "queries")
-    console.print(f"{result.of}: {result.ability} of {result.items:,} {items}")
-    measures = [result.main, *(name for name in result.rows[0].scores if name != result.main)]
-    compared = any(row.differences for row in result.rows)
-    sized = any(row.bytes_per_vector is not None for row in result.rows)
-    table = RichTable(
-        Column("", no_wrap=True),
-        *(Column(name, no_wrap=True) for name in ("task",) if any(row.task for row in result.rows)),
-        *(Column(name, justify="right", no_wrap=True) for name in measures),
-        *(Column("bytes", justify="right", no_wrap=True) for _ in range(sized)),
-        *(Column(f"{result.main}, difference to the first row", no_wrap=True) for _ in range(compared)),
-        box=box.SIMPLE,
-    )
-    for row in result.rows:
-        cells = [row.label, *([row.task or ""] if any(each.task for each in result.rows) else [])]
-        cells += [
-            _interval(row.scores[name]) if name == result.main else f"{row.scores[name].value:.4f}" for name in measures
-        ]
-        cells += [f"{row.bytes_per_vector:,.0f}"] if row.bytes_per_vector is not None else []
-        cells += [_difference(row.differences.get(result.main))] if compared else []
-        table.add_row(*cells)
-    console.print(table)
-
-
-def _interval(score: Interval) -> str:
-    return f"{score.value:.4f} ({score.low:.4f} to {score.high:.4f})"
-
-
-def _difference(found: Difference | None) -> str:
-    if found is None:
-        return ""
-    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}), p {found.p:.4f}"
+        printing.print_evaluation(result)
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -98,7 +98,10 @@ def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{table}"], "give one of --queries with --judgements, --beir, --sts, --negation or --alignment, not 0"),
+        (
+            ["{table}"],
+            "give one of --queries with --judgements, --beir, --sts, --negation, --alignment or --tasks, not 0",
+        ),
         (["{table}", "--queries", "{queries}"], "--queries and --judgements go together"),
         (["--against", "@1"], "--against and --version are about a TABLE; name it"),
         (["--queries", "{queries}", "--judgements", "{judgements}"], "--queries needs the TABLE to search"),
@@ -163,7 +166,7 @@ def test_similarity_and_negation_of_a_real_model(run, minilm, tmp_path):
     model, words = found["rows"]
     assert (found["items"], found["main"], model["label"]) == (5, "HardNegation", str(minilm))
     assert model["scores"]["EasyNegation"]["value"] == 0.8  # the tie is a failure
-    assert model["scores"]["HardNegation"]["value"] <= 0.2
+    assert model["scores"]["HardNegation"]["value"] <= 0.4
     assert words["scores"]["HardNegation"]["value"] == 0
 
 
