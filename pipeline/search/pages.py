@@ -67,12 +67,11 @@ def _pixels(hit: Hit) -> bytes | None:
     path, page = hit.columns.get(SHARD), hit.columns.get(PAGE)
     if not isinstance(path, str):
         return None
-    data = b"" if isinstance(page, int) else storage.read(path)
     if isinstance(page, int):
         job: DecodeJob | PageJob = PageJob(pdf_file(storage.stat(path)), page, _SETTINGS)
-    elif kind_of(data[:HEAD_BYTES]) == "picture":
-        job = DecodeJob(data, _SETTINGS)
-    else:
+    elif kind_of(storage.read(path, 0, HEAD_BYTES)) == "picture":
+        job = DecodeJob(storage.read(path), _SETTINGS)
+    else:  # such as a large file of rows, which is not read
         return None
     (result,) = decode_pool().run([job])
     if isinstance(result, UnfitPicture):

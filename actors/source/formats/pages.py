@@ -70,7 +70,7 @@ class Pages:
             return
         with reading(shard, "a picture or PDF"):
             head = _head(shard)
-            kind = kind_of(head)
+            kind = _kind(shard, head)
             if kind is None and not shard.path.lower().endswith(ENDINGS):
                 yield from _read_text(piece, wanted, head)
             else:
@@ -150,12 +150,18 @@ def _head(shard: Shard) -> bytes:
     return storage.read(shard.path, 0, HEAD_BYTES) if shard.size_bytes else b""
 
 
+def _kind(shard: Shard, head: bytes) -> str | None:
+    """Return "pdf", "picture" or None. A file that is not named as a PDF is one if it begins as one: texts may mention it."""
+    kind, may_mention = kind_of(head), not shard.path.lower().endswith(ENDINGS)
+    return None if kind == "pdf" and may_mention and not head.lstrip().startswith(b"%PDF-") else kind
+
+
 @lru_cache(maxsize=1 << 16)
 def _pages(shard: Shard) -> int:
     """Return the number of pages of a PDF; 0 for any other file, and for a PDF that cannot be opened."""
     with reading(shard, "a PDF"):
         try:
-            return len(_boxes(shard)) if kind_of(_head(shard)) == "pdf" else 0
+            return len(_boxes(shard)) if _kind(shard, _head(shard)) == "pdf" else 0
         except UnfitPicture:
             return 0
 

@@ -27,6 +27,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
         ("a", b"\xef\xbb\xbf<svg>", "bad_picture an SVG drawing"),
         ("a.xml", SVG, ""),
         ("a.md", b"<svg></svg> as Markdown", ""),
+        ("a.md", b"a PDF begins with %PDF-1.7", ""),
         ("a.kml", XML + b"<kml/>", "bad_picture an XML document"),
         ("a.html", b"<html>a page", ""),
         ("report", b"<!doctype html><p>404", "bad_picture an HTML page"),
