@@ -69,7 +69,7 @@ s3-servers: $(READY)
 	PYTHON=$(BIN)/python tests/s3/swift/install.sh
 
 test-s3: s3-servers ## Tests on real S3 stores, installed below .venvs: Ceph and Swift
-	$(BIN)/pytest tests/s3
+	$(BIN)/pytest tests/s3 -n 2 --dist worksteal
 
 browser:
 	tests/web/install.sh
@@ -102,7 +102,7 @@ bench: $(READY) ## Benchmark other engines and pipelines on this machine's CPU; 
 bench-scale: $(READY) ## Benchmark plan, resume and publish of a million units; half an hour
 	$(BIN)/python -m benchmarks scale
 
-bench-gpu: $(READY) ## Benchmark encoders and a backfill on a CUDA GPU
+bench-gpu: $(READY) ## Benchmark encoders, pages and backfills on a CUDA GPU
 	$(BIN)/python -m benchmarks gpu
 
 docs: $(READY) ## Write docs/jobs.md, the reference of the job file

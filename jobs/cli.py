@@ -19,6 +19,7 @@ from jobs.commands.changes import changes
 from jobs.commands.compact import compact
 from jobs.commands.diff import diff
 from jobs.commands.doctor import doctor
+from jobs.commands.evaluate import evaluate
 from jobs.commands.plan import plan
 from jobs.commands.quarantine import quarantine
 from jobs.commands.refresh import refresh
@@ -56,7 +57,7 @@ app = typer.Typer(
 
 # In the order of `vectide --help`.
 for _command in (
-    *(plan, backfill, refresh, search, status, quarantine, report),
+    *(plan, backfill, refresh, search, evaluate, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
     *(submit, schedule, watch, doctor),
 ):

@@ -6,6 +6,7 @@ hits = Searcher("s3://lake/wiki").search(["how do tides work"])
 """
 
 from actors.encoders import load_encoder
+from pipeline.evaluate.table import evaluate
 from pipeline.job.config import Job
 from pipeline.job.load import load_job
 from pipeline.report.page import report
@@ -22,6 +23,7 @@ __all__ = [
     "Searcher",
     "backfill",
     "changes",
+    "evaluate",
     "iter_changes",
     "load_encoder",
     "load_job",

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.images.errors import UnfitPicture
-from actors.images.looks import HEAD_BYTES, look_of, picture_format
+from actors.images.jpeg import ended
 from actors.images.pixels import fit, resized
 from actors.images.settings import PictureSettings
+from actors.looks import HEAD_BYTES, look_of, picture_format
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,11 +52,20 @@ class Picture:
 
 
 def decode_picture(data: bytes, settings: PictureSettings) -> Picture:
-    """Return the picture in a file, decoded and resized.
+    """Return the picture in a file, decoded and resized. A JPEG may lack its end mark.
 
     Raises:
         UnfitPicture: it is damaged, too large, of no area, or of a format that is not read.
     """
+    try:
+        return _decoded(data, settings)
+    except UnfitPicture as error:
+        if "truncated" not in error.error or picture_format(data) != "JPEG" or (whole := ended(data)) is None:
+            raise
+    return _decoded(whole, settings)
+
+
+def _decoded(data: bytes, settings: PictureSettings) -> Picture:
     notes: list[str] = []
     with _opened(data) as image:
         resized(image.height, image.width, settings)  # refuses its shape before a pixel is decoded

@@ -18,10 +18,10 @@ from typing import Any, Self
 
 from actors.images.decode import Picture
 from actors.images.errors import UnfitPicture
-from actors.images.looks import HEAD_BYTES, kind_of, look_of
 from actors.images.page_tree import Content, page_tree
 from actors.images.pixels import fit, resized
 from actors.images.settings import PictureSettings
+from actors.looks import HEAD_BYTES, kind_of, look_of
 
 Box = tuple[float, float]  # height and width in points, as a viewer shows the page
 PdfSource = str | bytes  # a local path, or the content
@@ -141,7 +141,10 @@ def _opened(source: PdfSource) -> Any:
     try:
         pdf = pypdfium2.PdfDocument(source)
     except pypdfium2.PdfiumError as error:
-        if error.err_code in _NO_PASSWORD:
+        # For a PDF without pages the code is that of the last PDF that failed.
+        with _content_of(source) as content:
+            locked = error.err_code in _NO_PASSWORD and content.find(b"/Encrypt") >= 0
+        if locked:
             raise UnfitPicture("encrypted", "the PDF is encrypted and needs a password") from None
         raise UnfitPicture("bad_pdf", "the PDF is damaged, or has no pages") from None
     with suppress(pypdfium2.PdfiumError):

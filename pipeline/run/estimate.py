@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from actors.arguments import need_above_zero
 from actors.encoders.spec import ModelSpec
-from actors.inputs import prepare_questions
+from actors.inputs import prepare_texts
 from actors.schema import COST, PARTS
 from actors.source import hive
 from actors.source.formats.dialects import DialectUse
@@ -39,6 +39,7 @@ _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
 # Rows that are encoded to measure this machine.
 _MEASURED_ROWS = 128
 _MEASURED_PICTURES = 2
+BASIS = "measured on this machine with one process"
 # A dry run hashes a source up to this size (`source.verify: content`), to know the run that a backfill would resume.
 HASHED_BYTES = 1 << 30
 
@@ -145,8 +146,13 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         tokens_per_s, basis = measure(model, sample, context.chunking)
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
-    numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
-    row_bytes = numbers * _STORED_BYTES[job.table.precision] + 60
+    tokens_of_chunk = sample.tokens_per_row / sample.chunks_per_row
+    row_bytes = 60 + sum(
+        tokens_of_chunk * output.vector_bytes
+        if output.kind == "multi"
+        else output.dim * _STORED_BYTES[job.table.precision]
+        for output in model.outputs
+    )
     text_bytes = sample.compressed_bytes_per_row if job.table.keep_text else 0.0
     return Estimate(
         run=run,
@@ -203,14 +209,18 @@ def _encoders(job: Job) -> tuple[int, int | None]:
 
 def measure(model: ModelSpec, sample: Sample, chunking: Chunking | None) -> tuple[float, str]:
     """Return the tokens per second of this machine on the sample, and the basis of that rate."""
+    count = _MEASURED_PICTURES if sample.picture_share else _MEASURED_ROWS
+    rows = (prepare_texts(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, count)
+    return rate_of(model, rows, chunking if PARTS in rows.column_names else None), BASIS
+
+
+def rate_of(model: ModelSpec, rows: pa.Table, chunking: Chunking | None = None) -> float:
+    """Return the tokens per second of one process of this machine on some rows of prepared inputs."""
     from actors.encoders import load_encoder
 
     encoder = load_encoder(model)
-    count = _MEASURED_PICTURES if sample.picture_share else _MEASURED_ROWS
-    rows = (prepare_questions(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, count)
-    chunking = chunking if PARTS in rows.column_names else None
-    encoder.encode_rows(rows.slice(0, max(1, count // 8)), chunking)  # the first call includes the warm-up
+    encoder.encode_rows(rows.slice(0, max(1, rows.num_rows // 8)), chunking)  # the first call includes the warm-up
     started = time.perf_counter()
     encoder.encode_rows(rows, chunking)
     elapsed_s = max(time.perf_counter() - started, 1e-6)
-    return pc.sum(rows[COST]).as_py() / elapsed_s, "measured on this machine with one process"
+    return float(pc.sum(rows[COST]).as_py() / elapsed_s)

@@ -34,6 +34,7 @@ class ScanSettings:
         outputs: The columns of vectors; the first one is scanned.
         k: Rows per query.
         condition: A condition on the rows, or None.
+        columns: Columns to return, `ID` among them; None: all but the vectors.
         cache_bytes: Limit of the cache on each machine; None: no cache.
         cache_folder: Its folder; None: the default one of each machine.
     """
@@ -43,6 +44,7 @@ class ScanSettings:
     outputs: tuple[VectorColumn, ...]
     k: int
     condition: pc.Expression | None = None
+    columns: tuple[str, ...] | None = None
     cache_bytes: int | None = None
     cache_folder: str | None = None
 
@@ -77,4 +79,4 @@ def _nearest_of_part(settings: ScanSettings, part: tuple[int, int], queries: pa.
     folder = default_folder() if settings.cache_folder is None else Path(settings.cache_folder)
     cache = None if settings.cache_bytes is None else VectorCache(folder, settings.cache_bytes)
     scan = TableScan(table, settings.outputs, cache, part)
-    return scan.nearest(queries, settings.k, condition=settings.condition, device="cpu")
+    return scan.nearest(queries, settings.k, condition=settings.condition, columns=settings.columns, device="cpu")

@@ -7,6 +7,7 @@ that are left are multiplied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from actors import storage
-from actors.schema import Shard
+from actors.schema import ID, Shard
 from actors.unit.table_files import data_folder, relative_path, run_of
 from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
@@ -78,6 +79,7 @@ class TableScan:
         k: int,
         *,
         condition: pc.Expression | None = None,
+        columns: Sequence[str] | None = None,
         device: str = "auto",
         report: Callable[[int], None] = lambda _: None,
     ) -> pa.Table:
@@ -87,6 +89,7 @@ class TableScan:
             queries: Query vectors, as an encoder returns them for the scanned column.
             k: Rows per query.
             condition: A condition on the rows.
+            columns: Columns to return, `ID` among them; None: all but the vectors.
             device: "cpu", "cuda" or "auto".
             report: Called with the number of rows after each block.
 
@@ -98,12 +101,24 @@ class TableScan:
 
         if self._column.kind == "dense":
             vectors = Queries(self._column.matrix(queries), device=device)
-            return top_k.nearest(vectors, self.blocks(condition), k, report=report)
-        return top_k.nearest_of_batches(queries, self._batches(condition), k, self._column, report=report)
+            blocks: Iterable[Block] = self.blocks(condition)
+            if columns is not None:
+                blocks = (replace(block, rows=block.rows.select(columns)) for block in blocks)
+            return top_k.nearest(vectors, blocks, k, report=report)
+        batches = self._batches([*(columns or self.schema.names), self._column.name], condition)
+        return top_k.nearest_of_batches(queries, batches, k, self._column, report=report)
 
-    def _batches(self, condition: pc.Expression | None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows that meet a condition with their vectors, from the files of the table."""
-        names = [*self.schema.names, self._column.name]
+    def ids(self) -> Iterator[pa.ChunkedArray]:
+        """Yield the ids of all rows, in parts, from the files of the table.
+
+        Raises:
+            StorageError: the store refused or failed, or a file is missing.
+        """
+        for batch in self._batches([ID]):
+            yield pa.chunked_array([batch.column(ID)])
+
+    def _batches(self, names: list[str], condition: pc.Expression | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield columns of the rows that meet a condition, from the files of the table."""
         with delta_table.asking(self._table):
             for fragment in self._dataset.get_fragments(filter=condition):
                 if self._numbers[fragment.path] % self._parts == self._part:

@@ -182,6 +182,11 @@ class Searcher:
         return self._snapshot.lineage
 
     @property
+    def scan(self) -> TableScan:
+        """The scan of the version's vectors."""
+        return self._snapshot.scan
+
+    @property
     def spec(self) -> ModelSpec:
         """The query side of the version's model."""
         return self._snapshot.model.spec
@@ -278,25 +283,39 @@ class Searcher:
 
         for number, part in enumerate(passes):
             queries = snapshot.model.encode(part)
-            best = self._nearest(snapshot, queries, k, condition, add)
+            best = self._nearest(snapshot, queries, k, condition=condition, report=add)
             results.append(_as_hits(best, number * _QUERIES))
         return pa.concat_tables(results) if results else _as_hits(snapshot.no_hits(), 0)
+
+    def encode(self, questions: Sequence[Question]) -> pa.Array:
+        """Return the vectors of questions, for `nearest`; see `search` for errors."""
+        return self._snapshot.model.encode(questions)
+
+    def nearest(self, queries: pa.Array, k: int) -> pa.Table:
+        """Return the ids of the `k` rows nearest to each query vector, as `top_k.nearest` does."""
+        return self._nearest(self._snapshot, queries, k, columns=(ID,))
 
     def _nearest(
         self,
         snapshot: _Snapshot,
         queries: pa.Array,
         k: int,
-        condition: pc.Expression | None,
-        report: Callable[[int], None],
+        *,
+        condition: pc.Expression | None = None,
+        columns: tuple[str, ...] | None = None,
+        report: Callable[[int], None] = lambda _: None,
     ) -> pa.Table:
         if self._address is not None:
             from pipeline.scan.on_ray import ScanSettings, nearest_on_ray  # importing ray takes seconds
 
-            settings = ScanSettings(self.url, snapshot.version, snapshot.outputs, k, condition, self._cache_bytes)
+            settings = ScanSettings(
+                self.url, snapshot.version, snapshot.outputs, k, condition, columns, self._cache_bytes
+            )
             best = nearest_on_ray(settings, queries, self._address)
         else:
-            best = snapshot.scan.nearest(queries, k, condition=condition, device=self._device, report=report)
+            best = snapshot.scan.nearest(
+                queries, k, condition=condition, columns=columns, device=self._device, report=report
+            )
         return best if best.num_rows else snapshot.no_hits()
 
 

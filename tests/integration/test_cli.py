@@ -59,6 +59,30 @@ COMMANDS = {
         "--no-cache",
         "--json",
     },
+    "evaluate": {
+        "--queries",
+        "--judgements",
+        "--beir",
+        "--split",
+        "--sts",
+        "--negation",
+        "--alignment",
+        "--tasks",
+        "--dry-run",
+        "--prefetch",
+        "--tokens-per-second",
+        "--price-per-hour",
+        "--set",
+        "--version",
+        "--against",
+        "--dims",
+        "--precision",
+        "--model",
+        "--address",
+        "--cache-size",
+        "--out",
+        "--json",
+    },
     "status": {"--json"},
     "quarantine": {"--run", "--reason", "--limit", "--json"},
     "report": {"--out", "--run"},
@@ -330,5 +354,5 @@ def test_a_refresh_tells_what_its_counts_are_of(vectide_in_process, tmp_path, ti
     write_corpus(tmp_path / "more", [rows(1, start=20)])
     (tmp_path / "more" / "part-0000.parquet").rename(corpus / "part-0001.parquet")
     printed = vectide_in_process("refresh", path).stdout
-    assert "1 row from 1 source row (0 quarantined), 1 text encoded, " in printed
+    assert "1 row from 1 source row (0 quarantined, 1 encoded), " in printed
     assert "these counts are of the files that changed; files with 20 more rows stay as they are\n" in printed

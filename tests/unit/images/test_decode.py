@@ -13,9 +13,10 @@ from PIL import Image, ImageCms
 
 from actors.images.decode import Picture, decode_picture, picture_size
 from actors.images.errors import UnfitPicture
-from actors.images.looks import kind_of, look_of
+from actors.images.jpeg import ended
 from actors.images.pixels import unpack_pixels
 from actors.images.settings import PictureSettings
+from actors.looks import kind_of, look_of
 
 # A picture of 84 x 56 pixels is not resized, so that pixels can be compared.
 SETTINGS = PictureSettings(3136, 602_112)
@@ -216,16 +217,29 @@ def test_what_follows_a_picture_does_not_matter_but_what_is_cut_does(kind):
         assert refused(data[: len(data) // part]).reason == "bad_picture"
 
 
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 1}])
+def test_a_jpeg_may_lack_its_end_mark_and_no_pixel(options):
+    noise = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
+    noise[:, 42:] = 99
+    data = saved(Image.fromarray(noise), "JPEG", **options)
+    whole = decoded(data)
+    for cut in (data[:-1], data[:-2]):
+        assert np.array_equal(decoded(cut), whole)
+    ends = [*range(data.index(b"\xff\xda"), len(data) - 20, 13), *range(len(data) - 20, len(data) - 3)]
+    assert [end for end in ends if ended(data[:end]) is not None] == []
+    assert ended(data[:-200] + bytes(200)) is None
+
+
 @pytest.mark.parametrize(
     ("data", "reason", "words"),
     [
         (b"", "bad_picture", "empty"),
         (b"plain text, named .png", "bad_picture", "the file is text"),
-        (b"<html><body>404", "bad_picture", "a web page"),
+        (b"<html><body>404", "bad_picture", "an HTML page"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "bad_picture", "an SVG drawing"),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "bad_picture", "a HEIC picture"),
         (b"\x1f\x8b\x08\x00", "bad_picture", "gzip data"),
-        (b"version https://git-lfs.github.com/spec/v1", "bad_picture", "pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1", "bad_picture", "a Git LFS pointer"),
         (b"%PDF-1.7", "bad_picture", "a PDF"),
         (bytes(range(256)), "bad_picture", "no known format"),
         (b"\x89PNG\r\n\x1a\n", "bad_picture", "damaged"),
@@ -251,4 +265,5 @@ def test_a_gif_named_otherwise_is_told_by_its_bytes(tmp_path):
     assert look_of(path.read_bytes()) == "a GIF picture"
     assert kind_of(b"BM is how this text begins") is None
     assert kind_of(b"junk\n%PDF-1.4\n") == "pdf"
+    assert kind_of(b"PK\3\4 a file in an archive: %PDF-1.4\n") is None
     assert kind_of(b"text that names %PDF without a version") is None
