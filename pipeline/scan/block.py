@@ -34,6 +34,7 @@ class Block:
         low: int8 or int16 [n, dim], or None if all are zero.
         inverse_norms: float32 [n], 1 / length; NaN for a row without a finite vector of this width.
         mapped: True if the rows are a mapped file, which takes no memory of its own.
+        numbers: int64 [n], positions of the rows after `first`; None: 0, 1, ...
     """
 
     first: int
@@ -42,6 +43,7 @@ class Block:
     low: npt.NDArray[np.int8] | npt.NDArray[np.int16] | None
     inverse_norms: npt.NDArray[np.float32]
     mapped: bool = False
+    numbers: npt.NDArray[np.int64] | None = None
 
     @cached_property
     def unfit(self) -> npt.NDArray[np.int64]:
@@ -67,9 +69,14 @@ class Block:
         return unit
 
     def select(self, rows: npt.NDArray[np.int64]) -> Block:
-        """Return some rows of this block, in order; their positions in the scan are not those of `first`."""
+        """Return some rows of this block, in order."""
         low = None if self.low is None else self.low[rows]
-        return Block(self.first, self.rows.take(pa.array(rows)), self.high[rows], low, self.inverse_norms[rows])
+        taken, norms = self.rows.take(pa.array(rows)), self.inverse_norms[rows]
+        return Block(self.first, taken, self.high[rows], low, norms, numbers=self.places(rows) - self.first)
+
+    def places(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the positions of some rows in the order of the scan."""
+        return self.first + (rows if self.numbers is None else self.numbers[rows])
 
     @classmethod
     def of(cls, batch: pa.RecordBatch, column: VectorColumn, first: int) -> Block:

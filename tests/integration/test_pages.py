@@ -157,7 +157,9 @@ def test_a_pdf_that_gains_a_page_costs_that_page(tmp_path, seeing_model):
     for name, row in before.items():
         assert row["embedding_multi_n"] == row["tokens"] == len(vectors_of([row["embedding_multi"]], dim=8)[0])
         is_text = name.startswith(("words", "notes"))
-        assert (row["grid_h"], row["grid_w"]) == ((None, None) if is_text else (3, 4) if "pdf" not in name else (30, 20))
+        assert (row["grid_h"], row["grid_w"]) == (
+            (None, None) if is_text else (3, 4) if "pdf" not in name else (30, 20)
+        )
     write_pdf(folder / "report.pdf", [1, 2, 3, 6])
     outcome = refresh(job)
     assert (outcome.rows, outcome.encoded) == (8, 1)

@@ -80,15 +80,6 @@ def test_rows_of_several_unit_vectors_are_reused():
     assert MULTI.reusable(column).tolist() == [True, True, *[False] * 6]
 
 
-def test_the_score_of_several_vectors_is_the_sum_of_the_largest_cosines():
-    rows, queries = ragged([2, 0, 3, 1], 1), ragged([3, 1], 2)
-    scores = MULTI.scores(queries, rows)
-    for query, vectors in enumerate(queries.to_pylist()):
-        for row, others in enumerate(rows.to_pylist()):
-            expected = sum(max(np.dot(a, b) for b in others) for a in vectors) if others else NAN
-            np.testing.assert_allclose(scores[query, row], expected, atol=1e-6)
-
-
 def test_the_unit_row_of_several_vectors_is_their_normalized_mean():
     rows = ragged([2, 0, 3])
     means = [np.mean(row, axis=0) if row else np.full(3, NAN) for row in rows.to_pylist()]
@@ -150,7 +141,6 @@ def test_values_of_another_form_are_not_reused_and_never_nan(form, value):
     assert np.diff(offsets)[[0, 2]].tolist() == [2, 2]
     assert offsets[-1] == len(vectors)
     assert np.isfinite(vectors).all()
-    assert np.isnan(form.scores(ragged([1]), column)).sum() <= 1
 
 
 def test_blobs_become_arrays_from_each_library():
