@@ -132,6 +132,13 @@ def read_json(path: Path) -> Any:
         raise ModelError(f"{path} cannot be read as JSON ({redact(error)}). Fetch the checkpoint again.") from error
 
 
+def token_ids(path: Path) -> dict[str, int]:
+    """Returns the ids of the tokens of a SentencePiece Unigram tokenizer, by the tokens."""
+    tokenizer = read_json(path)
+    ids = {token: number for number, (token, _) in enumerate(tokenizer["model"]["vocab"])}
+    return ids | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+
+
 def tensor_index(folder: Path, files: Iterable[str]) -> dict[str, TensorInfo]:
     """Returns names, shapes and types of all tensors in `files`; reads only headers.
 

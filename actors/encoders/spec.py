@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.encoders import checkpoint
 from actors.encoders.families.detect import detect
-from actors.encoders.layout import FamilyFacts, check_adapters, check_tensors
+from actors.encoders.layout import FamilyFacts, Markers, check_adapters, check_tensors
 from actors.encoders.lora.files import adapter_folder, read_adapter, sha256_adapter, takes_no_adapters
 from actors.encoders.preprocessor import chosen, picture_settings
 from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repository
@@ -87,6 +87,7 @@ class ModelSpec:
         modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
         own_outputs: Outputs of a family that makes something else than one dense vector.
         pictures: Settings of pictures; None if the model takes texts only.
+        markers: The tokens by which it tells queries and texts apart; None if it has none.
     """
 
     model: str
@@ -114,6 +115,7 @@ class ModelSpec:
     modality: str = "text"
     own_outputs: tuple[VectorColumn, ...] = ()
     pictures: PictureSettings | None = None
+    markers: Markers | None = None
 
     @property
     def outputs(self) -> tuple[VectorColumn, ...]:
@@ -271,6 +273,7 @@ def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
             modality=facts.modality,
             own_outputs=facts.outputs,
             pictures=_pictures(settings, facts, folder),
+            markers=None if facts.markers is None else facts.markers(checkpoint.token_ids(folder / "tokenizer.json")),
         )
         spec = _with_task(_with_adapters(spec, settings, facts), settings, default_task, facts)
         # The weights are read last, so that a wrong setting is reported before that.

@@ -95,7 +95,9 @@ class Tokenizer:
         self._tokenizer.no_padding()
         if spec.lowercase:
             self._tokenizer.normalizer = _lowering(self._tokenizer.normalizer)
-        self._tokenizer.enable_truncation(spec.max_tokens)
+        # A marker takes one token of the limit.
+        self._limit = spec.max_tokens - (spec.markers is not None)
+        self._tokenizer.enable_truncation(self._limit)
 
     def tokenize(self, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> Tokens:
         """Return the token ids of `texts`, each with the prompt of its task in front.
@@ -117,9 +119,19 @@ class Tokenizer:
         chars = min(_CHARS_AT_ONCE, max(_CHARS_A_BATCH, 2 * (os.cpu_count() or 1) * limit))
         for start, stop in _batches(lengths, chars):
             prepared = [self._prepare(texts[i], prompts[i]) for i in range(start, stop)]
-            parts.append(_tokens(self._encode_cut(prepared)))
+            encodings = self._encode_cut(prepared)
+            of_texts = [self.spec.task] * len(encodings) if tasks is None else tasks[start:stop]
+            parts.append(self._marked(encodings, of_texts))
         ids: pa.ListArray = pa.concat_arrays([part.ids for part in parts])
         return Tokens(ids, np.concatenate([part.truncated for part in parts]))
+
+    def _marked(self, encodings: list[tokenizers.Encoding], tasks: Sequence[str | None]) -> Tokens:
+        """Return the tokens of texts, with the markers of their tasks if the model has some."""
+        rows = [(encoding.ids, bool(encoding.overflowing)) for encoding in encodings]
+        if (markers := self.spec.markers) is not None:
+            put = (markers.put(ids, task) for (ids, _), task in zip(rows, tasks, strict=True))
+            rows = [(ids, was_cut or cut) for (_, was_cut), (ids, cut) in zip(rows, put, strict=True)]
+        return _tokens(rows)
 
     def _encode_cut(self, prepared: list[str]) -> list[tokenizers.Encoding]:
         """Return encodings of texts that are shortened to well above the model's limit."""
@@ -157,7 +169,7 @@ class Tokenizer:
             except Exception as error:
                 raise self._tokenizer_error(error) from error
             finally:
-                self._tokenizer.enable_truncation(self.spec.max_tokens)
+                self._tokenizer.enable_truncation(self._limit)
             for i in range(start, stop):
                 count_progress()
                 yield self._whole(encodings[i - start], prompts[i])
@@ -265,10 +277,11 @@ def _lowering(normalizer: Any) -> Any:
     return normalizers.Sequence([normalizers.Lowercase(), *(step for step in steps if step is not None)])
 
 
-def _tokens(encodings: list[tokenizers.Encoding]) -> Tokens:
-    lists = [encoding.ids for encoding in encodings]
+def _tokens(rows: Sequence[tuple[list[int], bool]]) -> Tokens:
+    """Return the ids of texts, and whether each was cut."""
+    lists = [ids for ids, _ in rows]
     offsets = np.zeros(len(lists) + 1, np.int32)
     np.cumsum([len(ids) for ids in lists], out=offsets[1:])
     values = np.fromiter(chain.from_iterable(lists), np.int32, count=int(offsets[-1]))
-    truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), np.bool_, count=len(lists))
+    truncated = np.fromiter((cut for _, cut in rows), np.bool_, count=len(rows))
     return Tokens(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)), truncated)
