@@ -38,11 +38,14 @@ class VectorColumn:
         name: Name of the column.
         kind: "dense" or "multi".
         dim: Width of each vector.
+        normalized: Its vectors have unit length, and a score is a cosine. False: they have any length, and the score of a
+            dense column is their product.
     """
 
     name: str
     kind: Kind
     dim: int
+    normalized: bool = True
 
     @property
     def type(self) -> pa.DataType:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 # One of the shapes that the paper found to be best for their size.
 REPETITIONS, PLANES, WIDTH = 20, 5, 8
@@ -37,31 +38,37 @@ def encode(vectors: Floats, *, query: bool) -> Floats:
     """
     planes, signs = _random(vectors.shape[1])
     sides = (vectors @ planes).reshape(-1, REPETITIONS, PLANES) > 0
-    bucket = (sides @ (1 << np.arange(PLANES))).T  # [repetitions, n]
-    projected = (vectors @ signs).reshape(-1, REPETITIONS, WIDTH).swapaxes(0, 1)
-    within = bucket[:, None] == np.arange(BUCKETS)[:, None]  # [repetitions, buckets, n]
-    encoded: Floats = within.astype(np.float32) @ projected
+    # Of each repetition and vector: the bucket, numbered through all repetitions.
+    buckets = np.packbits(sides, axis=2, bitorder="little")[:, :, 0].T + BUCKETS * np.arange(REPETITIONS)[:, None]
+    flat = buckets.reshape(-1)
+    projected = (vectors @ signs).reshape(-1, REPETITIONS, WIDTH).swapaxes(0, 1).reshape(-1, WIDTH)
+    sums = np.stack([np.bincount(flat, column, REPETITIONS * BUCKETS) for column in projected.T], axis=1)
     if query:
-        return encoded.reshape(-1) / np.float32(REPETITIONS)
-    counts = within.sum(axis=2)
-    encoded /= np.maximum(counts, 1)[:, :, None]
-    empty = counts == 0
-    repetition = np.nonzero(empty)[0]
-    encoded[empty] = projected[repetition, _nearest(within, empty)[empty]]
-    return encoded.reshape(-1)
+        return (sums / REPETITIONS).astype(np.float32).reshape(-1)
+    counts = np.bincount(flat, minlength=REPETITIONS * BUCKETS)
+    encoded = sums / np.maximum(counts, 1)[:, None]
+    empty = np.flatnonzero(counts == 0)
+    encoded[empty] = projected[len(vectors) * (empty // BUCKETS) + _nearest(flat, len(vectors))[empty]]
+    return encoded.astype(np.float32).reshape(-1)
 
 
-def _nearest(within: npt.NDArray[np.bool_], empty: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return the first of the vectors that are nearest to each bucket, int64 [repetitions, buckets].
+def _nearest(buckets: Ints, count: int) -> Ints:
+    """Return the number of the vector that is nearest to each bucket of all repetitions, the first of several.
 
     The distance is the number of planes between two buckets. Each pass lets a bucket take over what the bucket on the
-    other side of one plane knows, so after all passes each knows the nearest of all.
+    other side of one plane knows, so after all passes each knows the nearest of its repetition.
+
+    Args:
+        buckets: The bucket of each repetition and vector.
+        count: Number of vectors.
     """
-    count = within.shape[2]
     # The distance times `count`, plus the vector's number: the smallest is the first of the nearest.
-    keys = np.where(empty, count * (PLANES + 1), within.argmax(axis=2))
+    keys = np.full(REPETITIONS * BUCKETS, count * (PLANES + 1))
+    numbers = np.tile(np.arange(count), REPETITIONS)
+    keys[buckets[::-1]] = numbers[::-1]  # of several vectors in a bucket, the first is written last
+    every = np.arange(len(keys))
     for plane in range(PLANES):
-        keys = np.minimum(keys, keys[:, np.arange(BUCKETS) ^ (1 << plane)] + count)
+        keys = np.minimum(keys, keys[every ^ (1 << plane)] + count)
     return keys % count
 
 
