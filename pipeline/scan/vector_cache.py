@@ -90,9 +90,9 @@ class VectorCache:
         """
         name = _name_of(shard, schema, column)
         try:
-            blocks = self._open(name, first)
+            blocks = self._open(name, column, first)
             if blocks is None and self._has_room(shard.size_bytes) and self._write(name, column, read):
-                blocks = self._open(name, first)
+                blocks = self._open(name, column, first)
         except OSError as error:
             self.problem = (
                 f"the cache {str(self._folder)!r} is not used: {error.strerror or error}; "
@@ -114,7 +114,7 @@ class VectorCache:
         )
         return False
 
-    def _open(self, name: str, first: int) -> list[Block] | None:
+    def _open(self, name: str, column: VectorColumn, first: int) -> list[Block] | None:
         """Return the mapped blocks of an entry, or None if there is none that is complete and our own."""
         path = self._folder / name
         try:
@@ -132,7 +132,7 @@ class VectorCache:
             os.utime(path)  # the time of the last use
         blocks = []
         for batch in batches:
-            blocks.append(Block.from_stored(batch, first))
+            blocks.append(Block.from_stored(batch, column, first))
             first += batch.num_rows
         return blocks
 
