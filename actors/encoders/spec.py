@@ -126,6 +126,15 @@ class ModelSpec:
         """The columns of vectors that the model makes; search compares the first one."""
         return self.own_outputs or (VectorColumn(EMBEDDING, "dense", self.dim),)
 
+    def makes(self, kind: str) -> bool:
+        """Returns True if an output is of this kind: "dense" or "multi"."""
+        return any(column.kind == kind for column in self.outputs)
+
+    @property
+    def encodes_many(self) -> bool:
+        """True if the dense vector is an encoding of the many (`muvera`), and is not pooled from the token states."""
+        return not self.outputs[0].normalized
+
     def lineage(self) -> dict[str, str | int | float | bool | None]:
         """Returns every property that changes vectors, as JSON values.
 
@@ -142,7 +151,7 @@ class ModelSpec:
             **lineage_of(self.outputs),
             **({} if self.modality == "text" else {"modality": self.modality}),
             **(asdict(self.pictures) if self.pictures is not None and self.modality != "text" else {}),
-            **({"muvera": muvera.LINEAGE} if any(not column.normalized for column in self.outputs) else {}),
+            **({"muvera": muvera.LINEAGE} if self.encodes_many else {}),
             **({"multi_pool": self.multi_pool} if self.multi_pool and self.modality != "text" else {}),
             **({} if self.multi_keep == "all" else {"multi_keep": self.multi_keep}),
             "family": self.family,

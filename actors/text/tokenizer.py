@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import tokenizers
 from tokenizers import normalizers
 
@@ -113,15 +114,13 @@ class Tokenizer:
         prompts = self._prompts(texts, tasks)
         if len(prompts) != len(texts):
             raise ValueError(f"{len(prompts)} tasks for {len(texts)} texts.")
-        parts = [_tokens([])]
+        parts, of_texts = [_tokens([])], self._tasks(len(texts), tasks)
         limit = _CHARS_PER_TOKEN * self.spec.max_tokens
         lengths = [min(len(text), limit) + _TEXT_CHARS for text in texts]
         chars = min(_CHARS_AT_ONCE, max(_CHARS_A_BATCH, 2 * (os.cpu_count() or 1) * limit))
         for start, stop in _batches(lengths, chars):
             prepared = [self._prepare(texts[i], prompts[i]) for i in range(start, stop)]
-            encodings = self._encode_cut(prepared)
-            of_texts = [self.spec.task] * len(encodings) if tasks is None else tasks[start:stop]
-            parts.append(self._marked(encodings, of_texts))
+            parts.append(self._marked(self._encode_cut(prepared), of_texts[start:stop]))
         ids: pa.ListArray = pa.concat_arrays([part.ids for part in parts])
         return Tokens(ids, np.concatenate([part.truncated for part in parts]))
 
@@ -132,6 +131,27 @@ class Tokenizer:
             put = (markers.put(ids, task) for (ids, _), task in zip(rows, tasks, strict=True))
             rows = [(ids, was_cut or cut) for (_, was_cut), (ids, cut) in zip(rows, put, strict=True)]
         return _tokens(rows)
+
+    def prompt_lengths(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> npt.NDArray[np.int32]:
+        """Return how many of the first ids of each text are special tokens and its prompt's.
+
+        Args:
+            ids: As `tokenize` returned them.
+            tasks: As they were given to it.
+        """
+        prompts = list(zip(self._prompts(range(len(ids)), tasks), self._tasks(len(ids), tasks), strict=True))
+        values, starts = ids.flatten().to_numpy(), ids.offsets.to_numpy()[:-1].astype(np.int64)
+        lengths = np.zeros(len(ids), np.int32)
+        for key in set(prompts):
+            rows = np.flatnonzero([prompt == key for prompt in prompts])
+            room = pc.list_value_length(ids).to_numpy()[rows]
+            # A token with the end of the prompt and the beginning of the text belongs to the text.
+            for place, token in enumerate(self._marked(self._encode_some([key[0]]), [key[1]]).ids[0].as_py()):
+                rows, room = rows[room > place], room[room > place]
+                is_same = values[starts[rows] + place] == token
+                rows, room = rows[is_same], room[is_same]
+                lengths[rows] = place + 1
+        return lengths
 
     def _encode_cut(self, prepared: list[str]) -> list[tokenizers.Encoding]:
         """Return encodings of texts that are shortened to well above the model's limit."""
@@ -193,7 +213,10 @@ class Tokenizer:
             ends=offsets[first:stop, 1],
         )
 
-    def _prompts(self, texts: Sequence[str], tasks: Sequence[str | None] | None) -> Sequence[str]:
+    def _tasks(self, count: int, tasks: Sequence[str | None] | None) -> Sequence[str | None]:
+        return [self.spec.task] * count if tasks is None else tasks
+
+    def _prompts(self, texts: Sequence[object], tasks: Sequence[str | None] | None) -> Sequence[str]:
         if tasks is None:
             return [self.spec.prompt] * len(texts)
         for task in {task for task in tasks if task is not None}:
