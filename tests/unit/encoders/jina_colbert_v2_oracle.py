@@ -35,7 +35,7 @@ def reference(folder: Path, copy: Path) -> Any:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(copy / "tokenizer.json"), model_max_length=600, **special)
     tokenizer.save_pretrained(copy)
     expansion: Any = {"strategy": "fixed", "attend": True, "length": 32}
-    transformer = Transformer(str(copy), query_expansion=expansion)
+    transformer = Transformer(str(copy), model_kwargs={"dtype": "float32"}, query_expansion=expansion)
     weight = load_file(copy / "model.safetensors")["linear.weight"].float()
     projection = Dense(
         weight.shape[1],
