@@ -28,6 +28,7 @@ class Prepared:
     Attributes:
         rows: Columns for the model's family, one row per content, and `COST`, int32: its tokens or patches. If a content is
             cut into parts that become rows of the table, `PARTS` lists, as structs, the columns that each of them has in the table.
+            Of pictures, `GRID_H` and `GRID_W` are columns of a table of many vectors too.
         truncated: Number of contents that were cut at the model's limit.
     """
 

@@ -67,7 +67,7 @@ def print_outcome(outcome: Outcome) -> None:
     if outcome.staged:
         print(
             f"built and not published: {outcome.rows:,} rows of {outcome.table} are ready as run {outcome.run}, "
-            f"{outcome.encoded:,} texts encoded; the same command without --no-publish publishes it"
+            f"{outcome.encoded:,} encoded; the same command without --no-publish publishes it"
         )
         return
     if not outcome.published:
@@ -77,7 +77,7 @@ def print_outcome(outcome: Outcome) -> None:
         return
     print(
         f"published version {outcome.version} of {outcome.table}: {counted(outcome.rows, 'row')} from "
-        f"{counted(outcome.rows_read, 'source row')} ({outcome.quarantined:,} quarantined), {counted(outcome.encoded, 'text')} encoded, "
+        f"{counted(outcome.rows_read, 'source row')} ({outcome.quarantined:,} quarantined, {outcome.encoded:,} encoded), "
         f"{counted(outcome.tokens, 'token')}, {counted(outcome.units, 'unit')}"
     )
     if outcome.rows_kept:

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.images.errors import UnfitPicture
-from actors.images.looks import HEAD_BYTES, look_of, picture_format
 from actors.images.pixels import fit, resized
 from actors.images.settings import PictureSettings
+from actors.looks import HEAD_BYTES, look_of, picture_format
 
 if TYPE_CHECKING:
     from PIL import Image

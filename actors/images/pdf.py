@@ -18,10 +18,10 @@ from typing import Any, Self
 
 from actors.images.decode import Picture
 from actors.images.errors import UnfitPicture
-from actors.images.looks import HEAD_BYTES, kind_of, look_of
 from actors.images.page_tree import Content, page_tree
 from actors.images.pixels import fit, resized
 from actors.images.settings import PictureSettings
+from actors.looks import HEAD_BYTES, kind_of, look_of
 
 Box = tuple[float, float]  # height and width in points, as a viewer shows the page
 PdfSource = str | bytes  # a local path, or the content

@@ -24,7 +24,7 @@ from actors import storage
 from actors.errors import AccessDenied, ConfigError
 from actors.images.errors import UnfitPicture
 from actors.images.fetch import fetch
-from actors.images.looks import kind_of
+from actors.looks import kind_of
 from actors.source.blank import blank_rows
 from actors.source.columns import Invalid
 from actors.source.formats.base import LARGEST_VALUE_BYTES

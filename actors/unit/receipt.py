@@ -41,7 +41,7 @@ class Receipt:
 
     Attributes:
         attempt: Random name of the attempt that finished first.
-        encoded: Texts that went through the model: equal texts of a unit once, texts with a vector in the table never.
+        encoded: Texts and pages that went through the model: equal ones of a unit once, those with a stored vector never.
         replaces: Table file that the files of this receipt replace; only in receipt overrides.
         quarantine: Paths of the files of quarantined rows, relative to the run's folder.
         truncated: Documents that were cut at the model's token limit.

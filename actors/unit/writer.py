@@ -15,10 +15,10 @@ import math
 import secrets
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,20 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import InvariantBroken, StorageError
-from actors.schema import CHUNK, END, HASH, ID, KEPT_TEXT, QUARANTINE_SCHEMA, SHARD, START, TOKENS, QuarantinedRow
+from actors.schema import (
+    CHUNK,
+    END,
+    GRID_H,
+    GRID_W,
+    HASH,
+    ID,
+    KEPT_TEXT,
+    QUARANTINE_SCHEMA,
+    SHARD,
+    START,
+    TOKENS,
+    QuarantinedRow,
+)
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import digest_of
 from actors.unit.table_files import data_path
@@ -38,6 +51,7 @@ from actors.vectors import Precision, VectorColumn
 
 # Directory name of a null partition value, for Delta Lake and Hive readers.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_GROUP_BYTES = 1 << 20  # many vectors of a row group
 UNITS_A_FOLDER = 1000  # receipts per folder: a store lists this many objects in one response
 _LONGEST_STATISTIC = 64
 _LAST_CHARACTER = "\U0010ffff"
@@ -181,42 +195,66 @@ def _all_rows(batch: UnitBatch, spec: WriterSpec) -> pa.Table:
 
 def stored_table(table: pa.Table, spec: WriterSpec) -> pa.Table:
     """Return rows with the table's columns and types, with vectors as they are stored."""
-    outputs = {output.name: output for output in spec.outputs}
-    columns = []
-    for field in spec.schema:
-        column = table.column(field.name)
-        if field.name in outputs:
-            columns.append(outputs[field.name].stored(column, spec.precision))
-        else:
-            columns.append(column if column.type == field.type else pc.cast(column, field.type))
-    return pa.Table.from_arrays(columns, schema=spec.schema)
+    made = {}
+    for output in spec.outputs:
+        made[output.name] = output.stored(table.column(output.name), spec.precision)
+        if output.count_name is not None:
+            made[output.count_name] = output.counts(made[output.name])
+    columns = [made[name] if name in made else table.column(name) for name in spec.schema.names]
+    typed = zip(columns, spec.schema.types, strict=True)
+    return pa.Table.from_arrays(
+        [column if column.type == kind else pc.cast(column, kind) for column, kind in typed], schema=spec.schema
+    )
 
 
 def parquet_bytes(table: pa.Table, lineage: str, outputs: Sequence[VectorColumn]) -> tuple[bytes, str]:
     """Return one Parquet file and its Delta statistics.
 
-    Vectors (`outputs`) are byte-stream-split encoded, so that zstd compresses cleared mantissa bits well. The footer has no
-    Arrow schema (see `VectorColumn.type`).
+    Vectors (`outputs`) are byte-stream-split encoded, so that zstd compresses cleared mantissa bits well. Blobs are plain and
+    not compressed, and there is a row group for about `_GROUP_BYTES` of many vectors, so that a reader of some rows reads
+    little else. The footer has no Arrow schema (see `VectorColumn.type`).
     """
     vectors = {output.name: output for output in outputs if output.name in table.column_names}
     plain = [name for name in table.column_names if name not in vectors]
     dictionary = [
         name for name in plain if pa.types.is_string(table.schema.field(name).type) and name not in (ID, HASH)
     ]
+    blobs = {name for name, output in vectors.items() if output.layout == "blob"}
+    split = {output.leaf: "BYTE_STREAM_SPLIT" for output in vectors.values() if output.number == pa.float32()}
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
         table.schema,
-        compression="zstd",
+        compression={leaf: "none" if leaf in blobs else "zstd" for leaf in _leaves(table.schema)} if blobs else "zstd",
         store_schema=False,
         use_dictionary=dictionary or False,
-        column_encoding={output.leaf: "BYTE_STREAM_SPLIT" for output in vectors.values()} or None,
+        column_encoding=split or None,
         write_statistics=plain,
         write_page_checksum=True,
     ) as writer:
-        writer.write_table(table)
+        for group in _row_groups(table, vectors.values()):
+            writer.write_table(group)
         writer.add_key_value_metadata({"vectide": lineage})
     return bytes(sink.getvalue()), delta_statistics(table)
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Return the paths of the columns of a Parquet file; a nested column has several."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    return [column.path for column in pq.read_metadata(pa.BufferReader(sink.getvalue())).schema]
+
+
+def _row_groups(table: pa.Table, outputs: Iterable[VectorColumn]) -> Iterator[pa.Table]:
+    """Yield the rows of each row group: all rows of the file, unless they have many vectors."""
+    sizes = np.zeros(table.num_rows, np.int64)
+    for output in outputs:
+        if output.count_name is not None:
+            sizes += pc.fill_null(table.column(output.count_name), 0).to_numpy() * np.int64(output.vector_bytes)
+    groups = (np.cumsum(sizes) - sizes) // _GROUP_BYTES
+    starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist() or [0]
+    for start, stop in pairwise([*starts, table.num_rows]):
+        yield table.slice(start, stop - start)
 
 
 def delta_statistics(table: pa.Table) -> str:
@@ -341,16 +379,30 @@ def _quoted(text: str) -> str:
 
 
 def table_schema(
-    keep: pa.Schema, outputs: Sequence[VectorColumn], *, chunked: bool = False, keep_text: bool = False
+    keep: pa.Schema,
+    outputs: Sequence[VectorColumn],
+    *,
+    chunked: bool = False,
+    keep_text: bool = False,
+    grids: bool = False,
 ) -> pa.Schema:
-    """Return the columns of a table of documents, or of chunks, in order, with the embedded text or without."""
+    """Return the columns of a table of documents, or of chunks, in order.
+
+    Args:
+        keep: Kept columns.
+        outputs: Outputs of the model.
+        chunked: Whether a row is a chunk.
+        keep_text: Whether the table has the embedded text.
+        grids: Whether it has the grids of pictures.
+    """
     return pa.schema(
         [
             pa.field(ID, pa.string()),
             *(pa.field(name, pa.int32()) for name in (CHUNK, START, END) if chunked),
             *([pa.field(KEPT_TEXT, pa.string())] if keep_text else []),
             *keep,
-            *(pa.field(output.name, output.type) for output in outputs),
+            *(field for output in outputs for field in output.fields),
+            *(pa.field(name, pa.int32()) for name in (GRID_H, GRID_W) if grids),
             pa.field(TOKENS, pa.int32()),
             pa.field(HASH, pa.string()),
             pa.field(SHARD, pa.string()),

@@ -2,6 +2,7 @@
 
 from actors.vectors.blobs import Floats, Ints, vectors_of
 from actors.vectors.columns import (
+    MULTI_STORED,
     Bools,
     Encoded,
     VectorColumn,
@@ -13,6 +14,7 @@ from actors.vectors.columns import (
 from actors.vectors.quantiser import Layout, MultiPrecision, Precision
 
 __all__ = [
+    "MULTI_STORED",
     "Bools",
     "Encoded",
     "Floats",

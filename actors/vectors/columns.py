@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from actors.errors import InvariantBroken
 from actors.schema import EMBEDDING
 from actors.vectors.blobs import Floats, Ints, blobs, unit_vectors, unpack
-from actors.vectors.quantiser import INT8_MAX, Layout, MultiPrecision, Precision, quantise, round_mantissa
+from actors.vectors.quantiser import INT8_MAX, Layout, MultiPrecision, Precision, dtype_of, quantise, round_mantissa
 
 Kind = Literal["dense", "multi"]
 Bools = npt.NDArray[np.bool_]
@@ -58,18 +58,27 @@ class VectorColumn:
     @property
     def type(self) -> pa.DataType:
         """Type in the table. Lists are not of fixed size: readers refuse a Delta table with that type in a file footer."""
-        if self.layout == "blob":
+        if self.number is None:
             return pa.binary()
-        # Delta Lake has no float16, so lists have such numbers as float32.
-        vector = pa.list_(pa.int8() if self.precision == "int8" else pa.float32())
-        return vector if self.kind == "dense" else pa.list_(vector)
+        return pa.list_(self.number) if self.kind == "dense" else pa.list_(pa.list_(self.number))
+
+    @property
+    def number(self) -> pa.DataType | None:
+        """Type of the numbers in lists; None for blobs. Delta Lake has no float16, so lists have such numbers as float32."""
+        if self.layout == "blob":
+            return None
+        return pa.int8() if self.precision == "int8" else pa.float32()
+
+    @property
+    def vector_bytes(self) -> int:
+        """Size of a vector in a blob."""
+        return self.dim * dtype_of(self.precision).itemsize
 
     @property
     def leaf(self) -> str:
         """Path of the numbers in a Parquet file."""
-        if self.layout == "blob":
-            return self.name
-        return self.name + ".list.element" * (1 if self.kind == "dense" else 2)
+        levels = 0 if self.layout == "blob" else 1 if self.kind == "dense" else 2
+        return self.name + ".list.element" * levels
 
     @property
     def count_name(self) -> str | None:

@@ -68,7 +68,7 @@ def _lines(estimate: Estimate) -> list[tuple[str, str]]:
         *_pictures(estimate),
         (
             "cut",
-            f"{estimate.truncated_share:.1%} of the sampled texts are longer than {estimate.max_tokens:,} tokens",
+            f"{estimate.truncated_share:.1%} of the sampled rows are longer than {estimate.max_tokens:,} tokens",
         ),
         ("output", f"about {output_size}: {estimate.dim} dimensions in {estimate.precision}"),
         ("time", f"about {seconds} at {estimate.tokens_per_s:,.0f} tokens/s ({estimate.rate_basis})"),

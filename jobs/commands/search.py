@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from actors.errors import ConfigError
+from actors.errors import ConfigError, DataError
+from actors.images.errors import UnfitPicture
 from jobs import output
 from jobs.options import AsJson, Table
 from pipeline.scan import DEFAULT_CACHE_SIZE
@@ -68,7 +69,12 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     if questions is not None and out is not None:
         _search_file(searcher, questions, out, k=k, where=where)
         return
-    hits = searcher.search([asked], k=k, where=where)[0]
+    try:
+        hits = searcher.search([asked], k=k, where=where)[0]
+    except DataError as error:
+        if image is not None and isinstance(error.__cause__, UnfitPicture):
+            raise DataError(f"--image {image!r} cannot be encoded: {error.__cause__}") from None
+        raise
     _warn(searcher)
     if pages_out is not None:
         _write_pages(hits, pages_out)
@@ -94,7 +100,7 @@ def _write_pages(hits: Sequence[Hit], folder: str) -> None:
     written, notes = write_pages(hits, folder)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"wrote {len(written):,} pages to {folder}", file=sys.stderr)
+    print(f"wrote {output.counted(len(written), 'PNG file')} to {folder}", file=sys.stderr)
 
 
 def _warn(searcher: Searcher) -> None:

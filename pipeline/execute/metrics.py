@@ -42,7 +42,7 @@ _ALL = (
     Metric("counter", "vectide_documents_total", "Documents that were embedded"),
     Metric("counter", "vectide_rows_written_total", "Rows of the table: documents, or chunks with chunking"),
     Metric("counter", "vectide_tokens_total", "Tokens of the documents"),
-    Metric("counter", "vectide_encoded_texts_total", "Texts that went through the model"),
+    Metric("counter", "vectide_encoded_texts_total", "Texts and pages that went through the model"),
     Metric("counter", "vectide_truncated_documents_total", "Documents truncated at the model's limit"),
     Metric("counter", "vectide_quarantined_rows_total", "Rows that were quarantined", ("reason",)),
     Metric("counter", "vectide_written_bytes_total", "Size of the written data files"),

@@ -40,7 +40,7 @@ class Started:
 class Outcome:
     """Result of a run.
 
-    `rows_read == documents + quarantined`. `encoded` counts the texts that went through the model. `published` is False
+    `rows_read == documents + quarantined`. `encoded` counts the texts and pages that went through the model. `published` is False
     if the version existed before, or if a re-embedding was built and not published (`staged`).
 
     Attributes:

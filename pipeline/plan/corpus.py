@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from actors import storage
+from actors.encoders.preprocessor import chosen
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError, InvariantBroken
 from actors.images.settings import PictureSettings
@@ -119,7 +120,7 @@ def model_for(job: Job, shards: Iterable[Shard], model: ModelSpec) -> ModelSpec:
 
     Raises:
         ConfigError: the source has pictures, and the model takes texts only; or a column of pictures is named, and the
-            files are pictures themselves.
+            files are pictures themselves; or a setting of pictures is given for texts.
     """
     image, is_pages = job.source.image, source_format(job, shards) == "pages"
     if image is not None and is_pages:
@@ -128,6 +129,11 @@ def model_for(job: Job, shards: Iterable[Shard], model: ModelSpec) -> ModelSpec:
             f"themselves; leave image out"
         )
     if image is None and not is_pages:
+        if unused := chosen(job.encoder.settings()):
+            raise ConfigError(
+                f"encoder.{unused[0]} is about pictures, and source.uri {job.source.uri!r} has texts only; leave it out, or "
+                "set source.image to a column of pictures, or source.format: pages for files that may be pictures later"
+            )
         return model
     try:
         return model.seeing()

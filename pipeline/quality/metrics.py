@@ -1,16 +1,23 @@
-"""Metrics of retrieval: overlap of neighbours, and nDCG of judged queries.
+"""Metrics of retrieval: overlap of neighbours, and the measures of trec_eval for judged queries.
 
-Used by the quality gate of a re-embedding. The functions do no I/O: they take neighbours and scores, as `pipeline.scan`
-finds them. ir-measures (the extra `quality`) computes nDCG, as trec_eval does.
+Used by the quality gate of a re-embedding and by the evaluation of a table. The functions do no I/O: they take neighbours
+and scores, as `pipeline.scan` finds them. ir-measures (the extra `quality`) computes the measures, as trec_eval does: of
+documents with equal scores, the one with the larger id comes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+DEPTH = 1000  # documents of a query that MAP counts, as in mteb
+MAIN = "nDCG@10"
+# The names of the measures here, and those of ir-measures.
+_MEASURES = {MAIN: MAIN, "MAP": f"AP@{DEPTH}", "Recall@10": "R@10", "Recall@100": "R@100", "P@1": "P@1"}
+_RECIPROCAL_RANK = "MRR@10"
 
 
 def mean_overlap(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> float:
@@ -19,28 +26,28 @@ def mean_overlap(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) ->
     return float(np.mean(shares))
 
 
-def mean_ndcg(
-    judgements: Iterable[Mapping[str, Any]],
-    queries: Sequence[str],
-    results: Iterable[Mapping[str, float]],
-    *,
-    k: int,
-) -> float:
-    """Return nDCG@k, averaged over the judged queries.
+def retrieval_values(
+    judgements: Mapping[str, Mapping[str, int]], results: Mapping[str, Mapping[str, float]]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return each measure of each judged query, float64 [queries] in the order of `judgements`.
 
     Args:
-        judgements: `query` and `doc` of each, and `relevance`: 1 if absent.
-        queries: Ids of the queries.
-        results: Scores of the documents found for each query, by document id.
-        k: Documents of each query that count.
+        judgements: Relevance of documents, by query and document.
+        results: Scores of the documents found, by query and document; a query without any counts as 0.
     """
     import ir_measures
 
-    qrels = [ir_measures.Qrel(str(row["query"]), str(row["doc"]), int(row.get("relevance", 1))) for row in judgements]
-    run = [
-        ir_measures.ScoredDoc(query, document, score)
-        for query, scores in zip(queries, results, strict=True)
-        for document, score in scores.items()
-    ]
-    measure = ir_measures.nDCG @ k
-    return float(ir_measures.calc_aggregate([measure], qrels, run)[measure])
+    # ir-measures has no reciprocal rank with a cut that orders equal scores as trec_eval does.
+    top_10 = {
+        query: dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)[:10])
+        for query, found in results.items()
+    }
+    values = {}
+    for names, run in ((_MEASURES, results), ({_RECIPROCAL_RANK: "RR"}, top_10)):
+        measures = {ir_measures.parse_measure(measure): name for name, measure in names.items()}
+        by_name: dict[str, dict[str, Any]] = {name: {} for name in names}
+        for each in ir_measures.iter_calc(list(measures), judgements, run):
+            by_name[measures[each.measure]][each.query_id] = each.value
+        for name, found in by_name.items():
+            values[name] = np.array([found.get(query, 0.0) for query in judgements], np.float64)
+    return values

@@ -145,8 +145,13 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         tokens_per_s, basis = measure(model, sample, context.chunking)
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
-    numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
-    row_bytes = numbers * _STORED_BYTES[job.table.precision] + 60
+    tokens_of_chunk = sample.tokens_per_row / sample.chunks_per_row
+    row_bytes = 60 + sum(
+        tokens_of_chunk * output.vector_bytes
+        if output.kind == "multi"
+        else output.dim * _STORED_BYTES[job.table.precision]
+        for output in model.outputs
+    )
     text_bytes = sample.compressed_bytes_per_row if job.table.keep_text else 0.0
     return Estimate(
         run=run,

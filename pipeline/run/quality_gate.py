@@ -6,14 +6,13 @@ only if the job asks for it:
 - Agreement: the mean share of the `NEIGHBOURS` nearest documents that the two versions have in common, over a sample of
   documents, within a pool of `POOL` documents. The pool is chosen by the hash of the ids, so a repeat measures the same.
   It needs no model and no judgements. The trade-off: it measures the difference between the two, and not which is better.
-- nDCG@10 of judged queries, on both versions.
+- nDCG@10 of judged queries, on both versions, with the paired bootstrap of their difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +20,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from actors.errors import ConfigError, GateClosed
+from actors.errors import GateClosed
 from actors.schema import CHUNK, ID
 from actors.unit.row_hashes import hash_strings
 from actors.unit.table_files import read_stored
 from actors.vectors import VectorColumn
 from pipeline.job import config
-from pipeline.quality.metrics import mean_ndcg, mean_overlap
+from pipeline.quality import judged as judged_files
+from pipeline.quality.bootstrap import mean_difference
+from pipeline.quality.judged import Judged
+from pipeline.quality.metrics import MAIN, mean_overlap
+from pipeline.quality.retrieval import measure
 from pipeline.scan.neighbours import nearest_rows
-from pipeline.search.questions import read_parquet
 from pipeline.search.search import query_model
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication
@@ -40,36 +42,18 @@ SAMPLE = 500
 K = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Judged queries.
-
-    Attributes:
-        queries: Columns `id` and `text`.
-        judgements: Columns `query` and `doc`, and `relevance` if they are graded.
-    """
-
-    queries: pa.Table
-    judgements: pa.Table
-
-
 def read_judged(settings: config.Generation) -> Judged | None:
     """Read the queries and judgements that a job names; None if it names none.
 
-    Called before anything is encoded, so that a missing file costs nothing.
+    Called before anything is encoded, so that a wrong file costs nothing.
 
     Raises:
-        ConfigError: one of the two files does not exist or lacks a column, or the extra `quality` is not installed.
-        DataError: one is not Parquet.
+        ConfigError, DataError: see `pipeline.quality.judged.read_judged`.
     """
     if settings.queries is None or settings.judgements is None:
         return None
-    if find_spec("ir_measures") is None:
-        raise ConfigError("generation.queries needs the package ir-measures; install vectide with the extra `quality`")
-    return Judged(
-        _read(settings.queries, "generation.queries", ("id", "text")),
-        _read(settings.judgements, "generation.judgements", ("query", "doc")),
-    )
+    options = ("generation.queries", "generation.judgements")
+    return judged_files.read_judged(settings.queries, settings.judgements, options=options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +112,20 @@ class Gate:
                     f"command with a lower limit, or restore the old settings"
                 )
         if judged is not None:
-            old, new, queries = self.ndcg(judged)
-            sentences.append(f"nDCG@{K} {new:.4f} after {old:.4f} on {queries} queries")
-            if new < old - settings.max_ndcg_drop:
+            old, new = self.ndcg(judged)
+            before, after, queries = old.mean(), new.mean(), len(judged.queries)
+            real = mean_difference(new, old)
+            compared = (
+                f"difference {real.value:+.4f}, 95 % interval {real.low:+.4f} to {real.high:+.4f}, p {real.p:.4f} by paired "
+                f"bootstrap"
+            )
+            sentences.append(f"{MAIN} {after:.4f} after {before:.4f} on {queries} queries ({compared})")
+            if after < before - settings.max_ndcg_drop:
                 raise GateClosed(
-                    f"the nDCG@{K} of the re-embedding is {new:.4f} on {queries} queries, and that of the current version "
-                    f"{old:.4f}: the drop is more than generation.max_ndcg_drop = {settings.max_ndcg_drop:g}. Nothing was "
-                    f"published and {self._readers}; the vectors are kept. Raise that limit, or restore the old settings"
+                    f"the {MAIN} of the re-embedding is {after:.4f} on {queries} queries, and that of the current version "
+                    f"{before:.4f} ({compared}): the drop is more than generation.max_ndcg_drop = "
+                    f"{settings.max_ndcg_drop:g}. Nothing was published and {self._readers}; the vectors are kept. Raise "
+                    f"that limit, or restore the old settings"
                 )
         return tuple(sentences)
 
@@ -182,36 +173,28 @@ class Gate:
             rows = read_stored(self._url, path, [*names, CHUNK] if side.chunked else names, vectors)
             yield rows.filter(pc.equal(rows[CHUNK], 0)) if side.chunked else rows
 
-    def ndcg(self, judged: Judged) -> tuple[float, float, int]:
-        """Return nDCG@10 of the current version and of the re-embedding, and the number of queries."""
-        judgements, texts = judged.judgements.to_pylist(), judged.queries["text"].to_pylist()
-        queries = [str(query) for query in judged.queries["id"].to_pylist()]
-        old, new = (mean_ndcg(judgements, queries, self._search(side, texts), k=K) for side in (self._old, self._new))
-        return old, new, len(queries)
+    def ndcg(self, judged: Judged) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return nDCG@10 of each query, float64 [queries], on the current version and on the re-embedding.
 
-    def _search(self, side: _Side, questions: list[str]) -> Iterator[dict[str, float]]:
-        """Yield for each question the scores of its best documents; the best chunk of a document counts."""
+        Raises:
+            DataError: one of the two has none of the judged documents.
+        """
+        return self._ndcg(self._old, judged), self._ndcg(self._new, judged)
+
+    def _ndcg(self, side: _Side, judged: Judged) -> npt.NDArray[np.float64]:
         from actors.encoders import load_encoder  # importing torch takes seconds
-        from pipeline.scan.top_k import QUERY, SCORE, nearest_of_batches
+        from pipeline.scan.top_k import nearest_of_batches
 
+        judged.count_present(rows[ID] for rows in self._documents(side, [ID]))
         column = side.embedding_spec.outputs[0]
-        queries = load_encoder(query_model(side.embedding_spec, self._url)).encode_queries(questions)
-        batches = (
-            batch
-            for path in side.paths
-            for batch in read_stored(self._url, path, [ID], [column]).to_batches(max_chunksize=16_384)
-        )
-        best = nearest_of_batches(queries, batches, K * 5 if side.chunked else K, column)
-        documents: list[dict[str, float]] = [{} for _ in questions]
-        for row in best.to_pylist():
-            documents[row[QUERY]].setdefault(row[ID], row[SCORE])
-        for scores in documents:
-            yield dict(list(scores.items())[:K])
+        encoder = load_encoder(query_model(side.embedding_spec, self._url))
 
+        def search(queries: pa.Array, k: int) -> pa.Table:
+            batches = (
+                batch
+                for path in side.paths
+                for batch in read_stored(self._url, path, [ID], [column]).to_batches(max_chunksize=16_384)
+            )
+            return nearest_of_batches(queries, batches, k, column)
 
-def _read(url: str, key: str, columns: tuple[str, ...]) -> pa.Table:
-    """Read a small Parquet file that the key `key` of the job names."""
-    table = read_parquet(url, key)
-    if missing := [name for name in columns if name not in table.column_names]:
-        raise ConfigError(f"{key}: {url!r} has no column {missing[0]!r}; it needs {' and '.join(columns)}")
-    return table
+        return measure(judged, encoder.encode_queries([*judged.queries.values()]), search, depth=K)[MAIN]

@@ -13,9 +13,10 @@ from dataclasses import replace
 from deltalake import DeltaTable
 
 from pipeline.execute.progress import Outcome, Reporter
+from pipeline.quality.judged import Judged
 from pipeline.run.backfill import Runner
 from pipeline.run.context import RunContext
-from pipeline.run.quality_gate import Gate, Judged, read_judged
+from pipeline.run.quality_gate import Gate, read_judged
 from pipeline.table.commit import Publication
 
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from actors import storage
 from actors.errors import ConfigError, StorageError
 from actors.images.errors import UnfitPicture
-from actors.images.looks import HEAD_BYTES, kind_of
 from actors.images.pixels import unpack_pixels
 from actors.images.settings import PictureSettings
 from actors.images.workers import DecodeJob, PageJob, decode_pool
+from actors.looks import HEAD_BYTES, kind_of
 from actors.schema import PAGE, SHARD
 from actors.source.formats.pages import pdf_file
 from pipeline.search.search import Hit

@@ -329,5 +329,5 @@ def test_a_refresh_tells_what_its_counts_are_of(vectide_in_process, tmp_path, ti
     write_corpus(tmp_path / "more", [rows(1, start=20)])
     (tmp_path / "more" / "part-0000.parquet").rename(corpus / "part-0001.parquet")
     printed = vectide_in_process("refresh", path).stdout
-    assert "1 row from 1 source row (0 quarantined), 1 text encoded, " in printed
+    assert "1 row from 1 source row (0 quarantined, 1 encoded), " in printed
     assert "these counts are of the files that changed; files with 20 more rows stay as they are\n" in printed

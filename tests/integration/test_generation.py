@@ -169,7 +169,7 @@ def test_the_gate_refuses_a_re_embedding_with_a_worse_ranking(tmp_path, first, r
         }
     )
     (check,) = refresh(alike, reporter).checks
-    assert "on 10 queries" in check
+    assert "on 10 queries (difference +0.0000, 95 % interval +0.0000 to +0.0000, p 1.0000 by paired bootstrap)" in check
 
 
 def test_missing_judgements_are_named(tmp_path, first, reporter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from PIL import Image, ImageDraw
+from typer.testing import CliRunner
 
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError
 from actors.source.formats.pages import Pages
+from jobs.cli import app
 from jobs.output import print_outcome
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
@@ -107,7 +110,7 @@ def test_a_folder_of_pdfs_pictures_and_texts_becomes_rows(tmp_path, seeing_model
     assert rows["photo.png:0"]["text"] is None
     bad = {Path(row.shard).name: (row.reason, row.error) for row in quarantine(job.table.uri).rows}
     assert set(bad) == {"page.jpg", "empty.png", "half.pdf", "blank.txt"}
-    assert "a web page" in bad["page.jpg"][1]
+    assert "an HTML page" in bad["page.jpg"][1]
 
     encoder = load_encoder(str(seeing_model), task=TASK, dtype="float32")
     (expected,) = encoder.encode(["net interest margin by quarter"])
@@ -209,6 +212,9 @@ def test_search_by_a_text_and_by_a_picture_finds_pages(tmp_path, seeing_model):
     sizes = {Path(path).name: Image.open(path).size for path in written}
     (page,) = [size for name, size in sizes.items() if name.endswith("report.pdf_2.png")]
     assert page[0] / page[1] == pytest.approx(2 / 3, abs=0.05)
+    asked = CliRunner().invoke(app, ["search", str(table), "--image", str(folder / "page.jpg")])
+    assert isinstance(asked.exception, DataError)
+    assert re.search("^--image '.*page.jpg' cannot be encoded: the file is an HTML page", str(asked.exception))
 
 
 def cells() -> dict[str, tuple[str | None, Any]]:
@@ -302,6 +308,10 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, seeing_model):
     texts = tmp_path / "texts"
     texts.mkdir()
     (texts / "a.txt").write_text("a text")
+    with pytest.raises(ConfigError, match="encoder.exif is about pictures, and source.uri .* has texts only"):
+        estimate(
+            job_of(texts, table, seeing_model, encoder={"model": str(seeing_model), "task": TASK, "exif": "ignore"})
+        )
     backfill(job_of(texts, table, bert, encoder={"model": str(bert), "dtype": "float32"}))
     with pytest.raises(ConfigError, match="the question is a picture, and the table's model .* takes texts only"):
         Searcher(str(table)).search([png(1)])

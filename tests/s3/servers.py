@@ -17,7 +17,9 @@ from typing import Self
 from tests.stores.server import Server
 
 _HERE = Path(__file__).parent
-_PORTS = range(18100, 28000, 50)
+# Two test processes look for ports at the same time: each has a range of its own.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_PORTS = range(18100 + 2000 * (_WORKER % 4), 20100 + 2000 * (_WORKER % 4), 50)
 _WAIT_S = 10
 
 

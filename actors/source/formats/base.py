@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
-from actors import storage
+from actors import looks, storage
 from actors.errors import DataError, SourceChanged, StorageError, VectideError
 from actors.schema import Piece, QuarantinedRow, Shard
-from actors.source.formats import looks
 from actors.storage import content_tags, identity
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import orjson
 
+from actors import looks
 from actors.schema import Shard
-from actors.source.formats import looks
 from actors.source.formats.lines import BOM, delimiter_of, open_lines
 
 _OTHERS = (";", "|", "\t", ",")

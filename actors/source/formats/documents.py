@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from actors import storage
+from actors import looks, storage
 from actors.schema import POSITION, Piece, QuarantinedRow, Shard
-from actors.source.formats import looks
 from actors.source.formats.base import LARGEST_VALUE_BYTES, Wanted, reading
 
 _COLUMNS = ("text", "path", "name")
@@ -60,7 +59,7 @@ class Documents:
             try:
                 text = data.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                yield QuarantinedRow(shard.path, 0, None, "invalid_utf8", str(error))
+                yield QuarantinedRow(shard.path, 0, None, "invalid_utf8", f"the file is no UTF-8 text: {error}")
                 return
             row = {"text": text, "path": shard.path, "name": shard.path.rsplit("/", 1)[-1]}
             columns = {name: pa.array([row[name]], pa.string()) for name in names}

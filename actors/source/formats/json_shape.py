@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from actors.source.formats import looks
+from actors import looks
 
 _BOM = b"\xef\xbb\xbf"
 _CONVERT = "Write one object a line, as in `jq -c '{0}'`"

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
+from actors import looks
 from actors.schema import POSITION, Piece, QuarantinedRow, Shard
-from actors.source.formats import json_values, looks
+from actors.source.formats import json_values
 from actors.source.formats.base import BATCH_ROWS, Wanted, reading, refused
 from actors.source.formats.json_shape import no_lines, no_rows, no_texts
 from actors.source.formats.json_text import exact_number, parse_line

@@ -15,10 +15,10 @@ from itertools import accumulate
 import pyarrow as pa
 
 from actors import storage
+from actors.looks import CODECS
 from actors.progress_counter import count_progress
 from actors.schema import Piece, QuarantinedRow, Shard
 from actors.source.formats.base import LARGEST_VALUE_BYTES
-from actors.source.formats.looks import CODECS
 
 CHUNK_BYTES = 4 << 20
 TAIL_BYTES = 256 << 10

@@ -1,6 +1,7 @@
 """PDFs, pictures and text files together: a row for each page, picture and text file.
 
-The first bytes of a file decide what it is, and its ending only what it should be. Columns: `text`, the content of a text
+The first bytes of a file decide what it is. Its ending says what it should be, and tells markup that is a text from a drawing
+in XML. Columns: `text`, the content of a text
 file or the text layer of a page; `page`, the number of a page in its PDF, from 1; `path` and `name` as for text files. The
 position of a row is its page, and 0 for a picture, a text, or a file that cannot be opened. Planning opens a PDF to count
 its pages, and of a picture reads nothing.
@@ -18,16 +19,17 @@ from actors import storage
 from actors.errors import InvariantBroken
 from actors.images.decode import Picture
 from actors.images.errors import UnfitPicture
-from actors.images.looks import HEAD_BYTES, kind_of
 from actors.images.pdf import Box, drawn_size
 from actors.images.pixels import blank_pixels
 from actors.images.workers import PageJob, PdfFile, decode_pool
+from actors.looks import HEAD_BYTES, UNKNOWN, foreign, kind_of, unsupported
 from actors.schema import NOTES, PAGE, PICTURE, POSITION, Piece, QuarantinedRow, Shard
 from actors.source.formats.base import LARGEST_VALUE_BYTES, Wanted, reading
 from actors.source.formats.documents import Documents
 from actors.source.pictures import Pictures, decoded, notes_of
 
 ENDINGS = (".pdf", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".mpo")
+_MARKUP_ENDINGS = (".html", ".htm", ".xml", ".txt", ".md", ".markdown")
 _TEXTS = Documents()
 _TYPES = {"text": pa.string(), PAGE: pa.int32(), "path": pa.string(), "name": pa.string()}
 
@@ -66,9 +68,10 @@ class Pages:
             yield from _read_pages(piece, wanted, how)
             return
         with reading(shard, "a picture or PDF"):
-            kind = _kind(shard)
+            head = _head(shard)
+            kind = kind_of(head)
             if kind is None and not shard.path.lower().endswith(ENDINGS):
-                yield from _read_text(piece, wanted)
+                yield from _read_text(piece, wanted, head)
             else:
                 yield _row(shard, 0, wanted, _only_picture(shard, kind, how), {})
 
@@ -78,7 +81,13 @@ def pdf_file(path: str) -> PdfFile:
     return PdfFile(str(storage.local_path(path)) if storage.is_local(path) else storage.read(path))
 
 
-def _read_text(piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
+def _read_text(piece: Piece, wanted: Wanted, head: bytes) -> Iterator[pa.Table | QuarantinedRow]:
+    path = piece.shard.path
+    other = None if path.lower().endswith(_MARKUP_ENDINGS) else unsupported(head)
+    if other is not None or (b"\0" in head and foreign(head) is None):
+        name, fix = other or (UNKNOWN, "Save it as PDF, PNG or text")
+        yield QuarantinedRow(path, 0, None, "bad_picture", f"the file is {name}. {fix}, or leave it out of the source")
+        return
     for item in _TEXTS.read(piece, wanted):
         if isinstance(item, QuarantinedRow):
             yield item
@@ -140,9 +149,9 @@ def _only_picture(shard: Shard, kind: str | None, how: Pictures) -> Picture | Un
     return next(decoded([storage.read(shard.path)], how))
 
 
-def _kind(shard: Shard) -> str | None:
-    """Return "pdf", "picture" or None, by the first bytes."""
-    return kind_of(storage.read(shard.path, 0, HEAD_BYTES)) if shard.size_bytes else None
+def _head(shard: Shard) -> bytes:
+    """Return the first bytes, by which the content is recognized."""
+    return storage.read(shard.path, 0, HEAD_BYTES) if shard.size_bytes else b""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -150,7 +159,7 @@ def _pages(shard: Shard) -> int:
     """Return the number of pages of a PDF; 0 for any other file, and for a PDF that cannot be opened."""
     with reading(shard, "a PDF"):
         try:
-            return len(_boxes(shard)) if _kind(shard) == "pdf" else 0
+            return len(_boxes(shard)) if kind_of(_head(shard)) == "pdf" else 0
         except UnfitPicture:
             return 0
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from actors.errors import VectideError
 from actors.images.workers import limit_children
 from actors.inputs import load_preparer
-from actors.schema import CONTENT, COST, END, KEPT_TEXT, PARTS, START, TASK, TOKENS, RewriteUnit, Unit
+from actors.schema import CONTENT, COST, END, GRID_H, GRID_W, KEPT_TEXT, PARTS, START, TASK, TOKENS, RewriteUnit, Unit
 from actors.source.read_unit import read_unit
 from actors.unit.unit_batch import UnitBatch, pack
 from pipeline.execute.attempts import AttemptLog
@@ -123,6 +123,9 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     batch.table = table
     if PARTS not in prepared.rows.column_names:
         batch.table = batch.table.append_column(TOKENS, cost)
+    for name in (GRID_H, GRID_W):
+        if name in spec.writer.schema.names:
+            batch.table = batch.table.append_column(name, prepared.rows.column(name))
     if keeps_text:
         _keep_text(batch, _texts(contents), _texts(content))
     batch.counts = {

@@ -13,9 +13,9 @@ from PIL import Image, ImageCms
 
 from actors.images.decode import Picture, decode_picture, picture_size
 from actors.images.errors import UnfitPicture
-from actors.images.looks import kind_of, look_of
 from actors.images.pixels import unpack_pixels
 from actors.images.settings import PictureSettings
+from actors.looks import kind_of, look_of
 
 # A picture of 84 x 56 pixels is not resized, so that pixels can be compared.
 SETTINGS = PictureSettings(3136, 602_112)
@@ -221,11 +221,11 @@ def test_what_follows_a_picture_does_not_matter_but_what_is_cut_does(kind):
     [
         (b"", "bad_picture", "empty"),
         (b"plain text, named .png", "bad_picture", "the file is text"),
-        (b"<html><body>404", "bad_picture", "a web page"),
+        (b"<html><body>404", "bad_picture", "an HTML page"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "bad_picture", "an SVG drawing"),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "bad_picture", "a HEIC picture"),
         (b"\x1f\x8b\x08\x00", "bad_picture", "gzip data"),
-        (b"version https://git-lfs.github.com/spec/v1", "bad_picture", "pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1", "bad_picture", "a Git LFS pointer"),
         (b"%PDF-1.7", "bad_picture", "a PDF"),
         (bytes(range(256)), "bad_picture", "no known format"),
         (b"\x89PNG\r\n\x1a\n", "bad_picture", "damaged"),

@@ -113,7 +113,7 @@ def test_junk_around_a_pdf_does_not_matter():
     ("data", "words"),
     [
         (b"", "the file is empty, not a PDF"),
-        (b"<!DOCTYPE html><p>", "the file is a web page, not a PDF"),
+        (b"<!DOCTYPE html><p>", "the file is an HTML page, not a PDF"),
         (b"\x89PNG\r\n\x1a\n", "the file is a PNG picture, not a PDF"),
         (b"%PDF-1.7\n", "damaged, or has no pages"),
         (pdf_of([]), "damaged, or has no pages"),

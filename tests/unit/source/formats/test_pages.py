@@ -1,0 +1,46 @@
+"""Files of a source of pages that are neither PDF nor picture: which are texts, and what is said of the others."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from actors.images.settings import PictureSettings
+from actors.source.formats import FORMATS, Wanted
+from actors.source.pictures import Pictures
+
+WANTED = Wanted({"text": pa.string()}, ("text",), pictures=Pictures(PictureSettings(3136, 10_000)))
+XML = b'<?xml version="1.0"?>\n<!-- <svg> is made by hand -->\n'
+SVG = XML + b'<!DOCTYPE s:svg [<!ENTITY a "b">]>\n<s:svg xmlns:s="http://www.w3.org/2000/svg"/>'
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("a.svg", SVG, "bad_picture is an SVG drawing. Save it as PNG or JPEG"),
+        ("a", b"\xef\xbb\xbf<svg>", "bad_picture an SVG drawing"),
+        ("a.xml", SVG, ""),
+        ("a.md", b"<svg></svg> as Markdown", ""),
+        ("a.kml", XML + b"<kml/>", "bad_picture an XML document"),
+        ("a.html", b"<html>a page", ""),
+        ("report", b"<!doctype html><p>404", "bad_picture an HTML page"),
+        ("a.heic", HEIC, "bad_picture is a HEIC picture. Save it as PNG or JPEG"),
+        ("a.txt", HEIC, "invalid_utf8 holds a HEIC picture"),
+        ("a.avif", b"\0\0\0\x1cftypavif\0\0", "bad_picture an AVIF picture"),
+        ("a.jxl", b"\xff\x0a\xfa\x1f", "bad_picture a JPEG XL picture"),
+        ("a.jp2", b"\0\0\0\x0cjP  \r\n", "bad_picture a JPEG 2000 picture"),
+        ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n", "bad_picture is PostScript. Save it as PDF"),
+        ("a.rtf", b"{\\rtf1\\ansi words}", "bad_picture a Rich Text document"),
+        ("a.docx", b"PK\x03\x04\x14\0", "invalid_utf8 a zip archive (files of Word"),
+        ("a.bin", b"words\0\1 and more", "bad_picture of no known format"),
+        ("a.bin", bytes(range(128, 256)), "invalid_utf8 no UTF-8 text"),
+        ("a.txt", "words".encode("utf-16"), "invalid_utf8 UTF-16LE text"),
+        ("a.log", b"\x1b[1mwords\x1b[0m", ""),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_and_has_a_fix(put, read_pieces, name, data, told):
+    good, bad = read_pieces("pages", FORMATS["pages"].pieces(put(name, data), 1), WANTED)
+    reason, _, words = told.partition(" ")
+    assert [row.reason for row in bad] == [reason] * (not good)
+    assert words in "".join(row.error for row in bad)
