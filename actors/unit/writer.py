@@ -31,11 +31,10 @@ from actors import storage
 from actors.errors import InvariantBroken, StorageError
 from actors.schema import CHUNK, END, HASH, ID, KEPT_TEXT, QUARANTINE_SCHEMA, SHARD, START, TOKENS, QuarantinedRow
 from actors.unit.receipt import DataFile, Receipt
-from actors.unit.rounding import Precision
 from actors.unit.row_hashes import digest_of
 from actors.unit.table_files import data_path
 from actors.unit.unit_batch import UnitBatch
-from actors.vectors import VectorColumn
+from actors.vectors import Precision, VectorColumn
 
 # Directory name of a null partition value, for Delta Lake and Hive readers.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"

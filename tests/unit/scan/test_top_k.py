@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from actors.schema import EMBEDDING, HASH, ID
-from actors.unit.rounding import round_mantissa
 from actors.vectors import VectorColumn
+from actors.vectors.quantiser import round_mantissa
 from pipeline.scan.block import Block
 from pipeline.scan.products import Queries
 from pipeline.scan.top_k import PLACE, QUERY, SCORE, count_above, merge, nearest

@@ -13,8 +13,8 @@ import pytest
 
 from actors.errors import ConfigError
 from actors.schema import EMBEDDING, ID, Shard
-from actors.unit.rounding import Precision, round_mantissa
 from actors.vectors import VectorColumn
+from actors.vectors.quantiser import Precision, round_mantissa
 from pipeline.scan.block import Block
 from pipeline.scan.vector_cache import VectorCache, default_folder
 

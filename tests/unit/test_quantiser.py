@@ -1,4 +1,4 @@
-"""Rounding of stored vectors, against an independent implementation."""
+"""The quantiser, against an independent implementation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from actors.unit.rounding import round_mantissa
+from actors.vectors.quantiser import quantise, round_mantissa
 
 BITS = {"float16": 10, "bfloat16": 7}
 floats = st.floats(width=32, min_value=-1.0, max_value=1.0, allow_nan=False)
@@ -50,3 +50,28 @@ def test_bfloat16_rounding_equals_that_of_torch():
     values = np.random.default_rng(0).normal(size=4096).astype(np.float32)
     expected = torch.from_numpy(values.copy()).bfloat16().float().numpy()
     np.testing.assert_array_equal(round_mantissa(values, "bfloat16"), expected)
+
+
+def test_int8_is_127_times_a_vector_by_its_largest_number_ties_to_even():
+    vectors = np.random.default_rng(0).normal(size=(5000, 128)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    stored = quantise(vectors, "int8")
+    assert stored.dtype == np.int8
+    exact = 127 * vectors.astype(np.float64) / np.abs(vectors).max(axis=1, keepdims=True)
+    near_tie = np.abs(np.abs(exact - np.floor(exact)) - 0.5) < 1e-4
+    np.testing.assert_array_equal(stored[~near_tie], np.round(exact)[~near_tie])
+    assert np.abs(stored).max(axis=1).tolist() == [127] * 5000
+    read = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+    cosines = np.einsum("ij,ij->i", read, vectors)
+    assert (cosines.min() > 0.9998, cosines.mean() > 0.99996) == (True, True)
+    np.testing.assert_array_equal(quantise(read.astype(np.float32), "int8"), stored)
+    ties = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5], [0] * 6], np.float32)
+    assert quantise(ties, "int8").tolist() == [[127, 0, 2, 2, 0, -2], [0] * 6]
+
+
+def test_float16_is_rounded_to_nearest_even_and_float32_is_kept():
+    vectors = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    half = quantise(vectors, "float16")
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half.astype(np.float32), round_mantissa(vectors, "float16"))
+    assert quantise(vectors, "float32") is vectors

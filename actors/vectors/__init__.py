@@ -1,0 +1,29 @@
+"""Vectors between a model and the table: the columns, the quantiser, and blobs of many vectors."""
+
+from actors.vectors.blobs import Floats, Ints, vectors_of
+from actors.vectors.columns import (
+    Bools,
+    Encoded,
+    VectorColumn,
+    dense,
+    lineage_of,
+    outputs_of,
+    reusable,
+)
+from actors.vectors.quantiser import Layout, MultiPrecision, Precision
+
+__all__ = [
+    "Bools",
+    "Encoded",
+    "Floats",
+    "Ints",
+    "Layout",
+    "MultiPrecision",
+    "Precision",
+    "VectorColumn",
+    "dense",
+    "lineage_of",
+    "outputs_of",
+    "reusable",
+    "vectors_of",
+]
