@@ -81,9 +81,8 @@ def load_preparer(model: ModelSpec, chunking: Chunking | None = None) -> Prepare
     return cast("Preparer", getattr(import_module(module), function)(model, chunking))
 
 
-def prepare_questions(model: ModelSpec, questions: Sequence[str]) -> pa.Table:
-    """Return the inputs of questions, which are texts in every modality."""
+def prepare_texts(model: ModelSpec, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> pa.Table:
+    """Return the inputs of texts, such as questions, which every modality has; `tasks` as for `Preparer.prepare`."""
     kind = MODALITIES[model.modality].type
-    texts = pa.array(questions, pa.string())
-    content = pa.array([{"text": text} for text in questions], kind) if kind == PAGE_CONTENT else texts.cast(kind)
-    return load_preparer(model).prepare(pa.chunked_array([content])).rows
+    content = pa.array([{"text": text} for text in texts], kind) if kind == PAGE_CONTENT else pa.array(texts, kind)
+    return load_preparer(model).prepare(pa.chunked_array([content]), tasks).rows

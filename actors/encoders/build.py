@@ -78,6 +78,15 @@ class Builder(Protocol):
 
 
 @runtime_checkable
+class LateFamily(Protocol):
+    """A loaded model that can make many vectors a row. If the spec does not ask for them, it has not loaded what they need."""
+
+    def forward_multi(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what `forward` returns, and a vector for each token, float32 [tokens, width], not normalised."""
+        ...
+
+
+@runtime_checkable
 class SeeingFamily(Protocol):
     """A loaded model that can take pictures besides texts, once its vision tower is loaded."""
 
@@ -121,6 +130,7 @@ def _opened(spec: ModelSpec, compute: Compute) -> Iterator[Checkpoint]:
         config: dict[str, Any] = checkpoint.read_json(folder / "config.json")
         _, tensors = read_tensors(folder)
         facts, named = detect(config, tensors, where=str(folder))
+        facts = facts.making(spec.outputs)
         if (facts.family, facts.variant, facts.hidden) != (spec.family, spec.variant, spec.hidden):
             raise ModelError(
                 f"{folder} holds family {facts.family!r} of width {facts.hidden} where the plan was made with "

@@ -7,8 +7,8 @@ the workers. The loader runs it again, because a worker may read another copy.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,9 @@ class FamilyFacts:
             layer that is used.
         adapters_key: The setting of config.json that lists them.
         modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
-        outputs: Vectors of a row; empty for a single dense one.
+        outputs: Vectors of a row in a family that leaves no choice; empty: the settings choose.
+        multi_dim: Width of the vectors of late interaction; 0: the model has none.
+        multi_needed: The tensors that only these vectors need, like `needed`.
         tower: Prefix of the tensors of the vision tower; empty if the model takes texts only.
         targets: Layers that a LoRA adapter may change, by their names in PEFT's files; empty if the family has none.
     """
@@ -79,8 +81,17 @@ class FamilyFacts:
     adapters_key: str = ""
     modality: str = "text"
     outputs: tuple[VectorColumn, ...] = ()
+    multi_dim: int = 0
+    multi_needed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tower: str = ""
     targets: Mapping[str, Target] = field(default_factory=dict)
+
+    def making(self, outputs: Collection[VectorColumn]) -> FamilyFacts:
+        """Returns the facts of a model that makes these outputs: it needs all layers, if it makes many vectors a row."""
+        if all(column.kind != "multi" for column in outputs):
+            return self
+        targets = {name: replace(target, idle=False) for name, target in self.targets.items()}
+        return replace(self, needed={**self.needed, **self.multi_needed}, targets=targets)
 
     def adapter(self, folder: Path, name: str) -> AdapterFiles:
         """Reads and checks one of `adapters` in the checkpoint at `folder`.

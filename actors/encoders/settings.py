@@ -47,6 +47,9 @@ class EncoderSettings:
         max_pixels: Larger pictures are reduced to at most this area; None uses the repository's limit.
         exif: "rotate" obeys the orientation in a picture's EXIF data; "ignore" does not, like the publisher's code.
         alpha: "white" draws transparent pictures on white; "drop" drops the alpha channel, like the publisher's code.
+        outputs: "dense" (one vector a row), "multi" (one a token, for late interaction), or both.
+        multi_pool: 2 or 3: that many neighbouring vectors of a picture become one, by Ward's clustering; None keeps all.
+        multi_keep: "all" keeps the vector of each token, as the publisher does; "content" drops those of the prompt.
     """
 
     model: str
@@ -61,6 +64,9 @@ class EncoderSettings:
     max_pixels: int | None = None
     exif: str = "rotate"
     alpha: str = "white"
+    outputs: tuple[str, ...] = ("dense",)
+    multi_pool: int | None = None
+    multi_keep: str = "all"
 
     @classmethod
     def of(cls, model: str | Path | EncoderSettings, **others: Any) -> EncoderSettings:

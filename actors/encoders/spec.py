@@ -15,6 +15,7 @@ from actors.encoders import checkpoint
 from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts, check_adapters, check_tensors
 from actors.encoders.lora.files import adapter_folder, read_adapter, sha256_adapter, takes_no_adapters
+from actors.encoders.outputs import choose_outputs
 from actors.encoders.preprocessor import chosen, picture_settings
 from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repository
 from actors.encoders.settings import EncoderSettings
@@ -85,8 +86,9 @@ class ModelSpec:
         adapters: Adapters added to the published ones or replacing them.
         vocab_size: Rows of the word table, 0 if not known. A token id beyond it is refused.
         modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
-        own_outputs: Outputs of a family that makes something else than one dense vector.
+        own_outputs: Outputs that are something else than one dense vector.
         pictures: Settings of pictures; None if the model takes texts only.
+        multi_pool, multi_keep: As in `EncoderSettings`.
     """
 
     model: str
@@ -114,11 +116,17 @@ class ModelSpec:
     modality: str = "text"
     own_outputs: tuple[VectorColumn, ...] = ()
     pictures: PictureSettings | None = None
+    multi_pool: int | None = None
+    multi_keep: str = "all"
 
     @property
     def outputs(self) -> tuple[VectorColumn, ...]:
         """The columns of vectors that the model makes; search compares the first one."""
         return self.own_outputs or (VectorColumn(EMBEDDING, "dense", self.dim),)
+
+    def makes(self, kind: str) -> bool:
+        """Returns True if an output is of this kind: "dense" or "multi"."""
+        return any(column.kind == kind for column in self.outputs)
 
     def lineage(self) -> dict[str, str | int | float | bool | None]:
         """Returns every property that changes vectors, as JSON values.
@@ -136,6 +144,8 @@ class ModelSpec:
             **lineage_of(self.outputs),
             **({} if self.modality == "text" else {"modality": self.modality}),
             **(asdict(self.pictures) if self.pictures is not None and self.modality != "text" else {}),
+            **({"multi_pool": self.multi_pool} if self.multi_pool and self.modality != "text" else {}),
+            **({} if self.multi_keep == "all" else {"multi_keep": self.multi_keep}),
             "family": self.family,
             "variant": self.variant,
             "weights_sha256": self.weights_sha256,
@@ -241,6 +251,8 @@ def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
             raise ModelError(f"{folder} has no config.json. Give the folder of a complete checkpoint.")
         files, tensors = read_tensors(folder)
         facts, named = detect(config, tensors, where=str(folder))
+        own_outputs, dim = choose_outputs(settings, facts)
+        facts = facts.making(own_outputs)
         check_tensors(facts, named, where=str(folder))
         check_adapters(facts, folder)
         if not (folder / "tokenizer.json").is_file():
@@ -253,7 +265,7 @@ def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
             family=facts.family,
             variant=facts.variant,
             hidden=facts.hidden,
-            dim=_dim(settings, facts),
+            dim=dim,
             max_tokens=_max_tokens(settings, facts, repository),
             task=None,
             tasks=tasks,
@@ -269,8 +281,10 @@ def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
             tokenizer_sha256=checkpoint.sha256_files(folder, ["tokenizer.json"]),
             vocab_size=facts.vocab_size,
             modality=facts.modality,
-            own_outputs=facts.outputs,
+            own_outputs=own_outputs,
             pictures=_pictures(settings, facts, folder),
+            multi_pool=settings.multi_pool,
+            multi_keep=settings.multi_keep,
         )
         spec = _with_task(_with_adapters(spec, settings, facts), settings, default_task, facts)
         # The weights are read last, so that a wrong setting is reported before that.
@@ -347,21 +361,6 @@ def _tasks(
         query_of = {side: "query" for side in (None, "document", "passage") if side is None or side in names}
     default = repository.default_prompt if repository.default_prompt in names else None
     return names, dict(repository.prompts), default, query_of
-
-
-def _dim(settings: EncoderSettings, facts: FamilyFacts) -> int:
-    dim, model = settings.dim, settings.model
-    if dim is None or dim == facts.hidden:
-        return facts.hidden
-    if not 0 < dim < facts.hidden:
-        raise ConfigError(f"dim {dim} is outside 1..{facts.hidden}, the width of {model}.")
-    if settings.allow_untrained_dim or (facts.dims is not None and dim in facts.dims):
-        return dim
-    if not facts.dims:
-        reason = f"{model} was not trained for shorter vectors, so cutting its {facts.hidden} loses accuracy blindly"
-    else:
-        reason = f"{model} was trained for dims {', '.join(map(str, facts.dims))}"
-    raise ConfigError(f"dim {dim}: {reason}. Leave dim out, or set allow_untrained_dim to take the loss.")
 
 
 def _max_tokens(settings: EncoderSettings, facts: FamilyFacts, repository: Repository) -> int:

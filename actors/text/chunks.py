@@ -80,6 +80,11 @@ def resolve(
         raise ConfigError(
             f"chunking.mode {mode} cuts texts, and {spec.model} takes {spec.modality}. Leave chunking out."
         )
+    if spec.makes("multi"):
+        raise ConfigError(
+            f"chunking.mode {mode} cuts texts, and encoder.outputs names multi, whose vectors are those of whole texts. Leave "
+            f"chunking out, or multi."
+        )
     prompts = {spec.prompt, *spec.prompts.values()} if every_task else {spec.prompt}
     text_tokens = spec.max_tokens - _overhead(spec, tuple(sorted(prompts)))
     if text_tokens < 1:

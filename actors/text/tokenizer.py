@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import tokenizers
 from tokenizers import normalizers
 
@@ -121,6 +122,27 @@ class Tokenizer:
         ids: pa.ListArray = pa.concat_arrays([part.ids for part in parts])
         return Tokens(ids, np.concatenate([part.truncated for part in parts]))
 
+    def prompt_lengths(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> npt.NDArray[np.int32]:
+        """Return how many of the first ids of each text are special tokens and its prompt's.
+
+        Args:
+            ids: As `tokenize` returned them.
+            tasks: As they were given to it.
+        """
+        prompts = np.array(self._prompts(range(len(ids)), tasks), object)
+        values, starts = ids.flatten().to_numpy(), ids.offsets.to_numpy()[:-1].astype(np.int64)
+        lengths = np.zeros(len(ids), np.int32)
+        for prompt in set(prompts):
+            rows = np.flatnonzero(prompts == prompt)
+            room = pc.list_value_length(ids).to_numpy()[rows]
+            # A token with the end of the prompt and the beginning of the text belongs to the text.
+            for place, token in enumerate(self._encode_some([prompt])[0].ids):
+                rows, room = rows[room > place], room[room > place]
+                is_same = values[starts[rows] + place] == token
+                rows, room = rows[is_same], room[is_same]
+                lengths[rows] = place + 1
+        return lengths
+
     def _encode_cut(self, prepared: list[str]) -> list[tokenizers.Encoding]:
         """Return encodings of texts that are shortened to well above the model's limit."""
         limits = [_CHARS_PER_TOKEN * self.spec.max_tokens] * len(prepared)
@@ -181,7 +203,7 @@ class Tokenizer:
             ends=offsets[first:stop, 1],
         )
 
-    def _prompts(self, texts: Sequence[str], tasks: Sequence[str | None] | None) -> Sequence[str]:
+    def _prompts(self, texts: Sequence[object], tasks: Sequence[str | None] | None) -> Sequence[str]:
         if tasks is None:
             return [self.spec.prompt] * len(texts)
         for task in {task for task in tasks if task is not None}:

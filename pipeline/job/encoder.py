@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from actors.encoders.settings import AdapterSettings, EncoderSettings
 from actors.errors import ConfigError
 from pipeline.job.validation import shown
-from pipeline.job.values import Section, Uri, as_text, cluster_at
+from pipeline.job.values import Section, Uri, as_list, as_text, cluster_at
 
 
 class Adapter(Section):
@@ -88,6 +88,29 @@ class Encoder(Section):
         default="white",
         exclude_if=lambda value: value == "white",
         description="What becomes of transparency: `white` draws a picture on white, `drop` ignores it.",
+    )
+    outputs: Annotated[tuple[Literal["dense", "multi"], ...], BeforeValidator(as_list)] = Field(
+        default=("dense",),
+        exclude_if=lambda value: value == ("dense",),
+        description=(
+            "Vectors of a row: `dense`, one for the whole row; `multi`, one for each of its tokens, for late interaction; or "
+            "both, from one pass through the model."
+        ),
+    )
+    multi_pool: Literal[2, 3] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description=(
+            "Number of similar vectors of a picture that become one, 2 or 3 (Ward's clustering; `pip install "
+            "'vectide[pool]'`); by default, and of texts, none are merged."
+        ),
+    )
+    multi_keep: Literal["all", "content"] = Field(
+        default="all",
+        exclude_if=lambda value: value == "all",
+        description=(
+            "Tokens whose vectors are kept: `all`, as the publisher's code does, or `content`, without those of the prompt."
+        ),
     )
     adapters: Annotated[dict[str, Adapter], BeforeValidator(_by_name)] = Field(
         default={},

@@ -76,7 +76,8 @@ def _expand(value: object) -> object:
         raise ValueError(str(error)) from None
 
 
-def _as_list(value: object) -> object:
+def as_list(value: object) -> object:
+    """Return a single text as a list; any other value as it is."""
     return [value] if isinstance(value, str) else value
 
 
@@ -84,7 +85,7 @@ def _as_kept(value: object) -> object:
     """Return the list form of a mapping that changes no name, so that both forms are the same job."""
     if isinstance(value, dict) and all(name == stored for name, stored in value.items()):
         return list(value)
-    return _as_list(value)
+    return as_list(value)
 
 
 def check_labels(value: object) -> object:
@@ -131,7 +132,7 @@ def cluster_at(address: str) -> str:
 
 
 Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
-Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Columns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Kept = Annotated[
     Annotated[tuple[str, ...], Tag("list")] | Annotated[dict[str, str], Tag("mapping")],
     Discriminator(lambda value: "mapping" if isinstance(value, dict) else "list"),

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from actors.arguments import need_above_zero
 from actors.encoders.spec import ModelSpec
-from actors.inputs import prepare_questions
+from actors.inputs import prepare_texts
 from actors.schema import COST, PARTS
 from actors.source import hive
 from actors.source.formats.dialects import DialectUse
@@ -207,7 +207,7 @@ def measure(model: ModelSpec, sample: Sample, chunking: Chunking | None) -> tupl
 
     encoder = load_encoder(model)
     count = _MEASURED_PICTURES if sample.picture_share else _MEASURED_ROWS
-    rows = (prepare_questions(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, count)
+    rows = (prepare_texts(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, count)
     chunking = chunking if PARTS in rows.column_names else None
     encoder.encode_rows(rows.slice(0, max(1, count // 8)), chunking)  # the first call includes the warm-up
     started = time.perf_counter()

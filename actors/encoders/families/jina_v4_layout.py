@@ -1,12 +1,12 @@
 """Layout of v4 checkpoints (Qwen2.5-VL, three LoRA adapters, Matryoshka). Torch-free.
 
-The language model is read, and for pictures the vision tower (`jina_v4_vision_layout`). The projector of the multi-vector
-output is recognised and ignored. There are two kinds of repository, distinguished by `task_names` in the config:
+The language model is read, for pictures the vision tower (`jina_v4_vision_layout`), and for many vectors a row the projector.
+There are two kinds of repository, distinguished by `task_names` in the config:
 
 - "adapters": the main one. Its three adapters are in one file of one PEFT folder; the names of the factors contain the
   adapter's name (`...q_proj.lora_A.retrieval.weight`).
 - "merged": one task's adapter is merged into the weights, which gives a plain Qwen2.5-VL. The files do not contain the
-  name of the task, so its tasks are the two prompts.
+  name of the task, so its tasks are the two prompts. The published ones have no projector.
 
 The tensor names are those of Qwen2.5-VL before transformers 4.52 (`model.layers`) or since (`model.language_model.layers`).
 The config's sizes are in `text_config` or, in old files, at the top level.
@@ -32,8 +32,8 @@ FOLDER = "adapters"
 WORDS = "embed_tokens"
 _PREFIXES = ("model.language_model.", "model.")
 _TYPES = ("qwen2_5_vl", "jina_embeddings_v4")
-_IDLE = (r"lm_head\.weight", r"multi_vector_projector\.(weight|bias)")
-_PROJECTOR = "multi_vector_projector"
+PROJECTOR = "multi_vector_projector"
+_IDLE = (r"lm_head\.weight", rf"{PROJECTOR}\.(weight|bias)")
 _PROJECTOR_DIM = 128
 _THETA = 1_000_000.0
 
@@ -57,6 +57,8 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         for adapter in adapters
     }
     tasks = tuple(task for group in sides.values() for task in group) or tuple(PROMPTS)
+    many = int(config.get("multi_vector_projector_dim") or _PROJECTOR_DIM)
+    has_projector = f"{PROJECTOR}.weight" in tensors
     return FamilyFacts(
         family="jina_v4",
         variant="adapters" if adapters else "merged",
@@ -76,7 +78,9 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         adapters=dict.fromkeys(adapters, FOLDER),
         shared_adapters=True,
         adapters_key="task_names",
-        targets=_targets(config, text),
+        targets=_targets(text, many),
+        multi_dim=many if has_projector else 0,
+        multi_needed={f"{PROJECTOR}.weight": (many, hidden), f"{PROJECTOR}.bias": (many,)},
     )
 
 
@@ -237,13 +241,17 @@ def _tower(config: Config, text: Config, prefix: str) -> dict[str, tuple[int, ..
     return {f"{prefix}{name}": shape for name, shape in tensors.items()}
 
 
-def _targets(config: Config, text: Config) -> dict[str, Target]:
-    """Returns the layers that a PEFT adapter may change, by their names within the language model."""
+def _targets(text: Config, many: int) -> dict[str, Target]:
+    """Returns the layers that a PEFT adapter may change, by their names within the language model.
+
+    Args:
+        text: Settings of the language model.
+        many: Outputs of the projector.
+    """
     hidden, vocab = config_int(text, "hidden_size"), config_int(text, "vocab_size")
-    many = int(config.get("multi_vector_projector_dim") or _PROJECTOR_DIM)
     targets = {
         WORDS: Target(WORDS, vocab, hidden, 0, hidden, embedding=True),
-        _PROJECTOR: Target(_PROJECTOR, hidden, many, 0, many, idle=True),
+        PROJECTOR: Target("projector", hidden, many, 0, many, idle=True),
     }
     for i in range(config_int(text, "num_hidden_layers")):
         for ours, parts in linears(text, i).items():

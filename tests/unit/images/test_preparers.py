@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
 from actors.encoders import describe
 from actors.images.pixels import pack_pixels
-from actors.inputs import MODALITIES, PAGE_CONTENT, load_preparer, prepare_questions
+from actors.inputs import MODALITIES, PAGE_CONTENT, load_preparer, prepare_texts
 from actors.schema import COST, INPUT_IDS, PICTURE, PREFIX
 from actors.text.tokenizer import Tokenizer as TextTokenizer
 from tests.checkpoints import SENTENCES, write_jina_v4
@@ -104,7 +104,7 @@ def test_no_rows_and_rows_of_one_kind(spec):
 
 
 def test_questions_are_texts(spec):
-    rows = prepare_questions(spec, ["what?", "who?"])
+    rows = prepare_texts(spec, ["what?", "who?"])
     assert rows[INPUT_IDS].to_pylist() == TextTokenizer(spec).tokenize(["what?", "who?"]).ids.to_pylist()
 
 

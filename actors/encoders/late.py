@@ -1,0 +1,163 @@
+"""Many vectors a row, for late interaction: computed in the pass of the dense vector, then sorted, checked and clustered.
+
+A micro-batch leaves the device as one flat array: the dense vectors of its rows, if they are asked for, then the vectors of
+all its tokens. `LateRows` puts both into the order of the rows, drops the tokens that are not kept, and merges similar
+vectors of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from actors.encoders.build import LateFamily
+from actors.encoders.finite import reasons_of
+from actors.encoders.packed import PackedBatch
+from actors.encoders.pooling import SHORTEST, finish, pool
+from actors.encoders.spec import ModelSpec
+from actors.images.pixels import HEADER_BYTES, grid_of
+from actors.schema import INPUT_IDS, PICTURE, PREFIX
+from actors.vectors import Encoded, dense
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class LateForward:
+    """A family that computes all outputs of a spec at once; see `build.Family`."""
+
+    def __init__(self, family: LateFamily, spec: ModelSpec) -> None:
+        self._family, self._spec = family, spec
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Returns the dense vectors of the rows and the vectors of all tokens, float32 [numbers], marked as by `finish`."""
+        hidden, vectors = self._family.forward_multi(batch)
+        parts = [finish(vectors, vectors.shape[1])]
+        if self._spec.makes("dense"):
+            parts.insert(0, finish(pool(hidden, batch, self._spec.pooling), self._spec.dim))
+        return torch.cat([part.reshape(-1) for part in parts])
+
+
+class LateRows:
+    """Outputs of rows, put into place micro-batch by micro-batch.
+
+    Args:
+        spec: The model.
+        rows: The columns that the preparer made.
+    """
+
+    def __init__(self, spec: ModelSpec, rows: pa.Table) -> None:
+        self._spec = spec
+        self._lengths = pc.list_value_length(rows.column(INPUT_IDS)).to_numpy().astype(np.int64)
+        prefix, content = _content(rows, self._lengths)
+        if spec.multi_keep == "all":
+            self._starts, self._counts = np.zeros_like(prefix), self._lengths
+        else:
+            self._starts, self._counts, prefix = prefix, content, np.zeros_like(prefix)
+        self._offsets = np.concatenate([[0], np.cumsum(self._counts)])
+        # Of each picture, the number of its row, and the place and the number of its own vectors among those that are kept.
+        pictures = np.flatnonzero(_has_picture(rows)) if spec.multi_pool else np.zeros(0, np.int64)
+        self._pictures = [(int(row), int(prefix[row]), int(content[row])) for row in pictures]
+        *others, many = (column.dim for column in spec.outputs)
+        self._dense = np.empty((len(rows), others[0]), np.float32) if others else None
+        self._many = np.empty((int(self._offsets[-1]), many), np.float32)
+
+    def fill(self, results: Iterable[tuple[Ints, Floats]]) -> None:
+        """Puts results of `LateForward`, each with the numbers of its rows, into place."""
+        for rows, values in results:
+            self._put(rows, values)
+
+    def _put(self, rows: Ints, values: Floats) -> None:
+        if self._dense is not None:
+            numbers = len(rows) * self._dense.shape[1]
+            self._dense[rows] = values[:numbers].reshape(len(rows), -1)
+            values = values[numbers:]
+        vectors = values.reshape(-1, self._many.shape[1])
+        lengths, counts = self._lengths[rows], self._counts[rows]
+        firsts = np.cumsum(lengths) - lengths
+        self._many[_ranges(self._offsets[rows], counts)] = vectors[_ranges(firsts + self._starts[rows], counts)]
+
+    def encoded(self) -> Encoded:
+        """Returns all outputs. A row has a reason if its dense vector or one of its many is not usable."""
+        reasons = {} if self._dense is None else reasons_of(self._dense)
+        for vector, reason in reasons_of(self._many).items():
+            reasons.setdefault(int(np.searchsorted(self._offsets, vector, side="right")) - 1, reason)
+        vectors, offsets = self._clustered(reasons)
+        many = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), dense(vectors))
+        return Encoded((many,) if self._dense is None else (dense(self._dense), many), reasons)
+
+    def _clustered(self, reasons: dict[int, str]) -> tuple[Floats, Ints]:
+        """Returns the many vectors with those of usable pictures clustered, and the first of each row."""
+        parts, counts, done = [], self._counts.copy(), 0
+        for row, start, count in self._pictures:
+            if row in reasons:
+                continue
+            first = self._offsets[row] + start
+            merged = cluster(self._many[first : first + count], self._spec.multi_pool or 1)
+            parts += [self._many[done:first], merged]
+            counts[row] -= count - len(merged)
+            done = first + count
+        if not parts:
+            return self._many, self._offsets
+        return np.concatenate([*parts, self._many[done:]]), np.concatenate([[0], np.cumsum(counts)])
+
+
+def cluster(vectors: Floats, factor: int) -> Floats:
+    """Returns the normalised means of Ward's clusters, in the order of their first members.
+
+    Args:
+        vectors: float32 [n, dim], of unit length.
+        factor: There are `n // factor` clusters, at least one, or fewer if vectors are equal.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    if len(vectors) <= 1:
+        return vectors
+    labels = fcluster(linkage(vectors, "ward"), max(1, len(vectors) // factor), "maxclust")
+    _, firsts, clusters = np.unique(labels, return_index=True, return_inverse=True)
+    sums = np.zeros((len(firsts), vectors.shape[1]), np.float32)
+    np.add.at(sums, clusters, vectors)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    # The mean of opposite vectors has no direction.
+    means = np.where(lengths > SHORTEST, sums / np.maximum(lengths, SHORTEST), vectors[firsts])
+    ordered: Floats = means[np.argsort(firsts)]
+    return ordered
+
+
+def lists_of(many: pa.Array) -> list[Floats]:
+    """Returns each row of an array of many vectors as float32 [n, dim]."""
+    dim = many.type.value_type.list_size
+    flat = many.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    return np.split(flat, np.cumsum(pc.list_value_length(many).to_numpy())[:-1]) if len(many) else []
+
+
+def _content(rows: pa.Table, lengths: Ints) -> tuple[Ints, Ints]:
+    """Returns for each row the number of its tokens before its own content, and that of the content's."""
+    if PREFIX not in rows.column_names:
+        return np.zeros_like(lengths), lengths
+    prefix = rows.column(PREFIX).to_numpy().astype(np.int64)
+    content = lengths - prefix
+    if PICTURE in rows.column_names:
+        seen = np.flatnonzero(_has_picture(rows))
+        headers = pc.binary_slice(rows.column(PICTURE), 0, HEADER_BYTES).drop_null().to_pylist()
+        content[seen] = [np.prod(grid_of(header)) for header in headers]
+    return prefix, content
+
+
+def _has_picture(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    if PICTURE not in rows.column_names:
+        return np.zeros(len(rows), bool)
+    has: npt.NDArray[np.bool_] = rows.column(PICTURE).is_valid().to_numpy()
+    return has
+
+
+def _ranges(starts: Ints, counts: Ints) -> Ints:
+    """Returns `counts[i]` numbers from `starts[i]`, one range after the other."""
+    ends = np.cumsum(counts)
+    numbers: Ints = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    return numbers
