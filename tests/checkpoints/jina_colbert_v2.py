@@ -1,6 +1,6 @@
 """Writes tiny jina-colbert-v2 checkpoints: v3's encoder without adapters, and the projection of the tokens.
 
-    python -m tests.checkpoints.jina_colbert_v2 FOLDER
+python -m tests.checkpoints.jina_colbert_v2 FOLDER
 """
 
 from __future__ import annotations

@@ -101,9 +101,7 @@ def rope_theta(config: Config) -> float:
     rope = config.get("rope_parameters") or {}
     kind = rope.get("rope_type", "default")
     if kind != "default" or config.get("rope_scaling"):
-        raise ModelError(
-            f"config.json asks for RoPE of type {kind!r} or scaled; this family knows 'default' only."
-        )
+        raise ModelError(f"config.json asks for RoPE of type {kind!r} or scaled; this family knows 'default' only.")
     # The hub's own code uses 10,000 for a config without a value.
     default = 20_000.0 if config.get("model_type") == NATIVE_TYPE else 10_000.0
     return float(rope.get("rope_theta") or config.get("rotary_emb_base") or config.get("rope_theta") or default)

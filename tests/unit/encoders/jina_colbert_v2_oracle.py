@@ -31,7 +31,13 @@ def reference(folder: Path, copy: Path) -> Any:
     (copy / "config.json").write_text(json.dumps(config | settings))
     loaded: Any = JinaEmbeddingsV3Model.from_pretrained(copy, output_loading_info=True)
     assert (loaded[1]["missing_keys"], loaded[1]["unexpected_keys"]) == (set(), {"linear.weight"})
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": ADDED[0]}
+    special = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": ADDED[0],
+    }
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(copy / "tokenizer.json"), model_max_length=600, **special)
     tokenizer.save_pretrained(copy)
     expansion: Any = {"strategy": "fixed", "attend": True, "length": 32}

@@ -36,10 +36,9 @@ def by_definition(vectors: Floats, *, query: bool) -> list[float]:
             elif here:
                 center = sum(here, np.zeros(vectors.shape[1])) / len(here)
             else:
-                distances = [bin(part ^ bucket).count("1") for part in parts]
+                distances = [(part ^ bucket).bit_count() for part in parts]
                 center = vectors[distances.index(min(distances))]
-            for column in range(WIDTH):
-                encoded.append(float(center @ signs[:, r * WIDTH + column]) / WIDTH**0.5)
+            encoded += [float(center @ signs[:, r * WIDTH + column]) / WIDTH**0.5 for column in range(WIDTH)]
     return encoded
 
 
