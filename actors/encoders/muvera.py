@@ -75,7 +75,7 @@ def _nearest(buckets: Ints, count: int) -> Ints:
 @lru_cache
 def _random(width: int) -> tuple[Floats, Floats]:
     """Return the normals of the planes, float32 [width, repetitions * planes], and the signs, scaled."""
-    random = np.random.RandomState(SEED)  # noqa: NPY002 - the streams of a Generator may change with NumPy's version
+    random = np.random.RandomState(SEED)  # the streams of a Generator may change with NumPy's version
     planes = random.standard_normal((width, REPETITIONS * PLANES)).astype(np.float32)
     signs = 2 * random.randint(0, 2, (width, REPETITIONS * WIDTH)) - 1
     return planes, (signs / np.sqrt(WIDTH)).astype(np.float32)

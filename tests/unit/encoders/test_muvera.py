@@ -20,7 +20,7 @@ def unit(count: int, seed: int, width: int = WIDE) -> Floats:
 
 def by_definition(vectors: Floats, *, query: bool) -> list[float]:
     """Section 2 of the paper, number by number: the partition, its sums or means, empty parts, the projection."""
-    random = np.random.RandomState(SEED)  # noqa: NPY002
+    random = np.random.RandomState(SEED)
     normals = random.standard_normal((vectors.shape[1], REPETITIONS * PLANES)).astype(np.float32)
     signs = 2 * random.randint(0, 2, (vectors.shape[1], REPETITIONS * WIDTH)) - 1
     encoded: list[float] = []
