@@ -33,15 +33,6 @@ _PRECISIONS = {
     "fp32": "float32",
     "int8": "int8",
 }
-# Tokenizer files that only code of transformers can read.
-_OLD_TOKENIZERS = (
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tokenizer.model",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +254,7 @@ def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
         facts = facts.making(own_outputs)
         check_tensors(facts, named, where=str(folder))
         check_adapters(facts, folder)
-        if not (folder / "tokenizer.json").is_file():
-            raise ModelError(_no_tokenizer(folder))
+        checkpoint.check_tokenizer(folder)
         tasks, prompts, default_task, query_of = _tasks(facts, repository)
         spec = ModelSpec(
             model=settings.model,
@@ -347,15 +337,6 @@ def _pictures(settings: EncoderSettings, facts: FamilyFacts, folder: Path) -> Pi
         if asked:
             raise
         return None  # texts need no such file; `seeing` raises the error
-
-
-def _no_tokenizer(folder: Path) -> str:
-    there = [name for name in _OLD_TOKENIZERS if (folder / name).is_file()]
-    beside = f", only {', '.join(there)}" if there else ""
-    return (
-        f"{folder} has no tokenizer.json{beside}. Save a fast tokenizer beside the model: "
-        "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
-    )
 
 
 def _tasks(
