@@ -5,7 +5,6 @@ python -m tests.checkpoints.jina_colbert_v2 FOLDER
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -77,6 +76,3 @@ def write_jina_colbert_v2(
     }
     return write_checkpoint(folder, config=config, tensors=tensors, tokenizer=tokenizer, dtype=dtype)
 
-
-if __name__ == "__main__":
-    print(write_jina_colbert_v2(Path(sys.argv[1])))
