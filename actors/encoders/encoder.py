@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 
 from actors.batching.budget import BudgetController
-from actors.batching.planner import Ints
 from actors.encoders.build import Family, LateFamily, RowFamily, build_family, open_eyes
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
 from actors.encoders.compute.device import Compute, find_compute, fitting

@@ -134,15 +134,19 @@ class LateRows:
 def cluster(vectors: Floats, factor: int) -> Floats:
     """Returns the normalised means of Ward's clusters, in the order of their first members.
 
+    The distance is 1 - cosine, as in sentence-transformers, which makes the same clusters.
+
     Args:
         vectors: float32 [n, dim], of unit length.
         factor: There are `n // factor` clusters, at least one, or fewer if vectors are equal.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
 
     if len(vectors) <= 1:
         return vectors
-    labels = fcluster(linkage(vectors, "ward"), max(1, len(vectors) // factor), "maxclust")
+    distances = squareform(np.clip(1 - vectors @ vectors.T, 0, 2), checks=False)
+    labels = fcluster(linkage(distances, "ward"), max(1, len(vectors) // factor), "maxclust")
     _, firsts, clusters = np.unique(labels, return_index=True, return_inverse=True)
     sums = np.zeros((len(firsts), vectors.shape[1]), np.float32)
     np.add.at(sums, clusters, vectors)

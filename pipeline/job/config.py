@@ -282,7 +282,8 @@ class Job(Section):
                 "out, or use dtype auto, which is bfloat16 on a GPU"
             )
         kept = self.source.kept
-        if wrong := misnamed(kept, chunked=self.chunking.mode != "none", keep_text=self.table.keep_text):
+        chunked, keep_text = self.chunking.mode != "none", self.table.keep_text
+        if wrong := misnamed(kept, chunked=chunked, keep_text=keep_text, multi="multi" in self.encoder.outputs):
             raise ValueError(f"source.{wrong}")
         # A task that no adapter has may be one of the model, or a wrong name: `describe_model` knows.
         if self.encoder.task is None or self.encoder.is_task_of_adapter():

@@ -12,7 +12,8 @@ from deltalake import DeltaTable
 
 from actors.encoders import load_encoder
 from actors.encoders.families.detect import FAMILIES
-from actors.errors import DataError, GateClosed
+from actors.errors import ConfigError, DataError, GateClosed
+from actors.vectors.quantiser import quantise
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.estimate import estimate
@@ -24,7 +25,8 @@ from pipeline.table.quarantine import quarantine
 from tests.integration.conftest import make_job, write_corpus
 from tests.toys.late import DIM, layout, write_late
 
-BOTH, MULTI = ("embedding", "embedding_multi"), ("embedding_multi",)
+BOTH, MULTI = ("embedding", "embedding_multi"), ("embedding_multi",)  # the first in blobs, the second in lists
+LISTS = {"precision": "float32", "layout": "list"}
 TEXTS = [*(f"text {'abcdefgh'[number % 8]} {number}" for number in range(20)), "text a 16", "a q", "b x"]
 
 
@@ -39,6 +41,8 @@ def rows_of(texts: list[str]) -> list[dict[str, object]]:
 
 def job_of(tmp_path, outputs, **changes):
     model = write_late(tmp_path / "model", *outputs)
+    if outputs == MULTI:
+        changes.setdefault("table__multi", LISTS)
     changes = {"source__text": ["text"], "run__unit_rows": 8, "run__max_quarantined": 0.2, **changes}
     return make_job(tmp_path / "corpus", tmp_path / "table", model, **changes)
 
@@ -64,15 +68,19 @@ def test_every_row_has_the_vectors_of_its_tokens(tmp_path, outputs):
         row = found[f"r{number}"]
         ids = encoder.tokenizer.tokenize([text]).ids[0].as_py()
         assert row["tokens"] == len(ids)
-        np.testing.assert_array_equal(np.float32(row["embedding_multi"]), words[ids])
+        assert row["embedding_multi_n"] == len(ids)
         if outputs == BOTH:
             np.testing.assert_allclose(np.linalg.norm(row["embedding"]), 1, atol=1e-5)
+            assert row["embedding_multi"] == quantise(words[ids], "int8").tobytes()
+        else:
+            np.testing.assert_array_equal(np.float32(row["embedding_multi"]), words[ids])
     (uri,) = DeltaTable(str(tmp_path / "table")).file_uris()
     group = pq.ParquetFile(uri.removeprefix("file://")).metadata.row_group(0)
-    columns = {
-        group.column(number).path_in_schema: group.column(number).encodings for number in range(group.num_columns)
-    }
-    assert "BYTE_STREAM_SPLIT" in columns["embedding_multi.list.element.list.element"]
+    columns = [group.column(number) for number in range(group.num_columns)]
+    encodings = {column.path_in_schema: column.encodings for column in columns}
+    assert (
+        "BYTE_STREAM_SPLIT" in encodings["embedding" + ("_multi.list.element" * (outputs == MULTI)) + ".list.element"]
+    )
 
 
 @pytest.mark.parametrize("outputs", [BOTH, MULTI])
@@ -111,18 +119,18 @@ def spoil(table, name: str, change) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("outputs", "change"),
     [
-        lambda vectors: [],
-        lambda vectors: None,
-        lambda vectors: [*vectors[:-1], vectors[-1][:-1]],
-        lambda vectors: [[0.0] * DIM, *vectors[1:]],
-        lambda vectors: [[float("nan")] * DIM, *vectors[1:]],
+        (BOTH, lambda blob: b""),
+        (BOTH, lambda blob: None),
+        (BOTH, lambda blob: blob[:-1]),
+        (MULTI, lambda vectors: [*vectors[:-1], vectors[-1][:-1]]),
+        (MULTI, lambda vectors: [[float("nan")] * DIM, *vectors[1:]]),
     ],
 )
-def test_vectors_that_cannot_be_reused_are_encoded_again(tmp_path, change):
+def test_vectors_that_cannot_be_reused_are_encoded_again(tmp_path, outputs, change):
     write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
-    job = job_of(tmp_path, BOTH)
+    job = job_of(tmp_path, outputs)
     backfill(job)
     before = stored(tmp_path / "table")
     spoil(tmp_path / "table", "r3", change)
@@ -141,7 +149,7 @@ def test_a_search_compares_the_first_output(tmp_path, outputs):
     found = stored(tmp_path / "table")
     queries = searcher.encoder.encode_queries([TEXTS[7], "c a"]).to_pylist()
     for best, query in zip(hits, queries, strict=True):
-        assert set(best[0].columns) == {"lang", "tokens", "_shard"}
+        assert set(best[0].columns) == {"lang", "tokens", "embedding_multi_n", "_shard"}
         for hit in best:
             if outputs == BOTH:
                 expected = float(np.dot(query, found[hit.id]["embedding"]))
@@ -179,7 +187,8 @@ def test_a_gate_compares_the_first_output(tmp_path, outputs):
     write_late(tmp_path / "model", *outputs, seed=1)
     with pytest.raises(GateClosed, match=r"agrees with the old one on 0\.[0-8]"):
         refresh(job)
-    other = job_of(tmp_path, BOTH if outputs == MULTI else MULTI, generation__min_agreement=0.0)
+    form = LISTS if outputs == MULTI else {}  # which does not change
+    other = job_of(tmp_path, BOTH if outputs == MULTI else MULTI, generation__min_agreement=0.0, table__multi=form)
     assert refresh(other).published
     names = DeltaTable(job.table.uri).to_pyarrow_table().column_names
     assert {"embedding", "embedding_multi"} & set(names) == set(BOTH if outputs == MULTI else MULTI)
@@ -188,7 +197,20 @@ def test_a_gate_compares_the_first_output(tmp_path, outputs):
 
 def test_the_estimated_size_counts_every_vector(tmp_path):
     write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
-    for outputs, dense in ((BOTH, 1), (MULTI, 0)):
+    for outputs, dense, stored_bytes in ((BOTH, 4.08, 1), (MULTI, 0, 4)):
         estimated = estimate(job_of(tmp_path, outputs, table__precision="float32"), tokens_per_s=1.0)
-        numbers = (estimated.output_bytes / 20 - 60) / 4.08
-        assert numbers == pytest.approx(DIM * (dense + estimated.tokens_per_row), rel=0.01)
+        expected = DIM * (dense + stored_bytes * estimated.tokens_per_row)
+        assert estimated.output_bytes / 20 - 60 == pytest.approx(expected, rel=0.01)
+
+
+def test_the_form_of_many_vectors_does_not_change_and_needs_many_vectors(tmp_path):
+    write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
+    backfill(job_of(tmp_path, BOTH))
+    other = job_of(tmp_path, BOTH, table__multi={"precision": "float16"})
+    for command in (backfill, refresh, estimate):
+        with pytest.raises(
+            ConfigError, match=r"float16, layout: blob.*has {precision: int8, layout: blob}.*Write that"
+        ):
+            command(other)
+    with pytest.raises(ConfigError, match="the model makes one vector a row. Add multi to encoder.outputs, or leave"):
+        backfill(job_of(tmp_path, BOTH[:1], table__multi=LISTS))
