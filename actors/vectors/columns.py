@@ -161,7 +161,7 @@ class VectorColumn:
 
     def _reusable(self, array: pa.Array) -> Bools:
         if self.kind == "dense":
-            return self._unit(self.matrix(array), placeholder=self.dim > 1)
+            return self._unit(self.matrix(array), placeholder=self.normalized and self.dim > 1)
         stored, counts = self._values(array)
         if self.precision == "int8":
             least, most = stored.min(axis=1).astype(np.float32), stored.max(axis=1)
@@ -173,10 +173,8 @@ class VectorColumn:
 
     def _unit(self, vectors: Floats, *, placeholder: bool) -> Bools:
         squares = np.einsum("ij,ij->i", vectors, vectors)
-        if not self.normalized:
-            return np.isfinite(squares) & (squares > 0)
         # A comparison with NaN is false.
-        usable: Bools = np.abs(squares - 1.0) < _SQUARE_SLACK
+        usable: Bools = np.abs(squares - 1.0) < _SQUARE_SLACK if self.normalized else (squares > 0) & (squares < np.inf)
         return usable & ~((vectors[:, 0] == 1.0) & (squares == 1.0)) if placeholder else usable
 
     def _values(self, array: pa.Array) -> tuple[npt.NDArray[Any], Ints]:

@@ -75,4 +75,3 @@ def write_jina_colbert_v2(
         "vocab_size": vocab,
     }
     return write_checkpoint(folder, config=config, tensors=tensors, tokenizer=tokenizer, dtype=dtype)
-

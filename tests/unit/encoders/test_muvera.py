@@ -47,7 +47,8 @@ def by_definition(vectors: Floats, *, query: bool) -> list[float]:
 def test_the_encoding_is_that_of_the_paper(query, count):
     vectors = unit(count, seed=count)
     encoded = encode(vectors, query=query)
-    assert (encoded.dtype, encoded.shape) == (np.float32, (DIM,))
+    assert encoded.dtype == np.float32
+    assert encoded.shape == (DIM,)
     np.testing.assert_allclose(encoded, by_definition(vectors, query=query), atol=1e-5)
 
 
