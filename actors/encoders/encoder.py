@@ -18,6 +18,7 @@ import torch
 from actors.batching.budget import BudgetController
 from actors.encoders.build import Family, LateFamily, RowFamily, build_family, open_eyes
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
+from actors.encoders.clusters import pooled
 from actors.encoders.compute.device import Compute, find_compute, fitting
 from actors.encoders.compute.fused import fuses
 from actors.encoders.compute.malloc import tune_malloc
@@ -197,7 +198,7 @@ class Encoder:
             prepared = prepare_texts(self.spec, cast("Sequence[str]", rows), tasks)
         if tasks is not None:
             prepared = prepared.append_column(TASK, pa.array(tasks, pa.string()))
-        return lists_of(self._output(prepared, "multi"))
+        return lists_of(pooled(self._output(prepared, "multi"), prepared, self.spec))
 
     def encode_queries(self, questions: Sequence[str]) -> pa.Array:
         """Encodes questions as the first output of the model, to compare with that column of a table.

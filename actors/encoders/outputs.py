@@ -41,7 +41,7 @@ def choose_outputs(settings: EncoderSettings, facts: FamilyFacts) -> tuple[tuple
             f"encoder.outputs names multi, and {settings.model} has no projector for many vectors a row. Leave multi out, or "
             f"take jinaai/jina-embeddings-v4, which has one; its -vllm- repositories have none."
         )
-    _check_many(settings, facts)
+    _check_many(settings)
     if facts.encoded:
         dim = _dim(settings, facts)
         encoding = (VectorColumn(EMBEDDING, "dense", muvera.DIM, normalized=False),) if "dense" in outputs else ()
@@ -68,15 +68,13 @@ def _refuse_settings_of_many(settings: EncoderSettings) -> None:
             )
 
 
-def _check_many(settings: EncoderSettings, facts: FamilyFacts) -> None:
+def _check_many(settings: EncoderSettings) -> None:
     if settings.multi_keep not in KEEPS:
         raise ConfigError(f"encoder.multi_keep {settings.multi_keep!r} is not known; use one of {', '.join(KEEPS)}.")
     if settings.multi_pool is None:
         return
     if settings.multi_pool not in POOLS:
         raise ConfigError(f"encoder.multi_pool {settings.multi_pool!r} is not known; use 2 or 3, or leave it out.")
-    if not facts.tower:
-        raise ConfigError(f"encoder.multi_pool is for pictures, and {settings.model} takes texts only. Leave it out.")
     if find_spec("scipy") is None:
         raise ConfigError("encoder.multi_pool needs the package scipy: pip install 'vectide[pool]'.")
 
