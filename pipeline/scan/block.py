@@ -35,6 +35,7 @@ class Block:
         inverse_norms: float32 [n], 1 / length; NaN for a row without a finite vector of this width.
         mapped: True if the rows are a mapped file, which takes no memory of its own.
         normalized: The vectors have unit length but for rounding; False: their products count as they are.
+        numbers: int64 [n], positions of the rows after `first`; None: 0, 1, ...
     """
 
     first: int
@@ -44,6 +45,7 @@ class Block:
     inverse_norms: npt.NDArray[np.float32]
     mapped: bool = False
     normalized: bool = True
+    numbers: npt.NDArray[np.int64] | None = None
 
     @cached_property
     def unfit(self) -> npt.NDArray[np.int64]:
@@ -81,10 +83,15 @@ class Block:
         return unit
 
     def select(self, rows: npt.NDArray[np.int64]) -> Block:
-        """Return some rows of this block, in order; their positions in the scan are not those of `first`."""
+        """Return some rows of this block, in order."""
         low = None if self.low is None else self.low[rows]
-        taken, inverse_norms = self.rows.take(pa.array(rows)), self.inverse_norms[rows]
-        return Block(self.first, taken, self.high[rows], low, inverse_norms, normalized=self.normalized)
+        taken, norms = self.rows.take(pa.array(rows)), self.inverse_norms[rows]
+        numbers = self.places(rows) - self.first
+        return Block(self.first, taken, self.high[rows], low, norms, normalized=self.normalized, numbers=numbers)
+
+    def places(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the positions of some rows in the order of the scan."""
+        return self.first + (rows if self.numbers is None else self.numbers[rows])
 
     @classmethod
     def of(cls, batch: pa.RecordBatch, column: VectorColumn, first: int) -> Block:

@@ -12,13 +12,15 @@ score from products of float64, so equal vectors get equal scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
-from actors.kernels.parallel import parallel_for
+from actors.encoders.compute.threads import Threads
 from actors.vectors import Floats, VectorColumn
 from pipeline.scan.top_k import EMPTY, QUERY, SCORE, cut, found, joined
 
@@ -51,75 +53,75 @@ class LateQueries:
 
     Attributes:
         counts: Vectors of each query, int64 [queries].
+        margins: Largest error of a score of each query, float64 [queries].
     """
 
     def __init__(self, queries: pa.Array, column: VectorColumn) -> None:
-        self.column = column
-        self.counts = queries.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-        self._vectors: Floats = queries.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.dim)
-        self._ends = np.cumsum(self.counts)
-        # A float32 sum of dim products is off by at most dim 2^-24 of the lengths, and so is a length; some are added.
+        self._column = column
+        self._vectors, offsets = column.ragged(queries)
+        self.counts = np.diff(offsets)
+        self._starts, self._ends = offsets[:-1], offsets[1:]
+        # A float32 sum of `dim` products is off by at most dim 2^-24 of the lengths, and so is a length; some are added.
         self.margins = self.counts * ((2 * column.dim + 64) * 2.0**-24)
 
     def __len__(self) -> int:
         """Return the number of queries."""
         return len(self.counts)
 
-    def scores(self, documents: pa.Array) -> Floats:
-        """Return the score of each query with each row of the column, float32 [queries, rows], within `margins`."""
-        scores = np.full((len(self), len(documents)), -np.inf, np.float32)
+    def scores(self, documents: pa.Array, wanted: npt.NDArray[np.bool_] | None = None) -> Floats:
+        """Return the score of each query with each row of the column, float32 [queries, rows], within `margins`.
 
-        def score(first: int, last: int) -> None:
-            part = documents.slice(first, last - first)
+        Args:
+            documents: Stored vectors.
+            wanted: Pairs of a query and a row to score, bool [queries, rows]; others get minus infinity. None: all.
+        """
+        scores = np.full((len(self), len(documents)), -np.inf, np.float32)
+        step = max(1, _BLOCK_BYTES * len(documents) // max(1, documents.nbytes))
+
+        def score(first: int) -> None:
+            block = documents.slice(first, step)
             start = 0
             while start < len(self):
-                before = self._ends[start] - self.counts[start]
-                stop = max(start + 1, int(np.searchsorted(self._ends, before + _QUERY_VECTORS, side="right")))
-                scores[start:stop, first:last] = self._scores_of(part, start, stop, np.float32)
+                most = self._starts[start] + _QUERY_VECTORS
+                stop = max(start + 1, int(np.searchsorted(self._ends, most, side="right")))
+                scores[start:stop, first : first + step] = self._scores_of(block, start, stop, np.float32)
                 start = stop
 
-        if len(documents):
-            parallel_for(score, len(documents), _block_rows(documents))
-        return scores
+        def score_those(query: int, rows: npt.NDArray[np.int64]) -> None:
+            scores[query, rows] = self._scores_of(documents.take(pa.array(rows)), query, query + 1, np.float32)[0]
 
-    def scores_of_pairs(self, documents: pa.Array, wanted: npt.NDArray[np.bool_]) -> Floats:
-        """Return what `scores` returns for the wanted pairs, bool [queries, rows], and minus infinity for others."""
-        scores = np.full(wanted.shape, -np.inf, np.float32)
-        step = _block_rows(documents)
-        blocks = [
-            (query, rows[start : start + step])
-            for query, rows in enumerate(map(np.flatnonzero, wanted))
-            for start in range(0, len(rows), step)
-        ]
-
-        def score(first: int, last: int) -> None:
-            for query, rows in blocks[first:last]:
-                scores[query, rows] = self._scores_of(documents.take(pa.array(rows)), query, query + 1, np.float32)[0]
-
-        if blocks:
-            parallel_for(score, len(blocks), 1)
+        if wanted is None:
+            _side_by_side(partial(score, first) for first in range(0, len(documents), step))
+        else:
+            _side_by_side(
+                partial(score_those, query, rows[first : first + step])
+                for query, rows in enumerate(map(np.flatnonzero, wanted))
+                for first in range(0, len(rows), step)
+            )
         return scores
 
     def exact(self, documents: pa.Array, query: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Floats:
         """Return the score of pairs of a query and a row from products of float64, float32 [pairs]."""
         scores = np.empty(len(query), np.float32)
-        for pair, (of_query, of_row) in enumerate(zip(query.tolist(), row.tolist(), strict=True)):
-            scores[pair] = self._scores_of(documents.slice(of_row, 1), of_query, of_query + 1, np.float64)[0, 0]
+
+        def score(pair: int) -> None:
+            document = documents.slice(int(row[pair]), 1)
+            scores[pair] = self._scores_of(document, int(query[pair]), int(query[pair]) + 1, np.float64)[0, 0]
+
+        _side_by_side(partial(score, pair) for pair in range(len(query)))
         return scores
 
     def _scores_of(self, documents: pa.Array, start: int, stop: int, dtype: type[np.floating[Any]]) -> npt.NDArray[Any]:
-        """Return the scores of queries `start <= query < stop`, [queries, rows], of products in a type."""
+        """Return the scores of queries `start <= query < stop`, [queries, rows], from products in a type."""
         scores = np.full((stop - start, len(documents)), -np.inf, dtype)
-        vectors, offsets = self.column.ragged(documents)
+        vectors, offsets = self._column.ragged(documents)
         some = np.diff(offsets) > 0
         if some.any():
-            before = self._ends[start] - self.counts[start]
-            of_queries = self._vectors[before : self._ends[stop - 1]].astype(dtype, copy=False)
-            products = of_queries @ vectors.astype(dtype, copy=False).T
+            first = self._starts[start]
+            of_queries = torch.from_numpy(self._vectors[first : self._ends[stop - 1]].astype(dtype, copy=False))
+            products = (of_queries @ torch.from_numpy(vectors.astype(dtype, copy=False)).T).numpy()
             largest = np.maximum.reduceat(products, offsets[:-1][some], axis=1)
-            starts = self._ends[start:stop] - self.counts[start:stop] - before
-            scores[:, some] = np.add.reduceat(largest, starts, axis=0)
-            scores[np.isnan(scores)] = -np.inf
+            scores[:, some] = np.add.reduceat(largest, self._starts[start:stop] - first, axis=0)
         return scores
 
 
@@ -135,28 +137,35 @@ def nearest(
         report: Called with the number of rows after each part.
     """
     best = EMPTY.empty_table()
+    sure = np.full(len(queries), -np.inf)  # a score that k rows of the query reach for certain
     for part in parts:
         count = part.rows.num_rows
         if count:
-            if part.wanted is None:
-                scores = queries.scores(part.vectors)
-            else:
-                scores = queries.scores_of_pairs(part.vectors, part.wanted)
-            sure = np.full(len(queries), -np.inf)  # a score that k rows of the query reach for certain
+            scores = queries.scores(part.vectors, part.wanted)
             if count >= k:
-                sure = np.partition(scores, count - k, axis=1)[:, count - k] - queries.margins
-            if best.num_rows:
-                of_best = best[QUERY].to_numpy()
-                last = np.flatnonzero(np.diff(of_best, append=-1))  # sorted by query, then score: the lowest of each
-                full = np.bincount(of_best, minlength=len(queries))[of_best[last]] >= k
-                sure[of_best[last[full]]] = np.maximum(sure[of_best[last[full]]], best[SCORE].to_numpy()[last[full]])
-            query, row = np.nonzero((scores >= (sure - queries.margins)[:, None]) & np.isfinite(scores))
+                sure = np.maximum(sure, np.partition(scores, count - k, axis=1)[:, count - k] - queries.margins)
+            query, row = np.nonzero((scores >= (sure - queries.margins)[:, None]) & (scores > -np.inf))
             exact = queries.exact(part.vectors, query, row)
-            best = cut(joined(best, found(part.rows, part.places, query, row, exact)), k)
+            best = cut(joined(best, found(part.rows, part.places[row], query, row, exact)), k)
+            of_query, lowest = best[QUERY].to_numpy(), best[SCORE].to_numpy()
+            last = np.searchsorted(of_query, np.arange(len(queries)), side="right") - 1
+            full = np.flatnonzero(np.bincount(of_query, minlength=len(queries)) >= k)
+            sure[full] = np.maximum(sure[full], lowest[last[full]])
         report(count)
     return best
 
 
-def _block_rows(documents: pa.Array) -> int:
-    """Return the number of rows of a block."""
-    return max(1, _BLOCK_BYTES * len(documents) // max(1, documents.nbytes))
+def _side_by_side(calls: Iterable[Callable[[], None]]) -> None:
+    """Call functions on as many threads as torch uses, each alone on one: threads that share a small product wait more."""
+    waiting = iter(calls)
+    if torch.get_num_threads() == 1:
+        for call in waiting:
+            call()
+    else:
+        for _ in _threads(torch.get_num_threads()).in_order(lambda: next(waiting, None)):
+            pass
+
+
+@cache
+def _threads(count: int) -> Threads:
+    return Threads(count)

@@ -87,6 +87,7 @@ class VectorCache:
         column: VectorColumn,
         first: int,
         read: Read,
+        *,
         size_bytes: int | None = None,
     ) -> Iterable[Block]:
         """Return the blocks of a table file: from its entry, which is written if there is none.
@@ -106,8 +107,12 @@ class VectorCache:
         batches = self._batches(name, expected, lambda path: any(write(path, low=low) for low in _LOW_TYPES))
         return decoded(read, column, first) if batches is None else _mapped(batches, column, first)
 
-    def row_group(self, shard: Shard, number: int, column: VectorColumn, read: Callable[[], pa.Array]) -> pa.Array:
+    def row_group(
+        self, shard: Shard, number: int, column: VectorColumn, read: Callable[[], pa.Array]
+    ) -> tuple[pa.Array, bool]:
         """Return the stored vectors of a row group of a table file: from its entry, which is written if there is none.
+
+        The second value is true if they are mapped, so that they take no memory of their own.
 
         Args:
             shard: The file.
@@ -126,8 +131,8 @@ class VectorCache:
         name = _name_of(shard, [str(column.type)], column.name, number)
         batches = self._batches(name, 0, write)
         if batches is not None:
-            return batches[0].column(0)
-        return vectors[0] if vectors else read()
+            return batches[0].column(0), True
+        return vectors[0] if vectors else read(), False
 
     def _batches(self, name: str, size_bytes: int, write: Callable[[Path], bool]) -> list[pa.RecordBatch] | None:
         """Return the mapped batches of an entry, which is written if there is none; None if that is not possible."""
