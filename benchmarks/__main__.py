@@ -224,7 +224,7 @@ def late(  # noqa: PLR0917  (typer calls it by name)
     from tests.checkpoints.jina_v4 import write_jina_v4
 
     if seeing is None and not (work / "model").exists():
-        write_jina_v4(work / "model")
+        write_jina_v4(work / "model", projector_dim=128)
     result = race.race(
         work,
         model or packaged_model(),

@@ -54,6 +54,7 @@ def write_jina_v4(
     rank: int = 4,
     alpha: int = 8,
     dims: tuple[int, ...] = (8, 16, 32, 64),
+    projector_dim: int = 8,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
@@ -136,7 +137,6 @@ def write_jina_v4(
         **ids,
     }
     if merged is None:
-        projector_dim = 8
         config |= {
             "architectures": ["JinaEmbeddingsV4Model"],
             "matryoshka_dims": list(dims),
