@@ -97,8 +97,8 @@ class Encoder:
 
     @property
     def dim(self) -> int:
-        """Width of the vectors."""
-        return self.spec.dim
+        """Width of the vectors of the first output."""
+        return self.spec.outputs[0].dim
 
     @property
     def stats(self) -> Stats:
@@ -276,6 +276,9 @@ class Encoder:
             raise ConfigError(
                 f"the encoder of {self.spec.model} was loaded for outputs multi: use encode_multi, or load it with dense in outputs."
             )
+        if self.spec.encodes_many:
+            rows = pa.table({INPUT_IDS: ids} if tasks is None else {INPUT_IDS: ids, TASK: pa.array(tasks, pa.string())})
+            return self.spec.outputs[0].matrix(self._output(rows, "dense"))
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
         micros = self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True, pictures=pictures)
         for rows, values in self._runner.on_host(micros, self._departures):

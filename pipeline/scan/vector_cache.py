@@ -105,7 +105,7 @@ class VectorCache:
         write = partial(_write_entry, column=column, read=read)
         expected = shard.size_bytes if size_bytes is None else size_bytes
         batches = self._batches(name, expected, lambda path: any(write(path, low=low) for low in _LOW_TYPES))
-        return decoded(read, column, first) if batches is None else _mapped(batches, first)
+        return decoded(read, column, first) if batches is None else _mapped(batches, column, first)
 
     def row_group(
         self, shard: Shard, number: int, column: VectorColumn, read: Callable[[], pa.Array]
@@ -226,10 +226,10 @@ def decoded(read: Read, column: VectorColumn, first: int) -> Iterator[Block]:
         first += batch.num_rows
 
 
-def _mapped(batches: Iterable[pa.RecordBatch], first: int) -> list[Block]:
+def _mapped(batches: Iterable[pa.RecordBatch], column: VectorColumn, first: int) -> list[Block]:
     blocks = []
     for batch in batches:
-        blocks.append(Block.from_stored(batch, first))
+        blocks.append(Block.from_stored(batch, column, first))
         first += batch.num_rows
     return blocks
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError
+from actors.images.workers import DecodePool
 from actors.source.formats.pages import Pages
 from actors.vectors import vectors_of
 from jobs.cli import app
@@ -156,7 +157,9 @@ def test_a_pdf_that_gains_a_page_costs_that_page(tmp_path, seeing_model):
     for name, row in before.items():
         assert row["embedding_multi_n"] == row["tokens"] == len(vectors_of([row["embedding_multi"]], dim=8)[0])
         is_text = name.startswith(("words", "notes"))
-        assert (row["grid_h"], row["grid_w"]) == ((None, None) if is_text else (3, 4) if "pdf" not in name else (30, 20))
+        assert (row["grid_h"], row["grid_w"]) == (
+            (None, None) if is_text else (3, 4) if "pdf" not in name else (30, 20)
+        )
     write_pdf(folder / "report.pdf", [1, 2, 3, 6])
     outcome = refresh(job)
     assert (outcome.rows, outcome.encoded) == (8, 1)
@@ -170,7 +173,7 @@ def test_a_pdf_that_gains_a_page_costs_that_page(tmp_path, seeing_model):
     assert refresh(job).rows == 4
 
 
-def test_a_refresh_decodes_only_files_that_changed(tmp_path, seeing_model, monkeypatch):
+def test_a_refresh_decodes_only_files_that_changed_and_each_once(tmp_path, seeing_model, monkeypatch):
     folder, table = write_folder(tmp_path / "in"), tmp_path / "table"
     job = job_of(folder, table, seeing_model)
     backfill(job)
@@ -183,7 +186,11 @@ def test_a_refresh_decodes_only_files_that_changed(tmp_path, seeing_model, monke
         return plain(self, piece, wanted)
 
     monkeypatch.setattr(Pages, "read", recorded)
+    decoded = []
+    do = DecodePool._do
+    monkeypatch.setattr(DecodePool, "_do", lambda pool, task, key=None: decoded.append(task) or do(pool, task, key))
     outcome = refresh(job)
+    assert len(decoded) == 1
     assert set(read) == {"photo.png"}
     assert (len(stored(table)), outcome.encoded) == (7, 1)
 
