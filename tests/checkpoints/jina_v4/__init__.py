@@ -72,6 +72,7 @@ def write_jina_v4(
         theta: Base of the rotary frequencies.
         rank, alpha: Rank and alpha of the adapters; the published ones have 32 and 32.
         dims: `matryoshka_dims`.
+        projector_dim: Width of the vectors of late interaction.
         seed: Seed of all random numbers.
         dtype: Type of the tensors in the files.
     """
