@@ -112,7 +112,9 @@ def test_results_are_not_computed_again_and_two_models_are_compared(run, judged,
     assert found["encoded"][0] == 0
     assert found["encoded"][1] > 0
     before = [result.tasks[0].scores[0], result.tasks[3].scores[0]]
-    assert [each["scores"][0] for each in found["tasks"]] == pytest.approx(before, abs=1e-6)  # mteb rounds what it keeps
+    assert [each["scores"][0] for each in found["tasks"]] == pytest.approx(
+        before, abs=1e-6
+    )  # mteb rounds what it keeps
     gap = found["tasks"][0]["difference"]
     assert gap["value"] == pytest.approx(found["tasks"][0]["scores"][1] - found["tasks"][0]["scores"][0], abs=1e-5)
     assert gap["low"] <= gap["value"] <= gap["high"]
