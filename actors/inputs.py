@@ -28,6 +28,7 @@ class Prepared:
     Attributes:
         rows: Columns for the model's family, one row per content, and `COST`, int32: its tokens or patches. If a content is
             cut into parts that become rows of the table, `PARTS` lists, as structs, the columns that each of them has in the table.
+            Of pictures, `GRID_H` and `GRID_W` are columns of a table of many vectors too.
         truncated: Number of contents that were cut at the model's limit.
     """
 
@@ -81,9 +82,8 @@ def load_preparer(model: ModelSpec, chunking: Chunking | None = None) -> Prepare
     return cast("Preparer", getattr(import_module(module), function)(model, chunking))
 
 
-def prepare_questions(model: ModelSpec, questions: Sequence[str]) -> pa.Table:
-    """Return the inputs of questions, which are texts in every modality."""
+def prepare_texts(model: ModelSpec, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> pa.Table:
+    """Return the inputs of texts, such as questions, which every modality has; `tasks` as for `Preparer.prepare`."""
     kind = MODALITIES[model.modality].type
-    texts = pa.array(questions, pa.string())
-    content = pa.array([{"text": text} for text in questions], kind) if kind == PAGE_CONTENT else texts.cast(kind)
-    return load_preparer(model).prepare(pa.chunked_array([content])).rows
+    content = pa.array([{"text": text} for text in texts], kind) if kind == PAGE_CONTENT else pa.array(texts, kind)
+    return load_preparer(model).prepare(pa.chunked_array([content]), tasks).rows

@@ -13,6 +13,8 @@ import pyarrow as pa
 ID = "id"
 EMBEDDING = "embedding"
 EMBEDDING_MULTI = "embedding_multi"
+GRID_H = "grid_h"  # rows and columns of the grid that a picture with many vectors was cut into
+GRID_W = "grid_w"
 KEPT_TEXT = "text"  # the embedded text, if `table.keep_text` is on
 NOTES = "_notes"  # of pictures, until their unit is read
 PAGE = "page"  # the number of a page in its PDF, from 1

@@ -236,10 +236,15 @@ def gpu(
     tokens: Annotated[int, typer.Option(help="Tokens of each mix.")] = 2_000_000,
     repeats: Annotated[int, typer.Option(min=1, help="Passes that count.")] = 3,
     rows: Annotated[int, typer.Option(help="Rows of the backfill; 0 leaves it out.")] = 400_000,
+    pages: Annotated[int, typer.Option(min=2, help="Pages of the backfill with v4.")] = 1_500,
+    v4: Annotated[Path | None, typer.Option(help="Folder of v4 for its pages; random weights without it.")] = None,
     shape: Annotated[list[str] | None, typer.Option(help="Only the shapes of these names; all without it.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Measure the CPU, to try the command.")] = False,
     minutes: Annotated[float, typer.Option(help="No part begins after these; the page names those left out.")] = 7.5,
 ) -> None:
-    """On a CUDA GPU: encoders by shape, and the GPU's idle share in a backfill; most important first."""
+    """On a CUDA GPU: encoders by shape, pages, and the GPU's idle share in a backfill; most important first."""
+    import torch
+
     from actors.encoders.compute import fused
     from benchmarks.gpu.backfills import require_gpu
     from benchmarks.gpu.page import markdown
@@ -253,11 +258,11 @@ def gpu(
     unknown = set(shape or ()) - {each.name for each in SHAPES}
     if unknown:
         raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(each.name for each in SHAPES)}")
-    device = require_gpu()
-    bound, date = limit(device, 8192), today()
+    device = torch.device("cpu") if cpu else require_gpu()
+    bound, date = limit(device, 512 if cpu else 8192), today()
     session = Session(
         out / f"gpu_{'fused_' if fused.is_on() else ''}{date}.md",
-        lambda found, fills, missing: markdown(found, bound, fills, left_out=missing, command=command(), date=date),
+        lambda found, missing: markdown(found, bound, left_out=missing, command=command(), date=date),
         print_progress,
         minutes,
     )
@@ -269,6 +274,8 @@ def gpu(
             rows=rows,
             texts=lambda: read_texts(own_corpora()),
             model=model or packaged_model(),
+            v4=v4,
+            pages=pages,
             device=device,
         )
     )

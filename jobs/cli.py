@@ -23,6 +23,7 @@ from jobs.commands.evaluate import evaluate
 from jobs.commands.plan import plan
 from jobs.commands.quarantine import quarantine
 from jobs.commands.refresh import refresh
+from jobs.commands.report import report
 from jobs.commands.rollback import rollback
 from jobs.commands.schedule import schedule
 from jobs.commands.search import search
@@ -56,7 +57,7 @@ app = typer.Typer(
 
 # In the order of `vectide --help`.
 for _command in (
-    *(plan, backfill, refresh, search, evaluate, status, quarantine),
+    *(plan, backfill, refresh, search, evaluate, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
     *(submit, schedule, watch, doctor),
 ):

@@ -9,6 +9,7 @@ from actors.encoders import load_encoder
 from pipeline.evaluate.table import evaluate
 from pipeline.job.config import Job
 from pipeline.job.load import load_job
+from pipeline.report.page import report
 from pipeline.run.backfill import backfill
 from pipeline.run.estimate import estimate as plan
 from pipeline.run.refresh import refresh
@@ -28,5 +29,6 @@ __all__ = [
     "load_job",
     "plan",
     "refresh",
+    "report",
     "status",
 ]

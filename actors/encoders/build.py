@@ -78,6 +78,15 @@ class Builder(Protocol):
 
 
 @runtime_checkable
+class LateFamily(Protocol):
+    """A loaded model that can make many vectors a row. If the spec does not ask for them, it has not loaded what they need."""
+
+    def forward_multi(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what `forward` returns, and a vector for each token, float32 [tokens, width], not normalised."""
+        ...
+
+
+@runtime_checkable
 class SeeingFamily(Protocol):
     """A loaded model that can take pictures besides texts, once its vision tower is loaded."""
 

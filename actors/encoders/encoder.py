@@ -7,10 +7,7 @@ and `running` forms the micro-batches.
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Literal, cast
 
 import numpy as np
@@ -19,26 +16,28 @@ import pyarrow as pa
 import torch
 
 from actors.batching.budget import BudgetController
-from actors.batching.planner import Ints
-from actors.encoders.build import Family, RowFamily, build_family, open_eyes
+from actors.encoders.build import Family, LateFamily, RowFamily, build_family, open_eyes
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
-from actors.encoders.compute.device import Compute, find_compute
+from actors.encoders.clusters import pooled
+from actors.encoders.compute.device import Compute, find_compute, fitting
 from actors.encoders.compute.fused import fuses
 from actors.encoders.compute.malloc import tune_malloc
-from actors.encoders.compute.transfer import Departure, Departures
+from actors.encoders.compute.transfer import Departures
 from actors.encoders.finite import UnfitVectors, refuse_unfit
+from actors.encoders.late import LateForward, LateRows, lists_of
 from actors.encoders.lora.files import takes_no_adapters
 from actors.encoders.lora.registry import AdapterRegistry
 from actors.encoders.lora.store import AdapterStore
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pictured import PictureRows, pictures_of
 from actors.encoders.pooling import finish, pool
+from actors.encoders.row_tasks import check_tasks, tasks_at, tasks_of
 from actors.encoders.running import MicroBatch, Reduce, Runner, Stats, check_token_ids
-from actors.encoders.spec import ModelSpec, check_task
+from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError
 from actors.images.objects import Image, content_of
 from actors.images.settings import PictureSettings
-from actors.inputs import load_preparer, prepare_questions
+from actors.inputs import PAGE_CONTENT, load_preparer, prepare_texts
 from actors.schema import INPUT_IDS, TASK
 from actors.text.chunk_rules import By, Chunking
 from actors.text.chunks import Chunker, resolve
@@ -87,7 +86,7 @@ class Encoder:
             tune_malloc()
         # A family that was passed in may have another word table than the checkpoint.
         self._vocab_size = spec.vocab_size if family is None else 0
-        with _fitting(self.compute):
+        with fitting(self.compute):
             self.family = family or build_family(spec, self.compute)
         store = getattr(self.family, "adapters", None)
         if one_task and spec.task is not None and fuses(self.compute.device) and isinstance(store, AdapterStore):
@@ -98,8 +97,8 @@ class Encoder:
 
     @property
     def dim(self) -> int:
-        """Width of the vectors."""
-        return self.spec.dim
+        """Width of the vectors of the first output."""
+        return self.spec.outputs[0].dim
 
     @property
     def stats(self) -> Stats:
@@ -146,10 +145,7 @@ class Encoder:
             ConfigError: The model does not have the task, or the number of tasks is not the number of texts.
             UnfitVectors: A `DataError` that lists, by index, the texts whose vectors are not finite or all zeros.
         """
-        if isinstance(texts, str):
-            raise ConfigError("encode takes a list of texts; put a single text into a list.")
-        tasks = [task] * len(texts) if isinstance(task, str) else task
-        self._check_tasks(tasks, len(texts))
+        tasks = tasks_of(self.spec, texts, task, method="encode")
         return self.encode_tokens(self.tokenizer.tokenize(texts, tasks).ids, tasks)
 
     def encode_images(self, images: Sequence[Image], task: str | None = None) -> Floats:
@@ -169,11 +165,40 @@ class Encoder:
         """
         spec = self.spec.seeing()
         tasks = None if task is None else [task] * len(images)
-        self._check_tasks(tasks, len(images))
-        with _fitting(self.compute):
-            open_eyes(self.family, self.spec, self.compute)
-        rows = load_preparer(spec).prepare(content_of(images, cast("PictureSettings", spec.pictures))).rows
+        check_tasks(self.spec, tasks, len(images))
+        rows = load_preparer(spec).prepare(self._see(images)).rows
         return self.encode_tokens(rows.column(INPUT_IDS).combine_chunks(), tasks, pictures_of(rows))
+
+    def _see(self, images: Sequence[Image]) -> pa.ChunkedArray:
+        with fitting(self.compute):
+            open_eyes(self.family, self.spec, self.compute)
+        return content_of(images, cast("PictureSettings", self.spec.seeing().pictures))
+
+    def encode_multi(self, rows: Sequence[str | Image], task: str | Sequence[str | None] | None = None) -> list[Floats]:
+        """Encodes texts and pictures as many vectors each, for late interaction.
+
+        Args:
+            rows: Each str is a text, and everything else a picture, as for `encode_images`.
+            task: As for `encode`.
+
+        Returns:
+            float32 [n, width] for each row, each vector of unit length, in the order of `rows`.
+
+        Raises:
+            ConfigError: The spec's `outputs` lack multi; or as for `encode_images`.
+            DataError, UnfitVectors: As for `encode_images`.
+        """
+        tasks = tasks_of(self.spec, rows, task, method="encode_multi")
+        pictures = [row for row in rows if not isinstance(row, str)]
+        if pictures:
+            seen = iter(self._see(pictures).chunks)
+            content = [pa.array([{"text": row}], PAGE_CONTENT) if isinstance(row, str) else next(seen) for row in rows]
+            prepared = load_preparer(self.spec.seeing()).prepare(pa.chunked_array(content), tasks).rows
+        else:
+            prepared = prepare_texts(self.spec, cast("Sequence[str]", rows), tasks)
+        if tasks is not None:
+            prepared = prepared.append_column(TASK, pa.array(tasks, pa.string()))
+        return lists_of(pooled(self._output(prepared, "multi"), prepared, self.spec))
 
     def encode_queries(self, questions: Sequence[str]) -> pa.Array:
         """Encodes questions as the first output of the model, to compare with that column of a table.
@@ -181,10 +206,23 @@ class Encoder:
         Raises:
             UnfitVectors: As for `encode`.
         """
-        encoded = self.encode_rows(prepare_questions(self.spec, questions))
+        return self._output(prepare_texts(self.spec, questions), self.spec.outputs[0].kind)
+
+    def encode_queries_multi(self, questions: Sequence[str]) -> pa.Array:
+        """Encodes questions as many vectors each, a list of lists; otherwise like `encode_queries`."""
+        return self._output(prepare_texts(self.spec, questions), "multi")
+
+    def _output(self, rows: pa.Table, kind: str) -> pa.Array:
+        kinds = [column.kind for column in self.spec.outputs]
+        if kind not in kinds:
+            raise ConfigError(
+                f"the encoder of {self.spec.model} was loaded for outputs {', '.join(kinds)}; load it with {kind} in outputs."
+            )
+        encoded = self.encode_rows(rows)
         if encoded.reasons:
-            raise UnfitVectors("a question has no vector", encoded.reasons)
-        return encoded.outputs[0]
+            row, reason = next(iter(sorted(encoded.reasons.items())))
+            raise UnfitVectors(f"row {row} has no vector: {reason}.", encoded.reasons)
+        return encoded.outputs[kinds.index(kind)]
 
     def encode_rows(self, rows: pa.Table, chunking: Chunking | None = None) -> Encoded:
         """Encodes rows of a unit. This is the pipeline's hot path.
@@ -199,6 +237,12 @@ class Encoder:
         tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else None
         if isinstance(self.family, RowFamily):
             return self.family.encode_rows(rows, tasks)
+        if self.spec.makes("multi"):
+            late, family = LateRows(self.spec, rows), LateForward(cast("LateFamily", self.family), self.spec)
+            ids, pictures = rows.column(INPUT_IDS).combine_chunks(), pictures_of(rows)
+            micros = self.micro_batches(ids, tasks, family=family, side_by_side=True, pictures=pictures)
+            late.fill(self._runner.on_host(micros, self._departures))
+            return late.encoded()
         try:
             if chunking is not None:
                 return Encoded((dense(self.encode_documents(rows, chunking, tasks)),))
@@ -228,22 +272,17 @@ class Encoder:
             UnfitVectors: A `DataError` that lists, by number, the rows whose vectors are not finite or all zeros, and
                 carries the vectors of the other rows.
         """
+        if not self.spec.makes("dense"):
+            raise ConfigError(
+                f"the encoder of {self.spec.model} was loaded for outputs multi: use encode_multi, or load it with dense in outputs."
+            )
+        if self.spec.encodes_many:
+            rows = pa.table({INPUT_IDS: ids} if tasks is None else {INPUT_IDS: ids, TASK: pa.array(tasks, pa.string())})
+            return self.spec.outputs[0].matrix(self._output(rows, "dense"))
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
-        away: deque[tuple[Ints, Departure]] = deque()
-        for micro in self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True, pictures=pictures):
-            if self._departures is None:
-                vectors[micro.rows] = micro.value.numpy()
-                continue
-            away.append((micro.rows, self._departures.start(micro.value)))
-            # The GPU is still computing what was launched after them: only what has arrived is put into place.
-            while away and away[0][1].has_ended():
-                rows, departure = away.popleft()
-                vectors[rows] = departure.array()
-        # CUDA calls return before the GPU has finished: most of the GPU's time passes here.
-        started = time.perf_counter()
-        for rows, departure in away:
-            vectors[rows] = departure.array()
-        self._runner.add_wait(time.perf_counter() - started)
+        micros = self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True, pictures=pictures)
+        for rows, values in self._runner.on_host(micros, self._departures):
+            vectors[rows] = values
         return refuse_unfit(vectors, "row {}".format)
 
     def encode_chunks(
@@ -276,10 +315,7 @@ class Encoder:
             ConfigError: A setting is invalid or does not fit the model, or as for `encode`.
             UnfitVectors: As for `encode_documents`.
         """
-        if isinstance(texts, str):
-            raise ConfigError("encode_chunks takes a list of texts; put a single text into a list.")
-        tasks = [task] * len(texts) if isinstance(task, str) else task
-        self._check_tasks(tasks, len(texts))
+        tasks = tasks_of(self.spec, texts, task, method="encode_chunks")
         chunking = resolve(
             self.spec,
             mode=mode,
@@ -309,7 +345,7 @@ class Encoder:
         Raises:
             ConfigError, DataError: As for `encode_tokens`; the numbers in `UnfitVectors` are those of chunks.
         """
-        self._check_tasks(tasks, documents.num_rows)
+        check_tasks(self.spec, tasks, documents.num_rows)
         return encode_documents(self, documents, chunking, tasks)
 
     def encode_token_states(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> list[Floats]:
@@ -335,6 +371,7 @@ class Encoder:
         reduce: Reduce | None = None,
         side_by_side: bool = False,
         pictures: PictureRows | None = None,
+        family: Family | None = None,
     ) -> Iterator[MicroBatch]:
         """Runs all rows through the model and yields token states, longest rows first.
 
@@ -346,42 +383,18 @@ class Encoder:
             reduce: Function of the token states, called on the device; its out-of-memory errors are handled too.
             side_by_side: On a CPU, run micro-batches on all torch threads at once, before the caller asks for them.
             pictures: As for `encode_tokens`.
+            family: What computes in place of the encoder's own.
 
         Raises:
             ConfigError, DataError: As for `encode_tokens`.
         """
-        self._check_tasks(tasks, len(ids))
+        check_tasks(self.spec, tasks, len(ids))
         check_token_ids(ids, self._vocab_size)
         yield from self._runner.run(
-            self.family,
+            family or self.family,
             ids,
-            tasks_of=lambda rows: self._row_tasks(tasks, rows),
+            tasks_of=lambda rows: tasks_at(self.spec, tasks, rows),
             reduce=reduce,
             side_by_side=side_by_side,
             pictures_of=None if pictures is None else pictures.take,
         )
-
-    def _row_tasks(self, tasks: Sequence[str | None] | None, rows: Ints) -> list[str | None] | None:
-        if tasks is not None:
-            return [tasks[int(row)] for row in rows]
-        return None if self.spec.task is None else [self.spec.task] * len(rows)
-
-    def _check_tasks(self, tasks: Sequence[str | None] | None, rows: int) -> None:
-        if tasks is None:
-            return
-        if len(tasks) != rows:
-            raise ConfigError(f"{len(tasks)} tasks for {rows} rows: give one task per row, or one for all.")
-        for task in {task for task in tasks if task is not None}:
-            check_task(task, self.spec.tasks, where=self.spec.model)
-
-
-@contextmanager
-def _fitting(compute: Compute) -> Iterator[None]:
-    """Names the cause and the fix if the model that is loaded does not fit the device."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"the model does not fit the memory of {compute.device} ({error}). Use a larger GPU, end other "
-            f"processes on it, or encode on the CPU (device='cpu', in a job run.gpus_per_replica=0)."
-        ) from None

@@ -42,6 +42,14 @@ class UnfitVectors(DataError):
         return type(self), (self.message, self.reasons, self.vectors)
 
 
+def reasons_of(vectors: Floats) -> dict[int, str]:
+    """Returns the reason of each vector that is marked, by its number, in their order."""
+    marks = vectors[:, 0]
+    return {
+        int(row): NOT_FINITE if np.isnan(marks[row]) else NO_DIRECTION for row in np.flatnonzero(~np.isfinite(marks))
+    }
+
+
 def refuse_unfit(vectors: Floats, name: Callable[[int], str]) -> Floats:
     """Returns the vectors if each row has one.
 
@@ -52,12 +60,9 @@ def refuse_unfit(vectors: Floats, name: Callable[[int], str]) -> Floats:
     Raises:
         UnfitVectors: A row has no vector; the first is named.
     """
-    marks = vectors[:, 0]
-    good = np.isfinite(marks)
-    if good.all():
+    reasons = reasons_of(vectors)
+    if not reasons:
         return vectors
-    rows = np.flatnonzero(~good)
-    reasons = {int(row): NOT_FINITE if np.isnan(marks[row]) else NO_DIRECTION for row in rows}
-    first = int(rows[0])
-    others = f" ({len(rows)} of {len(vectors)} have none)" if len(rows) > 1 else ""
+    first = next(iter(reasons))
+    others = f" ({len(reasons)} of {len(vectors)} have none)" if len(reasons) > 1 else ""
     raise UnfitVectors(f"{name(first)} has no vector: {reasons[first]}{others}.", reasons, vectors)

@@ -22,6 +22,7 @@ from actors.batching.planner import Ints, order_rows, take
 from actors.encoders.build import Family
 from actors.encoders.compute.device import Compute, is_out_of_memory
 from actors.encoders.compute.threads import Threads
+from actors.encoders.compute.transfer import Departure, Departures
 from actors.encoders.packed import PackedBatch, pack
 from actors.encoders.pictured import Picture
 from actors.errors import DataError
@@ -108,9 +109,25 @@ class Runner:
         """Counts and times so far."""
         return replace(self._stats, budget_tokens=self._budget.budget_tokens)
 
-    def add_wait(self, seconds: float) -> None:
-        """Adds time that the caller waited for the device to the stats."""
-        self._stats = replace(self._stats, seconds=self._stats.seconds + seconds)
+    def on_host(
+        self, micros: Iterator[MicroBatch], departures: Departures | None
+    ) -> Iterator[tuple[Ints, npt.NDArray[np.float32]]]:
+        """Yields the rows and the values of micro-batches, on a GPU with `departures`, as they arrive."""
+        away: deque[tuple[Ints, Departure]] = deque()
+        for micro in micros:
+            if departures is None:
+                yield micro.rows, micro.value.numpy()
+                continue
+            away.append((micro.rows, departures.start(micro.value)))
+            # The GPU is still computing what was launched after them: only what has arrived is taken.
+            while away and away[0][1].has_ended():
+                rows, departure = away.popleft()
+                yield rows, departure.array()
+        # CUDA calls return before the GPU has finished: most of the GPU's time passes here.
+        started = time.perf_counter()
+        for rows, departure in away:
+            yield rows, departure.array()
+        self._stats = replace(self._stats, seconds=self._stats.seconds + time.perf_counter() - started)
 
     def run(
         self,

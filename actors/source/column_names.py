@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from actors.schema import CHUNK, EMBEDDING, END, ID, KEPT_TEXT, RESERVED, START, TOKENS
+from actors.schema import CHUNK, EMBEDDING, EMBEDDING_MULTI, END, GRID_H, GRID_W, ID, KEPT_TEXT, RESERVED, START, TOKENS
 
 _OWN = (ID, EMBEDDING, TOKENS)
 _OF_CHUNKS = (CHUNK, START, END)
+_OF_MANY = (EMBEDDING_MULTI, f"{EMBEDDING_MULTI}_n", GRID_H, GRID_W)
 
 
 def alike(names: Iterable[str]) -> tuple[str, str] | None:
@@ -31,15 +32,23 @@ def kept_names(keep: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     return dict(keep) if isinstance(keep, Mapping) else dict(zip(keep, keep, strict=True))
 
 
-def misnamed(keep: Mapping[str, str], *, chunked: bool = False, keep_text: bool = False) -> str | None:
+def misnamed(
+    keep: Mapping[str, str], *, chunked: bool = False, keep_text: bool = False, multi: bool = False
+) -> str | None:
     """Return an error message for the first invalid name of a kept column, or None.
 
     Args:
         keep: Name in the table by name in the source, in order.
         chunked: Whether the table has chunks, and so more columns of its own.
         keep_text: Whether the table has the embedded text as a column of its own.
+        multi: Whether the table has many vectors a row.
     """
-    columns = (*_OWN, *(_OF_CHUNKS if chunked else ()), *((KEPT_TEXT,) if keep_text else ()))
+    columns = (
+        *_OWN,
+        *(_OF_CHUNKS if chunked else ()),
+        *((KEPT_TEXT,) if keep_text else ()),
+        *(_OF_MANY if multi else ()),
+    )
     for source, name in keep.items():
         other = f"under another name, as in source.keep: {{{source}: source_{source.lstrip('_').lower()}}}"
         fix = f"keep it {other}" if name == source else f"keep {source!r} {other}"

@@ -80,7 +80,7 @@ def resolve(
         raise ConfigError(
             f"chunking.mode {mode} cuts texts, and {spec.model} takes {spec.modality}. Leave chunking out."
         )
-    if any(column.kind == "multi" for column in spec.outputs):
+    if spec.makes("multi"):
         raise ConfigError(
             f"chunking.mode {mode} cuts texts, and encoder.outputs names multi, whose vectors are those of whole texts. Leave "
             f"chunking out, or multi."

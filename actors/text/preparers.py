@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from actors.encoders.spec import ModelSpec
 from actors.inputs import Prepared
-from actors.schema import COST, INPUT_IDS
+from actors.schema import COST, INPUT_IDS, PREFIX
 from actors.text.chunk_rules import Chunking
 from actors.text.chunks import Chunker
 from actors.text.tokenizer import Tokenizer
@@ -21,11 +21,14 @@ class TextPreparer:
 
     def __init__(self, model: ModelSpec) -> None:
         self._tokenizer = Tokenizer(model)
+        self._drops_prompts = model.multi_keep == "content"
 
     def prepare(self, content: pa.ChunkedArray, tasks: Sequence[str | None] | None = None) -> Prepared:
         """See `Preparer`."""
         tokens = self._tokenizer.tokenize(content.to_pylist(), tasks)
         rows = pa.table({INPUT_IDS: tokens.ids, COST: pc.list_value_length(tokens.ids)})
+        if self._drops_prompts:
+            rows = rows.append_column(PREFIX, pa.array(self._tokenizer.prompt_lengths(tokens.ids, tasks)))
         return Prepared(rows, int(np.count_nonzero(tokens.truncated)))
 
 

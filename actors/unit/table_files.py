@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors import storage
-from actors.schema import CHUNK, END, HASH, ID, SHARD, START, TOKENS
+from actors.schema import CHUNK, END, GRID_H, GRID_W, HASH, ID, SHARD, START, TOKENS
 from actors.vectors import VectorColumn
 
 _DATA = "data"
@@ -25,6 +25,8 @@ TYPES = pa.schema(
         (CHUNK, pa.int32()),
         (START, pa.int32()),
         (END, pa.int32()),
+        (GRID_H, pa.int32()),
+        (GRID_W, pa.int32()),
         (TOKENS, pa.int32()),
         (HASH, pa.string()),
         (SHARD, pa.string()),

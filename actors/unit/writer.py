@@ -8,18 +8,14 @@ and nothing refers to the files of the others. The trade-off: a unit with many p
 from __future__ import annotations
 
 import datetime as dt
-import decimal
 import hashlib
-import json
-import math
 import secrets
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +25,21 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import InvariantBroken, StorageError
-from actors.schema import CHUNK, END, HASH, ID, KEPT_TEXT, QUARANTINE_SCHEMA, SHARD, START, TOKENS, QuarantinedRow
+from actors.schema import (
+    CHUNK,
+    END,
+    GRID_H,
+    GRID_W,
+    HASH,
+    ID,
+    KEPT_TEXT,
+    QUARANTINE_SCHEMA,
+    SHARD,
+    START,
+    TOKENS,
+    QuarantinedRow,
+)
+from actors.unit.delta_statistics import delta_statistics
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import digest_of
 from actors.unit.table_files import data_path
@@ -38,10 +48,8 @@ from actors.vectors import Precision, VectorColumn
 
 # Directory name of a null partition value, for Delta Lake and Hive readers.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_GROUP_BYTES = 1 << 20  # many vectors of a row group
 UNITS_A_FOLDER = 1000  # receipts per folder: a store lists this many objects in one response
-_LONGEST_STATISTIC = 64
-_LAST_CHARACTER = "\U0010ffff"
-_LONGEST_PATH = 1024
 _LONGEST_NAME = 100  # characters of a part of a directory name: disks allow 255 bytes, object keys 1,024 in all
 
 
@@ -104,6 +112,8 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
         _discard(written)  # no other attempt has this attempt's name, so no receipt can refer to these files
         raise
     seconds = {**batch.seconds, "write": time.perf_counter() - started}
+    batch.figures.reasons = dict(Counter(row.reason for row in batch.bad))
+    batch.figures.finished_s = round(time.time(), 3)
     receipt = Receipt(
         unit=batch.unit,
         attempt=attempt,
@@ -120,6 +130,7 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
         animated=batch.counts.get("animated", 0),
         unconverted=batch.counts.get("unconverted", 0),
         seconds={stage: round(value, 4) for stage, value in seconds.items()},
+        figures=batch.figures.to_json(),
     )
     receipt.check()
     url = storage.join(spec.ledger, receipt_path(batch.unit))
@@ -158,6 +169,7 @@ def quarantine_bytes(bad: list[QuarantinedRow], unit: int) -> bytes:
 
 def _write_partitions(batch: UnitBatch, spec: WriterSpec, attempt: str, written: list[str]) -> list[DataFile]:
     table = _all_rows(batch, spec)
+    batch.figures.measure_norms(table, spec.outputs)
     files = []
     for values, part in split_by(table, spec.partition_by):
         named = zip(spec.partition_by, values, strict=True)
@@ -181,104 +193,67 @@ def _all_rows(batch: UnitBatch, spec: WriterSpec) -> pa.Table:
 
 def stored_table(table: pa.Table, spec: WriterSpec) -> pa.Table:
     """Return rows with the table's columns and types, with vectors as they are stored."""
-    outputs = {output.name: output for output in spec.outputs}
-    columns = []
-    for field in spec.schema:
-        column = table.column(field.name)
-        if field.name in outputs:
-            columns.append(outputs[field.name].stored(column, spec.precision))
-        else:
-            columns.append(column if column.type == field.type else pc.cast(column, field.type))
-    return pa.Table.from_arrays(columns, schema=spec.schema)
+    made = {}
+    for output in spec.outputs:
+        made[output.name] = output.stored(table.column(output.name), spec.precision)
+        if output.count_name is not None:
+            made[output.count_name] = output.counts(made[output.name])
+    columns = [made[name] if name in made else table.column(name) for name in spec.schema.names]
+    typed = zip(columns, spec.schema.types, strict=True)
+    return pa.Table.from_arrays(
+        [column if column.type == kind else pc.cast(column, kind) for column, kind in typed], schema=spec.schema
+    )
 
 
 def parquet_bytes(table: pa.Table, lineage: str, outputs: Sequence[VectorColumn]) -> tuple[bytes, str]:
     """Return one Parquet file and its Delta statistics.
 
-    Vectors (`outputs`) are byte-stream-split encoded, so that zstd compresses cleared mantissa bits well. The footer has no
-    Arrow schema (see `VectorColumn.type`).
+    Vectors (`outputs`) are byte-stream-split encoded, so that zstd compresses cleared mantissa bits well; lists of int8 take
+    the least with a dictionary. Blobs are plain and not compressed. A row group has about `_GROUP_BYTES` of many vectors, so
+    that a reader of some rows reads little else. The footer has no Arrow schema (see `VectorColumn.type`).
     """
     vectors = {output.name: output for output in outputs if output.name in table.column_names}
     plain = [name for name in table.column_names if name not in vectors]
     dictionary = [
         name for name in plain if pa.types.is_string(table.schema.field(name).type) and name not in (ID, HASH)
     ]
+    blobs = {name for name, output in vectors.items() if output.layout == "blob"}
+    dictionary += [output.leaf for output in vectors.values() if output.number == pa.int8()]
+    split = {output.leaf: "BYTE_STREAM_SPLIT" for output in vectors.values() if output.number == pa.float32()}
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
         table.schema,
-        compression="zstd",
+        compression={leaf: "none" if leaf in blobs else "zstd" for leaf in _leaves(table.schema)} if blobs else "zstd",
         store_schema=False,
         use_dictionary=dictionary or False,
-        column_encoding={output.leaf: "BYTE_STREAM_SPLIT" for output in vectors.values()} or None,
+        column_encoding=split or None,
         write_statistics=plain,
         write_page_checksum=True,
     ) as writer:
-        writer.write_table(table)
+        for group in _row_groups(table, vectors.values()):
+            writer.write_table(group)
         writer.add_key_value_metadata({"vectide": lineage})
     return bytes(sink.getvalue()), delta_statistics(table)
 
 
-def delta_statistics(table: pa.Table) -> str:
-    """Return `numRecords`, and range and null count of each column of a primitive type, as Delta Lake's JSON.
-
-    Every range is there, because deltalake finds no row for a condition on a column whose range is missing. Binary columns
-    have none: Delta Lake defines none for them.
-    """
-    least: dict[str, Any] = {}
-    most: dict[str, Any] = {}
-    nulls: dict[str, int] = {}
-    for field in table.schema:
-        column = table.column(field.name)
-        if pa.types.is_nested(field.type) or pa.types.is_binary(field.type):
-            continue
-        nulls[field.name] = column.null_count
-        if column.null_count < len(column):
-            # Shard paths may be longer: by their range a refresh knows files of a single shard without opening them.
-            longest = _LONGEST_PATH if field.name == SHARD else _LONGEST_STATISTIC
-            least[field.name], most[field.name] = _range(column, longest)
-    return statistics_json(numRecords=table.num_rows, minValues=least, maxValues=most, nullCount=nulls)
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Return the paths of the columns of a Parquet file; a nested column has several."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    return [column.path for column in pq.read_metadata(pa.BufferReader(sink.getvalue())).schema]
 
 
-def _range(column: pa.ChunkedArray, longest: int) -> tuple[Any, Any]:
-    """Return two values that all values of a column are between; the second may be larger than each of them.
-
-    Texts are shortened to `longest` characters. If a value is NaN, which is in no range, the range has no ends.
-    """
-    if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
-        return -math.inf, math.inf
-    least, most = pc.min_max(column).as_py().values()
-    if isinstance(most, str):
-        end = most[:longest]
-        while end + _LAST_CHARACTER < most:
-            end += _LAST_CHARACTER
-        return least[:longest], end if end == most else end + _LAST_CHARACTER
-    if isinstance(most, dt.datetime):  # statistics have milliseconds
-        with suppress(OverflowError):
-            most += dt.timedelta(microseconds=-most.microsecond % 1000)
-    return least, most
-
-
-def statistics_json(**statistics: Any) -> str:
-    """Return the statistics of a file as Delta Lake's JSON, from Python values.
-
-    Characters are not escaped: deltalake (1.6) reads escaped ones from U+20000 on as others.
-    """
-    return _json(statistics)
-
-
-def _json(value: object) -> str:
-    if isinstance(value, Mapping):
-        return (
-            "{" + ",".join(f"{json.dumps(key, ensure_ascii=False)}:{_json(part)}" for key, part in value.items()) + "}"
-        )
-    if isinstance(value, dt.datetime):
-        text, zone = value.replace(tzinfo=None).isoformat(timespec="milliseconds"), "" if value.tzinfo is None else "Z"
-        return f'"{text}{zone}"'
-    if isinstance(value, decimal.Decimal):
-        return f"{value:f}"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return f'"{text}"' if isinstance(value, float) and not math.isfinite(value) else text
+def _row_groups(table: pa.Table, outputs: Iterable[VectorColumn]) -> Iterator[pa.Table]:
+    """Yield the rows of each row group: all rows of the file, unless they have many vectors."""
+    sizes = np.zeros(table.num_rows, np.int64)
+    for output in outputs:
+        if output.count_name is not None:
+            sizes += pc.fill_null(table.column(output.count_name), 0).to_numpy() * np.int64(output.vector_bytes)
+    groups = (np.cumsum(sizes) - sizes) // _GROUP_BYTES
+    starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist() or [0]
+    for start, stop in pairwise([*starts, table.num_rows]):
+        yield table.slice(start, stop - start)
 
 
 def split_by(table: pa.Table, columns: tuple[str, ...]) -> list[tuple[tuple[str | None, ...], pa.Table]]:
@@ -341,16 +316,30 @@ def _quoted(text: str) -> str:
 
 
 def table_schema(
-    keep: pa.Schema, outputs: Sequence[VectorColumn], *, chunked: bool = False, keep_text: bool = False
+    keep: pa.Schema,
+    outputs: Sequence[VectorColumn],
+    *,
+    chunked: bool = False,
+    keep_text: bool = False,
+    grids: bool = False,
 ) -> pa.Schema:
-    """Return the columns of a table of documents, or of chunks, in order, with the embedded text or without."""
+    """Return the columns of a table of documents, or of chunks, in order.
+
+    Args:
+        keep: Kept columns.
+        outputs: Outputs of the model.
+        chunked: Whether a row is a chunk.
+        keep_text: Whether the table has the embedded text.
+        grids: Whether it has the grids of pictures.
+    """
     return pa.schema(
         [
             pa.field(ID, pa.string()),
             *(pa.field(name, pa.int32()) for name in (CHUNK, START, END) if chunked),
             *([pa.field(KEPT_TEXT, pa.string())] if keep_text else []),
             *keep,
-            *(pa.field(output.name, output.type) for output in outputs),
+            *(field for output in outputs for field in output.fields),
+            *(pa.field(name, pa.int32()) for name in (GRID_H, GRID_W) if grids),
             pa.field(TOKENS, pa.int32()),
             pa.field(HASH, pa.string()),
             pa.field(SHARD, pa.string()),

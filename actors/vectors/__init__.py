@@ -2,8 +2,10 @@
 
 from actors.vectors.blobs import Floats, Ints, vectors_of
 from actors.vectors.columns import (
+    MULTI_STORED,
     Bools,
     Encoded,
+    Kind,
     VectorColumn,
     dense,
     lineage_of,
@@ -13,10 +15,12 @@ from actors.vectors.columns import (
 from actors.vectors.quantiser import Layout, MultiPrecision, Precision
 
 __all__ = [
+    "MULTI_STORED",
     "Bools",
     "Encoded",
     "Floats",
     "Ints",
+    "Kind",
     "Layout",
     "MultiPrecision",
     "Precision",

@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from actors import storage
 from actors.schema import ID, SHARD, Piece, Shard
+from actors.unit.delta_statistics import delta_statistics
 from actors.unit.receipt import DataFile, Receipt
-from actors.unit.writer import delta_statistics, parquet_bytes, receipt_path, table_schema
+from actors.unit.writer import parquet_bytes, receipt_path, table_schema
 from actors.vectors import VectorColumn
 from benchmarks.race.session import peak_bytes
 from pipeline.execute.progress import Outcome

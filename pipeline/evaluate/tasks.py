@@ -21,7 +21,7 @@ from mteb.get_tasks import _TASKS_REGISTRY
 
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError, DataError
-from actors.inputs import prepare_questions
+from actors.inputs import prepare_texts
 from pipeline.run.estimate import BASIS, rate_of
 
 # Characters of a token, roughly: mteb counts characters, and the texts may not be there.
@@ -143,7 +143,7 @@ def rate(spec: ModelSpec, tasks: Sequence[Any]) -> tuple[float, str]:
     The texts are mteb's descriptions of the tasks, since the data may not be here.
     """
     texts = [task.metadata.description for task in single(tasks)]
-    rows = prepare_questions(spec, (texts * (1 + _MEASURED // len(texts)))[:_MEASURED])
+    rows = prepare_texts(spec, (texts * (1 + _MEASURED // len(texts)))[:_MEASURED])
     return rate_of(spec, rows), f"{BASIS}, on short texts"
 
 

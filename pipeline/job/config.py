@@ -43,6 +43,22 @@ def _zero_for_auto(value: object) -> object:
     return 0 if value == "auto" else value
 
 
+class Multi(Section):
+    """Form of many vectors in the table; every row has the same."""
+
+    precision: Literal["int8", "float16", "float32"] = Field(
+        default="int8",
+        description="Type of the stored numbers: `int8` has a quarter of the bytes of `float32`, and a cosine of 0.9999 to it.",
+    )
+    layout: Literal["blob", "list"] = Field(
+        default="blob",
+        description=(
+            "Form of the column: `blob` is one binary value a row, its vectors one after the other; `list` is a list of lists "
+            "of numbers (float16 as float32), which is larger."
+        ),
+    )
+
+
 class Table(Section):
     """Delta Lake table that the embeddings are written to."""
 
@@ -56,6 +72,11 @@ class Table(Section):
     precision: Literal["float32", "float16", "bfloat16"] = Field(
         default="float16",
         description="Precision to which the numbers of a vector are rounded in storage; readers always get float32.",
+    )
+    multi: Multi = Field(
+        default=Multi(),
+        exclude_if=lambda value: value == Multi(),  # a job without it is written as before there were many vectors
+        description="Form of the column `embedding_multi`, for `encoder.outputs` with `multi`.",
     )
     file_size: Size | None = Field(
         default="128MiB",
@@ -226,6 +247,9 @@ class Generation(Section):
     max_ndcg_drop: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Largest drop of nDCG@10, 0 to 1, with which the re-embedding is still published."
     )
+    late: bool = Field(
+        default=False, description="Whether both are measured by late interaction, for models with many vectors a row."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Generation:
@@ -261,7 +285,8 @@ class Job(Section):
                 "out, or use dtype auto, which is bfloat16 on a GPU"
             )
         kept = self.source.kept
-        if wrong := misnamed(kept, chunked=self.chunking.mode != "none", keep_text=self.table.keep_text):
+        chunked, keep_text = self.chunking.mode != "none", self.table.keep_text
+        if wrong := misnamed(kept, chunked=chunked, keep_text=keep_text, multi="multi" in self.encoder.outputs):
             raise ValueError(f"source.{wrong}")
         # A task that no adapter has may be one of the model, or a wrong name: `describe_model` knows.
         if self.encoder.task is None or self.encoder.is_task_of_adapter():

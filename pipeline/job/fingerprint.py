@@ -16,6 +16,7 @@ from actors.schema import Shard
 from actors.storage import identity
 from actors.text.chunk_rules import Chunking
 from actors.text.chunks import resolve
+from actors.vectors import MULTI_STORED
 from pipeline.job.config import Job
 
 # Keys that name the place of a model. They do not change its vectors; the fingerprint contains its hashes instead.
@@ -51,6 +52,7 @@ def lineage(model: ModelSpec, chunking: Chunking | None, job: Job) -> dict[str, 
     adapters = {
         task: {"sha256": ref.sha256, "prompt": model.prompts[task]} for ref in model.adapters for task in ref.tasks
     }
+    multi = next((output for output in model.outputs if output.kind == "multi"), None)
     return {
         "model": model.model,
         "revision": model.revision,
@@ -58,6 +60,7 @@ def lineage(model: ModelSpec, chunking: Chunking | None, job: Job) -> dict[str, 
         **({"adapters": adapters} if by_row and adapters else {}),
         **(chunking.lineage() if chunking is not None else {}),
         "precision_stored": job.table.precision,
+        **({} if multi is None else {MULTI_STORED: f"{multi.precision} {multi.layout}"}),
     }
 
 

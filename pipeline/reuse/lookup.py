@@ -22,14 +22,14 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import StorageError
-from actors.schema import CHUNK, END, HASH, START, TOKENS
+from actors.schema import CHUNK, END, GRID_H, GRID_W, HASH, START, TOKENS
 from actors.storage.temp_dirs import SharedTempDir, disk_errors
 from actors.unit.table_files import read_stored
 from actors.vectors import VectorColumn, reusable
 from pipeline.reuse.spill import Rows, contains, hash_bytes
 
 # Columns that are read from the table with the vectors; the other columns of a row come from the current source.
-STORED = (TOKENS, CHUNK, START, END)
+STORED = (TOKENS, CHUNK, START, END, GRID_H, GRID_W)
 CACHE_BYTES = 1 << 30
 PLACED = np.dtype([("row", "<i8"), ("file", "<i4"), ("count", "<i4")])
 _HASHES, _PLACES, _FILES = "hashes", "places", "files.json"

@@ -7,7 +7,7 @@ if another tool has changed some.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -22,7 +22,7 @@ from actors.unit.writer import table_schema
 from pipeline.execute.progress import Reporter
 from pipeline.execute.task_column import check_task_column
 from pipeline.job import fingerprint
-from pipeline.job.config import Job
+from pipeline.job.config import Job, Multi
 from pipeline.job.validation import shown
 from pipeline.plan.corpus import list_corpus, model_for
 from pipeline.plan.identify import identified
@@ -45,7 +45,32 @@ def describe_model(job: Job) -> ModelSpec:
         job.check_adapters_used()
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return model
+    multi = job.table.multi
+    if all(output.kind == "dense" for output in model.outputs):
+        if multi != Multi():
+            raise ConfigError(
+                f"table.multi is {{precision: {multi.precision}, layout: {multi.layout}}}, and the model makes one vector a row. "
+                f"Add multi to encoder.outputs, or leave table.multi out"
+            )
+        return model
+    stored = tuple(output.stored_as(multi.precision, multi.layout) for output in model.outputs)
+    return replace(model, own_outputs=stored)
+
+
+def _check_form(table: DeltaTable, url: str, model: ModelSpec) -> None:
+    """Raise ConfigError if the table stores many vectors in another form than the job."""
+    embedding_spec = delta_table.embedding_spec_of(table)
+    before, after = (
+        {(output.precision, output.layout) for output in outputs if output.kind == "multi"}
+        for outputs in ((() if embedding_spec is None else embedding_spec.outputs), model.outputs)
+    )
+    if before and after and before != after:
+        (precision, layout), (new_precision, new_layout) = *before, *after
+        raise ConfigError(
+            f"table.multi is {{precision: {new_precision}, layout: {new_layout}}}, and the table {url!r} has "
+            f"{{precision: {precision}, layout: {layout}}}, which does not change once it exists. Write that in the job, or "
+            f"name another table.uri"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +107,14 @@ class RunContext:
 
     def columns(self, keep: pa.Schema) -> pa.Schema:
         """Return the columns of the table, given the kept ones."""
-        keep_text = self.job.table.keep_text
-        return table_schema(keep, self.model.outputs, chunked=self.chunking is not None, keep_text=keep_text)
+        outputs = self.model.outputs
+        return table_schema(
+            keep,
+            outputs,
+            chunked=self.chunking is not None,
+            keep_text=self.job.table.keep_text,
+            grids=self.model.modality == "page" and any(output.kind == "multi" for output in outputs),
+        )
 
     def run_name(self) -> str:
         """Return the name of the run. The same command on the same source and table gets the same name."""
@@ -122,6 +153,7 @@ def resolve_context(job: Job, reporter: Reporter, *, hash_limit_bytes: float = m
     table = delta_table.open_table(url)
     if table is not None:
         check_features(table, url)
+        _check_form(table, url, model)
     state = delta_table.state_of(table)
     return RunContext(
         job=job,

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from actors.arguments import need_above_zero
 from actors.encoders.spec import ModelSpec
-from actors.inputs import prepare_questions
+from actors.inputs import prepare_texts
 from actors.schema import COST, PARTS
 from actors.source import hive
 from actors.source.formats.dialects import DialectUse
@@ -146,8 +146,13 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         tokens_per_s, basis = measure(model, sample, context.chunking)
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
-    numbers = sum(output.numbers(sample.tokens_per_row / sample.chunks_per_row) for output in model.outputs)
-    row_bytes = numbers * _STORED_BYTES[job.table.precision] + 60
+    tokens_of_chunk = sample.tokens_per_row / sample.chunks_per_row
+    row_bytes = 60 + sum(
+        tokens_of_chunk * output.vector_bytes
+        if output.kind == "multi"
+        else output.dim * _STORED_BYTES[job.table.precision]
+        for output in model.outputs
+    )
     text_bytes = sample.compressed_bytes_per_row if job.table.keep_text else 0.0
     return Estimate(
         run=run,
@@ -164,7 +169,7 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         tokens=tokens,
         truncated_share=sample.truncated_share,
         max_tokens=model.max_tokens,
-        dim=model.dim,
+        dim=model.outputs[0].dim,
         precision=job.table.precision,
         output_bytes=int(plan.rows * (sample.chunks_per_row * row_bytes + text_bytes)),
         tokens_per_s=tokens_per_s,
@@ -205,7 +210,7 @@ def _encoders(job: Job) -> tuple[int, int | None]:
 def measure(model: ModelSpec, sample: Sample, chunking: Chunking | None) -> tuple[float, str]:
     """Return the tokens per second of this machine on the sample, and the basis of that rate."""
     count = _MEASURED_PICTURES if sample.picture_share else _MEASURED_ROWS
-    rows = (prepare_questions(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, count)
+    rows = (prepare_texts(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, count)
     return rate_of(model, rows, chunking if PARTS in rows.column_names else None), BASIS
 
 

@@ -21,9 +21,10 @@ from actors import storage
 from actors.errors import CommitConflict, CommitUnknown, InvariantBroken, StorageError, TableConflict
 from actors.source.calendar import has_naive_times
 from actors.storage.errors import redact
+from actors.unit.delta_statistics import statistics_json
 from actors.unit.receipt import DataFile
 from actors.unit.table_files import run_of
-from actors.unit.writer import as_text, statistics_json
+from actors.unit.writer import as_text
 from pipeline.table import delta_table, version_records
 from pipeline.table.delta_table import EmbeddingSpec, State
 from pipeline.table.row_diff import digest_of_file

@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import InvariantBroken
-from actors.schema import CHUNK, ID, SHARD, TOKENS
+from actors.schema import CHUNK, GRID_H, GRID_W, ID, SHARD, TOKENS
 from actors.unit.receipt import DataFile
 from actors.unit.row_hashes import hash_strings, row_hashes
 from pipeline.table import commit, delta_table
@@ -30,7 +30,7 @@ LIMIT_ROWS = 10_000_000
 _THREADS = 16
 _CHANGES = ("added", "changed", "removed")
 # Columns that do not count: they follow from others, or say where a row was read.
-_FOLLOWING = (TOKENS, SHARD)
+_FOLLOWING = (TOKENS, GRID_H, GRID_W, SHARD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,8 @@ class Comparison:
     def __init__(self, url: str, old: DeltaTable, new: DeltaTable, *, every_file: bool = False) -> None:
         before, after = delta_table.embedding_spec_of(old), delta_table.embedding_spec_of(new)
         self.outputs = after.outputs if after is not None else ()
-        vectors = {output.name for spec in (before, after) if spec is not None for output in spec.outputs}
+        specs = [spec for spec in (before, after) if spec is not None]
+        vectors = {field.name for spec in specs for output in spec.outputs for field in output.fields}
         self._following = {*_FOLLOWING, *vectors}
         self.embedding_spec_changed = before is None or after is None or before.fingerprint != after.fingerprint
         both = set() if every_file else delta_table.file_sizes(old).keys() & delta_table.file_sizes(new).keys()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from actors.unit import writer
+from actors.unit import delta_statistics
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.refresh import refresh
@@ -144,7 +144,9 @@ def test_searches_with_a_condition_find_infinite_values_and_long_texts(job, opti
 @pytest.mark.parametrize("name", ["\U00020000", "\U0010ffff", "\U0001f600", "x" * 200])
 def test_files_of_shards_with_any_name_stay_when_others_change(tmp_path, tiny_model, monkeypatch, *, name, escaped):
     if escaped:
-        monkeypatch.setattr(writer, "statistics_json", lambda **statistics: json.dumps(statistics, default=str))
+        monkeypatch.setattr(
+            delta_statistics, "statistics_json", lambda **statistics: json.dumps(statistics, default=str)
+        )
     corpus, table = tmp_path / "corpus", tmp_path / "table"
     for number in (name, "b"):
         write(corpus, number, {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -126,6 +128,18 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     message = str(error)
     in_library = "CUDA error: out of memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message
     return isinstance(error, torch.OutOfMemoryError) or in_library
+
+
+@contextmanager
+def fitting(compute: Compute) -> Iterator[None]:
+    """Names the cause and the fix if the model that is loaded does not fit the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the model does not fit the memory of {compute.device} ({error}). Use a larger GPU, end other "
+            f"processes on it, or encode on the CPU (device='cpu', in a job run.gpus_per_replica=0)."
+        ) from None
 
 
 def is_device_lost(error: Exception) -> bool:

@@ -6,6 +6,8 @@ compute type: a few of Qwen's states reach thousands, and bfloat16 would lose sm
 beside the base weights (`adapters`), so a micro-batch can mix rows of all tasks, unless an encoder has one task
 (`AdapterStore.merge`). It can mix texts and pictures too: a picture's tokens have the states of the vision tower
 (`jina_v4_vision`) instead of words.
+
+For many vectors a row, the projector maps the state of each token. It computes in float32, and has a LoRA of each adapter.
 """
 
 from __future__ import annotations
@@ -78,6 +80,10 @@ class JinaV4:
         self.rope = Rope(width, names.rope_theta(text), compute=compute, sections=sections)
         self.adapters = AdapterStore(checkpoint.facts.targets, compute, _load_published(checkpoint, compute))
         self.tower: Tower | None = None
+        self.projector: Linear | None = None
+        if checkpoint.spec.makes("multi"):
+            weight, bias = (weights.under(f"{names.PROJECTOR}.").get(kind) for kind in ("weight", "bias"))
+            self.projector = Linear(weight, bias, compute=Compute(compute.device, torch.float32))
 
     def see(self, checkpoint: Checkpoint, compute: Compute) -> None:
         """Loads the vision tower, which a model for texts does without."""
@@ -85,7 +91,19 @@ class JinaV4:
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden] in the compute type."""
+        return self._states(batch, self.adapters.route(batch))
+
+    def forward_multi(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `actors.encoders.build.LateFamily`."""
+        if self.projector is None:
+            raise RuntimeError("the projector was not loaded, because the spec asks for one vector a row")
         route = self.adapters.route(batch)
+        hidden = self._states(batch, route)
+        x = hidden.float()
+        vectors = self.projector(x)
+        return hidden, vectors if route is None else route.add("projector", x, vectors)
+
+    def _states(self, batch: PackedBatch, route: Route | None) -> torch.Tensor:
         x = functional.embedding(batch.ids, self.words)
         if route is not None:
             x = route.look_up(names.WORDS, batch.ids, x)

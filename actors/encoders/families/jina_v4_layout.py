@@ -251,7 +251,7 @@ def _targets(text: Config, many: int) -> dict[str, Target]:
     hidden, vocab = config_int(text, "hidden_size"), config_int(text, "vocab_size")
     targets = {
         WORDS: Target(WORDS, vocab, hidden, 0, hidden, embedding=True),
-        PROJECTOR: Target(PROJECTOR, hidden, many, 0, many, idle=True),
+        PROJECTOR: Target("projector", hidden, many, 0, many, idle=True),
     }
     for i in range(config_int(text, "num_hidden_layers")):
         for ours, parts in linears(text, i).items():

@@ -86,9 +86,12 @@ class Route:
         self._masks: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
 
     def add(self, module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Adds the adapters' contribution for input `x` to the output `y` [tokens, outputs] of a linear layer, in place."""
+        """Adds the adapters' contribution for input `x` to the output `y` [tokens, outputs] of a linear layer, in place.
+
+        It is computed in the type of `x` and `y`, which may be wider than that of the factors.
+        """
         joined = self._join(module, axis=0)
-        return y if joined is None else self._widen(functional.linear(x, joined.factors.down), joined, y)
+        return y if joined is None else self._widen(functional.linear(x, joined.factors.down.to(x.dtype)), joined, y)
 
     def look_up(self, module: str, ids: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds the adapters' contribution for `ids` to the rows `y` [tokens, width] of an embedding, in place."""
@@ -111,7 +114,7 @@ class Route:
         if self._task is not None:
             # Not a product with 0: the result of another row's adapter for this token may be infinite.
             narrow = narrow.masked_fill(self._mask(joined.ranks, self._task), 0)
-        return y.addmm_(narrow, joined.factors.up.T)
+        return y.addmm_(narrow, joined.factors.up.T.to(y.dtype))
 
     def _mask(self, ranks: tuple[tuple[int, int], ...], task: torch.Tensor) -> torch.Tensor:
         """Returns bool [tokens, all ranks]: true where a column is of another adapter than the token's.
@@ -212,7 +215,7 @@ class AdapterStore:
 
         Args:
             task: The only task that rows will have, or one of those that share its adapter.
-            family: Has the table `words` and `layers`, whose linear layers have the names of the adapter's modules.
+            family: Has the table `words` and `layers`. Their linear layers, and its own, have the names of the adapter's modules.
         """
         adapter = self._adapters.get(task)
         if not adapter:
@@ -224,8 +227,9 @@ class AdapterStore:
                 weight, right = family.words, factors.up.T
                 left = factors.down if len(factors.down) == len(weight) else factors.down[:1].expand(len(weight), -1)
             else:
-                _, layer, name = module.split(".")
-                weight, left, right = getattr(family.layers[int(layer)], name).weight, factors.up, factors.down
+                *layer, name = module.split(".")
+                owner = family.layers[int(layer[1])] if layer else family
+                weight, left, right = getattr(owner, name).weight, factors.up, factors.down
             with torch.inference_mode():
                 for part, rows in zip(*(torch.split(x, _MERGED_ROWS) for x in (weight, left)), strict=True):
                     part.copy_(torch.addmm(part.float(), rows.float(), right.float()))

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def split_adapters(folder: Path, out: Path) -> dict[str, Path]:
-    """Writes the adapters of a checkpoint as ordinary PEFT folders, without the projector's factors."""
+    """Writes the adapters of a checkpoint as ordinary PEFT folders."""
     factors = load_file(folder / "adapters" / "adapter_model.safetensors")
     config = json.loads((folder / "adapters" / "adapter_config.json").read_text())
     folders = {}
@@ -30,7 +30,7 @@ def split_adapters(folder: Path, out: Path) -> dict[str, Path]:
         own = {
             key.replace(f".{name}.weight", ".weight"): tensor
             for key, tensor in factors.items()
-            if key.endswith(f".{name}.weight") and "projector" not in key
+            if key.endswith(f".{name}.weight")
         }
         folders[name] = write_peft(out / name, own, r=config["r"], lora_alpha=config["lora_alpha"])
         # A list of names would match the vision tower's layers too.
@@ -52,7 +52,13 @@ class Oracle:
         base, info = loaded
         assert not info["missing_keys"]
         assert all(name.startswith("multi_vector_projector") for name in info["unexpected_keys"])
-        self._tower = base.model  # PEFT inserts the adapters into this object
+        if info["unexpected_keys"]:
+            tensors = {name: load_file(folder / "model.safetensors")[name].float() for name in info["unexpected_keys"]}
+            width, hidden = tensors["multi_vector_projector.weight"].shape
+            base.multi_vector_projector = torch.nn.Linear(hidden, width)
+            base.load_state_dict(tensors, strict=False)
+        self._base = base  # PEFT inserts the adapters into this object
+        self._tower = base.model
         self._peft: Any = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT imports a deprecated name from transformers
@@ -86,6 +92,15 @@ class Oracle:
                 return self._run(ids, pixels)
         self._peft.set_adapter(adapter)
         return self._run(ids, pixels)
+
+    @torch.no_grad()
+    def many(self, ids: Sequence[int], adapter: str, pixels: npt.NDArray[np.uint8] | None = None) -> Floats:
+        """Returns the vectors of late interaction of one row, float32 [tokens, width]; arguments as for `states`."""
+        states = torch.from_numpy(self.states(ids, adapter, pixels))
+        if self._peft is not None:
+            self._peft.set_adapter(adapter)
+        vectors: Floats = torch.nn.functional.normalize(self._base.multi_vector_projector(states), dim=1).numpy()
+        return vectors
 
     def vectors(self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> Floats:
         means = [self.states(ids, adapter).mean(0) for ids, adapter in zip(rows, adapters, strict=True)]

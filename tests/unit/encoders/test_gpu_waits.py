@@ -22,6 +22,7 @@ from actors.encoders import describe, encoder, load_encoder, pooling
 from actors.encoders.compute import attention, linear, slopes
 from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
+from actors.inputs import prepare_texts
 from actors.text.chunks import Chunker, resolve
 from tests.checkpoints import SENTENCES, write_bert
 from tests.checkpoints.jina_v1 import write_jina_v1
@@ -125,6 +126,18 @@ def test_the_host_sends_one_buffer_a_micro_batch_and_waits_at_the_end(on_a_gpu):
     with counting(encoder) as events:
         vectors = encoder.encode_tokens(ids, row_tasks)
     assert vectors.shape == (len(ids), encoder.dim)
+    count = encoder.stats.micro_batches
+    assert count > 3
+    assert events == ["sent", "leaves"] * count + ["awaited"] * count
+
+
+def test_many_vectors_leave_with_the_dense_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "_has_varlen", lambda query: query.shape[2] % 8 == 0)
+    spec = describe(str(write_jina_v4(tmp_path)), task="retrieval.passage", outputs=("dense", "multi"))
+    encoder = Encoder(spec, compute=Compute(META, torch.bfloat16), budget=BudgetController([40]))
+    with counting(encoder) as events:
+        encoded = encoder.encode_rows(prepare_texts(spec, SENTENCES))
+    assert [len(array) for array in encoded.outputs] == [len(SENTENCES)] * 2
     count = encoder.stats.micro_batches
     assert count > 3
     assert events == ["sent", "leaves"] * count + ["awaited"] * count

@@ -19,7 +19,7 @@ from actors.errors import InvariantBroken, StorageError, VectideError
 from actors.schema import Piece, QuarantinedRow, Shard, Unit
 from actors.unit.receipt import Receipt
 from actors.unit.unit_batch import UnitBatch, pack, unpack
-from actors.unit.writer import WriterSpec, parquet_bytes, receipt_path, split_by, table_schema, write_unit
+from actors.unit.writer import WriterSpec, parquet_bytes, receipt_path, split_by, stored_table, table_schema, write_unit
 from actors.vectors import VectorColumn
 from pipeline.ledger.ledger import Ledger, table_to_units, units_to_table
 from pipeline.ledger.run_description import RunDescription
@@ -138,6 +138,40 @@ def test_vectors_are_stored_in_byte_stream_split_and_read_back():
     assert pq.read_table(pa.BufferReader(data)).column("embedding").to_pylist() == table["embedding"].to_pylist()
     assert json.loads(stats)["numRecords"] == 6
     assert json.loads(stats)["nullCount"]["lang"] == 2
+
+
+@pytest.mark.parametrize("form", [("int8", "blob"), ("float32", "list"), ("int8", "list")])
+def test_many_vectors_are_cut_into_row_groups_and_blobs_not_compressed(form):
+    outputs = (*OUTPUTS, VectorColumn("embedding_multi", "multi", 64).stored_as(*form))
+    kept = pa.schema([("tags", pa.list_(pa.struct([("a", pa.string()), ("b", pa.int64())])))])
+    schema = table_schema(kept, outputs, grids=True)
+    counts = [700, 0, 3, 20_000, 400, 200, 9_000, 9_000]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    numbers = np.random.default_rng(0).normal(size=sum(counts) * 64).astype(np.float32)
+    table = rows_of(batch(count=8)).append_column(
+        "tags", pa.array([[{"a": "x", "b": 1}]] * 8, schema.field("tags").type)
+    )
+    many = pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(pa.array(numbers), 64))
+    for name, column in (
+        ("embedding_multi", many),
+        *((name, pa.nulls(8, pa.int32())) for name in ("grid_h", "grid_w")),
+    ):
+        table = table.append_column(name, column)
+    stored = stored_table(table, WriterSpec("t", "l", "r", schema, (), "float16", "{}", outputs))
+    data, stats = parquet_bytes(stored, "{}", outputs)
+    file = pq.ParquetFile(pa.BufferReader(data))
+    assert file.num_row_groups > 1
+    assert file.read().cast(schema).equals(stored)
+    row = 0
+    for group in map(file.metadata.row_group, range(file.num_row_groups)):
+        most = (1 << 20) // outputs[1].vector_bytes
+        assert sum(counts[row : row + group.num_rows - 1]) <= most
+        row += group.num_rows
+        for column in map(group.column, range(group.num_columns)):
+            is_blob = column.path_in_schema == "embedding_multi"
+            assert column.compression == ("UNCOMPRESSED" if is_blob else "ZSTD")
+            assert not (is_blob and column.is_stats_set)
+    assert json.loads(stats)["maxValues"]["embedding_multi_n"] == 20_000
 
 
 @given(st.lists(st.tuples(st.sampled_from(["x", "y", "", None]), st.sampled_from([1, 2, None])), max_size=30))
