@@ -18,7 +18,7 @@ MODEL = $(shell $(BIN)/python -c "from importlib.util import find_spec as find; 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test s3-servers test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu docs format clean
+.PHONY: help setup demo test s3-servers browser test-web test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ s3-servers: $(READY)
 test-s3: s3-servers ## Tests on real S3 stores, installed below .venvs: Ceph and Swift
 	$(BIN)/pytest tests/s3 -n 2 --dist worksteal
 
+browser:
+	tests/web/install.sh
+
+test-web: $(READY) browser ## Tests of pages in a real browser, Debian's Chromium, installed below .venvs
+	$(BIN)/pytest tests/web
+
 test-azure: $(READY) ## Tests on the emulator of Azure Blob storage, installed below .venvs
 	PYTHON=$(BIN)/python tests/azure/install.sh
 	.venvs/azure/python/bin/python -m pytest tests/azure
@@ -96,7 +102,7 @@ bench: $(READY) ## Benchmark other engines and pipelines on this machine's CPU; 
 bench-scale: $(READY) ## Benchmark plan, resume and publish of a million units; half an hour
 	$(BIN)/python -m benchmarks scale
 
-bench-gpu: $(READY) ## Benchmark encoders and a backfill on a CUDA GPU
+bench-gpu: $(READY) ## Benchmark encoders, pages and backfills on a CUDA GPU
 	$(BIN)/python -m benchmarks gpu
 
 docs: $(READY) ## Write docs/jobs.md, the reference of the job file

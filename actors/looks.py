@@ -86,7 +86,8 @@ def kind_of(head: bytes) -> Literal["pdf", "picture"] | None:
     """Return the kind of a file by its first `HEAD_BYTES` bytes; None if it is neither a PDF nor a picture."""
     if picture_format(head):
         return "picture"
-    return "pdf" if _PDF.search(head, 0, 1024 + 8) else None
+    # An archive may have a PDF in it.
+    return "pdf" if _PDF.search(head, 0, 1024 + 8) and not head.startswith(b"PK\3\4") else None
 
 
 def look_of(head: bytes) -> str:

@@ -207,6 +207,38 @@ def search(  # noqa: PLR0917  (typer calls it by name)
 
 
 @app.command()
+def late(  # noqa: PLR0917  (typer calls it by name)
+    model: Model = None,
+    seeing: Annotated[
+        Path | None, typer.Option(help="Folder of a v4 checkpoint; a tiny random one without it.")
+    ] = None,
+    out: Out = DOCS,
+    rows: Annotated[int, typer.Option(min=500, help="Pages of the table that is searched.")] = 10_000,
+    pages: Annotated[int, typer.Option(min=60, help="Pages of the ladder.")] = 1_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 7,
+    work: Annotated[Path, typer.Option(help="Folder to work in.")] = WORK / "late",
+) -> None:
+    """Late interaction: MaxSim, a search with candidates against a dense one, what candidates and pooling lose."""
+    from benchmarks import late as race
+    from benchmarks.race.engine import today
+    from tests.checkpoints.jina_v4 import write_jina_v4
+
+    if seeing is None and not (work / "model").exists():
+        write_jina_v4(work / "model", projector_dim=128)
+    result = race.race(
+        work,
+        model or packaged_model(),
+        seeing or work / "model",
+        rows=rows,
+        pages=pages,
+        repeats=repeats,
+        print_progress=print_progress,
+    )
+    date = today()
+    write_page(out / f"late_cpu_{date}.md", race.markdown(result, command=command(), date=date))
+
+
+@app.command()
 def pages(  # noqa: PLR0917  (typer calls it by name)
     model: Annotated[Path | None, typer.Option(help="Folder of a v4 checkpoint; a tiny random one without it.")] = None,
     source: Annotated[
@@ -236,10 +268,15 @@ def gpu(
     tokens: Annotated[int, typer.Option(help="Tokens of each mix.")] = 2_000_000,
     repeats: Annotated[int, typer.Option(min=1, help="Passes that count.")] = 3,
     rows: Annotated[int, typer.Option(help="Rows of the backfill; 0 leaves it out.")] = 400_000,
+    pages: Annotated[int, typer.Option(min=2, help="Pages of the backfill with v4.")] = 1_500,
+    v4: Annotated[Path | None, typer.Option(help="Folder of v4 for its pages; random weights without it.")] = None,
     shape: Annotated[list[str] | None, typer.Option(help="Only the shapes of these names; all without it.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Measure the CPU, to try the command.")] = False,
     minutes: Annotated[float, typer.Option(help="No part begins after these; the page names those left out.")] = 7.5,
 ) -> None:
-    """On a CUDA GPU: encoders by shape, and the GPU's idle share in a backfill; most important first."""
+    """On a CUDA GPU: encoders by shape, pages, and the GPU's idle share in a backfill; most important first."""
+    import torch
+
     from actors.encoders.compute import fused
     from benchmarks.gpu.backfills import require_gpu
     from benchmarks.gpu.page import markdown
@@ -253,11 +290,11 @@ def gpu(
     unknown = set(shape or ()) - {each.name for each in SHAPES}
     if unknown:
         raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(each.name for each in SHAPES)}")
-    device = require_gpu()
-    bound, date = limit(device, 8192), today()
+    device = torch.device("cpu") if cpu else require_gpu()
+    bound, date = limit(device, 512 if cpu else 8192), today()
     session = Session(
         out / f"gpu_{'fused_' if fused.is_on() else ''}{date}.md",
-        lambda found, fills, missing: markdown(found, bound, fills, left_out=missing, command=command(), date=date),
+        lambda found, missing: markdown(found, bound, left_out=missing, command=command(), date=date),
         print_progress,
         minutes,
     )
@@ -269,6 +306,8 @@ def gpu(
             rows=rows,
             texts=lambda: read_texts(own_corpora()),
             model=model or packaged_model(),
+            v4=v4,
+            pages=pages,
             device=device,
         )
     )

@@ -19,9 +19,11 @@ from jobs.commands.changes import changes
 from jobs.commands.compact import compact
 from jobs.commands.diff import diff
 from jobs.commands.doctor import doctor
+from jobs.commands.evaluate import evaluate
 from jobs.commands.plan import plan
 from jobs.commands.quarantine import quarantine
 from jobs.commands.refresh import refresh
+from jobs.commands.report import report
 from jobs.commands.rollback import rollback
 from jobs.commands.schedule import schedule
 from jobs.commands.search import search
@@ -55,7 +57,7 @@ app = typer.Typer(
 
 # In the order of `vectide --help`.
 for _command in (
-    *(plan, backfill, refresh, search, status, quarantine),
+    *(plan, backfill, refresh, search, evaluate, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
     *(submit, schedule, watch, doctor),
 ):

@@ -6,8 +6,10 @@ hits = Searcher("s3://lake/wiki").search(["how do tides work"])
 """
 
 from actors.encoders import load_encoder
+from pipeline.evaluate.table import evaluate
 from pipeline.job.config import Job
 from pipeline.job.load import load_job
+from pipeline.report.page import report
 from pipeline.run.backfill import backfill
 from pipeline.run.estimate import estimate as plan
 from pipeline.run.refresh import refresh
@@ -21,10 +23,12 @@ __all__ = [
     "Searcher",
     "backfill",
     "changes",
+    "evaluate",
     "iter_changes",
     "load_encoder",
     "load_job",
     "plan",
     "refresh",
+    "report",
     "status",
 ]

@@ -56,26 +56,26 @@ class _Child:
         """Return header and body of the answer to a request."""
         try:
             if request["do"] == "boxes":
-                return {"boxes": self._opened(request, body).boxes()}, b""
+                return {"boxes": self._opened(request).boxes()}, b""
             settings = PictureSettings(**request["settings"])
             if request["do"] == "decode":
                 return _answer_of(decode_picture(body, settings))
-            return _answer_of(self._opened(request, body).render(request["page"], settings, text=request["text"]))
+            return _answer_of(self._opened(request).render(request["page"], settings, text=request["text"]))
         except UnfitPicture as error:
             return {"reason": error.reason, "error": error.error}, b""
         except Exception as error:  # noqa: BLE001  (such as MemoryError; this process can go on)
             reason = "bad_picture" if request["do"] == "decode" else "bad_page"
             return {"reason": reason, "error": f"{type(error).__name__}: {error}"}, b""
 
-    def _opened(self, request: dict[str, Any], body: bytes) -> PdfDocument:
+    def _opened(self, request: dict[str, Any]) -> PdfDocument:
         """The PDF of a request, opened once for all requests in a row."""
         if self._number != request["pdf"]:
             if isinstance(self._pdf, PdfDocument):
                 self._pdf.close()
             self._number = request["pdf"]
             try:
-                self._pdf = PdfDocument(request["path"] or body)
-            except UnfitPicture as error:  # kept, because its content is sent only once
+                self._pdf = PdfDocument(request["path"])
+            except UnfitPicture as error:  # kept, so that it is not opened again for each page
                 self._pdf = error
             except Exception as error:  # noqa: BLE001  (such as FileNotFoundError)
                 self._pdf = UnfitPicture("bad_pdf", f"{type(error).__name__}: {error}")

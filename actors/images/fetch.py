@@ -77,7 +77,7 @@ def _named(url: str) -> str:
     """The URL without what may be secret: user, password, query."""
     try:
         parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.hostname}{parts.path}"[:300]
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:300]
     except ValueError:
         return "the URL"
 
@@ -91,7 +91,7 @@ def _follow(url: str, allowed: bool | frozenset[str], deadline: float) -> bytes:
         except ValueError as error:
             raise _Refused(str(error)) from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise _Refused(f"only http and https URLs are fetched, not {_named(url)}")
+            raise _Refused(f"only http and https URLs with a host are fetched, not {_named(url)}")
         connected = _connect(parts.hostname, port, allowed, deadline)
         if parts.scheme == "https":
             context = ssl.create_default_context()

@@ -141,7 +141,10 @@ def _opened(source: PdfSource) -> Any:
     try:
         pdf = pypdfium2.PdfDocument(source)
     except pypdfium2.PdfiumError as error:
-        if error.err_code in _NO_PASSWORD:
+        # For a PDF without pages the code is that of the last PDF that failed.
+        with _content_of(source) as content:
+            locked = error.err_code in _NO_PASSWORD and content.find(b"/Encrypt") >= 0
+        if locked:
             raise UnfitPicture("encrypted", "the PDF is encrypted and needs a password") from None
         raise UnfitPicture("bad_pdf", "the PDF is damaged, or has no pages") from None
     with suppress(pypdfium2.PdfiumError):

@@ -7,17 +7,18 @@ in any parent: a worker of Ray, a test, a notebook, a script without a `__main__
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -32,6 +33,7 @@ from actors.images.settings import PictureSettings
 from actors.progress_counter import count_progress
 
 TIMEOUT_S = 120.0  # for one picture or page
+KEPT_BYTES = 512 << 20  # of results that are kept for a second use
 
 _START_S = 120.0
 _PROGRAM = ("-m", "actors.images.child")
@@ -46,15 +48,17 @@ _pool_children: int | None = None
 _pool_lock = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class PdfFile:
     """A PDF whose pages are decoded; a child opens it once for all pages that it gets in a row.
 
     Attributes:
-        file: Local path or content.
+        path: Local path.
+        content: What identifies its content; None: nothing does.
     """
 
-    file: str | bytes
+    path: str
+    content: Hashable = None
     number: int = field(default_factory=_NUMBERS.__next__, init=False)
 
 
@@ -103,6 +107,24 @@ class DecodePool:
         self._threads = ThreadPoolExecutor(self._size, "decode")
         self._own = threading.local()  # the child of a thread
         self._children: list[_Child] = []
+        self._keeps = False
+        self._kept: dict[Hashable, Picture | UnfitPicture] = {}
+        self._kept_bytes = 0
+        self._keeping = threading.Lock()
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep the results of the jobs in this block, up to `KEPT_BYTES`; `run` gives each to the next equal job."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps = False
+
+    def forget(self) -> None:
+        """Drop the kept results."""
+        with self._keeping:
+            self._kept, self._kept_bytes = {}, 0
 
     def run(self, jobs: Iterable[DecodeJob | PageJob]) -> Iterator[Picture | UnfitPicture]:
         """Yield the result of each job, in their order; takes only a few jobs ahead.
@@ -112,7 +134,7 @@ class DecodePool:
         waiting: deque[Future[Any]] = deque()
         try:
             for job in jobs:
-                waiting.append(self._threads.submit(self._do, job))
+                waiting.append(self._started(job))
                 if len(waiting) > 2 * self._size:
                     yield waiting.popleft().result()
             while waiting:
@@ -120,6 +142,18 @@ class DecodePool:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def _started(self, job: DecodeJob | PageJob) -> Future[Any]:
+        """The result of a job to come: a kept one, or that of a thread."""
+        key = _key(job) if self._keeps or self._kept else None
+        with self._keeping:
+            result = None if self._keeps else self._kept.pop(key, None)
+            self._kept_bytes -= _bytes(result)
+        if result is None:
+            return self._threads.submit(self._do, job, key)
+        future: Future[Any] = Future()
+        future.set_result(result)
+        return future
 
     def boxes(self, pdf: PdfFile) -> list[Box | None]:
         """Return the sizes of the pages of a PDF; see `actors.images.pdf.PdfDocument.boxes`.
@@ -133,7 +167,7 @@ class DecodePool:
         boxes: list[Box | None] = found
         return boxes
 
-    def _do(self, job: _Job) -> Any:
+    def _do(self, job: _Job, key: Hashable = None) -> Any:
         """The result of a job. Runs in one of the threads."""
         child = getattr(self._own, "child", None)
         if child is None:
@@ -141,6 +175,11 @@ class DecodePool:
             self._children.append(child)
         result = child.do(job, self._timeout_s)
         count_progress()
+        with self._keeping:
+            has_room = self._kept_bytes + _bytes(result) <= KEPT_BYTES
+            if self._keeps and has_room and key is not None and key not in self._kept:
+                self._kept_bytes += _bytes(result)
+                self._kept[key] = result
         return result
 
     def close(self) -> None:
@@ -158,13 +197,23 @@ class DecodePool:
         self.close()
 
 
+def _key(job: DecodeJob | PageJob) -> Hashable:
+    """Return what determines the result of a job; None if it is not known."""
+    if isinstance(job, DecodeJob):
+        return blake2b(job.data).digest(), job.settings
+    return None if job.pdf.content is None else (job.pdf.content, job.page, job.settings, job.text)
+
+
+def _bytes(result: Picture | UnfitPicture | None) -> int:
+    return len(result.pixels) if isinstance(result, Picture) else 0
+
+
 class _Child:
     """A child process, seen from its parent. Used by one thread; only `kill` may be called by another."""
 
     def __init__(self) -> None:
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._pdf = -1  # number of the PDF that the process has open
 
     def do(self, job: _Job, timeout_s: float) -> Any:
         """Return the result of a job; start the process if there is none."""
@@ -193,23 +242,19 @@ class _Child:
         return _exchange(process, self._request(job), timeout_s)
 
     def _request(self, job: _Job) -> tuple[dict[str, Any], bytes]:
-        """Header and body of the message for a job. The content of a PDF is sent only once."""
+        """Header and body of the message for a job."""
         if isinstance(job, DecodeJob):
             return {"do": "decode", "settings": asdict(job.settings)}, job.data
-        header = {"do": "boxes", "pdf": job.pdf.number, "path": None}
+        header = {"do": "boxes", "pdf": job.pdf.number, "path": os.path.abspath(job.pdf.path)}
         if isinstance(job, PageJob):
             header |= {"do": "page", "page": job.page, "settings": asdict(job.settings), "text": job.text}
-        known, self._pdf = self._pdf == job.pdf.number, job.pdf.number
-        if isinstance(job.pdf.file, str):
-            return header | {"path": os.path.abspath(job.pdf.file)}, b""
-        return header, b"" if known else job.pdf.file
+        return header, b""
 
     def _started(self) -> subprocess.Popen[bytes]:
         """The process, after its imports."""
         if self._process is None:
             root = str(Path(__file__).parents[2])
             paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-            self._pdf = -1
             self._process = subprocess.Popen(  # noqa: S603  (this package itself)
                 [sys.executable, "-P", *_PROGRAM],
                 stdin=subprocess.PIPE,
@@ -278,7 +323,8 @@ def decode_pool() -> DecodePool:
 @lru_cache(maxsize=1)
 def _own_pool() -> DecodePool:
     pool = DecodePool(_pool_children)
-    atexit.register(pool.close)
+    # Called before the threads of executors are awaited at the end of the process; `atexit` calls after that.
+    threading._register_atexit(pool.close)  # type: ignore[attr-defined]  # noqa: SLF001  (there is no public one)
     return pool
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -30,6 +29,7 @@ from actors.source.formats.base import BATCH_BYTES, BATCH_ROWS
 from actors.source.picture_cells import contents, plain_cells
 from actors.source.pictures import Pictures, count_notes, page_content
 from actors.source.spec import SourceSpec, check_source, corpus_root
+from actors.threads import unawaited_threads
 
 __all__ = ["ReadResult", "SourceSpec", "check_source", "corpus_root", "read_sample", "read_unit"]
 
@@ -95,7 +95,7 @@ def _items(pieces: Iterable[Piece], source: SourceSpec) -> Iterator[tuple[Shard,
             yield from ((piece.shard, item) for item in source_format.read(piece, wanted))
         return
     # Latency dominates for many small objects of a store, so several are fetched at once.
-    with ThreadPoolExecutor(_FETCHES) as pool:
+    with unawaited_threads(_FETCHES) as pool:
         fetched = pool.map(lambda piece: list(source_format.read(piece, wanted)), pieces)
         for piece, items in zip(pieces, fetched, strict=True):
             yield from ((piece.shard, item) for item in items)

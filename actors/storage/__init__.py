@@ -190,12 +190,12 @@ def exists(url: str) -> bool:
     return True
 
 
-def glob(url: str, is_text: Callable[[str], bool] = lambda _: False) -> Listing:
+def glob(url: str, is_document: Callable[[str], bool] = lambda _: False) -> Listing:
     """List the objects that `url` names (a glob, one object, or all objects below a folder), and those left out.
 
     Args:
         url: A glob, object or folder. A glob that ends with a slash matches only folders.
-        is_text: Returns whether a path is a text document; if all are, names may begin with `_`.
+        is_document: Returns whether a path is a text, picture or PDF; if all are, names may begin with `_`.
 
     Raises:
         StorageError: A folder cannot be listed, or a link not be followed; the message names it.
@@ -209,7 +209,9 @@ def glob(url: str, is_text: Callable[[str], bool] = lambda _: False) -> Listing:
         return retried(place if local else str(fs.unstrip_protocol(place)), what, call)
 
     shard = partial(_shard, fs, url)
-    return search(fs, path, again=again, is_text=is_text, shard=shard, local=local, folders_only=url.endswith("/"))
+    return search(
+        fs, path, again=again, is_document=is_document, shard=shard, local=local, folders_only=url.endswith("/")
+    )
 
 
 def walk(url: str) -> Iterator[Shard]:

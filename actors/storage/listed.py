@@ -151,18 +151,18 @@ class Found:
         else:
             self.unread.append((path, error))
 
-    def settled(self, is_text: Callable[[str], bool]) -> dict[str, Info]:
+    def settled(self, is_document: Callable[[str], bool]) -> dict[str, Info]:
         """Return the files to read, after the checks of names that begin with `_` and of second names of a file."""
         chosen = dict(self.plain)
         if self.underscored or self.unread:
-            text = all(map(is_text, self.plain))
+            documents = all(map(is_document, self.plain))
             for path, error in self.unread:
-                if text and is_text("x.txt"):
+                if documents and is_document("x.txt"):
                     raise error
                 self.tally.add("underscore_name", path)
             start = len(self.pattern.root) + 1
             for path, info in self.underscored.items():
-                if text and is_text(path) and not is_temporary(path[start:]):
+                if documents and is_document(path) and not is_temporary(path[start:]):
                     chosen[path] = info
                 else:
                     self.tally.add("underscore_name", path)

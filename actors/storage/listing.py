@@ -30,7 +30,7 @@ def search(
     path: str,
     *,
     again: Again,
-    is_text: Callable[[str], bool],
+    is_document: Callable[[str], bool],
     shard: Callable[[str, Info], Shard],
     local: bool,
     folders_only: bool,
@@ -41,7 +41,7 @@ def search(
         fs: The file system.
         path: A glob, the name of one object, or a folder.
         again: Retries calls of the file system.
-        is_text: Returns whether a path is a text document.
+        is_document: Returns whether a path is a text, picture or PDF.
         shard: Returns the shard of a path and its info from the file system.
         local: Whether this is the disk of this machine.
         folders_only: Whether a glob matches only folders.
@@ -67,7 +67,7 @@ def search(
     def walk(found: Found) -> dict[str, Info]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             walk_disk(found, again) if local else walk_store(fs, found, again)
-        return found.settled(is_text)
+        return found.settled(is_document)
 
     pattern, other = parse_pattern(path, exists, folders_only=folders_only)
     found = Found(pattern)

@@ -24,13 +24,13 @@ _FILES = (
 )
 
 
-def own_file_read(url: str, table: str, is_text: Callable[[str], bool]) -> str | None:
+def own_file_read(url: str, table: str, is_document: Callable[[str], bool]) -> str | None:
     """Return the URL of a file of the table that the source would read; None if it would read none.
 
     Args:
         url: URL of the source, as for `actors.storage.glob`.
         table: URL of the table's folder, which need not exist.
-        is_text: Returns whether a path is that of a text document.
+        is_document: Returns whether a path is that of a text, picture or PDF.
     """
     local = storage.is_local(url)
     if local != storage.is_local(table) or (url.partition("://")[0] != table.partition("://")[0] and not local):
@@ -44,7 +44,7 @@ def own_file_read(url: str, table: str, is_text: Callable[[str], bool]) -> str |
     for name in _FILES:
         below = f"{folder.rstrip('/')}/{name}"
         kind = pattern.kind(below.removeprefix(start)) if below.startswith(start) else None
-        if kind == PLAIN or (kind == UNDERSCORE and is_text(below)):
+        if kind == PLAIN or (kind == UNDERSCORE and is_document(below)):
             return storage.join(table, name)
     return None
 

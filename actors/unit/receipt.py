@@ -49,6 +49,7 @@ class Receipt:
         animated: Pictures of several frames, of which the first is embedded.
         unconverted: Pictures with a colour profile that cannot be used.
         seconds: Wall time by stage: read, tokenize, encode, write.
+        figures: What only the report shows (`actors.unit.figures`), as JSON; empty in older receipts.
     """
 
     unit: int
@@ -67,6 +68,7 @@ class Receipt:
     animated: int = 0
     unconverted: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    figures: str = ""
 
     def check(self) -> None:
         """Raise InvariantBroken if the counts of the receipt are inconsistent."""

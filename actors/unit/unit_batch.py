@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from actors.errors import VectideError
 from actors.schema import QuarantinedRow
+from actors.unit.figures import Figures
 
 SCHEMA = pa.schema(
     [
@@ -40,6 +41,7 @@ class UnitBatch:
         error: Error of a failed unit; later stages pass it on to the driver.
         seconds: Wall time by stage.
         counts: Totals by name (tokens, truncated, ...).
+        figures: What only the report shows.
     """
 
     unit: int
@@ -51,11 +53,12 @@ class UnitBatch:
     error: VectideError | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    figures: Figures = field(default_factory=Figures)
 
 
 def pack(batch: UnitBatch) -> pa.Table:
     """Return the batch as a table of one row (`SCHEMA`)."""
-    header = pickle.dumps((batch.bad, batch.rows_read, batch.error, batch.seconds, batch.counts))
+    header = pickle.dumps((batch.bad, batch.rows_read, batch.error, batch.seconds, batch.counts, batch.figures))
     arrays = [pa.array([batch.unit], pa.int64()), pa.array([header], pa.binary())]
     arrays += [_stream(table) for table in (batch.table, batch.inputs, batch.ready)]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
@@ -79,7 +82,7 @@ def unpack(block: pa.Table) -> UnitBatch:
     The header is unpickled: it comes from a stage of this package through Ray's object store, never from a file.
     """
     unit = block.column("unit")[0].as_py()
-    bad, rows_read, error, seconds, counts = pickle.loads(block.column("header")[0].as_py())  # noqa: S301
+    bad, rows_read, error, seconds, counts, figures = pickle.loads(block.column("header")[0].as_py())  # noqa: S301
     return UnitBatch(
         unit=unit,
         table=_table(block.column("rows")),
@@ -90,6 +93,7 @@ def unpack(block: pa.Table) -> UnitBatch:
         error=error,
         seconds=dict(seconds),
         counts=dict(counts),
+        figures=figures,
     )
 
 

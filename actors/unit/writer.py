@@ -12,6 +12,7 @@ import hashlib
 import secrets
 import time
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -111,6 +112,8 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
         _discard(written)  # no other attempt has this attempt's name, so no receipt can refer to these files
         raise
     seconds = {**batch.seconds, "write": time.perf_counter() - started}
+    batch.figures.reasons = dict(Counter(row.reason for row in batch.bad))
+    batch.figures.finished_s = round(time.time(), 3)
     receipt = Receipt(
         unit=batch.unit,
         attempt=attempt,
@@ -127,6 +130,7 @@ def write_unit(batch: UnitBatch, spec: WriterSpec) -> Receipt:
         animated=batch.counts.get("animated", 0),
         unconverted=batch.counts.get("unconverted", 0),
         seconds={stage: round(value, 4) for stage, value in seconds.items()},
+        figures=batch.figures.to_json(),
     )
     receipt.check()
     url = storage.join(spec.ledger, receipt_path(batch.unit))
@@ -165,6 +169,7 @@ def quarantine_bytes(bad: list[QuarantinedRow], unit: int) -> bytes:
 
 def _write_partitions(batch: UnitBatch, spec: WriterSpec, attempt: str, written: list[str]) -> list[DataFile]:
     table = _all_rows(batch, spec)
+    batch.figures.measure_norms(table, spec.outputs)
     files = []
     for values, part in split_by(table, spec.partition_by):
         named = zip(spec.partition_by, values, strict=True)

@@ -217,7 +217,7 @@ class VectorColumn:
             flat = self.matrix(column)
         else:
             vectors, offsets = self.ragged(column)
-            flat = _of_rows(offsets, vectors.T, np.add).T
+            flat = _sums(offsets, vectors)
         unit: Floats = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
         return unit
 
@@ -231,18 +231,6 @@ class VectorColumn:
         whole = np.full((len(fit), self.dim), np.nan, dtype=np.float32)
         whole[fit] = flat
         return whole
-
-    def scores(self, queries: pa.Array, column: pa.Array) -> Floats:
-        """Return the score of each query with each row, float32 [queries, rows]: the cosine, or the product.
-
-        Between multi columns it is the sum, over the query's vectors, of the largest cosine with one of the row's.
-        """
-        if self.kind == "dense":
-            rows = self.unit_rows(column) if self.normalized else self.matrix(column)
-            return cast("Floats", _matrix(queries, self.dim) @ rows.T)
-        vectors, offsets = self.ragged(column)
-        products = (_matrix(query.values, self.dim) @ vectors.T for query in queries)
-        return np.stack([_of_rows(offsets, product, np.maximum).sum(axis=0) for product in products])
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,18 +282,13 @@ def _in_words(column: VectorColumn) -> str:
     return f"{column.name} {column.kind} {column.dim}" + ("" if column.normalized else " unnormalized")
 
 
-def _matrix(vectors: pa.Array, dim: int) -> Floats:
-    matrix: Floats = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    return matrix
-
-
-def _of_rows(offsets: Ints, values: Floats, combine: np.ufunc) -> Floats:
-    """Return the combined values of the vectors of each row, float32 [n, rows], of [n, vectors]; NaN without vectors."""
+def _sums(offsets: Ints, vectors: Floats) -> Floats:
+    """Return the sum of the vectors of each row, float32 [rows, dim]; NaN without vectors."""
     filled = np.diff(offsets) > 0
-    combined = np.full((len(values), len(filled)), np.nan, dtype=np.float32)
+    sums = np.full((len(filled), vectors.shape[1]), np.nan, dtype=np.float32)
     if filled.any():
-        combined[:, filled] = combine.reduceat(values, offsets[:-1][filled], axis=1)
-    return combined
+        sums[filled] = np.add.reduceat(vectors, offsets[:-1][filled], axis=0)
+    return sums
 
 
 def _counts(lists: pa.Array) -> Ints:

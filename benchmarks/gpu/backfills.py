@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,8 @@ class Backfill:
 
     Attributes:
         replicas: Encoders on the GPU.
-        seconds, rate: Duration and tokens a second.
-        alone: Tokens a second of one encoder that gets token ids of the same texts and never waits.
+        seconds, rate: Duration and tokens a second; of pages, pages a second.
+        alone: Rate of one encoder that gets the same rows prepared and never waits.
         busy: Share of that encoder's time in which kernels run.
     """
 
@@ -43,18 +43,24 @@ class Backfill:
 
     @property
     def idle(self) -> float:
-        """Share of the time in which no kernel runs: they take the same time for the same tokens."""
+        """Share of the time in which no kernel runs: they take the same time for the same rows."""
         return 1 - self.busy * self.rate / self.alone
 
 
-class _Watch(Stopwatch):
+class Watch(Stopwatch):
+    """A reporter that keeps the receipts of a backfill too."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.tokens: list[int] = []
+        self.receipts: list[Receipt] = []
 
     def finished_unit(self, receipt: Receipt) -> None:
         super().finished_unit(receipt)
-        self.tokens.append(receipt.tokens)
+        self.receipts.append(receipt)
+
+    def seconds(self, encoders: int) -> float:
+        """Return the seconds until the last receipt from the first of each encoder, which is the end of its start."""
+        return self.ended[-1] - self.ended[encoders - 1]
 
 
 def write_model(shape: Shape, tokenizer: Path, folder: Path) -> Path:
@@ -84,18 +90,14 @@ def run_backfills(
     for count in replicas:
         share = 1 / count if device.type == "cuda" else 0
         watch = _backfill(texts, model, rows=rows, gpus_per_replica=share, address=address)
-        # The first receipt of each encoder is the end of its start.
-        seconds = watch.ended[-1] - watch.ended[count - 1]
-        rate = sum(watch.tokens[count:]) / seconds
+        seconds = watch.seconds(count)
+        rate = sum(receipt.tokens for receipt in watch.receipts[count:]) / seconds
         found.append(Backfill(name, count, seconds, rate, sorted(rates)[len(rates) // 2], busy))
     return found
 
 
-def _backfill(texts: Sequence[str], model: Path, *, rows: int, gpus_per_replica: float, address: str) -> _Watch:
+def _backfill(texts: Sequence[str], model: Path, *, rows: int, gpus_per_replica: float, address: str) -> Watch:
     import pyarrow.parquet as pq
-
-    from pipeline.job.config import parse_job
-    from pipeline.run.backfill import backfill
 
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"
@@ -104,21 +106,22 @@ def _backfill(texts: Sequence[str], model: Path, *, rows: int, gpus_per_replica:
             numbers = range(start, min(start + _FILE_ROWS, rows))
             table = {"id": [f"row {row}" for row in numbers], "text": [_text(texts, row) for row in numbers]}
             pq.write_table(pa.table(table), corpus / f"part-{start // _FILE_ROWS:05d}.parquet")
-        job = parse_job(
-            {
-                "source": {"uri": f"{corpus}/*.parquet", "id": "id", "text": "text"},
-                "table": {"uri": f"{folder}/table"},
-                "encoder": {"model": str(model)},
-                # At least ten units, or there is no time between the first receipt and the last.
-                "run": {
-                    "address": address,
-                    "gpus_per_replica": gpus_per_replica,
-                    "unit_rows": max(1, min(rows // 10, 10_000)),
-                },
-            }
-        )
-        watch = _Watch()
-        backfill(job, watch)
+        source = {"uri": f"{corpus}/*.parquet", "id": "id", "text": "text"}
+        run = {"address": address, "gpus_per_replica": gpus_per_replica}
+        return watched(source, {"model": str(model)}, f"{folder}/table", rows=min(rows, 100_000), run=run)
+
+
+def watched(
+    source: Mapping[str, str], encoder: Mapping[str, str | None], table: str, *, rows: int, run: Mapping[str, object]
+) -> Watch:
+    """Backfill `rows` rows in at least ten units, or there is no time between the first receipt and the last."""
+    from pipeline.job.config import parse_job
+    from pipeline.run.backfill import backfill
+
+    units = {"unit_rows": max(1, rows // 10)}
+    job = {"source": source, "table": {"uri": table}, "encoder": encoder, "run": {**run, **units}}
+    watch = Watch()
+    backfill(parse_job(job), watch)
     return watch
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-import torch
-
 from actors.encoders.compute import fused
 from benchmarks.gpu.backfills import Backfill
 from benchmarks.gpu.measure import Row
 from benchmarks.gpu.peers import DEFAULT_BATCH, FLASH
+from benchmarks.gpu.vision import PageRates
 from benchmarks.race import machine
 
 _NOTES = f"""\
@@ -25,14 +24,14 @@ _HEAD = (
     f"| shape | mix | tokens/s | range | share of the limit | kernels | sentence-transformers bfloat16, {DEFAULT_BATCH} texts "
     "| x | its best | x | its best with flash_attention_2 | x | first pass | out of memory | budget |"
 )
+Result = Row | Backfill | PageRates
 # Reasons for a missing comparison.
 _PEERLESS = {"v2": "needs remote code", "v3 adapters": "has no adapters", "v4 adapters": "has no adapters"}
 
 
 def markdown(
-    rows: Sequence[Row],
+    found: Sequence[Result],
     bound: float,
-    backfills: Sequence[Backfill],
     *,
     left_out: Sequence[str],
     command: str,
@@ -41,20 +40,20 @@ def markdown(
     """The page.
 
     Args:
-        rows: What was measured.
+        found: What was measured.
         bound: Operations a second of square bfloat16 products.
-        backfills: Whole backfills.
         left_out: Parts for which there was no time.
         command: What wrote it.
         date: Of today.
     """
-    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    backfills = [each for each in found if isinstance(each, Backfill)]
+    pages = [each for each in found if isinstance(each, PageRates)]
     lines = [
         "# Encoders on a GPU",
         "",
-        f"{date}, commit {machine.commit()}. Written by `{command}`.",
+        machine.written(command, date),
         "",
-        f"- GPU: {name}; square bfloat16 products reach {bound / 1e12:,.1f} TFLOP/s",
+        f"- GPU: {machine.gpu()}; square bfloat16 products reach {bound / 1e12:,.1f} TFLOP/s",
         f"- Hardware: {machine.hardware()}",
         f"- Versions: {machine.versions('torch', 'sentence-transformers', 'transformers', 'ray')}",
         _NOTES,
@@ -64,7 +63,7 @@ def markdown(
         _HEAD,
         "|---|---" + "|---:" * 13 + "|",
     ]
-    for row in rows:
+    for row in (each for each in found if isinstance(each, Row)):
         rate = statistics.median(row.ours)
         share = row.shape.operations(row.lengths.tolist()) / int(row.lengths.sum()) * rate / bound
         peers = " | ".join(_against(row, rate, attention, batch) for attention, batch in _PEERS)
@@ -85,6 +84,20 @@ def markdown(
             f"| {each.model} | {each.replicas} | {each.seconds:.1f} | {each.rate:,.0f} | {each.alone:,.0f} | {each.busy:.0%} "
             f"| {each.idle:.1%} |"
             for each in backfills
+        ]
+    if pages:
+        lines += [
+            "",
+            "Pages of text through v4, in pages a second. Rendering includes resizing, on all cores. The language model alone gets",
+            "texts of as many tokens. The backfill is timed as above.",
+            "",
+            "| model | tokens a page | render | vision tower | language model | encoder alone | its kernels | backfill | GPU idle |",
+            "|---" + "|---:" * 8 + "|",
+        ]
+        lines += [
+            f"| {each.backfill.model} | {each.tokens} | {each.render:,.1f} | {each.tower:,.1f} | {each.language:,.1f} "
+            f"| {each.backfill.alone:,.1f} | {each.backfill.busy:.0%} | {each.backfill.rate:,.1f} | {each.backfill.idle:.1%} |"
+            for each in pages
         ]
     return "\n".join(lines) + "\n"
 

@@ -70,13 +70,12 @@ def probe_all(device: torch.device, tokens: int) -> Iterator[Probe]:
 
 def page(found: Sequence[Probe], *, date: str) -> str:
     """Return the page of what was probed so far."""
-    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     lines = [
         "# Fused functions on a GPU",
         "",
-        f"{date}, commit {machine.commit()}, {name}. Written by `python -m benchmarks gpu-probes`.",
+        machine.written("python -m benchmarks gpu-probes", date),
         "",
-        "Medians of one call in bfloat16, without and with VECTIDE_FUSE=1. Apart is the norm of the difference of the results",
+        f"On {machine.gpu()}. Medians of one call in bfloat16, without and with VECTIDE_FUSE=1. Apart is the norm of the difference of the results",
         "over the norm of the first: bfloat16 itself has some 0.003.",
         "",
         "| function | plain, ms | fused, ms | x | apart | first call, s |",

@@ -14,6 +14,7 @@ from tests.checkpoints.bert import write_bert
 from tests.checkpoints.jina_v2 import write_jina_v2
 from tests.checkpoints.jina_v3 import write_jina_v3
 from tests.checkpoints.jina_v4 import write_jina_v4
+from tests.checkpoints.jina_v4.vision import PUBLISHED_VISION
 
 POOLING = {"word_embedding_dimension": 0, "pooling_mode_mean_tokens": True}
 _V4_RANK = 32
@@ -25,14 +26,14 @@ class Shape:
 
     Attributes:
         family: "bert", "v2" (ALiBi and GEGLU), "v3" (rotary positions; without a task, so without its adapters), "v3
-            adapters" (with one, as it is used), "v4" (causal, shared heads, SwiGLU; one task's adapter merged) or "v4
-            adapters" (one used beside the base).
+            adapters" (with one, as it is used), "v4" (causal, shared heads, SwiGLU; one task's adapter merged), "v4
+            adapters" (one used beside the base) or "v4 pages" (the same with a vision tower).
         groups: Heads of key and value; None is as many as those of the query.
         share: Part of the tokens that is enough to time it.
     """
 
     name: str
-    family: Literal["bert", "v2", "v3", "v3 adapters", "v4", "v4 adapters"]
+    family: Literal["bert", "v2", "v3", "v3 adapters", "v4", "v4 adapters", "v4 pages"]
     layers: int
     hidden: int
     heads: int
@@ -43,7 +44,7 @@ class Shape:
     @property
     def task(self) -> str | None:
         """The task of its encoder. v4 requires one."""
-        return "passage" if self.family == "v4" else "retrieval.passage" if "adapters" in self.family else None
+        return {"v4": "passage", "bert": None, "v2": None, "v3": None}.get(self.family, "retrieval.passage")
 
     def operations(self, lengths: Sequence[int]) -> float:
         """Floating point operations of its matrix products over texts of these lengths, padding and adapters not counted."""
@@ -74,7 +75,7 @@ class Shape:
                 folder,
                 merged="retrieval" if self.family == "v4" else None,
                 groups=self.groups or self.heads,
-                vision=False,
+                vision=PUBLISHED_VISION if self.family == "v4 pages" else None,
                 rank=_V4_RANK,
                 alpha=_V4_RANK,
                 dtype=torch.bfloat16,
@@ -89,6 +90,7 @@ SHAPES = (
     Shape("all-MiniLM-L6-v2", "bert", 6, 384, 12, 1536),
     Shape("BERT large", "bert", 24, 1024, 16, 4096, share=1 / 4),
     Shape("Jina v3 with an adapter", "v3 adapters", 24, 1024, 16, 4096, share=1 / 4),
+    Shape("Jina v4, pages", "v4 pages", 36, 2048, 16, 11008, groups=2),
     Shape("Jina v4, one task merged", "v4", 36, 2048, 16, 11008, groups=2, share=1 / 16),
     Shape("Jina v2 base", "v2", 12, 768, 12, 3072, share=1 / 4),
     Shape("BERT base", "bert", 12, 768, 12, 3072, share=1 / 2),

@@ -18,16 +18,21 @@ def _sentence(random: np.random.Generator, words: int) -> str:
     return " ".join(random.choice(_WORDS, words))
 
 
+def write_text_pdf(file: Path, pages: int, random: np.random.Generator) -> None:
+    """Write a PDF of A4 pages full of text."""
+
+    def page() -> bytes:
+        lines = (f"({_sentence(random, 13)}) Tj T*" for _ in range(52))
+        return f"BT /F 10 Tf 14 TL 60 780 Td {' '.join(lines)} ET".encode()
+
+    file.write_bytes(pdf_of([page() for _ in range(pages)], page=_A4))
+
+
 def write_corpus(folder: Path) -> None:
     """Write a PDF with text, a PDF of scans, and a photograph."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-
-    def text_page() -> bytes:
-        lines = (f"({_sentence(random, 13)}) Tj T*" for _ in range(52))
-        return f"BT /F 10 Tf 14 TL 60 780 Td {' '.join(lines)} ET".encode()
-
-    (folder / "text.pdf").write_bytes(pdf_of([text_page() for _ in range(MOST_PAGES)], page=_A4))
+    write_text_pdf(folder / "text.pdf", MOST_PAGES, random)
     scans = []
     for _ in range(8):
         paper = random.normal(245, 4, (1754, 1240)).clip(0, 255).astype(np.uint8)

@@ -42,6 +42,22 @@ def commit() -> str:
         return "unknown"
 
 
+def gpu() -> str:
+    """Return the name of the first GPU, or words for a page without one."""
+    import torch
+
+    return (
+        torch.cuda.get_device_name(0)
+        if torch.cuda.is_available()
+        else "none; these figures of a CPU only try the command"
+    )
+
+
+def written(command: str, date: str) -> str:
+    """Return the line of a page that says what wrote it, and when."""
+    return f"{date}, commit {commit()}. Written by `{command}`."
+
+
 def load() -> str:
     """Return the load averages over 1, 5 and 15 minutes."""
     return ", ".join(f"{value:.1f}" for value in os.getloadavg())

@@ -218,7 +218,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
     lines = [
         "# The pipeline race, on a CPU",
         "",
-        f"{date}, commit {machine.commit()}. Written by `{command}`.",
+        machine.written(command, date),
         "",
         f"- Hardware: {machine.hardware()}",
         f"- Load averages before and after: {result.loads[0]}; {result.loads[1]}",

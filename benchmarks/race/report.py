@@ -27,7 +27,7 @@ def markdown(result: Result, *, plot_name: str, command: str, date: str) -> str:
     lines = [
         "# The engine race, on a CPU",
         "",
-        f"{date}, commit {machine.commit()}. Written by `{command}`.",
+        machine.written(command, date),
         "",
         f"- Hardware: {machine.hardware()}",
         f"- Load averages before and after: {facts['load']}; {facts['load after']}",

@@ -88,7 +88,7 @@ def markdown(found: dict[str, dict[int, Facts]], *, command: str, date: str) -> 
     lines = [
         "# How the driver scales, on one machine",
         "",
-        f"{date}, commit {machine.commit()}. Written by `{command}`.",
+        machine.written(command, date),
         "",
         f"- Hardware: {machine.hardware()}; load averages {machine.load()}",
         f"- Versions: {machine.versions('ray', 'deltalake', 'pyarrow', 'torch')}",

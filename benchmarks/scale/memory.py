@@ -164,7 +164,7 @@ def markdown(found: list[Facts], *, model: str, command: str, date: str) -> str:
     lines = [
         "# Peak memory of one process by the number of rows",
         "",
-        f"{date}, commit {machine.commit()}. Written by `{command}`.",
+        machine.written(command, date),
         "",
         f"- Hardware: {machine.hardware()}; load averages {machine.load()}",
         f"- Versions: {machine.versions('deltalake', 'pyarrow', 'torch', 'tokenizers')}",

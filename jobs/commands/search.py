@@ -15,7 +15,8 @@ from jobs.options import AsJson, Table
 from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
-    from pipeline.search.search import Candidates, Hit, Searcher
+    from pipeline.search.candidates import Candidates
+    from pipeline.search.search import Hit, Searcher
 
 _MAX_CHARACTERS, _MAX_TEXT_CHARACTERS = 160, 200  # of a column's value, and of the text
 

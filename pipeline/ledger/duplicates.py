@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.schema import ID, SHARD, QuarantinedRow
+from actors.unit.figures import Figures
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.row_hashes import digest_of, hash_strings
 from actors.unit.table_files import data_path, partition_folders, read_stored, run_of
@@ -171,6 +172,8 @@ def quarantine_duplicates(
     bad_rows = list(quarantined.values())
     quarantine_path = f"quarantine/{receipt.unit:09d}-{attempt}.parquet"
     storage.put(storage.join(ledger, quarantine_path), quarantine_bytes(bad_rows, receipt.unit))
+    figures = Figures.from_json(receipt.figures)
+    figures.add(Figures(reasons={"duplicate_id": len(bad_rows)}))
     overridden = replace(
         receipt,
         attempt=attempt,
@@ -179,6 +182,7 @@ def quarantine_duplicates(
         documents=receipt.documents - len(bad_rows),
         rows_quarantined=receipt.rows_quarantined + len(bad_rows),
         quarantine=(*receipt.quarantine, quarantine_path),
+        figures=figures.to_json(),
     )
     overridden.check()
     return overridden

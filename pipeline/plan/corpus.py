@@ -28,6 +28,8 @@ from actors.storage.own_table import own_file_read
 from actors.unit.table_files import data_folder
 from pipeline.job.config import Job
 
+_DOCUMENTS = ("text", "pages")  # formats whose files are documents, as people name them
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
@@ -54,14 +56,14 @@ def list_corpus(job: Job) -> Listing:
     """
     uri = storage.absolute(job.source.uri)
     # A slash at the end of a glob means folders; `absolute` takes it off.
-    named, is_text = f"{uri}/" if job.source.uri.endswith("/") else uri, _text_endings(job.source.format)
-    listing = storage.glob(named, is_text)
+    named, is_document = f"{uri}/" if job.source.uri.endswith("/") else uri, _document_endings(job.source.format)
+    listing = storage.glob(named, is_document)
     shards = listing.shards
     if not shards:
         raise _nothing_matches(job.source.uri, uri, listing)
     own = data_folder(storage.absolute(job.table.uri), "")
     inside = next((shard.path for shard in shards if shard.path.startswith(own)), None)
-    if inside := inside or own_file_read(named, storage.absolute(job.table.uri), is_text):
+    if inside := inside or own_file_read(named, storage.absolute(job.table.uri), is_document):
         # Each refresh would embed the table into itself, and a vacuum take what it does not know.
         raise ConfigError(
             f"source.uri {job.source.uri!r} matches {inside!r}, which lies where the table keeps its own files: narrow "
@@ -71,16 +73,16 @@ def list_corpus(job: Job) -> Listing:
     return replace(listing, shards=with_tags(shards))
 
 
-def _text_endings(source_format: str) -> Callable[[str], bool]:
-    """Return a test for paths of text documents in a source of this format."""
+def _document_endings(source_format: str) -> Callable[[str], bool]:
+    """Return a test for paths of texts, pictures and PDFs in a source of this format."""
 
     def by_ending(path: str) -> bool:
         try:
-            return open_format("auto", path).name == "text"
+            return open_format("auto", path).name in _DOCUMENTS
         except ConfigError:
             return False
 
-    return by_ending if source_format == "auto" else lambda _: source_format == "text"
+    return by_ending if source_format == "auto" else lambda _: source_format in _DOCUMENTS
 
 
 def _nothing_matches(written: str, uri: str, listing: Listing) -> ConfigError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError
 from actors.schema import Piece, Shard, Unit
 from actors.source.formats import open_format
+from actors.threads import unawaited_threads
 from pipeline.job.config import Job
 from pipeline.ledger.ledger import units_to_table
 from pipeline.plan.corpus import Survey
@@ -107,7 +107,7 @@ def _cut(found: Survey, unit_rows: int) -> list[Piece]:
     def pieces(shard: Shard) -> list[Piece]:
         return open_format(found.source.format, shard.path).pieces(shard, unit_rows)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with unawaited_threads(_THREADS) as pool:
         return [piece for part in pool.map(pieces, found.shards) for piece in part]
 
 

@@ -18,7 +18,7 @@ _SEED = 20
 _NUMBERS = 1 << 24  # numbers in memory at a time
 
 Values = npt.NDArray[np.float64]
-# Returns the score of each draw, float64 [draws], of the numbers of its items, int64 [draws, items].
+# Returns the score of each draw, float64 [draws]. A draw is how often it has each item, int64 [draws, items].
 Score = Callable[[npt.NDArray[np.int64]], Values]
 
 
@@ -80,7 +80,9 @@ def _drawn_means(values: Values) -> Values:
 
 def _drawn(score: Score, items: int) -> Values:
     generator, draws = np.random.default_rng(_SEED), max(1000, min(DRAWS, _NUMBERS // items))
-    return np.concatenate([score(generator.integers(items, size=(part, items))) for part in _parts(items, draws)])
+    shares = np.full(items, 1 / items)
+    parts = _parts(items, draws)
+    return np.concatenate([score(generator.multinomial(items, shares, size=part)) for part in parts])
 
 
 def _parts(width: int, draws: int) -> list[int]:
@@ -90,7 +92,7 @@ def _parts(width: int, draws: int) -> list[int]:
 
 
 def _all(score: Score, items: int) -> float:
-    return float(score(np.arange(items)[None, :])[0])
+    return float(score(np.ones((1, items), np.int64))[0])
 
 
 def _interval(value: float, drawn: Values) -> Interval:

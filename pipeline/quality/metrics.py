@@ -1,7 +1,7 @@
-"""Metrics of retrieval: overlap of neighbours, and the measures of trec_eval for judged queries.
+"""Metrics: overlap of neighbours, the measures of trec_eval for judged queries, and Spearman's correlation.
 
-Used by the quality gate of a re-embedding and by the evaluation of a table. The functions do no I/O: they take neighbours
-and scores, as `pipeline.scan` finds them. ir-measures (the extra `quality`) computes the measures, as trec_eval does: of
+Used by the quality gate of a re-embedding and by evaluations. The functions do no I/O: they take neighbours and scores, as
+`pipeline.scan` finds them. ir-measures (the extra `quality`) computes the measures of retrieval, as trec_eval does: of
 documents with equal scores, the one with the larger id comes first.
 """
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.quality.bootstrap import Score, Values
 
 DEPTH = 1000  # documents of a query that MAP counts, as in mteb
 MAIN = "nDCG@10"
@@ -51,3 +53,38 @@ def retrieval_values(
         for name, found in by_name.items():
             values[name] = np.array([found.get(query, 0.0) for query in judgements], np.float64)
     return values
+
+
+def spearman(first: Values, second: Values) -> Score:
+    """Return the function that computes the correlation of the ranks of some draws of pairs.
+
+    Args:
+        first: The first value of each pair.
+        second: The second value of each pair.
+    """
+    ranks = _ranks(first), _ranks(second)
+
+    def score(counts: npt.NDArray[np.int64]) -> Values:
+        centred = []
+        for ranked in ranks:
+            places = ranked(counts)
+            centred.append(places - (counts * places).sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True))
+        a, b = centred
+        spread = np.sqrt((counts * a * a).sum(axis=1) * (counts * b * b).sum(axis=1))
+        correlation: Values = (counts * a * b).sum(axis=1) / np.where(spread == 0, np.inf, spread)
+        return correlation
+
+    return score
+
+
+def _ranks(values: Values) -> Score:
+    """Return the function that computes the rank of each value in some draws; equal values share the mean of theirs."""
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    order, starts = np.argsort(group, kind="stable"), np.cumsum(sizes) - sizes
+
+    def ranks(counts: npt.NDArray[np.int64]) -> Values:
+        drawn = np.add.reduceat(counts[:, order], starts, axis=1)
+        places: Values = np.cumsum(drawn, axis=1) - (drawn - 1) / 2
+        return places[:, group]
+
+    return ranks

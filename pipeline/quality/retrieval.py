@@ -5,7 +5,7 @@ A document is as near to a query as its best row, where a table has a row for ea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +40,18 @@ def measure(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def nearest_documents(search: Search, queries: pa.Array, depth: int) -> list[dict[str, float]]:
+def nearest_documents(
+    search: Search, queries: pa.Array, depth: int, *, among: Container[str] | None = None
+) -> list[dict[str, float]]:
     """Return the `depth` nearest documents of each query with their scores, by id.
 
     A query whose nearest rows are of fewer documents is searched again for more rows.
+
+    Args:
+        search: Searches the documents.
+        queries: Vectors of the queries.
+        depth: Documents of each query.
+        among: Ids of the documents that count; None: all.
     """
     from pipeline.scan.top_k import QUERY, SCORE  # importing torch takes seconds
 
@@ -54,7 +62,7 @@ def nearest_documents(search: Search, queries: pa.Array, depth: int) -> list[dic
         of_query, scores, ids = (found[name].to_pylist() for name in (QUERY, SCORE, ID))
         for number, score, row_id in zip(of_query, scores, ids, strict=True):
             best = documents[waiting[number]]
-            if row_id is not None and len(best) < depth:
+            if row_id is not None and len(best) < depth and (among is None or row_id in among):
                 best.setdefault(row_id, score)
         rows = np.bincount(np.array(of_query, np.int64), minlength=len(waiting))
         few = np.array([len(documents[number]) < depth for number in waiting])

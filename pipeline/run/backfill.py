@@ -33,6 +33,8 @@ from pipeline.plan.identify import retagged
 from pipeline.plan.resources import Pool
 from pipeline.plan.sample import fits_in_process, take_sample
 from pipeline.plan.units import Plan, cut_plan
+from pipeline.report.recorder import recorded
+from pipeline.report.repeat import command_of
 from pipeline.reuse import unpublished
 from pipeline.reuse.vector_index import build_index
 from pipeline.run import small_files
@@ -180,7 +182,12 @@ class Runner:
         with table_transaction(context.url, self.ledger.run, state, what=self.command) as transaction:
             if transaction.published is not None:
                 return self._outcome(self.ledger.run, transaction.published)
-            return self._run(transaction)
+            context = self.context
+            job = context.job.model_dump(mode="json")
+            command = command_of(self.operation, job, retries=context.retries is not None)
+            with recorded(self.ledger, self.reporter, self.operation, command) as record:
+                self.reporter = record
+                return record.ended(self._run(transaction))
 
     def _outcome(self, run: str, version: int) -> Outcome:
         return Outcome(self.context.url, run, version, published=False, left_out=self.context.left_out)

@@ -8,14 +8,16 @@ skip it. The trade-off: a pack is built in memory, which takes some four times t
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 
 from actors import storage
 from actors.errors import ConfigError, TableConflict
-from pipeline.execute.progress import NullReporter, Reporter
+from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.job.fingerprint import digest
 from pipeline.ledger.create_probe import probe_create
 from pipeline.ledger.ledger import FOLDER, Ledger
+from pipeline.report.recorder import recorded
 from pipeline.run.packs import INLINE_BYTES, freeze_packs, pack, run_packs, writer_spec
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication, files_of
@@ -79,36 +81,39 @@ def compact(
     if not packs:
         return untouched
     ledger = Ledger(url, digest(["compact", str(state), target_bytes], length=8))
+    command = shlex.join(["vectide", "compact", url, "--target", str(target_bytes)])
     with table_transaction(url, ledger.run, state, what="vectide compact") as transaction:
         if transaction.published is not None:
             return replace(untouched, version=transaction.published)
-        if ledger.description() is None:
-            probe_create(storage.join(url, FOLDER, "probes"))
-            freeze_packs(ledger, packs, "compact", fingerprint=embedding_spec.fingerprint)
-        removed = tuple(ledger.table("removed")["path"].to_pylist())
-        publication = Publication(
-            commit=ledger.run,
-            run=state.run,
-            operation="compact",
-            embedding_spec=embedding_spec,
-            schema=delta_table.plain_schema(opened),
-            partition_by=tuple(opened.metadata().partition_columns),
-            base=state,
-            remove=removed,
-            data_change=False,
-            kept=state.kept,
-        )
-        packed = run_packs(
-            ledger,
-            ledger.done(),
-            writer_spec(publication, ledger),
-            lock=transaction.lock,
-            reporter=reporter,
-            address=address,
-            inline_bytes=inline_bytes,
-        )
-        reporter.step("publishing")
-        version = transaction.publish(replace(publication, add=packed))
+        with recorded(ledger, reporter, "compact", command) as record:
+            if ledger.description() is None:
+                probe_create(storage.join(url, FOLDER, "probes"))
+                freeze_packs(ledger, packs, "compact", fingerprint=embedding_spec.fingerprint)
+            removed = tuple(ledger.table("removed")["path"].to_pylist())
+            publication = Publication(
+                commit=ledger.run,
+                run=state.run,
+                operation="compact",
+                embedding_spec=embedding_spec,
+                schema=delta_table.plain_schema(opened),
+                partition_by=tuple(opened.metadata().partition_columns),
+                base=state,
+                remove=removed,
+                data_change=False,
+                kept=state.kept,
+            )
+            packed = run_packs(
+                ledger,
+                ledger.done(),
+                writer_spec(publication, ledger),
+                lock=transaction.lock,
+                reporter=record,
+                address=address,
+                inline_bytes=inline_bytes,
+            )
+            record.step("publishing")
+            version = transaction.publish(replace(publication, add=packed))
+            record.ended(Outcome(url, ledger.run, version, published=True))
     return replace(
         untouched,
         version=version,

@@ -39,6 +39,7 @@ _STORED_BYTES = {"float32": 4.08, "float16": 1.76, "bfloat16": 1.37}
 # Rows that are encoded to measure this machine.
 _MEASURED_ROWS = 128
 _MEASURED_PICTURES = 2
+BASIS = "measured on this machine with one process"
 # A dry run hashes a source up to this size (`source.verify: content`), to know the run that a backfill would resume.
 HASHED_BYTES = 1 << 30
 
@@ -208,14 +209,18 @@ def _encoders(job: Job) -> tuple[int, int | None]:
 
 def measure(model: ModelSpec, sample: Sample, chunking: Chunking | None) -> tuple[float, str]:
     """Return the tokens per second of this machine on the sample, and the basis of that rate."""
+    count = _MEASURED_PICTURES if sample.picture_share else _MEASURED_ROWS
+    rows = (prepare_texts(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, count)
+    return rate_of(model, rows, chunking if PARTS in rows.column_names else None), BASIS
+
+
+def rate_of(model: ModelSpec, rows: pa.Table, chunking: Chunking | None = None) -> float:
+    """Return the tokens per second of one process of this machine on some rows of prepared inputs."""
     from actors.encoders import load_encoder
 
     encoder = load_encoder(model)
-    count = _MEASURED_PICTURES if sample.picture_share else _MEASURED_ROWS
-    rows = (prepare_texts(model, ["one short text"]) if sample.inputs is None else sample.inputs).slice(0, count)
-    chunking = chunking if PARTS in rows.column_names else None
-    encoder.encode_rows(rows.slice(0, max(1, count // 8)), chunking)  # the first call includes the warm-up
+    encoder.encode_rows(rows.slice(0, max(1, rows.num_rows // 8)), chunking)  # the first call includes the warm-up
     started = time.perf_counter()
     encoder.encode_rows(rows, chunking)
     elapsed_s = max(time.perf_counter() - started, 1e-6)
-    return pc.sum(rows[COST]).as_py() / elapsed_s, "measured on this machine with one process"
+    return float(pc.sum(rows[COST]).as_py() / elapsed_s)

@@ -13,8 +13,7 @@ type in the table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -23,13 +22,16 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from actors.errors import ConfigError
+from actors.images.workers import decode_pool
 from actors.schema import HASH, ID, SHARD, Piece, RewriteUnit, RewrittenFile, Shard, Unit
 from actors.source.formats import open_format
 from actors.source.formats.types import fits
 from actors.source.read_unit import SourceSpec, corpus_root, read_unit
 from actors.storage import identity
+from actors.threads import unawaited_threads
 from actors.unit.receipt import DataFile, Receipt
 from actors.unit.table_files import read_stored
+from pipeline.execute.inline import InlineExecutor
 from pipeline.execute.outcome import Executor
 from pipeline.execute.progress import NullReporter, Outcome, Reporter
 from pipeline.job.config import Job
@@ -261,7 +263,10 @@ class _Refresh(Runner):
             repeated_ids.add(rows.filter(pc.is_in(rows[SHARD], value_set=unchanged)))
 
         unchanged = pa.array(sorted(self._unchanged), pa.string())
-        with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        keeping = (
+            nullcontext() if source.pictures is None else decode_pool().keeping()
+        )  # units in this process use them
+        with keeping, unawaited_threads(_HASH_THREADS) as pool:
             parts = [piece for part in pool.map(pieces, self.surveyed.shards) for piece in part]
             for start in range(0, len(parts), _HASH_THREADS):  # at most one piece a thread in memory
                 for part in pool.map(hashes, parts[start : start + _HASH_THREADS]):
@@ -297,6 +302,8 @@ class _Refresh(Runner):
         table_rows = sum(file.rows for file in self._files)
         affected_rows = sum(file.rows for file in self._affected)
         index, duplicates = self._index, pa.table({})
+        if self.surveyed.source.pictures is not None and not isinstance(executor, InlineExecutor):
+            decode_pool().forget()  # other processes decode again: pixels are too large to be sent to all of them
         if not self._repeated_ids.are_none:
             duplicates = self._repeated_ids.to_leave_out(index)
         self.freeze(

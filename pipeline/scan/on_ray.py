@@ -35,6 +35,7 @@ class ScanSettings:
         k: Rows per query.
         late: Scan the column of many vectors, and not the dense one.
         condition: A condition on the rows, or None.
+        columns: Columns to return, `ID` among them; None: all but the vectors.
         cache_bytes: Limit of the cache on each machine; None: no cache.
         cache_folder: Its folder; None: the default one of each machine.
     """
@@ -45,6 +46,7 @@ class ScanSettings:
     k: int
     late: bool = False
     condition: pc.Expression | None = None
+    columns: tuple[str, ...] | None = None
     cache_bytes: int | None = None
     cache_folder: str | None = None
 
@@ -81,4 +83,4 @@ def _nearest_of_part(settings: ScanSettings, part: tuple[int, int], queries: pa.
     scan = TableScan(table, settings.outputs, cache, part)
     if settings.late:
         return scan.nearest_late(queries, settings.k, condition=settings.condition)
-    return scan.nearest(queries, settings.k, condition=settings.condition, device="cpu")
+    return scan.nearest(queries, settings.k, condition=settings.condition, columns=settings.columns, device="cpu")

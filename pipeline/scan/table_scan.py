@@ -7,6 +7,7 @@ that are left are multiplied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import InvariantBroken
-from actors.schema import Shard
+from actors.schema import ID, Shard
 from actors.unit.table_files import data_folder, relative_path, run_of
 from actors.vectors import VectorColumn
 from pipeline.scan import FILE_BITS
@@ -95,6 +96,7 @@ class TableScan:
         k: int,
         *,
         condition: pc.Expression | None = None,
+        columns: Sequence[str] | None = None,
         device: str = "auto",
         report: Callable[[int], None] = lambda _: None,
     ) -> pa.Table:
@@ -104,6 +106,7 @@ class TableScan:
             queries: Query vectors, as an encoder returns them for the dense column.
             k: Rows per query.
             condition: A condition on the rows.
+            columns: Columns to return, `ID` among them; None: all but the vectors.
             device: "cpu", "cuda" or "auto".
             report: Called with the number of rows after each block.
 
@@ -114,7 +117,10 @@ class TableScan:
         from pipeline.scan.products import Queries
 
         vectors = Queries(_need(self.dense).matrix(queries), device=device)
-        return top_k.nearest(vectors, self.blocks(condition), k, report=report)
+        blocks: Iterable[Block] = self.blocks(condition)
+        if columns is not None:
+            blocks = (replace(block, rows=block.rows.select(columns)) for block in blocks)
+        return top_k.nearest(vectors, blocks, k, report=report)
 
     def nearest_late(
         self,
@@ -149,6 +155,17 @@ class TableScan:
             parts = self._groups.rows_of(candidates, len(queries))
         with delta_table.asking(self._table):
             return nearest(LateQueries(queries, column), parts, k, report=report)
+
+    def ids(self) -> Iterator[pa.ChunkedArray]:
+        """Yield the ids of all rows, in parts, from the files of the table.
+
+        Raises:
+            StorageError: the store refused or failed, or a file is missing.
+        """
+        with delta_table.asking(self._table):
+            for fragment in self._fragments:
+                for batch in fragment.to_batches(schema=self._dataset.schema, columns=[ID], batch_size=BATCH_ROWS):
+                    yield pa.chunked_array([batch.column(ID)])
 
     def _late_rows(self, condition: pc.Expression | None) -> Iterator[Rows]:
         """Yield the rows that meet a condition with their many vectors, from the files of the table."""

@@ -17,7 +17,7 @@ from actors.images.settings import PictureSettings
 from actors.images.workers import DecodeJob, PageJob, decode_pool
 from actors.looks import HEAD_BYTES, kind_of
 from actors.schema import PAGE, SHARD
-from actors.source.formats.pages import pdf_file
+from actors.source.pdf_files import pdf_file
 from pipeline.search.search import Hit
 
 # Large enough to read an A4 page, and not larger.
@@ -67,12 +67,11 @@ def _pixels(hit: Hit) -> bytes | None:
     path, page = hit.columns.get(SHARD), hit.columns.get(PAGE)
     if not isinstance(path, str):
         return None
-    data = b"" if isinstance(page, int) else storage.read(path)
     if isinstance(page, int):
-        job: DecodeJob | PageJob = PageJob(pdf_file(path), page, _SETTINGS)
-    elif kind_of(data[:HEAD_BYTES]) == "picture":
-        job = DecodeJob(data, _SETTINGS)
-    else:
+        job: DecodeJob | PageJob = PageJob(pdf_file(storage.stat(path)), page, _SETTINGS)
+    elif kind_of(storage.read(path, 0, HEAD_BYTES)) == "picture":
+        job = DecodeJob(storage.read(path), _SETTINGS)
+    else:  # such as a large file of rows, which is not read
         return None
     (result,) = decode_pool().run([job])
     if isinstance(result, UnfitPicture):

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import ConfigError, DataError
-from pipeline.search.search import MEAN, QUESTION, RANK, SCORE, Candidates, Searcher
+from pipeline.search.candidates import Candidates
+from pipeline.search.search import MEAN, QUESTION, RANK, SCORE, Searcher
 
 _NAMES = {QUESTION: "question", RANK: "rank", SCORE: "score", MEAN: "mean_score"}
 

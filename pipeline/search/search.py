@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from actors.vectors import Kind, VectorColumn
 from pipeline.scan import DEFAULT_CACHE_SIZE
 from pipeline.scan.table_scan import TableScan
 from pipeline.scan.vector_cache import VectorCache, default_folder
+from pipeline.search.candidates import Candidates, count_candidates
 from pipeline.search.query_model import QueryModel, Question, query_model
 from pipeline.search.sql_filter import parse_where
 from pipeline.table import delta_table
@@ -36,11 +37,8 @@ if TYPE_CHECKING:
 
 _QUERIES = 4096  # questions of one pass over the table
 
-Candidates = int | Literal["all"] | None
-
 # Columns of `search_table`, beside those of the table. They may clash with no stored column. `MEAN` is for late interaction.
 QUESTION, RANK, SCORE, MEAN = "_question", "_rank", "_score", "_mean_score"
-_CANDIDATES = 200  # of late interaction, and at least ten for each hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +135,11 @@ class Searcher:
     def lineage(self) -> dict[str, Any]:
         """Model and settings that made the vectors of the version, by name."""
         return self._snapshot.lineage
+
+    @property
+    def scan(self) -> TableScan:
+        """The scan of the version's vectors."""
+        return self._snapshot.scan
 
     @property
     def spec(self) -> ModelSpec:
@@ -237,7 +240,7 @@ class Searcher:
             if isinstance(question, str) and not question.strip():
                 raise ConfigError(f"the question {question!r} is empty or only white space; give it some text")
         snapshot = self._snapshot  # `refresh` may replace it at any time
-        number = self._candidates_of(snapshot, k, late=late, candidates=candidates)
+        number = count_candidates(snapshot.scan, self.url, k, late=late, candidates=candidates)
         condition = None if where is None else parse_where(where, snapshot.scan.schema)
         passes = [questions[start : start + _QUERIES] for start in range(0, len(questions), _QUERIES)]
         total, scanned = snapshot.scan.rows * len(passes), 0
@@ -257,6 +260,16 @@ class Searcher:
             results.append(_as_hits(best if best.num_rows else snapshot.no_hits(), start * _QUERIES, counts))
         return pa.concat_tables(results) if results else _as_hits(snapshot.no_hits(), 0, np.ones(0) if late else None)
 
+    def encode(self, questions: Sequence[Question]) -> pa.Array:
+        """Return the dense vectors of questions, for `nearest`; see `search` for errors."""
+        return self._snapshot.model.encode(questions, ("dense",))["dense"]
+
+    def nearest(self, queries: pa.Array, k: int) -> pa.Table:
+        """Return the ids of the `k` rows nearest to each dense query vector, as `top_k.nearest` does."""
+        snapshot = self._snapshot
+        best = self._scan(snapshot, "dense", {"dense": queries}, k, _Asked(k, columns=(ID,)))
+        return best if best.num_rows else snapshot.no_hits()
+
     def _best(self, snapshot: _Snapshot, vectors: Mapping[Kind, pa.Array], asked: _Asked) -> pa.Table:
         """Return the best rows of each question."""
         if not asked.late or asked.candidates is None:
@@ -273,49 +286,26 @@ class Searcher:
             from pipeline.scan.on_ray import ScanSettings, nearest_on_ray  # importing ray takes seconds
 
             settings = ScanSettings(
-                self.url, snapshot.version, snapshot.outputs, k, late, asked.condition, self._cache_bytes
+                self.url,
+                snapshot.version,
+                snapshot.outputs,
+                k,
+                late,
+                asked.condition,
+                asked.columns,
+                self._cache_bytes,
             )
             return nearest_on_ray(settings, queries, self._address)
         if late:
             return snapshot.scan.nearest_late(queries, k, condition=asked.condition, report=asked.report)
-        return snapshot.scan.nearest(queries, k, condition=asked.condition, device=self._device, report=asked.report)
-
-    def _candidates_of(self, snapshot: _Snapshot, k: int, *, late: bool, candidates: Candidates) -> int | None:
-        """Return how many dense candidates late interaction scores; None without it, and for all rows.
-
-        Raises:
-            ConfigError: the table lacks the vectors, or `candidates` is invalid.
-        """
-        dense_column, multi = snapshot.scan.dense, snapshot.scan.multi
-        if not late:
-            if candidates is not None:
-                raise ConfigError("candidates are for late interaction; add --late (late=True), or leave them out")
-            if dense_column is None:
-                raise ConfigError(
-                    f"{self.url!r} has many vectors a row and no dense ones; search it with --late (late=True), which "
-                    f"compares all rows"
-                )
-            return None
-        if multi is None:
-            raise ConfigError(
-                f"{self.url!r} has one vector a row, and --late needs many; leave it out, or set "
-                f"encoder.outputs: [dense, multi] in the job file, for a model with many vectors, and run vectide refresh"
-            )
-        if candidates is None:
-            return None if dense_column is None else max(_CANDIDATES, 10 * k)
-        if candidates == "all":
-            return None
-        number = need_whole(candidates, "candidates", least=1)
-        if dense_column is None:
-            raise ConfigError(
-                f"{self.url!r} has no dense vectors to find {number:,} candidates by; leave --candidates out, which "
-                f"compares all rows"
-            )
-        if number < k:
-            raise ConfigError(
-                f"{number:,} candidates cannot give {k:,} hits; ask for at least as many with --candidates"
-            )
-        return number
+        return snapshot.scan.nearest(
+            queries,
+            k,
+            condition=asked.condition,
+            columns=asked.columns,
+            device=self._device,
+            report=asked.report,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,13 +314,15 @@ class _Asked:
 
     Attributes:
         candidates: Rows nearest by the dense vectors that late interaction scores; None: all rows.
+        columns: Columns to return; None: all but the vectors.
     """
 
     k: int
-    late: bool
-    candidates: int | None
-    condition: pc.Expression | None
-    report: Callable[[int], None]
+    late: bool = False
+    candidates: int | None = None
+    condition: pc.Expression | None = None
+    report: Callable[[int], None] = lambda _: None
+    columns: tuple[str, ...] | None = None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

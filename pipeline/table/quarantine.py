@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError
@@ -58,7 +59,7 @@ def quarantine(
     url = storage.absolute(table)
     opened = delta_table.open_table(url)
     state = delta_table.state_of(opened)
-    name = run or (state.run if state is not None else None) or _only_run(url)
+    name = run_to_show(url, opened, run)
     ledger = Ledger(url, name)
     if ledger.description() is None:
         raise ConfigError(f"{url!r} has no run {name!r}; `vectide status` lists its runs")
@@ -84,7 +85,15 @@ def worth_retrying(bad: pa.Table) -> pa.Table:
     return bad.filter(pc.is_in(bad["reason"], value_set=pa.array(RETRIED)))
 
 
-def _only_run(url: str) -> str:
+def run_to_show(url: str, table: DeltaTable | None, run: str | None) -> str:
+    """Return the run that a command shows: the one that a person names, that of the current version, or the only one.
+
+    Raises:
+        ConfigError: nothing is published, and the number of runs is not one.
+    """
+    state = delta_table.state_of(table)
+    if name := run or (state.run if state is not None else None):
+        return name
     names = run_names(url)
     if not names:
         raise ConfigError(f"there is no table and no run at {url!r}; make one with `vectide backfill`")

@@ -149,6 +149,7 @@ def test_what_is_not_there_is_asked_for_once_and_secrets_are_not_told(server):
     assert "404" in error
     assert "secret" not in error
     assert "password" not in error
+    assert url(server, "/gone:") in error  # with the port
     assert server.asked == ["/gone?signature=secret"]
 
 

@@ -170,20 +170,21 @@ def by_loop(searcher: Searcher, question: str, rows: list[dict[str, Any]]) -> li
 
 
 @pytest.mark.parametrize(
-    ("outputs", "options", "where"),
+    ("outputs", "options"),
     [
-        (BOTH, {"candidates": 20}, None),
-        (BOTH, {"candidates": 14, "k": 12}, "lang = 'l1'"),
-        (BOTH, {"candidates": "all"}, "lang = 'l1'"),
-        (MULTI, {}, None),
+        (BOTH, {"candidates": 20}),
+        (BOTH, {"candidates": 14, "k": 8, "where": "lang = 'l1'"}),
+        (BOTH, {"candidates": "all", "where": "lang = 'l1'"}),
+        (MULTI, {}),
     ],
 )
-def test_late_hits_are_those_of_a_loop(tmp_path, monkeypatch, tables, outputs, options, where):
+def test_late_hits_are_those_of_a_loop(tmp_path, monkeypatch, tables, outputs, options):
+    where = options.get("where")
     monkeypatch.setenv("VECTIDE_CACHE", str(tmp_path))
     rows = [row for row in stored(tables[outputs]).values() if where is None or row["lang"] == "l1"]
     for size in ("1GiB", "1GiB", None):  # fills the cache, reads it, does without
         searcher = Searcher(tables[outputs], cache_size=size)
-        hits = searcher.search([TEXTS[7], "c a"], where=where, late=True, **{"k": 20, **options})
+        hits = searcher.search([TEXTS[7], "c a"], late=True, **{"k": 20, **options})
         for best, question in zip(hits, [TEXTS[7], "c a"], strict=True):
             expected = by_loop(searcher, question, rows)[: options.get("k", 20)]
             assert [hit.id for hit in best] == [row for row, _ in expected]
@@ -196,10 +197,19 @@ def test_late_hits_are_those_of_a_loop(tmp_path, monkeypatch, tables, outputs, o
     assert bool(groups) == isinstance(options.get("candidates"), int)
 
 
+@pytest.mark.ray
+def test_late_interaction_on_ray_returns_the_same_hits(ray_session, tables):
+    for outputs, options in ((MULTI, {"where": "lang = 'l0'"}), (BOTH, {"candidates": 12})):
+        asked = {"questions": [TEXTS[7], "c a"], "k": 6, "late": True, **options}
+        expected = Searcher(tables[outputs], cache_size=None).search(**asked)
+        assert Searcher(tables[outputs], cache_size=None, address="local").search(**asked) == expected
+
+
 @pytest.mark.parametrize(
     ("outputs", "options", "why"),
     [
         (("embedding",), {"late": True}, "has one vector a row, and --late needs many"),
+        (BOTH, {"late": True, "questions": ["a", "x"]}, "the question 'x' cannot be encoded: a toy's reason"),
         (BOTH, {"candidates": 5}, "candidates are for late interaction; add --late"),
         (BOTH, {"late": True, "candidates": 5, "k": 6}, "5 candidates cannot give 6 hits"),
         (BOTH, {"late": True, "candidates": 0}, "candidates is 0; it must be"),
@@ -209,8 +219,8 @@ def test_late_hits_are_those_of_a_loop(tmp_path, monkeypatch, tables, outputs, o
     ],
 )
 def test_a_search_that_the_vectors_do_not_allow_is_refused(tables, outputs, options, why):
-    with pytest.raises(ConfigError, match=why):
-        Searcher(tables[outputs]).search(["c a"], **options)
+    with pytest.raises((ConfigError, DataError), match=why):
+        Searcher(tables[outputs]).search(**{"questions": ["c a"], **options})
 
 
 def test_files_are_merged_with_their_vectors(tmp_path):
@@ -245,6 +255,49 @@ def test_a_gate_compares_the_first_output(tmp_path, outputs):
     names = DeltaTable(job.table.uri).to_pyarrow_table().column_names
     assert {"embedding", "embedding_multi"} & set(names) == set(BOTH if outputs == MULTI else MULTI)
     assert Searcher(job.table.uri).search(["c a"], k=1, late=outputs == BOTH)[0]
+
+
+def overlap(old: list[dict[str, Any]], new: list[dict[str, Any]], score) -> float:
+    """Return the mean share of the 10 rows nearest to each that two versions have in common."""
+    nearest = []
+    for rows in (old, new):
+        scores = np.array([[score(row, other) for other in rows] for row in rows])
+        np.fill_diagonal(scores, -np.inf)
+        nearest.append(np.argsort(-scores, axis=1)[:, :10])
+    return float(np.mean([len({*a} & {*b}) / 10 for a, b in zip(*nearest, strict=True)]))
+
+
+def late_score(row: dict[str, Any], other: dict[str, Any]) -> float:
+    query, document = vectors_of([row["embedding_multi"], other["embedding_multi"]], dim=DIM)
+    return float((query.astype(np.float64) @ document.T).max(axis=1).sum())
+
+
+def test_a_gate_measures_by_late_interaction(tmp_path):
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(list("abcdefghijklmn"), 7)) for _ in range(30)]
+    write_corpus(tmp_path / "corpus", [rows_of(texts)])
+    pq.write_table(pa.table({"id": ["q"], "text": [texts[3]]}), tmp_path / "queries.parquet")
+    pq.write_table(pa.table({"query": ["q"], "doc": ["r3"]}), tmp_path / "judgements.parquet")
+    settings = {"generation__late": True, "generation__min_agreement": 0.0}
+    dense_only = job_of(tmp_path, ("embedding",), **settings)
+    backfill(dense_only)
+    files = {f"generation__{name}": str(tmp_path / f"{name}.parquet") for name in ("queries", "judgements")}
+    job = job_of(tmp_path, BOTH, **settings, **files)
+    with pytest.raises(ConfigError, match=r"version 1 of .* has one vector a row; leave it out"):
+        refresh(job)
+    refresh(job_of(tmp_path, BOTH))
+    before = list(stored(tmp_path / "table").values())
+    other = write_late(tmp_path / "other", *BOTH, seed=1)
+    outcome = refresh(job_of(tmp_path, BOTH, **settings, **files, encoder__model=str(other)))
+    after = {row["id"]: row for row in stored(tmp_path / "table").values()}
+    late, plain = (
+        overlap(before, [after[row["id"]] for row in before], score)
+        for score in (late_score, lambda row, other: np.dot(row["embedding"], other["embedding"]))
+    )
+    share = float(outcome.checks[0].removeprefix("agreement of 10 neighbours ").removesuffix(" on 30 documents"))
+    assert share == pytest.approx(late, abs=0.01)  # some scores are equal
+    assert share != pytest.approx(plain, abs=0.05)
+    assert outcome.checks[1].startswith("nDCG@10 1.0000 after 1.0000 on 1 queries")
 
 
 def test_the_estimated_size_counts_every_vector(tmp_path):

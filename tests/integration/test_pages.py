@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError
+from actors.images.workers import DecodePool
 from actors.source.formats.pages import Pages
 from actors.vectors import vectors_of
 from jobs.cli import app
@@ -147,26 +148,32 @@ def test_animations_and_colour_profiles_that_cannot_be_used_are_counted(tmp_path
 
 
 def test_a_pdf_that_gains_a_page_costs_that_page(tmp_path, seeing_model):
+    """Every other row keeps all its bytes: its vector, its many vectors, and the grid of its picture."""
     folder, table = write_folder(tmp_path / "in"), tmp_path / "table"
-    job = job_of(folder, table, seeing_model)
+    encoder = {"model": str(seeing_model), "task": TASK, "dtype": "float32", "outputs": ["dense", "multi"]}
+    job = job_of(folder, table, seeing_model, encoder=encoder)
     backfill(job)
     before = stored(table)
+    for name, row in before.items():
+        assert row["embedding_multi_n"] == row["tokens"] == len(vectors_of([row["embedding_multi"]], dim=8)[0])
+        is_text = name.startswith(("words", "notes"))
+        assert (row["grid_h"], row["grid_w"]) == (
+            (None, None) if is_text else (3, 4) if "pdf" not in name else (30, 20)
+        )
     write_pdf(folder / "report.pdf", [1, 2, 3, 6])
     outcome = refresh(job)
     assert (outcome.rows, outcome.encoded) == (8, 1)
     after = stored(table)
-    assert {name: after[name]["embedding"] for name in before} == {
-        name: row["embedding"] for name, row in before.items()
-    }
+    assert {name: after[name] for name in before} == before
     changed = diff(str(table), 1, 2)
     assert (changed.added, changed.removed, changed.changed) == (1, 0, 0)
     compact(str(table))
-    assert stored(table).keys() == after.keys()
+    assert stored(table) == after
     (folder / "report.pdf").unlink()
     assert refresh(job).rows == 4
 
 
-def test_a_refresh_decodes_only_files_that_changed(tmp_path, seeing_model, monkeypatch):
+def test_a_refresh_decodes_only_files_that_changed_and_each_once(tmp_path, seeing_model, monkeypatch):
     folder, table = write_folder(tmp_path / "in"), tmp_path / "table"
     job = job_of(folder, table, seeing_model)
     backfill(job)
@@ -179,7 +186,11 @@ def test_a_refresh_decodes_only_files_that_changed(tmp_path, seeing_model, monke
         return plain(self, piece, wanted)
 
     monkeypatch.setattr(Pages, "read", recorded)
+    decoded = []
+    do = DecodePool._do
+    monkeypatch.setattr(DecodePool, "_do", lambda pool, task, key=None: decoded.append(task) or do(pool, task, key))
     outcome = refresh(job)
+    assert len(decoded) == 1
     assert set(read) == {"photo.png"}
     assert (len(stored(table)), outcome.encoded) == (7, 1)
 

@@ -26,7 +26,7 @@ FORBIDDEN = {
 
 # A folder of `pipeline/` may use those to its left. Some do not exist yet; docs/architecture.md says what they are for.
 ORDER = (
-    *("job", "ledger", "table", "reuse", "plan", "execute", "scan", "index", "search", "quality", "run"),
+    *("job", "ledger", "table", "reuse", "plan", "execute", "scan", "index", "search", "quality", "report", "run"),
     *("curate", "evaluate", "mine", "train", "sync", "cluster"),
 )
 

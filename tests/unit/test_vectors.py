@@ -87,17 +87,6 @@ def test_dense_vectors_of_any_length_are_reused_if_they_are_not_normalized():
     column = pa.chunked_array([pa.array(rows, DENSE.type)])
     assert ENCODING.reusable(column).tolist() == [True, True, True, False, False, False, False]
     assert DENSE.reusable(column).tolist() == [False, False, True, False, False, False, False]
-    queries = pa.array([[1.0, 1.0, 1.0]], DENSE.type)
-    np.testing.assert_allclose(ENCODING.scores(queries, column.chunk(0).slice(0, 3)), [[7.0, 1.0, 1.4]], rtol=1e-6)
-
-
-def test_the_score_of_several_vectors_is_the_sum_of_the_largest_cosines():
-    rows, queries = ragged([2, 0, 3, 1], 1), ragged([3, 1], 2)
-    scores = MULTI.scores(queries, rows)
-    for query, vectors in enumerate(queries.to_pylist()):
-        for row, others in enumerate(rows.to_pylist()):
-            expected = sum(max(np.dot(a, b) for b in others) for a in vectors) if others else NAN
-            np.testing.assert_allclose(scores[query, row], expected, atol=1e-6)
 
 
 def test_the_unit_row_of_several_vectors_is_their_normalized_mean():
@@ -161,7 +150,6 @@ def test_values_of_another_form_are_not_reused_and_never_nan(form, value):
     assert np.diff(offsets)[[0, 2]].tolist() == [2, 2]
     assert offsets[-1] == len(vectors)
     assert np.isfinite(vectors).all()
-    assert np.isnan(form.scores(ragged([1]), column)).sum() <= 1
 
 
 def test_blobs_become_arrays_from_each_library():

@@ -21,11 +21,12 @@ from actors.images.decode import Picture
 from actors.images.errors import UnfitPicture
 from actors.images.pdf import Box, drawn_size
 from actors.images.pixels import blank_pixels
-from actors.images.workers import PageJob, PdfFile, decode_pool
+from actors.images.workers import PageJob, decode_pool
 from actors.looks import HEAD_BYTES, UNKNOWN, foreign, kind_of, unsupported
 from actors.schema import NOTES, PAGE, PICTURE, POSITION, Piece, QuarantinedRow, Shard
 from actors.source.formats.base import LARGEST_VALUE_BYTES, Wanted, reading
 from actors.source.formats.documents import Documents
+from actors.source.pdf_files import pdf_file
 from actors.source.pictures import Pictures, decoded, notes_of
 
 ENDINGS = (".pdf", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".mpo")
@@ -69,16 +70,11 @@ class Pages:
             return
         with reading(shard, "a picture or PDF"):
             head = _head(shard)
-            kind = kind_of(head)
+            kind = _kind(shard, head)
             if kind is None and not shard.path.lower().endswith(ENDINGS):
                 yield from _read_text(piece, wanted, head)
             else:
                 yield _row(shard, 0, wanted, _only_picture(shard, kind, how), {})
-
-
-def pdf_file(path: str) -> PdfFile:
-    """Return a PDF at a path or URL, for the processes that decode. One of a store is read whole."""
-    return PdfFile(str(storage.local_path(path)) if storage.is_local(path) else storage.read(path))
 
 
 def _read_text(piece: Piece, wanted: Wanted, head: bytes) -> Iterator[pa.Table | QuarantinedRow]:
@@ -104,7 +100,7 @@ def _read_pages(piece: Piece, wanted: Wanted, how: Pictures) -> Iterator[pa.Tabl
             for page in pages:
                 yield _row(shard, page, wanted, _blank_page(page, boxes[page - 1], how), {PAGE: page})
             return
-        pdf = pdf_file(shard.path)
+        pdf = pdf_file(shard)
         jobs = (PageJob(pdf, page, how.settings, text=how.page_text) for page in pages)
         for page, result in zip(pages, decode_pool().run(jobs), strict=True):
             if isinstance(result, UnfitPicture):
@@ -154,12 +150,18 @@ def _head(shard: Shard) -> bytes:
     return storage.read(shard.path, 0, HEAD_BYTES) if shard.size_bytes else b""
 
 
+def _kind(shard: Shard, head: bytes) -> str | None:
+    """Return "pdf", "picture" or None. A file that is not named as a PDF is one if it begins as one: texts may mention it."""
+    kind, may_mention = kind_of(head), not shard.path.lower().endswith(ENDINGS)
+    return None if kind == "pdf" and may_mention and not head.lstrip().startswith(b"%PDF-") else kind
+
+
 @lru_cache(maxsize=1 << 16)
 def _pages(shard: Shard) -> int:
     """Return the number of pages of a PDF; 0 for any other file, and for a PDF that cannot be opened."""
     with reading(shard, "a PDF"):
         try:
-            return len(_boxes(shard)) if kind_of(_head(shard)) == "pdf" else 0
+            return len(_boxes(shard)) if _kind(shard, _head(shard)) == "pdf" else 0
         except UnfitPicture:
             return 0
 
@@ -171,4 +173,4 @@ def _boxes(shard: Shard) -> tuple[Box | None, ...]:
     Raises:
         UnfitPicture: It cannot be opened.
     """
-    return tuple(decode_pool().boxes(pdf_file(shard.path)))
+    return tuple(decode_pool().boxes(pdf_file(shard)))

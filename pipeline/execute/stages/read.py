@@ -148,6 +148,7 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
         "truncated": prepared.truncated,
         **result.notes,
     }
+    batch.figures.measure_lengths(cost)
     batch.seconds = {"read": read_s - started, "tokenize": time.perf_counter() - read_s}
 
 

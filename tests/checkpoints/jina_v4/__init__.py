@@ -42,7 +42,7 @@ def write_jina_v4(
     keys: str = "old",
     merged: str | None = None,
     nested: bool = True,
-    vision: bool = True,
+    vision: dict[str, Any] | None = VISION,
     max_pixels: int = 602_112,
     hidden: int = 32,
     layers: int = 2,
@@ -54,6 +54,7 @@ def write_jina_v4(
     rank: int = 4,
     alpha: int = 8,
     dims: tuple[int, ...] = (8, 16, 32, 64),
+    projector_dim: int = 8,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
@@ -64,13 +65,14 @@ def write_jina_v4(
         keys: "old" or "new" tensor names.
         merged: The adapter to merge; None writes the main repository.
         nested: Put the sizes into `text_config`; if False, at the top level as in old files.
-        vision: Include a vision tower.
+        vision: Sizes of the vision tower; None leaves it out.
         max_pixels: Upper bound of pictures, as in the published main repository.
         hidden, layers, heads, groups, inner: Sizes; `groups` is the number of key and value heads.
         positions: `max_position_embeddings`.
         theta: Base of the rotary frequencies.
         rank, alpha: Rank and alpha of the adapters; the published ones have 32 and 32.
         dims: `matryoshka_dims`.
+        projector_dim: Width of the vectors of late interaction.
         seed: Seed of all random numbers.
         dtype: Type of the tensors in the files.
     """
@@ -108,7 +110,8 @@ def write_jina_v4(
             tensors[f"{language}.layers.{i}.{norm}.weight"] = random.gain(hidden).to(dtype)
     tensors[f"{language}.norm.weight"] = random.gain(hidden).to(dtype)
     if vision:
-        tensors |= {f"{tower}.{name}": tensor for name, tensor in vision_tensors(random, hidden).items()}
+        made = vision_tensors(random, hidden, vision, dtype)
+        tensors |= {f"{tower}.{name}": tensor for name, tensor in made.items()}
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "preprocessor_config.json", {**PREPROCESSOR, "max_pixels": max_pixels})
     text: dict[str, Any] = {
@@ -131,12 +134,11 @@ def write_jina_v4(
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
         "tie_word_embeddings": True,
-        "vision_config": {**VISION, "out_hidden_size": hidden},
+        "vision_config": {**(vision or VISION), "out_hidden_size": hidden},
         **({"text_config": {**text, **ids, "model_type": "qwen2_5_vl_text"}} if nested else text),
         **ids,
     }
     if merged is None:
-        projector_dim = 8
         config |= {
             "architectures": ["JinaEmbeddingsV4Model"],
             "matryoshka_dims": list(dims),

@@ -8,7 +8,6 @@ import torch
 
 from tests.checkpoints.files import Random
 
-# The published tower has 32 blocks; blocks 7, 15, 23 and 31 attend to the whole picture.
 VISION: dict[str, Any] = {
     "depth": 3,
     "fullatt_block_indexes": [1],
@@ -24,6 +23,10 @@ VISION: dict[str, Any] = {
     "tokens_per_second": 2,
     "window_size": 112,
 }
+PUBLISHED_VISION = {
+    **VISION, "depth": 32, "fullatt_block_indexes": [7, 15, 23, 31],
+    "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+}  # fmt: skip
 PREPROCESSOR = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_processor_type": "Qwen2VLImageProcessor",
@@ -37,16 +40,17 @@ PREPROCESSOR = {
 }
 
 
-def vision_tensors(random: Random, hidden: int) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a vision tower."""
-    width, inner = VISION["hidden_size"], VISION["intermediate_size"]
-    tensors = {"patch_embed.proj.weight": random.matrix(width, 3, 2, 14, 14, scale=0.02)}
+def vision_tensors(random: Random, hidden: int, sizes: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a vision tower; `hidden` is the width of the language model."""
+    width, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    tensors = {"patch_embed.proj.weight": random.matrix(width, 3, 2, 14, 14, scale=0.02).to(dtype)}
 
     def linear(name: str, rows: int, columns: int) -> None:
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = random.matrix(rows, columns), random.bias(rows)
+        tensors[f"{name}.weight"] = random.matrix(rows, columns).to(dtype)
+        tensors[f"{name}.bias"] = random.bias(rows).to(dtype)
 
     norms = ["merger.ln_q"]
-    for i in range(VISION["depth"]):
+    for i in range(sizes["depth"]):
         linear(f"blocks.{i}.attn.qkv", 3 * width, width)
         linear(f"blocks.{i}.attn.proj", width, width)
         linear(f"blocks.{i}.mlp.gate_proj", inner, width)
@@ -56,5 +60,5 @@ def vision_tensors(random: Random, hidden: int) -> dict[str, torch.Tensor]:
     linear("merger.mlp.0", 4 * width, 4 * width)
     linear("merger.mlp.2", hidden, 4 * width)
     for norm in norms:
-        tensors[f"{norm}.weight"] = random.gain(width)
+        tensors[f"{norm}.weight"] = random.gain(width).to(dtype)
     return tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from benchmarks.__main__ import app, packaged_model
 from benchmarks.gpu import peers, probes
 from benchmarks.gpu.backfills import Backfill, run_backfills, write_model
 from benchmarks.gpu.measure import Budgets, Row, measure_shape
-from benchmarks.gpu.page import markdown
+from benchmarks.gpu.page import Result, markdown
 from benchmarks.gpu.peers import FLASH, attentions, folder_of
 from benchmarks.gpu.session import Session, parts_of
 from benchmarks.gpu.shapes import SHAPES, Shape
 from benchmarks.gpu.timing import mixes, random_ids
+from benchmarks.gpu.vision import PageRates
 from tests.checkpoints import write_bert
+from tests.checkpoints.jina_v4 import write_jina_v4
 
 CPU = torch.device("cpu")
 
@@ -42,8 +45,8 @@ def test_an_unknown_shape_is_refused():
     assert "'Jina v9' is none of" in done.output.replace("\n", " ")
 
 
-def page_of(rows: list[Row], backfills: tuple[Backfill, ...] = (), left_out: tuple[str, ...] = ()) -> str:
-    return markdown(rows, 1e12, backfills, left_out=left_out, command="c", date="d")
+def page_of(found: Sequence[Result], left_out: Sequence[str] = ()) -> str:
+    return markdown(found, 1e12, left_out=left_out, command="c", date="d")
 
 
 @pytest.mark.slow  # imports torch's profiler, and for some families sentence-transformers, which takes ten seconds
@@ -103,10 +106,7 @@ def test_a_session_writes_its_page_after_each_part_and_ends_in_time(tmp_path):
         session.started -= 60 * minutes
         return [Row(shape, name, np.array([8]), [100.0])]
 
-    def write(rows: Any, backfills: Any, left_out: Any) -> str:
-        return page_of(list(rows), tuple(backfills), tuple(left_out))
-
-    session = Session(page, write, lambda line: None, minutes=5)
+    session = Session(page, page_of, lambda line: None, minutes=5)
     session.run([(name, partial(measure, name, 3.0)) for name in ("first", "second", "third", "fourth")])
     assert [name for name, _ in seen] == ["first", "second"]
     assert "| tiny | first |" in seen[1][1]
@@ -116,6 +116,7 @@ def test_a_session_writes_its_page_after_each_part_and_ends_in_time(tmp_path):
 
 def test_backfills_come_after_the_most_important_shapes():
     settings: dict[str, Any] = {"tokens": 100, "repeats": 1, "texts": list, "model": Path("m"), "device": CPU}
+    settings |= {"v4": None, "pages": 2}
     names = [name for name, _ in parts_of(SHAPES, rows=8, **settings)]
     assert names[:4] == ["all-MiniLM-L6-v2", "BERT large", "backfill, BERT large", "backfill, all-MiniLM-L6-v2"]
     assert [name for name, _ in parts_of(SHAPES, rows=0, **settings)] == [shape.name for shape in SHAPES]
@@ -129,7 +130,7 @@ def test_a_backfill_is_compared_with_the_encoder_alone(tmp_path):
     assert found.seconds > 0
     assert found.rate > 0
     assert found.idle == 1 - found.busy * found.rate / found.alone
-    page = page_of([], (Backfill("tiny", 2, 2.0, 50.0, 100.0, 0.8),))
+    page = page_of([Backfill("tiny", 2, 2.0, 50.0, 100.0, 0.8)])
     assert "| tiny | 2 | 2.0 | 50 | 100 | 80% | 60.0% |" in page
 
 
@@ -179,7 +180,7 @@ def test_shapes_are_the_published_ones():
     assert tasks == {
         **dict.fromkeys(("bert", "v2", "v3")),
         "v4": "passage",
-        **dict.fromkeys(("v3 adapters", "v4 adapters"), "retrieval.passage"),
+        **dict.fromkeys(("v3 adapters", "v4 adapters", "v4 pages"), "retrieval.passage"),
     }
 
 
@@ -206,3 +207,17 @@ def test_a_function_that_does_not_compile_or_differs_is_a_line_of_the_page():
     page = probes.page(found, date="d")
     assert "| ValueError: no such kernel |" in page
     assert "| 0.50000 |" in page
+
+
+def test_pages_are_measured_part_by_part(tmp_path):
+    v4 = write_jina_v4(tmp_path / "v4", max_pixels=20_000)
+    shape = Shape("pages", "v4 pages", 2, 32, 4, 64, groups=2)
+    ((_, measure),) = parts_of(
+        [shape],
+        tokens=1, repeats=1, rows=0, texts=list, model=v4, v4=v4, pages=4, device=CPU, address="inline",
+    )  # fmt: skip
+    (found,) = measure()
+    assert isinstance(found, PageRates)
+    assert found.tokens > 11  # those of the prompt
+    assert min(found.render, found.tower, found.language, found.backfill.alone) > found.backfill.rate > 0
+    assert f"| v4 | {found.tokens} | {found.render:,.1f} |" in page_of([found])

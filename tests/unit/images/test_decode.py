@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from actors.images import decode
 from actors.images.decode import Picture, decode_picture, picture_size
 from actors.images.errors import UnfitPicture
+from actors.images.jpeg import ended
 from actors.images.pixels import unpack_pixels
 from actors.images.settings import PictureSettings
 from actors.looks import kind_of, look_of
@@ -189,6 +191,24 @@ def test_colours_of_another_profile_become_srgb(kind):
     assert "colour profile" in broken.notes[0]
 
 
+@pytest.mark.parametrize("mark", [1, 6])
+def test_a_jpeg_that_needs_too_much_memory_is_decoded_at_a_smaller_size(monkeypatch, mark):
+    exif = Image.Exif()
+    exif[0x0112] = mark
+    image = cornered().resize((671, 447), Image.Resampling.BICUBIC)
+    small = PictureSettings(3136, 10_000)
+    data = saved(image, "JPEG", exif=exif, quality=95)
+    full = decoded(data, small)
+    monkeypatch.setattr(decode, "LIMIT_BYTES", 671 * 447 * 3)
+    assert picture_size(data) == ((447, 671) if mark == 1 else (671, 447))
+    half = decoded(data, small)
+    assert half.shape == full.shape
+    assert 0 < abs(half.astype(int) - full).max() < 24
+    assert "671 x 447 pixels of this JPEG take" in str(refused(data))  # half is not twice as large as the result
+    assert refused(saved(image, "PNG")).reason == "too_many_pixels"
+    assert decoded(saved(image.convert("L"), "PNG")).shape == (448, 672, 3)
+
+
 def test_a_picture_in_srgb_is_left_as_it_is():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8))
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -214,6 +234,19 @@ def test_what_follows_a_picture_does_not_matter_but_what_is_cut_does(kind):
     assert np.array_equal(decoded(data + b"junk" * 100), decoded(data))
     for part in (2, 3):
         assert refused(data[: len(data) // part]).reason == "bad_picture"
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 1}])
+def test_a_jpeg_may_lack_its_end_mark_and_no_pixel(options):
+    noise = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
+    noise[:, 42:] = 99
+    data = saved(Image.fromarray(noise), "JPEG", **options)
+    whole = decoded(data)
+    for cut in (data[:-1], data[:-2]):
+        assert np.array_equal(decoded(cut), whole)
+    ends = [*range(data.index(b"\xff\xda"), len(data) - 20, 13), *range(len(data) - 20, len(data) - 3)]
+    assert [end for end in ends if ended(data[:end]) is not None] == []
+    assert ended(data[:-200] + bytes(200)) is None
 
 
 @pytest.mark.parametrize(
@@ -251,4 +284,5 @@ def test_a_gif_named_otherwise_is_told_by_its_bytes(tmp_path):
     assert look_of(path.read_bytes()) == "a GIF picture"
     assert kind_of(b"BM is how this text begins") is None
     assert kind_of(b"junk\n%PDF-1.4\n") == "pdf"
+    assert kind_of(b"PK\3\4 a file in an archive: %PDF-1.4\n") is None
     assert kind_of(b"text that names %PDF without a version") is None

@@ -100,6 +100,7 @@ def test_an_owners_password_does_not_matter_but_a_users_does():
     assert refused(locked) == "encrypted"
     with pytest.raises(UnfitPicture, match="password"):
         page_boxes(locked)
+    assert refused(pdf_of([])) == "bad_pdf"  # PDFium's last error is still that of the password
 
 
 def test_junk_around_a_pdf_does_not_matter():

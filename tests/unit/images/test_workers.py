@@ -62,7 +62,7 @@ def picture(colour: bytes) -> bytes:
 def test_results_are_those_of_this_process_and_in_order(tmp_path):
     pdf = pdf_of([RED_CORNER] * 6, count=3, page=b"/MediaBox [0 0 %d00 200]")
     (tmp_path / "a.pdf").write_bytes(pdf)
-    files = [PdfFile(pdf), PdfFile(str(tmp_path / "a.pdf"))]
+    files = [PdfFile(str(tmp_path / "a.pdf")) for _ in range(2)]
     colours = [picture(bytes([level, 0, 0])) for level in range(10)]
     with DecodePool(2) as pool:
         assert [len(pool.boxes(file)) for file in files] == [6, 6]
@@ -76,8 +76,9 @@ def test_results_are_those_of_this_process_and_in_order(tmp_path):
             ("bad_page", "page 7 is damaged or missing")
         ] * 2
         assert pictures == [decode_picture(data, SETTINGS) for data in colours]
-        locked = PdfFile(pdf_of([b""], trailer=encryption(b"user", b"owner")))
-        for _ in range(4):  # its content is sent only once
+        (tmp_path / "locked.pdf").write_bytes(pdf_of([b""], trailer=encryption(b"user", b"owner")))
+        locked = PdfFile(str(tmp_path / "locked.pdf"))
+        for _ in range(4):
             with pytest.raises(UnfitPicture, match="password"):
                 pool.boxes(locked)
         with pytest.raises(UnfitPicture, match="FileNotFoundError"):
@@ -137,6 +138,34 @@ def test_missing_libraries_are_named_with_the_way_to_install_them(monkeypatch):
         DecodePool(1)
 
 
+def test_results_are_kept_for_one_more_use_up_to_a_limit(monkeypatch, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(pdf_of([RED_CORNER]))
+
+    def jobs() -> list[DecodeJob | PageJob]:
+        pdf = PdfFile(str(tmp_path / "a.pdf"), "content of a.pdf")
+        pictures = [DecodeJob(picture(bytes([level, 0, 0])), SETTINGS) for level in range(3)]
+        return [
+            PageJob(pdf, 1, SETTINGS),
+            DecodeJob(b"text", SETTINGS),
+            *pictures,
+            PageJob(pdf, 1, SETTINGS, text=True),
+        ]
+
+    size_bytes = len(decode_picture(picture(b"\0\0\0"), SETTINGS).pixels)
+    monkeypatch.setattr(workers, "KEPT_BYTES", 4 * size_bytes)
+    decoded = []
+    plain = DecodePool._do
+    monkeypatch.setattr(DecodePool, "_do", lambda pool, job, key: decoded.append(job) or plain(pool, job, key))
+    with DecodePool(1) as pool:
+        with pool.keeping():
+            first = list(pool.run(jobs()))
+        assert len(decoded) == 6
+        for fresh in (2, 6):
+            decoded.clear()
+            assert [str(result) for result in pool.run(jobs())] == [str(result) for result in first]
+            assert len(decoded) == fresh
+
+
 def test_a_process_has_one_pool_that_threads_share():
     with ThreadPoolExecutor(2) as threads:
         job = DecodeJob(picture(b"\x00\x00\xff"), SETTINGS)
@@ -150,6 +179,36 @@ def test_a_process_has_one_pool_that_threads_share():
     assert os.waitpid(child, 0)[1] == 0
     pools[0].close()
     workers.forget_pool()
+
+
+def test_the_end_of_a_process_does_not_wait_for_a_page_that_hangs():
+    script = f"""
+from actors.images.workers import *
+from actors.images import workers
+from actors.threads import unawaited_threads
+workers._PROGRAM = ("-c", {FRAIL!r})
+limit_children(1)
+settings = PictureSettings(3136, 10_000)
+results = decode_pool().run([DecodeJob(b"number", settings), DecodeJob(b"hang", settings)])
+next(results)
+with unawaited_threads(1) as threads:
+    threads.submit(next, results)
+    raise KeyboardInterrupt
+"""
+    root = str(Path(workers.__file__).parents[2])
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, cwd=root, text=True) as process:
+        assert ends(os.pidfd_open(process.pid))
+        assert process.stderr is not None
+        assert process.stderr.read().endswith("KeyboardInterrupt\n")
+
+
+def ends(process: int) -> bool:
+    """Whether a process, given as a descriptor, ends within a quarter of the time that a page may take."""
+    ended = select.poll()
+    ended.register(process, select.POLLIN)
+    found = ended.poll(30_000)
+    os.close(process)
+    return bool(found)
 
 
 def test_children_end_with_a_parent_that_is_killed():
@@ -169,7 +228,4 @@ next(results)
         assert parent.stdout is not None
         child = os.pidfd_open(int(parent.stdout.readline()))
         parent.kill()
-    ended = select.poll()
-    ended.register(child, select.POLLIN)
-    assert ended.poll(30_000)
-    os.close(child)
+    assert ends(child)

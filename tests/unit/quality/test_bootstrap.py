@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from pipeline.quality.bootstrap import mean_difference, mean_interval, score_difference, score_interval
+from pipeline.quality.metrics import spearman
 
 RANDOM = np.random.default_rng(3)
 VALUES = RANDOM.normal(0.6, 0.2, 400)
@@ -37,13 +39,21 @@ def test_p_is_that_of_a_z_test():
     assert found.p == pytest.approx(0.134, abs=0.015)
 
 
-def test_a_score_that_is_no_mean_is_drawn_by_items():
-    medians = score_interval(lambda draws: np.median(VALUES[draws], axis=1), len(VALUES))
-    assert medians.low < np.median(VALUES) == medians.value < medians.high
-    gap = score_difference(
-        lambda draws: np.median(VALUES[draws] + 0.1, axis=1),
-        lambda draws: np.median(VALUES[draws], axis=1),
-        len(VALUES),
-    )
-    assert (gap.low, gap.value, gap.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert gap.p < 0.001
+def test_spearman_is_that_of_scipy_for_each_draw():
+    first, second = RANDOM.integers(0, 9, 60) / 9, RANDOM.normal(0, 1, 60)  # the first has many equal values
+    score, draws = spearman(first, second), RANDOM.integers(60, size=(3, 60))
+    counts = np.stack([np.bincount(draw, minlength=60) for draw in draws])
+    expected = [spearmanr(first[draw], second[draw]).statistic for draw in draws]
+    assert score(counts) == pytest.approx(expected)
+    assert spearman(np.ones(60), second)(counts).tolist() == [0, 0, 0]
+
+
+def test_a_correlation_has_an_interval_and_a_paired_difference():
+    human = RANDOM.normal(0, 1, 300)
+    good, bad = human + RANDOM.normal(0, 0.5, 300), human + RANDOM.normal(0, 1, 300)
+    found = score_interval(spearman(good, human), 300)
+    assert found.value == pytest.approx(spearmanr(good, human).statistic)
+    assert found.low < found.value < found.high
+    gap = score_difference(spearman(good, human), spearman(bad, human), 300)
+    assert 0 < gap.low < gap.value < gap.high
+    assert gap.p < 0.01

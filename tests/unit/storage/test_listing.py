@@ -71,9 +71,12 @@ def test_in_a_source_of_text_only_a_dot_hides(tmp_path):
         (("a.jsonl", "_notes.md"), "auto", ["a.jsonl"]),
         (("a.html", "_b.html"), "text", ["_b.html", "a.html"]),
         (("a.html", "_b.html"), "jsonl", ["a.html"]),
+        (("_DSC01.JPG", "_b.txt", "a.pdf"), "auto", ["_DSC01.JPG", "_b.txt", "a.pdf"]),
+        (("_DSC01.JPG", "a.parquet"), "auto", ["a.parquet"]),
+        (("_b.heic", "a.heic"), "pages", ["_b.heic", "a.heic"]),
     ],
 )
-def test_a_source_is_text_by_its_format_or_by_all_its_endings(tmp_path, names, source_format, read):
+def test_a_source_is_of_documents_by_its_format_or_by_all_its_endings(tmp_path, names, source_format, read):
     make(tmp_path, *names)
     found = corpus(tmp_path, source_format)
     assert [shard.path.rsplit("/", 1)[1] for shard in found.shards] == read

@@ -82,7 +82,7 @@ def test_other_settings_are_refused(folder, settings, message):
 
 @pytest.mark.parametrize("settings", [{"max_pixels": 10_000}, {"exif": "ignore"}, {"alpha": "drop"}])
 def test_a_model_for_texts_refuses_settings_and_pictures(tmp_path, settings):
-    blind = write_jina_v4(tmp_path / "blind", vision=False)
+    blind = write_jina_v4(tmp_path / "blind", vision=None)
     for path, task in ((write_bert(tmp_path / "bert"), None), (blind, "retrieval.passage")):
         with pytest.raises(
             ConfigError, match=rf"encoder\.{next(iter(settings))} is for pictures, and .* takes texts only"

@@ -1,13 +1,18 @@
-"""Files of a source of pages that are neither PDF nor picture: which are texts, and what is said of the others."""
+"""Files of a source of pages: what is said of those that are none, and how often a PDF of a store is fetched."""
 
 from __future__ import annotations
+
+import gc
 
 import pyarrow as pa
 import pytest
 
+from actors import storage
 from actors.images.settings import PictureSettings
+from actors.source import pdf_files
 from actors.source.formats import FORMATS, Wanted
 from actors.source.pictures import Pictures
+from tests.toys.pdfs import RED_CORNER, pdf_of
 
 WANTED = Wanted({"text": pa.string()}, ("text",), pictures=Pictures(PictureSettings(3136, 10_000)))
 XML = b'<?xml version="1.0"?>\n<!-- <svg> is made by hand -->\n'
@@ -22,6 +27,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
         ("a", b"\xef\xbb\xbf<svg>", "bad_picture an SVG drawing"),
         ("a.xml", SVG, ""),
         ("a.md", b"<svg></svg> as Markdown", ""),
+        ("a.md", b"a PDF begins with %PDF-1.7", ""),
         ("a.kml", XML + b"<kml/>", "bad_picture an XML document"),
         ("a.html", b"<html>a page", ""),
         ("report", b"<!doctype html><p>404", "bad_picture an HTML page"),
@@ -44,3 +50,26 @@ def test_a_file_that_is_no_text_is_named_and_has_a_fix(put, read_pieces, name, d
     reason, _, words = told.partition(" ")
     assert [row.reason for row in bad] == [reason] * (not good)
     assert words in "".join(row.error for row in bad)
+
+
+def test_a_pdf_of_a_store_is_fetched_once_for_all_its_units(put_in_memory, read_pieces, monkeypatch):
+    """The files on disk are removed when others need the space."""
+    fetched = []
+    plain = storage.read
+
+    def read(url, start=None, stop=None):
+        fetched.append(url)
+        return plain(url, start, stop)
+
+    monkeypatch.setattr(storage, "read", read)
+    monkeypatch.setattr(pdf_files, "LIMIT_BYTES", 1)
+    for name in ("a.pdf", "b.pdf"):
+        shard = put_in_memory(name, pdf_of([RED_CORNER] * 6))
+        pieces = FORMATS["pages"].pieces(shard, 2)
+        assert len(pieces) == 3
+        for piece in pieces:
+            assert len(read_pieces("pages", [piece], WANTED)[0]) == 2
+        assert len(fetched) == 2  # the first bytes, by which it is recognized, and the file
+        fetched.clear()
+        gc.collect()
+        assert len(list(pdf_files._fetched_pdfs()._folder.path.iterdir())) == 1

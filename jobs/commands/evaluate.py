@@ -1,0 +1,291 @@
+"""`vectide evaluate`: tells how good a table or a model is."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+
+import typer
+
+from actors.errors import ConfigError, DataError, ModelError
+from jobs import evaluated as printing
+from jobs import output
+from jobs.options import AsJson, load_job
+from pipeline.scan import DEFAULT_CACHE_SIZE
+
+if TYPE_CHECKING:
+    from actors.encoders.spec import ModelSpec
+    from pipeline.evaluate.result import Evaluated
+    from pipeline.evaluate.texts import Subject
+    from pipeline.search.search import Searcher
+
+
+_SOURCES = "--queries with --judgements, --beir, --sts, --negation, --alignment or --tasks"
+
+
+def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
+    table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="URI of the table.")] = None,
+    queries: Annotated[str | None, typer.Option(metavar="URI", help="A Parquet file of queries: `id`, `text`.")] = None,
+    judgements: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="A Parquet file of judgements: `query`, `doc`, `relevance` if graded."),
+    ] = None,
+    beir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A folder of BEIR: `queries.jsonl`, `qrels/test.tsv`.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The judgements of --beir to use: `qrels/SPLIT.tsv`.")] = "test",
+    sts: Annotated[
+        str | None, typer.Option(metavar="URI", help="A Parquet file: `sentence1`, `sentence2`, `score`.")
+    ] = None,
+    negation: Annotated[
+        str | None, typer.Option(metavar="URI", help="A Parquet file: `anchor`, `entailment`, `negative`.")
+    ] = None,
+    alignment: Annotated[str | None, typer.Option(metavar="URI", help="A Parquet file: `text`, `image`.")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A task or a benchmark of mteb, as in 'MTEB(eng, v2)'; more by more --tasks."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print texts, tokens, time and price of --tasks, and run nothing.")
+    ] = False,
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Download the data of --tasks into the cache of Hugging Face, no more.")
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1, help="Rate for --dry-run; default: measured on this machine.")
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of the encoders, for --dry-run.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME_OR_DIR",
+            help="A model to evaluate, twice to compare two; with a TABLE: the new place of its model, if it has moved.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job of --model, as in encoder.dim=256."),
+    ] = None,
+    version: Annotated[int | None, typer.Option(min=0, help="Version of the table; default: the current one.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="TABLE[@VERSION]", help="Compare with this table or version.")
+    ] = None,
+    dims: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Compare vectors cut to so many dimensions, as in 384,128.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE,TYPE", help="Compare float32, float16, bfloat16, int8 and binary vectors."),
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Scan on this Ray cluster; queries are encoded here.")] = None,
+    cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_CACHE_SIZE,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="A folder for the result and its values; with --tasks for embeddings too."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Measure how good a table or a model is, with 95 % intervals: retrieval, similarity, negation, alignment, tasks of mteb."""
+    if (queries is None) != (judgements is None):
+        raise ConfigError("--queries and --judgements go together: the file of queries and the file of judgements")
+    files = {"queries": queries, "beir": beir, "sts": sts, "negation": negation, "alignment": alignment}
+    given = [name for name, value in {**files, "tasks": tasks}.items() if value is not None]
+    if len(given) != 1:
+        raise ConfigError(f"give one of {_SOURCES}, not {len(given)}")
+    if tasks is None and (dry_run or prefetch):
+        raise ConfigError("--dry-run and --prefetch are for --tasks; name some")
+    if tasks is not None:
+        if dims is not None or precision is not None or against is not None:
+            raise ConfigError(
+                "--tasks takes no --dims, --precision and --against; give --set encoder.dim=N, or a second --model"
+            )
+        if prefetch:
+            _prefetch(tasks)
+        elif dry_run:
+            rates = {"tokens_per_s": tokens_per_second, "price_per_hour": price_per_hour}
+            _dry_run(tasks, (model or [None])[0], settings, rates, json=json)
+        else:
+            searcher = _tables(table, version, None, model, address=address, cache_size=cache_size)
+            _judge(tasks, searcher, None if table else model, settings, out, json=json)
+        return
+    tables = _tables(table, version, against, model, address=address, cache_size=cache_size)
+    ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision)}
+    if given[0] in ("queries", "beir"):
+        from pipeline.evaluate.beir import read_beir
+        from pipeline.evaluate.table import evaluate_tables
+        from pipeline.quality.judged import read_judged
+
+        if not tables:
+            raise ConfigError(f"--{given[0]} needs the TABLE to search; `vectide backfill` makes one of the documents")
+        options = ("--queries", "--judgements")
+        judged = read_beir(beir, split) if beir else read_judged(str(queries), str(judgements), options=options)
+        evaluated = evaluate_tables(tables, judged, **ladder)
+    else:
+        evaluated = _texts(given[0], str(files[given[0]]), tables, _models(table, model, settings), ladder)
+    _finish(evaluated, out, json=json)
+    for searcher in tables:
+        if searcher.cache_problem is not None:
+            print(f"note: {searcher.cache_problem}", file=sys.stderr)
+
+
+def _prefetch(names: list[str]) -> None:
+    tasks = _chosen(names)
+    from pipeline.evaluate.tasks import prefetch
+
+    failed = prefetch(tasks)
+    for name, reason in failed.items():
+        print(f"{name}: {reason}", file=sys.stderr)
+    if failed:
+        raise DataError(
+            f"{len(failed)} tasks could not be downloaded; run the same command again to try only what is missing"
+        )
+    print(f"the data of {len(tasks):,} tasks is in the cache of Hugging Face; copy it to the machine that runs them")
+
+
+def _dry_run(
+    names: list[str], model: str | None, settings: list[str] | None, rates: dict[str, float | None], *, json: bool
+) -> None:
+    tasks = _chosen(names)
+    from pipeline.evaluate.tasks import costs, rate
+
+    spec, problem = _described(model, settings)
+    basis = "given"
+    if rates["tokens_per_s"] is None and spec is not None:
+        rates["tokens_per_s"], basis = rate(spec, tasks)
+    found = costs(tasks, None if spec is None else spec.max_tokens, **rates)
+    if json:
+        output.as_json(found)
+        return
+    tokens = rates["tokens_per_s"]
+    sentence = f"{tokens:,.0f} tokens/s ({basis})" if tokens else "no rate: give --model or --tokens-per-second"
+    if problem is not None:
+        sentence = f"{problem}: texts are not cut. {sentence}"
+    printing.print_costs(found, sentence)
+
+
+def _described(model: str | None, settings: list[str] | None) -> tuple[ModelSpec | None, str | None]:
+    """Return the model, or why there is none: a dry run needs none if its rate is given."""
+    from pipeline.run.context import describe_model
+
+    if model is None:
+        return None, "no model"
+    try:
+        return describe_model(load_job(None, settings, source="unused", table="unused", model=model)), None
+    except ModelError:
+        return None, f"the model {model!r} is not on this machine"
+
+
+def _judge(
+    names: list[str],
+    tables: list[Searcher],
+    models: list[str] | None,
+    settings: list[str] | None,
+    out: str | None,
+    *,
+    json: bool,
+) -> None:
+    from jobs.progress import reporter
+
+    if not tables and not models:
+        raise ConfigError("--tasks needs a model by --model, or a TABLE for tasks of retrieval")
+    if models is not None and len(models) > 2:
+        raise ConfigError(f"--model is given {len(models)} times; compare two at a time, the results are kept")
+    if out is None:
+        raise ConfigError("--tasks needs --out, a folder for results and embeddings; the same command resumes there")
+    tasks = _chosen(names)
+    from pipeline.evaluate.judge import judge
+    from pipeline.evaluate.tasks import need_data
+
+    need_data(tasks)
+    with reporter() as progress:
+        result = judge(
+            tasks, out, progress, models=models or (), settings=settings or (), table=tables[0] if tables else None
+        )
+    if json:
+        output.as_json(result)
+    else:
+        printing.print_judgement(result)
+
+
+def _chosen(names: list[str]) -> list[Any]:
+    """Return the tasks of these names."""
+    if find_spec("mteb") is None:
+        raise ConfigError("--tasks needs the package mteb; install it with: pip install 'vectide[evaluate]'")
+    from pipeline.evaluate.tasks import choose
+
+    return choose([name for name in names if name.strip()])
+
+
+class _Ladder(TypedDict):
+    dims: list[int] | None
+    precisions: list[str] | None
+
+
+def _texts(ability: str, file: str, tables: list[Searcher], models: list[Subject], ladder: _Ladder) -> Evaluated:
+    from pipeline.evaluate.texts import Subject, evaluate_texts
+
+    subjects = [Subject(f"{each.url}, version {each.version}", each.encoder) for each in tables] + models
+    if not subjects:
+        raise ConfigError(f"--{ability} needs a TABLE, whose model is evaluated, or a model by --model")
+    return evaluate_texts(ability, file, subjects, **ladder)
+
+
+def _tables(
+    table: str | None,
+    version: int | None,
+    against: str | None,
+    model: list[str] | None,
+    **scan: str | None,
+) -> list[Searcher]:
+    """Return the tables to search; the one to compare with is first."""
+    from pipeline.search.search import Searcher
+
+    if table is None:
+        if against is not None or version is not None:
+            raise ConfigError("--against and --version are about a TABLE; name it")
+        return []
+    if model is not None and (len(model) > 1 or against is not None):
+        raise ConfigError("--model is the new place of the model of one TABLE; leave it out for two")
+    place = None if model is None else model[0]
+    places = [(table, version)]
+    if against is not None:
+        name, at, number = against.rpartition("@")
+        places.insert(0, (name or table, int(number)) if at and number.isdigit() else (against, None))
+    return [Searcher(name, version=which, model=place, **scan) for name, which in places]
+
+
+def _models(table: str | None, names: list[str] | None, settings: list[str] | None) -> list[Subject]:
+    """Return the models to evaluate, loaded; none with a table."""
+    from actors.encoders import load_encoder
+    from pipeline.evaluate.texts import Subject
+
+    if table is not None:
+        if settings:
+            raise ConfigError("--set is for a model by --model; a TABLE has its settings")
+        return []
+    jobs = [load_job(None, settings, source="unused", table="unused", model=name) for name in names or ()]
+    return [Subject(job.encoder.model, load_encoder(job.encoder.settings())) for job in jobs]
+
+
+def _finish(evaluated: Evaluated, out: str | None, *, json: bool) -> None:
+    result = evaluated.result()
+    if out is not None:
+        evaluated.write(out, result)
+    if json:
+        output.as_json(result)
+    else:
+        printing.print_evaluation(result)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    words = _words(text)
+    if words is not None and not all(word.isdigit() for word in words):
+        raise ConfigError(f"--dims {text!r} must be whole numbers with commas between them, as in 384,128")
+    return None if words is None else [int(word) for word in words]

@@ -1,0 +1,74 @@
+"""Reads a folder in the layout of BEIR: `queries.jsonl`, `qrels/<split>.tsv` and `corpus.jsonl`.
+
+Called by `vectide evaluate --beir`. Of the corpus only a backfill reads the texts; a table has its documents already, under
+the ids of `_id`.
+"""
+
+from __future__ import annotations
+
+import io
+
+import orjson
+import pyarrow as pa
+import pyarrow.csv
+
+from actors import storage
+from actors.errors import DataError
+from pipeline.quality.judged import Judged, judged, need_measures
+from pipeline.search.questions import read_file
+
+_OPTION = "--beir"
+
+
+def read_beir(folder: str, split: str) -> Judged:
+    """Read the queries and the judgements of a split.
+
+    Raises:
+        ConfigError: a file does not exist, or the extra `quality` is not installed.
+        DataError: a file has another layout, or see `pipeline.quality.judged.judged`.
+    """
+    need_measures(_OPTION)
+    queries = storage.join(folder, "queries.jsonl")
+    qrels = storage.join(folder, "qrels", f"{split}.tsv")
+    texts = pa.table(_columns(queries, read_file(queries, _OPTION, "a file of JSON lines"), ("_id", "text")))
+    grades = _judgements(qrels, read_file(qrels, _OPTION, "a TSV file"))
+    return judged(
+        texts.rename_columns(["id", "text"]), grades, names=(f"{_OPTION}: {queries!r}", f"{_OPTION}: {qrels!r}")
+    )
+
+
+def _columns(url: str, data: bytes, names: tuple[str, ...]) -> dict[str, list[str]]:
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if not line.strip():
+            continue
+        try:
+            row = orjson.loads(line)
+            for name, values in columns.items():
+                values.append(str(row[name]))
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{_OPTION}: line {number} of {url!r} is not a JSON object with {' and '.join(names)}: {error}"
+            ) from None
+    if not columns[names[0]]:
+        raise DataError(f"{_OPTION}: {url!r} is empty; each line must be an object with {' and '.join(names)}")
+    return columns
+
+
+def _judgements(url: str, data: bytes) -> pa.Table:
+    try:
+        table = pa.csv.read_csv(
+            pa.BufferReader(data),
+            parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=["query-id", "corpus-id", "score"],
+                column_types={"query-id": pa.string(), "corpus-id": pa.string(), "score": pa.int64()},
+            ),
+        )
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise DataError(
+            f"{_OPTION}: {url!r} is not a TSV file with the header query-id, corpus-id, score: {error}"
+        ) from None
+    if not table.num_rows:
+        raise DataError(f"{_OPTION}: {url!r} has no judgement; write at least one")
+    return table.rename_columns(["query", "doc", "relevance"])

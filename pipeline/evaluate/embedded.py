@@ -1,0 +1,179 @@
+"""Texts of an evaluation, embedded by backfills into tables of their own.
+
+A backfill is distributed, resumes by unit, and never encodes a text twice, so an evaluation has these properties too. The
+tables lie in `<folder>/embeddings/<model>-<fingerprint>/<name>/`, beside the Parquet files that they were made from. Another
+model or setting has another fingerprint, and so tables of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from actors import storage
+from actors.encoders import load_encoder
+from actors.encoders.spec import ModelSpec
+from actors.errors import ConfigError
+from actors.schema import ID
+from actors.source.blank import blank_rows
+from actors.unit.table_files import read_stored
+from actors.vectors import Floats
+from pipeline.execute.progress import Reporter
+from pipeline.job import fingerprint
+from pipeline.job.config import Job
+from pipeline.job.load import load_job
+from pipeline.run.backfill import backfill
+from pipeline.run.context import describe_model
+from pipeline.run.refresh import refresh
+from pipeline.search.search import Searcher
+from pipeline.table import delta_table
+
+_TEXT = "text"
+_UNSET = "unused"
+_PLACES = {"model", "revision"}
+
+
+class EmbeddedTexts:
+    """Tables of texts that a model encoded.
+
+    Args:
+        model: Hub id or local directory.
+        settings: `key=value` of the job, as in `encoder.dim=256`.
+        folder: URL of the folder for the tables.
+        reporter: Receives the progress of the backfills.
+
+    Attributes:
+        spec: The model with its own task.
+        changed: The settings that change vectors and are not the defaults, by key.
+        encoded: Number of texts that were encoded for this object.
+        blank: Number of documents without a text, which no table has.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        ModelError: the model cannot be found.
+    """
+
+    def __init__(self, model: str, settings: Sequence[str], folder: str, reporter: Reporter) -> None:
+        self._model, self._settings, self._folder, self._reporter = model, tuple(settings), folder, reporter
+        job = self._job(_UNSET, _UNSET, None)
+        self.spec: ModelSpec = describe_model(job)
+        sections = {"encoder": job.encoder, "chunking": job.chunking}
+        self.changed: dict[str, Any] = {
+            f"{name}.{key}": value
+            for name, section in sections.items()
+            for key, value in section.model_dump(mode="json", exclude_defaults=True, exclude=_PLACES).items()
+        }
+        self.encoded = self.blank = 0
+        self._known: dict[str, dict[str, Floats]] = {}  # vectors by the hash of their text, by table
+
+    def vectors(self, texts: Sequence[str], task: str | None, name: str) -> Floats:
+        """Return the vectors of texts, float32 [texts, dim]; a text that the table has is not encoded again.
+
+        Args:
+            texts: Any texts, also blank ones.
+            task: Task of the model.
+            name: Name of the table.
+
+        Raises:
+            ConfigError: the model has several vectors of a text.
+            VectideError: as for a backfill.
+        """
+        if self.spec.outputs[0].kind != "dense":
+            raise ConfigError(f"{self._model!r} makes several vectors of a text, which only retrieval can compare")
+        hashes = [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
+        place, wanted = self._place(task, name), dict(zip(hashes, texts, strict=True))
+        known = self._known.setdefault(place, {})
+        for row in blank_rows(pa.array(wanted.values(), pa.string())):  # a backfill would quarantine them
+            digest = list(wanted)[row]
+            if digest not in known:
+                known[digest] = load_encoder(self.spec.with_task(task)).encode([wanted[digest]])[0]
+        known.update(self._stored(place, wanted.keys() - known.keys()))
+        if missing := [digest for digest in wanted if digest not in known]:
+            there = self._written(place)
+            if new := [digest for digest in missing if digest not in there]:
+                part = blake2b("".join(new).encode(), digest_size=8).hexdigest()
+                self._write(place, part, pa.table([new, [wanted[digest] for digest in new]], [ID, _TEXT]))
+            self._embed(place, task)
+            known.update(self._stored(place, missing))
+        return np.stack([known[digest] for digest in hashes])
+
+    def documents(self, parts: Iterable[tuple[Sequence[str], Sequence[str]]], task: str | None, name: str) -> Searcher:
+        """Return a search over documents, which are embedded unless they are already.
+
+        Args:
+            parts: Ids and texts. The same parts have the same texts each time.
+            task: Task of the model.
+            name: Name of the table.
+
+        Raises:
+            VectideError: as for a backfill.
+        """
+        place = self._place(task, name)
+        for number, (ids, texts) in enumerate(parts):
+            rows = pa.table([pa.array(ids, pa.string()), pa.array(texts, pa.string())], [ID, _TEXT])
+            blank = blank_rows(rows[_TEXT].combine_chunks())
+            self.blank += len(blank)
+            kept = np.setdiff1d(np.arange(rows.num_rows), blank)
+            self._write(place, f"{number:06}", rows.take(pa.array(kept)))
+        return Searcher(self._embed(place, task), cache_size=None)
+
+    def _job(self, source: str, table: str, task: str | None) -> Job:
+        keys: dict[str, Any] = {"source.uri": source, "source.id": ID, "source.text": [_TEXT], "table.uri": table}
+        keys |= {"encoder.model": self._model, "run.max_quarantined": 0, "table.precision": "float32"}
+        return load_job(None, settings=self._settings, defaults=keys | ({} if task is None else {"encoder.task": task}))
+
+    def _place(self, task: str | None, name: str) -> str:
+        """Return the URL of the folder of a table and its texts."""
+        job = self._job(_UNSET, _UNSET, task)
+        model = describe_model(job)
+        made_of = fingerprint.lineage(model, fingerprint.chunking_of(model, job), job)
+        folder = f"{safe(model.model)}-{fingerprint.fingerprint(made_of)[:12]}"
+        return storage.join(self._folder, "embeddings", folder, safe(name))
+
+    def _write(self, place: str, part: str, rows: pa.Table) -> None:
+        """Write a file of texts unless it is there: a file that changes would be embedded anew."""
+        url = storage.join(place, "texts", f"{part}.parquet")
+        if not storage.exists(url):
+            sink = pa.BufferOutputStream()
+            pq.write_table(rows, sink, compression="zstd")
+            storage.put(url, bytes(sink.getvalue()))
+
+    def _written(self, place: str) -> set[str]:
+        """Return the ids in the files of texts: a run that was stopped may not have embedded them yet."""
+        files = [shard.path for shard in storage.walk(storage.join(place, "texts"))]
+        parts = [pq.read_table(pa.BufferReader(storage.read(file)), columns=[ID]) for file in files]
+        return {row_id for part in parts for row_id in part[ID].to_pylist()}
+
+    def _embed(self, place: str, task: str | None) -> str:
+        """Embed the files of texts that the table does not have, and return its URL."""
+        table = storage.join(place, "table")
+        job = self._job(storage.join(place, "texts", "*.parquet"), table, task)
+        run = backfill if delta_table.open_table(table) is None else refresh
+        self.encoded += run(job, self._reporter).encoded
+        return table
+
+    def _stored(self, place: str, wanted: Iterable[str]) -> dict[str, Floats]:
+        """Return vectors of a table by id."""
+        url, ids = storage.join(place, "table"), pa.array(wanted, pa.string())
+        table = delta_table.open_table(url) if len(ids) else None
+        column, found = self.spec.outputs[0], {}
+        for path in [] if table is None else delta_table.file_sizes(table):
+            rows = read_stored(url, path, [ID], [column])
+            rows = rows.filter(pc.is_in(rows[ID], value_set=ids))
+            for batch in rows.to_batches():
+                found.update(
+                    zip(batch.column(ID).to_pylist(), column.unit_rows(batch.column(column.name)), strict=True)
+                )
+        return found
+
+
+def safe(name: str) -> str:
+    """Return a name for a file, of the end of a path or of the name of a task."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-60:].strip("_.")

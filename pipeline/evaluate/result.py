@@ -1,0 +1,150 @@
+"""Result of an evaluation: scores with intervals, and differences to the first row.
+
+Each row is a model, a version or a form of its vectors. Every row has a value for each item (a query, a pair, a triplet),
+so two rows are compared on the same items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors import storage
+from pipeline.quality.bootstrap import (
+    Difference,
+    Interval,
+    Score,
+    Values,
+    mean_difference,
+    mean_interval,
+    score_difference,
+    score_interval,
+)
+from pipeline.quality.metrics import spearman
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Scores of a model, a version or a form of vectors.
+
+    Attributes:
+        task: Task of the model with which it was measured, if there are several rows for that.
+        bytes_per_vector: Size of a vector; None if the vectors are as the table or the model gives them.
+        scores: By measure.
+        differences: To the first row with the same task, by measure; empty for that row.
+    """
+
+    label: str
+    task: str | None
+    bytes_per_vector: float | None
+    scores: dict[str, Interval]
+    differences: dict[str, Difference]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Result of an evaluation.
+
+    Attributes:
+        ability: "retrieval", "sts", "negation" or "alignment".
+        of: What was evaluated.
+        items: Number of queries, pairs or triplets.
+        main: The measure to look at first.
+        notes: Sentences about what does not count, or not as one may think.
+    """
+
+    ability: str
+    of: str
+    items: int
+    main: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Values of one row.
+
+    Attributes:
+        values: A value for each item, by measure.
+        truth: Values that a measure is correlated with; None: its score is the mean of the values.
+    """
+
+    label: str
+    values: Mapping[str, Values]
+    task: str | None = None
+    bytes_per_vector: float | None = None
+    truth: Values | None = None
+
+    @cached_property
+    def correlations(self) -> dict[str, Score]:
+        """Functions that compute the correlations with the truth, by measure."""
+        return {} if self.truth is None else {name: spearman(each, self.truth) for name, each in self.values.items()}
+
+    def row(self, first: Measured | None) -> Row:
+        """Return the scores, and the differences to the first row if this is another one."""
+        scores, differences = {}, {}
+        for name, each in self.values.items():
+            correlation = self.correlations.get(name)
+            scores[name] = mean_interval(each) if correlation is None else score_interval(correlation, len(each))
+            if first is None:
+                continue
+            differences[name] = (
+                mean_difference(each, first.values[name])
+                if correlation is None
+                else score_difference(correlation, first.correlations[name], len(each))
+            )
+        return Row(self.label, self.task, self.bytes_per_vector, scores, differences)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An evaluation with the value of each item.
+
+    Attributes:
+        items: Names of the items.
+    """
+
+    ability: str
+    of: str
+    main: str
+    items: Sequence[str]
+    measured: Sequence[Measured]
+    notes: tuple[str, ...] = field(default=())
+
+    def result(self) -> Evaluation:
+        """Return the scores of all rows."""
+        firsts: dict[str | None, Measured] = {}
+        rows = []
+        for each in self.measured:
+            first = firsts.setdefault(each.task, each)
+            rows.append(each.row(None if first is each else first))
+        return Evaluation(self.ability, self.of, len(self.items), self.main, tuple(rows), self.notes)
+
+    def write(self, folder: str, result: Evaluation) -> None:
+        """Write the result as `evaluation.json` and the value of each item as `values.parquet`.
+
+        Args:
+            folder: URL of a folder; made if it is missing.
+            result: What `result` returned.
+        """
+        text = json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False)
+        storage.put(storage.join(storage.absolute(folder), "evaluation.json"), text.encode())
+        parts = [
+            pa.table({"row": [each.label] * len(self.items), "task": [each.task] * len(self.items)})
+            .append_column("item", pa.array(self.items, pa.string()))
+            .cast(pa.schema([("row", pa.string()), ("task", pa.string()), ("item", pa.string())]))
+            for each in self.measured
+        ]
+        for number, each in enumerate(self.measured):
+            for name, values in each.values.items():
+                parts[number] = parts[number].append_column(name, pa.array(values, pa.float64()))
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.concat_tables(parts), sink, compression="zstd")
+        storage.put(storage.join(storage.absolute(folder), "values.parquet"), bytes(sink.getvalue()))

@@ -1,0 +1,69 @@
+"""Reads the report of a run. Called by `jobs report`.
+
+A run that has ended with a version has its final report in the ledger. Of every other run, also of one whose process was
+killed or that an older release made, the figures are measured from the ledger now.
+"""
+
+from __future__ import annotations
+
+from actors import storage
+from actors.errors import ConfigError, DataError
+from pipeline.ledger.ledger import Ledger
+from pipeline.report.measure import FORMAT, Report, measure
+from pipeline.report.recorder import NAME, read_stored
+from pipeline.report.repeat import command_of
+from pipeline.table import delta_table
+from pipeline.table.quarantine import run_to_show
+
+_FINAL = ("published", "finished")
+
+
+def load_report(table: str, run: str | None = None) -> Report:
+    """Return the report of a run.
+
+    Args:
+        table: URI of the table.
+        run: Name of the run; that of the current version by default, or the only one if nothing is published.
+
+    Raises:
+        ConfigError: there is no such table or run.
+        DataError: the stored report cannot be read.
+    """
+    url = storage.absolute(table)
+    opened = delta_table.open_table(url)
+    ledger = Ledger(url, run_to_show(url, opened, run))
+    try:
+        stored = read_stored(ledger) or {}
+    except ValueError:
+        raise DataError(
+            f"{storage.join(ledger.url, NAME)!r} is no JSON: another program changed it. Remove it: the report is then "
+            f"measured from the ledger again"
+        ) from None
+    if stored.get("format", FORMAT) != FORMAT:
+        raise ConfigError(
+            f"the report of run {ledger.run!r} has format {stored['format']!r}, and this release reads {FORMAT}: use the "
+            f"release of vectide that wrote it"
+        )
+    if stored.get("state") in _FINAL:
+        return stored
+    description = ledger.description()
+    if description is None and not stored:
+        raise ConfigError(f"{url!r} has no run {ledger.run!r}; `vectide status` lists its runs")
+    known: Report = {
+        "format": FORMAT,
+        "vectide": None,
+        "table": url,
+        "run": ledger.run,
+        "operation": "unknown",
+        "command": "" if description is None else command_of(description.operation, description.job),
+        "version": None,
+        "state": "unfinished",
+        "checks": [],
+        "left_out": [],
+        "dialects": [],
+        "calls": [],
+    }
+    report = {**known, **stored, **measure(ledger, stored.get("calls", []))}
+    if delta_table.is_published(opened, ledger.run):
+        report |= {"state": "published", "version": delta_table.published_version(opened, ledger.run)}
+    return report

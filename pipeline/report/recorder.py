@@ -1,0 +1,202 @@
+"""Writes `report.json` into the ledger of a run: when its units start, and when the call ends, however it ends.
+
+    with recorded(ledger, reporter, "backfill", command) as record:
+        ...                                  # `record` is the reporter of the run
+        return record.ended(outcome)
+
+Used by everything that runs units. A run may take several calls: after a crash the same command continues it. Each call
+adds itself to the list of calls; all other figures are measured from the ledger again (`measure`). A report that cannot be
+written is announced and never fails a run. The trade-off: of two drivers of one run that end in the same moment, one may
+remove the other's call from the list.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from actors import storage
+from actors.errors import VectideError
+from actors.unit.receipt import Receipt
+from pipeline.execute.progress import Outcome, Reporter, Started
+from pipeline.ledger.ledger import Ledger
+from pipeline.report.measure import FORMAT, Call, Report, measure, time_text
+
+NAME = "report.json"
+_MOST_FAILED_UNITS = 20
+
+
+def read_stored(ledger: Ledger) -> Report | None:
+    """Return the report that is stored in a ledger; None if there is none."""
+    try:
+        document: Report = json.loads(storage.read(storage.join(ledger.url, NAME)))
+    except FileNotFoundError:
+        return None
+    return document
+
+
+@contextmanager
+def recorded(ledger: Ledger, reporter: Reporter, operation: str, command: str) -> Iterator[Recorder]:
+    """Record one call of a run, and write its report at the end.
+
+    Args:
+        ledger: The run.
+        reporter: Receives what the recorder receives.
+        operation: backfill, refresh, generation, compact, or the name of another command.
+        command: Command line that repeats the run.
+    """
+    recorder = Recorder(ledger, reporter, operation, command)
+    try:
+        yield recorder
+    except BaseException as error:
+        recorder.stopped(error)
+        raise
+    recorder.write()
+
+
+class Recorder:
+    """A reporter that remembers one call for the report and passes everything on."""
+
+    def __init__(self, ledger: Ledger, reporter: Reporter, operation: str, command: str) -> None:
+        self._ledger = ledger
+        self._reporter = reporter
+        self._step: tuple[str, float] | None = None
+        self._call: Call = {
+            "id": secrets.token_hex(6),
+            "host": socket.gethostname(),
+            "started": time_text(time.time()),
+            "units_started": None,
+            "units_ended": None,
+            "ended": None,
+            "end": "running",
+            "error": None,
+            "units_before": None,
+            "replicas": None,
+            "device": None,
+            "crashes": None,
+            "failed_units": [],
+            "steps": [],
+        }
+        self._report: Report = {
+            "format": FORMAT,
+            "vectide": _release(),
+            "table": ledger.table_url,
+            "run": ledger.run,
+            "operation": operation,
+            "command": command,
+            "version": None,
+            "state": "running",
+            "checks": [],
+            "left_out": [],
+            "dialects": [],
+        }
+
+    # A reporter ---------------------------------------------------------------------------------------------------------
+
+    def step(self, text: str) -> None:
+        """See `Reporter`."""
+        self._next_step(text)
+        self._reporter.step(text)
+
+    def started(self, started: Started) -> None:
+        """See `Reporter`. Writes the report, so that a call whose process is killed is in it."""
+        self._next_step("running the units")
+        self._call |= {
+            "units_started": time_text(time.time()),
+            "units_before": started.units_done,
+            "replicas": started.replicas,
+            "device": started.device,
+        }
+        self._report |= {
+            "left_out": [left_out.sentence() for left_out in started.left_out],
+            "dialects": list(started.dialects),
+        }
+        self._store(self._merged({}))
+        self._reporter.started(started)
+
+    def finished_unit(self, receipt: Receipt) -> None:
+        """See `Reporter`."""
+        self._reporter.finished_unit(receipt)
+
+    def busy(self, encoders: int) -> None:
+        """See `Reporter`."""
+        self._reporter.busy(encoders)
+
+    def failed_unit(self, unit: int, error: VectideError) -> None:
+        """See `Reporter`."""
+        if len(self._call["failed_units"]) < _MOST_FAILED_UNITS:
+            self._call["failed_units"].append({"unit": unit, "error": str(error)})
+        self._reporter.failed_unit(unit, error)
+
+    def _next_step(self, name: str | None) -> None:
+        now_s = time.time()
+        if self._step is not None:
+            self._call["steps"].append({"name": self._step[0], "seconds": round(now_s - self._step[1], 3)})
+        if self._call["units_started"] is not None and self._call["units_ended"] is None:
+            self._call["units_ended"] = time_text(now_s)
+        self._step = None if name is None else (name, now_s)
+
+    # The end --------------------------------------------------------------------------------------------------------------
+
+    def add(self, **parts: Any) -> None:
+        """Add parts to the report, each the data of a section under its name."""
+        self._report |= parts
+
+    def ended(self, outcome: Outcome) -> Outcome:
+        """Take over how the call ended, and return the outcome."""
+        self._call |= {"end": "staged" if outcome.staged else "published", "crashes": outcome.deaths}
+        self._report |= {"version": None if outcome.staged else outcome.version, "checks": list(outcome.checks)}
+        return outcome
+
+    def stopped(self, error: BaseException) -> None:
+        """Write the report of a call that an error or a signal ended."""
+        if isinstance(error, Exception):
+            text = str(error) if isinstance(error, VectideError) else f"{type(error).__name__}: {error}".rstrip(": ")
+            self._call |= {"end": "failed", "error": text}
+        else:
+            self._call["end"] = "interrupted"
+            self._reporter.step("stopping: writing the report of the run")
+        self.write()
+
+    def write(self) -> None:
+        """Measure the run and write its report. A failure is announced only: the run itself is what counts."""
+        self._next_step(None)
+        if self._call["end"] == "running":
+            self._call["end"] = "finished"
+        self._call["ended"] = time_text(time.time())
+        self._report["state"] = self._call["end"]
+        try:
+            self._store(self._merged(measure(self._ledger, self._calls())))
+        except Exception as error:  # noqa: BLE001  (the run has its result, or an error of its own)
+            self._reporter.step(f"the report of the run could not be made: {error}")
+
+    def _calls(self) -> list[Call]:
+        """Return the calls that are stored, and this one."""
+        stored = None
+        with suppress(VectideError, ValueError):  # the place of a report, or a report, that cannot be read
+            stored = read_stored(self._ledger)
+        others = [call for call in (stored or {}).get("calls", ()) if call["id"] != self._call["id"]]
+        return sorted([*others, self._call], key=lambda call: str(call["started"]))
+
+    def _merged(self, measured: Report) -> Report:
+        return {**self._report, **measured, "calls": self._calls()}
+
+    def _store(self, report: Report) -> None:
+        try:
+            storage.put(storage.join(self._ledger.url, NAME), json.dumps(report, indent=1).encode())
+        except VectideError as error:
+            self._reporter.step(f"the report of the run could not be written: {error}")
+
+
+def _release() -> str | None:
+    """Return the version of the installed package; None if it is not installed."""
+    try:
+        return version("vectide")
+    except PackageNotFoundError:
+        return None
