@@ -85,7 +85,7 @@ class EmbeddedTexts:
             ConfigError: the model has several vectors of a text.
             VectideError: as for a backfill.
         """
-        if self.spec.outputs[0].kind != "dense":
+        if not self.spec.outputs[0].single:
             raise ConfigError(f"{self._model!r} makes several vectors of a text, which only retrieval can compare")
         hashes = [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
         place, wanted = self._place(task, name), dict(zip(hashes, texts, strict=True))

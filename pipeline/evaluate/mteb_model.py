@@ -160,7 +160,7 @@ class ModelJudged(AbsEncoder):
     def _queries(self, searcher: Searcher, texts: list[str], task_metadata: Any) -> pa.Array:
         """Return the vectors of queries, from a table of their own if each is one vector."""
         column = searcher.spec.outputs[0]
-        if column.kind != "dense":
+        if not column.single:
             return searcher.encode(texts)
         vectors = self._texts.vectors(texts, self._task(task_metadata, PromptType.query), f"{task_metadata.name}-texts")
         return dense(vectors).cast(column.type)

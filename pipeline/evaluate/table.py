@@ -100,10 +100,11 @@ def evaluate_tables(
 def _steps(searcher: Searcher, dims: Sequence[int] | None, precisions: Sequence[str] | None) -> tuple[Rung, ...]:
     column = searcher.spec.outputs[0]
     steps = rungs(column.dim, dims, precisions)
-    if steps and column.kind != "dense":
+    if steps and not column.single:
+        has = "several" if column.kind == "multi" else "an encoding of several"
         raise ConfigError(
             f"--dims and --precision are for one vector a row, and {searcher.url!r} is searched by its column "
-            f"{column.name!r}, which has several; leave them out"
+            f"{column.name!r}, which has {has}; leave them out"
         )
     return steps
 
