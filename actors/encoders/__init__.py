@@ -10,8 +10,9 @@ To add a model family, change these three places and no other:
      and returns a `FamilyFacts` (required tensors, tasks, prompts, limits), or None for another family's checkpoint.
    - `<family>.py`, which imports torch: `build(checkpoint, compute) -> Family`. A `Family` turns a `PackedBatch` into
      hidden states `[tokens, hidden]`; the tasks of the rows are in `batch.tasks`. The encoder does the pooling, slicing
-     and normalising, because late chunking needs the token states. A model whose input is not token ids, or whose
-     output is not one dense vector, is a `build.RowFamily` instead, and its facts name modality and outputs.
+     and normalising, because late chunking needs the token states. A model with many vectors a row is a
+     `build.LateFamily` too, and its facts name their width. A model whose input is not token ids is a `build.RowFamily`
+     instead, and its facts name modality and outputs.
 2. `families/detect.py`: one line in `FAMILIES` that names both.
 3. `tests/checkpoints/`: a function that writes a tiny random checkpoint in the exact published layout.
 """

@@ -25,6 +25,15 @@ from actors.storage.errors import redact
 _DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _SKIP = ["onnx/*", "openvino/*", "coreml/*", "*.onnx_data"]
 _MAX_HEADER_BYTES = 100_000_000
+# Tokenizer files that only code of transformers can read.
+_OLD_TOKENIZERS = (
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -130,6 +139,25 @@ def read_json(path: Path) -> Any:
         return None
     except (ValueError, RecursionError, OSError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({redact(error)}). Fetch the checkpoint again.") from error
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises `ModelError` unless a checkpoint has a tokenizer.json."""
+    if (folder / "tokenizer.json").is_file():
+        return
+    there = [name for name in _OLD_TOKENIZERS if (folder / name).is_file()]
+    beside = f", only {', '.join(there)}" if there else ""
+    raise ModelError(
+        f"{folder} has no tokenizer.json{beside}. Save a fast tokenizer beside the model: "
+        "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+    )
+
+
+def token_ids(path: Path) -> dict[str, int]:
+    """Returns the ids of the tokens of a SentencePiece Unigram tokenizer, by the tokens."""
+    tokenizer = read_json(path)
+    ids = {token: number for number, (token, _) in enumerate(tokenizer["model"]["vocab"])}
+    return ids | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
 
 
 def tensor_index(folder: Path, files: Iterable[str]) -> dict[str, TensorInfo]:

@@ -18,6 +18,7 @@ import torch
 from actors.batching.budget import BudgetController
 from actors.encoders.build import Family, LateFamily, RowFamily, build_family, open_eyes
 from actors.encoders.chunked import ChunkVector, chunk_vectors, encode_documents
+from actors.encoders.clusters import pooled
 from actors.encoders.compute.device import Compute, find_compute, fitting
 from actors.encoders.compute.fused import fuses
 from actors.encoders.compute.malloc import tune_malloc
@@ -96,8 +97,8 @@ class Encoder:
 
     @property
     def dim(self) -> int:
-        """Width of the vectors."""
-        return self.spec.dim
+        """Width of the vectors of the first output."""
+        return self.spec.outputs[0].dim
 
     @property
     def stats(self) -> Stats:
@@ -197,7 +198,7 @@ class Encoder:
             prepared = prepare_texts(self.spec, cast("Sequence[str]", rows), tasks)
         if tasks is not None:
             prepared = prepared.append_column(TASK, pa.array(tasks, pa.string()))
-        return lists_of(self._output(prepared, "multi"))
+        return lists_of(pooled(self._output(prepared, "multi"), prepared, self.spec))
 
     def encode_queries(self, questions: Sequence[str]) -> pa.Array:
         """Encodes questions as the first output of the model, to compare with that column of a table.
@@ -275,6 +276,9 @@ class Encoder:
             raise ConfigError(
                 f"the encoder of {self.spec.model} was loaded for outputs multi: use encode_multi, or load it with dense in outputs."
             )
+        if self.spec.encodes_many:
+            rows = pa.table({INPUT_IDS: ids} if tasks is None else {INPUT_IDS: ids, TASK: pa.array(tasks, pa.string())})
+            return self.spec.outputs[0].matrix(self._output(rows, "dense"))
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
         micros = self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True, pictures=pictures)
         for rows, values in self._runner.on_host(micros, self._departures):

@@ -1,13 +1,15 @@
-"""Many vectors a row, for late interaction: computed in the pass of the dense vector, then sorted, checked and clustered.
+"""Many vectors a row, for late interaction: computed in the pass of the dense vector, then sorted and checked.
 
 A micro-batch leaves the device as one flat array: the dense vectors of its rows, if they are asked for, then the vectors of
-all its tokens. `LateRows` puts both into the order of the rows, drops the tokens that are not kept, and merges similar
-vectors of pictures.
+all its tokens. `LateRows` puts both into the order of the rows and drops the tokens that are not kept. The pipeline clusters
+the vectors of pictures later, where it does not keep a GPU waiting (`actors.encoders.clusters`). A model without a dense head
+has the encoding of the others as its dense vector (`actors.encoders.muvera`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from actors.encoders import muvera
 from actors.encoders.build import LateFamily
 from actors.encoders.finite import reasons_of
 from actors.encoders.packed import PackedBatch
-from actors.encoders.pooling import SHORTEST, finish, pool
+from actors.encoders.pooling import finish, pool
 from actors.encoders.spec import ModelSpec
-from actors.schema import GRID_H, GRID_W, INPUT_IDS, PREFIX
+from actors.schema import GRID_H, GRID_W, INPUT_IDS, PREFIX, TASK
 from actors.vectors import Encoded, dense
 
 Floats = npt.NDArray[np.float32]
@@ -37,7 +40,7 @@ class LateForward:
         """Returns the dense vectors of the rows and the vectors of all tokens, float32 [numbers], marked as by `finish`."""
         hidden, vectors = self._family.forward_multi(batch)
         parts = [finish(vectors, vectors.shape[1])]
-        if self._spec.makes("dense"):
+        if self._spec.makes("dense") and not self._spec.encodes_many:
             parts.insert(0, finish(pool(hidden, batch, self._spec.pooling), self._spec.dim))
         return torch.cat([part.reshape(-1) for part in parts])
 
@@ -57,14 +60,22 @@ class LateRows:
         if spec.multi_keep == "all":
             self._starts, self._counts = np.zeros_like(prefix), self._lengths
         else:
-            self._starts, self._counts, prefix = prefix, content, np.zeros_like(prefix)
+            self._starts, self._counts = prefix, content
         self._offsets = np.concatenate([[0], np.cumsum(self._counts)])
-        # Of each picture, the number of its row, and the place and the number of its own vectors among those that are kept.
-        pictures = np.flatnonzero(_has_picture(rows)) if spec.multi_pool else np.zeros(0, np.int64)
-        self._pictures = [(int(row), int(prefix[row]), int(content[row])) for row in pictures]
         *others, many = (column.dim for column in spec.outputs)
-        self._dense = np.empty((len(rows), others[0]), np.float32) if others else None
+        self._dense = np.empty((len(rows), others[0]), np.float32) if others and not spec.encodes_many else None
         self._many = np.empty((int(self._offsets[-1]), many), np.float32)
+        tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else [spec.task] * len(rows)
+        self._is_query = np.array([spec.markers is not None and task == spec.markers.query for task in tasks], bool)
+        self._kept = None if spec.markers is None else self._unskipped(rows, spec.markers.skipped)
+
+    def _unskipped(self, rows: pa.Table, skipped: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Returns which of the vectors are not those of tokens that are skipped in texts that are no queries."""
+        ids = rows.column(INPUT_IDS).combine_chunks().flatten().to_numpy()
+        unskipped = np.isin(ids, skipped, invert=True) | np.repeat(self._is_query, self._lengths)
+        firsts = np.cumsum(self._lengths) - self._lengths
+        kept: npt.NDArray[np.bool_] = unskipped[_ranges(firsts + self._starts, self._counts)]
+        return kept
 
     def fill(self, results: Iterable[tuple[Ints, Floats]]) -> None:
         """Puts results of `LateForward`, each with the numbers of its rows, into place."""
@@ -86,50 +97,20 @@ class LateRows:
         reasons = {} if self._dense is None else reasons_of(self._dense)
         for vector, reason in reasons_of(self._many).items():
             reasons.setdefault(int(np.searchsorted(self._offsets, vector, side="right")) - 1, reason)
-        vectors, offsets = self._clustered(reasons)
+        vectors, offsets = self._many, self._offsets
+        if self._kept is not None:
+            vectors, offsets = vectors[self._kept], np.concatenate([[0], np.cumsum(self._kept)])[offsets]
+        one = self._encodings(vectors, offsets, reasons) if self._spec.encodes_many else self._dense
         many = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), dense(vectors))
-        return Encoded((many,) if self._dense is None else (dense(self._dense), many), reasons)
+        return Encoded((many,) if one is None else (dense(one), many), reasons)
 
-    def _clustered(self, reasons: dict[int, str]) -> tuple[Floats, Ints]:
-        """Returns the many vectors with those of usable pictures clustered, and the first of each row."""
-        parts, counts, done = [], self._counts.copy(), 0
-        for row, start, count in self._pictures:
-            if row in reasons:
-                continue
-            first = self._offsets[row] + start
-            merged = cluster(self._many[first : first + count], self._spec.multi_pool or 1)
-            parts += [self._many[done:first], merged]
-            counts[row] -= count - len(merged)
-            done = first + count
-        if not parts:
-            return self._many, self._offsets
-        return np.concatenate([*parts, self._many[done:]]), np.concatenate([[0], np.cumsum(counts)])
-
-
-def cluster(vectors: Floats, factor: int) -> Floats:
-    """Returns the normalised means of Ward's clusters, in the order of their first members.
-
-    The distance is 1 - cosine, as in sentence-transformers, which makes the same clusters.
-
-    Args:
-        vectors: float32 [n, dim], of unit length.
-        factor: There are `n // factor` clusters, at least one, or fewer if vectors are equal.
-    """
-    from scipy.cluster.hierarchy import fcluster, linkage
-    from scipy.spatial.distance import squareform
-
-    if len(vectors) <= 1:
-        return vectors
-    distances = squareform(np.clip(1 - vectors @ vectors.T, 0, 2), checks=False)
-    labels = fcluster(linkage(distances, "ward"), max(1, len(vectors) // factor), "maxclust")
-    _, firsts, clusters = np.unique(labels, return_index=True, return_inverse=True)
-    sums = np.zeros((len(firsts), vectors.shape[1]), np.float32)
-    np.add.at(sums, clusters, vectors)
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    # The mean of opposite vectors has no direction.
-    means = np.where(lengths > SHORTEST, sums / np.maximum(lengths, SHORTEST), vectors[firsts])
-    ordered: Floats = means[np.argsort(firsts)]
-    return ordered
+    def _encodings(self, vectors: Floats, offsets: Ints, reasons: Mapping[int, str]) -> Floats:
+        """Returns the encoding of the vectors of each row, float32 [rows, muvera.DIM]; zeros for a row with a reason."""
+        encodings = np.zeros((len(offsets) - 1, muvera.DIM), np.float32)
+        for row, (start, stop) in enumerate(pairwise(offsets)):
+            if row not in reasons:
+                encodings[row] = muvera.encode(vectors[start:stop], query=bool(self._is_query[row]))
+        return encodings
 
 
 def lists_of(many: pa.Array) -> list[Floats]:
@@ -150,13 +131,6 @@ def _content(rows: pa.Table, lengths: Ints) -> tuple[Ints, Ints]:
             pc.multiply(rows.column(GRID_H), rows.column(GRID_W)), pa.chunked_array([content])
         ).to_numpy()
     return prefix, content
-
-
-def _has_picture(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    if GRID_H not in rows.column_names:
-        return np.zeros(len(rows), bool)
-    has: npt.NDArray[np.bool_] = rows.column(GRID_H).is_valid().to_numpy()
-    return has
 
 
 def _ranges(starts: Ints, counts: Ints) -> Ints:

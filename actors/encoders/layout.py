@@ -7,7 +7,7 @@ the workers. The loader runs it again, because a worker may read another copy.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,34 @@ Config = Mapping[str, Any]
 Tensors = Mapping[str, TensorInfo]
 _NAMED = 8
 _FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """Tokens by which a model of late interaction tells queries and texts apart.
+
+    Attributes:
+        of_task: The token after the first special token, by task.
+        query: The task of queries.
+        query_tokens: Each query has this many tokens: a longer one is cut, a shorter one is filled up with `filler`.
+        filler: A token that is put behind queries.
+        skipped: Tokens without a vector in texts that are no queries.
+    """
+
+    of_task: Mapping[str, int] = field(hash=False)
+    query: str
+    query_tokens: int
+    filler: int
+    skipped: tuple[int, ...]
+
+    def put(self, ids: list[int], task: str | None) -> tuple[list[int], bool]:
+        """Returns the tokens of a text, which begin and end with a special token, with those of its task, and if it was cut."""
+        if task not in self.of_task:
+            return ids, False
+        if task != self.query:
+            return [ids[0], self.of_task[task], *ids[1:]], False
+        marked = [ids[0], self.of_task[task], *ids[1:-1][: self.query_tokens - 3], ids[-1]]
+        return marked + [self.filler] * (self.query_tokens - len(marked)), len(ids) >= self.query_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +84,8 @@ class FamilyFacts:
         multi_needed: The tensors that only these vectors need, like `needed`.
         tower: Prefix of the tensors of the vision tower; empty if the model takes texts only.
         targets: Layers that a LoRA adapter may change, by their names in PEFT's files; empty if the family has none.
+        markers: Returns the marker tokens, of the ids of the tokenizer's tokens; None if the model has none.
+        encoded: The dense vector is an encoding of the vectors of late interaction (`muvera`), whose width is `dim`.
     """
 
     family: str
@@ -85,6 +115,8 @@ class FamilyFacts:
     multi_needed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tower: str = ""
     targets: Mapping[str, Target] = field(default_factory=dict)
+    markers: Callable[[Mapping[str, int]], Markers] | None = None
+    encoded: bool = False
 
     def making(self, outputs: Collection[VectorColumn]) -> FamilyFacts:
         """Returns the facts of a model that makes these outputs: it needs all layers, if it makes many vectors a row."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from actors.encoders import muvera
 from actors.encoders.layout import FamilyFacts
 from actors.encoders.settings import EncoderSettings
 from actors.errors import ConfigError
@@ -27,6 +28,11 @@ def choose_outputs(settings: EncoderSettings, facts: FamilyFacts) -> tuple[tuple
         raise ConfigError(f"encoder.outputs is {list(outputs)}; name dense or multi or both, each once.")
     if facts.outputs:
         return facts.outputs, _dim(settings, facts)
+    if facts.encoded and "multi" not in outputs:
+        raise ConfigError(
+            f"encoder.outputs is {list(outputs)}, and {settings.model} makes many vectors a row: its dense one is an encoding "
+            f"of them, which finds candidates only. Set encoder.outputs to [dense, multi] or [multi]."
+        )
     if "multi" not in outputs:
         _refuse_settings_of_many(settings)
         return (), _dim(settings, facts)
@@ -35,7 +41,11 @@ def choose_outputs(settings: EncoderSettings, facts: FamilyFacts) -> tuple[tuple
             f"encoder.outputs names multi, and {settings.model} has no projector for many vectors a row. Leave multi out, or "
             f"take jinaai/jina-embeddings-v4, which has one; its -vllm- repositories have none."
         )
-    _check_many(settings, facts)
+    _check_many(settings)
+    if facts.encoded:
+        dim = _dim(settings, facts)
+        encoding = (VectorColumn(EMBEDDING, "dense", muvera.DIM, normalized=False),) if "dense" in outputs else ()
+        return (*encoding, VectorColumn(EMBEDDING_MULTI, "multi", dim)), dim
     many = VectorColumn(EMBEDDING_MULTI, "multi", facts.multi_dim)
     if "dense" in outputs:
         dim = _dim(settings, facts)
@@ -58,29 +68,28 @@ def _refuse_settings_of_many(settings: EncoderSettings) -> None:
             )
 
 
-def _check_many(settings: EncoderSettings, facts: FamilyFacts) -> None:
+def _check_many(settings: EncoderSettings) -> None:
     if settings.multi_keep not in KEEPS:
         raise ConfigError(f"encoder.multi_keep {settings.multi_keep!r} is not known; use one of {', '.join(KEEPS)}.")
     if settings.multi_pool is None:
         return
     if settings.multi_pool not in POOLS:
         raise ConfigError(f"encoder.multi_pool {settings.multi_pool!r} is not known; use 2 or 3, or leave it out.")
-    if not facts.tower:
-        raise ConfigError(f"encoder.multi_pool is for pictures, and {settings.model} takes texts only. Leave it out.")
     if find_spec("scipy") is None:
         raise ConfigError("encoder.multi_pool needs the package scipy: pip install 'vectide[pool]'.")
 
 
 def _dim(settings: EncoderSettings, facts: FamilyFacts) -> int:
     dim, model = settings.dim, settings.model
-    if dim is None or dim == facts.hidden:
-        return facts.hidden
-    if not 0 < dim < facts.hidden:
-        raise ConfigError(f"dim {dim} is outside 1..{facts.hidden}, the width of {model}.")
+    full = facts.multi_dim if facts.encoded else facts.hidden
+    if dim is None or dim == full:
+        return full
+    if not 0 < dim < full:
+        raise ConfigError(f"dim {dim} is outside 1..{full}, the width of {model}.")
     if settings.allow_untrained_dim or (facts.dims is not None and dim in facts.dims):
         return dim
     if not facts.dims:
-        reason = f"{model} was not trained for shorter vectors, so cutting its {facts.hidden} loses accuracy blindly"
+        reason = f"{model} was not trained for shorter vectors, so cutting its {full} loses accuracy blindly"
     else:
         reason = f"{model} was trained for dims {', '.join(map(str, facts.dims))}"
     raise ConfigError(f"dim {dim}: {reason}. Leave dim out, or set allow_untrained_dim to take the loss.")

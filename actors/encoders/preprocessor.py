@@ -63,7 +63,11 @@ def chosen(settings: EncoderSettings) -> list[str]:
         if value not in known:
             raise ConfigError(f"encoder.{name} {value!r} is not known; use one of {', '.join(known)}.")
     unset = EncoderSettings(settings.model)
-    return [name for name in ("max_pixels", "exif", "alpha") if getattr(settings, name) != getattr(unset, name)]
+    return [
+        name
+        for name in ("max_pixels", "exif", "alpha", "multi_pool")
+        if getattr(settings, name) != getattr(unset, name)
+    ]
 
 
 def _bounds(folder: Path) -> tuple[int, int]:

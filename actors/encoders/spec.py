@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from actors.encoders import checkpoint
+from actors.encoders import checkpoint, muvera
 from actors.encoders.families.detect import detect
-from actors.encoders.layout import FamilyFacts, check_adapters, check_tensors
+from actors.encoders.layout import FamilyFacts, Markers, check_adapters, check_tensors
 from actors.encoders.lora.files import adapter_folder, read_adapter, sha256_adapter, takes_no_adapters
 from actors.encoders.outputs import choose_outputs
 from actors.encoders.preprocessor import chosen, picture_settings
@@ -33,15 +33,6 @@ _PRECISIONS = {
     "fp32": "float32",
     "int8": "int8",
 }
-# Tokenizer files that only code of transformers can read.
-_OLD_TOKENIZERS = (
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tokenizer.model",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +79,7 @@ class ModelSpec:
         modality: Key of `actors.inputs.MODALITIES`: the content that the model takes.
         own_outputs: Outputs that are something else than one dense vector.
         pictures: Settings of pictures; None if the model takes texts only.
+        markers: The tokens by which it tells queries and texts apart; None if it has none.
         multi_pool, multi_keep: As in `EncoderSettings`.
     """
 
@@ -116,6 +108,7 @@ class ModelSpec:
     modality: str = "text"
     own_outputs: tuple[VectorColumn, ...] = ()
     pictures: PictureSettings | None = None
+    markers: Markers | None = None
     multi_pool: int | None = None
     multi_keep: str = "all"
 
@@ -127,6 +120,11 @@ class ModelSpec:
     def makes(self, kind: str) -> bool:
         """Returns True if an output is of this kind: "dense" or "multi"."""
         return any(column.kind == kind for column in self.outputs)
+
+    @property
+    def encodes_many(self) -> bool:
+        """True if the dense vector is an encoding of the many (`muvera`), and is not pooled from the token states."""
+        return not self.outputs[0].normalized
 
     def lineage(self) -> dict[str, str | int | float | bool | None]:
         """Returns every property that changes vectors, as JSON values.
@@ -144,6 +142,7 @@ class ModelSpec:
             **lineage_of(self.outputs),
             **({} if self.modality == "text" else {"modality": self.modality}),
             **(asdict(self.pictures) if self.pictures is not None and self.modality != "text" else {}),
+            **({"muvera": muvera.LINEAGE} if self.encodes_many else {}),
             **({"multi_pool": self.multi_pool} if self.multi_pool and self.modality != "text" else {}),
             **({} if self.multi_keep == "all" else {"multi_keep": self.multi_keep}),
             "family": self.family,
@@ -255,8 +254,7 @@ def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
         facts = facts.making(own_outputs)
         check_tensors(facts, named, where=str(folder))
         check_adapters(facts, folder)
-        if not (folder / "tokenizer.json").is_file():
-            raise ModelError(_no_tokenizer(folder))
+        checkpoint.check_tokenizer(folder)
         tasks, prompts, default_task, query_of = _tasks(facts, repository)
         spec = ModelSpec(
             model=settings.model,
@@ -283,6 +281,7 @@ def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
             modality=facts.modality,
             own_outputs=own_outputs,
             pictures=_pictures(settings, facts, folder),
+            markers=None if facts.markers is None else facts.markers(checkpoint.token_ids(folder / "tokenizer.json")),
             multi_pool=settings.multi_pool,
             multi_keep=settings.multi_keep,
         )
@@ -338,15 +337,6 @@ def _pictures(settings: EncoderSettings, facts: FamilyFacts, folder: Path) -> Pi
         if asked:
             raise
         return None  # texts need no such file; `seeing` raises the error
-
-
-def _no_tokenizer(folder: Path) -> str:
-    there = [name for name in _OLD_TOKENIZERS if (folder / name).is_file()]
-    beside = f", only {', '.join(there)}" if there else ""
-    return (
-        f"{folder} has no tokenizer.json{beside}. Save a fast tokenizer beside the model: "
-        "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
-    )
 
 
 def _tasks(

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_DECODED_PIXELS = 178_956_970  # Pillow's own limit; an A0 scan at 300 dpi has 139 million
+LIMIT_BYTES = 320_000_000  # of pixels; libraries and the resizing take up to 80 MB more
+_WEBP_BYTES = 15  # of a pixel: its decoder holds several frames
+_REDUCIBLE = ("JPEG", "MPO")
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # a plugin that is not listed never sees the bytes
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,56 @@ def decode_picture(data: bytes, settings: PictureSettings) -> Picture:
 def _decoded(data: bytes, settings: PictureSettings) -> Picture:
     notes: list[str] = []
     with _opened(data) as image:
-        resized(image.height, image.width, settings)  # refuses its shape before a pixel is decoded
+        height, width = resized(image.height, image.width, settings)  # refuses its shape before a pixel is decoded
+        turned = settings.exif == "rotate" and _is_turned(image)
+        is_reduced = _limit_memory(image, (width, height), turned=turned)
         plain = plain_image(image, settings, notes)
-        return Picture(fit(plain, settings), _frames(image), tuple(notes))
+        size = (width, height) if turned else (height, width)  # also where it was decoded at a smaller size
+        return Picture(fit(plain, settings, size if is_reduced else None), _frames(image), tuple(notes))
+
+
+def _limit_memory(image: Image.Image, size: tuple[int, int], *, turned: bool) -> bool:
+    """Let a JPEG that needs too much memory be decoded at a half, a quarter or an eighth of its width and height.
+
+    Returns:
+        Whether it is.
+
+    Raises:
+        UnfitPicture: it needs too much in each of these sizes that is at least twice `size`.
+    """
+    width, height = image.size
+    scale, needed = 1, _decoded_bytes(image, 1, turned=turned)
+    while needed > LIMIT_BYTES and scale < 8 and image.format in _REDUCIBLE:
+        scale *= 2
+        if width // scale < 2 * size[0] or height // scale < 2 * size[1]:
+            break
+        needed = _decoded_bytes(image, scale, turned=turned)
+    if needed > LIMIT_BYTES:
+        raise UnfitPicture(
+            "too_many_pixels",
+            f"{width} x {height} pixels of this {image.format} take {needed / 1e6:,.0f} MB, and a process that decodes "
+            f"has {LIMIT_BYTES / 1e6:,.0f} MB for them",
+        )
+    if scale > 1:
+        image.draft(None, (width // scale, height // scale))
+    return scale > 1
+
+
+def _decoded_bytes(image: Image.Image, scale: int, *, turned: bool) -> float:
+    """Return the most memory that the pixels of an image take at once, by its header.
+
+    Args:
+        image: The image, before it is loaded.
+        scale: It is decoded at this part of its width and height.
+        turned: Whether it is turned.
+    """
+    held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+    made = {"L": 0, "RGB": 0, "1": 1, "LA": 1}.get(image.mode, 1 if image.mode[0] in "IF" else 4)
+    per_pixel = _WEBP_BYTES if image.format == "WEBP" else held + max(made, held if turned else 0)
+    layers: list[tuple[int, int, int, int]] = getattr(image, "layer", []) if image.info.get("progressive") else []
+    largest = max((across * down for _, across, down, _ in layers), default=1)
+    coefficients: float = sum(across * down for _, across, down, _ in layers) / largest  # of two bytes, at any scale
+    return (per_pixel / scale**2 + 2 * coefficients) * image.width * image.height
 
 
 def plain_image(image: Image.Image, settings: PictureSettings, notes: list[str]) -> Image.Image:
@@ -88,11 +138,7 @@ def picture_size(source: bytes | str | BinaryIO, exif: str = "rotate") -> tuple[
         UnfitPicture: the header is damaged, or says that the picture is too large.
     """
     with _opened(source) as image:
-        # Pillow has obeyed the mark of a TIFF already. For a PNG without EXIF data in front it would decode the pixels.
-        looks = exif == "rotate" and image.format != "TIFF"
-        if looks and (image.format != "PNG" or {"exif", "Raw profile type exif"} & image.info.keys()):
-            return (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
-        return image.height, image.width
+        return (image.width, image.height) if exif == "rotate" and _is_turned(image) else (image.height, image.width)
 
 
 @contextmanager
@@ -161,6 +207,13 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
+def _is_turned(image: Image.Image) -> bool:
+    """Return whether height and width change places, by the header alone."""
+    # Pillow has obeyed the mark of a TIFF already. For a PNG without EXIF data in front it would decode the pixels.
+    looks = image.format != "TIFF" and (image.format != "PNG" or {"exif", "Raw profile type exif"} & image.info.keys())
+    return bool(looks) and _orientation(image) >= 5
+
+
 def _upright(image: Image.Image) -> Image.Image:
     from PIL.Image import Transpose
 
@@ -188,41 +241,47 @@ def _eight_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     tags: Any = getattr(opened, "tag_v2", {})
-    values: npt.NDArray[Any] = np.asarray(image)
-    if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
-        values = values.view(np.uint32)  # Pillow reads unsigned numbers as signed ones
+    is_unsigned = image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1
+
+    def strips() -> Iterator[npt.NDArray[Any]]:
+        for box in _strips(image):
+            values: npt.NDArray[Any] = np.asarray(image.crop(box))
+            yield values.view(np.uint32) if is_unsigned else values  # Pillow reads unsigned numbers as signed ones
+
     if image.mode in ("I", "F"):
-        top = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
+        top = max(float(np.nanmax(values, initial=0, where=np.isfinite(values))) for values in strips())
         steps = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         white = next((step for step in steps if top <= step), top)
     else:
         bits = tags.get(_BITS, (16,))[0]
         white = float(2 ** (bits if 8 < bits < 16 else 16) - 1)
-    grey = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), _ROWS_AT_ONCE):
-        part = np.nan_to_num(values[start : start + _ROWS_AT_ONCE].astype(np.float32), nan=0.0) * (255.0 / white)
-        grey[start : start + _ROWS_AT_ONCE] = np.clip(np.rint(part), 0, 255)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero
-        np.subtract(255, grey, out=grey)
-    return Image.fromarray(grey)
+    canvas = Image.new("L", image.size)
+    for box, values in zip(_strips(image), strips(), strict=True):
+        part = np.nan_to_num(values.astype(np.float32), nan=0.0) * (255.0 / white)
+        grey = np.clip(np.rint(part), 0, 255).astype(np.uint8)
+        canvas.paste(Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey), box)  # 0: white is zero
+    return canvas
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that cover an image, some rows each: what is made of a strip takes little memory."""
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        yield 0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)
 
 
 def _opaque(image: Image.Image, settings: PictureSettings) -> Image.Image:
     """The image without transparency and palette, as L, RGB, CMYK or LAB."""
     from PIL import Image
 
-    if image.mode in ("1", "L", "RGB") and "transparency" in image.info:
-        image = image.convert("RGBA" if settings.alpha == "white" else "RGB")
-    elif image.mode in ("P", "PA", "RGBa"):
-        image = image.convert("RGBA")
-    elif image.mode == "La":
-        image = image.convert("LA")
-    if image.mode in ("LA", "RGBA"):
-        mode = "L" if image.mode == "LA" else "RGB"
-        if settings.alpha == "drop":
-            return image.convert(mode)
+    is_keyed = image.mode in ("1", "L", "RGB") and "transparency" in image.info
+    if is_keyed and settings.alpha == "drop":
+        return image.convert("RGB")
+    if is_keyed or image.mode in ("P", "PA", "RGBa", "RGBA", "La", "LA"):
+        mode = "L" if image.mode in ("La", "LA") else "RGB"
         canvas = Image.new(mode, image.size, "white")
-        canvas.paste(image.convert("L") if mode == "L" else image, mask=image)
+        for box in _strips(image):
+            strip = image.crop(box).convert("LA" if mode == "L" else "RGBA")
+            canvas.paste(strip.convert(mode), box, mask=strip if settings.alpha == "white" else None)
         return canvas
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return image

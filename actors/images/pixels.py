@@ -45,13 +45,18 @@ def resized(height: int, width: int, settings: PictureSettings) -> tuple[int, in
     return rows * factor, columns * factor
 
 
-def fit(image: Image.Image, settings: PictureSettings) -> bytes:
-    """Return the binary form of an RGB or grey (L) image, resized by Pillow's bicubic filter to `resized`.
+def fit(image: Image.Image, settings: PictureSettings, size: tuple[int, int] | None = None) -> bytes:
+    """Return the binary form of an RGB or grey (L) image, resized by Pillow's bicubic filter.
+
+    Args:
+        image: The image.
+        settings: Size of the result.
+        size: Height and width of the result, if they are not those for the size of `image`.
 
     Raises:
         UnfitPicture: it cannot have this form because of its sides.
     """
-    height, width = resized(image.height, image.width, settings)
+    height, width = size or resized(image.height, image.width, settings)
     if image.size != (width, height):
         image = image.resize((width, height), _BICUBIC)
     rgb = image.convert("RGB")  # after resizing: fewer pixels, and grey stays grey

@@ -96,7 +96,9 @@ class Tokenizer:
         self._tokenizer.no_padding()
         if spec.lowercase:
             self._tokenizer.normalizer = _lowering(self._tokenizer.normalizer)
-        self._tokenizer.enable_truncation(spec.max_tokens)
+        # A marker takes one token of the limit.
+        self._limit = spec.max_tokens - (spec.markers is not None)
+        self._tokenizer.enable_truncation(self._limit)
 
     def tokenize(self, texts: Sequence[str], tasks: Sequence[str | None] | None = None) -> Tokens:
         """Return the token ids of `texts`, each with the prompt of its task in front.
@@ -112,15 +114,23 @@ class Tokenizer:
         prompts = self._prompts(texts, tasks)
         if len(prompts) != len(texts):
             raise ValueError(f"{len(prompts)} tasks for {len(texts)} texts.")
-        parts = [_tokens([])]
+        parts, of_texts = [_tokens([])], self._tasks(len(texts), tasks)
         limit = _CHARS_PER_TOKEN * self.spec.max_tokens
         lengths = [min(len(text), limit) + _TEXT_CHARS for text in texts]
         chars = min(_CHARS_AT_ONCE, max(_CHARS_A_BATCH, 2 * (os.cpu_count() or 1) * limit))
         for start, stop in _batches(lengths, chars):
             prepared = [self._prepare(texts[i], prompts[i]) for i in range(start, stop)]
-            parts.append(_tokens(self._encode_cut(prepared)))
+            parts.append(self._marked(self._encode_cut(prepared), of_texts[start:stop]))
         ids: pa.ListArray = pa.concat_arrays([part.ids for part in parts])
         return Tokens(ids, np.concatenate([part.truncated for part in parts]))
+
+    def _marked(self, encodings: list[tokenizers.Encoding], tasks: Sequence[str | None]) -> Tokens:
+        """Return the tokens of texts, with the markers of their tasks if the model has some."""
+        rows = [(encoding.ids, bool(encoding.overflowing)) for encoding in encodings]
+        if (markers := self.spec.markers) is not None:
+            put = (markers.put(ids, task) for (ids, _), task in zip(rows, tasks, strict=True))
+            rows = [(ids, was_cut or cut) for (_, was_cut), (ids, cut) in zip(rows, put, strict=True)]
+        return _tokens(rows)
 
     def prompt_lengths(self, ids: pa.ListArray, tasks: Sequence[str | None] | None = None) -> npt.NDArray[np.int32]:
         """Return how many of the first ids of each text are special tokens and its prompt's.
@@ -129,14 +139,14 @@ class Tokenizer:
             ids: As `tokenize` returned them.
             tasks: As they were given to it.
         """
-        prompts = np.array(self._prompts(range(len(ids)), tasks), object)
+        prompts = list(zip(self._prompts(range(len(ids)), tasks), self._tasks(len(ids), tasks), strict=True))
         values, starts = ids.flatten().to_numpy(), ids.offsets.to_numpy()[:-1].astype(np.int64)
         lengths = np.zeros(len(ids), np.int32)
-        for prompt in set(prompts):
-            rows = np.flatnonzero(prompts == prompt)
+        for key in set(prompts):
+            rows = np.flatnonzero([prompt == key for prompt in prompts])
             room = pc.list_value_length(ids).to_numpy()[rows]
             # A token with the end of the prompt and the beginning of the text belongs to the text.
-            for place, token in enumerate(self._encode_some([prompt])[0].ids):
+            for place, token in enumerate(self._marked(self._encode_some([key[0]]), [key[1]]).ids[0].as_py()):
                 rows, room = rows[room > place], room[room > place]
                 is_same = values[starts[rows] + place] == token
                 rows, room = rows[is_same], room[is_same]
@@ -179,7 +189,7 @@ class Tokenizer:
             except Exception as error:
                 raise self._tokenizer_error(error) from error
             finally:
-                self._tokenizer.enable_truncation(self.spec.max_tokens)
+                self._tokenizer.enable_truncation(self._limit)
             for i in range(start, stop):
                 count_progress()
                 yield self._whole(encodings[i - start], prompts[i])
@@ -202,6 +212,9 @@ class Tokenizer:
             starts=offsets[first:stop, 0],
             ends=offsets[first:stop, 1],
         )
+
+    def _tasks(self, count: int, tasks: Sequence[str | None] | None) -> Sequence[str | None]:
+        return [self.spec.task] * count if tasks is None else tasks
 
     def _prompts(self, texts: Sequence[object], tasks: Sequence[str | None] | None) -> Sequence[str]:
         if tasks is None:
@@ -287,10 +300,11 @@ def _lowering(normalizer: Any) -> Any:
     return normalizers.Sequence([normalizers.Lowercase(), *(step for step in steps if step is not None)])
 
 
-def _tokens(encodings: list[tokenizers.Encoding]) -> Tokens:
-    lists = [encoding.ids for encoding in encodings]
+def _tokens(rows: Sequence[tuple[list[int], bool]]) -> Tokens:
+    """Return the ids of texts, and whether each was cut."""
+    lists = [ids for ids, _ in rows]
     offsets = np.zeros(len(lists) + 1, np.int32)
     np.cumsum([len(ids) for ids in lists], out=offsets[1:])
     values = np.fromiter(chain.from_iterable(lists), np.int32, count=int(offsets[-1]))
-    truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), np.bool_, count=len(lists))
+    truncated = np.fromiter((cut for _, cut in rows), np.bool_, count=len(rows))
     return Tokens(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)), truncated)

@@ -44,6 +44,8 @@ class VectorColumn:
         dim: Width of each vector.
         precision: Type of the stored numbers of a multi column. A dense one has the precision that `stored` is given.
         layout: Form of a multi column in the table: "blob", one binary value a row (`blobs`), or "list", lists of lists.
+        normalized: Vectors have unit length, and the score of a dense column is the cosine. False: they may have any
+            length, and the score is the product.
     """
 
     name: str
@@ -51,6 +53,7 @@ class VectorColumn:
     dim: int
     precision: MultiPrecision = "float32"
     layout: Layout = "list"
+    normalized: bool = True
 
     @property
     def type(self) -> pa.DataType:
@@ -150,6 +153,7 @@ class VectorColumn:
     def reusable(self, column: pa.ChunkedArray) -> Bools:
         """Return which stored rows can be reused, bool [rows]: finite, `dim` wide and of unit length within rounding.
 
+        If vectors are not normalized, any length but 0 will do.
         The first dense unit vector (1, 0, ...) is not reused, because older versions wrote it for texts without a vector.
         An int8 vector is as the quantiser makes it.
         """
@@ -157,7 +161,7 @@ class VectorColumn:
 
     def _reusable(self, array: pa.Array) -> Bools:
         if self.kind == "dense":
-            return self._unit(self.matrix(array), placeholder=self.dim > 1)
+            return self._unit(self.matrix(array), placeholder=self.normalized and self.dim > 1)
         stored, counts = self._values(array)
         if self.precision == "int8":
             least, most = stored.min(axis=1).astype(np.float32), stored.max(axis=1)
@@ -170,7 +174,7 @@ class VectorColumn:
     def _unit(self, vectors: Floats, *, placeholder: bool) -> Bools:
         squares = np.einsum("ij,ij->i", vectors, vectors)
         # A comparison with NaN is false.
-        usable: Bools = np.abs(squares - 1.0) < _SQUARE_SLACK
+        usable: Bools = np.abs(squares - 1.0) < _SQUARE_SLACK if self.normalized else (squares > 0) & (squares < np.inf)
         return usable & ~((vectors[:, 0] == 1.0) & (squares == 1.0)) if placeholder else usable
 
     def _values(self, array: pa.Array) -> tuple[npt.NDArray[Any], Ints]:
@@ -213,7 +217,7 @@ class VectorColumn:
             flat = self.matrix(column)
         else:
             vectors, offsets = self.ragged(column)
-            flat = _of_rows(offsets, vectors.T, np.add).T
+            flat = _sums(offsets, vectors)
         unit: Floats = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
         return unit
 
@@ -227,17 +231,6 @@ class VectorColumn:
         whole = np.full((len(fit), self.dim), np.nan, dtype=np.float32)
         whole[fit] = flat
         return whole
-
-    def scores(self, queries: pa.Array, column: pa.Array) -> Floats:
-        """Return the score of each query with each row, float32 [queries, rows]: the cosine.
-
-        Between multi columns it is the sum, over the query's vectors, of the largest cosine with one of the row's.
-        """
-        if self.kind == "dense":
-            return cast("Floats", _matrix(queries, self.dim) @ self.unit_rows(column).T)
-        vectors, offsets = self.ragged(column)
-        products = (_matrix(query.values, self.dim) @ vectors.T for query in queries)
-        return np.stack([_of_rows(offsets, product, np.maximum).sum(axis=0) for product in products])
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,30 +264,31 @@ def outputs_of(lineage: Mapping[str, Any]) -> tuple[VectorColumn, ...]:
     named = [text.split(" ") for text in str(lineage.get(OUTPUTS, f"{EMBEDDING} dense {lineage['dim']}")).split(", ")]
     precision, layout = str(lineage.get(MULTI_STORED, "float32 list")).split(" ")
     return tuple(
-        VectorColumn(name, cast("Kind", kind), int(dim)).stored_as(cast("Any", precision), cast("Any", layout))
-        for name, kind, dim in named
+        VectorColumn(name, cast("Kind", kind), int(dim), normalized=not flags).stored_as(
+            cast("Any", precision), cast("Any", layout)
+        )
+        for name, kind, dim, *flags in named
     )
 
 
 def lineage_of(outputs: Sequence[VectorColumn]) -> dict[str, str]:
     """Return what a lineage says about the outputs of a model; nothing of a single dense column, which all had once."""
-    if [(column.name, column.kind) for column in outputs] == [(EMBEDDING, "dense")]:
+    if [(column.name, column.kind, column.normalized) for column in outputs] == [(EMBEDDING, "dense", True)]:
         return {}
-    return {OUTPUTS: ", ".join(f"{column.name} {column.kind} {column.dim}" for column in outputs)}
+    return {OUTPUTS: ", ".join(map(_in_words, outputs))}
 
 
-def _matrix(vectors: pa.Array, dim: int) -> Floats:
-    matrix: Floats = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    return matrix
+def _in_words(column: VectorColumn) -> str:
+    return f"{column.name} {column.kind} {column.dim}" + ("" if column.normalized else " unnormalized")
 
 
-def _of_rows(offsets: Ints, values: Floats, combine: np.ufunc) -> Floats:
-    """Return the combined values of the vectors of each row, float32 [n, rows], of [n, vectors]; NaN without vectors."""
+def _sums(offsets: Ints, vectors: Floats) -> Floats:
+    """Return the sum of the vectors of each row, float32 [rows, dim]; NaN without vectors."""
     filled = np.diff(offsets) > 0
-    combined = np.full((len(values), len(filled)), np.nan, dtype=np.float32)
+    sums = np.full((len(filled), vectors.shape[1]), np.nan, dtype=np.float32)
     if filled.any():
-        combined[:, filled] = combine.reduceat(values, offsets[:-1][filled], axis=1)
-    return combined
+        sums[filled] = np.add.reduceat(vectors, offsets[:-1][filled], axis=0)
+    return sums
 
 
 def _counts(lists: pa.Array) -> Ints:

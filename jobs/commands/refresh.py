@@ -36,6 +36,9 @@ def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
         str | None, typer.Option(metavar="URI", help="Judged queries to evaluate the old and the new vectors with.")
     ] = None,
     judgements: Annotated[str | None, typer.Option(metavar="URI", help="Judgements of --queries.")] = None,
+    late: Annotated[
+        bool, typer.Option("--late", help="Measure both by late interaction, for models with many vectors a row.")
+    ] = False,
     foreign_commits: Annotated[
         ForeignRows | None,
         typer.Option(
@@ -57,6 +60,7 @@ def refresh(  # noqa: PLR0917  (typer's arguments are options by name)
         "generation.min_agreement": min_agreement,
         "generation.queries": queries,
         "generation.judgements": judgements,
+        "generation.late": True if late else None,
         "generation.publish": False if no_publish else None,
         "table.foreign_commits": foreign_commits.value if foreign_commits else None,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,6 +15,7 @@ from jobs.options import AsJson, Table
 from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
+    from pipeline.search.candidates import Candidates
     from pipeline.search.search import Hit, Searcher
 
 _MAX_CHARACTERS, _MAX_TEXT_CHARACTERS = 160, 200  # of a column's value, and of the text
@@ -25,6 +26,16 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     question: Annotated[str | None, typer.Argument(metavar="[QUESTION]")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
     where: Annotated[str | None, typer.Option(help="An SQL condition, as in \"lang = 'de'\".")] = None,
+    late: Annotated[
+        bool, typer.Option("--late", help="Score by late interaction, for tables with many vectors a row.")
+    ] = False,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N | all",
+            help="With --late: score the N rows nearest by dense vectors, or all. Default: 200, or 10 for each hit if more.",
+        ),
+    ] = None,
     version: Annotated[int | None, typer.Option(min=0, help="Version of the table; default: the current one.")] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's model, if it has moved.")
@@ -58,6 +69,7 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     if pages_out is not None and questions is not None:
         raise ConfigError("--pages-out is for one question; leave it out with --questions")
     asked = str(question) if image is None else read_file(image, "--image", "a picture")
+    chosen = _number_or_all(candidates)
     searcher = Searcher(
         table,
         version=version,
@@ -67,10 +79,10 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
         address=address,
     )
     if questions is not None and out is not None:
-        _search_file(searcher, questions, out, k=k, where=where)
+        _search_file(searcher, questions, out, k=k, where=where, late=late, candidates=chosen)
         return
     try:
-        hits = searcher.search([asked], k=k, where=where)[0]
+        hits = searcher.search([asked], k=k, where=where, late=late, candidates=chosen)[0]
     except DataError as error:
         if image is not None and isinstance(error.__cause__, UnfitPicture):
             raise DataError(f"--image {image!r} cannot be encoded: {error.__cause__}") from None
@@ -84,12 +96,29 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
         _print(hits)
 
 
-def _search_file(searcher: Searcher, questions: str, out: str, *, k: int, where: str | None) -> None:
+def _number_or_all(candidates: str | None) -> Candidates:
+    if candidates is None or candidates == "all":
+        return cast("Candidates", candidates)
+    if not candidates.isdecimal():
+        raise ConfigError(f"--candidates {candidates!r} is neither a whole number nor all")
+    return int(candidates)
+
+
+def _search_file(
+    searcher: Searcher,
+    questions: str,
+    out: str,
+    *,
+    k: int,
+    where: str | None,
+    late: bool,
+    candidates: Candidates,
+) -> None:
     from jobs.progress import rows_bar
     from pipeline.search.questions import search_file
 
     with rows_bar("scanning") as report:
-        count = search_file(searcher, questions, out, k=k, where=where, report=report)
+        count = search_file(searcher, questions, out, k=k, where=where, late=late, candidates=candidates, report=report)
     _warn(searcher)
     print(f"wrote {count:,} hits to {out}")
 
@@ -110,12 +139,14 @@ def _warn(searcher: Searcher) -> None:
 
 def _print(hits: Sequence[Hit]) -> None:
     from actors.schema import KEPT_TEXT
+    from pipeline.search.search import LateHit
 
     console = output.console()
     if not hits:
         console.print("no rows")
     for rank, hit in enumerate(hits, 1):
-        console.print(f"{rank:>3}  {hit.score:.3f}  {hit.id}")
+        mean = f" (mean {hit.mean_score:.3f})" if isinstance(hit, LateHit) else ""
+        console.print(f"{rank:>3}  {hit.score:.3f}{mean}  {hit.id}")
         for name, value in hit.columns.items():
             if value is None or name == "tokens" or name.startswith("_"):
                 continue

@@ -55,7 +55,7 @@ class Judgement:
 
     Attributes:
         models: Names of the models, or of the table.
-        encoded: Number of texts that each of them encoded in this run.
+        encoded: Number of texts that were encoded for each; 0 if all were there.
         means: Mean of the main scores of each.
         difference: Mean of the second less that of the first, over the tasks; None if there is one model or one task.
         results: Folder of mteb's results.

@@ -20,6 +20,7 @@ from pipeline.evaluate.result import Evaluated, Evaluation, Measured
 from pipeline.quality.judged import Judged, read_judged
 from pipeline.quality.metrics import MAIN
 from pipeline.quality.retrieval import measure
+from pipeline.scan.block import Block
 from pipeline.search.search import Searcher
 
 _ROWS = 8192  # of a block that are quantised at a time
@@ -108,24 +109,28 @@ def _steps(searcher: Searcher, dims: Sequence[int] | None, precisions: Sequence[
 
 
 def _measured(searcher: Searcher, judged: Judged, vectors: pa.Array, rung: Rung) -> Measured:
-    from pipeline.scan.top_k import nearest_of_batches  # importing torch takes seconds
+    from pipeline.scan.products import Queries  # importing torch takes seconds
+    from pipeline.scan.top_k import nearest
 
     column = VectorColumn(searcher.spec.outputs[0].name, "dense", rung.dim)
 
     def search(queries: pa.Array, k: int) -> pa.Table:
-        return nearest_of_batches(queries, _batches(searcher, column, rung), k, column)
+        return nearest(Queries(column.matrix(queries)), _blocks(searcher, column, rung), k)
 
     queries = rung.queries(searcher.spec.outputs[0].matrix(vectors))
     values = measure(judged, dense(queries).cast(column.type), search)
     return Measured(rung.label, values, bytes_per_vector=rung.bytes_per_vector)
 
 
-def _batches(searcher: Searcher, column: VectorColumn, rung: Rung) -> Iterator[pa.RecordBatch]:
+def _blocks(searcher: Searcher, column: VectorColumn, rung: Rung) -> Iterator[Block]:
     """Yield the ids of all rows with their vectors as the rung stores them; a row without a vector is left out."""
+    first = 0
     for block in searcher.scan.blocks():
         fit = np.setdiff1d(np.arange(block.rows.num_rows), block.unfit)
         for start in range(0, len(fit), _ROWS):
             rows = fit[start : start + _ROWS]
-            stored = rung.stored(block.unit_vectors(rows).astype(np.float32))
+            stored = rung.stored(block.vectors(rows).astype(np.float32))
             ids = block.rows.column(ID).take(pa.array(rows))
-            yield pa.record_batch([ids, dense(stored).cast(column.type)], [ID, column.name])
+            batch = pa.record_batch([ids, dense(stored).cast(column.type)], [ID, column.name])
+            yield Block.of(batch, column, first)
+            first += len(rows)

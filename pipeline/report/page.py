@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from actors import storage
 from actors.arguments import need_place
+from actors.errors import ConfigError
 from actors.quantities import format_bytes
 from pipeline.report.blocks import Tile, duration, percent, short
 from pipeline.report.load import load_report
@@ -54,9 +55,11 @@ def report(table: str | Path, out: str | Path, *, run: str | None = None) -> str
         run: Name of the run; see `load_report`.
 
     Raises:
-        ConfigError: there is no such table or run.
+        ConfigError: there is no such table or run, or `out` is a folder.
     """
     url = storage.absolute(need_place(out, "out"))
+    if storage.is_local(url) and storage.local_path(url).is_dir():
+        raise ConfigError(f"out is {url!r}, which is a folder; name a file, as in report.html")
     page = render(load_report(need_place(table, "table"), run))
     storage.put(url, page.encode("utf-8", "backslashreplace"))
     return url

@@ -161,6 +161,7 @@ class Recorder:
             self._call |= {"end": "failed", "error": text}
         else:
             self._call["end"] = "interrupted"
+            self._reporter.step("stopping: writing the report of the run")
         self.write()
 
     def write(self) -> None:

@@ -7,20 +7,26 @@ only if the job asks for it:
   documents, within a pool of `POOL` documents. The pool is chosen by the hash of the ids, so a repeat measures the same.
   It needs no model and no judgements. The trade-off: it measures the difference between the two, and not which is better.
 - nDCG@10 of judged queries, on both versions, with the paired bootstrap of their difference.
+
+With `generation.late` both are measured by late interaction. A document is then a query of hundreds of vectors, so the
+sample and the pool are smaller; judged queries score the rows nearest by the dense vectors, or all if there are none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
-from actors.errors import GateClosed
+from actors.errors import ConfigError, GateClosed
 from actors.schema import CHUNK, ID
 from actors.unit.row_hashes import hash_strings
 from actors.unit.table_files import read_stored
@@ -31,15 +37,21 @@ from pipeline.quality.bootstrap import mean_difference
 from pipeline.quality.judged import Judged
 from pipeline.quality.metrics import MAIN, mean_overlap
 from pipeline.quality.retrieval import measure
+from pipeline.scan import FILE_BITS
 from pipeline.scan.neighbours import nearest_rows
-from pipeline.search.search import query_model
+from pipeline.scan.vector_cache import decoded
+from pipeline.search.query_model import QueryModel, query_model
 from pipeline.table import delta_table
 from pipeline.table.commit import Publication
 
+if TYPE_CHECKING:
+    from pipeline.scan import maxsim
+
 NEIGHBOURS = 10
-POOL = 20_000
-SAMPLE = 500
+POOL, LATE_POOL = 20_000, 1_000
+SAMPLE, LATE_SAMPLE = 500, 50
 K = 10
+CANDIDATES = 200  # of a judged query, with late interaction
 
 
 def read_judged(settings: config.Generation) -> Judged | None:
@@ -56,6 +68,23 @@ def read_judged(settings: config.Generation) -> Judged | None:
     return judged_files.read_judged(settings.queries, settings.judgements, options=options)
 
 
+def check_late(url: str, version: DeltaTable, outputs: Sequence[VectorColumn]) -> None:
+    """Check that late interaction can compare the current version with a re-embedding that has some outputs.
+
+    Raises:
+        ConfigError: one of the two has one vector a row.
+    """
+    embedding_spec = delta_table.embedding_spec_of(version)
+    for side, columns in (
+        (f"version {version.version()} of {url!r}", embedding_spec.outputs if embedding_spec else ()),
+        ("the re-embedding", outputs),
+    ):
+        if all(column.kind == "dense" for column in columns):
+            raise ConfigError(
+                f"generation.late (--late) compares by late interaction, and {side} has one vector a row; leave it out"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class _Side:
     """One of the two versions to compare.
@@ -69,6 +98,11 @@ class _Side:
     paths: tuple[str, ...]
     chunked: bool
 
+    def column(self, *, late: bool) -> VectorColumn:
+        """Return the column that is compared."""
+        outputs = self.embedding_spec.outputs
+        return next(output for output in outputs if output.kind == "multi") if late else outputs[0]
+
 
 class Gate:
     """Compares the current version of a table with a re-embedding of it.
@@ -77,11 +111,13 @@ class Gate:
         url: URL of the table.
         version: The current version.
         publication: Planned commit of the re-embedding.
+        late: Compare by late interaction; see `check_late`.
     """
 
-    def __init__(self, url: str, version: DeltaTable, publication: Publication) -> None:
+    def __init__(self, url: str, version: DeltaTable, publication: Publication, *, late: bool = False) -> None:
         embedding_spec = delta_table.embedding_spec_of(version)
-        self._url = url
+        self._url, self._version, self._late = url, version, late
+        self._pool, self._sample = (LATE_POOL, LATE_SAMPLE) if late else (POOL, SAMPLE)
         self._readers = f"readers stay on version {version.version()}"
         names = delta_table.schema_of(version).names
         self._old = _Side(
@@ -138,34 +174,44 @@ class Gate:
         count = min(NEIGHBOURS, len(common) - 1)
         if count < 1:
             return 1.0, len(common)
-        sample = np.arange(len(common))[:SAMPLE]
-        first = nearest_rows(old[old_rows], sample, count)
-        second = nearest_rows(new[new_rows], sample, count)
+        sample = np.arange(len(common))[: self._sample]
+        first, second = (
+            nearest_rows(self._scores(side, vectors.take(pa.array(rows)), sample), sample, count)
+            for side, vectors, rows in ((self._old, old, old_rows), (self._new, new, new_rows))
+        )
         return mean_overlap(first, second), len(sample)
 
     def _smallest(self, side: _Side) -> npt.NDArray[np.uint64]:
-        """Return the `POOL` smallest hashes of the ids of a version, sorted."""
+        """Return the smallest hashes of the ids of a version, sorted."""
         smallest: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
         for rows in self._documents(side, [ID]):
-            smallest = np.union1d(smallest, hash_strings(rows[ID]))[:POOL]
+            smallest = np.union1d(smallest, hash_strings(rows[ID]))[: self._pool]
         return smallest
 
-    def _pooled(
-        self, side: _Side, pool: npt.NDArray[np.uint64]
-    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32]]:
-        """Return the hashes of the ids of a version that are in the pool, uint64 [n], and their vectors, float32 [n, dim]."""
-        id_hashes, vectors = [np.zeros(0, dtype=np.uint64)], []
-        column = side.embedding_spec.outputs[0]
+    def _scores(self, side: _Side, vectors: pa.Array, sample: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the scores of sampled documents with all, float32 [sample, documents]."""
+        column = side.column(late=self._late)
+        if self._late:
+            from pipeline.scan.maxsim import LateQueries
+
+            return LateQueries(vectors.take(pa.array(sample)), column).scores(vectors)
+        unit = column.unit_rows(vectors)
+        scores: npt.NDArray[np.float32] = unit[sample] @ unit.T
+        return scores
+
+    def _pooled(self, side: _Side, pool: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], pa.Array]:
+        """Return the hashes of the ids of a version that are in the pool, uint64 [n], and their stored vectors."""
+        column = side.column(late=self._late)
+        id_hashes, vectors = [np.zeros(0, dtype=np.uint64)], [pa.array([], column.type)]
         for rows in self._documents(side, [ID], column):
             hashes = hash_strings(rows[ID])
             wanted = np.isin(hashes, pool)
             if wanted.any():
-                taken = rows.filter(pa.array(wanted)).combine_chunks().to_batches()[0]
-                unit = column.unit_rows(taken.column(column.name))
-                fit = np.isfinite(unit).all(axis=1)  # rows of another tool may have no vector
+                taken = rows[column.name].filter(pa.array(wanted)).combine_chunks()
+                fit = np.isfinite(column.unit_rows(taken)).all(axis=1)  # rows of another tool may have no vector
                 id_hashes.append(hashes[wanted][fit])
-                vectors.append(unit[fit])
-        return np.concatenate(id_hashes), np.concatenate(vectors) if vectors else np.zeros((0, 1), dtype=np.float32)
+                vectors.append(taken.filter(pa.array(fit)))
+        return np.concatenate(id_hashes), pa.concat_arrays(vectors)
 
     def _documents(self, side: _Side, names: list[str], *vectors: VectorColumn) -> Iterator[pa.Table]:
         """Yield the rows of a version file by file; of each document only the first row."""
@@ -182,19 +228,47 @@ class Gate:
         return self._ndcg(self._old, judged), self._ndcg(self._new, judged)
 
     def _ndcg(self, side: _Side, judged: Judged) -> npt.NDArray[np.float64]:
-        from actors.encoders import load_encoder  # importing torch takes seconds
-        from pipeline.scan.top_k import nearest_of_batches
-
         judged.count_present(rows[ID] for rows in self._documents(side, [ID]))
-        column = side.embedding_spec.outputs[0]
-        encoder = load_encoder(query_model(side.embedding_spec, self._url))
+        kinds = {side.column(late=self._late).kind, side.embedding_spec.outputs[0].kind}  # dense ones come first
+        model = QueryModel(query_model(side.embedding_spec, self._url), "auto")
+        encoded = model.encode([*judged.queries.values()], kinds)
+        queries = pa.StructArray.from_arrays([*encoded.values()], [*encoded])
+        return measure(judged, queries, partial(self._nearest, side), depth=K)[MAIN]
 
-        def search(queries: pa.Array, k: int) -> pa.Table:
-            batches = (
-                batch
-                for path in side.paths
-                for batch in read_stored(self._url, path, [ID], [column]).to_batches(max_chunksize=16_384)
+    def _nearest(self, side: _Side, queries: pa.StructArray, k: int) -> pa.Table:
+        """Return the `k` nearest rows of queries, whose fields are the kinds of vectors to compare."""
+        from pipeline.scan import maxsim, top_k  # importing torch takes seconds
+        from pipeline.scan.products import Queries
+        from pipeline.scan.row_groups import RowGroups
+
+        column, first = side.column(late=self._late), side.embedding_spec.outputs[0]
+        if first.kind == "multi":
+            parts: Iterable[maxsim.Rows] = self._late_rows(side, first)
+        else:
+            blocks = (
+                block
+                for place, batches in self._batches(side, first, 16_384)
+                for block in decoded(lambda batches=batches: batches, first, place)  # type: ignore[misc]
             )
-            return nearest_of_batches(queries, batches, k, column)
+            vectors = Queries(first.matrix(queries.field("dense")))
+            found = top_k.nearest(vectors, blocks, max(k, CANDIDATES) if self._late else k)
+            if not self._late:
+                return found
+            filesystem, file_format = self._version.to_pyarrow_dataset().filesystem, ds.ParquetFileFormat()
+            fragments = [file_format.make_fragment(path, filesystem) for path in side.paths]
+            schema = pa.schema([(column.name, column.type)])
+            parts = RowGroups(fragments, schema, column, None, None).rows_of(found, len(queries))
+        return maxsim.nearest(maxsim.LateQueries(queries.field("multi"), column), parts, k)
 
-        return measure(judged, encoder.encode_queries([*judged.queries.values()]), search, depth=K)[MAIN]
+    def _late_rows(self, side: _Side, column: VectorColumn) -> Iterator[maxsim.Rows]:
+        from pipeline.scan.maxsim import Rows
+
+        for place, batches in self._batches(side, column, 256):
+            for batch in batches:
+                rows = batch.drop_columns([column.name])
+                yield Rows(rows, np.full(batch.num_rows, place), batch.column(column.name))
+
+    def _batches(self, side: _Side, column: VectorColumn, rows: int) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
+        """Yield the ids and vectors of each file, in batches of so many rows, and the place of its first row in a scan."""
+        for number, path in enumerate(side.paths):
+            yield number << FILE_BITS, read_stored(self._url, path, [ID], [column]).to_batches(max_chunksize=rows)

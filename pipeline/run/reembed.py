@@ -16,7 +16,7 @@ from pipeline.execute.progress import Outcome, Reporter
 from pipeline.quality.judged import Judged
 from pipeline.run.backfill import Runner
 from pipeline.run.context import RunContext
-from pipeline.run.quality_gate import Gate, read_judged
+from pipeline.run.quality_gate import Gate, check_late, read_judged
 from pipeline.table.commit import Publication
 
 
@@ -42,9 +42,12 @@ class Reembedding(Runner):
         """Read the queries and judgements of the gate. The embedding spec may differ: that is why the run exists.
 
         Raises:
-            ConfigError, DataError: queries or judgements cannot be read.
+            ConfigError, DataError: queries or judgements cannot be read, or late interaction cannot compare the versions.
         """
-        self._judged = read_judged(self.context.job.generation)
+        settings = self.context.job.generation
+        if settings.late:
+            check_late(self.context.url, self._version, self.context.embedding_spec.outputs)
+        self._judged = read_judged(settings)
 
     def check_foreign(self) -> None:
         """Apply `table.foreign_commits`. Rows that another tool added cannot be kept, since their vectors are old.
@@ -63,5 +66,5 @@ class Reembedding(Runner):
         """
         self.reporter.step("comparing it with the current version")
         settings = self.context.job.generation
-        checks = Gate(self.context.url, self._version, publication).check(settings, self._judged)
+        checks = Gate(self.context.url, self._version, publication, late=settings.late).check(settings, self._judged)
         return replace(outcome, checks=checks, staged=not settings.publish)

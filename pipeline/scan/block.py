@@ -34,6 +34,8 @@ class Block:
         low: int8 or int16 [n, dim], or None if all are zero.
         inverse_norms: float32 [n], 1 / length; NaN for a row without a finite vector of this width.
         mapped: True if the rows are a mapped file, which takes no memory of its own.
+        normalized: The vectors have unit length but for rounding; False: their products count as they are.
+        numbers: int64 [n], positions of the rows after `first`; None: 0, 1, ...
     """
 
     first: int
@@ -42,6 +44,8 @@ class Block:
     low: npt.NDArray[np.int8] | npt.NDArray[np.int16] | None
     inverse_norms: npt.NDArray[np.float32]
     mapped: bool = False
+    normalized: bool = True
+    numbers: npt.NDArray[np.int64] | None = None
 
     @cached_property
     def unfit(self) -> npt.NDArray[np.int64]:
@@ -49,27 +53,45 @@ class Block:
         return np.flatnonzero(np.isnan(self.inverse_norms))
 
     @cached_property
+    def factors(self) -> npt.NDArray[np.float32]:
+        """What products with a row are multiplied by, float32 [n]: 1 / length, or 1 if they count as they are."""
+        return self.inverse_norms if self.normalized else 0 * self.inverse_norms + 1  # NaN stays NaN
+
+    @cached_property
+    def longest(self) -> float:
+        """The largest length of a vector times its factor."""
+        return 1.0 if self.normalized else float(np.nanmax(1 / self.inverse_norms, initial=0))
+
+    @cached_property
     def spread(self) -> float:
-        """The largest difference of an inverse length from 1. Computed once, because each scan asks for it."""
-        return float(np.nanmax(np.abs(self.inverse_norms - 1), initial=0))
+        """The largest difference of a factor from 1. Computed once, because each scan asks for it."""
+        return float(np.nanmax(np.abs(self.factors - 1), initial=0))
 
-    def unit_vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Return the stored vectors of some rows, float64 [rows, dim], divided by their length.
+    def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the stored vectors of some rows, float64 [rows, dim], normalized again if they had unit length.
 
-        They are divided because they were rounded before they were stored.
+        They were rounded before they were stored.
         """
         bits = self.high[rows].astype(np.uint32) << np.uint32(16)
         if self.low is not None:
             low = self.low[rows].astype(np.int32)
             bits += (low << _FLOAT16_SHIFT if self.low.dtype == np.int8 else low).view(np.uint32)
         vectors = bits.view(np.float32).astype(np.float64)
+        if not self.normalized:
+            return vectors
         unit: npt.NDArray[np.float64] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return unit
 
     def select(self, rows: npt.NDArray[np.int64]) -> Block:
-        """Return some rows of this block, in order; their positions in the scan are not those of `first`."""
+        """Return some rows of this block, in order."""
         low = None if self.low is None else self.low[rows]
-        return Block(self.first, self.rows.take(pa.array(rows)), self.high[rows], low, self.inverse_norms[rows])
+        taken, norms = self.rows.take(pa.array(rows)), self.inverse_norms[rows]
+        numbers = self.places(rows) - self.first
+        return Block(self.first, taken, self.high[rows], low, norms, normalized=self.normalized, numbers=numbers)
+
+    def places(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the positions of some rows in the order of the scan."""
+        return self.first + (rows if self.numbers is None else self.numbers[rows])
 
     @classmethod
     def of(cls, batch: pa.RecordBatch, column: VectorColumn, first: int) -> Block:
@@ -95,7 +117,7 @@ class Block:
             low = rest.astype(np.int16)
         elif rest.any():
             low = (rest >> _FLOAT16_SHIFT).astype(np.int8)
-        return cls(first, batch.drop_columns([column.name]), high, low, inverse)
+        return cls(first, batch.drop_columns([column.name]), high, low, inverse, normalized=column.normalized)
 
     def stored(self, low: np.dtype[np.int8] | np.dtype[np.int16] | None) -> pa.RecordBatch | None:
         """Return the block as one batch, with low parts of this type; None if the type does not hold them."""
@@ -113,15 +135,16 @@ class Block:
         return pa.RecordBatch.from_arrays(columns, names)
 
     @classmethod
-    def from_stored(cls, batch: pa.RecordBatch, first: int) -> Block:
+    def from_stored(cls, batch: pa.RecordBatch, column: VectorColumn, first: int) -> Block:
         """Return the block of a batch of `stored` in a mapped file, without a copy."""
         high: npt.NDArray[np.uint16] = _unpacked(batch.column(_HIGH), np.uint16)
         low: npt.NDArray[np.int8] | npt.NDArray[np.int16] | None = None
         if _LOW in batch.schema.names:
-            column = batch.column(_LOW)
-            low = _unpacked(column, np.int8 if column.type.byte_width == high.shape[1] else np.int16)
+            part = batch.column(_LOW)
+            low = _unpacked(part, np.int8 if part.type.byte_width == high.shape[1] else np.int16)
         names = [name for name in batch.schema.names if name not in (_HIGH, _LOW, _INVERSE_NORM)]
-        return cls(first, batch.select(names), high, low, batch.column(_INVERSE_NORM).to_numpy(), mapped=True)
+        inverse = batch.column(_INVERSE_NORM).to_numpy()
+        return cls(first, batch.select(names), high, low, inverse, mapped=True, normalized=column.normalized)
 
 
 def _packed(values: npt.NDArray[np.generic]) -> pa.Array:

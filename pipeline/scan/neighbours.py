@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 
-def nearest_rows(vectors: npt.NDArray[np.float32], sample: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+def nearest_rows(scores: npt.NDArray[np.float32], sample: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     """Return the rows nearest to each sampled row, without itself: int64 [sample, count], in no order.
 
     Args:
-        vectors: Unit vectors, float32 [rows, dim].
+        scores: Scores of the sampled rows with all, float32 [sample, rows]; overwritten.
         sample: Numbers of the sampled rows.
         count: Neighbours of each; fewer than `rows`.
     """
-    scores = vectors[sample] @ vectors.T
     scores[np.arange(len(sample)), sample] = -np.inf
     nearest: npt.NDArray[np.int64] = np.argpartition(-scores, count - 1, axis=1)[:, :count]
     return nearest

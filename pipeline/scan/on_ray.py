@@ -31,8 +31,9 @@ class ScanSettings:
     Attributes:
         url: URL of the table, which all machines can read.
         version: The version.
-        outputs: The columns of vectors; the first one is scanned.
+        outputs: The columns of vectors.
         k: Rows per query.
+        late: Scan the column of many vectors, and not the dense one.
         condition: A condition on the rows, or None.
         columns: Columns to return, `ID` among them; None: all but the vectors.
         cache_bytes: Limit of the cache on each machine; None: no cache.
@@ -43,6 +44,7 @@ class ScanSettings:
     version: int
     outputs: tuple[VectorColumn, ...]
     k: int
+    late: bool = False
     condition: pc.Expression | None = None
     columns: tuple[str, ...] | None = None
     cache_bytes: int | None = None
@@ -50,7 +52,7 @@ class ScanSettings:
 
 
 def nearest_on_ray(settings: ScanSettings, queries: pa.Array, address: str) -> pa.Table:
-    """Return the result of `top_k.nearest` over a version of a table, computed by a cluster.
+    """Return the result of `TableScan.nearest` or `nearest_late` over a version of a table, computed by a cluster.
 
     Args:
         settings: Settings of the scan.
@@ -79,4 +81,6 @@ def _nearest_of_part(settings: ScanSettings, part: tuple[int, int], queries: pa.
     folder = default_folder() if settings.cache_folder is None else Path(settings.cache_folder)
     cache = None if settings.cache_bytes is None else VectorCache(folder, settings.cache_bytes)
     scan = TableScan(table, settings.outputs, cache, part)
+    if settings.late:
+        return scan.nearest_late(queries, settings.k, condition=settings.condition)
     return scan.nearest(queries, settings.k, condition=settings.condition, columns=settings.columns, device="cpu")

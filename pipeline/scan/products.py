@@ -8,7 +8,7 @@ The margin: let q be a query, v a stored vector, u = v / |v|, and h the bfloat16
 bits, so |h - v| <= 2^-8 |v|, and by Cauchy-Schwarz |q.h / |v| - q.u| <= 2^-8 |q|. If the processor multiplies bfloat16, the
 query is rounded too and so is the product: each adds at most 2^-8 (1 + 2^-8)^2 |q|. Sums of float32 over dim values and the
 factor 1 / |v| add less than dim 2^-22 |q|. Where all lengths of a block are nearly 1, products of many queries are not
-divided by them: that adds ||v| - 1| |q|.
+divided by them: that adds ||v| - 1| |q|. Vectors of any length are never divided, and all errors are |v| times as large.
 
 On a processor without products of bfloat16, many queries are multiplied by a kernel that compares the scores in registers
 with the lowest one of interest. No score but those that are high enough is written to memory.
@@ -65,7 +65,7 @@ class Queries:
     def margins(self, block: Block) -> npt.NDArray[np.float64]:
         """Return the largest error of each query's approximate scores, float64 [queries]."""
         margin = self._margin + (2 * block.spread if block.spread < _NEARLY_ONE else 0)
-        return np.asarray(self._lengths * margin)
+        return np.asarray(self._lengths * margin * block.longest)
 
     def candidates(self, block: Block, start: int, stop: int, lowest: npt.NDArray[np.float64]) -> Pairs:
         """Return the pairs of a query and a row `start <= row < stop` with an approximate score of at least `lowest`.
@@ -116,19 +116,19 @@ class Queries:
     ) -> npt.NDArray[np.float32]:
         """Return the exact score of each pair of a query and a row of the block, float32 [pairs].
 
-        It is the cosine if the query has length 1. Sums are float64, so equal vectors get equal scores.
+        It is the cosine if both have length 1. Sums are float64, so equal vectors get equal scores.
         """
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), _PAIRS):
             part = slice(start, start + _PAIRS)
-            unit = block.unit_vectors(rows[part])
-            scores[part] = (unit * self.vectors[queries[part]]).sum(axis=1)
+            vectors = block.vectors(rows[part])
+            scores[part] = (vectors * self.vectors[queries[part]]).sum(axis=1)
         return scores
 
 
 def _rows(block: Block, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the high parts and the factors of some rows."""
-    return _tensor(block.high[start:stop], torch.bfloat16), _tensor(block.inverse_norms[start:stop], torch.float32)
+    return _tensor(block.high[start:stop], torch.bfloat16), _tensor(block.factors[start:stop], torch.float32)
 
 
 def _tensor(values: npt.NDArray[np.generic], dtype: torch.dtype) -> torch.Tensor:

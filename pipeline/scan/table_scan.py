@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +17,23 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from actors import storage
+from actors.errors import InvariantBroken
 from actors.schema import ID, Shard
 from actors.unit.table_files import data_folder, relative_path, run_of
 from actors.vectors import VectorColumn
+from pipeline.scan import FILE_BITS
 from pipeline.scan.block import Block
 from pipeline.scan.vector_cache import VectorCache, decoded
 from pipeline.table import delta_table
 from pipeline.table.commit import sized_files
 
+if TYPE_CHECKING:
+    from pipeline.scan.maxsim import Rows
+    from pipeline.scan.row_groups import RowGroups
+
 BATCH_ROWS = 65_536
-_FILE_BITS = 40  # positions in the scan: the number of the file above, the row in the file below
+_LATE_ROWS = 256  # of a batch with many vectors each, which take some 70 KB a page
+_ENTRY_BYTES = 256  # of the other columns of a row in the cache, estimated
 _ROW = "_row"
 
 
@@ -34,12 +42,14 @@ class TableScan:
 
     Args:
         table: The open version.
-        outputs: The columns of vectors; the first one is scanned.
+        outputs: The columns of vectors.
         cache: The local cache; None reads the files at each scan.
         part: Number of this part and number of parts: every so-many-th file, for a scan by several processes.
 
     Attributes:
-        schema: Columns of the version, without the vectors.
+        dense: The column with one vector a row; None if there is none.
+        multi: The column with many; None if there is none.
+        schema: Columns of the version, without the vectors and their numbers.
         rows: Rows of the version.
     """
 
@@ -51,19 +61,26 @@ class TableScan:
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self._table = table
-        self._column = outputs[0]
+        self.dense, self.multi = (
+            next((output for output in outputs if output.kind == kind), None) for kind in ("dense", "multi")
+        )
         self._cache = cache
         self._part, self._parts = part
         self._url = delta_table.place_of(table)
         with delta_table.asking(table):
             dataset = _with_known_ranges(table)
         self._dataset = dataset
-        self._numbers = {fragment.path: number for number, fragment in enumerate(dataset.get_fragments())}
+        fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
+        self._fragments = [fragments[path] for path in sorted(fragments)]  # in one order on all machines
+        self._numbers = {fragment.path: number for number, fragment in enumerate(self._fragments)}
         self._shards = None if cache is None else self._list()
         self._mapped: dict[str, list[Block]] = {}
-        vectors = {output.name for output in outputs}
+        self._groups: RowGroups | None = None  # made by the first search that needs it
+        files = sized_files(table)
+        self._file_rows = {path: file.rows for path, file in files.items()}
+        vectors = {field.name for output in outputs for field in output.fields}
         self.schema = pa.schema([field for field in dataset.schema if field.name not in vectors])
-        self.rows = sum(file.rows for file in sized_files(table).values())
+        self.rows = sum(self._file_rows.values())
 
     def _list(self) -> dict[str, Shard]:
         """Return the objects of the table by path; a file that is missing is not in it."""
@@ -83,10 +100,10 @@ class TableScan:
         device: str = "auto",
         report: Callable[[int], None] = lambda _: None,
     ) -> pa.Table:
-        """Return the `k` rows with the highest scores for each query; see `top_k.nearest`.
+        """Return the `k` rows with the highest scores for each query by the dense column; see `top_k.nearest`.
 
         Args:
-            queries: Query vectors, as an encoder returns them for the scanned column.
+            queries: Query vectors, as an encoder returns them for the dense column.
             k: Rows per query.
             condition: A condition on the rows.
             columns: Columns to return, `ID` among them; None: all but the vectors.
@@ -99,14 +116,45 @@ class TableScan:
         from pipeline.scan import top_k  # importing torch takes seconds
         from pipeline.scan.products import Queries
 
-        if self._column.kind == "dense":
-            vectors = Queries(self._column.matrix(queries), device=device)
-            blocks: Iterable[Block] = self.blocks(condition)
-            if columns is not None:
-                blocks = (replace(block, rows=block.rows.select(columns)) for block in blocks)
-            return top_k.nearest(vectors, blocks, k, report=report)
-        batches = self._batches([*(columns or self.schema.names), self._column.name], condition)
-        return top_k.nearest_of_batches(queries, batches, k, self._column, report=report)
+        vectors = Queries(_need(self.dense).matrix(queries), device=device)
+        blocks: Iterable[Block] = self.blocks(condition)
+        if columns is not None:
+            blocks = (replace(block, rows=block.rows.select(columns)) for block in blocks)
+        return top_k.nearest(vectors, blocks, k, report=report)
+
+    def nearest_late(
+        self,
+        queries: pa.Array,
+        k: int,
+        *,
+        candidates: pa.Table | None = None,
+        condition: pc.Expression | None = None,
+        report: Callable[[int], None] = lambda _: None,
+    ) -> pa.Table:
+        """Return the `k` rows with the highest scores for each query by late interaction; see `maxsim.nearest`.
+
+        Args:
+            queries: Query vectors, as an encoder returns them for the column of many vectors.
+            k: Rows per query.
+            candidates: A result of `nearest` whose rows alone are scored; None: all rows.
+            condition: A condition on the rows, if all are scored.
+            report: Called with the number of rows after each part.
+
+        Raises:
+            StorageError: the store refused or failed, or a file is missing.
+        """
+        from pipeline.scan.maxsim import LateQueries, nearest
+        from pipeline.scan.row_groups import RowGroups
+
+        column = _need(self.multi)
+        if candidates is None:
+            parts = self._late_rows(condition)
+        else:
+            if self._groups is None:
+                self._groups = RowGroups(self._fragments, self._dataset.schema, column, self._cache, self._shards)
+            parts = self._groups.rows_of(candidates, len(queries))
+        with delta_table.asking(self._table):
+            return nearest(LateQueries(queries, column), parts, k, report=report)
 
     def ids(self) -> Iterator[pa.ChunkedArray]:
         """Yield the ids of all rows, in parts, from the files of the table.
@@ -114,17 +162,28 @@ class TableScan:
         Raises:
             StorageError: the store refused or failed, or a file is missing.
         """
-        for batch in self._batches([ID]):
-            yield pa.chunked_array([batch.column(ID)])
-
-    def _batches(self, names: list[str], condition: pc.Expression | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield columns of the rows that meet a condition, from the files of the table."""
         with delta_table.asking(self._table):
-            for fragment in self._dataset.get_fragments(filter=condition):
-                if self._numbers[fragment.path] % self._parts == self._part:
-                    yield from fragment.to_batches(
-                        schema=self._dataset.schema, columns=names, filter=condition, batch_size=BATCH_ROWS
-                    )
+            for fragment in self._fragments:
+                for batch in fragment.to_batches(schema=self._dataset.schema, columns=[ID], batch_size=BATCH_ROWS):
+                    yield pa.chunked_array([batch.column(ID)])
+
+    def _late_rows(self, condition: pc.Expression | None) -> Iterator[Rows]:
+        """Yield the rows that meet a condition with their many vectors, from the files of the table."""
+        from pipeline.scan.maxsim import Rows
+
+        column = _need(self.multi)
+        names = [*self.schema.names, column.name]
+        for fragment in self._dataset.get_fragments(filter=condition):
+            number = self._numbers[fragment.path]
+            if number % self._parts != self._part:
+                continue
+            place = number << FILE_BITS
+            for batch in fragment.to_batches(
+                schema=self._dataset.schema, columns=names, filter=condition, batch_size=_LATE_ROWS
+            ):
+                places = np.arange(place, place + batch.num_rows)
+                yield Rows(batch.drop_columns([column.name]), places, batch.column(column.name))
+                place += batch.num_rows
 
     def blocks(self, condition: pc.Expression | None = None) -> Iterator[Block]:
         """Yield the rows that meet a condition, file by file, of a dense column; a block without such rows is left out.
@@ -145,16 +204,19 @@ class TableScan:
         mapped = self._mapped.get(fragment.path)
         if mapped is not None:
             return mapped
-        first = self._numbers[fragment.path] << _FILE_BITS
-        names = [*self.schema.names, self._column.name]
+        first = self._numbers[fragment.path] << FILE_BITS
+        column = _need(self.dense)
+        names = [*self.schema.names, column.name]
 
         def read() -> Iterator[pa.RecordBatch]:
             yield from fragment.to_batches(schema=self._dataset.schema, columns=names, batch_size=BATCH_ROWS)
 
         shard = None if self._shards is None else self._shards.get(fragment.path)
         if self._cache is None or shard is None:
-            return decoded(read, self._column, first)
-        blocks = self._cache.blocks(shard, self.schema, self._column, first, read)
+            return decoded(read, column, first)
+        # The many vectors of a file, which are most of its bytes, are not in the entry.
+        size_bytes = self._file_rows[fragment.path] * (4 * column.dim + _ENTRY_BYTES) if self.multi else None
+        blocks = self._cache.blocks(shard, self.schema, column, first, read, size_bytes=size_bytes)
         if isinstance(blocks, list):
             self._mapped[fragment.path] = blocks
         return blocks
@@ -188,3 +250,9 @@ def _matching(block: Block, condition: pc.Expression) -> Block:
     rows = pa.Table.from_batches([block.rows]).append_column(_ROW, numbers)
     matching = ds.dataset(rows).to_table(columns=[_ROW], filter=condition, use_threads=False)[_ROW].to_numpy()
     return block if len(matching) == len(numbers) else block.select(matching)
+
+
+def _need(column: VectorColumn | None) -> VectorColumn:
+    if column is None:
+        raise InvariantBroken("a scan asked for a column of vectors that the table lacks.")
+    return column

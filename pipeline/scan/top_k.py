@@ -6,7 +6,7 @@ pairs, and the best rows so far.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.schema import HASH, ID
-from actors.vectors import VectorColumn
 from pipeline.scan.block import Block
 from pipeline.scan.products import Queries
 
@@ -88,68 +87,27 @@ def count_above(
     return counts
 
 
-def nearest_of_batches(
-    queries: pa.Array,
-    batches: Iterable[pa.RecordBatch],
-    k: int,
-    column: VectorColumn,
-    *,
-    report: Callable[[int], None] = lambda _: None,
-) -> pa.Table:
-    """Return the `k` rows with the highest scores for each query, as `nearest` does, of batches with any kind of vectors.
-
-    Args:
-        queries: Query vectors, as an encoder returns them for this column.
-        batches: Rows with the column of vectors, `ID` and the columns to return.
-        k: Rows per query.
-        column: The column of vectors.
-        report: Called with the number of rows after each batch.
-    """
-    if column.kind == "dense":
-        return nearest(Queries(column.matrix(queries)), _blocks(batches, column), k, report=report)
-    best, first = EMPTY.empty_table(), 0
-    for batch in batches:
-        scores = column.scores(queries, batch.column(column.name))
-        scores[np.isnan(scores)] = -np.inf
-        count = min(k, batch.num_rows)
-        row = np.argpartition(-scores, count - 1, axis=1)[:, :count].ravel() if count else np.zeros(0, np.int64)
-        query = np.repeat(np.arange(len(queries)), count)
-        fit = np.isfinite(scores[query, row])
-        found = _found(batch.drop_columns([column.name]), first, query[fit], row[fit], scores[query, row][fit])
-        best = _cut(_joined(best, found), k)
-        first += batch.num_rows
-        report(batch.num_rows)
-    return best
-
-
-def _blocks(batches: Iterable[pa.RecordBatch], column: VectorColumn) -> Iterator[Block]:
-    first = 0
-    for batch in batches:
-        yield Block.of(batch, column, first)
-        first += batch.num_rows
-
-
 def merge(results: Sequence[pa.Table], k: int) -> pa.Table:
     """Return the best `k` rows per query of several results of `nearest` over different blocks."""
-    joined = _joined(*results)
-    return _cut(joined, k) if joined.num_rows else joined
+    together = joined(*results)
+    return cut(together, k) if together.num_rows else together
 
 
-def _joined(*results: pa.Table) -> pa.Table:
+def joined(*results: pa.Table) -> pa.Table:
     """Return the rows of results, of which some may have no rows and no columns of rows."""
     return pa.concat_tables([result for result in results if result.num_columns > len(EMPTY)] or [EMPTY.empty_table()])
 
 
-def _found(
+def found(
     rows: pa.RecordBatch,
-    first: int,
+    places: npt.NDArray[np.int64],
     query: npt.NDArray[np.int64],
     row: npt.NDArray[np.int64],
     scores: npt.NDArray[np.float32],
 ) -> pa.Table:
-    """Return pairs of a query and a row as a result; `first` is the place of the first of the rows."""
+    """Return pairs of a query and a row as a result, with the place of each."""
     taken = rows.take(pa.array(row))
-    columns = [pa.array(query.astype(np.int32)), pa.array(scores), pa.array(row + first), *taken.columns]
+    columns = [pa.array(query.astype(np.int32)), pa.array(scores), pa.array(places), *taken.columns]
     return pa.Table.from_arrays(columns, [*EMPTY.names, *taken.schema.names])
 
 
@@ -191,7 +149,7 @@ class _Best:
     def table(self) -> pa.Table:
         """Return the best `k` rows of each query, sorted."""
         self._settle()
-        return _cut(self._kept, self._k).combine_chunks() if self._kept.num_rows else EMPTY.empty_table()
+        return cut(self._kept, self._k).combine_chunks() if self._kept.num_rows else EMPTY.empty_table()
 
     def add(self, block: Block) -> None:
         """Add the rows of a block."""
@@ -256,13 +214,14 @@ class _Best:
         for part, exact in zip(self._parts, scores, strict=True):
             high = exact >= self._sure[part.query]
             if high.any():
-                found = _found(part.block.rows, part.block.first, part.query[high], part.row[high], exact[high])
-                self._kept = _joined(self._kept, found)
+                row = part.row[high]
+                best = found(part.block.rows, part.block.places(row), part.query[high], row, exact[high])
+                self._kept = joined(self._kept, best)
                 self._query = np.concatenate([self._query, part.query[high]])
                 self._score = np.concatenate([self._score, exact[high]])
         self._parts, self._waiting, self._bytes = [], 0, 0
         if len(self._query) > self._most:
-            self._kept = _cut(self._kept, self._k).combine_chunks()
+            self._kept = cut(self._kept, self._k).combine_chunks()
             self._query, self._score = self._kept[QUERY].to_numpy().astype(np.int64), self._kept[SCORE].to_numpy()
 
 
@@ -317,7 +276,7 @@ def _counted(above: npt.NDArray[np.bool_], query: npt.NDArray[np.int64], queries
     return np.bincount(query[above], minlength=queries)
 
 
-def _cut(table: pa.Table, k: int) -> pa.Table:
+def cut(table: pa.Table, k: int) -> pa.Table:
     """Return the best `k` rows of each query, sorted."""
     ids = pc.fill_null(table.column(ID), "")
     keys = pa.table({QUERY: table[QUERY], SCORE: table[SCORE], ID: ids, PLACE: table[PLACE]})

@@ -18,7 +18,9 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -78,7 +80,16 @@ class VectorCache:
         self._used: dict[str, int] = {}  # entries of this process by name, with their sizes: they are not deleted
         self.problem: str | None = None
 
-    def blocks(self, shard: Shard, schema: pa.Schema, column: VectorColumn, first: int, read: Read) -> Iterable[Block]:
+    def blocks(
+        self,
+        shard: Shard,
+        schema: pa.Schema,
+        column: VectorColumn,
+        first: int,
+        read: Read,
+        *,
+        size_bytes: int | None = None,
+    ) -> Iterable[Block]:
         """Return the blocks of a table file: from its entry, which is written if there is none.
 
         Args:
@@ -87,19 +98,55 @@ class VectorCache:
             column: The dense column of vectors.
             first: Position of the file's first row in the order of the scan.
             read: Reads the file.
+            size_bytes: Estimated size of the entry; None: that of the file.
         """
-        name = _name_of(shard, schema, column)
+        columns = [f"{field.name}: {field.type}" for field in schema]
+        name = _name_of(shard, columns, column.name, column.dim)
+        write = partial(_write_entry, column=column, read=read)
+        expected = shard.size_bytes if size_bytes is None else size_bytes
+        batches = self._batches(name, expected, lambda path: any(write(path, low=low) for low in _LOW_TYPES))
+        return decoded(read, column, first) if batches is None else _mapped(batches, column, first)
+
+    def row_group(
+        self, shard: Shard, number: int, column: VectorColumn, read: Callable[[], pa.Array]
+    ) -> tuple[pa.Array, bool]:
+        """Return the stored vectors of a row group of a table file: from its entry, which is written if there is none.
+
+        The second value is true if they are mapped, so that they take no memory of their own.
+
+        Args:
+            shard: The file.
+            number: Number of the row group in the file.
+            column: The column of vectors, of type `VectorColumn.type`.
+            read: Reads the vectors.
+        """
+        vectors: list[pa.Array] = []  # read once
+
+        def write(path: Path) -> bool:
+            vectors.append(read())
+            with _new_file(path) as file, pa.ipc.new_file(file, pa.schema([(column.name, column.type)])) as writer:
+                writer.write_batch(pa.record_batch(vectors, [column.name]))
+            return True
+
+        name = _name_of(shard, [str(column.type)], column.name, number)
+        batches = self._batches(name, 0, write)
+        if batches is not None:
+            return batches[0].column(0), True
+        return vectors[0] if vectors else read(), False
+
+    def _batches(self, name: str, size_bytes: int, write: Callable[[Path], bool]) -> list[pa.RecordBatch] | None:
+        """Return the mapped batches of an entry, which is written if there is none; None if that is not possible."""
         try:
-            blocks = self._open(name, first)
-            if blocks is None and self._has_room(shard.size_bytes) and self._write(name, column, read):
-                blocks = self._open(name, first)
+            batches = self._open(name)
+            if batches is None and self._has_room(size_bytes) and self._write(name, write):
+                batches = self._open(name)
         except OSError as error:
             self.problem = (
                 f"the cache {str(self._folder)!r} is not used: {error.strerror or error}; "
                 f"name another folder in {VARIABLE}"
             )
-            blocks = None
-        return blocks if blocks is not None else decoded(read, column, first)
+            return None
+        return batches
 
     def _has_room(self, size_bytes: int) -> bool:
         """Return False if the entries of this process and one more file exceed the limit.
@@ -114,8 +161,8 @@ class VectorCache:
         )
         return False
 
-    def _open(self, name: str, first: int) -> list[Block] | None:
-        """Return the mapped blocks of an entry, or None if there is none that is complete and our own."""
+    def _open(self, name: str) -> list[pa.RecordBatch] | None:
+        """Return the mapped batches of an entry, or None if there is none that is complete and our own."""
         path = self._folder / name
         try:
             with open(path, "rb") as file:
@@ -130,13 +177,9 @@ class VectorCache:
         self._used[name] = status.st_size
         with contextlib.suppress(OSError):
             os.utime(path)  # the time of the last use
-        blocks = []
-        for batch in batches:
-            blocks.append(Block.from_stored(batch, first))
-            first += batch.num_rows
-        return blocks
+        return batches
 
-    def _write(self, name: str, column: VectorColumn, read: Read) -> bool:
+    def _write(self, name: str, write: Callable[[Path], bool]) -> bool:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(os.stat(self._folder)):
             self.problem = (
@@ -146,7 +189,7 @@ class VectorCache:
             return False
         part = self._folder / f"{name}.{os.getpid()}-{secrets.token_hex(4)}{_PART_SUFFIX}"
         try:
-            if not any(_write_entry(part, column, read, low) for low in _LOW_TYPES):
+            if not write(part):
                 return False
             size_bytes = part.stat().st_size
             if not self._has_room(size_bytes):
@@ -183,12 +226,28 @@ def decoded(read: Read, column: VectorColumn, first: int) -> Iterator[Block]:
         first += batch.num_rows
 
 
+def _mapped(batches: Iterable[pa.RecordBatch], column: VectorColumn, first: int) -> list[Block]:
+    blocks = []
+    for batch in batches:
+        blocks.append(Block.from_stored(batch, column, first))
+        first += batch.num_rows
+    return blocks
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file of our own, which is on the disk at the end."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _write_entry(
     path: Path, column: VectorColumn, read: Read, low: np.dtype[np.int8] | np.dtype[np.int16] | None
 ) -> bool:
     """Write an entry with low parts of this type; return False if the type does not hold them."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file, contextlib.ExitStack() as stack:
+    with _new_file(path) as file, contextlib.ExitStack() as stack:
         writer = None
         for batch in read():
             stored = Block.of(batch, column, 0).stored(low)
@@ -199,15 +258,11 @@ def _write_entry(
             writer.write_batch(stored)
         if writer is None:
             writer = stack.enter_context(pa.ipc.new_file(file, pa.schema([])))
-        stack.close()
-        file.flush()
-        os.fsync(file.fileno())
     return True
 
 
-def _name_of(shard: Shard, schema: pa.Schema, column: VectorColumn) -> str:
-    columns = [f"{field.name}: {field.type}" for field in schema]
-    key = json.dumps([_FORMAT, shard.path, shard.size_bytes, shard.etag, columns, column.name, column.dim])
+def _name_of(shard: Shard, columns: list[str], vectors: str, number: int) -> str:
+    key = json.dumps([_FORMAT, shard.path, shard.size_bytes, shard.etag, columns, vectors, number])
     return hashlib.sha256(key.encode()).hexdigest() + _SUFFIX
 
 

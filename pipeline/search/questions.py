@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import ConfigError, DataError
-from pipeline.search.search import QUESTION, RANK, SCORE, Searcher
+from pipeline.search.candidates import Candidates
+from pipeline.search.search import MEAN, QUESTION, RANK, SCORE, Searcher
 
-_NAMES = {QUESTION: "question", RANK: "rank", SCORE: "score"}
+_NAMES = {QUESTION: "question", RANK: "rank", SCORE: "score", MEAN: "mean_score"}
 
 
 def search_file(
@@ -25,6 +26,8 @@ def search_file(
     *,
     k: int,
     where: str | None = None,
+    late: bool = False,
+    candidates: Candidates = None,
     report: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write the `k` rows nearest to each question of a file, and return the number of hits.
@@ -33,10 +36,12 @@ def search_file(
         searcher: The table.
         questions: URL of a Parquet file with a column `text`, and `id` if the hits shall name the questions by it;
             otherwise they are named by their number, from 0.
-        out: URL of the Parquet file to write: columns `question`, `rank` (from 1), `score` and the stored columns of the
-            row. A stored column of one of these three names gets `table_` before its name, as often as needed.
+        out: URL of the Parquet file to write: columns `question`, `rank` (from 1), `score`, with `late` `mean_score`, and
+            the stored columns of the row. A stored column of one of these names gets `table_` before its name, as often as needed.
         k: Hits per question.
         where: An SQL condition on the stored columns.
+        late: As in `Searcher.search`.
+        candidates: As in `Searcher.search`.
         report: As in `Searcher.search_table`.
 
     Raises:
@@ -47,7 +52,9 @@ def search_file(
     """
     _check_out(out, questions)
     given = _read_questions(questions)
-    hits = searcher.search_table(given.column("text").to_pylist(), k=k, where=where, report=report)
+    hits = searcher.search_table(
+        given.column("text").to_pylist(), k=k, where=where, late=late, candidates=candidates, report=report
+    )
     names = _names(hits.column_names)
     if "id" in given.column_names:
         index = hits.column_names.index(QUESTION)
@@ -137,10 +144,11 @@ def _check_out(out: str, questions: str) -> None:
 
 def _names(columns: list[str]) -> list[str]:
     """Return the names of the columns of hits in the file, each once."""
-    used, names = {*columns, *_NAMES.values()}, []
+    own = {_NAMES[column] for column in columns if column in _NAMES}
+    used, names = {*columns, *own}, []
     for column in columns:
         name = _NAMES.get(column, column)
-        if column in _NAMES.values():
+        if column in own:
             while name in used:
                 name = f"table_{name}"
             used.add(name)

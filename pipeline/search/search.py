@@ -2,14 +2,14 @@
 
 Called by `jobs search` and by users of the library. It compares every vector, without an index or approximation, in one
 pass for many questions (`pipeline.scan`). Vectors are read from a cache on the local disk, which the first search fills.
+Late interaction compares the many vectors of the rows that are nearest by their dense vectors, or of all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +19,16 @@ import pyarrow.compute as pc
 
 from actors import storage
 from actors.arguments import need_place, need_whole
-from actors.encoders.finite import UnfitVectors
-from actors.encoders.spec import ModelSpec, describe
-from actors.errors import ConfigError, DataError, ModelError, TableConflict
+from actors.encoders.spec import ModelSpec
+from actors.errors import ConfigError, TableConflict
 from actors.quantities import parse_bytes
 from actors.schema import HASH, ID
-from actors.vectors import VectorColumn, dense
-from pipeline.job import fingerprint
-from pipeline.job.encoder import Encoder as EncoderSection
+from actors.vectors import Kind, VectorColumn
 from pipeline.scan import DEFAULT_CACHE_SIZE
 from pipeline.scan.table_scan import TableScan
 from pipeline.scan.vector_cache import VectorCache, default_folder
+from pipeline.search.candidates import Candidates, count_candidates
+from pipeline.search.query_model import QueryModel, Question, query_model
 from pipeline.search.sql_filter import parse_where
 from pipeline.table import delta_table
 
@@ -38,12 +37,8 @@ if TYPE_CHECKING:
 
 _QUERIES = 4096  # questions of one pass over the table
 
-
-# A question: a text, or the bytes of a picture's file.
-Question = str | bytes
-
-# Columns of `search_table`, beside those of the table. They may clash with no stored column.
-QUESTION, RANK, SCORE = "_question", "_rank", "_score"
+# Columns of `search_table`, beside those of the table. They may clash with no stored column. `MEAN` is for late interaction.
+QUESTION, RANK, SCORE, MEAN = "_question", "_rank", "_score", "_mean_score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +46,9 @@ class Hit:
     """One row of a search result.
 
     Attributes:
-        score: Cosine of query and row, -1 to 1.
-        columns: The other stored columns of the row, without its vector.
+        score: Cosine of query and row, -1 to 1. With late interaction the sum, over the vectors of the query, of the largest
+            cosine with one of the row's: compare it only with scores of the same question.
+        columns: The other stored columns of the row, without its vectors.
     """
 
     id: str
@@ -60,56 +56,15 @@ class Hit:
     columns: dict[str, Any]
 
 
-def query_model(
-    embedding_spec: delta_table.EmbeddingSpec, url: str, *, model: str | None = None, adapter: str | None = None
-) -> ModelSpec:
-    """Return the query side of the model that encoded a version. Adapters for rows of other tasks are not needed.
+@dataclass(frozen=True, slots=True)
+class LateHit(Hit):
+    """A hit of late interaction.
 
-    Args:
-        embedding_spec: Embedding spec of the version.
-        url: URL of the table, for messages.
-        model: Location of the weights, if they have moved since the job; they must be the same weights.
-        adapter: Location of the adapter of the table's task, if it has moved; it must be the same one.
-
-    Raises:
-        ConfigError: the table's task has no adapter.
-        ModelError: the model cannot be found, or is another one.
+    Attributes:
+        mean_score: The score divided by the number of the query's vectors, -1 to 1.
     """
-    settings = EncoderSection.model_validate(embedding_spec.encoder).settings()
-    adapters = {
-        name: replace(each, path=adapter or each.path)
-        for name, each in settings.adapters.items()
-        if settings.task in each.prompts(name)
-    }
-    if adapter is not None and not adapters:
-        tasks = f"; its rows name their tasks, {', '.join(settings.adapters)} among them" if settings.adapters else ""
-        raise ConfigError(
-            f"--adapter {adapter!r}: a search of {url!r} encodes questions for the task {settings.task!r}, which has no added "
-            f"adapter{tasks}. Leave --adapter out"
-        )
-    if model is not None:
-        settings = replace(settings, model=model, revision=None)
-    try:
-        spec = describe(replace(settings, adapters=adapters))
-    except ModelError as error:
-        if "directory on this machine" not in str(error):
-            raise
-        option = "--adapter" if str(error).startswith("adapter ") else "--model"
-        raise ModelError(f"{error} If it has moved, give its new place with {option}.") from None
-    # The settings of pictures are compared only where the table has some.
-    lineage = (spec.seeing() if embedding_spec.lineage.get("modality") == "page" else spec).lineage()
-    table_lineage = {key: value for key, value in embedding_spec.lineage.items() if key in lineage}
-    if fingerprint.fingerprint(lineage) != fingerprint.fingerprint(table_lineage):
-        different = [
-            key for key in lineage if lineage[key] != table_lineage.get(key) and key not in ("model", "revision")
-        ]
-        what, option, place = "model", "--model", spec.model
-        if different == ["adapter_sha256"]:
-            what, option, place = "adapter", "--adapter", spec.adapters[0].path
-        raise ModelError(
-            f"{place!r} is not the {what} that encoded {url!r} ({', '.join(different)} differ); give the right one with {option}"
-        )
-    return spec.query_side()
+
+    mean_score: float
 
 
 class Searcher:
@@ -163,7 +118,7 @@ class Searcher:
         embedding_spec = delta_table.embedding_spec_of(table)
         if embedding_spec is None:
             raise TableConflict(f"{self.url!r} is a Delta table that vectide did not make: it has no embedding spec")
-        model = _QueryModel(
+        model = QueryModel(
             query_model(embedding_spec, self.url, model=self._model, adapter=self._adapter), self._device
         )
         if before is not None and before.model.spec == model.spec:
@@ -213,25 +168,36 @@ class Searcher:
         self._snapshot = self._open(None, before)
         return True
 
-    def search(self, questions: Sequence[Question], *, k: int = 10, where: str | None = None) -> list[list[Hit]]:
-        """Return the `k` rows nearest to each question, best first.
+    def search(
+        self,
+        questions: Sequence[Question],
+        *,
+        k: int = 10,
+        where: str | None = None,
+        late: bool = False,
+        candidates: Candidates = None,
+    ) -> list[list[Hit]]:
+        """Return the `k` rows nearest to each question, best first; with late interaction they are `LateHit`.
 
         Args:
             questions: Texts, and pictures as the bytes of their files where the model sees; any number.
             k: Hits per question, at least 1.
             where: An SQL condition on the stored columns, such as `lang = 'de' AND tokens > 10`.
+            late: Score by late interaction, for a table with many vectors a row.
+            candidates: With `late`, how many rows nearest by the dense vectors are scored, or "all". None: 200, or ten for
+                each hit if these are more; all if the table has no dense vectors.
 
         Raises:
-            ConfigError: a question, `k` or `where` is invalid.
+            ConfigError: a question or an option is invalid, or the table lacks the vectors.
             DataError: the vector of a question is not finite or all zeros.
             StorageError: the store refused or failed.
         """
-        found = self.search_table(questions, k=k, where=where)
+        found = self.search_table(questions, k=k, where=where, late=late, candidates=candidates)
         hits: list[list[Hit]] = [[] for _ in questions]
         for row in found.to_pylist():
-            question, score, row_id = row.pop(QUESTION), row.pop(SCORE), row.pop(ID)
+            question, score, row_id, mean = row.pop(QUESTION), row.pop(SCORE), row.pop(ID), row.pop(MEAN, None)
             del row[RANK]
-            hits[question].append(Hit(row_id, score, row))
+            hits[question].append(LateHit(row_id, score, row, mean) if late else Hit(row_id, score, row))
         return hits
 
     def search_table(
@@ -240,6 +206,8 @@ class Searcher:
         *,
         k: int = 10,
         where: str | None = None,
+        late: bool = False,
+        candidates: Candidates = None,
         report: Callable[[int, int], None] | None = None,
     ) -> pa.Table:
         """Return the `k` rows nearest to each question as a table.
@@ -248,14 +216,16 @@ class Searcher:
             questions: As for `search`.
             k: Hits per question, at least 1.
             where: An SQL condition on the stored columns.
+            late: As for `search`.
+            candidates: As for `search`.
             report: Called with the rows that are scanned and the rows to scan, of all passes together.
 
         Returns:
-            Columns `QUESTION` (int64, index of the question), `RANK` (int64, from 1), `SCORE` (float32, the cosine), and
-            the stored columns without vector and content hash; sorted by question and rank.
+            Columns `QUESTION` (int64, index of the question), `RANK` (int64, from 1), `SCORE` (float32, as in `Hit`), with
+            `late` also `MEAN` (float32), and the stored columns without vectors and content hash; sorted by question and rank.
 
         Raises:
-            ConfigError: a question, `k` or `where` is invalid.
+            ConfigError: a question or an option is invalid, or the table lacks the vectors.
             DataError: the vector of a question is not finite or all zeros.
             StorageError: the store refused or failed.
         """
@@ -270,6 +240,7 @@ class Searcher:
             if isinstance(question, str) and not question.strip():
                 raise ConfigError(f"the question {question!r} is empty or only white space; give it some text")
         snapshot = self._snapshot  # `refresh` may replace it at any time
+        number = count_candidates(snapshot.scan, self.url, k, late=late, candidates=candidates)
         condition = None if where is None else parse_where(where, snapshot.scan.schema)
         passes = [questions[start : start + _QUERIES] for start in range(0, len(questions), _QUERIES)]
         total, scanned = snapshot.scan.rows * len(passes), 0
@@ -281,93 +252,84 @@ class Searcher:
             if report is not None:
                 report(scanned, total)
 
-        for number, part in enumerate(passes):
-            queries = snapshot.model.encode(part)
-            best = self._nearest(snapshot, queries, k, condition=condition, report=add)
-            results.append(_as_hits(best, number * _QUERIES))
-        return pa.concat_tables(results) if results else _as_hits(snapshot.no_hits(), 0)
+        asked = _Asked(k, late, number, condition, add)
+        for start, part in enumerate(passes):
+            vectors = snapshot.model.encode(part, asked.kinds)
+            best = self._best(snapshot, vectors, asked)
+            counts = pc.list_value_length(vectors["multi"]).to_numpy() if late else None
+            results.append(_as_hits(best if best.num_rows else snapshot.no_hits(), start * _QUERIES, counts))
+        return pa.concat_tables(results) if results else _as_hits(snapshot.no_hits(), 0, np.ones(0) if late else None)
 
     def encode(self, questions: Sequence[Question]) -> pa.Array:
-        """Return the vectors of questions, for `nearest`; see `search` for errors."""
-        return self._snapshot.model.encode(questions)
+        """Return the dense vectors of questions, for `nearest`; see `search` for errors."""
+        return self._snapshot.model.encode(questions, ("dense",))["dense"]
 
     def nearest(self, queries: pa.Array, k: int) -> pa.Table:
-        """Return the ids of the `k` rows nearest to each query vector, as `top_k.nearest` does."""
-        return self._nearest(self._snapshot, queries, k, columns=(ID,))
+        """Return the ids of the `k` rows nearest to each dense query vector, as `top_k.nearest` does."""
+        snapshot = self._snapshot
+        best = self._scan(snapshot, "dense", {"dense": queries}, k, _Asked(k, columns=(ID,)))
+        return best if best.num_rows else snapshot.no_hits()
 
-    def _nearest(
-        self,
-        snapshot: _Snapshot,
-        queries: pa.Array,
-        k: int,
-        *,
-        condition: pc.Expression | None = None,
-        columns: tuple[str, ...] | None = None,
-        report: Callable[[int], None] = lambda _: None,
+    def _best(self, snapshot: _Snapshot, vectors: Mapping[Kind, pa.Array], asked: _Asked) -> pa.Table:
+        """Return the best rows of each question."""
+        if not asked.late or asked.candidates is None:
+            return self._scan(snapshot, asked.kinds[0], vectors, asked.k, asked)
+        found = self._scan(snapshot, "dense", vectors, asked.candidates, asked)
+        return snapshot.scan.nearest_late(vectors["multi"], asked.k, candidates=found)
+
+    def _scan(
+        self, snapshot: _Snapshot, kind: Kind, vectors: Mapping[Kind, pa.Array], k: int, asked: _Asked
     ) -> pa.Table:
+        """Return the `k` best rows of each question among all that meet the condition, by one kind of vectors."""
+        queries, late = vectors[kind], kind == "multi"
         if self._address is not None:
             from pipeline.scan.on_ray import ScanSettings, nearest_on_ray  # importing ray takes seconds
 
             settings = ScanSettings(
-                self.url, snapshot.version, snapshot.outputs, k, condition, columns, self._cache_bytes
+                self.url,
+                snapshot.version,
+                snapshot.outputs,
+                k,
+                late,
+                asked.condition,
+                asked.columns,
+                self._cache_bytes,
             )
-            best = nearest_on_ray(settings, queries, self._address)
-        else:
-            best = snapshot.scan.nearest(
-                queries, k, condition=condition, columns=columns, device=self._device, report=report
-            )
-        return best if best.num_rows else snapshot.no_hits()
+            return nearest_on_ray(settings, queries, self._address)
+        if late:
+            return snapshot.scan.nearest_late(queries, k, condition=asked.condition, report=asked.report)
+        return snapshot.scan.nearest(
+            queries,
+            k,
+            condition=asked.condition,
+            columns=asked.columns,
+            device=self._device,
+            report=asked.report,
+        )
 
 
-class _QueryModel:
-    """The model for queries, loaded at first use; its vision tower at the first picture."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the caller of a search wants.
 
-    def __init__(self, spec: ModelSpec, device: str) -> None:
-        self.spec = spec
-        self._device = device
-        self._lock = Lock()
-        self._encoder: Encoder | None = None
+    Attributes:
+        candidates: Rows nearest by the dense vectors that late interaction scores; None: all rows.
+        columns: Columns to return; None: all but the vectors.
+    """
+
+    k: int
+    late: bool = False
+    candidates: int | None = None
+    condition: pc.Expression | None = None
+    report: Callable[[int], None] = lambda _: None
+    columns: tuple[str, ...] | None = None
 
     @property
-    def encoder(self) -> Encoder:
-        with self._lock:  # two threads that search at once load it once
-            if self._encoder is None:
-                from actors.encoders import load_encoder
-
-                self._encoder = load_encoder(self.spec, device=self._device)
-            return self._encoder
-
-    def encode(self, questions: Sequence[Question]) -> pa.Array:
-        """Return the vectors of questions, as the first output of the model.
-
-        Raises:
-            ConfigError: a question is a picture, and the model takes texts only.
-            DataError: a picture cannot be decoded, or the vector of a question is not finite or all zeros.
-        """
-        numbers = sorted(range(len(questions)), key=lambda number: isinstance(questions[number], bytes))  # texts first
-        texts = [question for question in questions if isinstance(question, str)]
-        pictures = [question for question in questions if isinstance(question, bytes)]
-        kind = self.spec.outputs[0].type
-        parts = [pa.array([], kind)]
-        try:
-            if texts:
-                parts.append(self.encoder.encode_queries(texts).cast(kind))
-            if pictures:
-                parts.append(dense(self._encode_pictures(pictures)).cast(kind))
-        except UnfitVectors as error:
-            number, reason = next(iter(error.reasons.items()))
-            shown = repr(texts[number]) if len(parts) == 1 and texts else f"of {len(pictures[number]):,} bytes"
-            raise DataError(f"the question {shown} cannot be encoded: {reason}") from None
-        return pa.concat_arrays(parts).take(pa.array(np.argsort(numbers)))
-
-    def _encode_pictures(self, pictures: list[bytes]) -> npt.NDArray[np.float32]:
-        if self.spec.pictures is None:
-            raise ConfigError(
-                f"the question is a picture, and the table's model {self.spec.model} takes texts only; ask with a text"
-            )
-        encoder = self.encoder
-        with self._lock:  # of two threads, only one loads the vision tower
-            return encoder.encode_images(pictures)
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors that are compared."""
+        if not self.late:
+            return ("dense",)
+        return ("multi",) if self.candidates is None else ("dense", "multi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +339,7 @@ class _Snapshot:
     version: int
     lineage: dict[str, Any]
     outputs: tuple[VectorColumn, ...]
-    model: _QueryModel
+    model: QueryModel
     scan: TableScan
 
     def no_hits(self) -> pa.Table:
@@ -387,12 +349,20 @@ class _Snapshot:
         return pa.schema([*EMPTY, *self.scan.schema]).empty_table()
 
 
-def _as_hits(best: pa.Table, first: int) -> pa.Table:
-    """Return a result of a scan with the columns of `search_table`; `first` is the index of its first question."""
+def _as_hits(best: pa.Table, first: int, counts: npt.NDArray[np.generic] | None) -> pa.Table:
+    """Return a result of a scan with the columns of `search_table`.
+
+    Args:
+        best: The result.
+        first: Index of its first question.
+        counts: Vectors of each question, for late interaction.
+    """
     from pipeline.scan import top_k
 
     query = best[top_k.QUERY].to_numpy().astype(np.int64)
     rank = np.arange(len(query)) - np.searchsorted(query, query, side="left") + 1
     kept = best.drop_columns([top_k.QUERY, top_k.SCORE, top_k.PLACE, HASH])
-    names = [QUESTION, RANK, SCORE, *kept.column_names]
-    return pa.Table.from_arrays([pa.array(query + first), pa.array(rank), best[top_k.SCORE], *kept.columns], names)
+    own = {QUESTION: pa.array(query + first), RANK: pa.array(rank), SCORE: best[top_k.SCORE]}
+    if counts is not None:
+        own[MEAN] = pa.array((best[top_k.SCORE].to_numpy() / counts[query]).astype(np.float32))
+    return pa.Table.from_arrays([*own.values(), *kept.columns], [*own, *kept.column_names])

@@ -37,6 +37,7 @@ COMMANDS = {
         "--min-agreement",
         "--queries",
         "--judgements",
+        "--late",
     },
     "versions": {"--json"},
     "rollback": {"--to"},
@@ -47,6 +48,8 @@ COMMANDS = {
     "search": {
         "-k",
         "--where",
+        "--late",
+        "--candidates",
         "--version",
         "--model",
         "--adapter",

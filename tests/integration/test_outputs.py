@@ -13,6 +13,7 @@ from deltalake import DeltaTable
 from actors.encoders import load_encoder
 from actors.encoders.families.detect import FAMILIES
 from actors.errors import ConfigError, DataError, GateClosed
+from actors.vectors import vectors_of
 from actors.vectors.quantiser import quantise
 from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
@@ -30,9 +31,11 @@ LISTS = {"precision": "float32", "layout": "list"}
 TEXTS = [*(f"text {'abcdefgh'[number % 8]} {number}" for number in range(20)), "text a 16", "a q", "b x"]
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    monkeypatch.setitem(FAMILIES, "toy_late", (layout, "tests.toys.late:build"))
+@pytest.fixture(autouse=True, scope="module")
+def _registered():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, "toy_late", (layout, "tests.toys.late:build"))
+        yield
 
 
 def rows_of(texts: list[str]) -> list[dict[str, object]]:
@@ -49,6 +52,21 @@ def job_of(tmp_path, outputs, **changes):
 
 def stored(table) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in DeltaTable(str(table)).to_pyarrow_table().to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory) -> dict[tuple[str, ...], str]:
+    """Return tables of 20 texts by their outputs; a row group has some three rows, so that candidates are in many."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actors.unit.writer._GROUP_BYTES", 200)
+        for outputs in (("embedding",), BOTH, MULTI):
+            folder = tmp_path_factory.mktemp("tables")
+            write_corpus(folder / "corpus", [rows_of(TEXTS[:20])])
+            job = job_of(folder, outputs)
+            backfill(job)
+            made[outputs] = str(job.table.uri)
+    return made
 
 
 @pytest.mark.parametrize("outputs", [BOTH, MULTI])
@@ -139,26 +157,70 @@ def test_vectors_that_cannot_be_reused_are_encoded_again(tmp_path, outputs, chan
     assert stored(tmp_path / "table")["r3"] == before["r3"]
 
 
-@pytest.mark.parametrize("outputs", [BOTH, MULTI])
-def test_a_search_compares_the_first_output(tmp_path, outputs):
-    write_corpus(tmp_path / "corpus", [rows_of(TEXTS[:20])])
-    job = job_of(tmp_path, outputs, table__precision="float32")
-    backfill(job)
-    searcher = Searcher(job.table.uri)
-    hits = searcher.search([TEXTS[7], "c a"], k=20)
-    found = stored(tmp_path / "table")
-    queries = searcher.encoder.encode_queries([TEXTS[7], "c a"]).to_pylist()
-    for best, query in zip(hits, queries, strict=True):
-        assert set(best[0].columns) == {"lang", "tokens", "embedding_multi_n", "_shard"}
-        for hit in best:
-            if outputs == BOTH:
-                expected = float(np.dot(query, found[hit.id]["embedding"]))
-            else:
-                expected = sum(max(np.dot(a, b) for b in found[hit.id]["embedding_multi"]) for a in query)
-            assert hit.score == pytest.approx(expected, abs=1e-4)
-    assert hits[0][0].id == "r7"
-    with pytest.raises(DataError, match="the question 'x' cannot be encoded: a toy's reason"):
-        searcher.search(["a", "x"])
+def by_loop(searcher: Searcher, question: str, rows: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Return ids and scores of late interaction, best first."""
+    vectors = np.float64(searcher.encoder.encode_queries_multi([question])[0].as_py())
+    scored = []
+    for row in rows:
+        value = row["embedding_multi"]
+        of_row = np.float64(vectors_of([value], dim=DIM)[0] if isinstance(value, bytes) else value)
+        of_row /= np.linalg.norm(of_row, axis=1, keepdims=True)
+        scored.append((row["id"], float(np.float32((vectors @ of_row.T).max(axis=1).sum()))))
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "options"),
+    [
+        (BOTH, {"candidates": 20}),
+        (BOTH, {"candidates": 14, "k": 8, "where": "lang = 'l1'"}),
+        (BOTH, {"candidates": "all", "where": "lang = 'l1'"}),
+        (MULTI, {}),
+    ],
+)
+def test_late_hits_are_those_of_a_loop(tmp_path, monkeypatch, tables, outputs, options):
+    where = options.get("where")
+    monkeypatch.setenv("VECTIDE_CACHE", str(tmp_path))
+    rows = [row for row in stored(tables[outputs]).values() if where is None or row["lang"] == "l1"]
+    for size in ("1GiB", "1GiB", None):  # fills the cache, reads it, does without
+        searcher = Searcher(tables[outputs], cache_size=size)
+        hits = searcher.search([TEXTS[7], "c a"], late=True, **{"k": 20, **options})
+        for best, question in zip(hits, [TEXTS[7], "c a"], strict=True):
+            expected = by_loop(searcher, question, rows)[: options.get("k", 20)]
+            assert [hit.id for hit in best] == [row for row, _ in expected]
+            assert [hit.score for hit in best] == pytest.approx([score for _, score in expected], abs=1e-5)
+            assert set(best[0].columns) == {"lang", "tokens", "_shard"}
+            count = len(searcher.encoder.encode_queries_multi([question])[0])
+            assert best[0].mean_score == pytest.approx(best[0].score / count)
+        assert searcher.cache_problem is None
+    groups = len({path for path in tmp_path.iterdir() if path.stat().st_size < 2_000})
+    assert bool(groups) == isinstance(options.get("candidates"), int)
+
+
+@pytest.mark.ray
+def test_late_interaction_on_ray_returns_the_same_hits(ray_session, tables):
+    for outputs, options in ((MULTI, {"where": "lang = 'l0'"}), (BOTH, {"candidates": 12})):
+        asked = {"questions": [TEXTS[7], "c a"], "k": 6, "late": True, **options}
+        expected = Searcher(tables[outputs], cache_size=None).search(**asked)
+        assert Searcher(tables[outputs], cache_size=None, address="local").search(**asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("outputs", "options", "why"),
+    [
+        (("embedding",), {"late": True}, "has one vector a row, and --late needs many"),
+        (BOTH, {"late": True, "questions": ["a", "x"]}, "the question 'x' cannot be encoded: a toy's reason"),
+        (BOTH, {"candidates": 5}, "candidates are for late interaction; add --late"),
+        (BOTH, {"late": True, "candidates": 5, "k": 6}, "5 candidates cannot give 6 hits"),
+        (BOTH, {"late": True, "candidates": 0}, "candidates is 0; it must be"),
+        (BOTH, {"late": True, "candidates": "some"}, "candidates is 'some'; it must be"),
+        (MULTI, {}, "has many vectors a row and no dense ones; search it with --late"),
+        (MULTI, {"late": True, "candidates": 5}, "has no dense vectors to find 5 candidates by"),
+    ],
+)
+def test_a_search_that_the_vectors_do_not_allow_is_refused(tables, outputs, options, why):
+    with pytest.raises((ConfigError, DataError), match=why):
+        Searcher(tables[outputs]).search(**{"questions": ["c a"], **options})
 
 
 def test_files_are_merged_with_their_vectors(tmp_path):
@@ -192,7 +254,50 @@ def test_a_gate_compares_the_first_output(tmp_path, outputs):
     assert refresh(other).published
     names = DeltaTable(job.table.uri).to_pyarrow_table().column_names
     assert {"embedding", "embedding_multi"} & set(names) == set(BOTH if outputs == MULTI else MULTI)
-    assert Searcher(job.table.uri).search(["c a"], k=1)[0]
+    assert Searcher(job.table.uri).search(["c a"], k=1, late=outputs == BOTH)[0]
+
+
+def overlap(old: list[dict[str, Any]], new: list[dict[str, Any]], score) -> float:
+    """Return the mean share of the 10 rows nearest to each that two versions have in common."""
+    nearest = []
+    for rows in (old, new):
+        scores = np.array([[score(row, other) for other in rows] for row in rows])
+        np.fill_diagonal(scores, -np.inf)
+        nearest.append(np.argsort(-scores, axis=1)[:, :10])
+    return float(np.mean([len({*a} & {*b}) / 10 for a, b in zip(*nearest, strict=True)]))
+
+
+def late_score(row: dict[str, Any], other: dict[str, Any]) -> float:
+    query, document = vectors_of([row["embedding_multi"], other["embedding_multi"]], dim=DIM)
+    return float((query.astype(np.float64) @ document.T).max(axis=1).sum())
+
+
+def test_a_gate_measures_by_late_interaction(tmp_path):
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(list("abcdefghijklmn"), 7)) for _ in range(30)]
+    write_corpus(tmp_path / "corpus", [rows_of(texts)])
+    pq.write_table(pa.table({"id": ["q"], "text": [texts[3]]}), tmp_path / "queries.parquet")
+    pq.write_table(pa.table({"query": ["q"], "doc": ["r3"]}), tmp_path / "judgements.parquet")
+    settings = {"generation__late": True, "generation__min_agreement": 0.0}
+    dense_only = job_of(tmp_path, ("embedding",), **settings)
+    backfill(dense_only)
+    files = {f"generation__{name}": str(tmp_path / f"{name}.parquet") for name in ("queries", "judgements")}
+    job = job_of(tmp_path, BOTH, **settings, **files)
+    with pytest.raises(ConfigError, match=r"version 1 of .* has one vector a row; leave it out"):
+        refresh(job)
+    refresh(job_of(tmp_path, BOTH))
+    before = list(stored(tmp_path / "table").values())
+    other = write_late(tmp_path / "other", *BOTH, seed=1)
+    outcome = refresh(job_of(tmp_path, BOTH, **settings, **files, encoder__model=str(other)))
+    after = {row["id"]: row for row in stored(tmp_path / "table").values()}
+    late, plain = (
+        overlap(before, [after[row["id"]] for row in before], score)
+        for score in (late_score, lambda row, other: np.dot(row["embedding"], other["embedding"]))
+    )
+    share = float(outcome.checks[0].removeprefix("agreement of 10 neighbours ").removesuffix(" on 30 documents"))
+    assert share == pytest.approx(late, abs=0.01)  # some scores are equal
+    assert share != pytest.approx(plain, abs=0.05)
+    assert outcome.checks[1].startswith("nDCG@10 1.0000 after 1.0000 on 1 queries")
 
 
 def test_the_estimated_size_counts_every_vector(tmp_path):

@@ -21,6 +21,7 @@ from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError
 from actors.images.workers import DecodePool
 from actors.source.formats.pages import Pages
+from actors.vectors import vectors_of
 from jobs.cli import app
 from jobs.output import print_outcome
 from pipeline.run.backfill import backfill
@@ -147,21 +148,27 @@ def test_animations_and_colour_profiles_that_cannot_be_used_are_counted(tmp_path
 
 
 def test_a_pdf_that_gains_a_page_costs_that_page(tmp_path, seeing_model):
+    """Every other row keeps all its bytes: its vector, its many vectors, and the grid of its picture."""
     folder, table = write_folder(tmp_path / "in"), tmp_path / "table"
-    job = job_of(folder, table, seeing_model)
+    encoder = {"model": str(seeing_model), "task": TASK, "dtype": "float32", "outputs": ["dense", "multi"]}
+    job = job_of(folder, table, seeing_model, encoder=encoder)
     backfill(job)
     before = stored(table)
+    for name, row in before.items():
+        assert row["embedding_multi_n"] == row["tokens"] == len(vectors_of([row["embedding_multi"]], dim=8)[0])
+        is_text = name.startswith(("words", "notes"))
+        assert (row["grid_h"], row["grid_w"]) == (
+            (None, None) if is_text else (3, 4) if "pdf" not in name else (30, 20)
+        )
     write_pdf(folder / "report.pdf", [1, 2, 3, 6])
     outcome = refresh(job)
     assert (outcome.rows, outcome.encoded) == (8, 1)
     after = stored(table)
-    assert {name: after[name]["embedding"] for name in before} == {
-        name: row["embedding"] for name, row in before.items()
-    }
+    assert {name: after[name] for name in before} == before
     changed = diff(str(table), 1, 2)
     assert (changed.added, changed.removed, changed.changed) == (1, 0, 0)
     compact(str(table))
-    assert stored(table).keys() == after.keys()
+    assert stored(table) == after
     (folder / "report.pdf").unlink()
     assert refresh(job).rows == 4
 
@@ -346,3 +353,30 @@ def test_a_picture_that_was_missing_is_embedded_by_a_retry(tmp_path, seeing_mode
     (folder / "b.png").write_bytes(png(2))
     outcome = refresh_again(job)
     assert (outcome.rows, outcome.encoded, outcome.quarantined) == (2, 1, 0)
+
+
+def test_many_vectors_of_pictures_are_pooled_once_and_those_of_texts_stay(tmp_path, seeing_model):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_pdf(folder / "report.pdf", [1, 2])
+    (folder / "photo.png").write_bytes(png(4))
+    (folder / "words.txt").write_text("net interest margin by quarter")
+    settings = {"task": TASK, "dtype": "float32", "outputs": ["dense", "multi"], "multi_pool": 2}
+    changes = {"encoder": {"model": str(seeing_model), **settings}, "table__multi": {"precision": "float32"}}
+    job = job_of(folder, tmp_path / "table", seeing_model, **changes)
+    assert backfill(job).rows == 4
+    before = stored(tmp_path / "table")
+    encoder = load_encoder(str(seeing_model), **settings)
+    expected = encoder.encode_multi([(folder / "photo.png").read_bytes(), "net interest margin by quarter"])
+    for name, vectors in zip(("photo.png:0", "words.txt:0"), expected, strict=True):
+        (found,) = vectors_of([before[name]["embedding_multi"]], dim=8, precision="float32")
+        np.testing.assert_allclose(found, vectors, atol=1e-5)
+        assert before[name]["embedding_multi_n"] == len(vectors)
+    photo, words = before["photo.png:0"], before["words.txt:0"]
+    grid = photo["grid_h"] * photo["grid_w"]
+    assert photo["tokens"] - photo["embedding_multi_n"] == grid - grid // 2
+    assert (words["embedding_multi_n"], words["grid_h"], words["grid_w"]) == (words["tokens"], None, None)
+    write_pdf(folder / "report.pdf", [1, 2, 3])
+    assert refresh(job).encoded == 1
+    after = stored(tmp_path / "table")
+    assert {name: row for name, row in after.items() if name in before} == before

@@ -97,6 +97,8 @@ def test_the_page_shows_hostile_texts_and_runs_none(job, tmp_path):
     assert page.count("&lt;script&gt;document.title = &#39;x&#39;&lt;/script&gt;") == 2  # an id, and a partition
     with pytest.raises(ConfigError, match="has no run 'other'; `vectide status` lists its runs"):
         write_page(tmp_path / "table", tmp_path / "page.html", run="other")
+    with pytest.raises(ConfigError, match="which is a folder; name a file"):
+        write_page(tmp_path / "table", tmp_path)
     with pytest.raises(ConfigError, match="there is no table and no run"):
         write_page(tmp_path / "nowhere", tmp_path / "page.html")
 

@@ -16,6 +16,7 @@ FORMS = [
     MULTI.stored_as(precision, layout) for precision in ("int8", "float16", "float32") for layout in ("blob", "list")
 ]
 FORM = pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.precision}-{form.layout}")
+ENCODING = VectorColumn("embedding", "dense", 3, normalized=False)
 NAN = float("nan")
 
 
@@ -33,9 +34,10 @@ def ragged(counts: list[int], seed: int = 0) -> pa.Array:
 def test_a_lineage_names_the_outputs_unless_there_is_one_dense_embedding():
     assert lineage_of([DENSE]) == {}
     assert outputs_of({"dim": 3}) == (DENSE,)
-    several = (MULTI, DENSE)
-    assert lineage_of(several) == {"outputs": "other multi 3, embedding dense 3"}
+    several = (MULTI, DENSE, ENCODING)
+    assert lineage_of(several) == {"outputs": "other multi 3, embedding dense 3, embedding dense 3 unnormalized"}
     assert outputs_of({"dim": 7, **lineage_of(several)}) == several
+    assert outputs_of({"dim": 7, **lineage_of([ENCODING])}) == (ENCODING,)
     stored = (MULTI.stored_as("int8", "blob"), DENSE)
     assert outputs_of({"dim": 3, **lineage_of(stored), "multi_stored": "int8 blob"}) == stored
 
@@ -80,13 +82,11 @@ def test_rows_of_several_unit_vectors_are_reused():
     assert MULTI.reusable(column).tolist() == [True, True, *[False] * 6]
 
 
-def test_the_score_of_several_vectors_is_the_sum_of_the_largest_cosines():
-    rows, queries = ragged([2, 0, 3, 1], 1), ragged([3, 1], 2)
-    scores = MULTI.scores(queries, rows)
-    for query, vectors in enumerate(queries.to_pylist()):
-        for row, others in enumerate(rows.to_pylist()):
-            expected = sum(max(np.dot(a, b) for b in others) for a in vectors) if others else NAN
-            np.testing.assert_allclose(scores[query, row], expected, atol=1e-6)
+def test_dense_vectors_of_any_length_are_reused_if_they_are_not_normalized():
+    rows = [[3.0, 4.0, 0.0], [1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0] * 3, [1.0, NAN, 0.0], [1.0, 2.0], None]
+    column = pa.chunked_array([pa.array(rows, DENSE.type)])
+    assert ENCODING.reusable(column).tolist() == [True, True, True, False, False, False, False]
+    assert DENSE.reusable(column).tolist() == [False, False, True, False, False, False, False]
 
 
 def test_the_unit_row_of_several_vectors_is_their_normalized_mean():
@@ -150,7 +150,6 @@ def test_values_of_another_form_are_not_reused_and_never_nan(form, value):
     assert np.diff(offsets)[[0, 2]].tolist() == [2, 2]
     assert offsets[-1] == len(vectors)
     assert np.isfinite(vectors).all()
-    assert np.isnan(form.scores(ragged([1]), column)).sum() <= 1
 
 
 def test_blobs_become_arrays_from_each_library():

@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from actors.encoders.families import bert_layout, jina_v1_layout, jina_v2_layout, jina_v3_layout, jina_v4_layout
+from actors.encoders.families import (
+    bert_layout,
+    jina_colbert_v2_layout,
+    jina_v1_layout,
+    jina_v2_layout,
+    jina_v3_layout,
+    jina_v4_layout,
+)
 from actors.encoders.layout import Config, FamilyFacts, Tensors
 from actors.errors import ModelError
 
@@ -20,6 +27,7 @@ FAMILIES: dict[str, tuple[Callable[[Config, Tensors], FamilyFacts | None], str]]
     "jina_v2": (jina_v2_layout.layout, "actors.encoders.families.jina_v2:build"),
     "jina_v3": (jina_v3_layout.layout, "actors.encoders.families.jina_v3:build"),
     "jina_v4": (jina_v4_layout.layout, "actors.encoders.families.jina_v4:build"),
+    "jina_colbert_v2": (jina_colbert_v2_layout.layout, "actors.encoders.families.jina_colbert_v2:build"),
     "bert": (bert_layout.layout, "actors.encoders.families.bert:build"),
 }
 

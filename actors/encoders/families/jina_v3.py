@@ -76,7 +76,7 @@ class Layer:
 
 
 class JinaV3:
-    """The encoder: embeddings, layers and adapters."""
+    """The encoder: embeddings, layers, and adapters if the model has some."""
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
         config = checkpoint.config
@@ -89,11 +89,13 @@ class JinaV3:
         heads = int(config["num_attention_heads"])
         self.rope = Rope(checkpoint.facts.hidden // heads, names.rope_theta(config), compute=compute)
         self.layers = [Layer(parts, i, heads=heads) for i in range(int(config["num_hidden_layers"]))]
-        self.adapters = AdapterStore(checkpoint.facts.targets, compute, _load_published(checkpoint, compute))
+        self.adapters: AdapterStore | None = None
+        if targets := checkpoint.facts.targets:
+            self.adapters = AdapterStore(targets, compute, _load_published(checkpoint, compute))
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden] in the compute type."""
-        route = self.adapters.route(batch)
+        route = None if self.adapters is None else self.adapters.route(batch)
         x = functional.embedding(batch.ids, self.words)
         if route is not None:
             x = route.look_up(names.WORDS, batch.ids, x)

@@ -34,7 +34,7 @@ _IDLE = (
     r"lm_head\..*",
 )
 # RoBERTa's `max_position_embeddings` includes this many rows of the position table that no token uses.
-_RESERVED_POSITIONS = 2
+RESERVED_POSITIONS = 2
 
 WORDS, TYPES = "embeddings.word_embeddings", "embeddings.token_type_embeddings"
 
@@ -49,14 +49,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     if match is None:
         return None
     prefix, variant = match
-    rope_theta(config)
-    for key, known in (("hidden_act", "gelu"), ("position_embedding_type", "rotary")):
-        if config.get(key, known) != known:
-            raise ModelError(f"config.json has {key} {config[key]!r}; family 'jina_v3' knows {known!r} only.")
-    check_encoder(config, "jina_v3")
-    hidden, heads = config_int(config, "hidden_size"), config_int(config, "num_attention_heads")
-    if hidden % (2 * heads):
-        raise ModelError(f"config.json has hidden_size {hidden}, not a multiple of 2 * num_attention_heads {heads}.")
+    hidden = check_config(config, "jina_v3")
     # An empty list is a checkpoint without adapters.
     adaptations = config.get("lora_adaptations")
     tasks = TASKS if adaptations is None else tuple(adaptations)
@@ -67,8 +60,8 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         variant=variant,
         hidden=hidden,
         vocab_size=config_int(config, "vocab_size"),
-        max_tokens=config_int(config, "max_position_embeddings") - _RESERVED_POSITIONS,
-        needed={f"{prefix}{name}": shape for name, shape in _needed(config, variant, len(tasks))},
+        max_tokens=config_int(config, "max_position_embeddings") - RESERVED_POSITIONS,
+        needed={f"{prefix}{name}": shape for name, shape in needed(config, variant, len(tasks))},
         ignorable=_IDLE,
         prefix=prefix,
         tasks=tasks,
@@ -82,6 +75,23 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     )
 
 
+def check_config(config: Config, family: str) -> int:
+    """Returns the width of the token states, after a check of the settings that the encoder computes with.
+
+    Raises:
+        ModelError: A setting is not supported.
+    """
+    rope_theta(config)
+    for key, known in (("hidden_act", "gelu"), ("position_embedding_type", "rotary")):
+        if config.get(key, known) != known:
+            raise ModelError(f"config.json has {key} {config[key]!r}; family {family!r} knows {known!r} only.")
+    check_encoder(config, family)
+    hidden, heads = config_int(config, "hidden_size"), config_int(config, "num_attention_heads")
+    if hidden % (2 * heads):
+        raise ModelError(f"config.json has hidden_size {hidden}, not a multiple of 2 * num_attention_heads {heads}.")
+    return hidden
+
+
 def rope_theta(config: Config) -> float:
     """Returns the base of the rotary frequencies: 20,000 as published, or the config's.
 
@@ -91,9 +101,7 @@ def rope_theta(config: Config) -> float:
     rope = config.get("rope_parameters") or {}
     kind = rope.get("rope_type", "default")
     if kind != "default" or config.get("rope_scaling"):
-        raise ModelError(
-            f"config.json asks for RoPE of type {kind!r} or scaled; family 'jina_v3' knows 'default' only."
-        )
+        raise ModelError(f"config.json asks for RoPE of type {kind!r} or scaled; this family knows 'default' only.")
     # The hub's own code uses 10,000 for a config without a value.
     default = 20_000.0 if config.get("model_type") == NATIVE_TYPE else 10_000.0
     return float(rope.get("rope_theta") or config.get("rotary_emb_base") or config.get("rope_theta") or default)
@@ -156,7 +164,8 @@ def _find_variant(config: Config, tensors: Tensors) -> tuple[str, str] | None:
     return None
 
 
-def _needed(config: Config, variant: str, tasks: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def needed(config: Config, variant: str, tasks: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields the tensors of the encoder with their shapes, without the prefix of their names."""
     hidden = config_int(config, "hidden_size")
     rank = config_int(config, "lora_rank") if variant == "hub" else 0
     for name, key in ((WORDS, "vocab_size"), (TYPES, "type_vocab_size")):

@@ -18,7 +18,21 @@ import pyarrow.compute as pc
 from actors.errors import VectideError
 from actors.images.workers import limit_children
 from actors.inputs import load_preparer
-from actors.schema import CONTENT, COST, END, GRID_H, GRID_W, KEPT_TEXT, PARTS, START, TASK, TOKENS, RewriteUnit, Unit
+from actors.schema import (
+    CONTENT,
+    COST,
+    END,
+    GRID_H,
+    GRID_W,
+    KEPT_TEXT,
+    PARTS,
+    PREFIX,
+    START,
+    TASK,
+    TOKENS,
+    RewriteUnit,
+    Unit,
+)
 from actors.source.read_unit import read_unit
 from actors.unit.unit_batch import UnitBatch, pack
 from pipeline.execute.attempts import AttemptLog
@@ -123,8 +137,8 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     batch.table = table
     if PARTS not in prepared.rows.column_names:
         batch.table = batch.table.append_column(TOKENS, cost)
-    for name in (GRID_H, GRID_W):
-        if name in spec.writer.schema.names:
+    if GRID_H in spec.writer.schema.names:
+        for name in (GRID_H, GRID_W, PREFIX):  # the last one is for the write stage and not stored
             batch.table = batch.table.append_column(name, prepared.rows.column(name))
     if keeps_text:
         _keep_text(batch, _texts(contents), _texts(content))

@@ -7,9 +7,11 @@ from collections import Counter
 
 import pyarrow as pa
 
+from actors.encoders.clusters import pooled
+from actors.encoders.spec import ModelSpec
 from actors.errors import VectideError
-from actors.schema import RewriteUnit
-from actors.unit.unit_batch import unpack
+from actors.schema import EMBEDDING_MULTI, RewriteUnit
+from actors.unit.unit_batch import UnitBatch, unpack
 from actors.unit.writer import WriterSpec, write_unit
 from pipeline.execute.attempts import AttemptLog
 from pipeline.execute.stages.rewrite import copy_rows
@@ -28,11 +30,21 @@ def write(block: pa.Table, spec: StageSpec, attempt_log: AttemptLog) -> pa.Table
         try:
             attempt.check()
             with watch_unit(attempt, spec.row_timeout_s):
+                _pool(batch, spec.model)
                 outcome = write_unit(batch, spec.writer)
         except VectideError as error:
             outcome = error
         attempt.done()
     return _outcome(batch.unit, outcome, Counter(row.reason for row in batch.bad))
+
+
+def _pool(batch: UnitBatch, model: ModelSpec) -> None:
+    """Cluster the vectors of pictures that were encoded now: here, because it takes a CPU longer than a GPU takes to encode."""
+    table = batch.table
+    if table is not None and table.num_rows and model.multi_pool:
+        many = table.column(EMBEDDING_MULTI).combine_chunks()
+        place = table.column_names.index(EMBEDDING_MULTI)
+        batch.table = table.set_column(place, EMBEDDING_MULTI, pooled(many, table, model))
 
 
 def _outcome(unit: int, outcome: object, reasons: Counter[str]) -> pa.Table:

@@ -19,6 +19,7 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake.transaction import AddAction
 
 from actors import storage
+from actors.encoders.families.detect import FAMILIES
 from actors.unit.writer import parquet_bytes
 from pipeline.job.config import Job
 from pipeline.ledger.table_lock import TTL_S, TableLock
@@ -29,6 +30,7 @@ from pipeline.table import delta_table
 from pipeline.table.vacuum import vacuum
 from pipeline.table.versions import rollback
 from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_one
+from tests.toys.late import layout, write_late
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,22 @@ def _changed_by_another_tool(place: Place) -> None:
     DeltaTable(str(place.table)).delete("id in ('r3', 'r21', 'r10')")
 
 
+def _late_job(place: Place) -> Job:
+    """A job with a dense vector and many vectors a row."""
+    FAMILIES["toy_late"] = (layout, "tests.toys.late:build")
+    if not (model := place.source / "late").exists():
+        write_late(model, "embedding", "embedding_multi")
+    return make_job(place.source / "corpus", place.table, model, source__text=["title"], run__unit_rows=4)
+
+
+def _late_then_changed(place: Place) -> None:
+    corpus = place.source / "corpus"
+    write_one(corpus / "a.parquet", rows(4))
+    write_one(corpus / "b.parquet", rows(7, start=20))
+    backfill(_late_job(place), Silent())
+    write_one(corpus / "b.parquet", rows(7, start=21))
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -129,6 +147,7 @@ SCENARIOS = {
         Scenario("keep", _changed_by_another_tool, lambda place: refresh(place.job(foreign="keep"), Silent())),
         Scenario("restore", _changed_by_another_tool, lambda place: refresh(place.job(foreign="restore"), Silent())),
         Scenario("cut-over", _first, lambda place: refresh(place.job(max_tokens=5), Silent())),
+        Scenario("many vectors", _late_then_changed, lambda place: refresh(_late_job(place), Silent())),
         Scenario("compact", _second, lambda place: compact(str(place.table), Silent())),
         Scenario("rollback", _second, lambda place: rollback(str(place.table), 1)),
         Scenario("vacuum", _second, lambda place: vacuum(str(place.table), 0)),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from actors.images import decode
 from actors.images.decode import Picture, decode_picture, picture_size
 from actors.images.errors import UnfitPicture
 from actors.images.jpeg import ended
@@ -188,6 +189,24 @@ def test_colours_of_another_profile_become_srgb(kind):
     broken = decode_picture(with_profile(red, kind, b"no profile at all" * 20), SETTINGS)
     assert abs(unpack_pixels(broken.pixels)[0, 0].astype(int) - (255, 0, 0)).max() < 12
     assert "colour profile" in broken.notes[0]
+
+
+@pytest.mark.parametrize("mark", [1, 6])
+def test_a_jpeg_that_needs_too_much_memory_is_decoded_at_a_smaller_size(monkeypatch, mark):
+    exif = Image.Exif()
+    exif[0x0112] = mark
+    image = cornered().resize((671, 447), Image.Resampling.BICUBIC)
+    small = PictureSettings(3136, 10_000)
+    data = saved(image, "JPEG", exif=exif, quality=95)
+    full = decoded(data, small)
+    monkeypatch.setattr(decode, "LIMIT_BYTES", 671 * 447 * 3)
+    assert picture_size(data) == ((447, 671) if mark == 1 else (671, 447))
+    half = decoded(data, small)
+    assert half.shape == full.shape
+    assert 0 < abs(half.astype(int) - full).max() < 24
+    assert "671 x 447 pixels of this JPEG take" in str(refused(data))  # half is not twice as large as the result
+    assert refused(saved(image, "PNG")).reason == "too_many_pixels"
+    assert decoded(saved(image.convert("L"), "PNG")).shape == (448, 672, 3)
 
 
 def test_a_picture_in_srgb_is_left_as_it_is():

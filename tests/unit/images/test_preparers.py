@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from actors.encoders import describe
 from actors.images.pixels import pack_pixels
 from actors.inputs import MODALITIES, PAGE_CONTENT, load_preparer, prepare_texts
-from actors.schema import COST, INPUT_IDS, PICTURE, PREFIX
+from actors.schema import COST, GRID_H, GRID_W, INPUT_IDS, PICTURE, PREFIX
 from actors.text.tokenizer import Tokenizer as TextTokenizer
 from tests.checkpoints import SENTENCES, write_jina_v4
 
@@ -73,6 +73,8 @@ def test_texts_and_pictures_keep_their_order(spec):
     assert len(ids[2]) == len(ids[1]) + 1
     assert prepared.rows[COST].to_pylist() == [len(row) for row in ids]
     assert prepared.rows[PICTURE].to_pylist() == [None, pixels(1, 2), pixels(3, 1), None, None]
+    assert prepared.rows[GRID_H].to_pylist() == [None, 1, 3, None, None]
+    assert prepared.rows[GRID_W].to_pylist() == [None, 2, 1, None, None]
     starts = prepared.rows[PREFIX].to_pylist()
     place = TextTokenizer(spec).tokenize(["<|image_pad|>"], [None]).ids[0].as_py()
     assert ids[1][starts[1] : starts[1] + 2] == place * 2

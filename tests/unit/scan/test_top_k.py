@@ -47,12 +47,23 @@ class Data:
         return order[~self.having(hashes)[order]]
 
 
-@pytest.fixture(scope="module", params=[(32, "float16"), (384, "float32"), (100, "bfloat16"), (7, "float16")])
+@pytest.fixture(
+    scope="module",
+    params=[
+        (32, "float16", True),
+        (384, "float32", True),
+        (100, "bfloat16", True),
+        (7, "float16", True),
+        (64, "float16", False),
+    ],
+)
 def data(request) -> Data:
-    dim, precision = request.param
+    dim, precision, normalized = request.param
     random = np.random.default_rng(dim)
     vectors = random.normal(size=(ROWS, dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not normalized:
+        vectors *= random.lognormal(sigma=1.5, size=(ROWS, 1)).astype(np.float32)
     vectors[list(TWINS)] = vectors[TWINS[0]]
     vectors[100:200] *= 3  # another tool's rows need not have length 1
     vectors = round_mantissa(vectors, precision)
@@ -65,14 +76,15 @@ def data(request) -> Data:
         [pa.array(ids), pa.array(hashes), pa.array(stored, pa.list_(pa.float32()))], [ID, HASH, EMBEDDING]
     )
     blocks = [
-        Block.of(batch.slice(first, BLOCK), VectorColumn(EMBEDDING, "dense", dim), first)
+        Block.of(batch.slice(first, BLOCK), VectorColumn(EMBEDDING, "dense", dim, normalized=normalized), first)
         for first in range(0, ROWS, BLOCK)
     ]
     queries = random.normal(size=(50, dim)).astype(np.float32) / np.sqrt(dim, dtype=np.float32)
     queries[0] = vectors[TWINS[0]]
     exact = vectors.astype(np.float64)
     exact[ZERO] = 0
-    exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)
+    if normalized:
+        exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)
     scores = np.stack([(exact * query).sum(axis=1) for query in queries]).astype(np.float32)
     scores[:, [NO_VECTOR, NARROW, INFINITE]] = -np.inf
     return Data(blocks, ids, hashes, queries, scores)

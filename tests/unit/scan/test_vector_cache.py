@@ -40,15 +40,15 @@ class File:
             yield pa.RecordBatch.from_arrays(columns, [ID, EMBEDDING])
 
 
-def unit(blocks: list[Block]) -> np.ndarray:
-    return np.concatenate([block.unit_vectors(np.arange(block.rows.num_rows)) for block in blocks])
+def vectors_of(blocks: list[Block]) -> np.ndarray:
+    return np.concatenate([block.vectors(np.arange(block.rows.num_rows)) for block in blocks])
 
 
 def read(cache: VectorCache, file: File, shard: Shard = SHARD, schema: pa.Schema = SCHEMA) -> None:
     """Read a file through the cache; the vectors must be those of the file."""
     blocks = list(cache.blocks(shard, schema, COLUMN, 7, file))
     wide = file.vectors.astype(np.float64)
-    np.testing.assert_array_equal(unit(blocks), wide / np.linalg.norm(wide, axis=1, keepdims=True))
+    np.testing.assert_array_equal(vectors_of(blocks), wide / np.linalg.norm(wide, axis=1, keepdims=True))
     assert [block.first for block in blocks] == [7, 7 + len(file.vectors) // 2]
     assert blocks[0].rows.schema.names == [ID]
 
@@ -72,6 +72,16 @@ def test_the_second_read_is_from_the_cache_bit_for_bit(folder, precision, width)
     (entry,) = entries(folder)
     ids_and_norms = 12
     assert entry.stat().st_size == pytest.approx(20_000 * (DIM * width + ids_and_norms), rel=0.02)
+
+
+def test_vectors_of_any_length_keep_it_in_the_cache(folder):
+    file, column = File(rows=1000), VectorColumn(EMBEDDING, "dense", DIM, normalized=False)
+    file.vectors *= np.arange(1000, dtype=np.float32)[:, None]
+    for _ in range(2):  # written, then read
+        blocks = list(VectorCache(folder, 1 << 30).blocks(SHARD, SCHEMA, column, 0, file))
+        np.testing.assert_array_equal(vectors_of(blocks), file.vectors)
+        assert [block.normalized for block in blocks] == [False, False]
+    assert blocks[0].mapped
 
 
 def test_another_size_tag_url_or_column_is_another_entry(folder):
@@ -108,7 +118,7 @@ def test_two_processes_may_write_one_entry_at_once(folder):
 
     blocks = list(VectorCache(folder, 1 << 30).blocks(SHARD, SCHEMA, COLUMN, 7, other_writes_first))
     wide = file.vectors.astype(np.float64)
-    np.testing.assert_array_equal(unit(blocks), wide / np.linalg.norm(wide, axis=1, keepdims=True))
+    np.testing.assert_array_equal(vectors_of(blocks), wide / np.linalg.norm(wide, axis=1, keepdims=True))
     assert len(entries(folder)) == 1
 
 
@@ -197,9 +207,9 @@ def test_a_mapped_entry_stays_readable_when_it_is_deleted(folder):
     file = File()
     read(VectorCache(folder, 1 << 30), file)
     blocks = list(VectorCache(folder, 1 << 30).blocks(SHARD, SCHEMA, COLUMN, 0, file))
-    before = unit(blocks)
+    before = vectors_of(blocks)
     entries(folder)[0].unlink()
-    np.testing.assert_array_equal(unit(blocks), before)
+    np.testing.assert_array_equal(vectors_of(blocks), before)
 
 
 def test_a_folder_below_a_file_is_not_used(tmp_path):

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 
 from actors.encoders import describe, encoder, load_encoder
+from actors.encoders.clusters import cluster
 from actors.encoders.compute import linear
 from actors.encoders.compute.device import Compute
 from actors.encoders.encoder import Encoder
 from actors.encoders.families.jina_v4_layout import adapter_of
 from actors.encoders.finite import NO_DIRECTION, NOT_FINITE, UnfitVectors
-from actors.encoders.late import cluster
 from actors.errors import ConfigError, ModelError
 from actors.inputs import load_preparer, prepare_texts
 from actors.schema import INPUT_IDS
@@ -190,7 +190,7 @@ def test_pools_merge_the_vectors_of_pictures_only(main, factor, keep):
         for pool in (factor, None)
     )
     before = len(load_preparer(main.spec)._before) if keep == "all" else 0  # type: ignore[attr-defined]
-    for row, vectors, all_vectors in zip(MIXED, many_of(pooled, MIXED), many_of(whole, MIXED), strict=True):
+    for row, vectors, all_vectors in zip(MIXED, pooled.encode_multi(MIXED), whole.encode_multi(MIXED), strict=True):
         if isinstance(row, str):
             np.testing.assert_array_equal(vectors, all_vectors)
             continue
@@ -219,7 +219,6 @@ def test_clusters_of_few_equal_or_opposite_vectors(main):
 def test_a_row_with_one_unusable_vector_is_named_and_the_others_stay(main, monkeypatch):
     expected = many_of(main, MIXED)
     forward = main.family.forward_multi
-    lengths = [len(each) for each in expected]
     spoilt = {1: torch.nan, 5: 0.0}  # a picture and a text
 
     def spoiling(batch):
@@ -230,14 +229,10 @@ def test_a_row_with_one_unusable_vector_is_named_and_the_others_stay(main, monke
         return hidden, vectors
 
     monkeypatch.setattr(main.family, "forward_multi", spoiling)
-    for pool in (None, 2):
-        lame = Encoder(replace(main.spec, multi_pool=pool), compute=main.compute, family=main.family)
-        encoded = lame.encode_rows(prepare(lame, MIXED))
-        assert encoded.reasons == {1: NOT_FINITE, 5: NO_DIRECTION}
-        counts = [len(each) for each in encoded.outputs[1].to_pylist()]
-        assert [counts[row] for row in spoilt] == [lengths[row] for row in spoilt]
-        for row in (0, 2, 4, 6, 8):
-            assert_close([np.float32(encoded.outputs[1][row].as_py())], [expected[row]])
+    encoded = main.encode_rows(prepare(main, MIXED))
+    assert encoded.reasons == {1: NOT_FINITE, 5: NO_DIRECTION}
+    for row in (0, 2, 3, 4, 6, 7, 8):
+        assert_close([np.float32(encoded.outputs[1][row].as_py())], [expected[row]])
     with pytest.raises(UnfitVectors, match="row 1 has no vector: its vector is not finite"):
         main.encode_multi(MIXED)
 
