@@ -52,7 +52,7 @@ def list_corpus(job: Job) -> Listing:
     """The shards of a job's source, in order, and what is left out of it. Nothing is opened.
 
     Raises:
-        ConfigError: no file matches, or one of the table's own does.
+        ConfigError: no file matches, or one of the table's own does, or the name of one is not UTF-8.
         StorageError: a folder could not be listed, or a link not be followed; it is named.
     """
     uri = storage.absolute(job.source.uri)
@@ -62,6 +62,13 @@ def list_corpus(job: Job) -> Listing:
     shards = listing.shards
     if not shards:
         raise _nothing_matches(job.source.uri, uri, listing)
+    if unnamed := next(
+        (shard.path for shard in shards if shard.path.encode(errors="ignore").decode() != shard.path), None
+    ):
+        raise ConfigError(
+            f"the name {unnamed!r} has bytes that are not UTF-8, so that no row can say where it is from; rename the file "
+            f"or its folder, or narrow source.uri"
+        )
     own = data_folder(storage.absolute(job.table.uri), "")
     inside = next((shard.path for shard in shards if shard.path.startswith(own)), None)
     if inside := inside or own_file_read(named, storage.absolute(job.table.uri), is_document):
