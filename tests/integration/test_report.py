@@ -127,7 +127,9 @@ def test_a_run_that_was_stopped_and_resumed_adds_up_to_an_undisturbed_one(job, t
 
 
 def test_a_killed_run_is_measured_from_its_ledger(job, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.report.recorder.Recorder.write", lambda self, **_: None)  # as SIGKILL: nothing is written
+    monkeypatch.setattr(
+        "pipeline.report.recorder.Recorder.write", lambda self, **_: None
+    )  # as SIGKILL: nothing is written
     with pytest.raises(KeyboardInterrupt):
         backfill(job, Interrupting())
     assert (stored(tmp_path / "table")["state"], "totals" in stored(tmp_path / "table")) == ("running", False)
@@ -161,7 +163,7 @@ def test_a_run_of_an_older_release_has_a_page_too(tmp_path, tiny_model):
         load_report(str(table))
 
 
-def test_failed_runs_say_why(job, tmp_path):
+def test_failed_runs_say_why(job, tmp_path, reporter):
     strict = job.model_copy(update={"run": job.run.model_copy(update={"max_quarantined": 0.0})})
     with pytest.raises(TooManyQuarantined):
         backfill(strict)
@@ -170,12 +172,15 @@ def test_failed_runs_say_why(job, tmp_path):
     assert "run.max_quarantined = 0 allows; nothing was published" in report["calls"][0]["error"]
     wrong = job.model_copy(update={"source": job.source.model_copy(update={"text": ("body",)})})
     with pytest.raises(ConfigError):  # found while planning: there is no plan
-        backfill(wrong)
+        backfill(wrong, reporter)
     (run,) = set(run_names(str(tmp_path / "table"))) - {report["run"]}
     failed = stored(tmp_path / "table", run)
     assert (failed["state"], "totals" in failed) == ("failed", False)
     page = Path(write_page(tmp_path / "table", tmp_path / "p.html", run=run)).read_text()
     assert "The last call ended with an error" in page
+    assert (
+        f"to see how far the run came: vectide report {tmp_path}/table --run {run} --out report.html" in reporter.steps
+    )
 
 
 def test_a_refresh_a_re_embedding_and_a_compaction_have_reports(job, corpus, tmp_path):
