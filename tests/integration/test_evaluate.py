@@ -238,4 +238,6 @@ def test_late_interaction_is_a_row_of_its_own(run, judged, tmp_path):
     _, found, _ = run(tmp_path / "both", *judged, "--json")
     assert [row["label"].rpartition(" ")[2] for row in found["rows"]] == ["1", "interaction"]
     assert found["rows"][1]["differences"]["nDCG@10"]["p"] <= 1
-    assert found["rows"][1]["scores"]["Recall@100"]["value"] > 0.9  # all documents are found; one judged one is not there
+    assert (
+        found["rows"][1]["scores"]["Recall@100"]["value"] > 0.9
+    )  # all documents are found; one judged one is not there
