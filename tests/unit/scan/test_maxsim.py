@@ -49,6 +49,12 @@ def by_loop(queries: list[npt.NDArray[np.float32]], rows: list[npt.NDArray[np.fl
     return [[sum(max(float(a @ b) for b in row) for a in query) for row in rows] for query in made]
 
 
+@pytest.fixture(autouse=True, params=[True, False])
+def _with_and_without_kernels(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr("actors.kernels.find", lambda: None)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_scores_are_those_of_a_loop_and_of_sentence_transformers(form, monkeypatch):
     monkeypatch.setattr("pipeline.scan.maxsim._BLOCK_BYTES", 500)
