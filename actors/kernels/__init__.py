@@ -18,12 +18,9 @@ import torch
 
 from actors.kernels.parallel import parallel_for
 
-# Queries (int64), rows (int64) and values (float32) of some pairs.
-Pairs = tuple[
-    "np.ndarray[Any, np.dtype[np.int64]]",
-    "np.ndarray[Any, np.dtype[np.int64]]",
-    "np.ndarray[Any, np.dtype[np.float32]]",
-]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Pairs = tuple[Ints, Ints, Floats]  # queries, rows and values of some pairs
 InstructionSet = Literal["avx2", "avx512", "avx512_bf16"]
 
 _MODULE = "vectide_kernels"
@@ -316,16 +313,11 @@ class Kernels:
         parallel_for(search_rows, len(rows), step)
         return results
 
-    def maxsim(
-        self,
-        rows: np.ndarray[Any, np.dtype[np.int64]],
-        counts: np.ndarray[Any, np.dtype[np.int64]],
-        packed: torch.Tensor,
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return the largest cosine of each query with one of the vectors of each row, [rows, queries and padding].
+    def maxsim(self, rows: Ints, counts: Ints, packed: torch.Tensor) -> Floats:
+        """Return the largest cosine of each query with a vector of each row, float32 [rows, queries and padding].
 
         Args:
-            rows: int64 [n], addresses of vectors of int8, contiguous.
+            rows: int64 [n], addresses of vectors of int8.
             counts: int64 [n], vectors of each row; of a row without, the result is minus infinity.
             packed: The result of `packed` of queries of length 1, whose width is a multiple of 16.
 

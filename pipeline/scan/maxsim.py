@@ -30,19 +30,22 @@ _SHORTEST = 1e-12  # a shorter vector counts as zeros
 _QUERY_VECTORS = 1024  # of a product at most, unless one query has more
 
 
+Documents = pa.Array | list[pa.Array]
+
+
 class Rows(NamedTuple):
     """Rows of a table to score.
 
     Attributes:
         rows: The columns to return.
         places: Position of each in the scan, int64 [n].
-        vectors: The column of vectors.
+        vectors: The column of vectors, or an array of one row for each row, which may lie anywhere.
         wanted: Pairs of a query and a row to score, bool [queries, n]; None: all.
     """
 
     rows: pa.RecordBatch
     places: npt.NDArray[np.int64]
-    vectors: pa.Array
+    vectors: Documents
     wanted: npt.NDArray[np.bool_] | None = None
 
 
@@ -72,18 +75,20 @@ class LateQueries:
         """Return the number of queries."""
         return len(self.counts)
 
-    def scores(self, documents: pa.Array, wanted: npt.NDArray[np.bool_] | None = None) -> Floats:
+    def scores(self, documents: Documents, wanted: npt.NDArray[np.bool_] | None = None) -> Floats:
         """Return the score of each query with each row of the column, float32 [queries, rows], within `margins`.
 
         Args:
-            documents: Stored vectors.
+            documents: Stored vectors, as in `Rows`.
             wanted: Pairs of a query and a row to score, bool [queries, rows]; others get minus infinity. None: all.
         """
         scores = np.full((len(self), len(documents)), -np.inf, np.float32)
-        step = max(1, _BLOCK_BYTES * len(documents) // max(1, documents.nbytes))
         if self._kernels is not None and len(documents):
             self._score_by_kernel(self._kernels, documents, wanted, scores)
             return scores
+        if isinstance(documents, list):
+            documents = pa.concat_arrays(documents)
+        step = max(1, _BLOCK_BYTES * len(documents) // max(1, documents.nbytes))
 
         def score(first: int) -> None:
             for start, stop in self._ranges():
@@ -113,10 +118,13 @@ class LateQueries:
             start = stop
 
     def _score_by_kernel(
-        self, kernel: kernels.Kernels, documents: pa.Array, wanted: npt.NDArray[np.bool_] | None, scores: Floats
+        self, kernel: kernels.Kernels, documents: Documents, wanted: npt.NDArray[np.bool_] | None, scores: Floats
     ) -> None:
-        stored, counts = self._column.values(documents)
-        rows = stored.ctypes.data + (np.cumsum(counts) - counts) * self._column.dim
+        if isinstance(documents, list):
+            rows, counts = np.array([_place_of(document, self._column.dim) for document in documents]).T.copy()
+        else:
+            stored, counts = self._column.values(documents)
+            rows = stored.ctypes.data + (np.cumsum(counts) - counts) * self._column.dim
         ranges = self._ranges() if wanted is None else ((query, query + 1) for query in range(len(self)))
         for start, stop in ranges:
             chosen = slice(None) if wanted is None else np.flatnonzero(wanted[start])
@@ -128,12 +136,13 @@ class LateQueries:
             largest = np.ascontiguousarray(largest[:, : len(vectors)])
             scores[start:stop, chosen] = np.add.reduceat(largest, self._starts[start:stop] - first, axis=1).T
 
-    def exact(self, documents: pa.Array, query: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Floats:
+    def exact(self, documents: Documents, query: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Floats:
         """Return the score of pairs of a query and a row from products of float64, float32 [pairs]."""
         scores = np.empty(len(query), np.float32)
 
         def score(pair: int) -> None:
-            document = documents.slice(int(row[pair]), 1)
+            number = int(row[pair])
+            document = documents[number] if isinstance(documents, list) else documents.slice(number, 1)
             scores[pair] = self._scores_of(document, int(query[pair]), int(query[pair]) + 1, np.float64)[0, 0]
 
         _side_by_side(partial(score, pair) for pair in range(len(query)))
@@ -187,6 +196,14 @@ def nearest(
             sure[full] = np.maximum(sure[full], lowest[last[full]])
         report(count)
     return best
+
+
+def _place_of(blob: pa.Array, dim: int) -> tuple[int, int]:
+    """Return the address and the number of the int8 vectors of an array of one blob."""
+    _, offsets, data = blob.buffers()
+    start, stop = np.frombuffer(offsets, np.int32, 2, 4 * blob.offset).tolist()
+    whole = data is not None and (stop - start) % dim == 0
+    return (data.address + start, (stop - start) // dim) if whole else (0, 0)
 
 
 def _side_by_side(calls: Iterable[Callable[[], None]]) -> None:

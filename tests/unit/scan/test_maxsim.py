@@ -64,6 +64,7 @@ def test_scores_are_those_of_a_loop_and_of_sentence_transformers(form, monkeypat
     late = LateQueries(lists(queries), form)
     for part, of_part in ((documents, rows), (documents.slice(2, 5), rows[2:7])):
         scores = late.scores(part)
+        np.testing.assert_array_equal(late.scores([part.slice(row, 1) for row in range(len(part))]), scores)
         theirs = maxsim([torch.tensor(query) for query in queries], [torch.tensor(row).float() for row in of_part])
         np.testing.assert_allclose(scores, theirs, atol=1e-5)
         expected = by_loop(queries, of_part)
@@ -82,6 +83,9 @@ def test_a_row_without_a_positive_cosine_is_scored_and_one_without_vectors_is_la
     best = nearest(LateQueries(lists(query), LISTS), [rows_of(documents)], 9)
     assert best[PLACE].to_pylist() == [1]
     assert np.isneginf(LateQueries(lists(query), LISTS).scores(documents.slice(2, 1))).all()
+    blobs = pa.array([None, b"", bytes(DIM + 1), bytes(DIM)], pa.binary())
+    for given in (blobs, [blobs.slice(row, 1) for row in range(4)]):
+        assert LateQueries(lists(query), FORMS[1]).scores(given)[0].tolist() == [-np.inf, -np.inf, -np.inf, 0]
 
 
 def rows_of(documents: pa.Array, first: int = 0, wanted: Any = None) -> Rows:
