@@ -56,6 +56,11 @@ class VectorColumn:
     normalized: bool = True
 
     @property
+    def single(self) -> bool:
+        """True if a row has one unit vector, which can be cut and compared with any other row's."""
+        return self.kind == "dense" and self.normalized
+
+    @property
     def type(self) -> pa.DataType:
         """Type in the table. Lists are not of fixed size: readers refuse a Delta table with that type in a file footer."""
         if self.number is None:

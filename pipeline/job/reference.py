@@ -61,7 +61,7 @@ def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Itera
         required = name in section.get("required", ())
         default = "required" if required else _default(field["default"])
         yield f"`{prefix}{name}`", _values(field), default, field["description"].replace("|", "\\|")
-        for form in field.get("oneOf", [field]):
+        for form in (field, *field.get("oneOf", ())):
             if "$ref" in form:
                 yield from _rows(f"{prefix}{name}.", _resolve(form, schema), schema)
         if _has_sections(field):
