@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ _SHORTEST = 1e-12  # a shorter vector counts as zeros
 _QUERY_VECTORS = 1024  # of a product at most, unless one query has more
 
 
-Documents = pa.Array | list[pa.Array]
+Documents: TypeAlias = "pa.Array | list[pa.Array]"
 
 
 class Rows(NamedTuple):
@@ -127,14 +127,13 @@ class LateQueries:
             rows = stored.ctypes.data + (np.cumsum(counts) - counts) * self._column.dim
         ranges = self._ranges() if wanted is None else ((query, query + 1) for query in range(len(self)))
         for start, stop in ranges:
-            chosen = slice(None) if wanted is None else np.flatnonzero(wanted[start])
-            if wanted is not None and not len(chosen):
-                continue
-            first = self._starts[start]
-            vectors = torch.from_numpy(self._vectors[first : self._ends[stop - 1]])
-            largest = kernel.maxsim(rows[chosen], counts[chosen], kernel.packed(vectors))
-            largest = np.ascontiguousarray(largest[:, : len(vectors)])
-            scores[start:stop, chosen] = np.add.reduceat(largest, self._starts[start:stop] - first, axis=1).T
+            chosen = np.arange(len(rows)) if wanted is None else np.flatnonzero(wanted[start])
+            if len(chosen):
+                first = self._starts[start]
+                vectors = torch.from_numpy(self._vectors[first : self._ends[stop - 1]])
+                largest = kernel.maxsim(rows[chosen], counts[chosen], kernel.packed(vectors))
+                largest = np.ascontiguousarray(largest[:, : len(vectors)])
+                scores[start:stop, chosen] = np.add.reduceat(largest, self._starts[start:stop] - first, axis=1).T
 
     def exact(self, documents: Documents, query: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Floats:
         """Return the score of pairs of a query and a row from products of float64, float32 [pairs]."""

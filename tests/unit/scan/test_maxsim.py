@@ -44,8 +44,8 @@ def unit(column: VectorColumn, documents: pa.Array) -> list[npt.NDArray[np.float
 
 
 def by_loop(queries: list[npt.NDArray[np.float32]], rows: list[npt.NDArray[np.float64]]) -> list[list[float]]:
-    made, offsets = LISTS.ragged(lists(queries))
-    made = np.split(made.astype(np.float64), offsets[1:-1])
+    vectors, offsets = LISTS.ragged(lists(queries))
+    made = np.split(vectors.astype(np.float64), offsets[1:-1])
     return [[sum(max(float(a @ b) for b in row) for a in query) for row in rows] for query in made]
 
 
@@ -70,7 +70,7 @@ def test_scores_are_those_of_a_loop_and_of_sentence_transformers(form, monkeypat
         expected = by_loop(queries, of_part)
         assert (np.abs(scores - expected) <= late.margins[:, None]).all()
         query, row = np.divmod(np.arange(scores.size), len(of_part))
-        np.testing.assert_array_equal(late.exact(part, query, row), np.float32(expected).ravel())
+        np.testing.assert_array_equal(late.exact(part, query, row), np.array(expected, np.float32).ravel())
 
 
 def test_a_row_without_a_positive_cosine_is_scored_and_one_without_vectors_is_last():
@@ -102,7 +102,7 @@ def test_the_nearest_rows_are_those_of_a_loop_with_ties_by_id(k, threads, monkey
     form, queries = FORMS[1], ragged([4, 2, 6], 5)
     some = ragged([1 + number % 9 for number in range(25)], 6)
     documents = stored([*some, *some[::-1]], form)
-    scores = np.float32(by_loop(queries, unit(form, documents)))
+    scores = np.array(by_loop(queries, unit(form, documents)), np.float32)
     late = LateQueries(lists(queries), form)
     wanted = np.random.default_rng(7).random(scores.shape) < 0.5
     for chosen in (None, wanted):
