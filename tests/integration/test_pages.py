@@ -188,7 +188,12 @@ def test_a_refresh_decodes_only_files_that_changed_and_each_once(tmp_path, seein
     monkeypatch.setattr(Pages, "read", recorded)
     decoded = []
     do = DecodePool._do
-    monkeypatch.setattr(DecodePool, "_do", lambda pool, task, key=None: decoded.append(task) or do(pool, task, key))
+
+    def decoding(pool, task, key=None):
+        decoded.append(task)
+        return do(pool, task, key)
+
+    monkeypatch.setattr(DecodePool, "_do", decoding)
     outcome = refresh(job)
     assert len(decoded) == 1
     assert set(read) == {"photo.png"}
