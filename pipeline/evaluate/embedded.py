@@ -24,7 +24,7 @@ from actors.errors import ConfigError
 from actors.schema import ID
 from actors.source.blank import blank_rows
 from actors.unit.table_files import read_stored
-from actors.vectors import Floats
+from actors.vectors import Floats, VectorColumn
 from pipeline.execute.progress import Reporter
 from pipeline.job import fingerprint
 from pipeline.job.config import Job
@@ -73,6 +73,18 @@ class EmbeddedTexts:
         self.encoded = self.blank = 0
         self._known: dict[str, dict[str, Floats]] = {}  # vectors by the hash of their text, by table
 
+    @property
+    def dense(self) -> VectorColumn:
+        """The output with one vector of a text.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for column in self.spec.outputs:
+            if column.kind == "dense":
+                return column
+        raise ConfigError(f"{self._model!r} makes only several vectors of a text, which only retrieval can compare")
+
     def vectors(self, texts: Sequence[str], task: str | None, name: str) -> Floats:
         """Return the vectors of texts, float32 [texts, dim]; a text that the table has is not encoded again.
 
@@ -82,11 +94,9 @@ class EmbeddedTexts:
             name: Name of the table.
 
         Raises:
-            ConfigError: the model has several vectors of a text.
+            ConfigError: the model has no single vector of a text.
             VectideError: as for a backfill.
         """
-        if self.spec.outputs[0].kind != "dense":
-            raise ConfigError(f"{self._model!r} makes several vectors of a text, which only retrieval can compare")
         hashes = [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
         place, wanted = self._place(task, name), dict(zip(hashes, texts, strict=True))
         known = self._known.setdefault(place, {})
@@ -163,14 +173,14 @@ class EmbeddedTexts:
         """Return vectors of a table by id."""
         url, ids = storage.join(place, "table"), pa.array(wanted, pa.string())
         table = delta_table.open_table(url) if len(ids) else None
-        column, found = self.spec.outputs[0], {}
+        column, found = self.dense, {}
         for path in [] if table is None else delta_table.file_sizes(table):
             rows = read_stored(url, path, [ID], [column])
             rows = rows.filter(pc.is_in(rows[ID], value_set=ids))
             for batch in rows.to_batches():
-                found.update(
-                    zip(batch.column(ID).to_pylist(), column.unit_rows(batch.column(column.name)), strict=True)
-                )
+                cells = batch.column(column.name)
+                vectors = column.unit_rows(cells) if column.normalized else column.matrix(cells)
+                found.update(zip(batch.column(ID).to_pylist(), vectors, strict=True))
         return found
 
 

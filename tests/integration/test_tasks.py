@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import ConfigError, DataError
+from pipeline.quality.bootstrap import Difference
 from pipeline.quality.metrics import retrieval_values
 from tests.checkpoints.bert import write_bert
 from tests.integration.conftest import Silent, Stopping, Stops
@@ -120,9 +122,23 @@ def test_results_are_not_computed_again_and_two_models_are_compared(run, judged,
     assert gap["low"] <= gap["value"] <= gap["high"]
     assert found["tasks"][1]["difference"] is None
     assert found["difference"]["value"] == pytest.approx(found["means"][1] - found["means"][0])
-    printed = run("--model", tiny_model, "--model", other, *names, *settings, "--out", out)[1]
-    assert "nDCG@10, difference of the queries" in printed
-    assert "mean of 2 tasks" in printed
+
+
+def test_a_judgement_is_printed_task_by_task(judged, capsys):
+    from jobs.evaluated import print_judgement
+
+    result = judged[0]
+    gap = Difference(-0.25, -0.5, 0.0, 0.04)
+    tasks = [
+        replace(task, scores=(0.75, 0.5), difference=gap if task.task == RETRIEVAL else None) for task in result.tasks
+    ]
+    print_judgement(
+        replace(result, models=("A", "B"), tasks=tuple(tasks), means=(0.75, 0.5), encoded=(0, 1), difference=gap)
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "A: 0 texts encoded B: 1 text encoded" in printed
+    assert "NFCorpus Retrieval ndcg_at_10 0.7500 0.5000 -0.2500 (-0.5000 to +0.0000), p 0.0400" in printed
+    assert "mean of 4 tasks 0.7500 0.5000 of the tasks: -0.2500" in printed
 
 
 def test_a_table_is_judged_like_the_model_that_made_it(run, judged, cached, tiny_model, tmp_path):
