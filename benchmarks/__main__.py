@@ -207,6 +207,38 @@ def search(  # noqa: PLR0917  (typer calls it by name)
 
 
 @app.command()
+def late(  # noqa: PLR0917  (typer calls it by name)
+    model: Model = None,
+    seeing: Annotated[
+        Path | None, typer.Option(help="Folder of a v4 checkpoint; a tiny random one without it.")
+    ] = None,
+    out: Out = DOCS,
+    rows: Annotated[int, typer.Option(min=500, help="Pages of the table that is searched.")] = 10_000,
+    pages: Annotated[int, typer.Option(min=60, help="Pages of the ladder.")] = 1_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 7,
+    work: Annotated[Path, typer.Option(help="Folder to work in.")] = WORK / "late",
+) -> None:
+    """Late interaction: MaxSim, a search with candidates against a dense one, what candidates and pooling lose."""
+    from benchmarks import late as race
+    from benchmarks.race.engine import today
+    from tests.checkpoints.jina_v4 import write_jina_v4
+
+    if seeing is None and not (work / "model").exists():
+        write_jina_v4(work / "model", projector_dim=128)
+    result = race.race(
+        work,
+        model or packaged_model(),
+        seeing or work / "model",
+        rows=rows,
+        pages=pages,
+        repeats=repeats,
+        print_progress=print_progress,
+    )
+    date = today()
+    write_page(out / f"late_cpu_{date}.md", race.markdown(result, command=command(), date=date))
+
+
+@app.command()
 def pages(  # noqa: PLR0917  (typer calls it by name)
     model: Annotated[Path | None, typer.Option(help="Folder of a v4 checkpoint; a tiny random one without it.")] = None,
     source: Annotated[

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ import torch
 from actors import kernels
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.spec import describe
+from actors.schema import EMBEDDING
 from actors.unit.receipt import DataFile
 from actors.unit.writer import parquet_bytes
-from actors.vectors import dense
+from actors.vectors import VectorColumn, dense
 from benchmarks.race.machine import commit, hardware, versions
 from benchmarks.race.peers import ROOT, install, python_of
 from pipeline.job.encoder import Encoder
@@ -59,28 +60,43 @@ class Result:
     left_out: list[str]
 
 
-def write_table(url: Path, model: Path, vectors: npt.NDArray[np.float32]) -> None:
-    """Publish a table with these vectors, rounded to float16's precision."""
+def write_table(
+    url: Path, model: Path, parts: Iterable[Sequence[pa.Array]], lineage: Mapping[str, str] | None = None
+) -> None:
+    """Publish a table with the embedding spec of a model.
+
+    Args:
+        url: Folder of the table.
+        model: Folder of the checkpoint.
+        parts: The stored columns of vectors of each file.
+        lineage: What the embedding spec says besides, as of more vectors than the model makes.
+    """
     spec = describe(EncoderSettings(str(model)))
-    lineage = {**spec.lineage(), "model": str(model)}
     embedding_spec = delta_table.EmbeddingSpec(
-        fingerprint(spec.lineage()), lineage, Encoder(model=str(model)).model_dump(mode="json")
+        fingerprint(spec.lineage()),
+        {**spec.lineage(), **(lineage or {}), "model": str(model)},
+        Encoder(model=str(model)).model_dump(mode="json"),
     )
-    (column,) = embedding_spec.outputs
-    files = []
-    schema = pa.schema([("id", pa.string()), (column.name, column.type), ("_hash", pa.string())])
-    for number, start in enumerate(range(0, len(vectors), _FILE_ROWS)):
-        part = vectors[start : start + _FILE_ROWS]
-        ids = pa.array([f"{row:09d}" for row in range(start, start + len(part))])
-        hashes = pa.array([f"{row:064x}" for row in range(start, start + len(part))])
-        stored = column.stored(pa.chunked_array([dense(part)]), "float16")
-        table = pa.Table.from_arrays([ids, stored, hashes], schema=schema)
+    fields = [field for column in embedding_spec.outputs for field in column.fields]
+    schema = pa.schema([("id", pa.string()), *fields, ("_hash", pa.string())])
+    files: list[DataFile] = []
+    start = 0
+    for vectors in parts:
+        rows = range(start, start + len(vectors[0]))
+        ids, hashes = (pa.array([f"{row:0{digits}d}" for row in rows]) for digits in (9, 64))
+        table = pa.Table.from_arrays([ids, *vectors, hashes], schema=schema)
         data, statistics_ = parquet_bytes(table, "{}", embedding_spec.outputs)
-        path = f"data/made/{number:06d}.parquet"
+        path = f"data/made/{len(files):06d}.parquet"
         (url / path).parent.mkdir(parents=True, exist_ok=True)
         (url / path).write_bytes(data)
-        files.append(DataFile(path, len(data), len(part), {}, statistics_, None))
+        files.append(DataFile(path, len(data), len(rows), {}, statistics_, None))
+        start = rows.stop
     publish(str(url), Publication("made", "made", "backfill", embedding_spec, schema, (), None, tuple(files)))
+
+
+def stored_dense(vectors: npt.NDArray[np.float32]) -> pa.ChunkedArray:
+    """Return vectors as a table stores them with float16's precision."""
+    return VectorColumn(EMBEDDING, "dense", vectors.shape[1]).stored(pa.chunked_array([dense(vectors)]), "float16")
 
 
 class _Peer:
@@ -117,7 +133,8 @@ class _Peer:
         self._process.wait()
 
 
-def _median(call: Callable[[], object], repeats: int) -> float:
+def median_s(call: Callable[[], object], repeats: int) -> float:
+    """Return the median seconds of a call."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -134,11 +151,11 @@ def _product_type() -> torch.dtype:
 def _limits(dim: int, many: int) -> tuple[float, float]:
     """Return the memory rate (a sum over 1 GiB) and the best rate of matrix products of three shapes, with all threads."""
     memory = torch.ones(1 << 28)
-    bytes_per_s = memory.nbytes / _median(memory.sum, 9)
+    bytes_per_s = memory.nbytes / median_s(memory.sum, 9)
     left, flops_per_s = torch.randn(many, dim).to(_product_type()), 0.0
     for rows in (512, 4096, 16_384):
         right = torch.randn(rows, dim).to(_product_type())
-        seconds = _median(lambda right=right: left @ right.T, 15)  # type: ignore[misc]
+        seconds = median_s(lambda right=right: left @ right.T, 15)  # type: ignore[misc]
         flops_per_s = max(flops_per_s, 2 * many * dim * rows / seconds)
     return bytes_per_s, flops_per_s
 
@@ -165,7 +182,8 @@ def race(
     table = work / f"table-{rows}-{dim}"
     if not table.exists():
         print_progress("writing the table")
-        write_table(table, model, vectors)
+        files_of = (vectors[start : start + _FILE_ROWS] for start in range(0, rows, _FILE_ROWS))
+        write_table(table, model, ([stored_dense(part)] for part in files_of))
     files = {"one": work / "one.npy", "many": work / "many.npy", "vectors": work / "vectors.npy"}
     np.save(files["one"], queries[:1])
     np.save(files["many"], queries)
@@ -240,7 +258,7 @@ def _command(table: Path, cache: Path, repeats: int) -> dict[str, float]:
     def run(command: list[str]) -> None:
         subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
 
-    return {name: _median(lambda command=command: run(command), repeats) for name, command in parts.items()}  # type: ignore[misc]
+    return {name: median_s(lambda command=command: run(command), repeats) for name, command in parts.items()}  # type: ignore[misc]
 
 
 def markdown(result: Result, *, command: str, date: str) -> str:

@@ -33,7 +33,9 @@ class _FetchedPdfs:
         self._lock = Lock()
 
     def get(self, shard: Shard) -> PdfFile:
-        """Return a PDF of a store; fetch it if it is not there."""
+        """Return a PDF of a store; fetch it if it is not there, or if it has no tag and may have changed unseen."""
+        if not shard.etag:
+            return self._fetched(shard)
         with self._lock:
             if (known := self._files.pop(shard, None)) is not None:
                 self._files[shard] = known
@@ -51,7 +53,7 @@ class _FetchedPdfs:
     def _fetched(self, shard: Shard) -> PdfFile:
         with disk_errors(self._folder.path):
             number, path = tempfile.mkstemp(dir=self._folder.path)
-        pdf = PdfFile(path, shard)
+        pdf = PdfFile(path, shard if shard.etag else None)
         weakref.finalize(pdf, Path(path).unlink, missing_ok=True)
         with open(number, "wb") as file:
             for start in range(0, shard.size_bytes, _RANGE_BYTES):

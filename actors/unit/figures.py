@@ -53,11 +53,17 @@ class Figures:
         self.lengths, self.longest = counts.tolist(), int(tokens.max(initial=0))
 
     def measure_norms(self, rows: pa.Table, outputs: Sequence[VectorColumn]) -> None:
-        """Set the norms to those of the vectors as they are stored. Rows of another tool without a vector are left out."""
+        """Set the norms to those of the dense vectors as they are stored.
+
+        Rows of another tool without a vector are left out. Of many vectors a row only the directions are stored, and the
+        encoding of many may have any norm.
+        """
         for output in outputs:
+            if not output.single:
+                continue
             norms = [np.zeros(0, np.float32)]
             for chunk in rows.column(output.name).chunks:
-                vectors = output.matrix(chunk if output.kind == "dense" else chunk.flatten())
+                vectors = output.matrix(chunk)
                 norms.append(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)))
             finite = np.concatenate(norms)
             finite = finite[np.isfinite(finite)]

@@ -174,8 +174,8 @@ def _described(model: str | None, settings: list[str] | None) -> tuple[ModelSpec
         return None, "no model"
     try:
         return describe_model(load_job(None, settings, source="unused", table="unused", model=model)), None
-    except ModelError as error:
-        return None, f"the model {model!r} is not on this machine ({str(error).rstrip('.')})"
+    except ModelError:
+        return None, f"the model {model!r} is not on this machine"
 
 
 def _judge(

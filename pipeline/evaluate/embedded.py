@@ -24,7 +24,7 @@ from actors.errors import ConfigError
 from actors.schema import ID
 from actors.source.blank import blank_rows
 from actors.unit.table_files import read_stored
-from actors.vectors import Floats
+from actors.vectors import Floats, VectorColumn
 from pipeline.execute.progress import Reporter
 from pipeline.job import fingerprint
 from pipeline.job.config import Job
@@ -73,6 +73,18 @@ class EmbeddedTexts:
         self.encoded = self.blank = 0
         self._known: dict[str, dict[str, Floats]] = {}  # vectors by the hash of their text, by table
 
+    @property
+    def dense(self) -> VectorColumn:
+        """The output with one vector of a text.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for column in self.spec.outputs:
+            if column.kind == "dense":
+                return column
+        raise ConfigError(f"{self._model!r} makes only several vectors of a text, which only retrieval can compare")
+
     def vectors(self, texts: Sequence[str], task: str | None, name: str) -> Floats:
         """Return the vectors of texts, float32 [texts, dim]; a text that the table has is not encoded again.
 
@@ -82,23 +94,24 @@ class EmbeddedTexts:
             name: Name of the table.
 
         Raises:
-            ConfigError: the model has several vectors of a text.
+            ConfigError: the model has no single vector of a text.
             VectideError: as for a backfill.
         """
-        if self.spec.outputs[0].kind != "dense":
-            raise ConfigError(f"{self._model!r} makes several vectors of a text, which only retrieval can compare")
         hashes = [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
-        place = self._place(task, name)
+        place, wanted = self._place(task, name), dict(zip(hashes, texts, strict=True))
         known = self._known.setdefault(place, {})
-        new = {digest: text for digest, text in zip(hashes, texts, strict=True) if digest not in known}
-        blanks = [list(new)[row] for row in blank_rows(pa.array(new.values(), pa.string()))]
-        for digest in blanks:  # a backfill would quarantine them
-            known[digest] = load_encoder(self.spec.with_task(task)).encode([new.pop(digest)])[0]
-        if new:
-            part = blake2b("".join(new).encode(), digest_size=8).hexdigest()
-            self._write(place, part, pa.table([list(new), list(new.values())], [ID, _TEXT]))
+        for row in blank_rows(pa.array(wanted.values(), pa.string())):  # a backfill would quarantine them
+            digest = list(wanted)[row]
+            if digest not in known:
+                known[digest] = load_encoder(self.spec.with_task(task)).encode([wanted[digest]])[0]
+        known.update(self._stored(place, wanted.keys() - known.keys()))
+        if missing := [digest for digest in wanted if digest not in known]:
+            there = self._written(place)
+            if new := [digest for digest in missing if digest not in there]:
+                part = blake2b("".join(new).encode(), digest_size=8).hexdigest()
+                self._write(place, part, pa.table([new, [wanted[digest] for digest in new]], [ID, _TEXT]))
             self._embed(place, task)
-            known.update(self._stored(place, new))
+            known.update(self._stored(place, missing))
         return np.stack([known[digest] for digest in hashes])
 
     def documents(self, parts: Iterable[tuple[Sequence[str], Sequence[str]]], task: str | None, name: str) -> Searcher:
@@ -142,6 +155,12 @@ class EmbeddedTexts:
             pq.write_table(rows, sink, compression="zstd")
             storage.put(url, bytes(sink.getvalue()))
 
+    def _written(self, place: str) -> set[str]:
+        """Return the ids in the files of texts: a run that was stopped may not have embedded them yet."""
+        files = [shard.path for shard in storage.walk(storage.join(place, "texts"))]
+        parts = [pq.read_table(pa.BufferReader(storage.read(file)), columns=[ID]) for file in files]
+        return {row_id for part in parts for row_id in part[ID].to_pylist()}
+
     def _embed(self, place: str, task: str | None) -> str:
         """Embed the files of texts that the table does not have, and return its URL."""
         table = storage.join(place, "table")
@@ -153,14 +172,15 @@ class EmbeddedTexts:
     def _stored(self, place: str, wanted: Iterable[str]) -> dict[str, Floats]:
         """Return vectors of a table by id."""
         url, ids = storage.join(place, "table"), pa.array(wanted, pa.string())
-        column, found = self.spec.outputs[0], {}
-        for path in delta_table.file_sizes(delta_table.need_table(url)):
+        table = delta_table.open_table(url) if len(ids) else None
+        column, found = self.dense, {}
+        for path in [] if table is None else delta_table.file_sizes(table):
             rows = read_stored(url, path, [ID], [column])
             rows = rows.filter(pc.is_in(rows[ID], value_set=ids))
             for batch in rows.to_batches():
-                found.update(
-                    zip(batch.column(ID).to_pylist(), column.unit_rows(batch.column(column.name)), strict=True)
-                )
+                cells = batch.column(column.name)
+                vectors = column.unit_rows(cells) if column.normalized else column.matrix(cells)
+                found.update(zip(batch.column(ID).to_pylist(), vectors, strict=True))
         return found
 
 

@@ -8,7 +8,7 @@ Called by `vectide evaluate --tasks`. mteb loads the data, runs each task and ke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from actors import storage
 from actors.errors import ConfigError, DataError
 from pipeline.evaluate.embedded import EmbeddedTexts
 from pipeline.evaluate.mteb_model import Found, ModelJudged, TableSearch
+from pipeline.evaluate.result import write_result
 from pipeline.evaluate.tasks import single
 from pipeline.execute.progress import Reporter
 from pipeline.quality.bootstrap import Difference, mean_difference
@@ -55,7 +56,7 @@ class Judgement:
 
     Attributes:
         models: Names of the models, or of the table.
-        encoded: Number of texts that each of them encoded in this run.
+        encoded: Number of texts that were encoded for each; 0 if all were there.
         means: Mean of the main scores of each.
         difference: Mean of the second less that of the first, over the tasks; None if there is one model or one task.
         results: Folder of mteb's results.
@@ -131,9 +132,11 @@ def judge(
     over_tasks = (
         mean_difference(np.array(scores[1]), np.array(scores[0])) if len(names) == 2 and len(rows) > 1 else None
     )
-    return Judgement(
+    result = Judgement(
         tuple(names), tuple(rows), tuple(encoded), means, over_tasks, str(folder / "results"), tuple(notes)
     )
+    write_result(out, " and ".join(names), asdict(result))
+    return result
 
 
 def _check(tasks: Sequence[Any], *, is_table: bool) -> None:

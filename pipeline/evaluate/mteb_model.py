@@ -20,6 +20,7 @@ from actors.errors import ConfigError
 from actors.vectors import Floats, dense
 from pipeline.evaluate.embedded import EmbeddedTexts, safe
 from pipeline.evaluate.routing import task_of
+from pipeline.evaluate.table import late
 from pipeline.quality.retrieval import nearest_documents
 from pipeline.search.search import Searcher
 
@@ -93,11 +94,9 @@ class TableSearch:
             raise ConfigError(
                 f"{task_metadata.name} ranks given documents again; evaluate it with --model, not a table"
             )
-        asked = _batches(queries, task_metadata, PromptType.query)
         found: Found = {}
-        for ids, texts in asked:
-            vectors = self._searcher.encode(texts)
-            scores = nearest_documents(self._searcher.nearest, vectors, top_k, among=self._corpus)
+        for ids, texts in _batches(queries, task_metadata, PromptType.query):
+            scores = _nearest(self._searcher, texts, top_k, self._searcher.encode, self._corpus)
             found.update(zip(ids, scores, strict=True))
         self._keep(task_metadata.name, hf_subset, hf_split, found)
         return found
@@ -150,20 +149,16 @@ class ModelJudged(AbsEncoder):
             found: Found = self._reranker.search(queries, top_k=top_k, **names, **others)
         else:
             found = {}
+            task = self._task(task_metadata, PromptType.query)
+
+            def encode(texts: list[str]) -> pa.Array:
+                vectors = self._texts.vectors(texts, task, f"{task_metadata.name}-texts")
+                return dense(vectors).cast(self._texts.dense.type)
+
             for ids, texts in _batches(queries, task_metadata, PromptType.query):
-                vectors = self._queries(self._searcher, texts, task_metadata)
-                scores = nearest_documents(self._searcher.nearest, vectors, top_k)
-                found.update(zip(ids, scores, strict=True))
+                found.update(zip(ids, _nearest(self._searcher, texts, top_k, encode), strict=True))
         self._keep(task_metadata.name, hf_subset, hf_split, found)
         return found
-
-    def _queries(self, searcher: Searcher, texts: list[str], task_metadata: Any) -> pa.Array:
-        """Return the vectors of queries, from a table of their own if each is one vector."""
-        column = searcher.spec.outputs[0]
-        if column.kind != "dense":
-            return searcher.encode(texts)
-        vectors = self._texts.vectors(texts, self._task(task_metadata, PromptType.query), f"{task_metadata.name}-texts")
-        return dense(vectors).cast(column.type)
 
     def _task(self, task_metadata: Any, prompt_type: PromptType | None) -> str | None:
         code = any(language.endswith("-Code") for language in task_metadata.eval_langs) or (
@@ -171,6 +166,19 @@ class ModelJudged(AbsEncoder):
         )
         document = prompt_type == PromptType.document
         return task_of(self._texts.spec, task_metadata.type, document=document, code=code)
+
+
+def _nearest(
+    searcher: Searcher,
+    texts: list[str],
+    top_k: int,
+    encode: Callable[[list[str]], pa.Array],
+    among: set[str] | None = None,
+) -> list[dict[str, float]]:
+    """Return the nearest documents of queries, by late interaction where the table has many vectors a row."""
+    if searcher.scan.multi is not None:
+        return nearest_documents(late(searcher, texts), pa.array(range(len(texts))), top_k, among=among)
+    return nearest_documents(searcher.nearest, encode(texts), top_k, among=among)
 
 
 def _batches(rows: Any, task_metadata: Any, side: PromptType) -> Iterator[tuple[list[str], list[str]]]:

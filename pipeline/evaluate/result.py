@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,6 +66,21 @@ class Evaluation:
     main: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+
+
+def write_result(folder: str, of: str, result: dict[str, Any]) -> None:
+    """Write a result as `evaluation.json` and as the page `report.html`.
+
+    Args:
+        folder: URL of a folder; made if it is missing.
+        of: What was evaluated.
+        result: The result as plain data.
+    """
+    from pipeline.report.page import render_evaluation
+
+    place, text = storage.absolute(folder), json.dumps(result, indent=2, ensure_ascii=False)
+    storage.put(storage.join(place, "evaluation.json"), text.encode())
+    storage.put(storage.join(place, "report.html"), render_evaluation(of, result).encode("utf-8", "backslashreplace"))
 
 
 @dataclass(frozen=True)
@@ -128,14 +144,13 @@ class Evaluated:
         return Evaluation(self.ability, self.of, len(self.items), self.main, tuple(rows), self.notes)
 
     def write(self, folder: str, result: Evaluation) -> None:
-        """Write the result as `evaluation.json` and the value of each item as `values.parquet`.
+        """Write the result as `evaluation.json` and `report.html`, and the value of each item as `values.parquet`.
 
         Args:
             folder: URL of a folder; made if it is missing.
             result: What `result` returned.
         """
-        text = json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False)
-        storage.put(storage.join(storage.absolute(folder), "evaluation.json"), text.encode())
+        write_result(folder, result.of, dataclasses.asdict(result))
         parts = [
             pa.table({"row": [each.label] * len(self.items), "task": [each.task] * len(self.items)})
             .append_column("item", pa.array(self.items, pa.string()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,9 @@ from pipeline.evaluate.ladder import Rung, rungs
 from pipeline.evaluate.result import Evaluated, Evaluation, Measured
 from pipeline.quality.judged import Judged, read_judged
 from pipeline.quality.metrics import MAIN
-from pipeline.quality.retrieval import measure
+from pipeline.quality.retrieval import Search, measure
 from pipeline.scan.block import Block
-from pipeline.search.search import Searcher
+from pipeline.search.search import QUESTION, SCORE, Searcher
 
 _ROWS = 8192  # of a block that are quantised at a time
 
@@ -83,41 +84,58 @@ def evaluate_tables(
     steps = [_steps(searcher, dims, precisions) for searcher in searchers]
     if len(searchers) > 1 and any(steps):
         raise ConfigError("--dims and --precision are for one table, and --against is for two; ask one after the other")
-    measured, notes = [], list(judged.notes)
+    measured, notes, texts = [], list(judged.notes), [*judged.queries.values()]
     for searcher, ladder in zip(searchers, steps, strict=True):
         name = f"{searcher.url}, version {searcher.version}"
         present, documents = judged.count_present(searcher.scan.ids())
         if present < documents:
             notes.append(f"{documents - present:,} of {documents:,} judged documents are not in {name}")
-        vectors = searcher.encode([*judged.queries.values()])
-        if not ladder:
-            measured.append(Measured(name, measure(judged, vectors, searcher.nearest)))
-        measured += [_measured(searcher, judged, vectors, rung) for rung in ladder]
+        if searcher.scan.dense is not None:
+            vectors = searcher.encode(texts)
+            if not ladder:
+                measured.append(Measured(name, measure(judged, vectors, searcher.nearest)))
+            measured += [_measured(searcher, judged, vectors, rung) for rung in ladder]
+        if searcher.scan.multi is not None and not ladder:
+            numbers = pa.array(range(len(texts)))
+            measured.append(Measured(f"{name}, late interaction", measure(judged, numbers, late(searcher, texts))))
     of = " and ".join(f"{searcher.url}, version {searcher.version}" for searcher in searchers)
     return Evaluated("retrieval", of, MAIN, [*judged.queries], measured, tuple(notes))
 
 
+def late(searcher: Searcher, texts: Sequence[str]) -> Search:
+    """Return a search by late interaction, whose queries are the numbers of texts."""
+    from pipeline.scan.top_k import QUERY
+    from pipeline.scan.top_k import SCORE as OF_SCAN
+
+    def search(numbers: pa.Array, k: int) -> pa.Table:
+        found = searcher.search_table([texts[number] for number in numbers.to_pylist()], k=k, late=True)
+        return found.select([QUESTION, SCORE, ID]).rename_columns([QUERY, OF_SCAN, ID])
+
+    return search
+
+
 def _steps(searcher: Searcher, dims: Sequence[int] | None, precisions: Sequence[str] | None) -> tuple[Rung, ...]:
-    column = searcher.spec.outputs[0]
-    steps = rungs(column.dim, dims, precisions)
-    if steps and column.kind != "dense":
+    column = searcher.scan.dense
+    if column is not None and column.normalized:
+        return rungs(column.dim, dims, precisions)
+    if dims is not None or precisions is not None:
         raise ConfigError(
-            f"--dims and --precision are for one vector a row, and {searcher.url!r} is searched by its column "
-            f"{column.name!r}, which has several; leave them out"
+            f"--dims and --precision compare cosines of one vector a row, which {searcher.url!r} does not have; leave them out"
         )
-    return steps
+    return ()
 
 
 def _measured(searcher: Searcher, judged: Judged, vectors: pa.Array, rung: Rung) -> Measured:
     from pipeline.scan.products import Queries  # importing torch takes seconds
     from pipeline.scan.top_k import nearest
 
-    column = VectorColumn(searcher.spec.outputs[0].name, "dense", rung.dim)
+    whole = cast("VectorColumn", searcher.scan.dense)
+    column = VectorColumn(whole.name, "dense", rung.dim)
 
     def search(queries: pa.Array, k: int) -> pa.Table:
         return nearest(Queries(column.matrix(queries)), _blocks(searcher, column, rung), k)
 
-    queries = rung.queries(searcher.spec.outputs[0].matrix(vectors))
+    queries = rung.queries(whole.matrix(vectors))
     values = measure(judged, dense(queries).cast(column.type), search)
     return Measured(rung.label, values, bytes_per_vector=rung.bytes_per_vector)
 

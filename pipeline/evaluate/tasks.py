@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets.config
+import datasets
 import mteb
 from datasets.naming import camelcase_to_snakecase
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.benchmarks.get_benchmark import get_benchmarks
+from mteb.get_tasks import _TASKS_REGISTRY
 
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError, DataError
@@ -60,6 +61,8 @@ def choose(names: Sequence[str]) -> list[Any]:
     Raises:
         ConfigError: a name is that of neither, or there is no name.
     """
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()  # it warns of each file that comes from the cache
     found: dict[str, Any] = {}
     for name in names:
         try:
@@ -68,7 +71,7 @@ def choose(names: Sequence[str]) -> list[Any]:
             try:
                 tasks = [mteb.get_task(name)]
             except KeyError:
-                known = [each.name for each in get_benchmarks()] + [each.metadata.name for each in mteb.get_tasks()]
+                known = [*(each.name for each in get_benchmarks()), *_TASKS_REGISTRY]
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
                 hint = (
                     f"did you mean {', '.join(map(repr, near))}?"

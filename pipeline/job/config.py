@@ -248,7 +248,9 @@ class Generation(Section):
         default=0.01, description="Largest drop of nDCG@10, 0 to 1, with which the re-embedding is still published."
     )
     late: bool = Field(
-        default=False, description="Whether both are measured by late interaction, for models with many vectors a row."
+        default=False,
+        description="Whether both are measured by late interaction, for models with many vectors a row.",
+        exclude_if=lambda value: not value,  # a job without it is written as before
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from actors.schema import ID
 from pipeline.quality.judged import Judged
 from pipeline.quality.metrics import DEPTH, retrieval_values
 
-# Return the k nearest rows of some queries, as `pipeline.scan.top_k.nearest` does.
+# Returns the k nearest rows of some queries, as `pipeline.scan.top_k.nearest` does.
 Search = Callable[[pa.Array, int], pa.Table]
 
 _QUERIES = 4096  # of one pass over the table

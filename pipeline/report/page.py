@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -44,6 +45,18 @@ def render(report: Report) -> str:
         tiles=list(_tiles(report)),
         sections=[section for make in SECTIONS if (section := make(report)) is not None],
     )
+
+
+def render_evaluation(of: str, found: dict[str, Any]) -> str:
+    """Return the page of an evaluation, which has no run and no ledger.
+
+    Args:
+        of: What was evaluated.
+        found: The result as plain data.
+    """
+    known: Report = {"table": of, "run": "", "operation": "evaluation", "state": "finished", "version": None}
+    unknown: Report = {"vectide": None, "command": "", "checks": [], "left_out": [], "dialects": [], "calls": []}
+    return render(known | unknown | {"evaluation": found})
 
 
 def report(table: str | Path, out: str | Path, *, run: str | None = None) -> str:

@@ -73,6 +73,9 @@ def test_two_versions_are_compared_on_the_same_queries(run, table, judged, tmp_p
     assert gap["p"] < 0.001
     assert found["notes"] == [f"1 of 21 judged documents are not in {table}, version {version}" for version in (2, 1)]
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{better['scores']['nDCG@10']['value']:.4f} (" in page
+    assert found["notes"][0] in page
     values = pq.read_table(tmp_path / "out" / "values.parquet")
     assert values.column_names[:4] == ["row", "task", "item", "nDCG@10"]
     assert values.num_rows == 40
@@ -225,3 +228,16 @@ def test_files_of_pairs_that_do_not_fit_are_named(  # noqa: PLR0917
     code, _, stderr = run("--model", tiny_model, f"--{option}", file)
     assert code in (1, 2)
     assert says in stderr
+
+
+def test_late_interaction_is_a_row_of_its_own(run, judged, tmp_path):
+    model = write_jina_v4(tmp_path / "v4")
+    encoder = {"model": str(model), "task": "retrieval.passage", "outputs": ["dense", "multi"]}
+    job = make_job(write_corpus(tmp_path / "corpus", [rows(20)]), tmp_path / "both", model, encoder=encoder)
+    backfill(job, Silent())
+    _, found, _ = run(tmp_path / "both", *judged, "--json")
+    assert [row["label"].rpartition(" ")[2] for row in found["rows"]] == ["1", "interaction"]
+    assert found["rows"][1]["differences"]["nDCG@10"]["p"] <= 1
+    assert (
+        found["rows"][1]["scores"]["Recall@100"]["value"] > 0.9
+    )  # all documents are found; one judged one is not there

@@ -197,6 +197,14 @@ def test_late_hits_are_those_of_a_loop(tmp_path, monkeypatch, tables, outputs, o
     assert bool(groups) == isinstance(options.get("candidates"), int)
 
 
+@pytest.mark.ray
+def test_late_interaction_on_ray_returns_the_same_hits(ray_session, tables):
+    for outputs, options in ((MULTI, {"where": "lang = 'l0'"}), (BOTH, {"candidates": 12})):
+        asked = {"questions": [TEXTS[7], "c a"], "k": 6, "late": True, **options}
+        expected = Searcher(tables[outputs], cache_size=None).search(**asked)
+        assert Searcher(tables[outputs], cache_size=None, address="local").search(**asked) == expected
+
+
 @pytest.mark.parametrize(
     ("outputs", "options", "why"),
     [

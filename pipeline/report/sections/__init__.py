@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pipeline.report.blocks import Section
 from pipeline.report.measure import Report
 from pipeline.report.sections.calls import calls
+from pipeline.report.sections.evaluation import evaluation
 from pipeline.report.sections.files import files
 from pipeline.report.sections.gate import gate
 from pipeline.report.sections.in_and_out import in_and_out
@@ -23,5 +24,5 @@ from pipeline.report.sections.vectors import vectors
 
 # In the order of the page.
 SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
-    *(in_and_out, gate, throughput, stages, tokens, quarantine, files, vectors, calls, lineage, repeat),
+    *(evaluation, in_and_out, gate, throughput, stages, tokens, quarantine, files, vectors, calls, lineage, repeat),
 )

@@ -54,6 +54,7 @@ def write_jina_v4(
     rank: int = 4,
     alpha: int = 8,
     dims: tuple[int, ...] = (8, 16, 32, 64),
+    projector_dim: int = 8,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
@@ -71,6 +72,7 @@ def write_jina_v4(
         theta: Base of the rotary frequencies.
         rank, alpha: Rank and alpha of the adapters; the published ones have 32 and 32.
         dims: `matryoshka_dims`.
+        projector_dim: Width of the vectors of late interaction.
         seed: Seed of all random numbers.
         dtype: Type of the tensors in the files.
     """
@@ -137,7 +139,6 @@ def write_jina_v4(
         **ids,
     }
     if merged is None:
-        projector_dim = 8
         config |= {
             "architectures": ["JinaEmbeddingsV4Model"],
             "matryoshka_dims": list(dims),

@@ -44,16 +44,18 @@ def test_units_add_up_to_all_rows_at_once():
     assert (total.reasons, total.finished_s) == ({"null_text": 90}, 89.0)
 
 
-def test_rows_without_a_vector_have_no_norm_and_each_vector_of_a_row_has_one():
+def test_only_single_unit_vectors_have_norms_and_rows_without_one_have_none():
     figures = Figures()
     rows = pa.table(
         {
             "one": pa.array([[3.0, 4.0], None, [1.0]], pa.list_(pa.float32())),
+            "encoding": pa.array([[9.0, 9.0]] * 3, pa.list_(pa.float32())),
             "many": pa.array([[[0.0, 1.0], [0.0, 2.0]], [], None], pa.list_(pa.list_(pa.float32()))),
         }
     )
-    figures.measure_norms(rows, [VectorColumn("one", "dense", 2), VectorColumn("many", "multi", 2)])
-    assert figures.norms == {"one": [1, 5.0, 5.0, 5.0], "many": [2, 1.0, 3.0, 2.0]}
+    one, encoding = (VectorColumn(name, "dense", 2, normalized=name == "one") for name in ("one", "encoding"))
+    figures.measure_norms(rows, [one, encoding, VectorColumn("many", "multi", 2)])
+    assert figures.norms == {"one": [1, 5.0, 5.0, 5.0]}
 
 
 def test_a_receipt_of_an_older_release_has_no_figures():

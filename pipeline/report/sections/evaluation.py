@@ -1,0 +1,68 @@
+"""Section: the scores of an evaluation, by its rows or by tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.report.blocks import Section, Table, Text
+from pipeline.report.measure import Report
+
+
+def evaluation(report: Report) -> Section | None:
+    """Return the section; None if the report is not of an evaluation."""
+    found = report.get("evaluation")
+    if found is None:
+        return None
+    table = _by_task(found) if "tasks" in found else _by_row(found)
+    notes = [Text(note, tone="warning") for note in found["notes"]]
+    lead = "Brackets hold the 95 % interval; p is by paired bootstrap."
+    return Section("evaluation", "Evaluation", [table, *notes], lead)
+
+
+def _by_row(found: Mapping[str, Any]) -> Table:
+    """Return a row for each model, version or form of vectors."""
+    main = found["main"]
+    others = [name for name in found["rows"][0]["scores"] if name != main]
+    columns = ("", "task", main, *others, "bytes", f"{main}, difference to the first row")
+    rows = [
+        (
+            row["label"],
+            row["task"] or "",
+            _interval(row["scores"][main]),
+            *(f"{row['scores'][name]['value']:.4f}" for name in others),
+            "" if row["bytes_per_vector"] is None else f"{row['bytes_per_vector']:,.0f}",
+            _difference(row["differences"].get(main)),
+        )
+        for row in found["rows"]
+    ]
+    return Table(columns, rows, frozenset(range(2, 4 + len(others))), f"{found['ability']}, {found['items']:,} items")
+
+
+def _by_task(found: Mapping[str, Any]) -> Table:
+    """Return a row for each task, with the score of each model, and the means."""
+    models = found["models"]
+    columns = ("task", "type", "measure", *models, "nDCG@10, difference of the queries")
+    rows = [
+        (
+            task["task"],
+            task["type"],
+            task["main"],
+            *(f"{score:.4f}" for score in task["scores"]),
+            _difference(task["difference"]),
+        )
+        for task in found["tasks"]
+    ]
+    over_tasks = _difference(found["difference"])
+    means = ("mean", "", "", *(f"{mean:.4f}" for mean in found["means"]), over_tasks and f"of the tasks: {over_tasks}")
+    return Table(columns, [*rows, means], frozenset(range(3, 3 + len(models))))
+
+
+def _interval(score: Mapping[str, float]) -> str:
+    return f"{score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})"
+
+
+def _difference(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['value']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}), p {found['p']:.4f}"

@@ -1,0 +1,220 @@
+"""Tasks of mteb by their published names, without a network: their data is in a cache of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.errors import ConfigError, DataError
+from pipeline.quality.bootstrap import Difference
+from pipeline.quality.metrics import retrieval_values
+from tests.checkpoints.bert import write_bert
+from tests.integration.conftest import Silent, Stopping, Stops
+from tests.integration.hub import cache_dataset
+from tests.integration.test_evaluate import run
+
+__all__ = ["run"]  # a fixture
+
+mteb = pytest.importorskip("mteb")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:mteb.*", "ignore::FutureWarning:sklearn.*")
+
+RETRIEVAL, CLASSES, CLUSTERS, STS = NAMES = (
+    *("NFCorpus", "Banking77Classification.v2"),
+    *("TwentyNewsgroupsClustering.v2", "STSBenchmark"),
+)
+SETTINGS = ["run.address=inline", "run.unit_rows=16"]
+WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
+
+
+def text(number: int) -> str:
+    return f"{WORDS[number % 3]} {WORDS[3 + number % 2]} number {number}"
+
+
+def retrieval() -> dict[str, dict[str, pa.Table]]:
+    documents = [f"d{number}" for number in range(40)]
+    corpus = pa.table({"_id": documents, "title": ["", "a title"] * 20, "text": [text(number) for number in range(40)]})
+    queries = pa.table({"_id": [f"q{number}" for number in range(12)], "text": [text(number) for number in range(12)]})
+    qrels = {"query-id": queries["_id"], "corpus-id": documents[:12], "score": [1, 2] * 6}
+    return {"corpus": {"corpus": corpus}, "queries": {"queries": queries}, "default": {"test": pa.table(qrels)}}
+
+
+def classes() -> dict[str, dict[str, pa.Table]]:
+    def split(first: int, count: int) -> pa.Table:
+        numbers = range(first, first + count)
+        return pa.table({"text": [text(number) for number in numbers], "label": [number % 3 for number in numbers]})
+
+    return {"default": {"train": split(100, 36), "test": split(200, 18)}}
+
+
+def clusters() -> dict[str, dict[str, pa.Table]]:
+    numbers = [range(300, 450), range(450, 600)]
+    sentences = [[text(number) for number in part] for part in numbers]
+    labels = [[number % 3 for number in part] for part in numbers]
+    return {"default": {"test": pa.table({"sentences": sentences, "labels": labels})}}
+
+
+def sts() -> dict[str, dict[str, pa.Table]]:
+    first, second = [text(number) for number in range(600, 620)], [text(number) for number in range(600, 640, 2)]
+    scores = [5.0 - number % 5 for number in range(20)]
+    return {"default": {"test": pa.table({"sentence1": first, "sentence2": second, "score": scores})}}
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    """The four tasks, with a cache that holds their data and no other."""
+    import datasets.config
+
+    cache = tmp_path_factory.mktemp("datasets")
+    tasks = mteb.get_tasks(tasks=list(NAMES))
+    by_name = {task.metadata.name: task for task in tasks}
+    for name, rows in ((RETRIEVAL, retrieval()), (CLASSES, classes()), (CLUSTERS, clusters()), (STS, sts())):
+        cache_dataset(cache, by_name[name], rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        yield [by_name[name] for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def judged(cached, tmp_path_factory, tiny_model):
+    """The result of an evaluation that was stopped between two units, its folder, and the receipts of both runs."""
+    from pipeline.evaluate.judge import judge
+
+    out, stopping, resumed = tmp_path_factory.mktemp("judged"), Stopping(after=1), Silent()
+    with pytest.raises(Stops):
+        judge(cached, str(out), stopping, models=[str(tiny_model)], settings=SETTINGS)
+    return judge(cached, str(out), resumed, models=[str(tiny_model)], settings=SETTINGS), out, stopping, resumed
+
+
+def test_a_stopped_evaluation_resumes_and_encodes_no_text_twice(judged):
+    result, out, stopping, resumed = judged
+    assert [task.task for task in result.tasks] == list(NAMES)
+    assert [task.main for task in result.tasks] == ["ndcg_at_10", "accuracy", "v_measure", "cosine_spearman"]
+    assert all(0 <= task.scores[0] <= 1 for task in result.tasks)
+    first, second = (sum(receipt.encoded for receipt in reporter.receipts) for reporter in (stopping, resumed))
+    documents, queries, similar = 40, 12, 30  # ten sentences are in both columns
+    clustered = 12  # the task draws 4 % of 300
+    assert (len(stopping.receipts), 0 < first < documents) == (1, True)
+    assert first + second == documents + queries + 36 + 18 + clustered + similar
+    assert len(list(out.glob("results/local__*/*/*.json"))) == len(NAMES) + 1  # and model_meta.json
+
+
+def test_results_are_not_computed_again_and_two_models_are_compared(run, judged, cached, tiny_model, tmp_path):
+    result, out, _, _ = judged
+    other = write_bert(tmp_path / "other", seed=7)
+    names = [word for name in (RETRIEVAL, STS) for word in ("--tasks", name)]
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    code, found, _ = run("--model", tiny_model, "--model", other, *names, *settings, "--out", out, "--json")
+    assert code == 0
+    assert found["encoded"][0] == 0
+    assert found["encoded"][1] > 0
+    before = [result.tasks[0].scores[0], result.tasks[3].scores[0]]
+    assert [each["scores"][0] for each in found["tasks"]] == pytest.approx(
+        before, abs=1e-6
+    )  # mteb rounds what it keeps
+    gap = found["tasks"][0]["difference"]
+    assert gap["value"] == pytest.approx(found["tasks"][0]["scores"][1] - found["tasks"][0]["scores"][0], abs=1e-5)
+    assert gap["low"] <= gap["value"] <= gap["high"]
+    assert found["tasks"][1]["difference"] is None
+    assert found["difference"]["value"] == pytest.approx(found["means"][1] - found["means"][0])
+
+
+def test_a_judgement_is_printed_task_by_task(judged, capsys):
+    from jobs.evaluated import print_judgement
+
+    result = judged[0]
+    gap = Difference(-0.25, -0.5, 0.0, 0.04)
+    tasks = [
+        replace(task, scores=(0.75, 0.5), difference=gap if task.task == RETRIEVAL else None) for task in result.tasks
+    ]
+    print_judgement(
+        replace(result, models=("A", "B"), tasks=tuple(tasks), means=(0.75, 0.5), encoded=(0, 1), difference=gap)
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "A: 0 texts encoded B: 1 text encoded" in printed
+    assert "NFCorpus Retrieval ndcg_at_10 0.7500 0.5000 -0.2500 (-0.5000 to +0.0000), p 0.0400" in printed
+    assert "mean of 4 tasks 0.7500 0.5000 of the tasks: -0.2500" in printed
+
+
+def test_a_table_is_judged_like_the_model_that_made_it(run, judged, cached, tiny_model, tmp_path):
+    """By mteb, and by judged queries: the measures are the same."""
+    result, out, _, _ = judged
+    (table,) = out.glob(f"embeddings/*{tiny_model.name}-*/*documents/table")
+    _, found, _ = run(table, "--tasks", RETRIEVAL, "--out", tmp_path / "out", "--json")
+    assert (found["tasks"][0]["scores"], found["notes"]) == (list(result.tasks[0].scores), [])
+    rows = retrieval()
+    queries, qrels = rows["queries"]["queries"], rows["default"]["test"]
+    pq.write_table(queries.rename_columns(["id", "text"]), tmp_path / "queries.parquet")
+    pq.write_table(qrels.rename_columns(["query", "doc", "relevance"]), tmp_path / "judgements.parquet")
+    files = ["--queries", tmp_path / "queries.parquet", "--judgements", tmp_path / "judgements.parquet"]
+    scores = run(table, *files, "--json")[1]["rows"][0]["scores"]
+    (written,) = (tmp_path / "out").glob(f"results/*/*/{RETRIEVAL}.json")
+    (of_mteb,) = json.loads(Path(written).read_text())["scores"]["test"]
+    names = {"nDCG@10": "ndcg_at_10", "MAP": "map_at_1000", "MRR@10": "mrr_at_10", "Recall@100": "recall_at_100"}
+    assert {name: round(scores[name]["value"], 5) for name in names} == {
+        name: round(of_mteb[theirs], 5) for name, theirs in names.items()
+    }
+    _, _, stderr = run(table, "--tasks", STS, "--out", tmp_path / "out")
+    assert "STSBenchmark is a task of STS, and a table can only be searched; name the model with --model" in stderr
+
+
+def test_each_measure_of_each_query_is_that_of_mteb():
+    from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
+
+    random = np.random.default_rng(5)
+    documents, queries = [f"d{number}" for number in range(40)], [f"q{number}" for number in range(30)]
+    # Few different scores, so that many documents are equal.
+    found = {
+        query: {row: float(random.integers(4)) / 8 for row in random.permutation(documents)[:25]} for query in queries
+    }
+    judgements = {
+        query: {row: int(random.integers(3)) for row in random.permutation(documents)[:9]} for query in queries
+    }
+    ours = retrieval_values(judgements, found)
+    theirs = calculate_retrieval_scores(found, judgements, [1, 10, 100, 1000])
+    names = {"nDCG@10": "ndcg_cut_10", "MAP": "map_cut_1000", "P@1": "P_1", "Recall@10": "recall_10"}
+    for name, of_mteb in {**names, "Recall@100": "recall_100"}.items():
+        expected = [theirs.all_scores[query][of_mteb] for query in queries]
+        assert ours[name] == pytest.approx(expected, abs=1e-6), name
+    assert ours["MRR@10"].mean() == pytest.approx(theirs.mrr["MRR@10"], abs=1e-6)
+
+
+def test_a_dry_run_counts_by_the_statistics_of_mteb(run, cached, tmp_path):
+    names = ["--tasks", RETRIEVAL, "--tasks", CLASSES, "--tasks", "Vidore2ESGReportsHLRetrieval"]
+    rates = ["--tokens-per-second", 1000, "--price-per-hour", 3.6]
+    _, found, _ = run(*names, "--dry-run", *rates, "--model", tmp_path / "none", "--json")
+    costs = (
+        {cost["task"]: cost for cost in found} if isinstance(found, list) else {c["task"]: c for c in json.loads(found)}
+    )
+    assert costs[RETRIEVAL]["texts"] == 3593 + 323
+    assert costs[RETRIEVAL]["tokens"] == pytest.approx(5_786_348 / 4, rel=0.02)
+    assert costs[RETRIEVAL]["price"] == pytest.approx(costs[RETRIEVAL]["seconds"] / 1000)
+    assert costs["Vidore2ESGReportsHLRetrieval"]["pictures"] == 1538
+    assert [cost["data"] for cost in costs.values()] == ["here", "here", "missing"]
+    printed = run(*names, "--dry-run", *rates, "--model", tmp_path / "none")[1]
+    assert "3 tasks" in printed
+    assert "is not on this machine: texts are not cut. 1,000 tokens/s (given)" in printed
+
+
+def test_tasks_that_cannot_be_run_are_named(run, cached, tiny_model, tmp_path):
+    from pipeline.evaluate.tasks import choose, need_data
+
+    with pytest.raises(
+        ConfigError, match="'NFCorpu' is neither a benchmark nor a task of mteb; did you mean 'NFCorpus'"
+    ):
+        choose(["NFCorpu"])
+    with pytest.raises(ConfigError, match="names no task"):
+        choose([])
+    with pytest.raises(
+        DataError, match=r"1 tasks have no data .*: SciFact \(mteb/scifact\)\. On a machine with internet run"
+    ):
+        need_data([*cached, *choose(["SciFact"])])
+    out = ["--out", tmp_path]
+    assert "--tasks needs --out" in run("--model", tiny_model, "--tasks", STS)[2]
+    assert "--tasks needs a model by --model" in run("--tasks", STS, *out)[2]
+    assert "SciFact: " in run("--tasks", "SciFact", "--prefetch")[2]
