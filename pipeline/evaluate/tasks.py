@@ -66,10 +66,10 @@ def choose(names: Sequence[str]) -> list[Any]:
     found: dict[str, Any] = {}
     for name in names:
         try:
-            tasks = list(mteb.get_benchmark(name).tasks)
+            tasks = [mteb.get_task(name)]
         except KeyError:
             try:
-                tasks = [mteb.get_task(name)]
+                tasks = list(mteb.get_benchmark(name).tasks)
             except KeyError:
                 known = [*(each.name for each in get_benchmarks()), *_TASKS_REGISTRY]
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
