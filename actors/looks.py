@@ -87,7 +87,8 @@ def kind_of(head: bytes) -> Literal["pdf", "picture"] | None:
     if picture_format(head):
         return "picture"
     # An archive may have a PDF in it.
-    return "pdf" if _PDF.search(head, 0, 1024 + 8) and not head.startswith(b"PK\3\4") else None
+    archive = head.startswith(b"PK\3\4") or head[257:262] == b"ustar"
+    return "pdf" if _PDF.search(head, 0, 1024 + 8) and not archive else None
 
 
 def look_of(head: bytes) -> str:

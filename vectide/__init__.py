@@ -6,6 +6,7 @@ hits = Searcher("s3://lake/wiki").search(["how do tides work"])
 """
 
 from actors.encoders import load_encoder
+from actors.vectors import vectors_of
 from pipeline.evaluate.table import evaluate
 from pipeline.job.config import Job
 from pipeline.job.load import load_job
@@ -31,4 +32,5 @@ __all__ = [
     "refresh",
     "report",
     "status",
+    "vectors_of",
 ]

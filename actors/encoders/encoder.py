@@ -139,7 +139,7 @@ class Encoder:
                 uses the spec's.
 
         Returns:
-            float32 [n, dim], each of unit length, in the order of `texts`.
+            float32 [n, dim], of unit length unless `ModelSpec.encodes_many`, in the order of `texts`.
 
         Raises:
             ConfigError: The model does not have the task, or the number of tasks is not the number of texts.

@@ -19,7 +19,7 @@ import torch
 
 from actors.encoders import muvera
 from actors.encoders.build import LateFamily
-from actors.encoders.finite import reasons_of
+from actors.encoders.finite import NO_DIRECTION, reasons_of
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish, pool
 from actors.encoders.spec import ModelSpec
@@ -100,7 +100,11 @@ class LateRows:
         vectors, offsets = self._many, self._offsets
         if self._kept is not None:
             vectors, offsets = vectors[self._kept], np.concatenate([[0], np.cumsum(self._kept)])[offsets]
-        one = self._encodings(vectors, offsets, reasons) if self._spec.encodes_many else self._dense
+        one = self._dense
+        if self._spec.encodes_many:
+            # A text that is cut where its prompt ends has none, if those of the prompt are not kept.
+            reasons.update(dict.fromkeys(np.flatnonzero(np.diff(offsets) == 0).tolist(), NO_DIRECTION))
+            one = self._encodings(vectors, offsets, reasons)
         many = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), dense(vectors))
         return Encoded((many,) if one is None else (dense(one), many), reasons)
 

@@ -43,7 +43,7 @@ class Markers:
 
     def put(self, ids: list[int], task: str | None) -> tuple[list[int], bool]:
         """Returns the tokens of a text, which begin and end with a special token, with those of its task, and if it was cut."""
-        if task not in self.of_task:
+        if task is None or task not in self.of_task:
             return ids, False
         if task != self.query:
             return [ids[0], self.of_task[task], *ids[1:]], False

@@ -215,9 +215,9 @@ class ModelSpec:
         return replace(self, modality="page")
 
     def query_side(self) -> ModelSpec:
-        """Returns the spec that encodes queries against vectors of this spec (itself if there is no difference)."""
+        """Returns the spec that encodes queries against vectors of this spec: with all vectors of a picture that is one."""
         task = self.query_of.get(self.task)
-        return self if task is None else self.with_task(task)
+        return replace(self if task is None else self.with_task(task), multi_pool=None)
 
 
 def check_task(task: str, tasks: tuple[str, ...], *, where: str) -> None:

@@ -55,10 +55,11 @@ class Figures:
     def measure_norms(self, rows: pa.Table, outputs: Sequence[VectorColumn]) -> None:
         """Set the norms to those of the dense vectors as they are stored.
 
-        Rows of another tool without a vector are left out. Of many vectors a row only the directions are stored.
+        Rows of another tool without a vector are left out. Of many vectors a row only the directions are stored, and the
+        encoding of many may have any norm.
         """
         for output in outputs:
-            if output.kind == "multi":
+            if not output.single:
                 continue
             norms = [np.zeros(0, np.float32)]
             for chunk in rows.column(output.name).chunks:

@@ -56,6 +56,11 @@ class VectorColumn:
     normalized: bool = True
 
     @property
+    def single(self) -> bool:
+        """True if a row has one unit vector, which can be cut and compared with any other row's."""
+        return self.kind == "dense" and self.normalized
+
+    @property
     def type(self) -> pa.DataType:
         """Type in the table. Lists are not of fixed size: readers refuse a Delta table with that type in a file footer."""
         if self.number is None:
@@ -147,7 +152,7 @@ class VectorColumn:
     def _finite(self, array: pa.Array) -> Bools:
         if pa.types.is_nested(array.type):
             return _finite(array)
-        stored, counts = self._values(array)
+        stored, counts = self.values(array)
         return _all_of_row(counts, np.isfinite(stored).all(axis=1))
 
     def reusable(self, column: pa.ChunkedArray) -> Bools:
@@ -162,7 +167,7 @@ class VectorColumn:
     def _reusable(self, array: pa.Array) -> Bools:
         if self.kind == "dense":
             return self._unit(self.matrix(array), placeholder=self.normalized and self.dim > 1)
-        stored, counts = self._values(array)
+        stored, counts = self.values(array)
         if self.precision == "int8":
             least, most = stored.min(axis=1).astype(np.float32), stored.max(axis=1)
             units = np.maximum(-least, most) == INT8_MAX
@@ -177,7 +182,7 @@ class VectorColumn:
         usable: Bools = np.abs(squares - 1.0) < _SQUARE_SLACK if self.normalized else (squares > 0) & (squares < np.inf)
         return usable & ~((vectors[:, 0] == 1.0) & (squares == 1.0)) if placeholder else usable
 
-    def _values(self, array: pa.Array) -> tuple[npt.NDArray[Any], Ints]:
+    def values(self, array: pa.Array) -> tuple[npt.NDArray[Any], Ints]:
         """Return the vectors of a multi column as they are stored, [n, dim], and how many each row has, int64 [rows].
 
         In lists, one of another width is NaN.

@@ -70,7 +70,7 @@ def _lines(estimate: Estimate) -> list[tuple[str, str]]:
             "cut",
             f"{estimate.truncated_share:.1%} of the sampled rows are longer than {estimate.max_tokens:,} tokens",
         ),
-        ("output", f"about {output_size}: {estimate.dim} dimensions in {estimate.precision}"),
+        ("output", f"about {output_size}: {estimate.vectors}"),
         ("time", f"about {seconds} at {estimate.tokens_per_s:,.0f} tokens/s ({estimate.rate_basis})"),
     ]
     if estimate.hash_bytes:

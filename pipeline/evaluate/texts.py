@@ -126,7 +126,7 @@ def _negation(texts: Sequence[Sequence[str]], alike: Alike) -> dict[str, Values]
 
 def _steps(subject: Subject, dims: Sequence[int] | None, precisions: Sequence[str] | None) -> tuple[Rung | None, ...]:
     spec = subject.encoder.spec
-    if not spec.outputs[0].normalized or not spec.makes("dense"):
+    if not spec.outputs[0].single:
         raise ConfigError(f"{subject.name} makes several vectors of a text; this compares single vectors of texts")
     return rungs(spec.dim, dims, precisions) or (None,)
 

@@ -61,7 +61,7 @@ def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Itera
         required = name in section.get("required", ())
         default = "required" if required else _default(field["default"])
         yield f"`{prefix}{name}`", _values(field), default, field["description"].replace("|", "\\|")
-        for form in field.get("oneOf", ()):
+        for form in (field, *field.get("oneOf", ())):
             if "$ref" in form:
                 yield from _rows(f"{prefix}{name}.", _resolve(form, schema), schema)
         if _has_sections(field):
@@ -81,6 +81,8 @@ def _resolve(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 def _values(field: dict[str, Any]) -> str:
     """Return the type or the values that a key may have."""
+    if "$ref" in field:
+        return "the keys below"
     forms = [form for form in field.get("oneOf", field.get("anyOf", [field])) if form.get("type") != "null"]
     return " or ".join(_form(form) for form in forms)
 

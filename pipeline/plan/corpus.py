@@ -16,6 +16,7 @@ from actors.encoders.preprocessor import chosen
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError, InvariantBroken
 from actors.images.settings import PictureSettings
+from actors.images.workers import need_libraries
 from actors.schema import PAGE, Shard
 from actors.source.formats import common_format, open_format
 from actors.source.formats.dialects import DialectUse, settle
@@ -51,7 +52,7 @@ def list_corpus(job: Job) -> Listing:
     """The shards of a job's source, in order, and what is left out of it. Nothing is opened.
 
     Raises:
-        ConfigError: no file matches, or one of the table's own does.
+        ConfigError: no file matches, or one of the table's own does, or the name of one is not UTF-8.
         StorageError: a folder could not be listed, or a link not be followed; it is named.
     """
     uri = storage.absolute(job.source.uri)
@@ -61,6 +62,13 @@ def list_corpus(job: Job) -> Listing:
     shards = listing.shards
     if not shards:
         raise _nothing_matches(job.source.uri, uri, listing)
+    if unnamed := next(
+        (shard.path for shard in shards if shard.path.encode(errors="ignore").decode() != shard.path), None
+    ):
+        raise ConfigError(
+            f"the name {unnamed!r} has bytes that are not UTF-8, so that no row can say where it is from; rename the file "
+            f"or its folder, or narrow source.uri"
+        )
     own = data_folder(storage.absolute(job.table.uri), "")
     inside = next((shard.path for shard in shards if shard.path.startswith(own)), None)
     if inside := inside or own_file_read(named, storage.absolute(job.table.uri), is_document):
@@ -122,7 +130,7 @@ def model_for(job: Job, shards: Iterable[Shard], model: ModelSpec) -> ModelSpec:
 
     Raises:
         ConfigError: the source has pictures, and the model takes texts only; or a column of pictures is named, and the
-            files are pictures themselves; or a setting of pictures is given for texts.
+            files are pictures themselves; or a setting of pictures is given for texts; or Pillow or pypdfium2 is missing.
     """
     image, is_pages = job.source.image, source_format(job, shards) == "pages"
     if image is not None and is_pages:
@@ -138,13 +146,15 @@ def model_for(job: Job, shards: Iterable[Shard], model: ModelSpec) -> ModelSpec:
             )
         return model
     try:
-        return model.seeing()
+        seeing = model.seeing()
     except ConfigError as error:
         found = f"source.image names {image!r}" if image else f"source.uri {job.source.uri!r} has pictures or PDFs"
         raise ConfigError(
             f"{found}, and {error} Set encoder.model to a model that sees, such as jinaai/jina-embeddings-v4, or "
             f"{'leave image out' if image else 'narrow source.uri'}"
         ) from None
+    need_libraries()
+    return seeing
 
 
 def pictures_of(job: Job, settings: PictureSettings | None) -> Pictures:

@@ -44,9 +44,9 @@ def load_report(table: str, run: str | None = None) -> Report:
             f"the report of run {ledger.run!r} has format {stored['format']!r}, and this release reads {FORMAT}: use the "
             f"release of vectide that wrote it"
         )
-    if stored.get("state") in _FINAL:
-        return stored
     description = ledger.description()
+    if stored.get("state") in _FINAL and ("totals" in stored or description is None):
+        return stored
     if description is None and not stored:
         raise ConfigError(f"{url!r} has no run {ledger.run!r}; `vectide status` lists its runs")
     known: Report = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from actors import storage
-from actors.errors import VectideError
+from actors.errors import StorageError, VectideError
 from actors.unit.receipt import Receipt
 from pipeline.execute.progress import Outcome, Reporter, Started
 from pipeline.ledger.ledger import Ledger
@@ -67,6 +68,7 @@ class Recorder:
         self._ledger = ledger
         self._reporter = reporter
         self._step: tuple[str, float] | None = None
+        self._earlier: Report = {}
         self._call: Call = {
             "id": secrets.token_hex(6),
             "host": socket.gethostname(),
@@ -93,8 +95,6 @@ class Recorder:
             "version": None,
             "state": "running",
             "checks": [],
-            "left_out": [],
-            "dialects": [],
         }
 
     # A reporter ---------------------------------------------------------------------------------------------------------
@@ -117,7 +117,8 @@ class Recorder:
             "left_out": [left_out.sentence() for left_out in started.left_out],
             "dialects": list(started.dialects),
         }
-        self._store(self._merged({}))
+        self._read()
+        self._store({})
         self._reporter.started(started)
 
     def finished_unit(self, receipt: Receipt) -> None:
@@ -162,32 +163,48 @@ class Recorder:
         else:
             self._call["end"] = "interrupted"
             self._reporter.step("stopping: writing the report of the run")
-        self.write()
+        # Each request to a store that has just failed may take half a minute.
+        self.write(reads=not isinstance(error, StorageError))
+        shown = shlex.join(
+            ["vectide", "report", self._ledger.table_url, "--run", self._ledger.run, "--out", "report.html"]
+        )
+        self._reporter.step(f"to see how far the run came: {shown}")
 
-    def write(self) -> None:
-        """Measure the run and write its report. A failure is announced only: the run itself is what counts."""
+    def write(self, *, reads: bool = True) -> None:
+        """Write the report of a call that has ended. A failure is announced only: the run itself is what counts.
+
+        Args:
+            reads: Whether to measure the run. If not, `vectide report` does it later.
+        """
         self._next_step(None)
         if self._call["end"] == "running":
             self._call["end"] = "finished"
         self._call["ended"] = time_text(time.time())
         self._report["state"] = self._call["end"]
-        try:
-            self._store(self._merged(measure(self._ledger, self._calls())))
-        except Exception as error:  # noqa: BLE001  (the run has its result, or an error of its own)
-            self._reporter.step(f"the report of the run could not be made: {error}")
+        measured: Report = {}
+        if reads:
+            self._read()
+            try:
+                measured = measure(self._ledger, self._calls())
+            except Exception as error:  # noqa: BLE001  (the run has its result, or an error of its own)
+                self._reporter.step(f"the run could not be measured for its report: {error}")
+            self._read()  # measuring took a while, and a concurrent driver may have ended
+        self._store(measured)
+
+    def _read(self) -> None:
+        """Read what earlier calls have stored. A report that cannot be read is replaced."""
+        with suppress(VectideError, ValueError):
+            self._earlier = read_stored(self._ledger) or {}
 
     def _calls(self) -> list[Call]:
         """Return the calls that are stored, and this one."""
-        stored = None
-        with suppress(VectideError, ValueError):  # the place of a report, or a report, that cannot be read
-            stored = read_stored(self._ledger)
-        others = [call for call in (stored or {}).get("calls", ()) if call["id"] != self._call["id"]]
+        others = [call for call in self._earlier.get("calls", ()) if call["id"] != self._call["id"]]
         return sorted([*others, self._call], key=lambda call: str(call["started"]))
 
-    def _merged(self, measured: Report) -> Report:
-        return {**self._report, **measured, "calls": self._calls()}
-
-    def _store(self, report: Report) -> None:
+    def _store(self, measured: Report) -> None:
+        """Write the report. What was found at the start of the units stays that of an earlier call, if this one ran none."""
+        found = {name: self._earlier.get(name, []) for name in ("left_out", "dialects")}
+        report = {**found, **self._report, **measured, "calls": self._calls()}
         try:
             storage.put(storage.join(self._ledger.url, NAME), json.dumps(report, indent=1).encode())
         except VectideError as error:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from actors.arguments import need_above_zero
 from actors.encoders.spec import ModelSpec
+from actors.images.pixels import PATCHES_PER_TOKEN
 from actors.inputs import prepare_texts
 from actors.schema import COST, PARTS
 from actors.source import hive
@@ -79,6 +80,7 @@ class Estimate:
         dialects: Dialects of delimited shards, with the number of shards of each.
         picture_share: Share of the sampled rows that are pictures or pages, 0 to 1.
         patches: Patches of all pictures and pages, by the sample.
+        vectors: The numbers of each output, in words.
     """
 
     run: str
@@ -109,6 +111,7 @@ class Estimate:
     dialects: tuple[DialectUse, ...] = ()
     picture_share: float = 0.0
     patches: int = 0
+    vectors: str = ""
 
 
 def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: float | None = None) -> Estimate:
@@ -147,8 +150,9 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
     tokens = int(sample.tokens_per_row * plan.rows)
     seconds = tokens * (1 - done / max(units, 1)) / tokens_per_s
     tokens_of_chunk = sample.tokens_per_row / sample.chunks_per_row
+    pooled = sample.patches_per_row / PATCHES_PER_TOKEN * (1 - 1 / (model.multi_pool or 1))
     row_bytes = 60 + sum(
-        tokens_of_chunk * output.vector_bytes
+        (tokens_of_chunk - pooled) * output.vector_bytes
         if output.kind == "multi"
         else output.dim * _STORED_BYTES[job.table.precision]
         for output in model.outputs
@@ -183,6 +187,12 @@ def estimate(job: Job, *, tokens_per_s: float | None = None, price_per_hour: flo
         dialects=surveyed.dialects,
         picture_share=sample.picture_share,
         patches=int(sample.patches_per_row * plan.rows),
+        vectors=", ".join(
+            f"{each.dim} dimensions a token in {each.precision}"
+            if each.kind == "multi"
+            else f"{each.dim} dimensions in {job.table.precision}"
+            for each in model.outputs
+        ),
     )
 
 

@@ -25,6 +25,7 @@ from actors.vectors import Floats, VectorColumn
 from pipeline.scan.top_k import EMPTY, QUERY, SCORE, cut, found, joined
 
 _BLOCK_BYTES = 1 << 18  # stored vectors of a block: as float32 they fit into a core's cache
+_SHORTEST = 1e-12  # a shorter vector counts as zeros
 _QUERY_VECTORS = 1024  # of a product at most, unless one query has more
 
 
@@ -114,14 +115,20 @@ class LateQueries:
     def _scores_of(self, documents: pa.Array, start: int, stop: int, dtype: type[np.floating[Any]]) -> npt.NDArray[Any]:
         """Return the scores of queries `start <= query < stop`, [queries, rows], from products in a type."""
         scores = np.full((stop - start, len(documents)), -np.inf, dtype)
-        vectors, offsets = self._column.ragged(documents)
-        some = np.diff(offsets) > 0
+        stored, counts = self._column.values(documents)
+        some = counts > 0
         if some.any():
+            vectors = stored.astype(dtype)
+            with np.errstate(invalid="ignore", over="ignore"):  # a length that is not finite makes its row not a number
+                factors = 1 / np.maximum(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)), _SHORTEST)
             first = self._starts[start]
             of_queries = torch.from_numpy(self._vectors[first : self._ends[stop - 1]].astype(dtype, copy=False))
-            products = (of_queries @ torch.from_numpy(vectors.astype(dtype, copy=False)).T).numpy()
-            largest = np.maximum.reduceat(products, offsets[:-1][some], axis=1)
+            products = (of_queries @ torch.from_numpy(vectors).T).numpy()
+            with np.errstate(invalid="ignore"):
+                products *= factors  # there are fewer of them than numbers in the vectors
+            largest = np.maximum.reduceat(products, (np.cumsum(counts) - counts)[some], axis=1)
             scores[:, some] = np.add.reduceat(largest, self._starts[start:stop] - first, axis=0)
+            scores[np.isnan(scores)] = -np.inf
         return scores
 
 

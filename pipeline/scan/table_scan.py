@@ -178,9 +178,10 @@ class TableScan:
             if number % self._parts != self._part:
                 continue
             place = number << FILE_BITS
-            for batch in fragment.to_batches(
+            batches = fragment.to_batches(
                 schema=self._dataset.schema, columns=names, filter=condition, batch_size=_LATE_ROWS
-            ):
+            )
+            for batch in _joined(batches, _LATE_ROWS):
                 places = np.arange(place, place + batch.num_rows)
                 yield Rows(batch.drop_columns([column.name]), places, batch.column(column.name))
                 place += batch.num_rows
@@ -209,7 +210,8 @@ class TableScan:
         names = [*self.schema.names, column.name]
 
         def read() -> Iterator[pa.RecordBatch]:
-            yield from fragment.to_batches(schema=self._dataset.schema, columns=names, batch_size=BATCH_ROWS)
+            batches = fragment.to_batches(schema=self._dataset.schema, columns=names, batch_size=BATCH_ROWS)
+            yield from _joined(batches, BATCH_ROWS)
 
         shard = None if self._shards is None else self._shards.get(fragment.path)
         if self._cache is None or shard is None:
@@ -242,6 +244,18 @@ def _with_known_ranges(table: DeltaTable) -> ds.FileSystemDataset:
                 known &= ((column >= least) & (column <= most)) | column.is_null()
         fragments.append(dataset.format.make_fragment(file["path"], dataset.filesystem, known))
     return ds.FileSystemDataset(fragments, dataset.schema, dataset.format, dataset.filesystem)
+
+
+def _joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield batches of at least so many rows, but for the last one; a file with many vectors has small row groups."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(each.num_rows for each in waiting) >= rows:
+            yield pa.concat_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def _matching(block: Block, condition: pc.Expression) -> Block:

@@ -375,8 +375,9 @@ def test_a_truncated_parquet_file_is_named_before_any_encoding(tmp_path, tiny_mo
     broken.write_bytes(broken.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"part-0001.parquet"):
         backfill(make_job(corpus, tmp_path / "table", tiny_model), reporter)
-    # The released table lock and nothing else: no plan, no data, no table.
-    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock"}
+    # The released table lock and the report, and nothing else: no plan, no data, no table.
+    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock", "runs"}
+    assert [path.name for path in tmp_path.glob("table/_vectide/runs/*/*")] == ["report.json"]
     assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}
 
 
@@ -420,6 +421,7 @@ def test_too_many_requested_gpus_are_refused_before_the_plan(tmp_path, tiny_mode
     job = make_job(corpus, tmp_path / "table", tiny_model, run__gpus_per_replica=1, run__address="local")
     with pytest.raises(ConfigError, match="do not fit: the cluster has 0 GPUs"):
         backfill(job, reporter)
-    # The released table lock and nothing else: no plan, no data, no table.
-    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock"}
+    # The released table lock and the report, and nothing else: no plan, no data, no table.
+    assert {path.name for path in (tmp_path / "table" / "_vectide").iterdir()} == {"lock", "runs"}
+    assert [path.name for path in tmp_path.glob("table/_vectide/runs/*/*")] == ["report.json"]
     assert {path.name for path in (tmp_path / "table").iterdir()} == {"_vectide"}

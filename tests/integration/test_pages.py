@@ -364,8 +364,12 @@ def test_many_vectors_of_pictures_are_pooled_once_and_those_of_texts_stay(tmp_pa
     settings = {"task": TASK, "dtype": "float32", "outputs": ["dense", "multi"], "multi_pool": 2}
     changes = {"encoder": {"model": str(seeing_model), **settings}, "table__multi": {"precision": "float32"}}
     job = job_of(folder, tmp_path / "table", seeing_model, **changes)
+    planned = estimate(job, tokens_per_s=1.0)
+    assert planned.vectors == "32 dimensions in float32, 8 dimensions a token in float32"
     assert backfill(job).rows == 4
     before = stored(tmp_path / "table")
+    vectors_bytes = planned.output_bytes - 4 * (60 + 4.08 * 32)
+    assert vectors_bytes == pytest.approx(32 * sum(row["embedding_multi_n"] for row in before.values()), rel=0.02)
     encoder = load_encoder(str(seeing_model), **settings)
     expected = encoder.encode_multi([(folder / "photo.png").read_bytes(), "net interest margin by quarter"])
     for name, vectors in zip(("photo.png:0", "words.txt:0"), expected, strict=True):

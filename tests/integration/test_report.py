@@ -127,7 +127,9 @@ def test_a_run_that_was_stopped_and_resumed_adds_up_to_an_undisturbed_one(job, t
 
 
 def test_a_killed_run_is_measured_from_its_ledger(job, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.report.recorder.Recorder.write", lambda self: None)  # as SIGKILL: nothing is written
+    monkeypatch.setattr(
+        "pipeline.report.recorder.Recorder.write", lambda self, **_: None
+    )  # as SIGKILL: nothing is written
     with pytest.raises(KeyboardInterrupt):
         backfill(job, Interrupting())
     assert (stored(tmp_path / "table")["state"], "totals" in stored(tmp_path / "table")) == ("running", False)
@@ -161,7 +163,7 @@ def test_a_run_of_an_older_release_has_a_page_too(tmp_path, tiny_model):
         load_report(str(table))
 
 
-def test_failed_runs_say_why(job, tmp_path):
+def test_failed_runs_say_why(job, tmp_path, reporter):
     strict = job.model_copy(update={"run": job.run.model_copy(update={"max_quarantined": 0.0})})
     with pytest.raises(TooManyQuarantined):
         backfill(strict)
@@ -170,12 +172,15 @@ def test_failed_runs_say_why(job, tmp_path):
     assert "run.max_quarantined = 0 allows; nothing was published" in report["calls"][0]["error"]
     wrong = job.model_copy(update={"source": job.source.model_copy(update={"text": ("body",)})})
     with pytest.raises(ConfigError):  # found while planning: there is no plan
-        backfill(wrong)
+        backfill(wrong, reporter)
     (run,) = set(run_names(str(tmp_path / "table"))) - {report["run"]}
     failed = stored(tmp_path / "table", run)
     assert (failed["state"], "totals" in failed) == ("failed", False)
     page = Path(write_page(tmp_path / "table", tmp_path / "p.html", run=run)).read_text()
     assert "The last call ended with an error" in page
+    assert (
+        f"to see how far the run came: vectide report {tmp_path}/table --run {run} --out report.html" in reporter.steps
+    )
 
 
 def test_a_refresh_a_re_embedding_and_a_compaction_have_reports(job, corpus, tmp_path):
@@ -223,6 +228,18 @@ def test_a_report_that_cannot_be_written_changes_nothing_else(job, tmp_path, mon
     assert backfill(job, reporter).published
     assert "the report of the run could not be written: the disk is full" in reporter.steps
     assert delta_table.open_table(str(tmp_path / "table")) is not None
+
+
+def test_a_run_that_could_not_be_measured_is_measured_later(job, tmp_path, monkeypatch, reporter):
+    whole = backfill(job.model_copy(update={"table": job.table.model_copy(update={"uri": str(tmp_path / "other")})}))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.report.recorder.measure", lambda ledger, calls: 1 / 0)
+        assert backfill(job, reporter).published
+    assert "the run could not be measured for its report: division by zero" in reporter.steps
+    assert "totals" not in stored(tmp_path / "table")
+    report = load_report(str(tmp_path / "table"))
+    jsonschema.validate(report, SCHEMA)
+    assert (report["state"], report["totals"]["tokens"]) == ("published", whole.tokens)
 
 
 def test_the_command_of_a_report_finds_the_same_run(job, tmp_path):

@@ -51,7 +51,7 @@ def test_a_job_runs_from_python_without_a_reporter(tmp_path):
 def test_the_names_stay():
     assert sorted(vectide.__all__) == [
         *["Job", "Searcher", "backfill", "changes", "evaluate", "iter_changes", "load_encoder", "load_job"],
-        *["plan", "refresh", "report", "status"],
+        *["plan", "refresh", "report", "status", "vectors_of"],
     ]
 
 

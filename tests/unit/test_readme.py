@@ -25,7 +25,7 @@ MAX_COLUMNS = 120
 def test_the_jobs_of_the_readme_are_valid():
     blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     jobs = [parse_job(yaml.safe_load(block)) for block in blocks]
-    assert [job.table.partition_by for job in jobs] == [(), ("lang",)]
+    assert [job.table.partition_by for job in jobs] == [("lang",)]
 
 
 def test_the_job_of_the_demo_is_valid():

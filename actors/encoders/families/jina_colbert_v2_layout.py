@@ -56,8 +56,8 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
 def markers(ids: Mapping[str, int]) -> Markers:
     """Returns the tokens that tell queries and texts apart.
 
-    Queries attend to the tokens that fill them up, as the model card has it. Punctuation has no vector in texts, as in
-    ColBERT, PyLate and sentence-transformers.
+    Queries attend to the tokens that fill them up, as with MTEB's settings for this model. Punctuation has no vector in
+    texts, as in ColBERT, PyLate and sentence-transformers.
 
     Args:
         ids: Ids of the tokenizer's tokens.

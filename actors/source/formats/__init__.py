@@ -43,12 +43,12 @@ def open_format(name: str, path: str) -> Format:
     if name == "auto":
         plain = without_compression(path)
         name = next((known for ending, known in _ENDINGS.items() if plain.endswith(ending)), "")
-        name = name or ("pages" if plain.lower().endswith(ENDINGS) else "")
         if not name or (compression(path) and name not in _COMPRESSIBLE):
             raise ConfigError(
                 f"{path!r} does not have the ending of a known format; known are {', '.join(_ENDINGS)}, of which JSON Lines "
-                f"and CSV may be followed by .gz or .zst. Set source.format to one of {', '.join(FORMATS)}, or narrow "
-                f"source.uri to the intended files, such as {path.rsplit('/', 1)[0]}/*.parquet"
+                f"and CSV may be followed by .gz or .zst. Set source.format to one of {', '.join(FORMATS)} (PDFs, "
+                f"pictures and texts together; others are quarantined), or narrow source.uri to the intended files, such as "
+                f"{path.rsplit('/', 1)[0]}/*.parquet"
             )
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, 1)

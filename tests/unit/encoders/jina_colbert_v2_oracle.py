@@ -15,7 +15,7 @@ from tests.checkpoints.jina_colbert_v2 import ADDED
 
 
 def reference(folder: Path, copy: Path) -> Any:
-    """Returns a `MultiVectorEncoder` with the settings of the model card; `copy` is a folder to write to."""
+    """Returns a `MultiVectorEncoder` with MTEB's settings for the model; `copy` is a folder to write to."""
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Dense, Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask

@@ -284,5 +284,6 @@ def test_a_gif_named_otherwise_is_told_by_its_bytes(tmp_path):
     assert look_of(path.read_bytes()) == "a GIF picture"
     assert kind_of(b"BM is how this text begins") is None
     assert kind_of(b"junk\n%PDF-1.4\n") == "pdf"
-    assert kind_of(b"PK\3\4 a file in an archive: %PDF-1.4\n") is None
+    for archive in (b"PK\3\4 a.pdf", b"a.pdf".ljust(257, b"\0") + b"ustar\0"):
+        assert kind_of(archive + b"%PDF-1.4\n") is None
     assert kind_of(b"text that names %PDF without a version") is None

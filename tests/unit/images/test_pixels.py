@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from importlib.resources import files
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -49,6 +53,19 @@ def test_pixels_are_those_of_transformers(size, mode):
     blocks = rgb.reshape(rows, 2, 14, columns, 2, 14, 3).transpose(0, 3, 1, 4, 6, 2, 5)
     patches = np.repeat(blocks[:, :, :, :, :, None], 2, axis=5).reshape(4 * rows * columns, -1)
     assert np.array_equal(theirs["pixel_values"], patches)
+
+
+@pytest.mark.parametrize(("largest", "most", "above_one"), [(602_112, 8, 0.001), (250_000, 2, 1e-5), (20_000, 1, 0)])
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+def test_pixels_are_close_to_those_of_torchvision(name, largest, most, above_one):
+    """torchvision's resize is this call, bit for bit; docs/pages.md states the difference."""
+    image = Image.open(io.BytesIO((files("sklearn") / "datasets" / "images" / name).read_bytes()))
+    ours = unpack_pixels(fit(image, PictureSettings(3136, largest)))
+    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    theirs = torch.nn.functional.interpolate(whole, size=ours.shape[:2], mode="bicubic", antialias=True)[0]
+    apart = np.abs(ours.astype(int) - theirs.permute(1, 2, 0).numpy())
+    assert apart.max() <= most
+    assert (apart > 1).mean() <= above_one
 
 
 def test_the_binary_form_is_read_without_a_copy():

@@ -36,12 +36,16 @@ def stored(rows: list[npt.NDArray[np.float32]], form: VectorColumn) -> pa.Array:
 
 
 def unit(column: VectorColumn, documents: pa.Array) -> list[npt.NDArray[np.float64]]:
-    vectors, offsets = column.ragged(documents)
-    return np.split(vectors.astype(np.float64), offsets[1:-1])
+    """Return the vectors of each row, normalized in float64."""
+    stored, counts = column.values(documents)
+    vectors = stored.astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.split(vectors, np.cumsum(counts)[:-1])
 
 
 def by_loop(queries: list[npt.NDArray[np.float32]], rows: list[npt.NDArray[np.float64]]) -> list[list[float]]:
-    made = unit(LISTS, lists(queries))
+    made, offsets = LISTS.ragged(lists(queries))
+    made = np.split(made.astype(np.float64), offsets[1:-1])
     return [[sum(max(float(a @ b) for b in row) for a in query) for row in rows] for query in made]
 
 

@@ -77,6 +77,7 @@ def test_the_second_read_is_from_the_cache_bit_for_bit(folder, precision, width)
 def test_vectors_of_any_length_keep_it_in_the_cache(folder):
     file, column = File(rows=1000), VectorColumn(EMBEDDING, "dense", DIM, normalized=False)
     file.vectors *= np.arange(1000, dtype=np.float32)[:, None]
+    blocks: list[Block] = []
     for _ in range(2):  # written, then read
         blocks = list(VectorCache(folder, 1 << 30).blocks(SHARD, SCHEMA, column, 0, file))
         np.testing.assert_array_equal(vectors_of(blocks), file.vectors)

@@ -83,6 +83,13 @@ def test_a_source_is_of_documents_by_its_format_or_by_all_its_endings(tmp_path, 
     assert sum(each.count for each in found.left_out) == len(names) - len(read)
 
 
+def test_a_name_that_is_not_utf8_is_refused_with_the_fix(tmp_path):
+    make(tmp_path, "a.md")
+    (tmp_path / os.fsdecode(b"caf\xe9.md")).touch()
+    with pytest.raises(ConfigError, match=r"caf\\udce9.md' has bytes that are not UTF-8.*rename the file"):
+        corpus(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("pattern", "read"),
     [

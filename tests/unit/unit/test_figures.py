@@ -44,15 +44,17 @@ def test_units_add_up_to_all_rows_at_once():
     assert (total.reasons, total.finished_s) == ({"null_text": 90}, 89.0)
 
 
-def test_rows_without_a_vector_and_many_vectors_of_a_row_have_no_norm():
+def test_only_single_unit_vectors_have_norms_and_rows_without_one_have_none():
     figures = Figures()
     rows = pa.table(
         {
             "one": pa.array([[3.0, 4.0], None, [1.0]], pa.list_(pa.float32())),
+            "encoding": pa.array([[9.0, 9.0]] * 3, pa.list_(pa.float32())),
             "many": pa.array([[[0.0, 1.0], [0.0, 2.0]], [], None], pa.list_(pa.list_(pa.float32()))),
         }
     )
-    figures.measure_norms(rows, [VectorColumn("one", "dense", 2), VectorColumn("many", "multi", 2)])
+    one, encoding = (VectorColumn(name, "dense", 2, normalized=name == "one") for name in ("one", "encoding"))
+    figures.measure_norms(rows, [one, encoding, VectorColumn("many", "multi", 2)])
     assert figures.norms == {"one": [1, 5.0, 5.0, 5.0]}
 
 

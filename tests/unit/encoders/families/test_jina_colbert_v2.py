@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from actors.encoders import describe, load_encoder
+from actors.encoders.finite import UnfitVectors
 from actors.encoders.muvera import encode
 from actors.errors import ConfigError, ModelError
 from actors.text.tokenizer import Tokenizer
@@ -100,6 +101,13 @@ def test_the_vectors_of_punctuation_and_of_the_prompt_can_be_told(folder, encode
     assert len(kept.encode_multi(["a dog ."])[0]) == len(dotted) - 2
     assert len(encoder.encode_multi(["..."], task="query")[0]) == 32
     assert len(dotted) - len(plain) == 1  # of the space before it
+
+
+def test_a_text_of_which_nothing_is_kept_has_no_vector(folder, encoder):
+    prompt = encoder.tokenizer.tokenize(["a dog"]).ids[0].as_py()
+    settings = {"prompt": "a dog", "multi_keep": "content", "max_tokens": len(prompt)}
+    with pytest.raises(UnfitVectors, match="row 0 has no vector"):
+        load_encoder(str(folder), outputs=OUTPUTS, **settings).encode_multi([" x x"])
 
 
 # Refusals

@@ -307,6 +307,8 @@ def test_the_lineage_says_what_is_kept(folder):
     assert spec.lineage() == plain.lineage() | added  # texts are not pooled
     assert spec.seeing().lineage() == plain.seeing().lineage() | added | {"multi_pool": 2}
     assert hash(spec) != hash(plain)
+    query = spec.seeing().query_side()
+    assert (query.task, query.multi_keep, query.multi_pool) == ("retrieval.query", "content", None)
 
 
 def test_chunks_have_no_many_vectors(folder):
