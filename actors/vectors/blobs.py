@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.arguments import need_whole
 from actors.errors import ConfigError
 from actors.vectors.quantiser import MultiPrecision, dtype_of
 
@@ -73,14 +74,21 @@ def vectors_of(
         precision: `table.multi.precision` of the job that wrote the table.
 
     Raises:
-        ConfigError: the column is not binary, or the bytes of a row are no whole number of vectors.
+        ConfigError: `dim` or `precision` is invalid, the column is not binary, or the bytes of a row are no whole number of
+            vectors.
     """
+    need_whole(dim, "dim", least=1)
+    if precision not in get_args(MultiPrecision):
+        raise ConfigError(f"precision is {precision!r}; it must be one of {', '.join(get_args(MultiPrecision))}")
     try:
         values = column.to_arrow() if hasattr(column, "to_arrow") else column  # a Series of Polars
         parts = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
         arrays = [(part if isinstance(part, pa.Array) else pa.array(part)).cast(pa.large_binary()) for part in parts]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise ConfigError(f"the column does not hold blobs ({error}); give the binary column embedding_multi") from None
+        raise ConfigError(
+            f"the column does not hold blobs ({error}); give the binary column embedding_multi. A table of layout list has "
+            f"lists of numbers, which need no conversion"
+        ) from None
     rows: list[Floats] = []
     for array in arrays:
         stored, counts = unpack(array, dim, precision)

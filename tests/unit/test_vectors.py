@@ -166,5 +166,9 @@ def test_blobs_become_arrays_from_each_library():
         ConfigError, match=r"row 2 has 9 bytes, which is no whole number of float16 vectors of 3 numbers"
     ):
         vectors_of(column, dim=3, precision="float16")
-    with pytest.raises(ConfigError, match="does not hold blobs"):
+    with pytest.raises(ConfigError, match=r"does not hold blobs .* A table of layout list has lists of numbers"):
         vectors_of(pa.array([[1.0]]))
+    with pytest.raises(ConfigError, match="dim is 0; it must be a whole number of 1 or more"):
+        vectors_of(column, dim=0)
+    with pytest.raises(ConfigError, match="precision is 'int4'; it must be one of int8, float16, float32"):
+        vectors_of(column, dim=3, precision="int4")
