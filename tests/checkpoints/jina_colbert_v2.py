@@ -1,7 +1,4 @@
-"""Writes tiny jina-colbert-v2 checkpoints: v3's encoder without adapters, and the projection of the tokens.
-
-python -m tests.checkpoints.jina_colbert_v2 FOLDER
-"""
+"""Writes tiny jina-colbert-v2 checkpoints: v3's encoder without adapters, and the projection of the tokens."""
 
 from __future__ import annotations
 
