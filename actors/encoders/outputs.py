@@ -39,7 +39,7 @@ def choose_outputs(settings: EncoderSettings, facts: FamilyFacts) -> tuple[tuple
     if not facts.multi_dim:
         raise ConfigError(
             f"encoder.outputs names multi, and {settings.model} has no projector for many vectors a row. Leave multi out, or "
-            f"take jinaai/jina-embeddings-v4, which has one; its -vllm- repositories have none."
+            f"take jinaai/jina-embeddings-v4 (its -vllm- repositories have none) or jinaai/jina-colbert-v2."
         )
     _check_many(settings)
     if facts.encoded:

@@ -262,7 +262,10 @@ def test_settings_that_do_not_fit_are_refused(folder, settings, message):
 def test_models_without_a_projector_refuse_many_vectors(tmp_path, folder):
     merged = write_jina_v4(tmp_path / "merged", merged="code")
     for path, task in ((write_bert(tmp_path / "bert"), None), (merged, "passage")):
-        with pytest.raises(ConfigError, match="names multi, and .* has no projector for many vectors a row"):
+        with pytest.raises(
+            ConfigError,
+            match=r"names multi, and .* has no projector for many vectors a row\. .* or jinaai/jina-colbert-v2",
+        ):
             describe(str(path), task=task, outputs=("multi",))
     with pytest.raises(ConfigError, match=r"was loaded for outputs dense; load it with multi in outputs"):
         load_encoder(str(merged), task="passage").encode_multi(["x"])
