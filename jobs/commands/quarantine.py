@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def quarantine(
     table: Table,
     run: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Name of a run; default: the run of the current version.")
+        str | None,
+        typer.Option(metavar="RUN", help="Name of a run; default: the run that embedded the current version."),
     ] = None,
     reason: Annotated[
         str | None, typer.Option(metavar="REASON", help="List only rows with this reason, as in timed_out.")

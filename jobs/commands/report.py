@@ -13,7 +13,8 @@ def report(
     table: Table,
     out: Annotated[str, typer.Option(metavar="FILE.html", help="Where to write the page.")],
     run: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Name of a run; default: the run of the current version.")
+        str | None,
+        typer.Option(metavar="RUN", help="Name of a run; default: the run that embedded the current version."),
     ] = None,
 ) -> None:
     """Write a page about a run: rows, tokens, speed, quarantine, files, lineage, and the command that repeats it."""
