@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -24,6 +25,7 @@ _PIPE_COLUMNS = 1_000  # wide enough that no table cell is cut where stdout is n
 # A table with this many small files is slow to read.
 _MANY_FILES = 100
 _SMALL_FILE_BYTES = 1 << 20
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def error(message: str) -> None:
@@ -42,6 +44,11 @@ def as_json(result: Any) -> None:
         [dataclasses.asdict(item) for item in result] if isinstance(result, Sequence) else dataclasses.asdict(result)
     )
     print(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+def visible(text: str) -> str:
+    """Return a text of a corpus with its control characters as escapes, so that a terminal obeys none of them."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def counted(number: int, what: str) -> str:

@@ -146,11 +146,11 @@ def _print(hits: Sequence[Hit]) -> None:
         console.print("no rows")
     for rank, hit in enumerate(hits, 1):
         mean = f" (mean {hit.mean_score:.3f})" if isinstance(hit, LateHit) else ""
-        console.print(f"{rank:>3}  {hit.score:.3f}{mean}  {hit.id}")
+        console.print(f"{rank:>3}  {hit.score:.3f}{mean}  {output.visible(str(hit.id))}")
         for name, value in hit.columns.items():
             if value is None or name == "tokens" or name.startswith("_"):
                 continue
-            text = " ".join(str(value).split())
+            text = output.visible(" ".join(str(value).split()))
             most = _MAX_TEXT_CHARACTERS if name == KEPT_TEXT else _MAX_CHARACTERS
             shortened = text if len(text) <= most else text[: most - 1] + "…"
             console.print(f"            {name}: {shortened}")
