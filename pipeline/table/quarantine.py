@@ -62,6 +62,11 @@ def quarantine(
     name = run_to_show(url, opened, run)
     ledger = Ledger(url, name)
     if ledger.description() is None:
+        if name in run_names(url):
+            raise ConfigError(
+                f"run {name} of {url!r} ended before its plan and quarantined nothing; `vectide report {url} --run {name} "
+                f"--out report.html` shows its error"
+            )
         raise ConfigError(f"{url!r} has no run {name!r}; `vectide status` lists its runs")
     bad = ledger.quarantine(ledger.receipts().values())
     if reason is not None:

@@ -81,5 +81,10 @@ def test_a_missing_table_or_run_is_refused(made, tmp_path):
         quarantine(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="has no run 'other'; `vectide status` lists"):
         quarantine(str(tmp_path / "table"), run="other")
+    early = tmp_path / "unplanned" / "_vectide" / "runs" / "early"
+    early.mkdir(parents=True)
+    (early / "report.json").write_text("{}")
+    with pytest.raises(ConfigError, match="run early of .* ended before its plan and quarantined nothing"):
+        quarantine(str(tmp_path / "unplanned"))
     with pytest.raises(ConfigError, match="'timeout': no row is ever quarantined for that; did you mean 'timed_out'"):
         quarantine(str(tmp_path / "table"), reason="timeout")
