@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mteb
 import numpy as np
@@ -158,7 +158,7 @@ def _run(judged: TableSearch | ModelJudged, task: Any, folder: Path, reporter: R
     reporter.step(f"{task.metadata.name}")
     try:
         found = mteb.evaluate(
-            judged,
+            cast("Any", judged),  # its protocols name every argument, and we take some by **
             task,
             cache=mteb.ResultCache(folder),
             encode_kwargs={"batch_size": 1024, "show_progress_bar": False},
@@ -172,7 +172,8 @@ def _run(judged: TableSearch | ModelJudged, task: Any, folder: Path, reporter: R
             f"internet, and copy its cache of Hugging Face here"
         ) from error
     if not found.task_results:  # a private task, to whose data this user has no access
-        raise DataError(f"{task.metadata.name} cannot be run: {found.exceptions[0].exception}")
+        reasons = "; ".join(error.exception for error in found.exceptions or ())
+        raise DataError(f"{task.metadata.name} cannot be run: {reasons}")
     return float(found.task_results[0].get_score())
 
 
