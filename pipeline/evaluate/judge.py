@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.models.model_meta import ModelMeta
 
 from actors import storage
 from actors.errors import ConfigError, DataError
@@ -184,7 +185,7 @@ class _Values:
         model: What mteb records of the model.
     """
 
-    model: Any
+    model: ModelMeta
 
     def __init__(self, folder: Path, tasks: Sequence[Any]) -> None:
         self._folder = folder
@@ -219,7 +220,8 @@ class _Values:
 
     def _path(self, name: str) -> Path:
         meta = self.model
-        return self._folder / "values" / meta.model_name_as_path() / meta.revision / (meta.experiment_name or "") / name
+        model = self._folder / "values" / meta.model_name_as_path() / str(meta.revision)
+        return model / (meta.experiment_name or "") / name
 
 
 def _without_first(found: dict[str, float]) -> dict[str, float]:
