@@ -366,7 +366,7 @@ def test_many_vectors_of_pictures_are_pooled_once_and_those_of_texts_stay(tmp_pa
     write_pdf(folder / "report.pdf", [1, 2])
     (folder / "photo.png").write_bytes(png(4))
     (folder / "words.txt").write_text("net interest margin by quarter")
-    settings = {"task": TASK, "dtype": "float32", "outputs": ["dense", "multi"], "multi_pool": 2}
+    settings: dict[str, Any] = {"task": TASK, "dtype": "float32", "outputs": ["dense", "multi"], "multi_pool": 2}
     changes = {"encoder": {"model": str(seeing_model), **settings}, "table__multi": {"precision": "float32"}}
     job = job_of(folder, tmp_path / "table", seeing_model, **changes)
     planned = estimate(job, tokens_per_s=1.0)
