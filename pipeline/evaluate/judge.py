@@ -171,6 +171,8 @@ def _run(judged: TableSearch | ModelJudged, task: Any, folder: Path, reporter: R
             f"{' '.join(str(error).split())[:200]}. Run `vectide evaluate --prefetch` with the same --tasks on a machine with "
             f"internet, and copy its cache of Hugging Face here"
         ) from error
+    if not found.task_results:  # a private task, to whose data this user has no access
+        raise DataError(f"{task.metadata.name} cannot be run: {found.exceptions[0].exception}")
     return float(found.task_results[0].get_score())
 
 

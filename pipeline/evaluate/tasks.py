@@ -66,10 +66,10 @@ def choose(names: Sequence[str]) -> list[Any]:
     found: dict[str, Any] = {}
     for name in names:
         try:
-            tasks = list(mteb.get_benchmark(name).tasks)
+            tasks = [mteb.get_task(name)]
         except KeyError:
             try:
-                tasks = [mteb.get_task(name)]
+                tasks = list(mteb.get_benchmark(name).tasks)
             except KeyError:
                 known = [*(each.name for each in get_benchmarks()), *_TASKS_REGISTRY]
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -98,13 +98,12 @@ def need_data(tasks: Sequence[Any]) -> None:
     """Raise DataError if this machine may not download, and lacks the data of a task."""
     if not datasets.config.HF_HUB_OFFLINE:
         return
-    lacking = [
-        f"{task.metadata.name} ({task.metadata.dataset['path']})" for task in single(tasks) if data_of(task) != "here"
-    ]
+    lacking = [task for task in single(tasks) if data_of(task) != "here"]
     if lacking:
+        names = ", ".join(f"{task.metadata.name} ({task.metadata.dataset['path']})" for task in lacking)
         raise DataError(
-            f"{len(lacking)} tasks have no data on this machine, which is offline (HF_HUB_OFFLINE): {', '.join(lacking)}. On a "
-            f"machine with internet run `vectide evaluate --prefetch` with the same --tasks, and copy its folder "
+            f"{len(lacking)} tasks have no data of their revision on this machine, which is offline (HF_HUB_OFFLINE): {names}. "
+            f"On a machine with internet run `vectide evaluate --prefetch` with the same --tasks, and copy its folder "
             f"{datasets.config.HF_DATASETS_CACHE} to the same place here; or leave these tasks out"
         )
 

@@ -116,7 +116,8 @@ def throughput(units: Iterable[Timed], calls: Sequence[Call]) -> list[dict[str, 
     """Return the rows and tokens of each bin of time, one series for each period of work.
 
     Periods are the times in which a call ran units; calls side by side share one. A unit is known by the time of its end:
-    its rows are spread over the time since the unit before it ended. Units whose receipt has no time are left out.
+    its rows are spread over the time since the unit before it ended, and those of the first over the time that it took.
+    Units whose receipt has no time are left out.
     """
     timed = sorted(unit for unit in units if unit[0] > 0)
     if not timed:
@@ -131,7 +132,7 @@ def throughput(units: Iterable[Timed], calls: Sequence[Call]) -> list[dict[str, 
     for number, (start_s, end_s) in enumerate(periods):
         mine = owner == number
         edges = np.append(np.arange(start_s, end_s - step_s * 1e-3, step_s), end_s)
-        times = np.clip(np.append(start_s, ends[mine]), start_s, end_s)
+        times = np.clip(np.append((ends - spent_s)[mine][:1], ends[mine]), start_s, end_s)
         series.append(
             {
                 "start": time_text(start_s),
@@ -145,7 +146,15 @@ def throughput(units: Iterable[Timed], calls: Sequence[Call]) -> list[dict[str, 
 
 
 def _spread(edges: npt.NDArray[Any], times: npt.NDArray[Any], counts: npt.NDArray[Any]) -> list[int]:
-    """Return the count of each bin: whole numbers that add up to the sum of `counts`, each of which ends at its time."""
+    """Return the count of each bin: whole numbers that add up to the sum of `counts`.
+
+    Args:
+        edges: Start of each bin, and the end of the last.
+        times: Start of the first count, and the end of each.
+        counts: Rows, or tokens.
+    """
+    if not len(counts):
+        return [0] * (len(edges) - 1)
     done = np.interp(edges, times, np.append(0, np.cumsum(counts)))
     done[0], done[-1] = 0, counts.sum()
     bins: list[int] = np.diff(np.rint(done).astype(np.int64)).tolist()

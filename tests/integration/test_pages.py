@@ -297,7 +297,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, seeing_model):
     table = tmp_path / "table"
     with pytest.raises(ConfigError, match="has pictures or PDFs, and model .* takes texts only"):
         estimate(job_of(folder, table, bert, encoder={"model": str(bert)}))
-    with pytest.raises(ConfigError, match=r"chunking.mode split cuts texts, and .* takes page"):
+    with pytest.raises(ConfigError, match=r"chunking.mode split cuts texts, and .* is 'page'"):
         estimate(job_of(folder, table, seeing_model, chunking__mode="split"))
     with pytest.raises(ConfigError, match="matches files that are pictures themselves; leave image out"):
         estimate(job_of(folder, table, seeing_model, source={"uri": str(folder), "image": "image"}))

@@ -211,7 +211,8 @@ def test_tasks_that_cannot_be_run_are_named(run, cached, tiny_model, tmp_path):
     with pytest.raises(ConfigError, match="names no task"):
         choose([])
     with pytest.raises(
-        DataError, match=r"1 tasks have no data .*: SciFact \(mteb/scifact\)\. On a machine with internet run"
+        DataError,
+        match=r"1 tasks have no data of their revision .*: SciFact \(mteb/scifact\)\. On a machine with internet run",
     ):
         need_data([*cached, *choose(["SciFact"])])
     out = ["--out", tmp_path]

@@ -26,7 +26,7 @@ def throughput(report: Report) -> Section | None:
     name = "tokens" if totals["tokens"] else "rows"
     bars = list(_bars(series, name))
     chart = Chart(f"{name} a second over time", bars, f"{name} a second", "time in which units ran")
-    lead = "Rows of a unit are spread over the time since the unit before it ended. The start includes the loading of the model."
+    lead = "Rows of a unit are spread over the time since the unit before it ended, of the first over the time it took."
     if len(series) > 1:
         lead += " A dashed line marks where the run was stopped and resumed."
     return Section("throughput", "Throughput", [tiles, *([chart] if len(bars) > 1 else [])], lead)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr  # type: ignore[import-untyped]
+from scipy.stats import spearmanr
 
 from pipeline.quality.bootstrap import mean_difference, mean_interval, score_difference, score_interval
 from pipeline.quality.metrics import spearman
