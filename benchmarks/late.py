@@ -193,7 +193,8 @@ def _pages(count: int) -> list[npt.NDArray[np.uint8]]:
                 draw.text((14, 14 + 16 * line), " ".join(random.choice(_WORDS, 7)), "black")
             else:
                 draw.rectangle(
-                    (14, 16 + 16 * line, random.integers(20, 260), 26 + 16 * line), tuple(random.integers(0, 255, 3))
+                    (14, 16 + 16 * line, int(random.integers(20, 260)), 26 + 16 * line),
+                    tuple(random.integers(0, 255, 3)),
                 )
         pages.append(np.asarray(page))
     return pages

@@ -18,16 +18,13 @@ import torch
 
 from actors.kernels.parallel import parallel_for
 
-# Queries (int64), rows (int64) and values (float32) of some pairs.
-Pairs = tuple[
-    "np.ndarray[Any, np.dtype[np.int64]]",
-    "np.ndarray[Any, np.dtype[np.int64]]",
-    "np.ndarray[Any, np.dtype[np.float32]]",
-]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Pairs = tuple[Ints, Ints, Floats]  # queries, rows and values of some pairs
 InstructionSet = Literal["avx2", "avx512", "avx512_bf16"]
 
 _MODULE = "vectide_kernels"
-_INTERFACE_VERSION = 5  # of the argument lists below; processor.c returns the version that it was built with
+_INTERFACE_VERSION = 6  # of the argument lists below; processor.c returns the version that it was built with
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 _ATTEND = (_P, _P, _P, _P, ctypes.c_int, _P, _N, _N, _N, _N, ctypes.c_float, ctypes.c_int, _P, _N, _P, _N, _N)
 _ROUND = (_P, _N, _N, _P, _P, _P)
@@ -38,6 +35,8 @@ _FINISH = (_P, _N, _N, _P, _P, _P, _P, _P, ctypes.c_int)
 _PRODUCTS = (_P, _N, _N, _N, _P, _P, _P)
 _SELECT = (_P, ctypes.c_int, _N, _N, _P, _P, _P, _P)
 _SEARCH = (_P, _N, _N, _N, _P, _P, _N, _P, _P, _P, _P)
+_MAXSIM = (_P, _P, _N, _N, _N, _P, _N, _P)
+_ROWS_OF_MAXSIM = 4  # of a thread at a time; a page has some 700 vectors
 _ROWS_OF_PRODUCTS = 8192  # of a thread at a time
 _PAIRS_OF_SEARCH = 1 << 19
 
@@ -71,6 +70,7 @@ class Kernels:
         self._products = _function(library, f"products_{wide}", _PRODUCTS)
         self._select = _function(library, f"select_{wide}", _SELECT)
         self._search = _function(library, f"search_{wide}", _SEARCH)
+        self._maxsim = _function(library, f"maxsim_{wide}", _MAXSIM)
         self._group = 6 if wide == "avx2" else 12  # queries that `search` multiplies at a time
 
     def takes(self, dtype: torch.dtype) -> bool:
@@ -313,6 +313,28 @@ class Kernels:
         parallel_for(search_rows, len(rows), step)
         return results
 
+    def maxsim(self, rows: Ints, counts: Ints, packed: torch.Tensor) -> Floats:
+        """Return the largest cosine of each query with a vector of each row, float32 [rows, queries and padding].
+
+        Args:
+            rows: int64 [n], addresses of vectors of int8.
+            counts: int64 [n], vectors of each row; of a row without, the result is minus infinity.
+            packed: The result of `packed` of queries of length 1, whose width is a multiple of 16.
+
+        Raises:
+            OutOfMemoryError: the kernel cannot allocate its buffers.
+        """
+        groups, dim, group = packed.shape
+        out = np.empty((len(rows), groups * group), np.float32)
+        pointers = packed.data_ptr(), groups, out.ctypes.data
+
+        def score(first: int, last: int) -> None:
+            if self._maxsim(rows.ctypes.data, counts.ctypes.data, first, last, dim, *pointers):
+                raise torch.OutOfMemoryError(f"no memory for products of {dim} columns")
+
+        parallel_for(score, len(rows), _ROWS_OF_MAXSIM)
+        return out
+
 
 def _empty_pairs(count: int) -> tuple[np.ndarray[Any, Any], ...]:
     return np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float32)
@@ -362,7 +384,11 @@ def _function(library: ctypes.CDLL, name: str, argument_types: tuple[Any, ...]) 
     function = getattr(library, name)
     function.argtypes = argument_types
     function.restype = (
-        _N if argument_types in {_SELECT, _SEARCH} else ctypes.c_int if argument_types in {_ATTEND, _NORM} else None
+        _N
+        if argument_types in {_SELECT, _SEARCH}
+        else ctypes.c_int
+        if argument_types in {_ATTEND, _NORM, _MAXSIM}
+        else None
     )
     return function
 

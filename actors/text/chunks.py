@@ -78,7 +78,7 @@ def resolve(
         return None
     if spec.modality != "text":
         raise ConfigError(
-            f"chunking.mode {mode} cuts texts, and {spec.model} takes {spec.modality}. Leave chunking out."
+            f"chunking.mode {mode} cuts texts, and the modality of this job's rows is {spec.modality!r}. Leave chunking out."
         )
     if spec.makes("multi"):
         raise ConfigError(

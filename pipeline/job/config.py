@@ -54,7 +54,7 @@ class Multi(Section):
         default="blob",
         description=(
             "Form of the column: `blob` is one binary value a row, its vectors one after the other; `list` is a list of lists "
-            "of numbers (float16 as float32), which is larger."
+            "of numbers (float16 as float32), for readers that prefer them."
         ),
     )
 

@@ -231,7 +231,7 @@ class Gate:
         judged.count_present(rows[ID] for rows in self._documents(side, [ID]))
         kinds = {side.column(late=self._late).kind, side.embedding_spec.outputs[0].kind}  # dense ones come first
         model = QueryModel(query_model(side.embedding_spec, self._url), "auto")
-        encoded = model.encode([*judged.queries.values()], kinds)
+        encoded = model.encode([*judged.queries.values()], [*kinds])
         queries = pa.StructArray.from_arrays([*encoded.values()], [*encoded])
         return measure(judged, queries, partial(self._nearest, side), depth=K)[MAIN]
 

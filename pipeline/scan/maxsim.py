@@ -1,9 +1,9 @@
 """MaxSim, the score of late interaction: queries and rows that have many vectors each.
 
 The score of a query and a row is the sum, over the query's vectors, of the largest cosine with one of the row's. Rows are
-scored in blocks: one product of matrices over their concatenated vectors, and the largest of each row's. Nothing is padded,
-so a row whose cosines are all negative gets its own score. A row without vectors, or with one that is not finite, gets
-minus infinity.
+scored in blocks: one product of matrices over their concatenated vectors, and the largest of each row's; or by a kernel
+that reads vectors of int8 where they are and writes only the largest products. Nothing is padded, so a row whose cosines
+are all negative gets its own score. A row without vectors, or with one that is not finite, gets minus infinity.
 
 Products of float32 depend a little on the block that a row is in. The rows that may be among the best therefore get their
 score from products of float64, so equal vectors get equal scores.
@@ -11,15 +11,16 @@ score from products of float64, so equal vectors get equal scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from actors import kernels
 from actors.encoders.compute.threads import Threads
 from actors.vectors import Floats, VectorColumn
 from pipeline.scan.top_k import EMPTY, QUERY, SCORE, cut, found, joined
@@ -29,19 +30,22 @@ _SHORTEST = 1e-12  # a shorter vector counts as zeros
 _QUERY_VECTORS = 1024  # of a product at most, unless one query has more
 
 
+Documents: TypeAlias = "pa.Array | list[pa.Array]"
+
+
 class Rows(NamedTuple):
     """Rows of a table to score.
 
     Attributes:
         rows: The columns to return.
         places: Position of each in the scan, int64 [n].
-        vectors: The column of vectors.
+        vectors: The column of vectors, or an array of one row for each row, which may lie anywhere.
         wanted: Pairs of a query and a row to score, bool [queries, n]; None: all.
     """
 
     rows: pa.RecordBatch
     places: npt.NDArray[np.int64]
-    vectors: pa.Array
+    vectors: Documents
     wanted: npt.NDArray[np.bool_] | None = None
 
 
@@ -62,6 +66,8 @@ class LateQueries:
         self._vectors, offsets = column.ragged(queries)
         self.counts = np.diff(offsets)
         self._starts, self._ends = offsets[:-1], offsets[1:]
+        int8 = column.layout == "blob" and column.precision == "int8" and column.dim % 16 == 0
+        self._kernels = kernels.find() if int8 else None
         # A float32 sum of `dim` products is off by at most dim 2^-24 of the lengths, and so is a length; some are added.
         self.margins = self.counts * ((2 * column.dim + 64) * 2.0**-24)
 
@@ -69,24 +75,25 @@ class LateQueries:
         """Return the number of queries."""
         return len(self.counts)
 
-    def scores(self, documents: pa.Array, wanted: npt.NDArray[np.bool_] | None = None) -> Floats:
+    def scores(self, documents: Documents, wanted: npt.NDArray[np.bool_] | None = None) -> Floats:
         """Return the score of each query with each row of the column, float32 [queries, rows], within `margins`.
 
         Args:
-            documents: Stored vectors.
+            documents: Stored vectors, as in `Rows`.
             wanted: Pairs of a query and a row to score, bool [queries, rows]; others get minus infinity. None: all.
         """
         scores = np.full((len(self), len(documents)), -np.inf, np.float32)
+        if self._kernels is not None and len(documents):
+            self._score_by_kernel(self._kernels, documents, wanted, scores)
+            return scores
+        if isinstance(documents, list):
+            documents = pa.concat_arrays(documents)
         step = max(1, _BLOCK_BYTES * len(documents) // max(1, documents.nbytes))
 
         def score(first: int) -> None:
-            block = documents.slice(first, step)
-            start = 0
-            while start < len(self):
-                most = self._starts[start] + _QUERY_VECTORS
-                stop = max(start + 1, int(np.searchsorted(self._ends, most, side="right")))
+            for start, stop in self._ranges():
+                block = documents.slice(first, step)
                 scores[start:stop, first : first + step] = self._scores_of(block, start, stop, np.float32)
-                start = stop
 
         def score_those(query: int, rows: npt.NDArray[np.int64]) -> None:
             scores[query, rows] = self._scores_of(documents.take(pa.array(rows)), query, query + 1, np.float32)[0]
@@ -101,12 +108,40 @@ class LateQueries:
             )
         return scores
 
-    def exact(self, documents: pa.Array, query: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Floats:
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield the first and the last query, exclusive, of each product."""
+        start = 0
+        while start < len(self):
+            most = self._starts[start] + _QUERY_VECTORS
+            stop = max(start + 1, int(np.searchsorted(self._ends, most, side="right")))
+            yield start, stop
+            start = stop
+
+    def _score_by_kernel(
+        self, kernel: kernels.Kernels, documents: Documents, wanted: npt.NDArray[np.bool_] | None, scores: Floats
+    ) -> None:
+        if isinstance(documents, list):
+            rows, counts = np.array([_place_of(document, self._column.dim) for document in documents]).T.copy()
+        else:
+            stored, counts = self._column.values(documents)
+            rows = stored.ctypes.data + (np.cumsum(counts) - counts) * self._column.dim
+        ranges = self._ranges() if wanted is None else ((query, query + 1) for query in range(len(self)))
+        for start, stop in ranges:
+            chosen = np.arange(len(rows)) if wanted is None else np.flatnonzero(wanted[start])
+            if len(chosen):
+                first = self._starts[start]
+                vectors = torch.from_numpy(self._vectors[first : self._ends[stop - 1]])
+                largest = kernel.maxsim(rows[chosen], counts[chosen], kernel.packed(vectors))
+                largest = np.ascontiguousarray(largest[:, : len(vectors)])
+                scores[start:stop, chosen] = np.add.reduceat(largest, self._starts[start:stop] - first, axis=1).T
+
+    def exact(self, documents: Documents, query: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Floats:
         """Return the score of pairs of a query and a row from products of float64, float32 [pairs]."""
         scores = np.empty(len(query), np.float32)
 
         def score(pair: int) -> None:
-            document = documents.slice(int(row[pair]), 1)
+            number = int(row[pair])
+            document = documents[number] if isinstance(documents, list) else documents.slice(number, 1)
             scores[pair] = self._scores_of(document, int(query[pair]), int(query[pair]) + 1, np.float64)[0, 0]
 
         _side_by_side(partial(score, pair) for pair in range(len(query)))
@@ -160,6 +195,14 @@ def nearest(
             sure[full] = np.maximum(sure[full], lowest[last[full]])
         report(count)
     return best
+
+
+def _place_of(blob: pa.Array, dim: int) -> tuple[int, int]:
+    """Return the address and the number of the int8 vectors of an array of one blob."""
+    _, offsets, data = blob.buffers()
+    start, stop = np.frombuffer(offsets, np.int32, 2, 4 * blob.offset).tolist()
+    whole = data is not None and (stop - start) % dim == 0
+    return (data.address + start, (stop - start) // dim) if whole else (0, 0)
 
 
 def _side_by_side(calls: Iterable[Callable[[], None]]) -> None:

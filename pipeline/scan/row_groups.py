@@ -69,8 +69,8 @@ class RowGroups:
             yield Rows(batch, places[part], vectors, wanted[:, part])
             start = part.stop
 
-    def _vectors_at(self, places: npt.NDArray[np.int64]) -> Iterator[pa.Array]:
-        """Yield the vectors of rows by their sorted places, in parts of some MB."""
+    def _vectors_at(self, places: npt.NDArray[np.int64]) -> Iterator[list[pa.Array]]:
+        """Yield the vectors of rows by their sorted places, each in an array of its own, in parts of some MB."""
         wanted: list[tuple[tuple[int, int], npt.NDArray[np.int64]]] = []
         files = places >> FILE_BITS
         for file in np.unique(files).tolist():
@@ -85,12 +85,12 @@ class RowGroups:
         for start in range(0, len(wanted), _AT_ONCE):
             part = wanted[start : start + _AT_ONCE]
             for vectors, (_, rows) in zip(self._read([key for key, _ in part]), part, strict=True):
-                waiting.append(vectors.take(pa.array(rows)))
+                waiting += [vectors.slice(row, 1) for row in rows.tolist()]
             if sum(vectors.nbytes for vectors in waiting) > _PART_BYTES:
-                yield pa.concat_arrays(waiting)
+                yield waiting
                 waiting = []
         if waiting:
-            yield pa.concat_arrays(waiting)
+            yield waiting
 
     def _ends_of(self, file: int) -> npt.NDArray[np.int64]:
         """Return the row after the last one of each row group of a file; its footer is read once."""

@@ -101,7 +101,7 @@ def test_what_is_not_of_the_modality_is_refused_by_a_plan(tmp_path):
         estimate(job_of(tmp_path))
     with pytest.raises(ConfigError, match="names 2 columns, and only texts are joined; the model takes toy_bytes"):
         estimate(job_of(tmp_path, source__text=["text", "data"]))
-    with pytest.raises(ConfigError, match="chunking.mode split cuts texts, and .* takes toy_bytes. Leave chunking out"):
+    with pytest.raises(ConfigError, match="chunking.mode split cuts texts, and .* is 'toy_bytes'. Leave chunking out"):
         estimate(job_of(tmp_path, source__text=["text"], chunking__mode="split"))
     write(folder, [b"abc"])
     with pytest.raises(ConfigError, match=r"source.text names 'data', which is binary in .*; it must be text"):

@@ -19,7 +19,7 @@ from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.estimate import estimate
 from pipeline.run.refresh import refresh
-from pipeline.search.search import Searcher
+from pipeline.search.search import LateHit, Searcher
 from pipeline.table.changes import iter_changes
 from pipeline.table.diff import diff
 from pipeline.table.quarantine import quarantine
@@ -57,7 +57,7 @@ def stored(table) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory) -> dict[tuple[str, ...], str]:
     """Return tables of 20 texts by their outputs; a row group has some three rows, so that candidates are in many."""
-    made = {}
+    made: dict[tuple[str, ...], str] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("actors.unit.writer._GROUP_BYTES", 200)
         for outputs in (("embedding",), BOTH, MULTI):
@@ -191,6 +191,7 @@ def test_late_hits_are_those_of_a_loop(tmp_path, monkeypatch, tables, outputs, o
             assert [hit.score for hit in best] == pytest.approx([score for _, score in expected], abs=1e-5)
             assert set(best[0].columns) == {"lang", "tokens", "_shard"}
             count = len(searcher.encoder.encode_queries_multi([question])[0])
+            assert isinstance(best[0], LateHit)
             assert best[0].mean_score == pytest.approx(best[0].score / count)
         assert searcher.cache_problem is None
     groups = len({path for path in tmp_path.iterdir() if path.stat().st_size < 2_000})
@@ -200,7 +201,7 @@ def test_late_hits_are_those_of_a_loop(tmp_path, monkeypatch, tables, outputs, o
 @pytest.mark.ray
 def test_late_interaction_on_ray_returns_the_same_hits(ray_session, tables):
     for outputs, options in ((MULTI, {"where": "lang = 'l0'"}), (BOTH, {"candidates": 12})):
-        asked = {"questions": [TEXTS[7], "c a"], "k": 6, "late": True, **options}
+        asked: dict[str, Any] = {"questions": [TEXTS[7], "c a"], "k": 6, "late": True, **options}
         expected = Searcher(tables[outputs], cache_size=None).search(**asked)
         assert Searcher(tables[outputs], cache_size=None, address="local").search(**asked) == expected
 

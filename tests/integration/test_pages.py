@@ -188,7 +188,12 @@ def test_a_refresh_decodes_only_files_that_changed_and_each_once(tmp_path, seein
     monkeypatch.setattr(Pages, "read", recorded)
     decoded = []
     do = DecodePool._do
-    monkeypatch.setattr(DecodePool, "_do", lambda pool, task, key=None: decoded.append(task) or do(pool, task, key))
+
+    def decoding(pool, task, key=None):
+        decoded.append(task)
+        return do(pool, task, key)
+
+    monkeypatch.setattr(DecodePool, "_do", decoding)
     outcome = refresh(job)
     assert len(decoded) == 1
     assert set(read) == {"photo.png"}
@@ -292,7 +297,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tmp_path, seeing_model):
     table = tmp_path / "table"
     with pytest.raises(ConfigError, match="has pictures or PDFs, and model .* takes texts only"):
         estimate(job_of(folder, table, bert, encoder={"model": str(bert)}))
-    with pytest.raises(ConfigError, match=r"chunking.mode split cuts texts, and .* takes page"):
+    with pytest.raises(ConfigError, match=r"chunking.mode split cuts texts, and .* is 'page'"):
         estimate(job_of(folder, table, seeing_model, chunking__mode="split"))
     with pytest.raises(ConfigError, match="matches files that are pictures themselves; leave image out"):
         estimate(job_of(folder, table, seeing_model, source={"uri": str(folder), "image": "image"}))
@@ -361,7 +366,7 @@ def test_many_vectors_of_pictures_are_pooled_once_and_those_of_texts_stay(tmp_pa
     write_pdf(folder / "report.pdf", [1, 2])
     (folder / "photo.png").write_bytes(png(4))
     (folder / "words.txt").write_text("net interest margin by quarter")
-    settings = {"task": TASK, "dtype": "float32", "outputs": ["dense", "multi"], "multi_pool": 2}
+    settings: dict[str, Any] = {"task": TASK, "dtype": "float32", "outputs": ["dense", "multi"], "multi_pool": 2}
     changes = {"encoder": {"model": str(seeing_model), **settings}, "table__multi": {"precision": "float32"}}
     job = job_of(folder, tmp_path / "table", seeing_model, **changes)
     planned = estimate(job, tokens_per_s=1.0)

@@ -281,3 +281,20 @@ def test_pairs_whose_product_reaches_its_threshold_are_found(kernel, dim, querie
     unclear = {tuple(pair) for pair in ((scores - lowest.unsqueeze(1)).abs() < 1e-4).nonzero().tolist()}
     assert expected ^ set(zip(query.tolist(), row.tolist(), strict=True)) <= unclear
     assert len(query) == len({*zip(query.tolist(), row.tolist(), strict=True)})
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(("dim", "queries"), [(16, 1), (128, 20), (64, 13)])
+def test_the_largest_cosines_with_the_vectors_of_a_row(kernel, dim, queries):
+    random = np.random.default_rng(dim)
+    counts = np.array([1, 0, 16, 17, 15, 33, 0, 200])
+    vectors = random.integers(-127, 128, (int(counts.sum()), dim), np.int8)
+    vectors[1] = 0  # of no direction, as the quantiser makes of zeros
+    many = torch.nn.functional.normalize(torch.from_numpy(random.standard_normal((queries, dim), np.float32)))
+    firsts = np.cumsum(counts) - counts
+    found = kernel.maxsim(vectors.ctypes.data + firsts * dim, counts, kernel.packed(many))[:, :queries]
+    units = torch.nn.functional.normalize(torch.from_numpy(vectors).double())
+    cosines = (many.double() @ units.T).numpy()
+    for row, (first, count) in enumerate(zip(firsts, counts, strict=True)):
+        expected = cosines[:, first : first + count].max(axis=1, initial=-np.inf)
+        np.testing.assert_allclose(found[row], expected, atol=1e-6)

@@ -155,7 +155,12 @@ def test_results_are_kept_for_one_more_use_up_to_a_limit(monkeypatch, tmp_path):
     monkeypatch.setattr(workers, "KEPT_BYTES", 4 * size_bytes)
     decoded = []
     plain = DecodePool._do
-    monkeypatch.setattr(DecodePool, "_do", lambda pool, job, key: decoded.append(job) or plain(pool, job, key))
+
+    def recorded(pool, job, key):
+        decoded.append(job)
+        return plain(pool, job, key)
+
+    monkeypatch.setattr(DecodePool, "_do", recorded)
     with DecodePool(1) as pool:
         with pool.keeping():
             first = list(pool.run(jobs()))

@@ -80,6 +80,11 @@ def test_one_text_column_may_be_a_plain_name():
             "keep_text stores .*Leave it out, or .*text: source_text",
         ),
         ({"source__keep": {"body": "Text"}, "table__keep_text": True}, "'Text', and the table has a column 'text'"),
+        (
+            {"source__keep": ["grid_h"], "encoder__outputs": ["dense", "multi"]},
+            "'grid_h', and the table has a column 'grid_h' of its own",
+        ),
+        ({"table__multi": {"precision": "bfloat16"}}, "table.multi.precision: .*'int8', 'float16' or 'float32'"),
         ({"source__text": []}, "text names no column"),
         ({"table__partition_by": ["country"]}, "partition_by names .*'country'.*source.keep"),
         ({"chunking__mode": "early"}, "chunking.mode: .*'none', 'split' or 'late'.*'early'"),

@@ -44,9 +44,15 @@ def unit(column: VectorColumn, documents: pa.Array) -> list[npt.NDArray[np.float
 
 
 def by_loop(queries: list[npt.NDArray[np.float32]], rows: list[npt.NDArray[np.float64]]) -> list[list[float]]:
-    made, offsets = LISTS.ragged(lists(queries))
-    made = np.split(made.astype(np.float64), offsets[1:-1])
+    vectors, offsets = LISTS.ragged(lists(queries))
+    made = np.split(vectors.astype(np.float64), offsets[1:-1])
     return [[sum(max(float(a @ b) for b in row) for a in query) for row in rows] for query in made]
+
+
+@pytest.fixture(autouse=True, params=[True, False])
+def _with_and_without_kernels(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr("actors.kernels.find", lambda: None)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -58,12 +64,13 @@ def test_scores_are_those_of_a_loop_and_of_sentence_transformers(form, monkeypat
     late = LateQueries(lists(queries), form)
     for part, of_part in ((documents, rows), (documents.slice(2, 5), rows[2:7])):
         scores = late.scores(part)
+        np.testing.assert_array_equal(late.scores([part.slice(row, 1) for row in range(len(part))]), scores)
         theirs = maxsim([torch.tensor(query) for query in queries], [torch.tensor(row).float() for row in of_part])
         np.testing.assert_allclose(scores, theirs, atol=1e-5)
         expected = by_loop(queries, of_part)
         assert (np.abs(scores - expected) <= late.margins[:, None]).all()
         query, row = np.divmod(np.arange(scores.size), len(of_part))
-        np.testing.assert_array_equal(late.exact(part, query, row), np.float32(expected).ravel())
+        np.testing.assert_array_equal(late.exact(part, query, row), np.array(expected, np.float32).ravel())
 
 
 def test_a_row_without_a_positive_cosine_is_scored_and_one_without_vectors_is_last():
@@ -76,6 +83,9 @@ def test_a_row_without_a_positive_cosine_is_scored_and_one_without_vectors_is_la
     best = nearest(LateQueries(lists(query), LISTS), [rows_of(documents)], 9)
     assert best[PLACE].to_pylist() == [1]
     assert np.isneginf(LateQueries(lists(query), LISTS).scores(documents.slice(2, 1))).all()
+    blobs = pa.array([None, b"", bytes(DIM + 1), bytes(DIM)], pa.binary())
+    for given in (blobs, [blobs.slice(row, 1) for row in range(4)]):
+        assert LateQueries(lists(query), FORMS[1]).scores(given)[0].tolist() == [-np.inf, -np.inf, -np.inf, 0]
 
 
 def rows_of(documents: pa.Array, first: int = 0, wanted: Any = None) -> Rows:
@@ -92,7 +102,7 @@ def test_the_nearest_rows_are_those_of_a_loop_with_ties_by_id(k, threads, monkey
     form, queries = FORMS[1], ragged([4, 2, 6], 5)
     some = ragged([1 + number % 9 for number in range(25)], 6)
     documents = stored([*some, *some[::-1]], form)
-    scores = np.float32(by_loop(queries, unit(form, documents)))
+    scores = np.array(by_loop(queries, unit(form, documents)), np.float32)
     late = LateQueries(lists(queries), form)
     wanted = np.random.default_rng(7).random(scores.shape) < 0.5
     for chosen in (None, wanted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +51,7 @@ def oracle(folder, tmp_path_factory):
     return Oracle(folder, split_adapters(folder, tmp_path_factory.mktemp("split")))
 
 
-def many_of(encoder: Encoder, rows: list[Any], tasks: list[str | None] | None = None) -> list[Any]:
+def many_of(encoder: Encoder, rows: list[Any], tasks: Sequence[str | None] | None = None) -> list[Any]:
     """Returns the many vectors of texts and pixels as the pipeline gets them."""
     encoded = encoder.encode_rows(prepare(encoder, rows, tasks))
     assert not encoded.reasons
@@ -265,7 +266,7 @@ def test_models_without_a_projector_refuse_many_vectors(tmp_path, folder):
             describe(str(path), task=task, outputs=("multi",))
     with pytest.raises(ConfigError, match=r"was loaded for outputs dense; load it with multi in outputs"):
         load_encoder(str(merged), task="passage").encode_multi(["x"])
-    blind = write_jina_v4(tmp_path / "blind", vision=False)
+    blind = write_jina_v4(tmp_path / "blind", vision=None)
     assert len(load_encoder(str(blind), outputs=("multi",), **PASSAGE).encode_multi(["x"])) == 1
     with pytest.raises(ConfigError, match=r"encoder\.multi_pool is for pictures, and .* takes texts only"):
         describe(str(blind), outputs=("multi",), multi_pool=2, **PASSAGE)
