@@ -39,7 +39,8 @@ _PICTURES: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "a JPEG 2000 picture"),
     (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "a JPEG XL picture"),
     (re.compile(rb"8BPS\0[\1\2]"), "a Photoshop file"),
-    (re.compile(rb"\0\0[\1\2]\0"), "an icon"),
+    (re.compile(rb"\0\0[\1\2]\0[^\0]"), "an icon"),
+    (re.compile(rb"\0\0[\2\3\x0a\x0b]\0{5}"), "a TGA picture"),
 )
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (_GZIP, "gzip data", _RENAME.format(".gz")),

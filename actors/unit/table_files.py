@@ -73,9 +73,15 @@ def read_stored(table: str, path: str, names: Iterable[str], outputs: Sequence[V
         FileNotFoundError: the file does not exist.
     """
     types = {name: TYPES.field(name).type for name in names} | {output.name: output.type for output in outputs}
+    url = storage.join(table, path)
     # For small files, which are the most common, three times as fast as `pq.read_table`.
-    with storage.open_read(storage.join(table, path)) as file:
-        rows = pq.ParquetFile(file).read(columns=list(types))
+    with storage.open_read(url) as file:
+        stored = pq.ParquetFile(file)
+        rows = stored.read(columns=list(types)) if stored.num_row_groups <= 1 else None
+    if rows is None:
+        # Many vectors may lie between the columns of two row groups, and a buffered reader would read them too.
+        with storage.open_arrow(url) as file:
+            rows = pq.ParquetFile(file, metadata=stored.metadata, pre_buffer=True).read(columns=list(types))
     for name, kind in types.items():
         if name not in rows.column_names:  # written by another tool
             rows = rows.append_column(name, pa.nulls(rows.num_rows, kind))

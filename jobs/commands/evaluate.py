@@ -106,10 +106,10 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
             _prefetch(tasks)
         elif dry_run:
             rates = {"tokens_per_s": tokens_per_second, "price_per_hour": price_per_hour}
-            _dry_run(tasks, (model or [None])[0], settings, rates, json=json)
+            _dry_run(tasks, model[0] if model else None, settings, rates, json=json)
         else:
-            searcher = _tables(table, version, None, model, address=address, cache_size=cache_size)
-            _judge(tasks, searcher, None if table else model, settings, out, json=json)
+            searched = _tables(table, version, None, model, address=address, cache_size=cache_size)
+            _judge(tasks, searched, None if table else model, settings, out, json=json)
         return
     tables = _tables(table, version, against, model, address=address, cache_size=cache_size)
     ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision)}
@@ -238,7 +238,9 @@ def _tables(
     version: int | None,
     against: str | None,
     model: list[str] | None,
-    **scan: str | None,
+    *,
+    address: str | None,
+    cache_size: str,
 ) -> list[Searcher]:
     """Return the tables to search; the one to compare with is first."""
     from pipeline.search.search import Searcher
@@ -254,7 +256,9 @@ def _tables(
     if against is not None:
         name, at, number = against.rpartition("@")
         places.insert(0, (name or table, int(number)) if at and number.isdigit() else (against, None))
-    return [Searcher(name, version=which, model=place, **scan) for name, which in places]
+    return [
+        Searcher(name, version=which, model=place, address=address, cache_size=cache_size) for name, which in places
+    ]
 
 
 def _models(table: str | None, names: list[str] | None, settings: list[str] | None) -> list[Subject]:

@@ -173,7 +173,7 @@ class EmbeddedTexts:
         """Return vectors of a table by id."""
         url, ids = storage.join(place, "table"), pa.array(wanted, pa.string())
         table = delta_table.open_table(url) if len(ids) else None
-        column, found = self.dense, {}
+        column, found = self.dense, dict[str, Floats]()
         for path in [] if table is None else delta_table.file_sizes(table):
             rows = read_stored(url, path, [ID], [column])
             rows = rows.filter(pc.is_in(rows[ID], value_set=ids))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mteb
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.models.model_meta import ModelMeta
 
 from actors import storage
 from actors.errors import ConfigError, DataError
@@ -158,7 +159,7 @@ def _run(judged: TableSearch | ModelJudged, task: Any, folder: Path, reporter: R
     reporter.step(f"{task.metadata.name}")
     try:
         found = mteb.evaluate(
-            judged,
+            cast("Any", judged),  # its protocols name every argument, and we take some by **
             task,
             cache=mteb.ResultCache(folder),
             encode_kwargs={"batch_size": 1024, "show_progress_bar": False},
@@ -172,7 +173,8 @@ def _run(judged: TableSearch | ModelJudged, task: Any, folder: Path, reporter: R
             f"internet, and copy its cache of Hugging Face here"
         ) from error
     if not found.task_results:  # a private task, to whose data this user has no access
-        raise DataError(f"{task.metadata.name} cannot be run: {found.exceptions[0].exception}")
+        reasons = "; ".join(error.exception for error in found.exceptions or ())
+        raise DataError(f"{task.metadata.name} cannot be run: {reasons}")
     return float(found.task_results[0].get_score())
 
 
@@ -183,7 +185,7 @@ class _Values:
         model: What mteb records of the model.
     """
 
-    model: Any
+    model: ModelMeta
 
     def __init__(self, folder: Path, tasks: Sequence[Any]) -> None:
         self._folder = folder
@@ -218,7 +220,8 @@ class _Values:
 
     def _path(self, name: str) -> Path:
         meta = self.model
-        return self._folder / "values" / meta.model_name_as_path() / meta.revision / (meta.experiment_name or "") / name
+        model = self._folder / "values" / meta.model_name_as_path() / str(meta.revision)
+        return model / (meta.experiment_name or "") / name
 
 
 def _without_first(found: dict[str, float]) -> dict[str, float]:

@@ -110,6 +110,8 @@ class ModelJudged(AbsEncoder):
         keep: Receives what was found in tasks of retrieval.
     """
 
+    mteb_model_meta: ModelMeta
+
     def __init__(self, texts: EmbeddedTexts, keep: Keep) -> None:
         self._texts, self._keep = texts, keep
         self.mteb_model_meta = meta_of(texts.spec, None, texts.changed)

@@ -234,7 +234,7 @@ def _share(task: Any, samples: int) -> float:
     """Return the share of its inputs that a task of clustering embeds."""
     most = getattr(task, "max_document_to_embed", None)
     if most is not None and samples:
-        return min(1.0, most / samples)
+        return min(1.0, float(most) / samples)
     fraction = getattr(task, "max_fraction_of_documents_to_embed", None)
     return 1.0 if fraction is None else float(fraction)
 

@@ -151,7 +151,8 @@ def _cosines(subject: Subject, step: Rung | None, texts: Sequence[Sequence[str]]
 
 
 def _dots(first: Floats, second: Floats) -> Values:
-    return np.einsum("ij,ij->i", first, second, dtype=np.float64)
+    dots: Values = np.einsum("ij,ij->i", first, second, dtype=np.float64)
+    return dots
 
 
 def _scores(column: pa.ChunkedArray, where: str) -> Values:
@@ -181,7 +182,8 @@ def _aligned(subject: Subject, step: Rung | None, table: pa.Table, where: str) -
     random = np.random.default_rng(0)
     others = np.stack([random.permutation(count - 1)[:OTHERS] for _ in range(count)])
     others += others >= np.arange(count)[:, None]  # all numbers but the own one
-    for task in [each for each in spec.tasks if each not in spec.query_of.values()] or [None]:
+    tasks: list[str | None] = [each for each in spec.tasks if each not in spec.query_of.values()]
+    for task in tasks or [None]:
         vectors = subject.encoder.encode(texts, spec.query_of.get(task, task))
         pictures = np.concatenate(
             [

@@ -88,9 +88,10 @@ def _tiles(report: Report) -> Iterator[Tile]:
     totals = report.get("totals")
     if totals is None:
         return
-    yield Tile("rows", short(totals["rows"]), f"{totals['rows']:,} written")
+    is_published = report["state"] in ("published", "finished")
+    yield Tile("rows", short(totals["rows"]), "published" if is_published else "written, not published")
     if totals["tokens"]:
-        yield Tile("tokens", short(totals["tokens"]), f"{short(totals['encoded'])} texts encoded")
+        yield Tile("tokens", short(totals["tokens"]), f"{short(totals['encoded'])} texts and pages encoded")
     took_s = sum(seconds_of(call["ended"]) - seconds_of(call["started"]) for call in report["calls"] if call["ended"])
     if took_s:
         calls = len(report["calls"])

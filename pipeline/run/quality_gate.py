@@ -138,11 +138,15 @@ class Gate:
         """
         sentences = []
         if settings.min_agreement is not None:
-            share, documents = self.agreement()
-            sentences.append(f"agreement of {NEIGHBOURS} neighbours {share:.3f} on {documents} documents")
+            share, neighbours, documents = self.agreement()
+            sentences.append(
+                f"agreement of {neighbours} neighbours {share:.3f} on {documents} documents"
+                if neighbours
+                else f"no agreement of neighbours, because there are {documents} documents"
+            )
             if share < settings.min_agreement:
                 raise GateClosed(
-                    f"the re-embedding agrees with the old one on {share:.3f} of the {NEIGHBOURS} nearest neighbours of "
+                    f"the re-embedding agrees with the old one on {share:.3f} of the {neighbours} nearest neighbours of "
                     f"{documents} sampled documents, less than generation.min_agreement = {settings.min_agreement:g}. "
                     f"Nothing was published and {self._readers}; the vectors are kept. Compare both, then run the same "
                     f"command with a lower limit, or restore the old settings"
@@ -165,21 +169,25 @@ class Gate:
                 )
         return tuple(sentences)
 
-    def agreement(self) -> tuple[float, int]:
-        """Return the mean share of common neighbours, 0 to 1, and the number of sampled documents."""
+    def agreement(self) -> tuple[float, int, int]:
+        """Return the mean share of common neighbours, 0 to 1, their number for a document, and that of sampled documents.
+
+        Neighbours are at most half of the other documents, because all others would agree in any case. Fewer than three
+        documents have none.
+        """
         pool = np.intersect1d(self._smallest(self._old), self._smallest(self._new))
         old_ids, old = self._pooled(self._old, pool)
         new_ids, new = self._pooled(self._new, pool)
         common, old_rows, new_rows = np.intersect1d(old_ids, new_ids, return_indices=True)
-        count = min(NEIGHBOURS, len(common) - 1)
+        count = min(NEIGHBOURS, (len(common) - 1) // 2)
         if count < 1:
-            return 1.0, len(common)
+            return 1.0, 0, len(common)
         sample = np.arange(len(common))[: self._sample]
         first, second = (
             nearest_rows(self._scores(side, vectors.take(pa.array(rows)), sample), sample, count)
             for side, vectors, rows in ((self._old, old, old_rows), (self._new, new, new_rows))
         )
-        return mean_overlap(first, second), len(sample)
+        return mean_overlap(first, second), count, len(sample)
 
     def _smallest(self, side: _Side) -> npt.NDArray[np.uint64]:
         """Return the smallest hashes of the ids of a version, sorted."""

@@ -78,6 +78,7 @@ class VectorCache:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._used: dict[str, int] = {}  # entries of this process by name, with their sizes: they are not deleted
+        self._total: int | None = None  # bytes of all entries when they were listed, and of those written since
         self.problem: str | None = None
 
     def blocks(
@@ -195,14 +196,18 @@ class VectorCache:
             if not self._has_room(size_bytes):
                 return False
             self._used[name] = size_bytes
-            self._delete_oldest()
+            # Row groups are small and many, so they are not listed for each that is written.
+            if self._total is None or self._total + size_bytes > self._limit_bytes:
+                self._total = self._delete_oldest()
+            else:
+                self._total += size_bytes
             os.replace(part, self._folder / name)
         finally:
             part.unlink(missing_ok=True)
         return True
 
-    def _delete_oldest(self) -> None:
-        """Delete entries that this process does not use until all fit, and what killed processes left."""
+    def _delete_oldest(self) -> int:
+        """Delete entries that this process does not use until all fit, and what killed processes left; return the bytes left."""
         entries = []
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -211,12 +216,13 @@ class VectorCache:
                     entries.append((status.st_mtime, status.st_size, path))
                 elif path.suffix == _PART_SUFFIX and status.st_mtime < time.time() - _PART_AGE_S:
                     path.unlink()
-        excess = sum(self._used.values()) + sum(size for _, size, _ in entries) - self._limit_bytes
+        total = sum(self._used.values()) + sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
-            if excess <= 0:
-                return
+            if total <= self._limit_bytes:
+                break
             path.unlink(missing_ok=True)
-            excess -= size
+            total -= size
+        return total
 
 
 def decoded(read: Read, column: VectorColumn, first: int) -> Iterator[Block]:

@@ -144,7 +144,7 @@ def test_commands_and_options_do_not_change():
 def test_a_backfill_prints_its_outcome_and_exits_with_0(backfilled):
     _, table, done = backfilled
     assert done.returncode == 0, done.stderr
-    assert f"published version 1 of {table}: 20 rows from 20 source rows (0 quarantined)" in done.stdout
+    assert f"published version 1 of {table}: 20 rows from 20 source rows (0 quarantined, 20 encoded)" in done.stdout
     stages = "read .*, tokenize .*, encode .*, write .*"
     assert re.search(rf"KiB in 2 files; all workers together: {stages}; padding 0.0%\n", done.stdout)
     assert "2/2 units, 20 rows" in done.stderr

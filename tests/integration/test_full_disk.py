@@ -59,4 +59,4 @@ def test_a_full_disk_ends_in_one_sentence_and_the_same_command_resumes(tmp_path,
     first, _, second = done.stdout.partition("exit 1\n")
     assert "published" not in first
     assert "published version 1" in second
-    assert "40 rows from 40 source rows (0 quarantined)" in second
+    assert "40 rows from 40 source rows (0 quarantined, " in second

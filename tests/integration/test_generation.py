@@ -134,6 +134,19 @@ def test_the_gate_refuses_a_re_embedding_with_other_neighbours(tmp_path, first, 
     assert outcome.checks[0].startswith("agreement of 10 neighbours 0.")
 
 
+@pytest.mark.parametrize(("count", "neighbours"), [(7, 3), (2, 0)])
+def test_the_gate_compares_less_than_all_of_a_few_documents(tmp_path, tiny_model, reporter, count, neighbours):
+    few = make_job(write_corpus(tmp_path / "few", [rows(count)]), tmp_path / "table", tiny_model)
+    backfill(few, reporter)
+    encoder = few.encoder.model_copy(update={"model": str(write_bert(tmp_path / "other", seed=7))})
+    generation = few.generation.model_copy(update={"min_agreement": 0.0})
+    checks = refresh(few.model_copy(update={"encoder": encoder, "generation": generation}), reporter).checks
+    if neighbours:
+        assert checks[0].startswith(f"agreement of {neighbours} neighbours 0.")
+    else:
+        assert checks == ("no agreement of neighbours, because there are 2 documents",)
+
+
 def test_a_re_embedding_with_equal_neighbours_passes_a_strict_gate(tmp_path, corpus, tiny_model, first, reporter):
     same_but_name = second(first, min_agreement=1.0)
     same_but_name = same_but_name.model_copy(

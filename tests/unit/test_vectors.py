@@ -38,6 +38,7 @@ def test_a_lineage_names_the_outputs_unless_there_is_one_dense_embedding():
     assert lineage_of(several) == {"outputs": "other multi 3, embedding dense 3, embedding dense 3 unnormalized"}
     assert outputs_of({"dim": 7, **lineage_of(several)}) == several
     assert outputs_of({"dim": 7, **lineage_of([ENCODING])}) == (ENCODING,)
+    assert [column.single for column in several] == [False, True, False]
     stored = (MULTI.stored_as("int8", "blob"), DENSE)
     assert outputs_of({"dim": 3, **lineage_of(stored), "multi_stored": "int8 blob"}) == stored
 

@@ -7,6 +7,7 @@ import torch
 from actors.encoders import describe, load_encoder
 from actors.encoders.finite import UnfitVectors
 from actors.encoders.muvera import encode
+from actors.encoders.settings import EncoderSettings
 from actors.errors import ConfigError, ModelError
 from actors.text.tokenizer import Tokenizer
 from tests.checkpoints import SENTENCES, write_jina_colbert_v2
@@ -105,9 +106,11 @@ def test_the_vectors_of_punctuation_and_of_the_prompt_can_be_told(folder, encode
 
 def test_a_text_of_which_nothing_is_kept_has_no_vector(folder, encoder):
     prompt = encoder.tokenizer.tokenize(["a dog"]).ids[0].as_py()
-    settings = {"prompt": "a dog", "multi_keep": "content", "max_tokens": len(prompt)}
+    settings = EncoderSettings(
+        str(folder), outputs=OUTPUTS, prompt="a dog", multi_keep="content", max_tokens=len(prompt)
+    )
     with pytest.raises(UnfitVectors, match="row 0 has no vector"):
-        load_encoder(str(folder), outputs=OUTPUTS, **settings).encode_multi([" x x"])
+        load_encoder(settings).encode_multi([" x x"])
 
 
 # Refusals

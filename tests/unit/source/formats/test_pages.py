@@ -34,6 +34,8 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
         ("a.heic", HEIC, "bad_picture is a HEIC picture. Save it as PNG or JPEG"),
         ("a.txt", HEIC, "invalid_utf8 holds a HEIC picture"),
         ("a.avif", b"\0\0\0\x1cftypavif\0\0", "bad_picture an AVIF picture"),
+        ("a.ico", b"\0\0\1\0\1\0\x10\x10", "bad_picture an icon"),
+        ("a.tga", b"\0\0\2\0\0\0\0\0\0\0", "bad_picture a TGA picture"),
         ("a.jxl", b"\xff\x0a\xfa\x1f", "bad_picture a JPEG XL picture"),
         ("a.jp2", b"\0\0\0\x0cjP  \r\n", "bad_picture a JPEG 2000 picture"),
         ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n", "bad_picture is PostScript. Save it as PDF"),
