@@ -86,7 +86,7 @@ def vectors_of(
         arrays = [(part if isinstance(part, pa.Array) else pa.array(part)).cast(pa.large_binary()) for part in parts]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise ConfigError(
-            f"the column does not hold blobs ({error}); give the binary column embedding_multi. A table of layout list has "
+            f"the column does not hold blobs ({str(error)[:200]}); give the binary column embedding_multi. A table of layout list has "
             f"lists of numbers, which need no conversion"
         ) from None
     rows: list[Floats] = []

@@ -38,6 +38,8 @@ def count_candidates(scan: TableScan, url: str, k: int, *, late: bool, candidate
         return None if dense_column is None else max(_CANDIDATES, 10 * k)
     if candidates == "all":
         return None
+    if isinstance(candidates, str):
+        raise ConfigError(f"candidates is {candidates!r}; it must be a whole number of 1 or more, or 'all'")
     number = need_whole(candidates, "candidates", least=1)
     if dense_column is None:
         raise ConfigError(

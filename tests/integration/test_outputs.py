@@ -214,7 +214,11 @@ def test_late_interaction_on_ray_returns_the_same_hits(ray_session, tables):
         (BOTH, {"candidates": 5}, "candidates are for late interaction; add --late"),
         (BOTH, {"late": True, "candidates": 5, "k": 6}, "5 candidates cannot give 6 hits"),
         (BOTH, {"late": True, "candidates": 0}, "candidates is 0; it must be"),
-        (BOTH, {"late": True, "candidates": "some"}, "candidates is 'some'; it must be"),
+        (
+            BOTH,
+            {"late": True, "candidates": "some"},
+            "candidates is 'some'; it must be a whole number of 1 or more, or 'all'",
+        ),
         (MULTI, {}, "has many vectors a row and no dense ones; search it with --late"),
         (MULTI, {"late": True, "candidates": 5}, "has no dense vectors to find 5 candidates by"),
     ],
