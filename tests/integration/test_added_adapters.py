@@ -248,6 +248,7 @@ def test_a_folder_of_this_machine_is_refused_for_a_cluster(make, trained, addres
     assert estimate(make(**on_all, run__address=address), tokens_per_s=1.0).rows == 30
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_worker_that_cannot_read_an_adapter_says_so(make, trained, reporter):
     for file in (trained / "legal").glob("adapter_*"):
