@@ -1,8 +1,8 @@
 """Bootstrap: how far a score could be off because only these queries were asked.
 
-Used by the quality gate of a re-embedding and by every evaluation. The queries (or pairs, or triplets) are drawn again with
-replacement, 10,000 times (1,000 and more where that would take minutes), from a fixed seed, so a repeat gives the same numbers. Two models are compared on the same draws,
-which is what makes a small difference visible.
+Used by the quality gate of a re-embedding and by every evaluation. The queries (or pairs, or triplets) are drawn again
+with replacement, 10,000 times (1,000 and more where that would take minutes), from a fixed seed, so a repeat gives the
+same numbers. Two models are compared on the same draws, which is what makes a small difference visible.
 """
 
 from __future__ import annotations
