@@ -206,7 +206,7 @@ def _pictures(column: pa.ChunkedArray, where: str) -> list[bytes]:
     if pa.types.is_struct(column.type):
         column = pc.struct_field(column, "bytes")
     if column.null_count:
-        raise DataError(f"{where}: the column 'image' has {column.null_count:,} nulls; give each row a picture")
+        raise DataError(f"{where}: the column 'image' has nulls ({column.null_count:,}); give each row a picture")
     return [
         cell if isinstance(cell, bytes) else read_file(str(cell), where, "a picture") for cell in column.to_pylist()
     ]

@@ -154,7 +154,7 @@ def text_values(column: pa.ChunkedArray, name: str, where: str) -> list[str]:
     if not _is_text(kind):
         raise DataError(f"{where}: the column {name!r} is {kind}; it must be text")
     if column.null_count:
-        raise DataError(f"{where}: the column {name!r} has {column.null_count:,} nulls; give each row a text")
+        raise DataError(f"{where}: the column {name!r} has nulls ({column.null_count:,}); give each row a text")
     texts = column.cast(pa.string()).combine_chunks()
     if len(blank := blank_rows(texts)):
         raise DataError(f"{where}: the column {name!r} is blank in row {int(blank[0])}; give each row a text")
@@ -170,7 +170,7 @@ def _ids(column: pa.ChunkedArray, name: str, where: str) -> list[str]:
             f"{where}: the column {name!r} is {kind}, and ids are texts or whole numbers; cast it to the type of the table's ids"
         )
     if column.null_count:
-        raise DataError(f"{where}: the column {name!r} has {column.null_count:,} nulls; give each row an id")
+        raise DataError(f"{where}: the column {name!r} has nulls ({column.null_count:,}); give each row an id")
     values: list[str] = column.cast(pa.string()).to_pylist()
     return values
 
@@ -181,7 +181,7 @@ def _relevance(judgements: pa.Table, where: str) -> list[int]:
     column = judgements["relevance"]
     try:
         if column.null_count:
-            raise pa.ArrowInvalid(f"{column.null_count:,} nulls")
+            raise pa.ArrowInvalid(f"it has nulls ({column.null_count:,})")
         values: list[int] = column.cast(pa.int64()).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{where}: the column 'relevance' must hold whole numbers, 0 for irrelevant: {error}") from None

@@ -101,6 +101,6 @@ def _tiles(report: Report) -> Iterator[Tile]:
         yield Tile(
             "tokens a second", short(totals["tokens"] / work_s), f"{short(totals['documents'] / work_s)} rows a second"
         )
-    yield Tile("quarantined", percent(totals["quarantined"], totals["rows_read"]), f"{totals['quarantined']:,} rows")
-    files = report["files"]
-    yield Tile("written", format_bytes(files["size_bytes"]), f"{files['files']:,} files")
+    bad, files = totals["quarantined"], report["files"]
+    yield Tile("quarantined", percent(bad, totals["rows_read"]), f"{bad:,} row{'s' * (bad != 1)}")
+    yield Tile("written", format_bytes(files["size_bytes"]), f"in {files['files']:,} file{'s' * (files['files'] != 1)}")

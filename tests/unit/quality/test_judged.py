@@ -45,7 +45,7 @@ def test_ids_may_be_whole_numbers_and_notes_tell_what_is_left_out(tmp_path):
         ({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}, JUDGEMENTS, "--queries: .* has no rows"),
         ({"id": ["q", "q"], "text": ["one", "two"]}, JUDGEMENTS, "has the id 'q' twice; keep one query of each id"),
         ({"id": ["q1", "q2"], "text": ["one", " "]}, JUDGEMENTS, "'text' is blank in row 1"),
-        ({"id": ["q1", "q2"], "text": ["one", None]}, JUDGEMENTS, "'text' has 1 nulls"),
+        ({"id": ["q1", "q2"], "text": ["one", None]}, JUDGEMENTS, "'text' has nulls .1."),
         ({"id": ["q1"], "text": [1]}, JUDGEMENTS, "'text' is int64; it must be text"),
         ({"id": [1.0, 2.0], "text": ["one", "two"]}, JUDGEMENTS, "'id' is double, and ids are texts or whole numbers"),
         ({"id": [1, 2], "text": ["one", "two"]}, JUDGEMENTS, "none of its queries is in .*'q1', .* such as '1'"),
