@@ -172,4 +172,4 @@ def test_blobs_become_arrays_from_each_library():
     with pytest.raises(ConfigError, match="dim is 0; it must be a whole number of 1 or more"):
         vectors_of(column, dim=0)
     with pytest.raises(ConfigError, match="precision is 'int4'; it must be one of int8, float16, float32"):
-        vectors_of(column, dim=3, precision="int4")
+        vectors_of(column, dim=3, precision="int4")  # type: ignore[arg-type]
