@@ -165,10 +165,10 @@ class Recorder:
             self._reporter.step("stopping: writing the report of the run")
         # Each request to a store that has just failed may take half a minute.
         self.write(reads=not isinstance(error, StorageError))
-        shown = shlex.join(
-            ["vectide", "report", self._ledger.table_url, "--run", self._ledger.run, "--out", "report.html"]
-        )
-        self._reporter.step(f"to see how far the run came: {shown}")
+        if self._call["units_started"] is not None:
+            options = ["--run", self._ledger.run, "--out", "report.html"]
+            shown = shlex.join(["vectide", "report", self._ledger.table_url, *options])
+            self._reporter.step(f"to see how far the run came: {shown}")
 
     def write(self, *, reads: bool = True) -> None:
         """Write the report of a call that has ended. A failure is announced only: the run itself is what counts.

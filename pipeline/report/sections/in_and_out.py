@@ -17,15 +17,17 @@ def in_and_out(report: Report) -> Section | None:
         note = f"{source['shards_read']:,} of them read" if source["shards_read"] != source["shards"] else "all read"
         tiles.append(Tile("source files", f"{source['shards']:,}", f"{format_bytes(source['size_bytes'])}, {note}"))
     read = totals["rows_read"]
-    tiles.append(Tile("rows read", f"{read:,}", f"{totals['units']:,} of {totals['units_planned']:,} units done"))
+    # A refresh rewrites table files whose rows have changed in part, and reads the other rows from there.
+    where = "of source and table files, " if report["operation"] == "refresh" else ""
+    done = f"{where}{totals['units']:,} of {totals['units_planned']:,} units done"
+    tiles.append(Tile("rows read", f"{read:,}", done))
     quarantined = f"{totals['quarantined']:,} quarantined ({percent(totals['quarantined'], read)})"
-    tiles.append(Tile("documents embedded", f"{totals['documents']:,}", quarantined))
+    tiles.append(Tile("documents", f"{totals['documents']:,}", f"{totals['encoded']:,} encoded, {quarantined}"))
     chunks = " (chunks)" if totals["rows"] != totals["documents"] else ""
     sizes = f"{files['files']:,} files, {format_bytes(files['size_bytes'])}"
     tiles.append(Tile(f"rows written{chunks}", f"{totals['rows']:,}", sizes))
     facts = [] if source is None else [("source", str(source["uri"])), ("format", str(source["format"]))]
     facts += [("table", str(report["table"]))]
-    facts += [("texts that the model encoded", f"{totals['encoded']:,}")]
     if totals["rows_kept"]:
         facts.append(("rows in files that stay as they were", f"{totals['rows_kept']:,}"))
     if totals["animated"]:
@@ -34,5 +36,5 @@ def in_and_out(report: Report) -> Section | None:
         facts.append(("pictures with a colour profile that cannot be used", f"{totals['unconverted']:,}"))
     notes = [Text(f"Left out: {sentence}", tone="warning") for sentence in report["left_out"]]
     notes += [Text(f"Read {sentence}") for sentence in report["dialects"]]
-    lead = "Every row that was read is embedded or quarantined."
+    lead = "Every row that was read has a vector or is quarantined. Known texts and pages are not encoded again."
     return Section("in-and-out", "What went in and out", [Tiles(tiles, flow=True), Table((), facts), *notes], lead)
