@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from actors import storage
-from actors.errors import StorageError, VectideError
+from actors.errors import StorageError, UnsafeStore, VectideError
 from actors.unit.receipt import Receipt
 from pipeline.execute.progress import Outcome, Reporter, Started
 from pipeline.ledger.ledger import Ledger
@@ -55,6 +55,8 @@ def recorded(ledger: Ledger, reporter: Reporter, operation: str, command: str) -
     recorder = Recorder(ledger, reporter, operation, command)
     try:
         yield recorder
+    except UnsafeStore:  # nothing is written to such a store
+        raise
     except BaseException as error:
         recorder.stopped(error)
         raise
