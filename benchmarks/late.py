@@ -288,7 +288,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
         f"## A question over {result.rows:,} pages, from the filled cache",
         "",
         f"Random vectors: {DENSE_DIM} dense dimensions, {TOKENS} x {DIM} int8. The encoder of the question is left out.",
-        "Processor time of all threads, since other work ran beside it.",
+        "Processor time of all threads.",
         "",
         "| way | ms | ratio to dense |",
         "|---|---:|---:|",
