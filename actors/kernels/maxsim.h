@@ -1,4 +1,4 @@
-/* MaxSim of rows of int8 vectors. Comes after search.h, which says GROUP, and `widen_bytes`. */
+/* MaxSim of rows of int8 vectors. Comes after search.h and `widen_bytes`; GROUP is as there. */
 
 #pragma once
 
@@ -44,19 +44,8 @@ int MAXSIM(const int8_t *const *rows, const int64_t *counts, int64_t first, int6
             const vec scale_a = load(scale), scale_b = load(scale + LANES);
             const vec shift_a = load(shift), shift_b = load(shift + LANES);
             for (int64_t group = 0; group < groups; group++) {
-                const float *of_group = queries + group * dim * GROUP;
                 vec left[GROUP], right[GROUP];
-                UNROLL
-                for (int q = 0; q < GROUP; q++) left[q] = right[q] = all(0);
-                for (int64_t j = 0; j < dim; j++) {
-                    const vec a = load(columns + j * WIDTH), b = load(columns + j * WIDTH + LANES);
-                    UNROLL
-                    for (int q = 0; q < GROUP; q++) {
-                        const vec x = all(of_group[j * GROUP + q]);
-                        left[q] += a * x;
-                        right[q] += b * x;
-                    }
-                }
+                products_of(columns, queries + group * dim * GROUP, dim, left, right);
                 UNROLL
                 for (int q = 0; q < GROUP; q++) {
                     float *mine = best + (group * GROUP + q) * LANES;

@@ -24,6 +24,21 @@ INLINE void columns_of(const uint16_t *rows, int64_t count, int64_t dim, float *
     }
 }
 
+/* Computes the products of a group of queries, [dim, GROUP], with 2 * LANES columns: left with the first LANES of them. */
+INLINE void products_of(const float *columns, const float *group, int64_t dim, vec *left, vec *right) {
+    UNROLL
+    for (int q = 0; q < GROUP; q++) left[q] = right[q] = all(0);
+    for (int64_t j = 0; j < dim; j++) {
+        const vec a = load(columns + j * 2 * LANES), b = load(columns + j * 2 * LANES + LANES);
+        UNROLL
+        for (int q = 0; q < GROUP; q++) {
+            const vec x = all(group[j * GROUP + q]);
+            left[q] += a * x;
+            right[q] += b * x;
+        }
+    }
+}
+
 /* Finds the pairs of a query and a row with factors[row] * (rows[row] . query) >= lowest[query], for first <= row < last.
  *
  * queries is [groups, dim, GROUP], and lowest [groups * GROUP] without -inf; a row whose factor is NaN is never found. The
@@ -45,19 +60,8 @@ int64_t SEARCH(const uint16_t *rows, int64_t first, int64_t last, int64_t dim, c
         }
         columns_of(rows + i * dim, count, dim, columns);
         for (int64_t group = 0; group < groups; group++) {
-            const float *of_group = queries + group * dim * GROUP;
             vec left[GROUP], right[GROUP];
-            UNROLL
-            for (int q = 0; q < GROUP; q++) left[q] = right[q] = all(0);
-            for (int64_t j = 0; j < dim; j++) {
-                const vec a = load(columns + j * WIDTH), b = load(columns + j * WIDTH + LANES);
-                UNROLL
-                for (int q = 0; q < GROUP; q++) {
-                    const vec x = all(of_group[j * GROUP + q]);
-                    left[q] += a * x;
-                    right[q] += b * x;
-                }
-            }
+            products_of(columns, queries + group * dim * GROUP, dim, left, right);
             const vec scale_a = load(scale), scale_b = load(scale + LANES);
             const vec shift_a = load(shift), shift_b = load(shift + LANES);
             UNROLL
