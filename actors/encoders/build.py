@@ -130,7 +130,7 @@ def _opened(spec: ModelSpec, compute: Compute) -> Iterator[Checkpoint]:
         config: dict[str, Any] = checkpoint.read_json(folder / "config.json")
         _, tensors = read_tensors(folder)
         facts, named = detect(config, tensors, where=str(folder))
-        facts = facts.making(spec.outputs)
+        facts = facts.with_outputs(spec.outputs)
         if (facts.family, facts.variant, facts.hidden) != (spec.family, spec.variant, spec.hidden):
             raise ModelError(
                 f"{folder} holds family {facts.family!r} of width {facts.hidden} where the plan was made with "

@@ -118,7 +118,7 @@ class FamilyFacts:
     markers: Callable[[Mapping[str, int]], Markers] | None = None
     encoded: bool = False
 
-    def making(self, outputs: Collection[VectorColumn]) -> FamilyFacts:
+    def with_outputs(self, outputs: Collection[VectorColumn]) -> FamilyFacts:
         """Returns the facts of a model that makes these outputs: it needs all layers, if it makes many vectors a row."""
         if all(column.kind != "multi" for column in outputs):
             return self

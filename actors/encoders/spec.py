@@ -251,7 +251,7 @@ def describe(model: str | Path | EncoderSettings, **others: Any) -> ModelSpec:
         files, tensors = read_tensors(folder)
         facts, named = detect(config, tensors, where=str(folder))
         own_outputs, dim = choose_outputs(settings, facts)
-        facts = facts.making(own_outputs)
+        facts = facts.with_outputs(own_outputs)
         check_tensors(facts, named, where=str(folder))
         check_adapters(facts, folder)
         checkpoint.check_tokenizer(folder)

@@ -1,6 +1,6 @@
-"""JPEGs that end too early: told whether pixels are missing, or the end mark alone.
+"""Checks of JPEGs that end too early: pixels are missing, or the end mark alone.
 
-Pillow raises the same error for both. Used by `actors.images.decode` after that error.
+Pillow raises the same error for both cases. Used by `actors.images.decode` after that error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 _END = b"\xff\xd9"
 # Data that a decoder takes for pixels if some are missing, also behind each of the eight restart marks.
-# A decoder that expects one of these marks goes on without data if the next one comes, and so they come in two orders.
+# A decoder skips the data if it expects a mark and reads the next one, so there are two orders of the marks.
 _MARKS = [b"\xa5\x5a" * 64 + bytes([0xFF, mark]) for mark in range(0xD0, 0xD8)]
 _MORE = (b"".join(_MARKS), b"".join(_MARKS[4:] + _MARKS[:4]))
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)  # among the marks C0 to CF, which begin a frame

@@ -21,7 +21,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "expected"),
     [
         ("a.svg", SVG, "bad_picture is an SVG drawing. Save it as PNG or JPEG"),
         ("a", b"\xef\xbb\xbf<svg>", "bad_picture an SVG drawing"),
@@ -47,9 +47,9 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
         ("a.log", b"\x1b[1mwords\x1b[0m", ""),
     ],
 )
-def test_a_file_that_is_no_text_is_named_and_has_a_fix(put, read_pieces, name, data, told):
+def test_a_file_that_is_no_text_is_named_and_has_a_fix(put, read_pieces, name, data, expected):
     good, bad = read_pieces("pages", FORMATS["pages"].pieces(put(name, data), 1), WANTED)
-    reason, _, words = told.partition(" ")
+    reason, _, words = expected.partition(" ")
     assert [row.reason for row in bad] == [reason] * (not good)
     assert words in "".join(row.error for row in bad)
 
