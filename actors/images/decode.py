@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from actors.images.errors import UnfitPicture
 from actors.images.jpeg import ended
-from actors.images.pixels import fit, resized
+from actors.images.pixels import fit, resized, strips
 from actors.images.settings import PictureSettings
 from actors.looks import HEAD_BYTES, look_of, picture_format
 
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
 MAX_DECODED_PIXELS = 178_956_970  # Pillow's own limit; an A0 scan at 300 dpi has 139 million
 LIMIT_BYTES = 320_000_000  # of pixels; libraries and the resizing take up to 80 MB more
-_WEBP_BYTES = 15  # of a pixel: its decoder holds several frames
+_WEBP_BYTES = 15  # of a pixel: its decoder keeps several frames in memory
 _REDUCIBLE = ("JPEG", "MPO")
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # a plugin that is not listed never sees the bytes
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-_ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +113,9 @@ def _decoded_bytes(image: Image.Image, scale: int, *, turned: bool) -> float:
         scale: It is decoded at this part of its width and height.
         turned: Whether it is turned.
     """
-    held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
-    made = {"L": 0, "RGB": 0, "1": 1, "LA": 1}.get(image.mode, 1 if image.mode[0] in "IF" else 4)
-    per_pixel = _WEBP_BYTES if image.format == "WEBP" else held + max(made, held if turned else 0)
+    loaded = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+    converted = {"L": 0, "RGB": 0, "1": 1, "LA": 1}.get(image.mode, 1 if image.mode[0] in "IF" else 4)
+    per_pixel = _WEBP_BYTES if image.format == "WEBP" else loaded + max(converted, loaded if turned else 0)
     layers: list[tuple[int, int, int, int]] = getattr(image, "layer", []) if image.info.get("progressive") else []
     largest = max((across * down for _, across, down, _ in layers), default=1)
     coefficients: float = sum(across * down for _, across, down, _ in layers) / largest  # of two bytes, at any scale
@@ -210,8 +209,11 @@ def _orientation(image: Image.Image) -> int:
 def _is_turned(image: Image.Image) -> bool:
     """Return whether height and width change places, by the header alone."""
     # Pillow has obeyed the mark of a TIFF already. For a PNG without EXIF data in front it would decode the pixels.
-    looks = image.format != "TIFF" and (image.format != "PNG" or {"exif", "Raw profile type exif"} & image.info.keys())
-    return bool(looks) and _orientation(image) >= 5
+    if image.format == "TIFF":
+        return False
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return False
+    return _orientation(image) >= 5
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -243,30 +245,24 @@ def _eight_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
     tags: Any = getattr(opened, "tag_v2", {})
     is_unsigned = image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1
 
-    def strips() -> Iterator[npt.NDArray[Any]]:
-        for box in _strips(image):
+    def parts() -> Iterator[tuple[tuple[int, int, int, int], npt.NDArray[Any]]]:
+        for box in strips(image):
             values: npt.NDArray[Any] = np.asarray(image.crop(box))
-            yield values.view(np.uint32) if is_unsigned else values  # Pillow reads unsigned numbers as signed ones
+            yield box, values.view(np.uint32) if is_unsigned else values  # Pillow reads unsigned numbers as signed ones
 
     if image.mode in ("I", "F"):
-        top = max(float(np.nanmax(values, initial=0, where=np.isfinite(values))) for values in strips())
+        top = max(float(np.nanmax(values, initial=0, where=np.isfinite(values))) for _, values in parts())
         steps = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         white = next((step for step in steps if top <= step), top)
     else:
         bits = tags.get(_BITS, (16,))[0]
         white = float(2 ** (bits if 8 < bits < 16 else 16) - 1)
     canvas = Image.new("L", image.size)
-    for box, values in zip(_strips(image), strips(), strict=True):
+    for box, values in parts():
         part = np.nan_to_num(values.astype(np.float32), nan=0.0) * (255.0 / white)
         grey = np.clip(np.rint(part), 0, 255).astype(np.uint8)
         canvas.paste(Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey), box)  # 0: white is zero
     return canvas
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes that cover an image, some rows each: what is made of a strip takes little memory."""
-    for top in range(0, image.height, _ROWS_AT_ONCE):
-        yield 0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)
 
 
 def _opaque(image: Image.Image, settings: PictureSettings) -> Image.Image:
@@ -279,7 +275,7 @@ def _opaque(image: Image.Image, settings: PictureSettings) -> Image.Image:
     if is_keyed or image.mode in ("P", "PA", "RGBa", "RGBA", "La", "LA"):
         mode = "L" if image.mode in ("La", "LA") else "RGB"
         canvas = Image.new(mode, image.size, "white")
-        for box in _strips(image):
+        for box in strips(image):
             strip = image.crop(box).convert("LA" if mode == "L" else "RGBA")
             canvas.paste(strip.convert(mode), box, mask=strip if settings.alpha == "white" else None)
         return canvas

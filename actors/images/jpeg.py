@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import io
 from hashlib import blake2b
+from itertools import product
+
+from actors.images.pixels import strips
 
 _END = b"\xff\xd9"
 # Data that a decoder takes for pixels if some are missing, also behind each of the eight restart marks.
-# A decoder skips the data if it expects a mark and reads the next one, so there are two orders of the marks.
+# A decoder that expects one of these marks and finds the following one skips the data, so there are two orders of them.
 _MARKS = [b"\xa5\x5a" * 64 + bytes([0xFF, mark]) for mark in range(0xD0, 0xD8)]
 _MORE = (b"".join(_MARKS), b"".join(_MARKS[4:] + _MARKS[:4]))
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)  # among the marks C0 to CF, which begin a frame
-_ROWS_AT_ONCE = 512
 
 
 def ended(data: bytes) -> bytes | None:
@@ -38,8 +40,8 @@ def _hash(data: bytes) -> bytes:
     digest = blake2b()
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         image.load()
-        for top in range(0, image.height, _ROWS_AT_ONCE):
-            digest.update(image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height))).tobytes())
+        for box in strips(image):
+            digest.update(image.crop(box).tobytes())
     return digest.digest()
 
 
@@ -55,8 +57,6 @@ def _has_all_scans(data: bytes) -> bool:
         if 0xC0 <= mark <= 0xCF and mark not in _NO_FRAMES and len(header) > 5:
             expected = 64 * header[5]
         elif mark == 0xDA and len(header) > 3 and len(header) == 2 * header[0] + 4 and header[-1] & 15 == 0:
-            found |= {
-                (component, number) for component in header[1:-3:2] for number in range(header[-3], header[-2] + 1)
-            }
+            found |= set(product(header[1:-3:2], range(header[-3], header[-2] + 1)))
         place = data.find(b"\xff", place + 4 + len(header))
     return len(found) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,14 @@ _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without the import of Pillow
 HEADER_BYTES = _HEADER.size
 _MAX_ASPECT = 200
 _FACTOR = 28
+_ROWS_AT_ONCE = 128  # of a strip
 PATCHES_PER_TOKEN = 4  # of 14 x 14 pixels
+
+
+def strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Yield boxes that cover an image, some rows each, so that a copy of one takes little memory."""
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        yield 0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)
 
 
 def resized(height: int, width: int, settings: PictureSettings) -> tuple[int, int]:

@@ -1,10 +1,9 @@
 """PDFs, pictures and text files together: a row for each page, picture and text file.
 
-The first bytes of a file decide what it is. Its ending says what it should be, and tells markup that is a text from a drawing
-in XML. Columns: `text`, the content of a text
-file or the text layer of a page; `page`, the number of a page in its PDF, from 1; `path` and `name` as for text files. The
-position of a row is its page, and 0 for a picture, a text, or a file that cannot be opened. Planning opens a PDF to count
-its pages, and of a picture reads nothing.
+The first bytes of a file decide what it is. Its ending says what it should be, and whether markup is a text or a drawing.
+Columns: `text`, the content of a text file or the text layer of a page; `page`, the number of a page in its PDF, from 1;
+`path` and `name` as for text files. The position of a row is its page, and 0 for a picture, a text, or a file that cannot be
+opened. Planning opens a PDF to count its pages, and of a picture reads nothing.
 """
 
 from __future__ import annotations
