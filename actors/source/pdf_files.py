@@ -17,6 +17,7 @@ from threading import Lock
 from actors import storage
 from actors.images.workers import PdfFile
 from actors.schema import Shard
+from actors.storage.content_tags import parts
 from actors.storage.temp_dirs import SharedTempDir, disk_errors
 
 LIMIT_BYTES = 1 << 30  # of files on disk that no page is being read from; the last one may be larger
@@ -56,8 +57,7 @@ class _FetchedPdfs:
         pdf = PdfFile(path, shard if shard.etag else None)
         weakref.finalize(pdf, Path(path).unlink, missing_ok=True)
         with open(number, "wb") as file:
-            for start in range(0, shard.size_bytes, _RANGE_BYTES):
-                data = storage.read(shard.path, start, min(start + _RANGE_BYTES, shard.size_bytes))
+            for data in parts(shard, _RANGE_BYTES):
                 with disk_errors(self._folder.path):
                     file.write(data)
                     file.flush()

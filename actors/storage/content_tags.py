@@ -38,7 +38,7 @@ def content_hash(shard: Shard, add: Callable[[int], None] = lambda _: None) -> s
     digest = hashlib.sha256()
     size = 0
     try:
-        for part in _parts(shard):
+        for part in parts(shard):
             digest.update(part)
             size += len(part)
             add(len(part))
@@ -52,14 +52,16 @@ def content_hash(shard: Shard, add: Callable[[int], None] = lambda _: None) -> s
     return digest.hexdigest()
 
 
-def _parts(shard: Shard) -> Iterable[bytes]:
+def parts(shard: Shard, part_bytes: int | None = None) -> Iterable[bytes]:
+    """Yield the bytes of an object in parts of so many bytes, by default `PART_BYTES`."""
+    step = part_bytes or PART_BYTES
     if storage.is_local(shard.path):
         with storage.open_read(shard.path) as file:
-            while part := file.read(PART_BYTES):
+            while part := file.read(step):
                 yield part
         return
-    for start in range(0, shard.size_bytes, PART_BYTES):
-        yield storage.read(shard.path, start, min(start + PART_BYTES, shard.size_bytes))
+    for start in range(0, shard.size_bytes, step):
+        yield storage.read(shard.path, start, min(start + step, shard.size_bytes))
 
 
 @lru_cache(maxsize=4096)
