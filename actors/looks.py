@@ -13,14 +13,15 @@ HEAD_BYTES = 4096
 CODECS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 UNKNOWN = "of no known format"
 
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_BOM = b"\xef\xbb\xbf"
+_GZIP, _ZSTD, _ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
 _RENAME = "Rename it to end in {0}, or unpack it"
 _UNPACK = "Unpack it, or pack it with gzip (.gz) or zstd (.zst)"
 _CONVERT = "Convert it to UTF-8, as in `iconv -f {0} -t UTF-8`"
 _EXPORT = "Export it as text"
-_SEE = "Read it with source.format: pages"
-_DRAW = "Save it as PNG or JPEG"
-_PRINT = "Save it as PDF or as text"
+_READ_AS_PAGES = "Read it with source.format: pages"
+_SAVE_AS_PICTURE = "Save it as PNG or JPEG"
+_SAVE_AS_PDF = "Save it as PDF or as text"
 _DECODED: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -49,7 +50,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\xfd7zXZ\0", "xz data", _UNPACK),
     (b"\x04\x22\x4d\x18", "lz4 data", _UNPACK),
     (
-        b"PK\x03\x04",
+        _ZIP,
         "a zip archive (files of Word, PowerPoint and Excel are such)",
         "Unpack it, or export it as PDF or CSV",
     ),
@@ -60,7 +61,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"ORC", "an ORC file", "Convert it to Parquet"),
     (b"Obj\x01", "an Avro file", "Convert it to Parquet"),
     (b"SQLite format 3\0", "an SQLite database", _EXPORT),
-    (b"%PDF-", "a PDF document", f"{_SEE}, or export it as text"),
+    (b"%PDF-", "a PDF document", f"{_READ_AS_PAGES}, or export it as text"),
     (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the data itself", "Run `git lfs pull`"),
     (b"version https://hawser.github.com/spec/", "a Git LFS pointer, not the data itself", "Run `git lfs pull`"),
     (b"/annex/objects/", "a git-annex pointer, not the data itself", "Run `git annex get`"),
@@ -68,7 +69,6 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 _MARKUP = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body|\?xml|error>)", re.IGNORECASE)
 _COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
 _ROOT = re.compile(rb"<(?:[\w.-]+:)?(\w+)")  # of a document of markup: its first tag
-_TAR_MAGIC_AT = 257
 
 
 def picture_format(head: bytes) -> str | None:
@@ -88,7 +88,7 @@ def kind_of(head: bytes) -> Literal["pdf", "picture"] | None:
     if picture_format(head):
         return "picture"
     # An archive may have a PDF in it.
-    archive = head.startswith(b"PK\3\4") or head[257:262] == b"ustar"
+    archive = head.startswith(_ZIP) or _is_tar(head)
     return "pdf" if _PDF.search(head, 0, 1024 + 8) and not archive else None
 
 
@@ -112,35 +112,39 @@ def unsupported(head: bytes) -> tuple[str, str] | None:
     if (picture := _other_picture(head)) is not None:
         return picture
     if head.startswith(b"%!PS"):
-        return "PostScript", _PRINT
+        return "PostScript", _SAVE_AS_PDF
     if head.startswith(b"{\\rtf"):
-        return "a Rich Text document", _PRINT
-    plain = _COMMENT.sub(b"", head.removeprefix(b"\xef\xbb\xbf")).lstrip()
+        return "a Rich Text document", _SAVE_AS_PDF
+    plain = _COMMENT.sub(b"", head.removeprefix(_BOM)).lstrip()
     root = _ROOT.search(plain) if plain.startswith(b"<") else None
     if root is not None and root[1].lower() == b"svg":
-        return "an SVG drawing", _DRAW
+        return "an SVG drawing", _SAVE_AS_PICTURE
     return _markup(plain)
 
 
 def foreign(head: bytes) -> tuple[str, str] | None:
     """Return name and fix of data that is no UTF-8 text of rows, or None if it may be such text."""
     if (picture := picture_format(head)) is not None and b"\0" in head[:64]:
-        return f"a {picture} picture", _SEE
+        return f"a {picture} picture", _READ_AS_PAGES
     if (other := _other_picture(head)) is not None:
         return other
     for magic, name, fix in _MAGIC:
         if head.startswith(magic) and _is_binary_or_long(magic, head):
             return name, fix
-    if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
+    if _is_tar(head):
         return "a tar archive", "Unpack it"
     if (encoding := wide_encoding(head)) is not None:
         return f"{encoding} text", _CONVERT.format(encoding)
-    return _markup(head.removeprefix(b"\xef\xbb\xbf"))
+    return _markup(head.removeprefix(_BOM))
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
 
 
 def _other_picture(head: bytes) -> tuple[str, str] | None:
     """Return name and fix of a picture in a format that is not decoded."""
-    return next(((name, _DRAW) for pattern, name in _PICTURES if pattern.match(head)), None)
+    return next(((name, _SAVE_AS_PICTURE) for pattern, name in _PICTURES if pattern.match(head)), None)
 
 
 def _markup(plain: bytes) -> tuple[str, str] | None:
@@ -153,7 +157,7 @@ def _markup(plain: bytes) -> tuple[str, str] | None:
 
 def is_markup(head: bytes) -> bool:
     """Return whether these are the first bytes of an HTML or XML document."""
-    return _markup(head.removeprefix(b"\xef\xbb\xbf")) is not None
+    return _markup(head.removeprefix(_BOM)) is not None
 
 
 def _is_binary_or_long(magic: bytes, head: bytes) -> bool:
