@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from actors.encoders import load_encoder
 from actors.encoders.clusters import cluster
 from actors.encoders.settings import EncoderSettings
-from actors.schema import EMBEDDING
+from actors.schema import EMBEDDING, EMBEDDING_MULTI
 from actors.vectors import Floats, VectorColumn, dense
 from benchmarks.race.machine import commit, hardware, versions
 from benchmarks.search import stored_dense, write_table
@@ -37,7 +37,7 @@ CANDIDATES = (50, 100, 200, 500)
 FACTORS = (2, 3)
 _FILE_ROWS = 500
 _WORDS = ("net", "interest", "margin", "quarter", "rose", "in", "all", "regions", "while", "costs", "fell", "by")
-LISTS = VectorColumn(f"{EMBEDDING}_multi", "multi", DIM)
+LISTS = VectorColumn(EMBEDDING_MULTI, "multi", DIM)
 BLOBS = LISTS.stored_as("int8", "blob")
 
 

@@ -36,6 +36,8 @@ _PRODUCTS = (_P, _N, _N, _N, _P, _P, _P)
 _SELECT = (_P, ctypes.c_int, _N, _N, _P, _P, _P, _P)
 _SEARCH = (_P, _N, _N, _N, _P, _P, _N, _P, _P, _P, _P)
 _MAXSIM = (_P, _P, _N, _N, _N, _P, _N, _P)
+# What functions return, by their arguments.
+_RESULTS = {_SELECT: _N, _SEARCH: _N, _ATTEND: ctypes.c_int, _NORM: ctypes.c_int, _MAXSIM: ctypes.c_int}
 _ROWS_OF_MAXSIM = 4  # of a thread at a time; a page has some 700 vectors
 _ROWS_OF_PRODUCTS = 8192  # of a thread at a time
 _PAIRS_OF_SEARCH = 1 << 19
@@ -383,13 +385,7 @@ def _library() -> ctypes.CDLL | None:
 def _function(library: ctypes.CDLL, name: str, argument_types: tuple[Any, ...]) -> Any:
     function = getattr(library, name)
     function.argtypes = argument_types
-    function.restype = (
-        _N
-        if argument_types in {_SELECT, _SEARCH}
-        else ctypes.c_int
-        if argument_types in {_ATTEND, _NORM, _MAXSIM}
-        else None
-    )
+    function.restype = _RESULTS.get(argument_types)  # None: it returns nothing
     return function
 
 

@@ -18,8 +18,8 @@ from tests.stores.server import Server
 
 _HERE = Path(__file__).parent
 # Two test processes look for ports at the same time: each has a range of its own.
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-_PORTS = range(18100 + 2000 * (_WORKER % 4), 20100 + 2000 * (_WORKER % 4), 50)
+_FIRST_PORT = 18100 + 2000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4)
+_PORTS = range(_FIRST_PORT, _FIRST_PORT + 2000, 50)
 _WAIT_S = 10
 
 
