@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +47,7 @@ class RowGroups:
         self._cache, self._shards = cache, shards or {}
         self._ends: dict[int, npt.NDArray[np.int64]] = {}
         self._mapped: dict[tuple[int, int], pa.Array] = {}
-        self._lock = Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(_AT_ONCE, "row groups")
 
     def rows_of(self, candidates: pa.Table, queries: int) -> Iterator[Rows]:
         """Yield the rows of a result of `top_k.nearest` with their vectors, each row once, in parts of some MB.
@@ -73,8 +71,8 @@ class RowGroups:
         """Yield the vectors of rows by their sorted places, each in an array of its own, in parts of some MB."""
         wanted: list[tuple[tuple[int, int], npt.NDArray[np.int64]]] = []
         files = places >> FILE_BITS
-        for file in np.unique(files).tolist():
-            ends = self._ends_of(file)
+        numbered = np.unique(files).tolist()
+        for file, ends in zip(numbered, self._pool.map(self._ends_of, numbered), strict=True):
             numbers = places[files == file] - (file << FILE_BITS)
             groups = np.searchsorted(ends, numbers, side="right")
             wanted += [
@@ -103,8 +101,6 @@ class RowGroups:
         found = {key: self._mapped[key] for key in keys if key in self._mapped}
         missing = [key for key in keys if key not in found]
         if missing:
-            with self._lock:
-                self._pool = self._pool or ThreadPoolExecutor(_AT_ONCE, "row groups")
             found.update(zip(missing, self._pool.map(self._read_one, missing), strict=True))
         return [found[key] for key in keys]
 

@@ -252,10 +252,15 @@ def _joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordB
     for batch in batches:
         waiting.append(batch)
         if sum(each.num_rows for each in waiting) >= rows:
-            yield pa.concat_batches(waiting)
+            yield _one(waiting)
             waiting = []
     if waiting:
-        yield pa.concat_batches(waiting)
+        yield _one(waiting)
+
+
+def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Return batches as one; a single one is not copied."""
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _matching(block: Block, condition: pc.Expression) -> Block:

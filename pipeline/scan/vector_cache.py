@@ -125,6 +125,8 @@ class VectorCache:
 
         def write(path: Path) -> bool:
             vectors.append(read())
+            if not self._has_room(vectors[0].nbytes):
+                return False
             with _new_file(path) as file, pa.ipc.new_file(file, pa.schema([(column.name, column.type)])) as writer:
                 writer.write_batch(pa.record_batch(vectors, [column.name]))
             return True
