@@ -31,7 +31,7 @@ def load_report(table: str, run: str | None = None) -> Report:
     """
     url = storage.absolute(table)
     opened = delta_table.open_table(url)
-    ledger = Ledger(url, run_to_show(url, opened, run))
+    ledger = Ledger(url, run_to_show(url, delta_table.state_of(opened), run))
     try:
         stored = read_stored(ledger) or {}
     except ValueError:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError
@@ -57,9 +56,8 @@ def quarantine(
         hint = f"did you mean {near[0]!r}?" if near else f"reasons are {', '.join(REASONS)}"
         raise ConfigError(f"--reason {reason!r}: no row is ever quarantined for that; {hint}")
     url = storage.absolute(table)
-    opened = delta_table.open_table(url)
-    state = delta_table.state_of(opened)
-    name = run_to_show(url, opened, run)
+    state = delta_table.state_of(delta_table.open_table(url))
+    name = run_to_show(url, state, run)
     ledger = Ledger(url, name)
     if ledger.description() is None:
         if name in run_names(url):
@@ -90,13 +88,12 @@ def worth_retrying(bad: pa.Table) -> pa.Table:
     return bad.filter(pc.is_in(bad["reason"], value_set=pa.array(RETRIED)))
 
 
-def run_to_show(url: str, table: DeltaTable | None, run: str | None) -> str:
+def run_to_show(url: str, state: delta_table.State | None, run: str | None) -> str:
     """Return the run that a command shows: the one that a person names, that of the current version, or the only one.
 
     Raises:
         ConfigError: nothing is published, and the number of runs is not one.
     """
-    state = delta_table.state_of(table)
     if name := run or (state.run if state is not None else None):
         return name
     names = run_names(url)
