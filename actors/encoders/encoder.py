@@ -38,7 +38,7 @@ from actors.errors import ConfigError
 from actors.images.objects import Image, content_of
 from actors.images.settings import PictureSettings
 from actors.inputs import PAGE_CONTENT, load_preparer, prepare_texts
-from actors.schema import INPUT_IDS, TASK
+from actors.schema import INPUT_IDS, PREFIX, TASK
 from actors.text.chunk_rules import By, Chunking
 from actors.text.chunks import Chunker, resolve
 from actors.text.tokenizer import Tokenizer
@@ -200,18 +200,6 @@ class Encoder:
             prepared = prepared.append_column(TASK, pa.array(tasks, pa.string()))
         return lists_of(pooled(self._output(prepared, "multi"), prepared, self.spec))
 
-    def encode_queries(self, questions: Sequence[str]) -> pa.Array:
-        """Encodes questions as the first output of the model, to compare with that column of a table.
-
-        Raises:
-            UnfitVectors: As for `encode`.
-        """
-        return self._output(prepare_texts(self.spec, questions), self.spec.outputs[0].kind)
-
-    def encode_queries_multi(self, questions: Sequence[str]) -> pa.Array:
-        """Encodes questions as many vectors each, a list of lists; otherwise like `encode_queries`."""
-        return self._output(prepare_texts(self.spec, questions), "multi")
-
     def _output(self, rows: pa.Table, kind: str) -> pa.Array:
         kinds = [column.kind for column in self.spec.outputs]
         if kind not in kinds:
@@ -238,8 +226,9 @@ class Encoder:
         if isinstance(self.family, RowFamily):
             return self.family.encode_rows(rows, tasks)
         if self.spec.makes("multi"):
-            late, family = LateRows(self.spec, rows), LateForward(cast("LateFamily", self.family), self.spec)
             ids, pictures = rows.column(INPUT_IDS).combine_chunks(), pictures_of(rows)
+            late = LateRows(self.spec, rows, ids, tasks)
+            family = LateForward(cast("LateFamily", self.family), self.spec)
             micros = self.micro_batches(ids, tasks, family=family, side_by_side=True, pictures=pictures)
             late.fill(self._runner.on_host(micros, self._departures))
             return late.encoded()
@@ -277,8 +266,10 @@ class Encoder:
                 f"the encoder of {self.spec.model} was loaded for outputs multi: use encode_multi, or load it with dense in outputs."
             )
         if self.spec.encodes_many:
-            rows = pa.table({INPUT_IDS: ids} if tasks is None else {INPUT_IDS: ids, TASK: pa.array(tasks, pa.string())})
-            return self.spec.outputs[0].matrix(self._output(rows, "dense"))
+            columns = {INPUT_IDS: ids} | ({} if tasks is None else {TASK: pa.array(tasks, pa.string())})
+            if self.spec.multi_keep == "content":
+                columns[PREFIX] = pa.array(self.tokenizer.prompt_lengths(ids, tasks))
+            return self.spec.outputs[0].matrix(self._output(pa.table(columns), "dense"))
         vectors = np.empty((len(ids), self.spec.dim), np.float32)
         micros = self.micro_batches(ids, tasks, reduce=self._to_vectors, side_by_side=True, pictures=pictures)
         for rows, values in self._runner.on_host(micros, self._departures):

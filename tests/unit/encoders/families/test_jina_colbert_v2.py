@@ -9,6 +9,7 @@ from actors.encoders.finite import UnfitVectors
 from actors.encoders.muvera import encode
 from actors.encoders.settings import EncoderSettings
 from actors.errors import ConfigError, ModelError
+from actors.inputs import prepare_texts
 from actors.text.tokenizer import Tokenizer
 from tests.checkpoints import SENTENCES, write_jina_colbert_v2
 from tests.unit.encoders.jina_colbert_v2_oracle import reference
@@ -95,13 +96,20 @@ def test_a_query_is_cut_if_it_has_more_than_29_tokens_of_its_own(folder):
     assert {28, 29, 30, 31} & set(own)
 
 
-def test_the_vectors_of_punctuation_and_of_the_prompt_can_be_told(folder, encoder):
+def test_the_vectors_of_punctuation_and_of_the_prompt_can_be_left_out(folder, encoder):
     (plain,), (dotted,) = encoder.encode_multi(["a dog"]), encoder.encode_multi(["a dog ."])
     kept = load_encoder(str(folder), dtype="float32", outputs=("multi",), multi_keep="content")
     assert len(kept.encode_multi(["a dog"])[0]) == len(plain) - 2
     assert len(kept.encode_multi(["a dog ."])[0]) == len(dotted) - 2
     assert len(encoder.encode_multi(["..."], task="query")[0]) == 32
     assert len(dotted) - len(plain) == 1  # of the space before it
+
+
+@pytest.mark.parametrize("task", ["passage", "query"])
+def test_the_encoding_is_the_same_alone_and_in_a_table(folder, task):
+    kept = load_encoder(str(folder), dtype="float32", outputs=OUTPUTS, multi_keep="content", task=task)
+    dense, _ = kept.encode_rows(prepare_texts(kept.spec, ["a dog"])).outputs
+    np.testing.assert_array_equal(kept.encode(["a dog"])[0], dense[0].values.to_numpy())
 
 
 def test_a_text_of_which_nothing_is_kept_has_no_vector(folder, encoder):
