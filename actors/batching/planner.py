@@ -18,6 +18,13 @@ def order_rows(lengths: Ints) -> Ints:
     return np.argsort(-np.asarray(lengths, np.int64), kind="stable")
 
 
+def ranges(starts: Ints, counts: Ints) -> Ints:
+    """Return `counts[i]` numbers from `starts[i]`, one range after the other."""
+    ends = np.cumsum(counts)
+    numbers: Ints = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    return numbers
+
+
 def take(lengths: Ints, start: int, budget_tokens: int) -> int:
     """Return the end of the micro-batch that begins at `start`.
 

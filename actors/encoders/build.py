@@ -77,9 +77,8 @@ class Builder(Protocol):
         ...
 
 
-@runtime_checkable
 class LateFamily(Protocol):
-    """A loaded model that can make many vectors a row. If the spec does not ask for them, it has not loaded what they need."""
+    """A loaded model that can make many vectors a row. It loads the weights for them only if the spec asks for them."""
 
     def forward_multi(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns what `forward` returns, and a vector for each token, float32 [tokens, width], not normalised."""

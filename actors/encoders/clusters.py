@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from actors.encoders.spec import ModelSpec
 from actors.schema import GRID_H, GRID_W, PREFIX
-from actors.vectors import Floats
+from actors.vectors import Floats, dense
 
 # A sum of vectors that is shorter has no direction.
 _SHORTEST = 1e-12
@@ -40,7 +40,7 @@ def pooled(many: pa.Array, rows: pa.Table, model: ModelSpec) -> pa.Array:
         done = first + number
     values = np.concatenate([*parts, flat[done:]])
     ends = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-    return pa.ListArray.from_arrays(ends, pa.FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1]))
+    return pa.ListArray.from_arrays(ends, dense(values))
 
 
 def cluster(vectors: Floats, factor: int) -> Floats:

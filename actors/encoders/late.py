@@ -8,8 +8,7 @@ has the encoding of the others as its dense vector (`actors.encoders.muvera`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from actors.batching.planner import ranges
 from actors.encoders import muvera
 from actors.encoders.build import LateFamily
 from actors.encoders.finite import NO_DIRECTION, reasons_of
 from actors.encoders.packed import PackedBatch
 from actors.encoders.pooling import finish, pool
 from actors.encoders.spec import ModelSpec
-from actors.schema import GRID_H, GRID_W, INPUT_IDS, PREFIX, TASK
-from actors.vectors import Encoded, dense
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+from actors.schema import GRID_H, GRID_W, PREFIX
+from actors.vectors import Encoded, Floats, Ints, dense
 
 
 class LateForward:
@@ -51,30 +48,33 @@ class LateRows:
     Args:
         spec: The model.
         rows: The columns that the preparer made.
+        ids: Their token ids.
+        tasks: One per row; None: all have the spec's.
     """
 
-    def __init__(self, spec: ModelSpec, rows: pa.Table) -> None:
+    def __init__(self, spec: ModelSpec, rows: pa.Table, ids: pa.ListArray, tasks: Sequence[str | None] | None) -> None:
         self._spec = spec
-        self._lengths = pc.list_value_length(rows.column(INPUT_IDS)).to_numpy().astype(np.int64)
-        prefix, content = _content(rows, self._lengths)
+        self._lengths = pc.list_value_length(ids).to_numpy().astype(np.int64)
         if spec.multi_keep == "all":
-            self._starts, self._counts = np.zeros_like(prefix), self._lengths
+            self._starts, self._counts = np.zeros_like(self._lengths), self._lengths
         else:
-            self._starts, self._counts = prefix, content
+            self._starts, self._counts = _content(rows, self._lengths)
         self._offsets = np.concatenate([[0], np.cumsum(self._counts)])
         *others, many = (column.dim for column in spec.outputs)
-        self._dense = np.empty((len(rows), others[0]), np.float32) if others and not spec.encodes_many else None
+        self._dense = np.zeros((len(ids), others[0]), np.float32) if others else None
         self._many = np.empty((int(self._offsets[-1]), many), np.float32)
-        tasks = rows.column(TASK).to_pylist() if TASK in rows.column_names else [spec.task] * len(rows)
-        self._is_query = np.array([spec.markers is not None and task == spec.markers.query for task in tasks], bool)
-        self._kept = None if spec.markers is None else self._unskipped(rows, spec.markers.skipped)
+        self._is_query = np.zeros(len(ids), bool)
+        self._kept: npt.NDArray[np.bool_] | None = None
+        if spec.markers is not None:
+            of_rows = [spec.task] * len(ids) if tasks is None else tasks
+            self._is_query = np.array([task == spec.markers.query for task in of_rows], bool)
+            self._kept = self._unskipped(ids, spec.markers.skipped)
 
-    def _unskipped(self, rows: pa.Table, skipped: Sequence[int]) -> npt.NDArray[np.bool_]:
+    def _unskipped(self, ids: pa.ListArray, skipped: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Returns which of the vectors are not those of tokens that are skipped in texts that are no queries."""
-        ids = rows.column(INPUT_IDS).combine_chunks().flatten().to_numpy()
-        unskipped = np.isin(ids, skipped, invert=True) | np.repeat(self._is_query, self._lengths)
+        is_kept = np.isin(ids.flatten().to_numpy(), skipped, invert=True) | np.repeat(self._is_query, self._lengths)
         firsts = np.cumsum(self._lengths) - self._lengths
-        kept: npt.NDArray[np.bool_] = unskipped[_ranges(firsts + self._starts, self._counts)]
+        kept: npt.NDArray[np.bool_] = is_kept[ranges(firsts + self._starts, self._counts)]
         return kept
 
     def fill(self, results: Iterable[tuple[Ints, Floats]]) -> None:
@@ -83,38 +83,42 @@ class LateRows:
             self._put(rows, values)
 
     def _put(self, rows: Ints, values: Floats) -> None:
-        if self._dense is not None:
+        if self._dense is not None and not self._spec.encodes_many:
             numbers = len(rows) * self._dense.shape[1]
             self._dense[rows] = values[:numbers].reshape(len(rows), -1)
             values = values[numbers:]
         vectors = values.reshape(-1, self._many.shape[1])
         lengths, counts = self._lengths[rows], self._counts[rows]
         firsts = np.cumsum(lengths) - lengths
-        self._many[_ranges(self._offsets[rows], counts)] = vectors[_ranges(firsts + self._starts[rows], counts)]
+        self._many[ranges(self._offsets[rows], counts)] = vectors[ranges(firsts + self._starts[rows], counts)]
+        if self._dense is not None and self._spec.encodes_many:  # while a GPU computes the next micro-batches
+            for row in rows.tolist():
+                self._dense[row] = self._encoding(row)
+
+    def _encoding(self, row: int) -> Floats:
+        """Returns the encoding of the kept vectors of a row, float32 [muvera.DIM]; zeros without usable vectors."""
+        place = slice(self._offsets[row], self._offsets[row + 1])
+        vectors = self._many[place]
+        is_usable = not reasons_of(vectors)
+        if self._kept is not None:
+            vectors = vectors[self._kept[place]]
+        if not is_usable or not len(vectors):
+            return np.zeros(muvera.DIM, np.float32)
+        return muvera.encode(vectors, query=bool(self._is_query[row]))
 
     def encoded(self) -> Encoded:
         """Returns all outputs. A row has a reason if its dense vector or one of its many is not usable."""
-        reasons = {} if self._dense is None else reasons_of(self._dense)
+        reasons = {} if self._dense is None or self._spec.encodes_many else reasons_of(self._dense)
         for vector, reason in reasons_of(self._many).items():
             reasons.setdefault(int(np.searchsorted(self._offsets, vector, side="right")) - 1, reason)
         vectors, offsets = self._many, self._offsets
         if self._kept is not None:
             vectors, offsets = vectors[self._kept], np.concatenate([[0], np.cumsum(self._kept)])[offsets]
-        one = self._dense
         if self._spec.encodes_many:
             # A text that is cut where its prompt ends has none, if those of the prompt are not kept.
             reasons.update(dict.fromkeys(np.flatnonzero(np.diff(offsets) == 0).tolist(), NO_DIRECTION))
-            one = self._encodings(vectors, offsets, reasons)
         many = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), dense(vectors))
-        return Encoded((many,) if one is None else (dense(one), many), reasons)
-
-    def _encodings(self, vectors: Floats, offsets: Ints, reasons: Mapping[int, str]) -> Floats:
-        """Returns the encoding of the vectors of each row, float32 [rows, muvera.DIM]; zeros for a row with a reason."""
-        encodings = np.zeros((len(offsets) - 1, muvera.DIM), np.float32)
-        for row, (start, stop) in enumerate(pairwise(offsets)):
-            if row not in reasons:
-                encodings[row] = muvera.encode(vectors[start:stop], query=bool(self._is_query[row]))
-        return encodings
+        return Encoded((many,) if self._dense is None else (dense(self._dense), many), reasons)
 
 
 def lists_of(many: pa.Array) -> list[Floats]:
@@ -135,10 +139,3 @@ def _content(rows: pa.Table, lengths: Ints) -> tuple[Ints, Ints]:
             pc.multiply(rows.column(GRID_H), rows.column(GRID_W)), pa.chunked_array([content])
         ).to_numpy()
     return prefix, content
-
-
-def _ranges(starts: Ints, counts: Ints) -> Ints:
-    """Returns `counts[i]` numbers from `starts[i]`, one range after the other."""
-    ends = np.cumsum(counts)
-    numbers: Ints = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
-    return numbers

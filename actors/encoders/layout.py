@@ -119,7 +119,7 @@ class FamilyFacts:
     encoded: bool = False
 
     def with_outputs(self, outputs: Collection[VectorColumn]) -> FamilyFacts:
-        """Returns the facts of a model that makes these outputs: it needs all layers, if it makes many vectors a row."""
+        """Returns the facts with what these outputs need: many vectors a row need more tensors, and adapters of all layers."""
         if all(column.kind != "multi" for column in outputs):
             return self
         targets = {name: replace(target, idle=False) for name, target in self.targets.items()}

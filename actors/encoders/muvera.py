@@ -16,10 +16,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+from actors.vectors import Floats, Ints
 
 # One of the shapes that the paper found to be best for their size.
 REPETITIONS, PLANES, WIDTH = 20, 5, 8

@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from actors.batching.budget import BudgetController
-from actors.batching.planner import Ints, order_rows, take
+from actors.batching.planner import Ints, order_rows, ranges, take
 from actors.encoders.build import Family
 from actors.encoders.compute.device import Compute, is_out_of_memory
 from actors.encoders.compute.threads import Threads
@@ -214,10 +214,8 @@ class Runner:
         tasks_of: TasksOf,
         pictures_of: PicturesOf | None,
     ) -> PackedBatch:
-        ends = np.cumsum(lengths)
-        positions = np.arange(int(ends[-1])) + np.repeat(starts[rows] - (ends - lengths), lengths)
         return pack(
-            flat[positions],
+            flat[ranges(starts[rows], lengths)],
             lengths,
             device=self._compute.device,
             tasks=tasks_of(rows),

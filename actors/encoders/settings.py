@@ -48,7 +48,7 @@ class EncoderSettings:
         exif: "rotate" obeys the orientation in a picture's EXIF data; "ignore" does not, like the publisher's code.
         alpha: "white" draws transparent pictures on white; "drop" drops the alpha channel, like the publisher's code.
         outputs: "dense" (one vector a row), "multi" (one a token, for late interaction), or both.
-        multi_pool: 2 or 3: that many neighbouring vectors of a picture become one, by Ward's clustering; None keeps all.
+        multi_pool: 2 or 3: about that many similar vectors of a picture become one (Ward's clustering); None keeps all.
         multi_keep: "all" keeps the vector of each token, as the publisher does; "content" drops those of the prompt.
     """
 

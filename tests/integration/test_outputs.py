@@ -13,6 +13,7 @@ from deltalake import DeltaTable
 from actors.encoders import load_encoder
 from actors.encoders.families.detect import FAMILIES
 from actors.errors import ConfigError, DataError, GateClosed
+from actors.inputs import prepare_texts
 from actors.vectors import vectors_of
 from actors.vectors.quantiser import quantise
 from pipeline.run.backfill import backfill
@@ -157,9 +158,15 @@ def test_vectors_that_cannot_be_reused_are_encoded_again(tmp_path, outputs, chan
     assert stored(tmp_path / "table")["r3"] == before["r3"]
 
 
+def vectors_of_question(searcher: Searcher, question: str) -> list[list[float]]:
+    encoded = searcher.encoder.encode_rows(prepare_texts(searcher.spec, [question]))
+    vectors: list[list[float]] = encoded.outputs[-1][0].as_py()
+    return vectors
+
+
 def by_loop(searcher: Searcher, question: str, rows: list[dict[str, Any]]) -> list[tuple[str, float]]:
     """Return ids and scores of late interaction, best first."""
-    vectors = np.float64(searcher.encoder.encode_queries_multi([question])[0].as_py())
+    vectors = np.float64(vectors_of_question(searcher, question))
     scored = []
     for row in rows:
         value = row["embedding_multi"]
@@ -190,7 +197,7 @@ def test_late_hits_are_those_of_a_loop(tmp_path, monkeypatch, tables, outputs, o
             assert [hit.id for hit in best] == [row for row, _ in expected]
             assert [hit.score for hit in best] == pytest.approx([score for _, score in expected], abs=1e-5)
             assert set(best[0].columns) == {"lang", "tokens", "_shard"}
-            count = len(searcher.encoder.encode_queries_multi([question])[0])
+            count = len(vectors_of_question(searcher, question))
             assert isinstance(best[0], LateHit)
             assert best[0].mean_score == pytest.approx(best[0].score / count)
         assert searcher.cache_problem is None
