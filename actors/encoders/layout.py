@@ -15,7 +15,7 @@ from typing import Any
 from actors.encoders.checkpoint import TensorInfo
 from actors.encoders.lora.files import AdapterFiles, Target, read_adapter
 from actors.errors import ModelError
-from actors.vectors import VectorColumn
+from actors.vectors import VectorColumn, has_many
 
 Config = Mapping[str, Any]
 Tensors = Mapping[str, TensorInfo]
@@ -120,7 +120,7 @@ class FamilyFacts:
 
     def with_outputs(self, outputs: Collection[VectorColumn]) -> FamilyFacts:
         """Returns the facts with what these outputs need: many vectors a row need more tensors, and adapters of all layers."""
-        if all(column.kind != "multi" for column in outputs):
+        if not has_many(outputs):
             return self
         targets = {name: replace(target, idle=False) for name, target in self.targets.items()}
         return replace(self, needed={**self.needed, **self.multi_needed}, targets=targets)

@@ -8,7 +8,7 @@ column as such lists too, and a column of many vectors as blobs or as lists.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -262,6 +262,11 @@ def reusable(rows: pa.Table, outputs: Sequence[VectorColumn]) -> Bools:
     for output in outputs:
         usable &= output.reusable(rows[output.name])
     return usable
+
+
+def has_many(outputs: Iterable[VectorColumn]) -> bool:
+    """Return whether one of these columns has many vectors a row."""
+    return any(output.kind == "multi" for output in outputs)
 
 
 def outputs_of(lineage: Mapping[str, Any]) -> tuple[VectorColumn, ...]:

@@ -25,7 +25,7 @@ from actors.errors import StorageError
 from actors.schema import CHUNK, END, GRID_H, GRID_W, HASH, START, TOKENS
 from actors.storage.temp_dirs import SharedTempDir, disk_errors
 from actors.unit.table_files import read_stored
-from actors.vectors import VectorColumn, reusable
+from actors.vectors import VectorColumn, has_many, reusable
 from pipeline.reuse.spill import Rows, contains, hash_bytes
 
 # Columns that are read from the table with the vectors; the other columns of a row come from the current source.
@@ -77,7 +77,9 @@ class Reuse:
         if not known.any():
             return rows, None
         places = self._places.rows[np.searchsorted(self._places.hashes, hashes[known])]
-        stored = [name for name in STORED if name in set(names)]
+        # In a table without many vectors, a kept column may have the name of a grid.
+        own = STORED if has_many(outputs) else tuple(name for name in STORED if name not in (GRID_H, GRID_W))
+        stored = [name for name in own if name in set(names)]
         old = self._fetch(places, stored, outputs)
         usable = reusable(old, outputs)
         if not usable.all():

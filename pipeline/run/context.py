@@ -19,6 +19,7 @@ from actors.schema import Shard
 from actors.storage.listed import LeftOut
 from actors.text.chunk_rules import Chunking
 from actors.unit.writer import table_schema
+from actors.vectors import has_many
 from pipeline.execute.progress import Reporter
 from pipeline.execute.task_column import check_task_column
 from pipeline.job import fingerprint
@@ -113,7 +114,7 @@ class RunContext:
             outputs,
             chunked=self.chunking is not None,
             keep_text=self.job.table.keep_text,
-            grids=self.model.modality == "page" and any(output.kind == "multi" for output in outputs),
+            grids=self.model.modality == "page" and has_many(outputs),
         )
 
     def run_name(self) -> str:

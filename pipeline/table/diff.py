@@ -23,6 +23,7 @@ from actors.errors import InvariantBroken
 from actors.schema import CHUNK, GRID_H, GRID_W, ID, SHARD, TOKENS
 from actors.unit.receipt import DataFile
 from actors.unit.row_hashes import hash_strings, row_hashes
+from actors.vectors import has_many
 from pipeline.table import commit, delta_table
 from pipeline.table.row_diff import read_rows
 
@@ -30,7 +31,7 @@ LIMIT_ROWS = 10_000_000
 _THREADS = 16
 _CHANGES = ("added", "changed", "removed")
 # Columns that do not count: they follow from others, or say where a row was read.
-_FOLLOWING = (TOKENS, GRID_H, GRID_W, SHARD)
+_FOLLOWING = (TOKENS, SHARD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,9 @@ class Comparison:
         before, after = delta_table.embedding_spec_of(old), delta_table.embedding_spec_of(new)
         self.outputs = after.outputs if after is not None else ()
         specs = [spec for spec in (before, after) if spec is not None]
-        vectors = {field.name for spec in specs for output in spec.outputs for field in output.fields}
-        self._following = {*_FOLLOWING, *vectors}
+        outputs = [output for spec in specs for output in spec.outputs]
+        grids = (GRID_H, GRID_W) if has_many(outputs) else ()  # otherwise a kept column may have such a name
+        self._following = {*_FOLLOWING, *grids, *(field.name for output in outputs for field in output.fields)}
         self.embedding_spec_changed = before is None or after is None or before.fingerprint != after.fingerprint
         both = set() if every_file else delta_table.file_sizes(old).keys() & delta_table.file_sizes(new).keys()
         self.old, self.new = Side(url, old, both), Side(url, new, both)

@@ -360,6 +360,18 @@ def test_a_picture_that_was_missing_is_embedded_by_a_retry(tmp_path, seeing_mode
     assert (outcome.rows, outcome.encoded, outcome.quarantined) == (2, 1, 0)
 
 
+def test_a_kept_column_of_pictures_may_have_the_name_of_a_grid(tmp_path, seeing_model):
+    folder, table = tmp_path / "in", tmp_path / "table"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(1))
+    source = {"uri": f"{folder}/*.csv", "id": "id", "image": "image", "keep": ["grid_h", "grid_w"]}
+    job = job_of(folder, table, seeing_model, source=source)
+    for run, kept in ((backfill, "one"), (refresh_again, "two")):
+        (folder / "0.csv").write_text(f"id,image,grid_h,grid_w\na,a.png,7,{kept}\n")
+        run(job)
+        assert DeltaTable(str(table)).to_pyarrow_table(columns=["grid_w"])["grid_w"].to_pylist() == [kept]
+
+
 def test_many_vectors_of_pictures_are_pooled_once_and_those_of_texts_stay(tmp_path, seeing_model):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -14,6 +14,7 @@ from pipeline.ledger.ledger import Ledger, run_names
 from pipeline.reuse import spill
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
+from pipeline.table.diff import diff
 from pipeline.table.status import status
 from tests.integration.conftest import Silent, Stopping, Stops, make_job, rows, write_corpus, write_one
 
@@ -77,6 +78,20 @@ def test_only_edited_rows_are_encoded_and_others_keep_their_bits(tmp_path, tiny_
         if name in after and name != edited[3]["id"]:
             np.testing.assert_array_equal(after[name][3], vector)
     assert len(DeltaTable(str(tmp_path / "table"), version=1).to_pyarrow_table()) == 60
+
+
+def test_kept_columns_may_have_the_names_of_grids_without_many_vectors(tmp_path, tiny_model, reporter):
+    def shard(offset):
+        return [[{**row, "grid_h": offset + n, "grid_w": f"w{offset}"} for n, row in enumerate(rows(4))]]
+
+    table = tmp_path / "table"
+    job = make_job(write_corpus(tmp_path / "corpus", shard(0)), table, tiny_model, source__keep=["grid_h", "grid_w"])
+    backfill(job, reporter)
+    write_corpus(tmp_path / "corpus", shard(10))
+    assert refresh(job, reporter).encoded == 0
+    kept = DeltaTable(str(table)).to_pyarrow_table(columns=["grid_h", "grid_w"]).sort_by("grid_h").to_pydict()
+    assert kept == {"grid_h": [10, 11, 12, 13], "grid_w": ["w10"] * 4}
+    assert diff(str(table), 1, 2).changed == 4
 
 
 def test_a_corpus_that_was_only_resharded_encodes_nothing(tmp_path, tiny_model, reporter):

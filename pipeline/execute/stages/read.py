@@ -35,6 +35,7 @@ from actors.schema import (
 )
 from actors.source.read_unit import read_unit
 from actors.unit.unit_batch import UnitBatch, pack
+from actors.vectors import has_many
 from pipeline.execute.attempts import AttemptLog
 from pipeline.execute.stages.rewrite import copy_rows
 from pipeline.execute.stages.spec import StageSpec
@@ -137,7 +138,7 @@ def _fill(batch: UnitBatch, unit: Unit, spec: StageSpec) -> None:
     batch.table = table
     if PARTS not in prepared.rows.column_names:
         batch.table = batch.table.append_column(TOKENS, cost)
-    if GRID_H in spec.writer.schema.names:
+    if GRID_H in prepared.rows.column_names and has_many(spec.writer.outputs):
         for name in (GRID_H, GRID_W, PREFIX):  # the last one is for the write stage and not stored
             batch.table = batch.table.append_column(name, prepared.rows.column(name))
     if keeps_text:
