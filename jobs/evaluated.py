@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Column, Table
 
-from actors.quantities import format_duration
+from actors.quantities import counted, format_duration
 from jobs import output
 
 if TYPE_CHECKING:
     from pipeline.evaluate.judge import Judgement
     from pipeline.evaluate.result import Evaluation
     from pipeline.evaluate.tasks import Cost
-    from pipeline.quality.bootstrap import Difference, Interval
 
 
 def print_evaluation(result: Evaluation) -> None:
@@ -28,21 +27,23 @@ def print_evaluation(result: Evaluation) -> None:
     measures = [result.main, *(name for name in result.rows[0].scores if name != result.main)]
     compared = any(row.differences for row in result.rows)
     sized = any(row.bytes_per_vector is not None for row in result.rows)
+    tasked = any(row.task for row in result.rows)
     table = Table(
         Column("", no_wrap=True),
-        *(Column(name, no_wrap=True) for name in ("task",) if any(row.task for row in result.rows)),
+        *(Column(name, no_wrap=True) for name in ("task",) if tasked),
         *(Column(name, justify="right", no_wrap=True) for name in measures),
         *(Column("bytes", justify="right", no_wrap=True) for _ in range(sized)),
         *(Column(f"{result.main}, difference to the first row", no_wrap=True) for _ in range(compared)),
         box=box.SIMPLE,
     )
     for row in result.rows:
-        cells = [row.label, *([row.task or ""] if any(each.task for each in result.rows) else [])]
+        cells = [row.label, *([row.task or ""] if tasked else [])]
         cells += [
-            _interval(row.scores[name]) if name == result.main else f"{row.scores[name].value:.4f}" for name in measures
+            str(row.scores[name]) if name == result.main else f"{row.scores[name].value:.4f}" for name in measures
         ]
-        cells += [f"{row.bytes_per_vector:,.0f}"] if row.bytes_per_vector is not None else []
-        cells += [_difference(row.differences.get(result.main))] if compared else []
+        if sized:
+            cells.append("" if row.bytes_per_vector is None else f"{row.bytes_per_vector:,.0f}")
+        cells += [str(row.differences.get(result.main) or "")] if compared else []
         table.add_row(*cells)
     console.print(table)
 
@@ -53,7 +54,7 @@ def print_judgement(result: Judgement) -> None:
     console = output.console()
     compared = len(result.models) == 2
     for name, count in zip(result.models, result.encoded, strict=True):
-        console.print(f"{name}: {output.counted(count, 'text')} encoded")
+        console.print(f"{name}: {counted(count, 'text')} encoded")
     table = Table(
         Column("task", no_wrap=True),
         Column("type", no_wrap=True),
@@ -64,9 +65,9 @@ def print_judgement(result: Judgement) -> None:
     )
     for task in result.tasks:
         cells = [task.task, task.type, task.main, *(f"{score:.4f}" for score in task.scores)]
-        table.add_row(*cells, *([_difference(task.difference)] if compared else []))
+        table.add_row(*cells, *([str(task.difference or "")] if compared else []))
     if len(result.tasks) > 1:
-        over_tasks = [] if result.difference is None else [f"of the tasks: {_difference(result.difference)}"]
+        over_tasks = [] if result.difference is None else [f"of the tasks: {result.difference}"]
         table.add_row(
             f"mean of {len(result.tasks)} tasks", "", "", *(f"{mean:.4f}" for mean in result.means), *over_tasks
         )
@@ -115,13 +116,3 @@ def _numbers(costs: Sequence[Cost], *, priced: bool) -> list[str]:
 def _notes(notes: Sequence[str]) -> None:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-
-
-def _interval(score: Interval) -> str:
-    return f"{score.value:.4f} ({score.low:.4f} to {score.high:.4f})"
-
-
-def _difference(found: Difference | None) -> str:
-    if found is None:
-        return ""
-    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}), p {found.p:.4f}"

@@ -1,4 +1,4 @@
-"""`vectide evaluate`: tells how good a table or a model is."""
+"""`vectide evaluate`: measures how good a table or a model is."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         if not tables:
             raise ConfigError(f"--{given[0]} needs the TABLE to search; `vectide backfill` makes one of the documents")
         options = ("--queries", "--judgements")
-        judged = read_beir(beir, split) if beir else read_judged(str(queries), str(judgements), options=options)
+        judged = (
+            read_beir(beir, split) if beir is not None else read_judged(str(queries), str(judgements), options=options)
+        )
         evaluated = evaluate_tables(tables, judged, **ladder)
     else:
         evaluated = _texts(given[0], str(files[given[0]]), tables, _models(table, model, settings), ladder)

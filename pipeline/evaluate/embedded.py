@@ -62,8 +62,9 @@ class EmbeddedTexts:
 
     def __init__(self, model: str, settings: Sequence[str], folder: str, reporter: Reporter) -> None:
         self._model, self._settings, self._folder, self._reporter = model, tuple(settings), folder, reporter
+        self._described: dict[str | None, tuple[ModelSpec, str]] = {}  # model, and folder of its tables, by task
         job = self._job(_UNSET, _UNSET, None)
-        self.spec: ModelSpec = describe_model(job)
+        self.spec = self._describe(None)[0]
         sections = {"encoder": job.encoder, "chunking": job.chunking}
         self.changed: dict[str, Any] = {
             f"{name}.{key}": value
@@ -100,10 +101,11 @@ class EmbeddedTexts:
         hashes = [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
         place, wanted = self._place(task, name), dict(zip(hashes, texts, strict=True))
         known = self._known.setdefault(place, {})
-        for row in blank_rows(pa.array(wanted.values(), pa.string())):  # a backfill would quarantine them
-            digest = list(wanted)[row]
-            if digest not in known:
-                known[digest] = load_encoder(self.spec.with_task(task)).encode([wanted[digest]])[0]
+        digests = list(wanted)
+        blank = [digests[row] for row in blank_rows(pa.array(wanted.values(), pa.string()))]
+        if blank := [digest for digest in blank if digest not in known]:  # a backfill would quarantine them
+            encoder = load_encoder(self._describe(task)[0])
+            known.update((digest, encoder.encode([wanted[digest]])[0]) for digest in blank)
         known.update(self._stored(place, wanted.keys() - known.keys()))
         if missing := [digest for digest in wanted if digest not in known]:
             there = self._written(place)
@@ -139,13 +141,18 @@ class EmbeddedTexts:
         keys |= {"encoder.model": self._model, "run.max_quarantined": 0, "table.precision": "float32"}
         return load_job(None, settings=self._settings, defaults=keys | ({} if task is None else {"encoder.task": task}))
 
+    def _describe(self, task: str | None) -> tuple[ModelSpec, str]:
+        """Return the model for a task, and the name of the folder of its tables; the model is described once."""
+        if task not in self._described:
+            job = self._job(_UNSET, _UNSET, task)
+            model = describe_model(job)
+            lineage = fingerprint.lineage(model, fingerprint.chunking_of(model, job), job)
+            self._described[task] = model, f"{safe(model.model)}-{fingerprint.fingerprint(lineage)[:12]}"
+        return self._described[task]
+
     def _place(self, task: str | None, name: str) -> str:
         """Return the URL of the folder of a table and its texts."""
-        job = self._job(_UNSET, _UNSET, task)
-        model = describe_model(job)
-        made_of = fingerprint.lineage(model, fingerprint.chunking_of(model, job), job)
-        folder = f"{safe(model.model)}-{fingerprint.fingerprint(made_of)[:12]}"
-        return storage.join(self._folder, "embeddings", folder, safe(name))
+        return storage.join(self._folder, "embeddings", self._describe(task)[1], safe(name))
 
     def _write(self, place: str, part: str, rows: pa.Table) -> None:
         """Write a file of texts unless it is there: a file that changes would be embedded anew."""

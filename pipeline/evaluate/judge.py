@@ -146,7 +146,7 @@ def _check(tasks: Sequence[Any], *, is_table: bool) -> None:
         if task.metadata.modalities != ["text"]:
             raise ConfigError(
                 f"{task.metadata.name} is about {' and '.join(task.metadata.modalities)}, and tasks are evaluated by texts "
-                f"only; leave it out (--dry-run tells its cost)"
+                f"only; leave it out (--dry-run prints its cost)"
             )
         if is_table and not isinstance(task, AbsTaskRetrieval):
             raise ConfigError(
@@ -210,11 +210,10 @@ class _Values:
     def read(self, task: Any) -> pa.Table | None:
         """Return the values of all queries of a task; None if it has none."""
         parts = [
-            pq.read_table(path).append_column(
-                "part", pa.array([f"{each.metadata.name}/{path.name}"] * pq.read_metadata(path).num_rows)
-            )
+            table.append_column("part", pa.array([f"{each.metadata.name}/{path.name}"] * table.num_rows))
             for each in single([task])
             for path in sorted(self._path(each.metadata.name).glob("*.parquet"))
+            for table in (pq.read_table(path),)
         ]
         return pa.concat_tables(parts) if parts else None
 

@@ -151,15 +151,18 @@ class Evaluated:
             result: What `result` returned.
         """
         write_result(folder, result.of, dataclasses.asdict(result))
+        count = len(self.items)
         parts = [
-            pa.table({"row": [each.label] * len(self.items), "task": [each.task] * len(self.items)})
-            .append_column("item", pa.array(self.items, pa.string()))
-            .cast(pa.schema([("row", pa.string()), ("task", pa.string()), ("item", pa.string())]))
+            pa.table(
+                {
+                    "row": pa.array([each.label] * count, pa.string()),
+                    "task": pa.array([each.task] * count, pa.string()),
+                    "item": pa.array(self.items, pa.string()),
+                    **{name: pa.array(values, pa.float64()) for name, values in each.values.items()},
+                }
+            )
             for each in self.measured
         ]
-        for number, each in enumerate(self.measured):
-            for name, values in each.values.items():
-                parts[number] = parts[number].append_column(name, pa.array(values, pa.float64()))
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(parts), sink, compression="zstd")
         storage.put(storage.join(storage.absolute(folder), "values.parquet"), bytes(sink.getvalue()))

@@ -30,6 +30,10 @@ class Interval:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """Return the score with its interval in brackets."""
+        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -43,6 +47,10 @@ class Difference:
     low: float
     high: float
     p: float
+
+    def __str__(self) -> str:
+        """Return the difference with its sign, its interval in brackets, and p."""
+        return f"{self.value:+.4f} ({self.low:+.4f} to {self.high:+.4f}), p {self.p:.4f}"
 
 
 def mean_interval(values: Values) -> Interval:

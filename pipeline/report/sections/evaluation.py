@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.quality.bootstrap import Difference, Interval
 from pipeline.report.blocks import Section, Table, Text
 from pipeline.report.measure import Report
 
@@ -16,7 +17,7 @@ def evaluation(report: Report) -> Section | None:
         return None
     table = _by_task(found) if "tasks" in found else _by_row(found)
     notes = [Text(note, tone="warning") for note in found["notes"]]
-    lead = "Brackets hold the 95 % interval; p is by paired bootstrap."
+    lead = "The 95 % interval is in brackets; p is by paired bootstrap."
     return Section("evaluation", "Evaluation", [table, *notes], lead)
 
 
@@ -29,7 +30,7 @@ def _by_row(found: Mapping[str, Any]) -> Table:
         (
             row["label"],
             row["task"] or "",
-            _interval(row["scores"][main]),
+            str(Interval(**row["scores"][main])),
             *(f"{row['scores'][name]['value']:.4f}" for name in others),
             "" if row["bytes_per_vector"] is None else f"{row['bytes_per_vector']:,.0f}",
             _difference(row["differences"].get(main)),
@@ -58,11 +59,5 @@ def _by_task(found: Mapping[str, Any]) -> Table:
     return Table(columns, [*rows, means], frozenset(range(3, 3 + len(models))))
 
 
-def _interval(score: Mapping[str, float]) -> str:
-    return f"{score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})"
-
-
 def _difference(found: Mapping[str, float] | None) -> str:
-    if found is None:
-        return ""
-    return f"{found['value']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}), p {found['p']:.4f}"
+    return "" if found is None else str(Difference(**found))
