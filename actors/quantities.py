@@ -10,6 +10,11 @@ _SIZE_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "K
 _TIME_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number and what it counts, in the plural unless it is one."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def format_bytes(size_bytes: float) -> str:
     """Return a size with a binary unit, as in `4.5 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):

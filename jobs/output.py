@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from actors.quantities import format_bytes
+from actors.quantities import counted, format_bytes
 
 if TYPE_CHECKING:
     from pipeline.execute.progress import Outcome, Reporter
@@ -49,11 +49,6 @@ def as_json(result: Any) -> None:
 def visible(text: str) -> str:
     """Return a text of a corpus with its control characters as escapes, so that a terminal obeys none of them."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def counted(number: int, what: str) -> str:
-    """Return a number and what it counts, in the plural unless it is one."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def run_pipeline(pipeline: Callable[[Job, Reporter], Outcome], job: Job) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from actors.errors import ConfigError, DataError
 from actors.images.errors import UnfitPicture
+from actors.quantities import counted
 from jobs import output
 from jobs.options import AsJson, Table
 from pipeline.scan import DEFAULT_CACHE_SIZE
@@ -129,7 +130,7 @@ def _write_pages(hits: Sequence[Hit], folder: str) -> None:
     written, notes = write_pages(hits, folder)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"wrote {output.counted(len(written), 'PNG file')} to {folder}", file=sys.stderr)
+    print(f"wrote {counted(len(written), 'PNG file')} to {folder}", file=sys.stderr)
 
 
 def _warn(searcher: Searcher) -> None:

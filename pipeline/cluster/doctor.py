@@ -17,7 +17,7 @@ from typing import Literal
 
 from actors import storage
 from actors.errors import VectideError
-from actors.quantities import format_bytes
+from actors.quantities import counted, format_bytes
 from pipeline.job.config import Job
 from pipeline.ledger.ledger import FOLDER
 from pipeline.plan.resources import size_pool
@@ -150,7 +150,7 @@ def _source(job: Job) -> Finding:
     model = model_for(job, listing.shards, describe_model(job))
     shards = survey(job, listing.shards, modality=model.modality, settings=model.pictures).shards
     count, size = len(shards), format_bytes(sum(shard.size_bytes for shard in shards))
-    text = f"{count:,} shard{'s' * (count != 1)}, {size}, has every column that the job names"
+    text = f"{counted(count, 'shard')}, {size}, has every column that the job names"
     if listing.left_out:
         left_out = "; ".join(each.sentence() for each in listing.left_out)
         return Finding("source", "note", f"{text}. Left out: {left_out}")

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from actors import storage
 from actors.arguments import need_place
 from actors.errors import ConfigError
-from actors.quantities import format_bytes
+from actors.quantities import counted, format_bytes
 from pipeline.report.blocks import Tile, duration, percent, short
 from pipeline.report.load import load_report
 from pipeline.report.measure import Report, seconds_of
@@ -27,6 +25,8 @@ _STATES = {"published": "good", "finished": "good", "failed": "bad"}
 
 def render(report: Report) -> str:
     """Return the page of a report."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # not needed to import vectide
+
     environment = Environment(
         loader=PackageLoader("pipeline.report"),
         autoescape=True,
@@ -102,5 +102,5 @@ def _tiles(report: Report) -> Iterator[Tile]:
             "tokens a second", short(totals["tokens"] / work_s), f"{short(totals['documents'] / work_s)} rows a second"
         )
     bad, files = totals["quarantined"], report["files"]
-    yield Tile("quarantined", percent(bad, totals["rows_read"]), f"{bad:,} row{'s' * (bad != 1)}")
-    yield Tile("written", format_bytes(files["size_bytes"]), f"in {files['files']:,} file{'s' * (files['files'] != 1)}")
+    yield Tile("quarantined", percent(bad, totals["rows_read"]), counted(bad, "row"))
+    yield Tile("written", format_bytes(files["size_bytes"]), f"in {counted(files['files'], 'file')}")

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from actors import storage
 from actors.errors import StorageError, UnsafeStore, VectideError
@@ -146,10 +145,6 @@ class Recorder:
         self._step = None if name is None else (name, now_s)
 
     # The end --------------------------------------------------------------------------------------------------------------
-
-    def add(self, **parts: Any) -> None:
-        """Add parts to the report, each the data of a section under its name."""
-        self._report |= parts
 
     def ended(self, outcome: Outcome) -> Outcome:
         """Take over how the call ended, and return the outcome."""

@@ -182,7 +182,6 @@ class Runner:
         with table_transaction(context.url, self.ledger.run, state, what=self.command) as transaction:
             if transaction.published is not None:
                 return self._outcome(self.ledger.run, transaction.published)
-            context = self.context
             job = context.job.model_dump(mode="json")
             command = command_of(self.operation, job, retries=context.retries is not None)
             with recorded(self.ledger, self.reporter, self.operation, command) as record:

@@ -166,7 +166,7 @@ def vectors_of_question(searcher: Searcher, question: str) -> list[list[float]]:
 
 def by_loop(searcher: Searcher, question: str, rows: list[dict[str, Any]]) -> list[tuple[str, float]]:
     """Return ids and scores of late interaction, best first."""
-    vectors = np.float64(vectors_of_question(searcher, question))
+    vectors = np.array(vectors_of_question(searcher, question))
     scored = []
     for row in rows:
         value = row["embedding_multi"]

@@ -1,6 +1,6 @@
 """Sections of the page. Each is one file with a function from the data of a report to a section, or None without data.
 
-To add one, write its file and a line below. Its data is a key of the report, which `Recorder.add` writes.
+To add one, write its file and a line below. Its data is a key of the report, which `measure` or the recorder writes.
 """
 
 from __future__ import annotations

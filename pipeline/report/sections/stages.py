@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.execute.metrics import STAGES
 from pipeline.report.blocks import Section, Share, Shares, Text, duration, percent
 from pipeline.report.measure import Report
 
@@ -18,7 +19,7 @@ def stages(report: Report) -> Section | None:
     blocks: list[Text | Shares] = []
     if seconds:
         whole = sum(seconds.values())
-        names = sorted(seconds, key=["read", "tokenize", "encode", "write"].index)
+        names = sorted(seconds, key=STAGES.index)
         blocks.append(Text("Stages of a unit, summed over all workers:"))
         shares = [
             Share(name, seconds[name], f"{duration(seconds[name])} · {percent(seconds[name], whole)}") for name in names
