@@ -84,7 +84,7 @@ def vectors_of(
         values = column.to_arrow() if hasattr(column, "to_arrow") else column  # a Series of Polars
         parts = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
         arrays = [(part if isinstance(part, pa.Array) else pa.array(part)).cast(pa.large_binary()) for part in parts]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError) as error:
         raise ConfigError(
             f"the column does not hold blobs ({str(error)[:200]}); give the binary column embedding_multi. A table of layout list has "
             f"lists of numbers, which need no conversion"

@@ -169,6 +169,8 @@ def test_blobs_become_arrays_from_each_library():
         vectors_of(column, dim=3, precision="float16")
     with pytest.raises(ConfigError, match=r"does not hold blobs .* A table of layout list has lists of numbers"):
         vectors_of(pa.array([[1.0]]))
+    with pytest.raises(ConfigError, match="does not hold blobs .*not iterable"):
+        vectors_of(None)
     with pytest.raises(ConfigError, match="dim is 0; it must be a whole number of 1 or more"):
         vectors_of(column, dim=0)
     with pytest.raises(ConfigError, match="precision is 'int4'; it must be one of int8, float16, float32"):
