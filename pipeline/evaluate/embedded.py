@@ -17,7 +17,7 @@ from actors.source.blank import blank_rows
 from actors.unit.table_files import read_stored
 from actors.vectors import Floats
 from pipeline.execute.progress import Reporter
-from pipeline.run.text_tables import TEXT, TextTables, table_of
+from pipeline.run.text_tables import TEXT, TextTables
 from pipeline.search.search import Searcher
 from pipeline.table import delta_table
 
@@ -98,7 +98,7 @@ class EmbeddedTexts(TextTables):
 
     def _stored(self, place: str, wanted: Iterable[str]) -> dict[str, Floats]:
         """Return vectors of a table by id."""
-        url, ids = table_of(place), pa.array(wanted, pa.string())
+        url, ids = self.table(place), pa.array(wanted, pa.string())
         table = delta_table.open_table(url) if len(ids) else None
         column, found = self.dense, dict[str, Floats]()
         for path in [] if table is None else delta_table.file_sizes(table):

@@ -89,6 +89,11 @@ class TextTables:
         """Return the URL of the folder of a table and its texts."""
         return storage.join(self._folder, "embeddings", self._describe(task)[1], safe(name))
 
+    @staticmethod
+    def table(place: str) -> str:
+        """Return the URL of the table in a folder of `place`."""
+        return storage.join(place, "table")
+
     def write(self, place: str, part: str, rows: pa.Table) -> None:
         """Write a file of texts with columns `ID` and `TEXT` unless it is there: one that changes would be embedded anew."""
         url = storage.join(place, "texts", f"{part}.parquet")
@@ -107,7 +112,7 @@ class TextTables:
         Raises:
             VectideError: as for a backfill.
         """
-        table = table_of(place)
+        table = self.table(place)
         job = self._job(storage.join(place, "texts", "*.parquet"), table, task)
         run = backfill if delta_table.open_table(table) is None else refresh
         self.encoded += run(job, self._reporter).encoded
@@ -126,11 +131,6 @@ class TextTables:
             lineage = fingerprint.lineage(model, fingerprint.chunking_of(model, job), job)
             self._described[task] = model, f"{safe(model.model)}-{fingerprint.fingerprint(lineage)[:12]}"
         return self._described[task]
-
-
-def table_of(place: str) -> str:
-    """Return the URL of the table in a folder of `TextTables.place`."""
-    return storage.join(place, "table")
 
 
 def safe(name: str) -> str:
