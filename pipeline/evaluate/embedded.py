@@ -1,4 +1,4 @@
-"""Texts of an evaluation, embedded by backfills into tables of their own.
+"""Texts and pictures of an evaluation, embedded by backfills into tables of their own.
 
 A backfill is distributed, resumes by unit, and never encodes a text twice, so an evaluation has these properties too. The
 tables lie in `<folder>/embeddings/<model>-<fingerprint>/<name>/`, beside the Parquet files that they were made from. Another
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.encoders import load_encoder
+from actors.encoders.preprocessor import chosen
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError
 from actors.schema import ID
@@ -35,13 +36,13 @@ from pipeline.run.refresh import refresh
 from pipeline.search.search import Searcher
 from pipeline.table import delta_table
 
-_TEXT = "text"
+TEXT, PICTURE = "text", "image"
 _UNSET = "unused"
 _PLACES = {"model", "revision"}
 
 
 class EmbeddedTexts:
-    """Tables of texts that a model encoded.
+    """Tables of texts and pictures that a model encoded.
 
     Args:
         model: Hub id or local directory.
@@ -52,7 +53,7 @@ class EmbeddedTexts:
     Attributes:
         spec: The model with its own task.
         changed: The settings that change vectors and are not the defaults, by key.
-        encoded: Number of texts that were encoded for this object.
+        encoded: Number of texts and pictures that were encoded for this object.
         blank: Number of documents without a text, which no table has.
 
     Raises:
@@ -62,8 +63,9 @@ class EmbeddedTexts:
 
     def __init__(self, model: str, settings: Sequence[str], folder: str, reporter: Reporter) -> None:
         self._model, self._settings, self._folder, self._reporter = model, tuple(settings), folder, reporter
-        self._described: dict[str | None, tuple[ModelSpec, str]] = {}  # model, and folder of its tables, by task
-        job = self._job(_UNSET, _UNSET, None)
+        # Model, and folder of its tables, by task, for texts and for pictures.
+        self._described: dict[tuple[str | None, bool], tuple[ModelSpec, str]] = {}
+        job = self._job(_UNSET, _UNSET, None, pictures=True)
         self.spec = self._describe(None)[0]
         sections = {"encoder": job.encoder, "chunking": job.chunking}
         self.changed: dict[str, Any] = {
@@ -111,48 +113,62 @@ class EmbeddedTexts:
             there = self._written(place)
             if new := [digest for digest in missing if digest not in there]:
                 part = blake2b("".join(new).encode(), digest_size=8).hexdigest()
-                self._write(place, part, pa.table([new, [wanted[digest] for digest in new]], [ID, _TEXT]))
+                self._write(place, part, pa.table([new, [wanted[digest] for digest in new]], [ID, TEXT]))
             self._embed(place, task)
             known.update(self._stored(place, missing))
         return np.stack([known[digest] for digest in hashes])
 
-    def documents(self, parts: Iterable[tuple[Sequence[str], Sequence[str]]], task: str | None, name: str) -> Searcher:
+    def documents(self, parts: Iterable[pa.Table], task: str | None, name: str, *, pictures: bool = False) -> Searcher:
         """Return a search over documents, which are embedded unless they are already.
 
         Args:
-            parts: Ids and texts. The same parts have the same texts each time.
+            parts: Ids in `ID`, and texts in `TEXT` or pictures in `PICTURE`, as `source.image` takes them. The same parts
+                have the same documents each time.
             task: Task of the model.
             name: Name of the table.
+            pictures: Whether the documents are pictures.
 
         Raises:
+            ConfigError: they are pictures, and the model takes texts only.
             VectideError: as for a backfill.
         """
-        place = self._place(task, name)
-        for number, (ids, texts) in enumerate(parts):
-            rows = pa.table([pa.array(ids, pa.string()), pa.array(texts, pa.string())], [ID, _TEXT])
-            blank = blank_rows(rows[_TEXT].combine_chunks())
-            self.blank += len(blank)
-            kept = np.setdiff1d(np.arange(rows.num_rows), blank)
-            self._write(place, f"{number:06}", rows.take(pa.array(kept)))
-        return Searcher(self._embed(place, task), cache_size=None)
+        place = self._place(task, name, pictures=pictures)
+        for number, part in enumerate(parts):
+            rows = part
+            if not pictures:
+                blank = blank_rows(rows[TEXT].combine_chunks())
+                self.blank += len(blank)
+                rows = rows.take(pa.array(np.setdiff1d(np.arange(rows.num_rows), blank)))
+            self._write(place, f"{number:06}", rows)
+        return Searcher(self._embed(place, task, pictures=pictures), cache_size=None)
 
-    def _job(self, source: str, table: str, task: str | None) -> Job:
-        keys: dict[str, Any] = {"source.uri": source, "source.id": ID, "source.text": [_TEXT], "table.uri": table}
+    def _job(self, source: str, table: str, task: str | None, *, pictures: bool = False) -> Job:
+        keys: dict[str, Any] = {"source.uri": source, "source.id": ID, "table.uri": table}
+        keys |= {"source.image": PICTURE} if pictures else {"source.text": [TEXT]}
         keys |= {"encoder.model": self._model, "run.max_quarantined": 0, "table.precision": "float32"}
-        return load_job(None, settings=self._settings, defaults=keys | ({} if task is None else {"encoder.task": task}))
+        keys |= {} if task is None else {"encoder.task": task}
+        job = load_job(None, settings=self._settings, defaults=keys)
+        if pictures:
+            return job
+        # A job of texts refuses settings of pictures.
+        unfit = {name: type(job.encoder).model_fields[name].default for name in chosen(job.encoder.settings())}
+        return job.model_copy(update={"encoder": job.encoder.model_copy(update=unfit)})
 
-    def _describe(self, task: str | None) -> tuple[ModelSpec, str]:
+    def _describe(self, task: str | None, *, pictures: bool = False) -> tuple[ModelSpec, str]:
         """Return the model for a task, and the name of the folder of its tables; the model is described once."""
-        if task not in self._described:
-            job = self._job(_UNSET, _UNSET, task)
+        if (task, pictures) not in self._described:
+            job = self._job(_UNSET, _UNSET, task, pictures=pictures)
             model = describe_model(job)
+            model = model.seeing() if pictures else model
             lineage = fingerprint.lineage(model, fingerprint.chunking_of(model, job), job)
-            self._described[task] = model, f"{safe(model.model)}-{fingerprint.fingerprint(lineage)[:12]}"
-        return self._described[task]
+            name = f"{safe(model.model)}-{fingerprint.fingerprint(lineage)[:12]}"
+            self._described[task, pictures] = model, name
+        return self._described[task, pictures]
 
-    def _place(self, task: str | None, name: str) -> str:
+    def _place(self, task: str | None, name: str, *, pictures: bool = False) -> str:
         """Return the URL of the folder of a table and its texts."""
-        return storage.join(self._folder, "embeddings", self._describe(task)[1], safe(name))
+        folder = self._describe(task, pictures=pictures)[1]
+        return storage.join(self._folder, "embeddings", folder, safe(name))
 
     def _write(self, place: str, part: str, rows: pa.Table) -> None:
         """Write a file of texts unless it is there: a file that changes would be embedded anew."""
@@ -168,10 +184,10 @@ class EmbeddedTexts:
         parts = [pq.read_table(pa.BufferReader(storage.read(file)), columns=[ID]) for file in files]
         return {row_id for part in parts for row_id in part[ID].to_pylist()}
 
-    def _embed(self, place: str, task: str | None) -> str:
-        """Embed the files of texts that the table does not have, and return its URL."""
+    def _embed(self, place: str, task: str | None, *, pictures: bool = False) -> str:
+        """Embed the files of texts or pictures that the table does not have, and return its URL."""
         table = storage.join(place, "table")
-        job = self._job(storage.join(place, "texts", "*.parquet"), table, task)
+        job = self._job(storage.join(place, "texts", "*.parquet"), table, task, pictures=pictures)
         run = backfill if delta_table.open_table(table) is None else refresh
         self.encoded += run(job, self._reporter).encoded
         return table
