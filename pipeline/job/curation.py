@@ -16,7 +16,7 @@ from actors.source.column_names import alike
 from pipeline.job.config import Place, Run
 from pipeline.job.source import Files
 from pipeline.job.validation import explain
-from pipeline.job.values import Section, Uri
+from pipeline.job.values import Section, Size, Uri
 
 Side = Literal["query", "passage", "both"]
 SIDES = ("query", "passage")  # columns of the table of a job with pairs
@@ -241,6 +241,15 @@ class Step(Section):
         return settings
 
 
+class CurationRun(Run):
+    """Distribution of the work; none of these keys changes a verdict."""
+
+    memory: Size | None = Field(
+        default=None,
+        description="Memory of the local database that decides; by default a quarter of the machine's. What is more goes to the disk.",
+    )
+
+
 class Curation(Section):
     """One curation job."""
 
@@ -248,7 +257,7 @@ class Curation(Section):
     corpus: Corpus | None = Field(default=None, description="Documents to curate; or give `pairs`.")
     steps: tuple[Step, ...] = Field(description="Steps in their order; each sees the rows that all before it kept.")
     table: Place
-    run: Run = Run()
+    run: CurationRun = CurationRun()
 
     @property
     def rows(self) -> Curated:
