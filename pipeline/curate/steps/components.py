@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 _EDGES = 1 << 20  # that are kept before they are merged
 
@@ -31,6 +29,9 @@ def smallest_of_components(edges: Iterable[Ints]) -> Ints:
 
 
 def _stars(edges: Ints) -> Ints:
+    from scipy.sparse import coo_array  # an extra
+    from scipy.sparse.csgraph import connected_components
+
     nodes, places = np.unique(edges, return_inverse=True)
     start, end = places.reshape(edges.shape)
     graph = coo_array((np.ones(len(start), np.int8), (start, end)), (len(nodes), len(nodes)))

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import rensa
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -69,6 +68,8 @@ class Shingles:
             texts: Texts with at least one shingle.
             permutations: Length of a signature.
         """
+        import rensa  # an extra
+
         found, pack = [np.empty((0, permutations), np.uint8)], struct.Struct(f"{permutations}I").pack
         for part in _parts(texts):
             ends = np.cumsum(self.counts(part), dtype=np.uint64)
