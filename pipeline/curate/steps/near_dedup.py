@@ -55,7 +55,7 @@ class NearDedup(Step):
 
     def raw_settings(self) -> dict[str, Any]:
         """See `Step`."""
-        return self.settings.model_dump(include={"shingle", "n", "side", "permutations"})
+        return {key: getattr(self.settings, key) for key in ("shingle", "n", "side", "permutations")}
 
     def measure(self, sides: Sequence[pa.Array]) -> pa.RecordBatch:
         """See `Step`."""
