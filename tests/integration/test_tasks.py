@@ -225,7 +225,7 @@ def test_each_measure_of_each_query_is_that_of_mteb():
 
 
 def test_a_dry_run_counts_by_the_statistics_of_mteb(run, cached, tmp_path):
-    names = ["--tasks", RETRIEVAL, "--tasks", CLASSES, "--tasks", "Vidore2ESGReportsHLRetrieval"]
+    names = ["--tasks", RETRIEVAL, "--tasks", CLASSES, "--tasks", PAGES, "--tasks", "Vidore2BioMedicalLecturesRetrieval"]
     rates = ["--tokens-per-second", 1000, "--price-per-hour", 3.6]
     _, found, _ = run(*names, "--dry-run", *rates, "--model", tmp_path / "none", "--json")
     costs = (
@@ -234,10 +234,10 @@ def test_a_dry_run_counts_by_the_statistics_of_mteb(run, cached, tmp_path):
     assert costs[RETRIEVAL]["texts"] == 3593 + 323
     assert costs[RETRIEVAL]["tokens"] == pytest.approx(5_786_348 / 4, rel=0.02)
     assert costs[RETRIEVAL]["price"] == pytest.approx(costs[RETRIEVAL]["seconds"] / 1000)
-    assert costs["Vidore2ESGReportsHLRetrieval"]["pictures"] == 1538
-    assert [cost["data"] for cost in costs.values()] == ["here", "here", "missing"]
+    assert costs[PAGES]["pictures"] == 1538
+    assert [cost["data"] for cost in costs.values()] == ["here", "here", "here", "missing"]
     printed = run(*names, "--dry-run", *rates, "--model", tmp_path / "none")[1]
-    assert "3 tasks" in printed
+    assert "4 tasks" in printed
     assert "is not on this machine: texts are not cut. 1,000 tokens/s (given)" in printed
 
 
