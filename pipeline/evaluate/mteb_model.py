@@ -18,10 +18,11 @@ from mteb.types import PromptType
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError
 from actors.vectors import Floats, dense
-from pipeline.evaluate.embedded import EmbeddedTexts, safe
-from pipeline.evaluate.routing import task_of
+from pipeline.evaluate.embedded import EmbeddedTexts
 from pipeline.evaluate.table import late
 from pipeline.quality.retrieval import nearest_documents
+from pipeline.run.routing import task_of
+from pipeline.run.text_tables import safe
 from pipeline.search.search import Searcher
 
 _PART = 50_000  # documents of a file

@@ -27,9 +27,9 @@ from actors.errors import ConfigError, DataError
 from actors.vectors import Floats
 from pipeline.evaluate.ladder import Rung, rungs
 from pipeline.evaluate.result import Evaluated, Measured
-from pipeline.evaluate.routing import task_of
 from pipeline.quality.bootstrap import Values
 from pipeline.quality.judged import read_columns, text_values
+from pipeline.run.routing import task_of
 from pipeline.search.questions import read_file
 
 if TYPE_CHECKING:
