@@ -61,14 +61,10 @@ class Code:
     def read(self, piece: Piece, wanted: Wanted) -> Iterator[pa.Table | QuarantinedRow]:
         """See `Format.read`."""
         shard = piece.shard
-        text = read_document(shard, _LARGEST_BYTES)
-        if isinstance(text, QuarantinedRow):
-            yield text
+        data = read_code(shard)
+        if isinstance(data, QuarantinedRow):
+            yield data
             return
-        if (error := _generated(text)) is not None:
-            yield QuarantinedRow(shard.path, 0, None, "generated_code", error)
-            return
-        data = text.encode()
         lines, parts, language = data.split(b"\n"), cut(shard.path, data), language_of(shard.path, data)
         values = {
             "text": [part_text(lines, part) for part in parts],
@@ -80,6 +76,20 @@ class Code:
         }
         columns = {name: pa.array(values[name], _TYPES[name]) for name in wanted.present(shard, tuple(_TYPES))}
         yield pa.table({**columns, POSITION: pa.array(values["line"], pa.int64())})
+
+
+def read_code(shard: Shard) -> bytes | QuarantinedRow:
+    """Return a file as UTF-8 without a byte order mark, or why it is quarantined.
+
+    Raises:
+        DataError, SourceChanged, StorageError: see `actors.source.formats.base.reading`.
+    """
+    text = read_document(shard, _LARGEST_BYTES)
+    if isinstance(text, QuarantinedRow):
+        return text
+    if (error := _generated(text)) is not None:
+        return QuarantinedRow(shard.path, 0, None, "generated_code", error)
+    return text.encode()
 
 
 def part_text(lines: list[bytes], part: Part) -> str:
