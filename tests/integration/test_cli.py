@@ -66,6 +66,8 @@ COMMANDS = {
         "--queries",
         "--judgements",
         "--beir",
+        "--corpus",
+        "--chunking",
         "--split",
         "--sts",
         "--negation",
