@@ -23,6 +23,8 @@ def gate(report: Report) -> Section | None:
         blocks.append(Text("The job asks for no check, so nothing was compared.", tone="warning"))
     elif not report["checks"]:
         blocks.append(Text("No check passed yet.", tone="warning"))
-    tables = [Table((head, "value"), body) for head, body in (("measured", figures), ("limit of the job", rows)) if body]
+    tables = [
+        Table((head, "value"), body) for head, body in (("measured", figures), ("limit of the job", rows)) if body
+    ]
     lead = "The new vectors beside those of the current version, before the commit."
     return Section("gate", "Quality gate", [*blocks, *tables], lead)
