@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 20
 _SOURCES = 100
+_SINGLE = 5
 _CHARACTERS = 300
 
 
@@ -32,4 +33,9 @@ def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection) -> dict
             f"order by hash(n), n limit {_SAMPLES}) join all_rows using (n) order by n"
         ).fetchall()
         samples[step.name] = [dict(zip(("id", *sides), row, strict=True)) for row in rows]
-    return {"sources": [{"source": name, "rows": rows} for name, rows in largest], "samples": samples}
+    single = [name for name, rows in sources.items() if sum(rows.values()) == 1]
+    return {
+        "sources": [{"source": name, "rows": rows} for name, rows in largest],
+        "sources_with_one_row": {"count": len(single), "first": single[:_SINGLE]},
+        "samples": samples,
+    }
