@@ -158,7 +158,7 @@ class Rows:
                 view,
                 self._context.read.sides,
                 self._reporter,
-                storage.join(folder_of(self._context.url), step.name),
+                folder_of(self._context.url),
                 self._context.job.run,
             )
             rows = run(f"select count(*) from {view}").fetchall()[0][0]

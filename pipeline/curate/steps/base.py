@@ -30,7 +30,7 @@ class Seen:
         rows: Name of a view of the rows that all earlier steps kept: `n` (BIGINT, unique, ascending with the row id, dense
             over all rows of the job), `id`, `source` (null without a source column), the sides, and the raw columns.
         sides: Columns of texts: `query` and `passage`, or `text`.
-        folder: URL of a folder below the table for caches of this step.
+        folder: URL of a folder below the table for caches; steps share the vectors of texts in it.
         run: Distribution of the work, as the job has it.
         seed: Seed of everything that is drawn.
     """
@@ -112,5 +112,5 @@ class Step:
         """
         raise ConfigError(
             f"the measures in the table do not tell what steps.{self.name} drops with other settings than "
-            f"{dict(before)}; run without --view, which reads nothing again"
+            f"{dict(before)}; run without --view"
         )
