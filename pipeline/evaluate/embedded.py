@@ -1,4 +1,4 @@
-"""Texts of an evaluation, embedded into tables of their own, and their vectors."""
+"""Texts and pictures of an evaluation, embedded into tables of their own, and their vectors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.table import delta_table
 
 
 class EmbeddedTexts(TextTables):
-    """Tables of texts that a model encoded, and their vectors; see `TextTables`.
+    """Tables of texts and pictures that a model encoded, and their vectors; see `TextTables`.
 
     Args:
         model: Hub id or local directory.
@@ -71,25 +71,29 @@ class EmbeddedTexts(TextTables):
             known.update(self._stored(place, missing))
         return np.stack([known[digest] for digest in hashes])
 
-    def documents(self, parts: Iterable[tuple[Sequence[str], Sequence[str]]], task: str | None, name: str) -> Searcher:
+    def documents(self, parts: Iterable[pa.Table], task: str | None, name: str, *, pictures: bool = False) -> Searcher:
         """Return a search over documents, which are embedded unless they are already.
 
         Args:
-            parts: Ids and texts. The same parts have the same texts each time.
+            parts: Ids in `ID`, and texts in `TEXT` or pictures in `PICTURE`, as `source.image` takes them. The same parts
+                have the same documents each time.
             task: Task of the model.
             name: Name of the table.
+            pictures: Whether the documents are pictures.
 
         Raises:
+            ConfigError: they are pictures, and the model takes texts only.
             VectideError: as for a backfill.
         """
-        place = self.place(task, name)
-        for number, (ids, texts) in enumerate(parts):
-            rows = pa.table([pa.array(ids, pa.string()), pa.array(texts, pa.string())], [ID, TEXT])
-            blank = blank_rows(rows[TEXT].combine_chunks())
-            self.blank += len(blank)
-            kept = np.setdiff1d(np.arange(rows.num_rows), blank)
-            self.write(place, f"{number:06}", rows.take(pa.array(kept)))
-        return Searcher(self.embed(place, task), cache_size=None)
+        place = self.place(task, name, pictures=pictures)
+        for number, part in enumerate(parts):
+            rows = part
+            if not pictures:
+                blank = blank_rows(rows[TEXT].combine_chunks())
+                self.blank += len(blank)
+                rows = rows.take(pa.array(np.setdiff1d(np.arange(rows.num_rows), blank)))
+            self.write(place, f"{number:06}", rows)
+        return Searcher(self.embed(place, task, pictures=pictures), cache_size=None)
 
     def _ids(self, place: str) -> set[str]:
         """Return the ids in the files of texts."""

@@ -129,7 +129,7 @@ class Overlap(Section):
     )
 
 
-_CODE = re.compile("[a-z]{2,3}(-[A-Za-z0-9]+)*")
+_CODE = re.compile("[a-z]{2,3}([-_][A-Za-z0-9]+)*")
 
 
 def _languages(value: object) -> object:

@@ -1,4 +1,4 @@
-"""Tables of texts that a model encodes for another purpose than search, such as an evaluation or a curation.
+"""Tables of texts and pictures that a model encodes for another purpose than search, such as an evaluation or a curation.
 
 A backfill is distributed, resumes by unit, and never encodes a text twice, so what uses these tables has these properties
 too. They lie in `<folder>/embeddings/<model>-<fingerprint>/<name>/`, beside the Parquet files that they were made from.
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors import storage
+from actors.encoders.preprocessor import chosen
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError
 from actors.schema import ID
@@ -28,13 +29,13 @@ from pipeline.run.context import describe_model
 from pipeline.run.refresh import refresh
 from pipeline.table import delta_table
 
-TEXT = "text"
+TEXT, PICTURE = "text", "image"
 _UNSET = "unused"
 _PLACES = {"model", "revision"}
 
 
 class TextTables:
-    """Tables of the texts that a model encodes.
+    """Tables of the texts and pictures that a model encodes.
 
     Args:
         model: Hub id or local directory.
@@ -46,7 +47,7 @@ class TextTables:
     Attributes:
         spec: The model with its own task.
         changed: The settings that change vectors and are not the defaults, by key.
-        encoded: Number of texts that were encoded for this object.
+        encoded: Number of texts and pictures that were encoded for this object.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -58,8 +59,9 @@ class TextTables:
     ) -> None:
         self._model, self._settings, self._folder, self._reporter = model, tuple(settings), folder, reporter
         self._keys = dict(keys)
-        self._described: dict[str | None, tuple[ModelSpec, str]] = {}  # model, and folder of its tables, by task
-        job = self._job(_UNSET, _UNSET, None)
+        # Model, and folder of its tables, by task, for texts and for pictures.
+        self._described: dict[tuple[str | None, bool], tuple[ModelSpec, str]] = {}
+        job = self._job(_UNSET, _UNSET, None, pictures=True)
         self.spec = self.described(None)
         sections = {"encoder": job.encoder, "chunking": job.chunking}
         self.changed: dict[str, Any] = {
@@ -85,9 +87,13 @@ class TextTables:
         """Return the model for a task."""
         return self._describe(task)[0]
 
-    def place(self, task: str | None, name: str) -> str:
-        """Return the URL of the folder of a table and its texts."""
-        return storage.join(self._folder, "embeddings", self._describe(task)[1], safe(name))
+    def place(self, task: str | None, name: str, *, pictures: bool = False) -> str:
+        """Return the URL of the folder of a table and its texts or pictures.
+
+        Raises:
+            ConfigError: they are pictures, and the model takes texts only.
+        """
+        return storage.join(self._folder, "embeddings", self._describe(task, pictures=pictures)[1], safe(name))
 
     @staticmethod
     def table(place: str) -> str:
@@ -95,7 +101,7 @@ class TextTables:
         return storage.join(place, "table")
 
     def write(self, place: str, part: str, rows: pa.Table) -> None:
-        """Write a file of texts with columns `ID` and `TEXT` unless it is there: one that changes would be embedded anew."""
+        """Write a file with columns `ID` and `TEXT` or `PICTURE` unless it is there: one that changes would be embedded anew."""
         url = storage.join(place, "texts", f"{part}.parquet")
         if not storage.exists(url):
             sink = pa.BufferOutputStream()
@@ -106,31 +112,39 @@ class TextTables:
         """Return the URLs of the files of texts. A run that was stopped may not have embedded them yet."""
         return [shard.path for shard in storage.walk(storage.join(place, "texts"))]
 
-    def embed(self, place: str, task: str | None) -> str:
-        """Embed the texts that the table does not have, and return its URL.
+    def embed(self, place: str, task: str | None, *, pictures: bool = False) -> str:
+        """Embed the texts or pictures that the table does not have, and return its URL.
 
         Raises:
             VectideError: as for a backfill.
         """
         table = self.table(place)
-        job = self._job(storage.join(place, "texts", "*.parquet"), table, task)
+        job = self._job(storage.join(place, "texts", "*.parquet"), table, task, pictures=pictures)
         run = backfill if delta_table.open_table(table) is None else refresh
         self.encoded += run(job, self._reporter).encoded
         return table
 
-    def _job(self, source: str, table: str, task: str | None) -> Job:
-        keys: dict[str, Any] = {"source.uri": source, "source.id": ID, "source.text": [TEXT], "table.uri": table}
+    def _job(self, source: str, table: str, task: str | None, *, pictures: bool = False) -> Job:
+        keys: dict[str, Any] = {"source.uri": source, "source.id": ID, "table.uri": table}
+        keys |= {"source.image": PICTURE} if pictures else {"source.text": [TEXT]}
         keys |= {"encoder.model": self._model, **self._keys, **({} if task is None else {"encoder.task": task})}
-        return load_job(None, settings=self._settings, defaults=keys)
+        job = load_job(None, settings=self._settings, defaults=keys)
+        if pictures:
+            return job
+        # A job of texts refuses settings of pictures.
+        unfit = {name: type(job.encoder).model_fields[name].default for name in chosen(job.encoder.settings())}
+        return job.model_copy(update={"encoder": job.encoder.model_copy(update=unfit)})
 
-    def _describe(self, task: str | None) -> tuple[ModelSpec, str]:
+    def _describe(self, task: str | None, *, pictures: bool = False) -> tuple[ModelSpec, str]:
         """Return the model for a task, and the name of the folder of its tables; the model is described once."""
-        if task not in self._described:
-            job = self._job(_UNSET, _UNSET, task)
+        if (task, pictures) not in self._described:
+            job = self._job(_UNSET, _UNSET, task, pictures=pictures)
             model = describe_model(job)
+            model = model.seeing() if pictures else model
             lineage = fingerprint.lineage(model, fingerprint.chunking_of(model, job), job)
-            self._described[task] = model, f"{safe(model.model)}-{fingerprint.fingerprint(lineage)[:12]}"
-        return self._described[task]
+            name = f"{safe(model.model)}-{fingerprint.fingerprint(lineage)[:12]}"
+            self._described[task, pictures] = model, name
+        return self._described[task, pictures]
 
 
 def safe(name: str) -> str:
