@@ -27,13 +27,12 @@ from pipeline.scan.counts import QUERIES, Part, Pool
 
 KEY = "consistency_key"
 _RANKS = 1000  # larger ranks are stored as this one, unless top_k is larger
-_SAMPLE_SHARE, _LEAST_SAMPLE = 0.01, 500
+_SAMPLE_SHARE, _LEAST_SAMPLE = 0.01, 2000  # of all pairs; fewer than this are a noisy sample
 _SMALL_POOL = 300
 _GOOD = 0.5  # difference of the shares found and lost below which a model tells pairs from shuffled ones badly
 _POOLS = 20  # described in the evidence
 _TRIES = 20  # to find another passage for a query
 _BATCH = 8 * QUERIES
-_BINS = 20
 _MODEL_FACTS = ("weights_sha256", "tokenizer_sha256", "config_sha256", "family", "dim", "max_tokens", "precision")
 
 
@@ -91,7 +90,9 @@ class Consistency(Step):
         """)
         run("create or replace table consistency_ranks (n bigint, rank_in_pool bigint, score float, top_k bigint)")
         pools = run("select pool, count(*) from consistency_rows group by pool order by pool").fetchall()
-        found = [_Comparison(seen, vectors, settings, pool, pairs).run() for pool, pairs in pools]
+        found = [_Comparison(seen, vectors, settings, pool, pairs) for pool, pairs in pools]
+        for comparison in found:
+            comparison.run()
         run(
             "create or replace view consistency as "
             "select n, rank_in_pool, score, top_k, rank_in_pool >= top_k as dropped from consistency_ranks"
@@ -99,19 +100,16 @@ class Consistency(Step):
         rows, compared = run(
             f"select (select count(*) from {seen.rows}), (select count(*) from consistency_rows)"
         ).fetchall()[0]
-        return Decision(
-            "consistency",
-            {
-                "model": tables.spec.model,
-                "top_k": settings.top_k,
-                "texts_encoded": tables.encoded,
-                "without_vector": rows - compared,
-                "pools": sorted(found, key=lambda each: -int(each["pairs"]))[:_POOLS],
-                "pools_not_shown": max(len(found) - _POOLS, 0),
-                "ranks": _histogram(seen, "rank_in_pool", _marks(_RANKS)),
-                "scores": _histogram(seen, "score", [round(number / _BINS, 2) for number in range(_BINS)]),
-            },
-        )
+        shown = sorted(found, key=lambda each: -each.pairs)[:_POOLS]
+        evidence: dict[str, Any] = {
+            "texts_encoded": tables.encoded,
+            "pairs_without_vector": rows - compared,
+            "pools": [each.facts() for each in shown],
+            "pools_not_shown": len(found) - len(shown),
+            "curve": [point for each in shown for point in each.curve()],
+            "notes": [note for each in shown for note in each.notes()],
+        }
+        return Decision("consistency", evidence)
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""
@@ -130,50 +128,88 @@ class _Comparison:
     """Compares the pairs of one pool.
 
     Args:
-        pool: Source of the pairs; None if there is one pool.
+        source: Source of the pairs; None if there is one pool.
         pairs: Their number.
     """
 
     def __init__(
-        self, seen: Seen, vectors: Mapping[str, SideVectors], settings: Any, pool: str | None, pairs: int
+        self, seen: Seen, vectors: Mapping[str, SideVectors], settings: Any, source: str | None, pairs: int
     ) -> None:
-        self._seen, self._vectors, self._settings, self._name, self._pairs = seen, vectors, settings, pool, pairs
-        self._passages = 0
+        self._seen, self._vectors, self._settings = seen, vectors, settings
+        self._source, self.pairs = source, pairs
+        self._passages = self._best = self._top_k = 0
+        self._of_pairs = self._of_shuffled = np.zeros(0, np.int64)  # ranks of the samples
 
-    def run(self) -> dict[str, Any]:
-        """Fill the table `consistency_ranks`, and return what is found as evidence."""
-        settings, seen = self._settings, self._seen
-        where = "" if self._name is None else f" of the source {self._name!r}"
+    def run(self) -> None:
+        """Fill the table `consistency_ranks`."""
+        seen, wanted = self._seen, self._settings.top_k
+        where = "" if self._source is None else f" of the source {self._source!r}"
         seen.reporter.step(f"consistency: reading the pool{where}")
         pool = Pool(self._pool(), self._vectors["passage"].column)
         seen.reporter.step(
-            f"consistency: comparing {self._pairs:,} pairs{where} with a pool of {self._passages:,} passages"
+            f"consistency: comparing {self.pairs:,} pairs{where} with a pool of {self._passages:,} passages"
         )
-        pairs, shuffled = (self._ranks(pool, sample) for sample in self._samples())
-        best = best_k(pairs, shuffled, self._passages)
-        top_k = best if settings.top_k == "auto" else settings.top_k
-        most = max(top_k, _RANKS)
-        for result in pool.counted(self._parts(self._rows()), most, seen.run):
+        self._of_pairs, self._of_shuffled = (self._ranks(pool, sample) for sample in self._samples())
+        self._best = best_k(self._of_pairs, self._of_shuffled, self._passages)
+        self._top_k = self._best if wanted == "auto" else wanted
+        for result in pool.counted(self._parts(self._rows()), self._most, seen.run):
             ranks = pa.table(
-                [result.numbers, result.counts, result.scores, np.full(len(result.numbers), top_k)],
+                [result.numbers, result.counts, result.scores, np.full(len(result.numbers), self._top_k)],
                 ["n", "rank_in_pool", "score", "top_k"],
             )
             seen.connection.register("consistency_part", ranks)
             seen.connection.execute("insert into consistency_ranks select * from consistency_part")
             seen.connection.unregister("consistency_part")
-        curve = [_shares(pairs, shuffled, k) for k in sorted({*_marks(self._passages), top_k})]
+
+    @property
+    def _most(self) -> int:
+        """The largest rank that is stored; larger ones are stored as this one."""
+        return max(self._top_k, _RANKS)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known about the pool, and the limit."""
         return {
-            "source": self._name,
-            "pairs": self._pairs,
-            "pool": self._passages,
-            "top_k": top_k,
-            "best_top_k": best,
-            "largest_rank": most,
-            "sample": len(pairs),
-            "shuffled": len(shuffled),
-            "curve": curve,
-            "notes": _notes(self._passages, _shares(pairs, shuffled, best), len(shuffled)),
+            "source": self._source,
+            "pairs": self.pairs,
+            "passages": self._passages,
+            "top_k": self._top_k,
+            "best_top_k": self._best,
+            "largest_stored_rank": self._most,
+            "sampled_pairs": len(self._of_pairs),
+            "shuffled_pairs": len(self._of_shuffled),
         }
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Return the shares of the sampled pairs that some k lose, and of shuffled pairs that they find."""
+        if not len(self._of_shuffled):
+            return []
+        marks = {
+            mark for power in range(len(str(self._passages))) for mark in (10**power, 2 * 10**power, 5 * 10**power)
+        }
+        limits = {mark for mark in marks if mark <= self._passages} | {self._top_k, self._best}
+        return [{"source": self._source, "k": k, **self._shares(k)} for k in sorted(limits)]
+
+    def _shares(self, k: int) -> dict[str, float]:
+        both = {"lost": self._of_pairs, "found": self._of_shuffled}
+        return {name: round(float(np.mean(ranks >= k)), 4) for name, ranks in both.items()}
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each reason to trust the ranks less."""
+        where = "" if self._source is None else f"{self._source}: "
+        if not len(self._of_shuffled):
+            return [f"{where}all passages are alike, so a rank says nothing, and top_k: auto drops nothing"]
+        notes = []
+        if self._passages < _SMALL_POOL:
+            notes.append(
+                f"{where}a pool of {self._passages} passages is small: many pairs that do not belong together rank high in it"
+            )
+        best = self._shares(self._best)
+        if best["found"] - best["lost"] < _GOOD:
+            notes.append(
+                f"{where}the model hardly tells pairs from shuffled ones: the best k, {self._best}, finds {best['found']:.0%} "
+                f"of the shuffled pairs and loses {best['lost']:.0%} of the pairs"
+            )
+        return notes
 
     def _rows(self) -> Iterator[pa.Table]:
         yield from _stream(
@@ -181,7 +217,7 @@ class _Comparison:
         )
 
     def _mine(self) -> str:
-        name = "null" if self._name is None else "'" + self._name.replace("'", "''") + "'"
+        name = "null" if self._source is None else "'" + self._source.replace("'", "''") + "'"
         return f"pool is not distinct from {name}"
 
     def _pool(self) -> Iterator[tuple[npt.NDArray[np.float32], pa.StringArray]]:
@@ -196,7 +232,7 @@ class _Comparison:
 
     def _samples(self) -> tuple[pa.Table, pa.Table]:
         """Return pairs that are drawn by a hash of the row id, and the same with the passages of others."""
-        size = max(_LEAST_SAMPLE, int(self._pairs * _SAMPLE_SHARE))
+        size = max(_LEAST_SAMPLE, int(self.pairs * _SAMPLE_SHARE))
         parts = _stream(
             self._seen,
             f"select n, query, passage, key from consistency_rows where {self._mine()} order by sampled, n limit {size}",
@@ -254,42 +290,6 @@ def best_k(pairs: npt.NDArray[np.int64], shuffled_pairs: npt.NDArray[np.int64], 
     lost, found = (1 - np.searchsorted(ranks, limits) / len(ranks) for ranks in (pairs, shuffled_pairs))
     place = int(np.argmax(np.round(found - lost, 12)))
     return int(limits[place]) if found[place] > lost[place] else max(passages, 1)
-
-
-def _shares(pairs: npt.NDArray[np.int64], shuffled_pairs: npt.NDArray[np.int64], k: int) -> dict[str, Any]:
-    """Return a point of the curve."""
-    lost, found = (
-        float(1 - np.searchsorted(ranks, k) / len(ranks)) if len(ranks) else None for ranks in (pairs, shuffled_pairs)
-    )
-    return {"k": k, "lost": lost, "found": found}
-
-
-def _notes(passages: int, best: Mapping[str, Any], shuffled_pairs: int) -> list[str]:
-    """Return a sentence for each reason to trust the ranks less."""
-    if not shuffled_pairs:
-        return ["all passages are alike, so a rank says nothing and top_k: auto drops nothing"]
-    notes = []
-    if passages < _SMALL_POOL:
-        notes.append(f"a pool of {passages} passages is small: most pairs that do not belong together rank high in it")
-    if best["found"] - best["lost"] < _GOOD:
-        notes.append(
-            f"the model hardly tells pairs from shuffled ones: the best k, {best['k']}, finds {best['found']:.0%} of shuffled "
-            f"pairs and loses {best['lost']:.0%} of the pairs"
-        )
-    return notes
-
-
-def _marks(most: int) -> list[int]:
-    """Return 1, 2, 5, 10, ... up to a number."""
-    return [mark for power in range(12) for mark in (10**power, 2 * 10**power, 5 * 10**power) if mark <= most]
-
-
-def _histogram(seen: Seen, column: str, bounds: Sequence[float]) -> dict[str, Any]:
-    """Return the number of rows below the first bound, and of those from each bound up to the next."""
-    cases = " ".join(f"when {column} < {bound} then {number}" for number, bound in enumerate(bounds))
-    query = f"select case {cases} else {len(bounds)} end as bin, count(*) from consistency_ranks group by bin"
-    counts = dict(seen.connection.execute(query).fetchall())
-    return {"bounds": list(bounds), "counts": [counts.get(number, 0) for number in range(len(bounds) + 1)]}
 
 
 def _stream(seen: Seen, query: str) -> Iterator[pa.Table]:
