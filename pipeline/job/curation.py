@@ -188,13 +188,17 @@ class Consistency(Section):
     """Pairs whose passage is not among those nearest to the query."""
 
     model: Annotated[str, Field(min_length=1)] = Field(description="Model that compares queries and passages.")
+    encoder: dict[str, Any] = Field(
+        default={}, description="Other keys of `encoder` of a backfill, as in `{max_tokens: 128}`."
+    )
     pool: Annotated[int, Field(ge=2)] = Field(
         default=1_000_000, description="Number of passages that each query is compared with, or all if there are fewer."
     )
     top_k: Annotated[int | Literal["auto"], BeforeValidator(_top_k)] = Field(
         default="auto",
-        description="Rank of the passage in the pool up to which a pair is kept; `auto` takes the one that separates pairs from shuffled pairs best.",
+        description="A pair is kept if fewer passages of the pool are nearer to the query than its own; `auto` takes the number that separates pairs from shuffled pairs best.",
     )
+    per_source: bool = Field(default=False, description="Compare the pairs of each source with a pool of their own.")
 
 
 class SemanticDedup(Section):
@@ -293,6 +297,10 @@ class Curation(Section):
                 )
             if isinstance(settings, Language) and settings.of_translations and settings.side != "both":
                 raise ValueError(f"steps.language.side is {settings.side}, and pairs of languages in allow need both")
+            if isinstance(settings, Consistency) and settings.per_source and self.rows.source_column is None:
+                raise ValueError(
+                    "steps.consistency.per_source needs pairs.source_column, which names the source of a pair"
+                )
             if isinstance(settings, SemanticDedup) and settings.model is None and "consistency" not in names:
                 raise ValueError("steps.semantic_dedup needs a model: set its key model, or add the step consistency")
         return self
