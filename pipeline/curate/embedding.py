@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,13 +53,12 @@ class SideVectors:
     def __init__(self, rows: str, column: VectorColumn, parts: Iterator[Floats]) -> None:
         self.rows, self.column = rows, column
         self.texts = 0
-        with disk_errors(Path(tempfile.gettempdir())):
-            self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the map)
+        with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
             for part in parts:
-                self._file.write((part.view(np.uint32) >> np.uint32(16)).astype(np.uint16).tobytes())
+                file.write((part.view(np.uint32) >> np.uint32(16)).astype(np.uint16).tobytes())
                 self.texts += len(part)
-            self._file.flush()
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if self.texts else None
+            file.flush()
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.texts else None
 
     def vectors(self, places: npt.NDArray[np.int64]) -> Floats:
         """Return the stored vectors at some places, float32 [places, dim]; their lengths are 1 within rounding."""

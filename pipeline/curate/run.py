@@ -21,14 +21,13 @@ from pipeline.execute.completion import check_files, load_complete_receipts
 from pipeline.execute.progress import NullReporter, Outcome, Reporter, Started
 from pipeline.job.curation import Curation
 from pipeline.ledger.create_probe import probe_create
-from pipeline.ledger.ledger import FOLDER, Ledger, listing_table, units_to_table
+from pipeline.ledger.ledger import EVIDENCE, FOLDER, Ledger, listing_table, units_to_table
 from pipeline.ledger.run_description import RunDescription
 from pipeline.report.recorder import Recorder, recorded
 from pipeline.report.repeat import command_of
 from pipeline.table.commit import Publication
 from pipeline.table.transaction import Transaction, table_transaction
 
-EVIDENCE = "evidence.json"
 OPERATION = "curate"
 _COMMAND = "vectide curate"
 
@@ -215,7 +214,7 @@ class _Run:
 
     def _outcome(self, ledger: Ledger, version: int, *, published: bool, units_read: int = 0) -> Curated:
         """Return the result of a run whose receipt is written."""
-        evidence = json.loads(storage.read(storage.join(ledger.home(), EVIDENCE)))
+        evidence = ledger.evidence() or {}
         counts = Outcome(self.context.url, ledger.run, version, published).plus(ledger.receipts().values())
         steps = tuple(StepCount(each["name"], each["rows"], each["dropped"]) for each in evidence["steps"])
         return Curated(

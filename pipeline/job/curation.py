@@ -139,7 +139,7 @@ class Overlap(Section):
     )
 
 
-_CODE = re.compile("[a-z]{2,3}(-[A-Za-z0-9]+)*")
+_CODE = re.compile("[a-z]{2,3}([-_][A-Za-z0-9]+)*")
 
 
 def _languages(value: object) -> object:
@@ -196,8 +196,9 @@ class Consistency(Section):
     )
     top_k: Annotated[int | Literal["auto"], BeforeValidator(_top_k)] = Field(
         default="auto",
-        description="Rank of the passage in the pool up to which a pair is kept; `auto` takes the one that separates pairs from shuffled pairs best.",
+        description="A pair is kept if fewer passages of the pool are nearer to the query than its own; `auto` takes the number that separates pairs from shuffled pairs best.",
     )
+    per_source: bool = Field(default=False, description="Compare the pairs of each source with a pool of their own.")
 
 
 class SemanticDedup(Section):
@@ -318,6 +319,10 @@ class Curation(Section):
                 )
             if isinstance(settings, Language) and settings.of_translations and settings.side != "both":
                 raise ValueError(f"steps.language.side is {settings.side}, and pairs of languages in allow need both")
+            if isinstance(settings, Consistency) and settings.per_source and self.rows.source_column is None:
+                raise ValueError(
+                    "steps.consistency.per_source needs pairs.source_column, which names the source of a pair"
+                )
             if isinstance(settings, SemanticDedup) and settings.model is None and "consistency" not in names:
                 raise ValueError("steps.semantic_dedup needs a model: set its key model, or add the step consistency")
         return self
