@@ -15,13 +15,12 @@ import pyarrow as pa
 
 from actors.errors import ConfigError
 from actors.vectors import Floats, Ints
-from pipeline.curate.embedding import embed, task_of_side, text_tables
+from pipeline.curate.embedding import embed, lineage_of, text_tables
 from pipeline.curate.steps.base import Decision, Seen, Step
 from pipeline.curate.steps.clusters import EXACT, clusters, nearest_before, unit
 
 SIMILARITY, COPY_OF = "semantic_similarity", "semantic_duplicate_of"
 _BINS = 20
-_MODEL_FACTS = ("weights_sha256", "tokenizer_sha256", "config_sha256", "family", "dim", "max_tokens", "precision")
 
 
 class SemanticDedup(Step):
@@ -49,12 +48,7 @@ class SemanticDedup(Step):
 
     def lineage(self) -> dict[str, Any]:
         """See `Step`."""
-        tables = text_tables(self.settings.model, self.settings.encoder)
-        facts = tables.spec.lineage()
-        return {
-            **{name: facts[name] for name in _MODEL_FACTS},
-            **{f"{side}_task": task_of_side(tables, side) for side in self._compared},
-        }
+        return lineage_of(self.settings.model, self.settings.encoder, self._compared)
 
     def decide(self, seen: Seen) -> Decision:
         """See `Step`."""

@@ -75,7 +75,9 @@ def pairs(monkeypatch) -> Pairs:
     for side, of_side in (("query", queries), ("passage", passages)):
         places = random.permutation(ROWS)  # rows and vectors have different orders
         table = pa.table({"n": np.argsort(places), "place": np.arange(ROWS)})
-        connection.register("incoming", table.filter(pa.array((side != "query") | (table["n"].to_numpy() != NO_VECTOR))))
+        connection.register(
+            "incoming", table.filter(pa.array((side != "query") | (table["n"].to_numpy() != NO_VECTOR)))
+        )
         connection.execute(f"create table vectors_of_{side} as select * from incoming")
         vectors[side] = SideVectors(f"vectors_of_{side}", column, iter(np.split(of_side[np.argsort(places)], 7)))
     made_up = SimpleNamespace(spec=SimpleNamespace(model="made-up"), encoded=0)
@@ -179,7 +181,9 @@ def test_a_shuffled_pair_has_the_passage_of_another():
     table = pa.table({"n": range(count), "query": range(count), "passage": range(10, 10 + count), "key": keys})
     rows = shuffled(table)
     assert rows["query"].to_pylist() == list(range(count))
-    assert all(keys[query] != key for query, key in zip(rows["query"].to_pylist(), rows["key"].to_pylist(), strict=True))
+    assert all(
+        keys[query] != key for query, key in zip(rows["query"].to_pylist(), rows["key"].to_pylist(), strict=True)
+    )
     assert [keys[passage - 10] for passage in rows["passage"].to_pylist()] == rows["key"].to_pylist()
     assert shuffled(table.slice(0, 3)).num_rows == 0
 
