@@ -37,6 +37,15 @@ if TYPE_CHECKING:
     import duckdb
 
 _ABILITY = "Retrieval"  # type of a task in mteb: queries search passages
+_FACTS = (
+    "weights_sha256",
+    "tokenizer_sha256",
+    "config_sha256",
+    "family",
+    "dim",
+    "max_tokens",
+    "precision",
+)  # of a model
 _PART = 100_000  # texts of a file
 _NAME = "texts"  # of a table: its folder names model and task
 
@@ -90,7 +99,10 @@ def text_tables(
         ConfigError: a key is wrong, or the model makes no single vector of a text.
         ModelError: the model cannot be found.
     """
-    keys: dict[str, Any] = {f"run.{key}": value for key, value in (run or Run()).model_dump(mode="json").items()}
+    keys: dict[str, Any] = {
+        f"run.{key}": value
+        for key, value in (run or Run()).model_dump(mode="json", include=set(Run.model_fields)).items()
+    }
     keys |= {f"encoder.{key}": value for key, value in encoder.items()}
     keys |= {"run.max_quarantined": 1, "table.precision": "bfloat16"}  # a text without a vector is counted by the step
     tables = TextTables(model, (), folder, reporter or NullReporter(), keys)
@@ -101,6 +113,16 @@ def text_tables(
 def task_of_side(tables: TextTables, side: str) -> str | None:
     """Return the task with which a model encodes a side."""
     return task_of(tables.spec, _ABILITY, document=side != "query")
+
+
+def lineage_of(model: str, encoder: Mapping[str, Any], sides: Sequence[str]) -> dict[str, Any]:
+    """Return what determines the vectors of some sides."""
+    tables = text_tables(model, encoder)
+    facts = tables.spec.lineage()
+    return {
+        **{name: facts[name] for name in _FACTS},
+        **{f"{side}_task": task_of_side(tables, side) for side in sides},
+    }
 
 
 def embed(seen: Seen, tables: TextTables, sides: Sequence[str]) -> dict[str, SideVectors]:
