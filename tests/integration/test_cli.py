@@ -72,6 +72,8 @@ COMMANDS = {
         "--sts",
         "--negation",
         "--alignment",
+        "--parallel",
+        "--needle",
         "--tasks",
         "--dry-run",
         "--prefetch",
