@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pipeline.search.search import Searcher
 
 
-_SOURCES = "--queries with --judgements, --beir, --sts, --negation, --alignment, --parallel, --needle or --tasks"
+_SOURCES = (
+    "--queries with --judgements, --beir, --code, --sts, --negation, --alignment, --parallel, --needle or --tasks"
+)
 
 
 def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
@@ -41,6 +43,10 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         typer.Option(
             metavar="URI", help="Documents in Parquet, `id` and `text`: for the row of BM25, or to embed by --model."
         ),
+    ] = None,
+    code: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="A checkout: the documentation of its functions shall find them, by --model."),
     ] = None,
     split: Annotated[str, typer.Option(help="The judgements of --beir to use: `qrels/SPLIT.tsv`.")] = "test",
     sts: Annotated[
@@ -110,7 +116,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     """Measure how good a table or a model is, with 95 % intervals: by judged queries, files of texts, or tasks of mteb."""
     if (queries is None) != (judgements is None):
         raise ConfigError("--queries and --judgements go together: the file of queries and the file of judgements")
-    files = {"queries": queries, "beir": beir, "sts": sts, "negation": negation, "alignment": alignment}
+    files = {"queries": queries, "beir": beir, "code": code, "sts": sts, "negation": negation, "alignment": alignment}
     files |= {"parallel": parallel, "needle": needle}
     given = [name for name, value in {**files, "tasks": tasks}.items() if value is not None]
     if len(given) != 1:
@@ -119,6 +125,8 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         raise ConfigError("--dry-run and --prefetch are for --tasks; name some")
     if (corpus is not None or chunking is not None) and given[0] not in {"queries", "beir"}:
         raise ConfigError("--corpus and --chunking are for judged queries, by --queries and --judgements or --beir")
+    if table is not None and settings:
+        raise ConfigError("--set is for a --model; a TABLE has its settings")
     if tasks is not None:
         if dims is not None or precision is not None or against is not None:
             raise ConfigError(
@@ -135,7 +143,20 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         return
     tables = _tables(table, version, against, model, address=address, cache_size=cache_size)
     ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision)}
-    if given[0] in ("queries", "beir"):
+    if code is not None:
+        from pipeline.evaluate.code import judged_code
+        from pipeline.evaluate.table import evaluate_tables
+
+        if table is not None or not model or out is None:
+            raise ConfigError(
+                "--code embeds functions without their documentation, so it takes a --model and no TABLE, and --out, a folder "
+                "for the vectors"
+            )
+        judged, documents = judged_code(code)
+        evaluated = evaluate_tables(
+            _embedded(model, documents, out, settings or [], [], code=True), judged, documents, **ladder
+        )
+    elif given[0] in ("queries", "beir"):
         from pipeline.evaluate.beir import read_beir, read_beir_corpus
         from pipeline.evaluate.table import evaluate_tables, named
         from pipeline.quality.judged import read_corpus, read_judged
@@ -147,8 +168,8 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         documents = None if corpus is None else read_corpus(corpus, "--corpus")
         if documents is None and beir is not None:
             documents = read_beir_corpus(beir)
-        if table is not None and (settings or chunking is not None):
-            raise ConfigError("--set and --chunking are for a corpus that --model embeds; a TABLE has its settings")
+        if table is not None and chunking is not None:
+            raise ConfigError("--chunking is for a corpus that --model embeds; a TABLE has its chunks")
         compared = [named(each) for each in tables]
         if not compared:
             need = _need_embedding(given[0], model, documents, out)
@@ -179,14 +200,14 @@ def _need_embedding(
 
 
 def _embedded(
-    models: list[str], corpus: pa.Table, out: str, settings: list[str], chunkings: list[str]
+    models: list[str], corpus: pa.Table, out: str, settings: list[str], chunkings: list[str], *, code: bool = False
 ) -> list[tuple[str, Searcher]]:
     """Return tables of a corpus, with their names."""
     from jobs.progress import reporter
     from pipeline.evaluate.table import embedded_tables
 
     with reporter() as progress:
-        return embedded_tables(models, corpus, out, progress, settings=settings, chunkings=chunkings)
+        return embedded_tables(models, corpus, out, progress, settings=settings, chunkings=chunkings, code=code)
 
 
 def _prefetch(names: list[str]) -> None:
@@ -331,8 +352,6 @@ def _models(table: str | None, names: list[str] | None, settings: list[str] | No
     from pipeline.evaluate.texts import Subject
 
     if table is not None:
-        if settings:
-            raise ConfigError("--set is for a model by --model; a TABLE has its settings")
         return []
     jobs = [load_job(None, settings, source="unused", table="unused", model=name) for name in names or ()]
     return [Subject(job.encoder.model, load_encoder(job.encoder.settings())) for job in jobs]

@@ -84,6 +84,7 @@ def embedded_tables(
     *,
     settings: Sequence[str] = (),
     chunkings: Sequence[str] = (),
+    code: bool = False,
 ) -> list[tuple[str, Searcher]]:
     """Return tables of a corpus by models and modes of chunking, with their names; what is there is not embedded again.
 
@@ -94,6 +95,7 @@ def embedded_tables(
         reporter: Receives the progress of the backfills.
         settings: `key=value` of the job.
         chunkings: Modes of chunking; none: that of the settings.
+        code: Whether the documents are programs.
 
     Raises:
         ConfigError: a setting is wrong, or there is no such mode.
@@ -110,7 +112,7 @@ def embedded_tables(
             # Without chunks, their size is no setting.
             own = [each for each in settings if mode != "none" or not each.startswith("chunking.")]
             texts = EmbeddedTexts(model, own if mode is None else [*own, f"chunking.mode={mode}"], out, reporter)
-            task = task_of(texts.spec, "Retrieval", document=True)
+            task = task_of(texts.spec, "Retrieval", document=True, code=code)
             searcher = texts.documents([corpus], task, f"corpus-{digest.hexdigest()}")
             parts = [*([model] if len(models) > 1 or mode is None else []), *([f"chunking {mode}"] if mode else [])]
             found.append((", ".join(parts), searcher))

@@ -62,6 +62,16 @@ COMMANDS = {
         "--no-cache",
         "--json",
     },
+    "negation": {
+        "--out",
+        "--anchor",
+        "--entailment",
+        "--by",
+        "--wordnet",
+        "--endpoint",
+        "--endpoint-model",
+        "--json",
+    },
     "evaluate": {
         "--queries",
         "--judgements",

@@ -121,13 +121,13 @@ def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
     [
         (
             ["{table}"],
-            "give one of --queries with --judgements, --beir, --sts, --negation, --alignment, --parallel, --needle or --tasks, not 0",
+            "--alignment, --parallel, --needle or --tasks, not 0",
         ),
         (["{table}", "--queries", "{queries}"], "--queries and --judgements go together"),
         (["--against", "@1"], "--against and --version are about a TABLE; name it"),
         (["--queries", "{queries}", "--judgements", "{judgements}"], "--queries needs the TABLE to search"),
         (["--model", "a", "--queries", "{queries}", "--judgements", "{judgements}"], "needs the documents by --corpus"),
-        (["{table}", "--chunking", "late"], "--set and --chunking are for a corpus that --model embeds"),
+        (["{table}", "--chunking", "late"], "--chunking is for a corpus that --model embeds"),
         (["{table}", "--dims", "16", "--against", "@1"], "--dims and --precision are for one table"),
         (["{table}", "--dims", "a"], "--dims 'a' must be whole numbers"),
         (["{table}", "--against", "{table}@9"], "has no version 9"),
