@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.job.config import Job
+    from pipeline.job.curation import Curation
 
 JobFile = Annotated[str | None, typer.Argument(metavar="[JOB.yaml]", help="The job file.")]
 RequiredJobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file.")]
@@ -70,6 +71,17 @@ def load_job(
     options = {"source.uri": source, "table.uri": table, "encoder.model": model, **(others or {})}
     given = {key: value for key, value in options.items() if value is not None}
     return load(path, settings=settings or (), defaults=given)
+
+
+def load_any(path: str | None, settings: list[str] | None) -> Job | Curation:
+    """Read a job file of either kind, of a backfill or of a curation.
+
+    Raises:
+        ConfigError: see `load_job`.
+    """
+    from pipeline.job.load import load_any as load
+
+    return load(path, settings=settings or ())
 
 
 def command_line(command: RunCommand, job: Path, settings: list[str] | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from actors.source.column_names import alike
 from pipeline.job.config import Place, Run
 from pipeline.job.source import Files
 from pipeline.job.validation import explain
-from pipeline.job.values import Section, Uri
+from pipeline.job.values import Section, Size, Uri
 
 Side = Literal["query", "passage", "both"]
 SIDES = ("query", "passage")  # columns of the table of a job with pairs
@@ -115,6 +115,16 @@ class NearDedup(Section):
     )
     shingle: Literal["characters", "words"] = Field(default="characters", description="Parts that a text is cut into.")
     n: Annotated[int, Field(ge=1, le=100)] = Field(default=5, description="Number of characters or words of a shingle.")
+    side: Side = Field(
+        default="passage", description="Side of a pair that is compared; `both` compares query and passage as one text."
+    )
+    permutations: Annotated[int, Field(ge=16, le=1024)] = Field(
+        default=128, description="Bytes of a MinHash signature; with more, fewer pairs are compared in vain."
+    )
+    max_bucket: Annotated[int, Field(ge=2)] = Field(
+        default=100,
+        description="Texts of a bucket up to which all pairs are compared; in a larger one each with the first and its predecessor.",
+    )
 
 
 class Overlap(Section):
@@ -129,7 +139,7 @@ class Overlap(Section):
     )
 
 
-_CODE = re.compile("[a-z]{2,3}(-[A-Za-z0-9]+)*")
+_CODE = re.compile("[a-z]{2,3}([-_][A-Za-z0-9]+)*")
 
 
 def _languages(value: object) -> object:
@@ -231,6 +241,15 @@ class Step(Section):
         return settings
 
 
+class CurationRun(Run):
+    """Distribution of the work; none of these keys changes a verdict."""
+
+    memory: Size | None = Field(
+        default=None,
+        description="Memory of the local database that decides; by default a quarter of the machine's. What is more goes to the disk.",
+    )
+
+
 class Curation(Section):
     """One curation job."""
 
@@ -238,7 +257,7 @@ class Curation(Section):
     corpus: Corpus | None = Field(default=None, description="Documents to curate; or give `pairs`.")
     steps: tuple[Step, ...] = Field(description="Steps in their order; each sees the rows that all before it kept.")
     table: Place
-    run: Run = Run()
+    run: CurationRun = CurationRun()
 
     @property
     def rows(self) -> Curated:

@@ -26,6 +26,7 @@ _MOST = 1 << 14  # candidates before the thresholds are raised, and rows that ar
 _MOST_BYTES = 1 << 26  # of blocks in memory before exact scores are computed
 _FIRST_ROWS, _FIRST_PAIRS = 1024, 1 << 13  # of the first round of a scan
 _PAIRS_OF_ROUND = 1 << 23  # pairs of a query and a row of a round, any of which may be a candidate
+_MANY = 0.75  # share of queries that are still counted below which the others are left out of the products
 
 
 def nearest(
@@ -62,6 +63,7 @@ def count_above(
     thresholds: npt.NDArray[np.float32],
     *,
     ignore: Sequence[Iterable[str]] | None = None,
+    most: int | None = None,
 ) -> npt.NDArray[np.int64]:
     """Return for each query the number of rows whose score is above its threshold, int64 [queries].
 
@@ -70,22 +72,35 @@ def count_above(
         blocks: Rows, with `HASH` if `ignore` is given.
         thresholds: float32 [queries]. A score that is equal to it is not above.
         ignore: For each query the content hashes of rows that are not counted.
+        most: A larger number is returned as this one. A query that has reached it is compared with no more rows.
     """
     counts = np.zeros(len(queries), np.int64)
+    limit = np.iinfo(np.int64).max if most is None else most
     ignored = None if ignore is None else Hashes(ignore)
+    numbers, asked = np.arange(len(queries)), queries  # the queries that are left
     for block in blocks:
-        margins = queries.margins(block)
-        for start in range(0, block.rows.num_rows, _round(queries)):
-            stop = min(start + _round(queries), block.rows.num_rows)
-            query, row, value = queries.candidates(block, start, stop, thresholds - margins)
-            above = value > (thresholds + margins)[query]
-            near, of_near = ~above, query[~above]
-            counts += _counted(above, query, len(queries))
-            counts += _counted(queries.exact(block, of_near, row[near]) > thresholds[of_near], of_near, len(queries))
-        if ignored is not None and block.rows.num_rows:
-            query, row, _ = ignored.pairs(block)
-            counts -= _counted(queries.exact(block, query, row) > thresholds[query], query, len(queries))
-    return counts
+        out_query, out_row = (numbers[:0],) * 2 if ignored is None else ignored.pairs(block)[:2]
+        wrong = queries.exact(block, out_query, out_row) > thresholds[out_query]
+        out_query, out_row = out_query[wrong], out_row[wrong]
+        start, stop = 0, 0
+        while (start := stop) < block.rows.num_rows and len(numbers):
+            stop = min(start + _round(asked), block.rows.num_rows)
+            counted = counts < limit
+            limits = np.where(counted[numbers], thresholds[numbers], np.inf)
+            margins = asked.margins(block)
+            query, row, value = asked.candidates(block, start, stop, limits - margins)
+            above = value > (limits + margins)[query]
+            counts[numbers] += _counted(above, query, len(numbers))
+            counts -= _counted(counted[out_query] & (out_row >= start) & (out_row < stop), out_query, len(queries))
+            near = ~above & (counts[numbers] < limit)[query]
+            query, row = query[near], row[near]
+            is_above = asked.exact(block, query, row) > limits[query]
+            counts[numbers] += _counted(is_above, query, len(numbers))
+            left = counts[numbers] < limit
+            if left.sum() < _MANY * len(left):
+                numbers = numbers[left]
+                asked = Queries(queries.vectors[numbers], device=queries.device.type)
+    return np.minimum(counts, limit)
 
 
 def merge(results: Sequence[pa.Table], k: int) -> pa.Table:

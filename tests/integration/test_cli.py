@@ -76,6 +76,8 @@ COMMANDS = {
         "--queries",
         "--judgements",
         "--beir",
+        "--corpus",
+        "--chunking",
         "--split",
         "--sts",
         "--negation",
