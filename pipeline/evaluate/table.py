@@ -22,11 +22,11 @@ from pipeline.evaluate.embedded import EmbeddedTexts
 from pipeline.evaluate.ladder import Rung, rungs
 from pipeline.evaluate.lexical import bm25
 from pipeline.evaluate.result import Evaluated, Evaluation, Measured
-from pipeline.evaluate.routing import task_of
 from pipeline.execute.progress import Reporter
 from pipeline.quality.judged import Judged, read_corpus, read_judged
 from pipeline.quality.metrics import MAIN
 from pipeline.quality.retrieval import Search, measure
+from pipeline.run.routing import task_of
 from pipeline.scan.block import Block
 from pipeline.search.search import QUESTION, SCORE, Searcher
 
