@@ -251,9 +251,8 @@ def negation(
     from benchmarks import negation as triplets
     from benchmarks.race.engine import today
 
-    made, evaluation = triplets.measure(WORK / "negation", wordnet, model or packaged_model(), pairs=pairs)
-    date = today()
-    page = triplets.markdown(made, evaluation, pairs=pairs, command=command(), date=date)
+    found, date = triplets.measure(WORK / "negation", wordnet, model or packaged_model(), pairs=pairs), today()
+    page = triplets.markdown(found, pairs=pairs, command=command(), date=date)
     write_page(out / f"negation_cpu_{date}.md", page)
 
 
