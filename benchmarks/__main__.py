@@ -272,6 +272,29 @@ def curation(
 
 
 @app.command()
+def precision(
+    model: Model = None,
+    out: Out = DOCS,
+    code: Annotated[Path | None, typer.Option(help="Folder of documented code; the package jinja2 without it.")] = None,
+    collection: Annotated[
+        Path | None, typer.Option(help="Judged collection: docs.parquet, queries.parquet and qrels.parquet.")
+    ] = None,
+    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet 3.0, as Debian's wordnet-base has.")] = Path(
+        "/usr/share/wordnet"
+    ),
+) -> None:
+    """Retrieval, similarity and negation of a model in float32, bfloat16 and int8, and in each stored type."""
+    import jinja2
+
+    from benchmarks import precision as ladder
+    from benchmarks.race.engine import today
+
+    todo = ladder.tasks(code or Path(jinja2.__file__).parent, wordnet, collection, WORK / "precision")
+    found, date = ladder.measure(model or packaged_model(), todo, print_progress), today()
+    write_page(out / f"precision_cpu_{date}.md", ladder.markdown(found, command=command(), date=date))
+
+
+@app.command()
 def pages(  # noqa: PLR0917  (typer calls it by name)
     model: Annotated[Path | None, typer.Option(help="Folder of a v4 checkpoint; a tiny random one without it.")] = None,
     source: Annotated[
