@@ -239,6 +239,25 @@ def late(  # noqa: PLR0917  (typer calls it by name)
 
 
 @app.command()
+def negation(
+    model: Model = None,
+    out: Out = DOCS,
+    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet 3.0, as Debian's wordnet-base has.")] = Path(
+        "/usr/share/wordnet"
+    ),
+    pairs: Annotated[str | None, typer.Option(help="Other pairs: a file with `anchor` and `entailment`.")] = None,
+) -> None:
+    """EasyNegation and HardNegation of a model on negations of WordNet's example sentences."""
+    from benchmarks import negation as triplets
+    from benchmarks.race.engine import today
+
+    made, evaluation = triplets.measure(WORK / "negation", wordnet, model or packaged_model(), pairs=pairs)
+    date = today()
+    page = triplets.markdown(made, evaluation, pairs=pairs, command=command(), date=date)
+    write_page(out / f"negation_cpu_{date}.md", page)
+
+
+@app.command()
 def pages(  # noqa: PLR0917  (typer calls it by name)
     model: Annotated[Path | None, typer.Option(help="Folder of a v4 checkpoint; a tiny random one without it.")] = None,
     source: Annotated[

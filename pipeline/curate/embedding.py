@@ -90,7 +90,10 @@ def text_tables(
         ConfigError: a key is wrong, or the model makes no single vector of a text.
         ModelError: the model cannot be found.
     """
-    keys: dict[str, Any] = {f"run.{key}": value for key, value in (run or Run()).model_dump(mode="json").items()}
+    keys: dict[str, Any] = {
+        f"run.{key}": value
+        for key, value in (run or Run()).model_dump(mode="json", include=set(Run.model_fields)).items()
+    }
     keys |= {f"encoder.{key}": value for key, value in encoder.items()}
     keys |= {"run.max_quarantined": 1, "table.precision": "bfloat16"}  # a text without a vector is counted by the step
     tables = TextTables(model, (), folder, reporter or NullReporter(), keys)

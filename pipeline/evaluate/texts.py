@@ -14,7 +14,6 @@ The first two have a baseline in the same run: the share of words in common in p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ import pyarrow.compute as pc
 from actors.errors import ConfigError, DataError
 from actors.vectors import Floats
 from pipeline.evaluate.ladder import Rung, rungs
+from pipeline.evaluate.lexical import words_in_common
 from pipeline.evaluate.result import Evaluated, Measured
 from pipeline.quality.bootstrap import Values
 from pipeline.quality.judged import read_columns, text_values
@@ -103,12 +103,6 @@ def evaluate_texts(
     names = [str(number) for number in range(table.num_rows)]
     of = " and ".join(subject.name for subject in subjects)
     return Evaluated(ability, of, _MAIN[ability], names, measured)
-
-
-def words_in_common(first: Sequence[str], second: Sequence[str]) -> Values:
-    """Return the share of words that two texts have in common, of all their words, float64 [pairs]."""
-    words = [[set(re.findall(r"\w+", text.lower())) for text in texts] for texts in (first, second)]
-    return np.array([len(a & b) / max(1, len(a | b)) for a, b in zip(*words, strict=True)], np.float64)
 
 
 def _similarity(texts: Sequence[Sequence[str]], alike: Alike) -> dict[str, Values]:

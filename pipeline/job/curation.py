@@ -115,6 +115,16 @@ class NearDedup(Section):
     )
     shingle: Literal["characters", "words"] = Field(default="characters", description="Parts that a text is cut into.")
     n: Annotated[int, Field(ge=1, le=100)] = Field(default=5, description="Number of characters or words of a shingle.")
+    side: Side = Field(
+        default="passage", description="Side of a pair that is compared; `both` compares query and passage as one text."
+    )
+    permutations: Annotated[int, Field(ge=16, le=1024)] = Field(
+        default=128, description="Bytes of a MinHash signature; with more, fewer pairs are compared in vain."
+    )
+    max_bucket: Annotated[int, Field(ge=2)] = Field(
+        default=100,
+        description="Texts of a bucket up to which all pairs are compared; in a larger one each with the first and its predecessor.",
+    )
 
 
 class Overlap(Section):
@@ -245,7 +255,7 @@ class CurationRun(Run):
 
 
 class Curation(Section):
-    """One curation job."""
+    """One curation job file."""
 
     pairs: Pairs | None = Field(default=None, description="Pairs to curate; or give `corpus`.")
     corpus: Corpus | None = Field(default=None, description="Documents to curate; or give `pairs`.")

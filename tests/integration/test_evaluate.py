@@ -71,7 +71,9 @@ def test_two_versions_are_compared_on_the_same_queries(run, table, judged, tmp_p
     gap = better["differences"]["nDCG@10"]
     assert 0 < gap["low"] < gap["value"] < gap["high"]
     assert gap["p"] < 0.001
-    assert found["notes"] == [f"1 of 21 judged documents are not in {table}, version {version}" for version in (2, 1)]
+    *missing, words = found["notes"]
+    assert missing == [f"1 of 21 judged documents are not in {table}, version {version}" for version in (2, 1)]
+    assert words.startswith("there is no row of BM25: the table keeps no texts; give them by --corpus")
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"{better['scores']['nDCG@10']['value']:.4f} (" in page
@@ -79,6 +81,20 @@ def test_two_versions_are_compared_on_the_same_queries(run, table, judged, tmp_p
     values = pq.read_table(tmp_path / "out" / "values.parquet")
     assert values.column_names[:4] == ["row", "task", "item", "nDCG@10"]
     assert values.num_rows == 40
+
+
+def test_a_corpus_is_embedded_by_each_mode_of_chunking(run, tiny_model, judged, tmp_path):
+    """Beside what words alone find; the second time nothing is embedded."""
+    texts = [f"title {number}\n\n{'word ' * number} text number {number}" for number in range(20)]
+    corpus = parquet(tmp_path / "corpus.parquet", id=[f"r{number}" for number in range(20)], text=texts)
+    settings = ["--set", "chunking.max_tokens=8", "--set", "run.address=inline", "--chunking", "split,late"]
+    command = ["--model", tiny_model, *judged, "--corpus", corpus, *settings, "--out", tmp_path / "out", "--json"]
+    _, found, first = run(*command)
+    assert [row["label"] for row in found["rows"]] == ["chunking split", "chunking late", "BM25"]
+    assert found["rows"][2]["scores"]["P@1"]["value"] == 1  # each document has a number of its own
+    assert all(row["differences"]["nDCG@10"]["p"] <= 1 for row in found["rows"][1:])
+    again, second = run(*command)[1:]
+    assert (again, "20 rows" in first, "20 rows" in second) == (found, True, False)
 
 
 def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
@@ -108,6 +124,8 @@ def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
         (["{table}", "--queries", "{queries}"], "--queries and --judgements go together"),
         (["--against", "@1"], "--against and --version are about a TABLE; name it"),
         (["--queries", "{queries}", "--judgements", "{judgements}"], "--queries needs the TABLE to search"),
+        (["--model", "a", "--queries", "{queries}", "--judgements", "{judgements}"], "needs the documents by --corpus"),
+        (["{table}", "--chunking", "late"], "--chunking is for a corpus that --model embeds"),
         (["{table}", "--dims", "16", "--against", "@1"], "--dims and --precision are for one table"),
         (["{table}", "--dims", "a"], "--dims 'a' must be whole numbers"),
         (["{table}", "--against", "{table}@9"], "has no version 9"),
@@ -182,8 +200,11 @@ def test_a_table_lends_its_model_and_beir_its_queries(run, table, tmp_path):
     (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
     lines = [f"{number}\tr{number}\t1" for number in range(5)]
     (tmp_path / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    documents = [{"_id": f"r{number}", "title": f"title {number}", "text": f"text {number}"} for number in range(9)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
     _, found, _ = run(table, "--version", 1, "--beir", tmp_path, "--json")
     assert (found["items"], found["rows"][0]["scores"]["P@1"]["value"] > 0.7) == (5, True)
+    assert (found["rows"][1]["label"], found["rows"][1]["scores"]["P@1"]["value"], found["notes"]) == ("BM25", 1, [])
     assert run(table, "--beir", tmp_path, "--split", "dev")[0] == 2
     (tmp_path / "qrels" / "test.tsv").write_text("a\tb\nc\td\n")
     assert "is not a TSV file with the header query-id" in run(table, "--beir", tmp_path)[2]

@@ -112,5 +112,5 @@ class Step:
         """
         raise ConfigError(
             f"the measures in the table do not tell what steps.{self.name} drops with other settings than "
-            f"{dict(before)}; run without --view, which reads nothing again"
+            f"{dict(before)}; run without --view"
         )

@@ -11,11 +11,12 @@ from pipeline.report.measure import Report
 def curation_samples(report: Report) -> Section | None:
     """Return the section; None if the report is not of a curation, or it dropped nothing."""
     found = report.get("curation")
-    samples = {} if found is None else {step: rows for step, rows in found["samples"].items() if rows}
-    if not samples:
+    if found is None:
         return None
     dropped = {step["name"]: step["dropped"] for step in found["steps"]}
-    blocks = [_table(step, rows, dropped[step]) for step, rows in samples.items()]
+    blocks = [_table(step, rows, dropped[step]) for step, rows in found["samples"].items() if rows]
+    if not blocks:
+        return None
     lead = "Rows are drawn by a hash of their ids, so the same table has the same samples. Long texts are cut."
     return Section("samples", "Samples of what was dropped", blocks, lead)
 

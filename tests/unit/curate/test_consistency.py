@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -29,12 +31,12 @@ COPY = 200  # its passage is that of row 201 in capitals, so the key is the same
 @dataclasses.dataclass
 class Pairs:
     seen: Seen
-    queries: np.ndarray
-    passages: np.ndarray
+    queries: npt.NDArray[np.float32]
+    passages: npt.NDArray[np.float32]
     keys: list[int]
     sources: list[str]
 
-    def decide(self, **settings) -> tuple[dict[int, tuple], dict]:
+    def decide(self, **settings) -> tuple[dict[int, tuple[Any, ...]], dict[str, Any]]:
         """Return rank, score, top_k and verdict by row, and the evidence."""
         decision = step(**settings).decide(self.seen)
         names = "n, rank_in_pool, score, top_k, dropped"
@@ -46,8 +48,9 @@ def step(**settings) -> Consistency:
     return Consistency(curation.Consistency(model="made-up", **settings), ("query", "passage"))
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    of_length_1: npt.NDArray[Any] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return of_length_1
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def ranks(pairs: Pairs, pool: list[int], rows: list[int]) -> dict[int, int]:
     exact = unit(pairs.passages.astype(np.float64))
     found = {}
     for row in rows:
-        query = pairs.queries[row] / np.linalg.norm(pairs.queries[row], keepdims=True)
+        query = unit(pairs.queries[row : row + 1])[0]
         scores = (exact * query).sum(axis=1).astype(np.float32)
         found[row] = sum(scores[other] > scores[row] for other in pool if pairs.keys[other] != pairs.keys[row])
     return found

@@ -15,7 +15,7 @@ from pipeline.curate.evidence import _measure
 from pipeline.curate.run import curate
 from pipeline.report.load import load_report
 from pipeline.report.page import render
-from tests.unit.curate.jobs import job_of, rows_of, write_pairs
+from tests.unit.curate.jobs import Pair, job_of, rows_of, write_pairs
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads((re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "report.md").read_text(), re.DOTALL))[0])
@@ -26,8 +26,8 @@ STEPS = ["dedup", "overlap"]
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("curated")
-    copies = [(f"copy {number:02}", f"{EVIL} the same", "text " * 60) for number in range(30)]
-    shares = [
+    copies: list[Pair] = [(f"copy {number:02}", f"{EVIL} the same", "text " * 60) for number in range(30)]
+    shares: list[Pair] = [
         (f"share {number}", " ".join("abcdefghij"), " ".join("abcdefghij"[:number]) + " k" * 12) for number in range(10)
     ]
     write_pairs(folder / "pairs" / "0.parquet", copies + shares, site=[f"<b>{number % 2}" for number in range(40)])

@@ -1,0 +1,87 @@
+"""Lexical baselines: what words alone find.
+
+BM25 (bm25s, of the extra `evaluate`) is the baseline of retrieval, with k1 1.5 and b 0.75, over lower-case words. Words are
+neither stemmed nor left out, and each Chinese or Japanese character is a word, since no spaces divide these. The share of
+words in common is the baseline of pairs of texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.schema import ID, KEPT_TEXT
+from pipeline.evaluate.result import Measured
+from pipeline.quality.bootstrap import Values
+from pipeline.quality.judged import Judged
+from pipeline.quality.retrieval import measure
+from pipeline.search.search import Searcher
+
+_NAME = "BM25"
+_MOST = 1_000_000  # documents that are indexed, in memory
+_SIGNS = r"\u3040-\u30ff\u3400-\u9fff"
+_WORD = rf"(?u)[{_SIGNS}]|[^\W{_SIGNS}]+"
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, in lower case."""
+    return re.findall(_WORD, text.lower())
+
+
+def words_in_common(first: Sequence[str], second: Sequence[str]) -> Values:
+    """Return the share of words that two texts have in common, of all their words, float64 [pairs]."""
+    words = [[set(words_of(text)) for text in texts] for texts in (first, second)]
+    return np.array([len(a & b) / max(1, len(a | b)) for a, b in zip(*words, strict=True)], np.float64)
+
+
+def bm25(searcher: Searcher, judged: Judged, corpus: pa.Table | None) -> Measured | str:
+    """Return what BM25 finds among the documents of a table, or why it is left out.
+
+    Args:
+        searcher: The table.
+        judged: The queries.
+        corpus: `ID` and `KEPT_TEXT` of documents; None: the texts that the table keeps.
+    """
+    if find_spec("bm25s") is None:
+        return "there is no row of BM25: install it with pip install 'vectide[evaluate]'"
+    if corpus is None and KEPT_TEXT not in searcher.scan.schema.names:
+        return "there is no row of BM25: the table keeps no texts; give them by --corpus, or set table.keep_text in its job"
+    if (count := searcher.scan.rows) > _MOST:
+        return f"there is no row of BM25: it is computed for up to {_MOST:,} rows, and the table has {count:,}"
+    if corpus is None:
+        documents = pa.concat_tables(searcher.scan.columns([ID, KEPT_TEXT]))
+    else:
+        there = pa.chunked_array([chunk for part in searcher.scan.ids() for chunk in part.chunks], pa.string())
+        documents = corpus.filter(pc.is_in(corpus[ID], value_set=there))
+    ids, texts = documents[ID], pc.fill_null(documents[KEPT_TEXT], "").to_pylist()
+    index, queries = _index(texts), [words_of(text) for text in judged.queries.values()]
+    if index is None:
+        return "there is no row of BM25: no document has a text"
+
+    def search(numbers: pa.Array, k: int) -> pa.Table:
+        from pipeline.scan.top_k import QUERY, SCORE  # importing torch takes seconds
+
+        asked = [queries[number] for number in numbers.to_pylist()]
+        rows, scores = index.retrieve(asked, k=min(k, len(texts)), show_progress=False)
+        of_query, places = np.nonzero(scores > 0)
+        found = ids.take(pa.array(rows[of_query, places]))
+        return pa.table([pa.array(of_query), pa.array(scores[of_query, places]), found], [QUERY, SCORE, ID])
+
+    return Measured(_NAME, measure(judged, pa.array(range(len(queries))), search))
+
+
+def _index(texts: Sequence[str]) -> Any:  # bm25s publishes no types
+    import bm25s
+
+    words = [words_of(text) for text in texts]
+    if not any(words):
+        return None
+    index = bm25s.BM25()
+    index.index(words, show_progress=False)
+    return index
