@@ -144,7 +144,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     tables = _tables(table, version, against, model, address=address, cache_size=cache_size)
     ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision)}
     if code is not None:
-        from pipeline.evaluate.code import judged_code
+        from pipeline.evaluate.code import judged_code, with_split_names
         from pipeline.evaluate.table import evaluate_tables
 
         if table is not None or not model or out is None:
@@ -153,9 +153,8 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
                 "for the vectors"
             )
         judged, documents = judged_code(code)
-        evaluated = evaluate_tables(
-            _embedded(model, documents, out, settings or [], [], code=True), judged, documents, **ladder
-        )
+        compared = _embedded(model, documents, out, settings or [], [], code=True)
+        evaluated = evaluate_tables(compared, judged, with_split_names(documents), **ladder)
     elif given[0] in ("queries", "beir"):
         from pipeline.evaluate.beir import read_beir, read_beir_corpus
         from pipeline.evaluate.table import evaluate_tables, named

@@ -111,7 +111,7 @@ def resolve(job: Curation, reporter: Reporter) -> Context:
         VectideError: one of them does not exist, or is invalid.
     """
     if not isinstance(job, Curation):
-        raise ConfigError(f"the job is {shown(job)}; give what vectide.load_job returns of a file with `steps`")
+        raise ConfigError(f"the job is {shown(job)}; give what vectide.load_curation returns, or a vectide.Curation")
     need_package("duckdb")
     steps = steps_of(job)
     for step in steps:

