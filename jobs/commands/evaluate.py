@@ -143,8 +143,8 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
                 "for the vectors"
             )
         judged, documents = judged_code(code)
-        searched = _embedded(model, documents, out, settings or [], [], code=True)
-        evaluated = evaluate_tables(searched, judged, with_split_names(documents), **ladder)
+        embedded = _embedded(model, documents, out, settings or [], [], code=True)
+        evaluated = evaluate_tables(embedded, judged, with_split_names(documents), **ladder)
     elif given[0] in ("queries", "beir"):
         from pipeline.evaluate.beir import read_beir, read_beir_corpus
         from pipeline.evaluate.table import evaluate_tables, named
