@@ -12,7 +12,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -254,6 +254,21 @@ def negation(
     found, date = triplets.measure(WORK / "negation", wordnet, model or packaged_model(), pairs=pairs), today()
     page = triplets.markdown(found, pairs=pairs, command=command(), date=date)
     write_page(out / f"negation_cpu_{date}.md", page)
+
+
+@app.command()
+def curation(
+    step: Annotated[Literal["language"], typer.Argument(help="Step of a curation.")],
+    out: Out = DOCS,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 7,
+) -> None:
+    """Steps of a curation: speed against the library alone, and what they find of a known truth."""
+    from benchmarks.curation import language
+    from benchmarks.race.engine import today
+
+    date = today()
+    result = language.measure(repeats, print_progress)
+    write_page(out / f"curation_{step}_cpu_{date}.md", language.markdown(*result, command=command(), date=date))
 
 
 @app.command()

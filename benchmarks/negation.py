@@ -80,7 +80,8 @@ def markdown(found: list[tuple[Outcome, Evaluation]], *, pairs: str | None, comm
         else f"of {pairs}"
     )
     lines = [f"# What a small model sees of a negation ({date})", "", f"    {command}", ""]
-    lines += [f"{found[0][0].rows_read:,} pairs, {what}; `vectide negation` made the negatives.", ""]
+    lines += [f"{found[0][0].rows_read:,} pairs, {what};"]
+    lines += ["`vectide negation` made the negatives. Words in common: the share of words in place of the cosine.", ""]
     lines += ["| negatives by | triplets | | EasyNegation | HardNegation |", "|---|---:|---|---|---|"]
     for way, (made, evaluation) in zip(("rules", "antonyms"), found, strict=True):
         for row in evaluation.rows:

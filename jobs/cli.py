@@ -17,6 +17,7 @@ from jobs import output
 from jobs.commands.backfill import backfill
 from jobs.commands.changes import changes
 from jobs.commands.compact import compact
+from jobs.commands.curate import curate
 from jobs.commands.diff import diff
 from jobs.commands.doctor import doctor
 from jobs.commands.evaluate import evaluate
@@ -58,7 +59,7 @@ app = typer.Typer(
 
 # In the order of `vectide --help`.
 for _command in (
-    *(plan, backfill, refresh, search, evaluate, status, quarantine, report),
+    *(plan, backfill, refresh, search, evaluate, curate, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
     negation,
     *(submit, schedule, watch, doctor),

@@ -2,7 +2,7 @@
 
 BM25 (bm25s, of the extra `evaluate`) is the baseline of retrieval, with k1 1.5 and b 0.75, over lower-case words. Words are
 neither stemmed nor left out, and each Chinese or Japanese character is a word, since no spaces divide these. The share of
-words in common is the baseline of pairs of texts.
+words in common is the baseline of other comparisons.
 """
 
 from __future__ import annotations
@@ -38,6 +38,24 @@ def words_in_common(first: Sequence[str], second: Sequence[str]) -> Values:
     """Return the share of words that two texts have in common, of all their words, float64 [pairs]."""
     words = [[set(words_of(text)) for text in texts] for texts in (first, second)]
     return np.array([len(a & b) / max(1, len(a | b)) for a, b in zip(*words, strict=True)], np.float64)
+
+
+def all_in_common(first: Sequence[str], second: Sequence[str]) -> Values:
+    """Return the share of words that each text of `first` has in common with each of `second`, float64 [first, second]."""
+    places: dict[str, list[int]] = {}
+    sizes = np.zeros(len(second), np.int64)
+    for row, text in enumerate(second):
+        words = set(words_of(text))
+        sizes[row] = len(words)
+        for word in words:
+            places.setdefault(word, []).append(row)
+    shares, found = np.zeros((len(first), len(second))), {word: np.array(rows) for word, rows in places.items()}
+    for row, text in enumerate(first):
+        words = set(words_of(text))
+        for word in words & found.keys():
+            shares[row, found[word]] += 1
+        shares[row] /= np.maximum(1, len(words) + sizes - shares[row])
+    return shares
 
 
 def bm25(searcher: Searcher, judged: Judged, corpus: pa.Table | None) -> Measured | str:

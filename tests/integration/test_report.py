@@ -179,7 +179,7 @@ def test_failed_runs_say_why(job, tmp_path, reporter):
     failed = stored(tmp_path / "table", run)
     assert (failed["state"], "totals" in failed) == ("failed", False)
     fingerprints = {each.run: each.fingerprint for each in status(tmp_path / "table").runs}
-    assert (fingerprints[run], fingerprints.keys()) == (None, {run, report["run"]})
+    assert (fingerprints[run], set(fingerprints)) == (None, {run, report["run"]})
     page = Path(write_page(tmp_path / "table", tmp_path / "p.html", run=run)).read_text()
     assert "The last call ended with an error" in page
     assert sum(step.startswith("to see how far the run came") for step in reporter.steps) == 1

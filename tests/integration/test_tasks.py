@@ -225,7 +225,16 @@ def test_each_measure_of_each_query_is_that_of_mteb():
 
 
 def test_a_dry_run_counts_by_the_statistics_of_mteb(run, cached, tmp_path):
-    names = ["--tasks", RETRIEVAL, "--tasks", CLASSES, "--tasks", PAGES, "--tasks", "Vidore2BioMedicalLecturesRetrieval"]
+    names = [
+        "--tasks",
+        RETRIEVAL,
+        "--tasks",
+        CLASSES,
+        "--tasks",
+        PAGES,
+        "--tasks",
+        "Vidore2BioMedicalLecturesRetrieval",
+    ]
     rates = ["--tokens-per-second", 1000, "--price-per-hour", 3.6]
     _, found, _ = run(*names, "--dry-run", *rates, "--model", tmp_path / "none", "--json")
     costs = (

@@ -6,12 +6,13 @@ stored, so no later run with the same settings computes it again. `decide` sees 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from actors.errors import ConfigError
 from pipeline.execute.progress import Reporter
 from pipeline.job.config import Run
 
@@ -29,7 +30,7 @@ class Seen:
         rows: Name of a view of the rows that all earlier steps kept: `n` (BIGINT, unique, ascending with the row id, dense
             over all rows of the job), `id`, `source` (null without a source column), the sides, and the raw columns.
         sides: Columns of texts: `query` and `passage`, or `text`.
-        folder: URL of a folder below the table for caches of this step.
+        folder: URL of a folder below the table for caches; steps share the vectors of texts in it.
         run: Distribution of the work, as the job has it.
         seed: Seed of everything that is drawn.
     """
@@ -58,9 +59,18 @@ class Decision:
 
 
 class Step:
-    """A step with its settings. Its class has the name of the step as in the job file."""
+    """A step.
+
+    Args:
+        settings: Its settings, a class of `pipeline.job.curation` of the same name.
+        sides: Columns of texts: `query` and `passage`, or `text`.
+    """
 
     name: str
+
+    def __init__(self, settings: Any, sides: Sequence[str]) -> None:
+        self.settings = settings
+        self.sides = tuple(sides)
 
     def schema(self) -> pa.Schema:
         """Return the columns that the step adds to the table."""
@@ -89,12 +99,18 @@ class Step:
         """Return the decision about the rows that the earlier steps kept."""
         raise NotImplementedError
 
-    def view(self) -> str:
-        """Return the SQL condition, over columns of the table, of the rows that the step drops by its measures.
+    def view(self, before: Mapping[str, Any]) -> str:
+        """Return the SQL condition, over columns of the table, of the rows that these settings drop.
 
-        A view with a stricter threshold evaluates it without running the step.
+        Called only if the settings differ. The condition is evaluated without running the step.
+
+        Args:
+            before: Settings with which the table was made.
 
         Raises:
-            ConfigError: the measures of the table do not tell.
+            ConfigError: the settings are looser, or the measures of the table do not tell.
         """
-        raise NotImplementedError
+        raise ConfigError(
+            f"the measures in the table do not tell what steps.{self.name} drops with other settings than "
+            f"{dict(before)}; run without --view"
+        )
