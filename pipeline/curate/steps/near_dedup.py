@@ -23,7 +23,7 @@ from pipeline.curate.steps.shingles import Shingles, band_keys, bands_for, proba
 
 HASH, SIGNATURE = "near_hash", "near_signature"
 COPY_OF, SIMILARITY = "near_duplicate_of", "near_similarity"
-_ROWS = 1 << 14  # of a batch
+_ROWS = 1 << 13  # of a batch
 _CAPPED = 20  # buckets that the evidence names
 _BINS = 20
 
