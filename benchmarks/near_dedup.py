@@ -58,7 +58,11 @@ class Result:
 def race(corpora: Path, work: Path, *, repeats: int, print_progress: Callable[[str], None]) -> Result:
     """Time each way, and count the pairs."""
     work.mkdir(parents=True, exist_ok=True)
-    texts = [normalised(text) for file in sorted(corpora.glob("*.parquet")) for text in pq.read_table(file)["text"].to_pylist()]
+    texts = [
+        normalised(text)
+        for file in sorted(corpora.glob("*.parquet"))
+        for text in pq.read_table(file)["text"].to_pylist()
+    ]
     file = work / "texts.jsonl"
     file.write_text("".join(json.dumps(text) + "\n" for text in texts))
     failed = install(_ENVIRONMENT, print_progress)
@@ -79,7 +83,15 @@ def race(corpora: Path, work: Path, *, repeats: int, print_progress: Callable[[s
 
 def _run(way: str, environment: str | None, file: Path, permutations: int) -> float:
     bands, length = bands_for(_THRESHOLD, permutations)
-    command = [str(python_of(environment)), "-m", "benchmarks.race.workers.minhash", way, str(file), str(bands), str(length)]
+    command = [
+        str(python_of(environment)),
+        "-m",
+        "benchmarks.race.workers.minhash",
+        way,
+        str(file),
+        str(bands),
+        str(length),
+    ]
     variables = {**os.environ, **dict.fromkeys(_THREADS, "1")}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
