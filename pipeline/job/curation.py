@@ -262,7 +262,7 @@ class CurationRun(Run):
 
 
 class Curation(Section):
-    """One curation job."""
+    """One curation job file."""
 
     pairs: Pairs | None = Field(default=None, description="Pairs to curate; or give `corpus`.")
     corpus: Corpus | None = Field(default=None, description="Documents to curate; or give `pairs`.")

@@ -24,11 +24,11 @@ class Files(Section):
     uri: Uri = Field(
         description="Path or URL of the files: one file, a folder or a glob; `${NAME}` is replaced from the environment."
     )
-    format: Literal["auto", "parquet", "jsonl", "csv", "text", "pages"] = Field(
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "pages", "code"] = Field(
         default="auto",
         description=(
             "File format; `auto` takes the format that the file ending names, and all files have the same one; `pages` are "
-            "PDFs, pictures and text files together."
+            "PDFs, pictures and text files together, `code` is source code, cut at its functions."
         ),
     )
     quote: Literal["auto", '"', "'", "none"] = Field(

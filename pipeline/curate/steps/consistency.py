@@ -5,8 +5,8 @@ counted, so copies and ties do no harm: copies of the own passage (after normali
 passage is once in the pool. The pool is drawn by a hash of the row id: the same rows have the same pool, after any restart.
 
 A sample of the pairs is shuffled, so that each query gets the passage of another pair. For each k, the shares of pairs and
-of shuffled pairs with a rank of at least k are what a limit of k loses and what it finds. `top_k: auto` takes the k with the
-largest difference of the two.
+of shuffled pairs with a rank of at least k are what a limit of k loses and what it finds. `top_k: auto` takes the k that is
+nearest to losing no good pair and finding all shuffled ones (`Curve`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from pipeline.curate.steps.base import Decision, Seen, Step
 from pipeline.scan.counts import QUERIES, Part, Pool
 
 KEY = "consistency_key"
+Ranks = npt.NDArray[np.int64]
+_NONE: Ranks = np.zeros(0, np.int64)
 _RANKS = 1000  # larger ranks are stored as this one, unless top_k is larger
-_SAMPLE_SHARE, _LEAST_SAMPLE = 0.01, 500
+_SAMPLE_SHARE, _LEAST_SAMPLE = 0.01, 2000  # of all pairs; fewer than this are a noisy sample
 _SMALL_POOL = 300
-_GOOD = 0.5  # difference of the shares found and lost below which a model tells pairs from shuffled ones badly
+_GOOD, _USELESS = 0.5, 0.1  # largest difference of the shares found and lost below which the evidence says so
+_WELL_KNOWN = 0.25  # share of shuffled pairs from which the ratio to that of pairs is not just noise
+_MOST_WRONG = 0.9
 _POOLS = 20  # described in the evidence
 _TRIES = 20  # to find another passage for a query
 _BATCH = 8 * QUERIES
-_BINS = 20
 
 
 class Consistency(Step):
@@ -85,7 +88,9 @@ class Consistency(Step):
         """)
         run("create or replace table consistency_ranks (n bigint, rank_in_pool bigint, score float, top_k bigint)")
         pools = run("select pool, count(*) from consistency_rows group by pool order by pool").fetchall()
-        found = [_Comparison(seen, vectors, settings, pool, pairs).run() for pool, pairs in pools]
+        found = [_Comparison(seen, vectors, settings, pool, pairs) for pool, pairs in pools]
+        for comparison in found:
+            comparison.run()
         run(
             "create or replace view consistency as "
             "select n, rank_in_pool, score, top_k, rank_in_pool >= top_k as dropped from consistency_ranks"
@@ -93,19 +98,16 @@ class Consistency(Step):
         rows, compared = run(
             f"select (select count(*) from {seen.rows}), (select count(*) from consistency_rows)"
         ).fetchall()[0]
-        return Decision(
-            "consistency",
-            {
-                "model": tables.spec.model,
-                "top_k": settings.top_k,
-                "texts_encoded": tables.encoded,
-                "without_vector": rows - compared,
-                "pools": sorted(found, key=lambda each: -int(each["pairs"]))[:_POOLS],
-                "pools_not_shown": max(len(found) - _POOLS, 0),
-                "ranks": _histogram(seen, "rank_in_pool", _marks(_RANKS)),
-                "scores": _histogram(seen, "score", [round(number / _BINS, 2) for number in range(_BINS)]),
-            },
-        )
+        shown = sorted(found, key=lambda each: -each.pairs)[:_POOLS]
+        evidence: dict[str, Any] = {
+            "texts_encoded": tables.encoded,
+            "pairs_without_vector": rows - compared,
+            "pools": [each.facts() for each in shown],
+            "pools_not_shown": len(found) - len(shown),
+            "curve": [point for each in shown for point in each.curve()],
+            "notes": [note for each in shown for note in each.notes()],
+        }
+        return Decision("consistency", evidence)
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""
@@ -124,50 +126,87 @@ class _Comparison:
     """Compares the pairs of one pool.
 
     Args:
-        pool: Source of the pairs; None if there is one pool.
+        source: Source of the pairs; None if there is one pool.
         pairs: Their number.
     """
 
     def __init__(
-        self, seen: Seen, vectors: Mapping[str, SideVectors], settings: Any, pool: str | None, pairs: int
+        self, seen: Seen, vectors: Mapping[str, SideVectors], settings: Any, source: str | None, pairs: int
     ) -> None:
-        self._seen, self._vectors, self._settings, self._name, self._pairs = seen, vectors, settings, pool, pairs
-        self._passages = 0
+        self._seen, self._vectors, self._settings = seen, vectors, settings
+        self._source, self.pairs = source, pairs
+        self._passages = self._best = self._top_k = 0
+        self._curve = Curve(_NONE, _NONE)
 
-    def run(self) -> dict[str, Any]:
-        """Fill the table `consistency_ranks`, and return what is found as evidence."""
-        settings, seen = self._settings, self._seen
-        where = "" if self._name is None else f" of the source {self._name!r}"
+    def run(self) -> None:
+        """Fill the table `consistency_ranks`."""
+        seen, wanted = self._seen, self._settings.top_k
+        where = "" if self._source is None else f" of the source {self._source!r}"
         seen.reporter.step(f"consistency: reading the pool{where}")
         pool = Pool(self._pool(), self._vectors["passage"].column)
         seen.reporter.step(
-            f"consistency: comparing {self._pairs:,} pairs{where} with a pool of {self._passages:,} passages"
+            f"consistency: comparing {self.pairs:,} pairs{where} with a pool of {self._passages:,} passages"
         )
-        pairs, shuffled = (self._ranks(pool, sample) for sample in self._samples())
-        best = best_k(pairs, shuffled, self._passages)
-        top_k = best if settings.top_k == "auto" else settings.top_k
-        most = max(top_k, _RANKS)
-        for result in pool.counted(self._parts(self._rows()), most, seen.run):
+        self._curve = Curve(*(self._ranks(pool, sample) for sample in self._samples()))
+        best = self._curve.best()
+        self._best = max(self._passages, 1) if best is None else best
+        self._top_k = self._best if wanted == "auto" else wanted
+        for result in pool.counted(self._parts(self._rows()), self._most, seen.run):
             ranks = pa.table(
-                [result.numbers, result.counts, result.scores, np.full(len(result.numbers), top_k)],
+                [result.numbers, result.counts, result.scores, np.full(len(result.numbers), self._top_k)],
                 ["n", "rank_in_pool", "score", "top_k"],
             )
             seen.connection.register("consistency_part", ranks)
             seen.connection.execute("insert into consistency_ranks select * from consistency_part")
             seen.connection.unregister("consistency_part")
-        curve = [_shares(pairs, shuffled, k) for k in sorted({*_marks(self._passages), top_k})]
+
+    @property
+    def _most(self) -> int:
+        """The largest rank that is stored; larger ones are stored as this one."""
+        return max(self._top_k, _RANKS)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known about the pool, and the limit."""
         return {
-            "source": self._name,
-            "pairs": self._pairs,
-            "pool": self._passages,
-            "top_k": top_k,
-            "best_top_k": best,
-            "largest_rank": most,
-            "sample": len(pairs),
-            "shuffled": len(shuffled),
-            "curve": curve,
-            "notes": _notes(self._passages, _shares(pairs, shuffled, best), len(shuffled)),
+            "source": self._source,
+            "pairs": self.pairs,
+            "passages": self._passages,
+            "top_k": self._top_k,
+            "best_top_k": self._best,
+            "largest_stored_rank": self._most,
+            "sampled_pairs": self._curve.size,
+            "seem_shuffled": round(self._curve.wrong, 4),
         }
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Return the shares of shuffled pairs that some k find, and of the sampled pairs that they lose."""
+        if not self._curve.size:
+            return []
+        marks = {
+            mark for power in range(len(str(self._passages))) for mark in (10**power, 2 * 10**power, 5 * 10**power)
+        }
+        limits = {mark for mark in marks if mark <= self._passages} | {self._top_k, self._best}
+        return [{"source": self._source, **self._curve.point(k)} for k in sorted(limits)]
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each reason to trust the ranks less."""
+        where = "" if self._source is None else f"{self._source}: "
+        if not self._curve.size:
+            return [f"{where}all passages are alike, so a rank says nothing, and top_k: auto drops nothing"]
+        notes = []
+        if self._passages < _SMALL_POOL:
+            notes.append(
+                f"{where}a pool of {self._passages} passages is small: many pairs that do not belong together rank high in it"
+            )
+        if self._curve.separation < _USELESS:
+            notes.append(f"{where}the model does not tell pairs from shuffled ones, so top_k: auto drops nothing")
+        elif self._curve.separation < _GOOD:
+            best = self._curve.point(self._best)
+            notes.append(
+                f"{where}the model hardly tells pairs from shuffled ones: the best k, {self._best}, finds {best['found']:.0%} "
+                f"of the shuffled pairs and loses {best['good_lost']:.0%} of the good ones"
+            )
+        return notes
 
     def _rows(self) -> Iterator[pa.Table]:
         yield from _stream(
@@ -175,7 +214,7 @@ class _Comparison:
         )
 
     def _mine(self) -> str:
-        name = "null" if self._name is None else "'" + self._name.replace("'", "''") + "'"
+        name = "null" if self._source is None else "'" + self._source.replace("'", "''") + "'"
         return f"pool is not distinct from {name}"
 
     def _pool(self) -> Iterator[tuple[npt.NDArray[np.float32], pa.StringArray]]:
@@ -190,7 +229,7 @@ class _Comparison:
 
     def _samples(self) -> tuple[pa.Table, pa.Table]:
         """Return pairs that are drawn by a hash of the row id, and the same with the passages of others."""
-        size = max(_LEAST_SAMPLE, int(self._pairs * _SAMPLE_SHARE))
+        size = max(_LEAST_SAMPLE, int(self.pairs * _SAMPLE_SHARE))
         parts = _stream(
             self._seen,
             f"select n, query, passage, key from consistency_rows where {self._mine()} order by sampled, n limit {size}",
@@ -198,10 +237,10 @@ class _Comparison:
         pairs = pa.concat_tables(parts)
         return pairs, shuffled(pairs)
 
-    def _ranks(self, pool: Pool, pairs: pa.Table) -> npt.NDArray[np.int64]:
-        """Return the ranks of pairs, sorted."""
+    def _ranks(self, pool: Pool, pairs: pa.Table) -> Ranks:
+        """Return the ranks of pairs, in any order."""
         parts = pool.counted(self._parts([pairs]), self._passages, self._seen.run)
-        return np.sort(np.concatenate([np.zeros(0, np.int64), *(part.counts for part in parts)]))
+        return np.concatenate([_NONE, *(part.counts for part in parts)])
 
     def _parts(self, tables: Iterable[pa.Table]) -> Iterator[Part]:
         queries, passages = self._vectors["query"], self._vectors["passage"]
@@ -232,58 +271,51 @@ def shuffled(pairs: pa.Table) -> pa.Table:
     )
 
 
-def best_k(pairs: npt.NDArray[np.int64], shuffled_pairs: npt.NDArray[np.int64], passages: int) -> int:
-    """Return the smallest k with the largest difference of the shares of shuffled pairs found and of pairs lost.
+class Curve:
+    """Shares of sampled pairs and of shuffled pairs whose rank is at least k.
 
-    Without shuffled pairs, or if no k finds more than it loses, it is the size of the pool: nothing is dropped.
+    Some of the sampled pairs do not belong together either. Their share is at most the least ratio of the two shares, and
+    it is taken for this; so the share of the good pairs that k loses can be estimated.
 
     Args:
-        pairs: Ranks of pairs, sorted.
-        shuffled_pairs: Ranks of shuffled pairs, sorted.
-        passages: Size of the pool.
+        pairs: Ranks of pairs.
+        shuffled_pairs: Ranks of shuffled pairs.
     """
-    if not len(shuffled_pairs):
-        return max(passages, 1)
-    limits = np.unique(np.concatenate([[1], pairs + 1]))  # the share lost falls at these alone
-    lost, found = (1 - np.searchsorted(ranks, limits) / len(ranks) for ranks in (pairs, shuffled_pairs))
-    place = int(np.argmax(np.round(found - lost, 12)))
-    return int(limits[place]) if found[place] > lost[place] else max(passages, 1)
 
+    def __init__(self, pairs: Ranks, shuffled_pairs: Ranks) -> None:
+        self._pairs, self._shuffled = np.sort(pairs), np.sort(shuffled_pairs)
+        self.size = min(len(pairs), len(shuffled_pairs))
+        self._limits = np.unique(np.concatenate([[1], pairs + 1]))  # the share of pairs falls at these alone
+        self.separation, self.wrong = 0.0, 0.0
+        if self.size:
+            lost, found = self._shares(self._limits)
+            self.separation = float(np.max(found - lost))
+            well_known = found >= _WELL_KNOWN
+            self.wrong = float(min(np.min(lost[well_known] / found[well_known], initial=1), _MOST_WRONG))
 
-def _shares(pairs: npt.NDArray[np.int64], shuffled_pairs: npt.NDArray[np.int64], k: int) -> dict[str, Any]:
-    """Return a point of the curve."""
-    lost, found = (
-        float(1 - np.searchsorted(ranks, k) / len(ranks)) if len(ranks) else None for ranks in (pairs, shuffled_pairs)
-    )
-    return {"k": k, "lost": lost, "found": found}
+    def _shares(self, limits: Ranks) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        lost, found = (1 - np.searchsorted(ranks, limits) / len(ranks) for ranks in (self._pairs, self._shuffled))
+        return lost, found
 
+    def _good_lost(self, lost: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.maximum(lost - self.wrong * found, 0) / (1 - self.wrong)
 
-def _notes(passages: int, best: Mapping[str, Any], shuffled_pairs: int) -> list[str]:
-    """Return a sentence for each reason to trust the ranks less."""
-    if not shuffled_pairs:
-        return ["all passages are alike, so a rank says nothing and top_k: auto drops nothing"]
-    notes = []
-    if passages < _SMALL_POOL:
-        notes.append(f"a pool of {passages} passages is small: most pairs that do not belong together rank high in it")
-    if best["found"] - best["lost"] < _GOOD:
-        notes.append(
-            f"the model hardly tells pairs from shuffled ones: the best k, {best['k']}, finds {best['found']:.0%} of shuffled "
-            f"pairs and loses {best['lost']:.0%} of the pairs"
-        )
-    return notes
+    def best(self) -> int | None:
+        """Return the smallest k that is nearest to finding all shuffled pairs and losing no good pair.
 
+        The distance is that of the shares, sqrt(lost^2 + (1 - found)^2). None if ranks do not tell pairs from shuffled ones.
+        """
+        if self.separation < _USELESS:
+            return None
+        lost, found = self._shares(self._limits)
+        distance = self._good_lost(lost, found) ** 2 + (1 - found) ** 2
+        return int(self._limits[np.argmin(np.round(distance, 12))])
 
-def _marks(most: int) -> list[int]:
-    """Return 1, 2, 5, 10, ... up to a number."""
-    return [mark for power in range(12) for mark in (10**power, 2 * 10**power, 5 * 10**power) if mark <= most]
-
-
-def _histogram(seen: Seen, column: str, bounds: Sequence[float]) -> dict[str, Any]:
-    """Return the number of rows below the first bound, and of those from each bound up to the next."""
-    cases = " ".join(f"when {column} < {bound} then {number}" for number, bound in enumerate(bounds))
-    query = f"select case {cases} else {len(bounds)} end as bin, count(*) from consistency_ranks group by bin"
-    counts = dict(seen.connection.execute(query).fetchall())
-    return {"bounds": list(bounds), "counts": [counts.get(number, 0) for number in range(len(bounds) + 1)]}
+    def point(self, k: int) -> dict[str, Any]:
+        """Return what is known about one k."""
+        lost, found = self._shares(np.array([k]))
+        shares = {"found": found, "lost": lost, "good_lost": self._good_lost(lost, found)}
+        return {"k": k, **{name: round(float(value[0]), 4) for name, value in shares.items()}}
 
 
 def _stream(seen: Seen, query: str) -> Iterator[pa.Table]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -17,7 +18,7 @@ from actors.vectors.quantiser import round_mantissa
 from pipeline.curate.embedding import SideVectors
 from pipeline.curate.steps import consistency
 from pipeline.curate.steps.base import Seen
-from pipeline.curate.steps.consistency import Consistency, best_k, shuffled
+from pipeline.curate.steps.consistency import Consistency, Curve, shuffled
 from pipeline.execute.progress import NullReporter
 from pipeline.job import curation
 from pipeline.job.config import Run
@@ -30,12 +31,12 @@ COPY = 200  # its passage is that of row 201 in capitals, so the key is the same
 @dataclasses.dataclass
 class Pairs:
     seen: Seen
-    queries: np.ndarray
-    passages: np.ndarray
+    queries: npt.NDArray[np.float32]
+    passages: npt.NDArray[np.float32]
     keys: list[int]
     sources: list[str]
 
-    def decide(self, **settings) -> tuple[dict[int, tuple], dict]:
+    def decide(self, **settings) -> tuple[dict[int, tuple[Any, ...]], dict[str, Any]]:
         """Return rank, score, top_k and verdict by row, and the evidence."""
         decision = step(**settings).decide(self.seen)
         names = "n, rank_in_pool, score, top_k, dropped"
@@ -47,8 +48,9 @@ def step(**settings) -> Consistency:
     return Consistency(curation.Consistency(model="made-up", **settings), ("query", "passage"))
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    of_length_1: npt.NDArray[Any] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return of_length_1
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def ranks(pairs: Pairs, pool: list[int], rows: list[int]) -> dict[int, int]:
     exact = unit(pairs.passages.astype(np.float64))
     found = {}
     for row in rows:
-        query = pairs.queries[row] / np.linalg.norm(pairs.queries[row], keepdims=True)
+        query = unit(pairs.queries[row : row + 1])[0]
         scores = (exact * query).sum(axis=1).astype(np.float32)
         found[row] = sum(scores[other] > scores[row] for other in pool if pairs.keys[other] != pairs.keys[row])
     return found
@@ -116,11 +118,9 @@ def test_ranks_are_those_of_a_loop_over_the_pool(pairs, pool):
     assert {row: rank for row, (rank, *_) in decided.items()} == of_loop
     assert [verdict for *_, verdict in decided.values()] == [rank >= 2 for rank, *_ in decided.values()]
     assert 5 < sum(verdict for *_, verdict in decided.values()) < ROWS / 2
-    assert evidence["without_vector"] == 1
+    assert evidence["pairs_without_vector"] == 1
     (only,) = evidence["pools"]
-    assert (only["pool"], only["pairs"], only["top_k"]) == (min(pool, ROWS - len(HUB) + 1 - 1 - 1), ROWS - 1, 2)
-    assert sum(evidence["ranks"]["counts"]) == sum(evidence["scores"]["counts"]) == ROWS - 1
-    assert evidence["ranks"]["counts"][0] == list(of_loop.values()).count(0)
+    assert (only["passages"], only["pairs"], only["top_k"]) == (min(pool, ROWS - len(HUB) + 1 - 1 - 1), ROWS - 1, 2)
 
 
 def test_a_pool_of_each_source_is_compared_with_its_own_pairs(pairs):
@@ -137,7 +137,7 @@ def test_ranks_above_the_largest_are_stored_as_that_one(pairs, monkeypatch):
     monkeypatch.setattr(consistency, "_RANKS", 4)
     capped, evidence = pairs.decide(top_k=2)
     assert {row: each[0] for row, each in capped.items()} == {row: min(each[0], 4) for row, each in exact.items()}
-    assert evidence["pools"][0]["largest_rank"] == 4
+    assert evidence["pools"][0]["largest_stored_rank"] == 4
 
 
 def test_auto_takes_the_best_k_and_finds_shuffled_pairs(pairs):
@@ -153,26 +153,35 @@ def test_auto_takes_the_best_k_and_finds_shuffled_pairs(pairs):
     assert len(dropped.difference(wrong)) <= 0.1 * (ROWS - len(wrong))
     (only,) = evidence["pools"]
     assert only["top_k"] == only["best_top_k"] > 1
-    best = next(point for point in only["curve"] if point["k"] == only["top_k"])
-    assert all(best["found"] - best["lost"] >= point["found"] - point["lost"] for point in only["curve"])
+    assert abs(only["seem_shuffled"] - 0.1) < 0.03
+    assert next(point["good_lost"] for point in evidence["curve"] if point["k"] == only["top_k"]) < 0.1
     assert pairs.decide() == (decided, evidence)
 
 
+@pytest.mark.parametrize("wrong", [0.0, 0.3])
+def test_the_best_k_is_that_of_all_ks(wrong):
+    random = np.random.default_rng(1)
+    bad = random.integers(0, 500, 1000)
+    good = np.minimum(random.geometric(0.03, 1000) - 1, 499)
+    mixed = np.concatenate([good[: int(1000 * (1 - wrong))], random.integers(0, 500, int(1000 * wrong))])
+    curve = Curve(mixed, bad)
+    assert abs(curve.wrong - wrong) < 0.05
+    points = [curve.point(k) for k in range(1, 501)]
+    distances = [point["good_lost"] ** 2 + (1 - point["found"]) ** 2 for point in points]
+    best = curve.best()
+    assert best is not None
+    assert distances[best - 1] <= min(distances) + 1e-3
+    assert 40 < best < 120
+    assert points[best - 1]["found"] == np.mean(bad >= best).round(4)
+    assert points[best - 1]["lost"] == np.mean(mixed >= best).round(4)
+    assert abs(points[best - 1]["good_lost"] - np.mean(good >= best)) < 0.05
+
+
 @pytest.mark.parametrize(
-    ("good", "bad", "k"),
-    [
-        ([0, 0, 1, 9], [5, 8, 50], 2),
-        ([0, 0, 0], [0, 0, 0], 40),  # nothing tells them apart: nothing is dropped
-        ([3, 3], [], 40),
-        ([7], [2], 40),
-        ([0, 4], [2, 9], 1),  # 1 and 5 are as good
-    ],
+    ("good", "bad", "k"), [([0, 4], [2, 9], 1), ([3, 3], [], None), ([3, 8], [3, 8], None), ([9], [2], None)]
 )
-def test_the_best_k_is_that_of_all_ks(good, bad, k):
-    assert best_k(np.array(good), np.array(bad, int), 40) == k
-    if bad and k < 40:
-        differences = [np.mean(np.array(bad) >= each) - np.mean(np.array(good) >= each) for each in range(1, 41)]
-        assert k == 1 + int(np.argmax(np.round(differences, 9)))
+def test_the_smallest_k_counts_and_ranks_that_tell_nothing_have_none(good, bad, k):
+    assert Curve(np.array(good), np.array(bad, int)).best() == k
 
 
 def test_a_shuffled_pair_has_the_passage_of_another():
@@ -194,7 +203,7 @@ def test_few_pairs_are_kept_and_the_evidence_says_why(pairs, alike):
     run(f"delete from seen where n not in ({'100, 101' if alike else '7'})")
     decided, evidence = pairs.decide()
     assert [verdict for *_, verdict in decided.values()] == [False] * (2 if alike else 1)
-    assert "top_k: auto drops nothing" in evidence["pools"][0]["notes"][0]
+    assert "top_k: auto drops nothing" in evidence["notes"][0]
 
 
 def test_no_pair_with_vectors_is_no_error(pairs):
