@@ -216,9 +216,7 @@ def near_dedup(
     from benchmarks import near_dedup as race
     from benchmarks.race.engine import today
 
-    result = race.race(
-        corpora or own_corpora(), WORK / "near_dedup", repeats=repeats, print_progress=print_progress
-    )
+    result = race.race(corpora or own_corpora(), WORK / "near_dedup", repeats=repeats, print_progress=print_progress)
     date = today()
     write_page(out / f"near_dedup_cpu_{date}.md", race.markdown(result, command=command(), date=date))
 

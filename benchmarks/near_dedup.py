@@ -58,12 +58,16 @@ class Result:
 def race(corpora: Path, work: Path, *, repeats: int, print_progress: Callable[[str], None]) -> Result:
     """Time each way, and count the pairs."""
     work.mkdir(parents=True, exist_ok=True)
-    texts = [normalised(text) for file in sorted(corpora.glob("*.parquet")) for text in pq.read_table(file)["text"].to_pylist()]
+    texts = [
+        normalised(text)
+        for file in sorted(corpora.glob("*.parquet"))
+        for text in pq.read_table(file)["text"].to_pylist()
+    ]
     file = work / "texts.jsonl"
     file.write_text("".join(json.dumps(text) + "\n" for text in texts))
     failed = install(_ENVIRONMENT, print_progress)
     ways = {way: environment for way, environment in _WAYS.items() if environment is None or failed is None}
-    rates = {}
+    rates: dict[int, dict[str, float]] = {}
     for permutations in _PERMUTATIONS:
         rates[permutations] = {}
         for way, environment in ways.items():
@@ -79,7 +83,15 @@ def race(corpora: Path, work: Path, *, repeats: int, print_progress: Callable[[s
 
 def _run(way: str, environment: str | None, file: Path, permutations: int) -> float:
     bands, length = bands_for(_THRESHOLD, permutations)
-    command = [str(python_of(environment)), "-m", "benchmarks.race.workers.minhash", way, str(file), str(bands), str(length)]
+    command = [
+        str(python_of(environment)),
+        "-m",
+        "benchmarks.race.workers.minhash",
+        way,
+        str(file),
+        str(bands),
+        str(length),
+    ]
     variables = {**os.environ, **dict.fromkeys(_THREADS, "1")}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -123,14 +135,21 @@ def _found(texts: list[str], similarities: np.ndarray, permutations: int) -> Fou
 
 def markdown(result: Result, *, command: str, date: str) -> str:
     """Return the page of a result."""
+    facts = (
+        f"{hardware()}. {versions('numpy', 'rensa')}; peers in `benchmarks/race/environments/near_dedup.txt`. "
+        f"{result.texts:,} docstrings of {result.characters:.0f} characters on average, normalised before; shingles of 5 "
+        "characters."
+    )
+    truth = (
+        f"Among these texts and {result.copies:,} copies of them with {_SHARE:.0%} of the words exchanged, all pairs were "
+        f"compared. Pairs with a Jaccard similarity of {_THRESHOLD} or more, and those that share a band:"
+    )
     lines = [
         f"# Near copies: shingles, signatures and bands, {date}",
         "",
         f"`{command}`, commit {commit()}, one thread for each, CPU seconds.",
         "",
-        f"{hardware()}. {versions('numpy', 'rensa')}; peers in `benchmarks/race/environments/near_dedup.txt`. "
-        f"{result.texts:,} docstrings of {result.characters:.0f} characters on average, normalised before; shingles of 5 "
-        f"characters.",
+        facts,
         "",
         "| way | permutations | texts/s | vectide is faster by |",
         "|---|---:|---:|---:|",
@@ -140,8 +159,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
             lines.append(f"| {way} | {permutations} | {rate:,.0f} | {rates['vectide'] / rate:.1f} |")
     lines += [
         "",
-        f"Among these texts and {result.copies:,} copies of them with {_SHARE:.0%} of the words exchanged, all pairs were "
-        f"compared. Pairs with a Jaccard similarity of {_THRESHOLD} or more, and those that share a band:",
+        truth,
         "",
         "| permutations | bands x places | pairs of similarity | found | candidates |",
         "|---:|---:|---:|---:|---:|",
