@@ -157,7 +157,18 @@ def test_groups_are_components_with_the_smallest_as_keeper_in_any_order():
 
 
 def test_equal_texts_are_copies_if_short_too_and_empty_ones_are_left_alone():
-    texts = ["Ab", "  ab ", "abc", "", " ", None, "ＡＢ", "same text here", "Same  text here\u200b", "nothing in common"]
+    texts = [
+        "Ab",
+        "  ab ",
+        "abc",
+        "",
+        " ",
+        None,
+        "ＡＢ",
+        "same text here",
+        "Same  text here\u200b",
+        "nothing in common",
+    ]
     dropped, evidence = decide(texts)
     assert dropped == {1: (0, 1.0), 6: (0, 1.0), 8: (7, 1.0)}
     assert (evidence["empty"], evidence["too_short"], evidence["candidates"]) == (3, 2, 0)
