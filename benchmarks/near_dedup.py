@@ -67,7 +67,7 @@ def race(corpora: Path, work: Path, *, repeats: int, print_progress: Callable[[s
     file.write_text("".join(json.dumps(text) + "\n" for text in texts))
     failed = install(_ENVIRONMENT, print_progress)
     ways = {way: environment for way, environment in _WAYS.items() if environment is None or failed is None}
-    rates = {}
+    rates: dict[int, dict[str, float]] = {}
     for permutations in _PERMUTATIONS:
         rates[permutations] = {}
         for way, environment in ways.items():
@@ -135,14 +135,21 @@ def _found(texts: list[str], similarities: np.ndarray, permutations: int) -> Fou
 
 def markdown(result: Result, *, command: str, date: str) -> str:
     """Return the page of a result."""
+    facts = (
+        f"{hardware()}. {versions('numpy', 'rensa')}; peers in `benchmarks/race/environments/near_dedup.txt`. "
+        f"{result.texts:,} docstrings of {result.characters:.0f} characters on average, normalised before; shingles of 5 "
+        "characters."
+    )
+    truth = (
+        f"Among these texts and {result.copies:,} copies of them with {_SHARE:.0%} of the words exchanged, all pairs were "
+        f"compared. Pairs with a Jaccard similarity of {_THRESHOLD} or more, and those that share a band:"
+    )
     lines = [
         f"# Near copies: shingles, signatures and bands, {date}",
         "",
         f"`{command}`, commit {commit()}, one thread for each, CPU seconds.",
         "",
-        f"{hardware()}. {versions('numpy', 'rensa')}; peers in `benchmarks/race/environments/near_dedup.txt`. "
-        f"{result.texts:,} docstrings of {result.characters:.0f} characters on average, normalised before; shingles of 5 "
-        f"characters.",
+        facts,
         "",
         "| way | permutations | texts/s | vectide is faster by |",
         "|---|---:|---:|---:|",
@@ -152,8 +159,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
             lines.append(f"| {way} | {permutations} | {rate:,.0f} | {rates['vectide'] / rate:.1f} |")
     lines += [
         "",
-        f"Among these texts and {result.copies:,} copies of them with {_SHARE:.0%} of the words exchanged, all pairs were "
-        f"compared. Pairs with a Jaccard similarity of {_THRESHOLD} or more, and those that share a band:",
+        truth,
         "",
         "| permutations | bands x places | pairs of similarity | found | candidates |",
         "|---:|---:|---:|---:|---:|",

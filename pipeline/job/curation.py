@@ -115,7 +115,7 @@ class NearDedup(Section):
         default="passage", description="Side of a pair that is compared; `both` compares query and passage as one text."
     )
     permutations: Annotated[int, Field(ge=16, le=1024)] = Field(
-        default=256, description="Bytes of a MinHash signature; with more, fewer pairs are compared in vain."
+        default=128, description="Bytes of a MinHash signature; with more, fewer pairs are compared in vain."
     )
     max_bucket: Annotated[int, Field(ge=2)] = Field(
         default=100,

@@ -29,12 +29,12 @@ def by_vectide(texts: list[str], bands: int, length: int) -> Iterator[Any]:
     kind = Shingles("characters", N)
     for first in range(0, len(texts), 1024):
         keys = band_keys(kind.signatures(texts[first : first + 1024], bands * length), bands, length)
-        yield from (row.tolist() for row in keys)
+        yield from keys
 
 
 def by_datasketch(texts: list[str], bands: int, length: int) -> Iterator[Any]:
     """`MinHash.bulk`, and the keys that `MinHashLSH` makes."""
-    from datasketch import MinHash  # type: ignore[import-not-found]
+    from datasketch import MinHash
 
     sets = ([shingle.encode() for shingle in shingles(text)] for text in texts)
     for made in MinHash.bulk(sets, num_perm=bands * length):
@@ -45,7 +45,7 @@ def by_datasketch(texts: list[str], bands: int, length: int) -> Iterator[Any]:
 def by_datatrove(texts: list[str], bands: int, length: int) -> Iterator[Any]:
     """Hashes and signatures of `MinhashDedupSignature`; its shingles are words, so characters are cut here."""
     import numpy as np
-    from datatrove.pipeline.dedup.minhash import (  # type: ignore[import-not-found]
+    from datatrove.pipeline.dedup.minhash import (
         MinhashConfig,
         MinhashDedupSignature,
         create_hash_func,
@@ -53,7 +53,7 @@ def by_datatrove(texts: list[str], bands: int, length: int) -> Iterator[Any]:
 
     step = MinhashDedupSignature.__new__(MinhashDedupSignature)  # without its tokenizer of words
     step.config = MinhashConfig(n_grams=N, num_buckets=bands, hashes_per_bucket=length)
-    step.num_hashes, step._parameters = bands * length, None
+    step.num_hashes, step._parameters = bands * length, None  # noqa: SLF001
     hash_of = create_hash_func(step.config.hash_config)
     for text in texts:
         hashes = np.fromiter((hash_of(shingle) for shingle in shingles(text)), np.uint64).reshape(-1, 1)
@@ -72,7 +72,7 @@ def main() -> None:
     started = time.process_time()
     rows = list(made(texts, int(bands), int(length)))
     seconds = time.process_time() - started
-    keys = {(band, key) for row in rows for band, key in enumerate(row)}
+    keys = {(band, key) for row in rows for band, key in enumerate(list(row))}
     print(json.dumps({"s": seconds, "keys": len(keys)}))
 
 
