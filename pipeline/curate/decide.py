@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -76,9 +77,15 @@ class Rows:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.connection.close()
         self._folder.leave()
+        import duckdb
+
+        if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
+            raise failure(error) from error
 
     def load(self) -> int:
         """Number the rows and load their texts and measures; return the number of rows with a repeated id."""
@@ -171,21 +178,10 @@ class Rows:
                 self._context.job.run,
             )
             rows = run(f"select count(*) from {view}").fetchall()[0][0]
-            try:
-                decision = step.decide(seen)
-                decided = self._take(step.name, step.schema().names, decision, view, rows)
-            except self.errors as error:
-                raise failure(error) from error
+            decided = self._take(step.name, step.schema().names, step.decide(seen), view, rows)
             run(f"insert into drops select n, {number} from {decided.table} where dropped")
             done.append(decided)
         return done
-
-    @property
-    def errors(self) -> tuple[type[Exception], ...]:
-        """The errors of DuckDB that are of the machine: a full disk, too little memory."""
-        import duckdb
-
-        return (duckdb.IOException, duckdb.OutOfMemoryException)
 
     def _take(self, name: str, columns: list[str], decision: Decision, view: str, rows: int) -> Decided:
         """Copy a decision, in the order of the rows, and check it."""
@@ -238,7 +234,7 @@ def read_result(result: Measured, columns: list[str] | None = None) -> pa.Table:
 
 def failure(error: Exception) -> StorageError:
     """Return the error to raise for one of DuckDB."""
-    text = redact(error).split("\n")[0]
+    text = redact(error).partition(" Possible solutions")[0]
     return StorageError(
         f"the local database of the curation failed: {text}. It is in the folder for temporary files (TMPDIR) and takes about "
         f"twice the size of the texts: free some space, or set run.memory to more. Run the same command again: what was read "

@@ -177,6 +177,14 @@ def test_another_threshold_reads_nothing_and_names_the_changes(folder, monkeypat
     assert (looser.units_read, looser.version) == (0, 2)
 
 
+def test_a_database_without_memory_says_so_and_the_next_run_goes_on(folder):
+    with pytest.raises(
+        StorageError, match="the local database of the curation failed: Out of Memory .* set run.memory to more"
+    ):
+        curate(job_of(folder, STEPS, run={"memory": "1MiB"}))
+    assert curate(job_of(folder, STEPS)).units_read == 0
+
+
 def test_a_vacuum_keeps_the_rows_that_the_version_was_made_from(folder, monkeypatch):
     job, rows = job_of(folder, STEPS, run={"max_quarantined": 1.0}), folder / "table" / "_vectide" / "curation" / "rows"
     curate(job)
