@@ -314,6 +314,8 @@ class Curation(Section):
                 raise ValueError(
                     "steps.language.allow has pairs of languages, and the job has a corpus: name languages, as in [en]"
                 )
+            if isinstance(settings, Language) and self.pairs is None and settings.side != "both":
+                raise ValueError(f"steps.language.side is {settings.side}, and a document has no sides: leave side out")
             if isinstance(settings, Language) and settings.of_translations and settings.side != "both":
                 raise ValueError(f"steps.language.side is {settings.side}, and pairs of languages in allow need both")
             if isinstance(settings, Consistency) and settings.per_source and self.rows.source_column is None:
