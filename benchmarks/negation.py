@@ -49,11 +49,11 @@ def _swapped(sentence: str, lemmas: list[str]) -> tuple[str, str] | None:
     return None
 
 
-def measure(work: Path, wordnet: Path, model: Path, *, pairs: str | None) -> tuple[Outcome, Evaluation]:
-    """Make the set, and evaluate the model on it.
+def measure(work: Path, wordnet: Path, model: Path, *, pairs: str | None) -> list[tuple[Outcome, Evaluation]]:
+    """Make a set by rules and one by antonyms, and evaluate the model on both.
 
     Args:
-        work: Folder for the set.
+        work: Folder for the sets.
         wordnet: Folder of WordNet's files.
         model: Folder of the model.
         pairs: URL of other pairs, with the columns `anchor` and `entailment`; None: those of WordNet.
@@ -63,49 +63,47 @@ def measure(work: Path, wordnet: Path, model: Path, *, pairs: str | None) -> tup
         pairs = str(work / "pairs.parquet")
         anchors, entailments = zip(*wordnet_pairs(wordnet), strict=True)
         pq.write_table(pa.table({"anchor": anchors, "entailment": entailments}), pairs)
-    made = build_negations(pairs, str(work / "negations.parquet"), Settings(wordnet=str(wordnet)))
     job = load_job(None, defaults={"source.uri": "none", "table.uri": "none", "encoder.model": str(model)})
     subject = Subject("all-MiniLM-L6-v2", load_encoder(job.encoder.settings()))
-    return made, evaluate_texts("negation", made.out, [subject]).result()
+    found = []
+    for way in ("rules", "antonyms"):
+        made = build_negations(pairs, str(work / f"{way}.parquet"), Settings(ways=(way,), wordnet=str(wordnet)))
+        found.append((made, evaluate_texts("negation", made.out, [subject]).result()))
+    return found
 
 
-def markdown(made: Outcome, evaluation: Evaluation, *, pairs: str | None, command: str, date: str) -> str:
+def markdown(found: list[tuple[Outcome, Evaluation]], *, pairs: str | None, command: str, date: str) -> str:
     """Return the page of a measurement."""
     what = (
-        "example sentences of WordNet 3.0; the anchor has a synonym of the same sense in place of one word"
+        "example sentences of WordNet 3.0. The anchor has a synonym of the same sense in place of one word"
         if pairs is None
-        else f"pairs of {pairs}"
+        else f"of {pairs}"
     )
-    names = ("EasyNegation", "HardNegation")
-    rows = []
-    for row in evaluation.rows:
-        scores = " | ".join(str(row.scores[name]) for name in names)
-        rows.append(f"| {row.label} | {scores} |")
-    left = [f"| {reason} | {count:,} |" for reason, count in made.left_out.items()]
-    rules = [f"| {rule} | {made.by_rule[rule]:,} | {text} | {negative} |" for rule, text, negative in made.examples]
-    return "\n".join(
-        [
-            f"# Negation: what a small model sees of it ({date})",
-            "",
-            f"    {command}",
-            "",
-            f"{made.rows_read:,} pairs: {what}. `vectide negation` made {made.rows:,} triplets of them.",
-            "",
-            "| | EasyNegation | HardNegation |",
-            "|---|---|---|",
-            *rows,
-            "",
-            "EasyNegation is the share of triplets in which the anchor is nearer to the sentence than to its negation,",
-            "HardNegation that in which the sentence is nearer to the anchor than to its negation",
-            "([evaluation](../evaluation.md)). In brackets: 95 % intervals.",
-            "",
-            "| rule | triplets | sentence | negative |",
-            "|---|---:|---|---|",
-            *rules,
-            "",
-            "| pairs left out | |",
-            "|---|---:|",
-            *left,
-            "",
+    lines = [f"# What a small model sees of a negation ({date})", "", f"    {command}", ""]
+    lines += [f"{found[0][0].rows_read:,} pairs, {what};"]
+    lines += ["`vectide negation` made the negatives. Words in common: the share of words in place of the cosine.", ""]
+    lines += ["| negatives by | triplets | | EasyNegation | HardNegation |", "|---|---:|---|---|---|"]
+    for way, (made, evaluation) in zip(("rules", "antonyms"), found, strict=True):
+        for row in evaluation.rows:
+            scores = " | ".join(str(row.scores[name]) for name in ("EasyNegation", "HardNegation"))
+            lines.append(f"| {way} | {made.rows:,} | {row.label} | {scores} |")
+    lines += [
+        "",
+        "EasyNegation is the share of triplets in which the anchor is nearer to the sentence than to its negative,",
+        "HardNegation that in which the sentence is nearer to the anchor than to its negative",
+        "([evaluation](../evaluation.md)). In brackets: 95 % intervals.",
+        "",
+        "| rule | triplets | sentence | negative |",
+        "|---|---:|---|---|",
+    ]
+    for made, _ in found:
+        lines += [
+            f"| {rule} | {made.by_rule[rule]:,} | {text} | {negative} |" for rule, text, negative in made.examples
         ]
-    )
+    lines += ["", "| pairs left out | by rules | by antonyms |", "|---|---:|---:|"]
+    first, second = (made.left_out for made, _ in found)
+    lines += [
+        f"| {reason} | {first.get(reason, 0):,} | {second.get(reason, 0):,} |"
+        for reason in dict.fromkeys([*first, *second])
+    ]
+    return "\n".join([*lines, ""])

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from actors.errors import ConfigError
 from actors.schema import ID
 from actors.source.blank import blank_rows
 from actors.storage.temp_dirs import disk_errors
@@ -37,6 +38,15 @@ if TYPE_CHECKING:
     import duckdb
 
 _ABILITY = "Retrieval"  # type of a task in mteb: queries search passages
+_FACTS = (
+    "weights_sha256",
+    "tokenizer_sha256",
+    "config_sha256",
+    "family",
+    "dim",
+    "max_tokens",
+    "precision",
+)  # of a model
 _PART = 100_000  # texts of a file
 _NAME = "texts"  # of a table: its folder names model and task
 
@@ -104,6 +114,16 @@ def text_tables(
 def task_of_side(tables: TextTables, side: str) -> str | None:
     """Return the task with which a model encodes a side."""
     return task_of(tables.spec, _ABILITY, document=side != "query")
+
+
+def lineage_of(model: str, encoder: Mapping[str, Any], sides: Sequence[str]) -> dict[str, Any]:
+    """Return what determines the vectors of some sides."""
+    tables = text_tables(model, encoder)
+    facts = tables.spec.lineage()
+    return {
+        **{name: facts[name] for name in _FACTS},
+        **{f"{side}_task": task_of_side(tables, side) for side in sides},
+    }
 
 
 def embed(seen: Seen, tables: TextTables, sides: Sequence[str]) -> dict[str, SideVectors]:

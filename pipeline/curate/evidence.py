@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import duckdb
 
 _SAMPLES = 20
-_SOURCES, _SINGLE = 100, 5
+_SOURCES = 100
+_SINGLE = 5  # sources with one row that are named
 _VALUES = 30  # of a measure that is text
 _CHARACTERS = 200
 _BINS, _WIDTH = 20, 0.05

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from actors.errors import ConfigError
 from actors.source.column_names import alike
@@ -100,11 +100,7 @@ class Corpus(Curated):
 
 
 class Dedup(Section):
-    """Exact copies, empty texts, and pairs whose sides are the same.
-
-    Texts are compared after NFKC, case folding and removal of zero-width characters, with each run of white space as one
-    space.
-    """
+    """Exact copies after normalisation, empty texts, and pairs whose sides are the same."""
 
 
 class NearDedup(Section):
@@ -210,6 +206,13 @@ class SemanticDedup(Section):
     model: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="Model of the vectors; by default that of the step `consistency`."
     )
+    encoder: dict[str, Any] = Field(
+        default={}, description="Other keys of `encoder` of a backfill; by default those of the model's step."
+    )
+    side: Side = Field(
+        default="passage",
+        description="Side of a pair that is compared; `both` takes the mean of the cosines of both sides.",
+    )
 
 
 class Step(Section):
@@ -275,6 +278,21 @@ class Curation(Section):
     def section(self) -> str:
         """The name of the section `rows`."""
         return "corpus" if self.pairs is None else "pairs"
+
+    @field_validator("steps")
+    @classmethod
+    def _share_model(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """Give `semantic_dedup` the model of `consistency` if it names none."""
+        consistency = next((step.consistency for step in steps if step.consistency is not None), None)
+
+        def shared(step: Step) -> Step:
+            own = step.semantic_dedup
+            if consistency is None or own is None or own.model is not None:
+                return step
+            keys = {"model": consistency.model, "encoder": {**consistency.encoder, **own.encoder}}
+            return step.model_copy(update={"semantic_dedup": own.model_copy(update=keys)})
+
+        return tuple(map(shared, steps))
 
     @model_validator(mode="after")
     def _check(self) -> Curation:

@@ -82,6 +82,8 @@ COMMANDS = {
         "--sts",
         "--negation",
         "--alignment",
+        "--parallel",
+        "--needle",
         "--tasks",
         "--dry-run",
         "--prefetch",

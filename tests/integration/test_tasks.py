@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,7 @@ from pipeline.quality.bootstrap import Difference
 from pipeline.quality.metrics import retrieval_values
 from tests.checkpoints.bert import write_bert
 from tests.checkpoints.jina_v4 import write_jina_v4
-from tests.integration.conftest import Silent, Stopping, Stops
+from tests.integration.conftest import Silent
 from tests.integration.hub import cache_dataset
 from tests.integration.test_evaluate import run
 from tests.integration.test_pages import png
@@ -34,6 +37,7 @@ RETRIEVAL, CLASSES, CLUSTERS, STS = NAMES = (
 )
 PAGES, PAGES_OF_FOUR = "Vidore2ESGReportsHLRetrieval", "Vidore2ESGReportsRetrieval"
 SETTINGS = ["run.address=inline", "run.unit_rows=16"]
+ROOT = Path(__file__).parents[2]
 WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
 
 
@@ -100,26 +104,47 @@ def cached(tmp_path_factory):
         yield [by_name[name] for name in NAMES]
 
 
+# Runs an evaluation in a process that is killed between two units.
+KILLED = """
+import os, signal, sys
+import mteb
+from pipeline.evaluate.judge import judge
+from tests.integration.conftest import Silent
+
+class Killing(Silent):
+    def finished_unit(self, receipt):
+        print(receipt.encoded, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+out, model, tasks, settings = sys.argv[1], sys.argv[2], sys.argv[3].split(), sys.argv[4].split()
+judge([mteb.get_task(name) for name in tasks], out, Killing(), models=[model], settings=settings)
+"""
+
+
 @pytest.fixture(scope="module")
 def judged(cached, tmp_path_factory, tiny_model):
-    """The result of an evaluation that was stopped between two units, its folder, and the receipts of both runs."""
+    """The result of an evaluation that was killed between two units, its folder, and the texts that both runs encoded."""
+    import datasets.config
+
     from pipeline.evaluate.judge import judge
 
-    out, stopping, resumed = tmp_path_factory.mktemp("judged"), Stopping(after=1), Silent()
-    with pytest.raises(Stops):
-        judge(cached, str(out), stopping, models=[str(tiny_model)], settings=SETTINGS)
-    return judge(cached, str(out), resumed, models=[str(tiny_model)], settings=SETTINGS), out, stopping, resumed
+    out, resumed = tmp_path_factory.mktemp("judged"), Silent()
+    command = [sys.executable, "-c", KILLED, str(out), str(tiny_model), " ".join(NAMES), " ".join(SETTINGS)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+    killed = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    result = judge(cached, str(out), resumed, models=[str(tiny_model)], settings=SETTINGS)
+    return result, out, int(killed.stdout), sum(receipt.encoded for receipt in resumed.receipts)
 
 
-def test_a_stopped_evaluation_resumes_and_encodes_no_text_twice(judged):
-    result, out, stopping, resumed = judged
+def test_a_killed_evaluation_resumes_and_encodes_no_text_twice(judged):
+    result, out, first, second = judged
     assert [task.task for task in result.tasks] == list(NAMES)
     assert [task.main for task in result.tasks] == ["ndcg_at_10", "accuracy", "v_measure", "cosine_spearman"]
     assert all(0 <= task.scores[0] <= 1 for task in result.tasks)
-    first, second = (sum(receipt.encoded for receipt in reporter.receipts) for reporter in (stopping, resumed))
     documents, queries, similar = 40, 12, 30  # ten sentences are in both columns
     clustered = 12  # the task draws 4 % of 300
-    assert (len(stopping.receipts), 0 < first < documents) == (1, True)
+    assert 0 < first < documents
     assert first + second == documents + queries + 36 + 18 + clustered + similar
     assert len(list(out.glob("results/local__*/*/*.json"))) == len(NAMES) + 1  # and model_meta.json
 

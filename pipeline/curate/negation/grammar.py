@@ -53,7 +53,7 @@ SUBJECTS = {
 }
 NO_SUBJECTS = words("at few both either any here let please less more only just even almost nearly")
 NUMBERS = words(
-    "two three four five six seven eight nine ten many much little enough more the these those both all my your his her its "
+    "two three four five six seven eight nine ten many much little too so very such enough more the these those both all my your his her its "
     "our their"
 )
 # Verbs without an object: "the man walked in the park" has a past, "a man dressed in black" a participle.

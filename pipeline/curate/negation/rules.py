@@ -70,19 +70,24 @@ def negate(text: str) -> Negated | str:
     Args:
         text: An English sentence that has no negation.
     """
-    found, stripped = words_of(text), text.strip()
+    if (reason := unfit(text)) is not None:
+        return reason
+    sentence = _Sentence(text, words_of(text))
+    verb = sentence.verb()
+    negative = None if verb is None else sentence.negated(verb)
+    return negative or "no rule fits"
+
+
+def unfit(text: str) -> str | None:
+    """Return why a text is no single statement that can be negated; None if it may be one."""
+    stripped = text.strip()
     if stripped.endswith("?"):
         return "a question"
     if _SENTENCES.search(stripped):
         return "more than one sentence"
     if _QUOTED.search(stripped):
         return "a quotation"
-    if len(found) > _LONGEST:
-        return f"longer than {_LONGEST} words"
-    sentence = _Sentence(text, found)
-    verb = sentence.verb()
-    negative = None if verb is None else sentence.negated(verb)
-    return negative or "no rule fits"
+    return f"longer than {_LONGEST} words" if len(words_of(text)) > _LONGEST else None
 
 
 class _Sentence:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.errors import ConfigError
-from pipeline.curate.negation.rules import Negated
+from pipeline.curate.negation.rules import Negated, unfit
 from pipeline.curate.negation.verbs import form_of, like, words
 from pipeline.curate.negation.words import NEGATIONS, Word, words_of
 
@@ -24,7 +24,7 @@ _BE = words("am is are was were be been being very quite too so rather")
 # Words of grammar: their antonyms deny nothing.
 _GRAMMAR = words(
     "be do have can may will make let get go come up down more most less least first last next other own same such "
-    "well still just even ever right much many now then here there back only out in on off over under like give"
+    "well still just even ever right much many now then here there back only out in on off over under like give all some"
 )
 
 
@@ -51,11 +51,13 @@ class Antonyms:
 
     def replace(self, text: str) -> Negated | str:
         """Return a text with one word replaced by its antonym, or why there is none; the word after be is the first choice."""
+        if (reason := unfit(text)) is not None:
+            return reason
         found = words_of(text)
         choices = [
             (not after_be, at, antonym)
             for at, word in enumerate(found)
-            for after_be in [at > 0 and found[at - 1].low in _BE]
+            for after_be in [at > 0 and found[at - 1].low in _BE and not _goes_on(found[at + 1 : at + 2])]
             if (antonym := self._antonym(word, after_be=after_be)) is not None
         ]
         if not choices:
@@ -80,7 +82,7 @@ class Antonyms:
         if form is not None and form.base not in _GRAMMAR and form.tense != "base" and ("v", form.base) in self.of:
             other = self.of["v", form.base]
             return like(other, form) if self._is_mostly("v", form.base) and form_of(like(other, form)) else None
-        for part in "ar":
+        for part in "ar" if form is None else "":
             if (part, low) in self.of and self._is_mostly(part, low):
                 return self.of[part, low]
         return None
@@ -120,6 +122,11 @@ def read_antonyms(folder: str | None) -> Antonyms | None:
         word, _, sense = key.partition("%")
         uses[_OF_SENSE.get(sense[0], "n"), word] += int(count)
     return Antonyms(found, uses)
+
+
+def _goes_on(after: list[Word]) -> bool:
+    """Return whether a participle follows, so that a word after be is no adjective: long awaited."""
+    return bool(after) and after[0].low.endswith(("ed", "ing"))
 
 
 def _lines(path: Path) -> Iterable[str]:

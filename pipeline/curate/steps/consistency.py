@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from actors.errors import ConfigError, InvariantBroken
-from pipeline.curate.embedding import SideVectors, embed, task_of_side, text_tables
+from pipeline.curate.embedding import SideVectors, embed, lineage_of, text_tables
 from pipeline.curate.normalise import normalised
 from pipeline.curate.steps.base import Decision, Seen, Step
 from pipeline.scan.counts import QUERIES, Part, Pool
@@ -37,7 +37,6 @@ _MOST_WRONG = 0.9
 _POOLS = 20  # described in the evidence
 _TRIES = 20  # to find another passage for a query
 _BATCH = 8 * QUERIES
-_MODEL_FACTS = ("weights_sha256", "tokenizer_sha256", "config_sha256", "family", "dim", "max_tokens", "precision")
 
 
 class Consistency(Step):
@@ -70,12 +69,7 @@ class Consistency(Step):
 
     def lineage(self) -> dict[str, Any]:
         """See `Step`."""
-        tables = text_tables(self.settings.model, self.settings.encoder)
-        facts = tables.spec.lineage()
-        return {
-            **{name: facts[name] for name in _MODEL_FACTS},
-            **{f"{side}_task": task_of_side(tables, side) for side in self.sides},
-        }
+        return lineage_of(self.settings.model, self.settings.encoder, self.sides)
 
     def decide(self, seen: Seen) -> Decision:
         """See `Step`."""
