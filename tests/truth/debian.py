@@ -25,6 +25,9 @@ _FILES = {"pt": "pt-br", "zh": "zh-cn"}
 _PARAGRAPH = re.compile(r"<p(?: [^>]*)?>(.*?)</p>", re.DOTALL)
 _SIGNATURE = re.compile(r'<dt class="sig[^>]*>\n(.*?)</dt>\n<dd><p>(.*?)</p>', re.DOTALL)
 _NAME = re.compile(r'^\.S[Hh] "?NAME"?\n(.*?)\s\\-\s(.*?)\n\.S', re.MULTILINE | re.DOTALL)
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_LATIN = re.compile(r"[A-Za-z]{2,}")
+_HAN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 _ROFF = re.compile(r'^\.[A-Z]+ |\\f[A-Z]|\\&|"|\\(?=-)', re.MULTILINE)
 
 
@@ -39,8 +42,17 @@ class Paragraph:
     other: str
 
     @property
+    def is_copy(self) -> bool:
+        return self.english == self.other
+
+    @property
     def is_translated(self) -> bool:
-        return self.english != self.other
+        """True if most words are new; false for a table's caption with its first word translated, and the like."""
+        if self.language in ("ja", "zh"):
+            han, latin = len(_HAN.findall(self.other)), len(_LATIN.findall(self.other))
+            return han > 0 and han >= 2 * latin
+        english, other = (set(_WORD.findall(text.lower())) for text in (self.english, self.other))
+        return len(other - english) > len(other & english)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,15 @@ def aligned() -> list[Paragraph]:
                     for number, texts in enumerate(zip(english, other, strict=True))
                 ]
     return found
+
+
+def untranslated(paragraphs: list[Paragraph]) -> set[Paragraph]:
+    """Return the copies that are prose: those that were translated into some other language.
+
+    A copy in each language is a path, a name, or too new for every translator, and its language is no truth.
+    """
+    prose = {(each.chapter, each.number) for each in paragraphs if each.is_translated}
+    return {each for each in paragraphs if each.is_copy and (each.chapter, each.number) in prose}
 
 
 def signatures() -> Iterator[Pair]:

@@ -8,8 +8,8 @@ PYTHON=${PYTHON:-python3}
 
 [ -e "$VENV/.ready" ] && exit 0
 rm -rf "$VENV"
-"$PYTHON" -m venv "$VENV"
-"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check 'swift==2.38.3' || {
+"$PYTHON" -m venv --without-pip "$VENV"
+"$PYTHON" -m pip --python "$VENV/bin/python" install --quiet --disable-pip-version-check 'swift==2.38.3' || {
     echo "make test-s3: OpenStack Swift could not be installed from PyPI. Check the network and pip's settings." >&2
     exit 1
 }

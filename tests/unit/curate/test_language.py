@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import duckdb
 import fasttext
 import pyarrow as pa
@@ -25,7 +27,7 @@ CODE = "asyncio.get_event_loop() ArgumentParser.format_help()"  # Spanish, says 
 CLOSE = "Lista de área de arquivo Debian"  # Portuguese; the model takes it for Spanish
 
 
-def decide(rows: list[tuple[str | None, ...]], **settings):
+def decide(rows: Sequence[tuple[str | None, ...]], **settings):
     """The rows of the decision, without n, and the evidence."""
     sides = ("query", "passage") if len(rows[0]) == 2 else ("text",)
     step = Language(Settings(**settings), sides)
