@@ -37,12 +37,14 @@ def make(work: Path, model: Path, *, rows: int, queries: int, dim: int) -> None:
     centres = random.normal(size=(-(-rows // _CLUSTER), dim)).astype(np.float32)
     vectors = np.repeat(centres, _CLUSTER, axis=0)[:rows] + 0.8 * random.normal(size=(rows, dim)).astype(np.float32)
     asked = vectors[:queries] + 0.5 * random.normal(size=(queries, dim)).astype(np.float32)
-    for each in (vectors, asked):
-        each /= np.linalg.norm(each, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
     work.mkdir(parents=True, exist_ok=True)
     np.save(work / "rows.npy", vectors)
     np.save(work / "queries.npy", asked)
-    write_table(work / "table", model, ([stored_dense(vectors[at : at + _FILE_ROWS])] for at in range(0, rows, _FILE_ROWS)))
+    write_table(
+        work / "table", model, ([stored_dense(vectors[at : at + _FILE_ROWS])] for at in range(0, rows, _FILE_ROWS))
+    )
     texts = [f"q{number}" for number in range(queries)]
     ids = [f"{number:09d}" for number in range(queries)]
     pq.write_table(pa.table({"id": texts, "query": texts, "passage": ids}), work / "pairs.parquet")
@@ -79,13 +81,13 @@ class _Stored:
     device = "cpu"
 
     def __init__(self, work: Path) -> None:
-        self._rows, self._queries = np.load(work / "rows.npy"), np.load(work / "queries.npy")
+        self.rows, self.queries = np.load(work / "rows.npy"), np.load(work / "queries.npy")
 
     def encode_document(self, texts: list[str], **_: Any) -> npt.NDArray[np.float32]:
-        return np.asarray(self._rows[[int(text) for text in texts]])
+        return np.asarray(self.rows[[int(text) for text in texts]])
 
     def encode_query(self, texts: list[str], **_: Any) -> npt.NDArray[np.float32]:
-        return np.asarray(self._queries[[int(text[1:]) for text in texts]])
+        return np.asarray(self.queries[[int(text[1:]) for text in texts]])
 
     def similarity(self, one: Any, other: Any) -> Any:
         from sentence_transformers.util import dot_score
@@ -104,11 +106,11 @@ def run_sentence_transformers(work: Path) -> list[list[str]]:
     from sentence_transformers.util import mine_hard_negatives
 
     pairs = Dataset.from_parquet(str(work / "pairs.parquet")).select_columns(["query", "passage"])
-    model = _Stored(work)
+    model: Any = _Stored(work)
     found = mine_hard_negatives(
         pairs,
         model,
-        corpus=[f"{number:09d}" for number in range(len(model._rows))],
+        corpus=[f"{number:09d}" for number in range(len(model.rows))],
         range_max=LAST_RANK,
         relative_margin=MARGIN,
         num_negatives=NEGATIVES,
@@ -117,7 +119,7 @@ def run_sentence_transformers(work: Path) -> list[list[str]]:
     )
     columns = [name for name in found.column_names if name.startswith("negative")]
     by_query = {row["query"]: [row[name] for name in columns] for row in found.to_list()}
-    return [by_query.get(f"q{number}", []) for number in range(len(model._queries))]
+    return [by_query.get(f"q{number}", []) for number in range(len(model.queries))]
 
 
 WAYS = {"vectide": run_vectide, "sentence-transformers": run_sentence_transformers}
@@ -149,16 +151,26 @@ def markdown(results: list[dict[str, Any]], *, queries: int, dim: int, command: 
     """Return the page of a race."""
     lines = [f"# Hard negatives from a table, {date}", "", f"`{command}`, commit {commit()}.", ""]
     lines += [f"{hardware()}. {versions('torch', 'numpy', 'pyarrow', 'sentence-transformers')}.", ""]
-    lines += [f"{NEGATIVES} negatives among the nearest {LAST_RANK} for each of {queries:,} pairs, below {1 - MARGIN:.0%} of the"]
-    lines += [f"positive's score; {dim} dimensions. Both have the vectors before they start, and each is a process of its own:"]
-    lines += ["the seconds are those of the call, the memory is the peak of the process. The ratio is that of the CPU seconds.", ""]
+    lines += [
+        f"{NEGATIVES} negatives among the nearest {LAST_RANK} for each of {queries:,} pairs, below {1 - MARGIN:.0%} of the"
+    ]
+    lines += [
+        f"positive's score; {dim} dimensions. Both have the vectors before they start, and each is a process of its own:"
+    ]
+    lines += [
+        "the seconds are those of the call, the memory is the peak of the process. The ratio is that of the CPU seconds.",
+        "",
+    ]
     lines += ["| rows | way | seconds | CPU seconds | ratio | peak memory, MiB |", "|---:|---|---:|---:|---:|---:|"]
     first = {each["rows"]: each["cpu"] for each in results if each["way"] == "vectide"}
     for each in results:
         row = f"{each['rows']:,} | {each['way']} | {each['s']:.1f} | {each['cpu']:.1f}"
         lines.append(f"| {row} | {each['cpu'] / first[each['rows']]:.2f} | {each['peak'] >> 20:,} |")
     equal = min(each["equal"] for each in results)
-    lines += ["", f"Of the pairs that sentence-transformers keeps, {equal:.2%} have the same negatives in the same order (the"]
+    lines += [
+        "",
+        f"Of the pairs that sentence-transformers keeps, {equal:.2%} have the same negatives in the same order (the",
+    ]
     lines += ["table stores vectors with the precision of float16).", ""]
     return "\n".join(lines)
 
