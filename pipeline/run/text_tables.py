@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -62,7 +63,7 @@ class TextTables:
         # Model, and folder of its tables, by task, for texts and for pictures.
         self._described: dict[tuple[str | None, bool], tuple[ModelSpec, str]] = {}
         job = self._job(_UNSET, _UNSET, None, pictures=True)
-        self.spec = self.described(None)
+        self.spec = self._own()
         sections = {"encoder": job.encoder, "chunking": job.chunking}
         self.changed: dict[str, Any] = {
             f"{name}.{key}": value
@@ -82,6 +83,15 @@ class TextTables:
             if column.kind == "dense":
                 return column
         raise ConfigError(f"{self._model!r} makes only several vectors of a text, which only retrieval can compare")
+
+    def _own(self) -> ModelSpec:
+        """Return the model with its own task; with that of documents if it has none and needs one, as v4 does."""
+        try:
+            return self.described(None)
+        except ConfigError:
+            with suppress(ConfigError):
+                return self.described("retrieval.passage")
+            raise
 
     def described(self, task: str | None) -> ModelSpec:
         """Return the model for a task."""
