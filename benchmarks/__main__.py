@@ -207,6 +207,21 @@ def search(  # noqa: PLR0917  (typer calls it by name)
 
 
 @app.command()
+def near_dedup(
+    corpora: Corpora = None,
+    out: Out = DOCS,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs that count.")] = 3,
+) -> None:
+    """Shingles, MinHash signatures and bands against datasketch and datatrove."""
+    from benchmarks import near_dedup as race
+    from benchmarks.race.engine import today
+
+    result = race.race(corpora or own_corpora(), WORK / "near_dedup", repeats=repeats, print_progress=print_progress)
+    date = today()
+    write_page(out / f"near_dedup_cpu_{date}.md", race.markdown(result, command=command(), date=date))
+
+
+@app.command()
 def late(  # noqa: PLR0917  (typer calls it by name)
     model: Model = None,
     seeing: Annotated[

@@ -21,6 +21,7 @@ from jobs.commands.curate import curate
 from jobs.commands.diff import diff
 from jobs.commands.doctor import doctor
 from jobs.commands.evaluate import evaluate
+from jobs.commands.mine import mine
 from jobs.commands.negation import negation
 from jobs.commands.plan import plan
 from jobs.commands.quarantine import quarantine
@@ -61,7 +62,7 @@ app = typer.Typer(
 for _command in (
     *(plan, backfill, refresh, search, evaluate, curate, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
-    negation,
+    *(mine, negation),
     *(submit, schedule, watch, doctor),
 ):
     app.command()(_command)

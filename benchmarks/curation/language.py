@@ -22,7 +22,7 @@ from tests.truth import debian, languages
 
 _SHORT_WORDS = 6
 _ABOUT_SPEED = (
-    "Texts a second on one thread, medians of turns: `predict` of the library for each text, and the reading part of the step, "
+    "Texts a second of one core (CPU time), medians of turns: `predict` of the library for each text, and the reading part of the step, "
     "with lower case, the five likeliest languages and Arrow columns."
 )
 _ABOUT_TRUTH = (
@@ -36,7 +36,7 @@ _ABOUT_TRUTH = (
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Median seconds of the library and of the step for the same texts."""
+    """Median CPU seconds of the library and of the step for the same texts."""
 
     name: str
     texts: int
@@ -118,9 +118,9 @@ def _speed(name: str, model: fasttext.FastText._FastText, texts: list[str], repe
     seconds: list[list[float]] = [[], []]
     for _ in range(repeats + 1):
         for taken, call in zip(seconds, (library, lambda: step.measure([array])), strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            taken.append(time.perf_counter() - start)
+            taken.append(time.process_time() - start)
     library_s, step_s = (statistics.median(taken[1:]) for taken in seconds)
     return Speed(name, len(texts), sum(map(len, texts)) / len(texts), library_s, step_s)
 

@@ -59,6 +59,12 @@ def _print(curated: Curated) -> None:
     for step in curated.steps:
         print(f"  {step.name}: {step.rows:,} in, {step.dropped:,} dropped, {step.rows - step.dropped:,} out")
     _print_changes(curated)
+    single = curated.evidence["sources_with_one_row"]
+    if single["count"]:
+        first = ", ".join(output.visible(str(name)) for name in single["first"])
+        print(
+            f"{counted(single['count'], 'source')} with one row each, such as {first}: is source_column the right one?"
+        )
     if curated.quarantined:
         print(f"to list the quarantined rows with reasons: vectide quarantine {curated.table}")
 

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError, DataError, ForeignCommits, TableConflict
+from actors.quantities import counted
 from actors.schema import ID, Shard, Unit
 from actors.source.column_names import alike
 from actors.source.read_unit import read_sample
@@ -37,6 +39,7 @@ KEPT, DROPPED_BY = "kept", "dropped_by"
 _UNIT_BYTES = 32 << 20
 _UNIT_ROWS = 65_536  # at most, unless the job says
 _SAMPLE_ROWS = 256
+_SOURCE_ROWS = 20  # from so many rows on, sources that are all different are a mistake
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Context:
         spec: Steps and settings, in the form of an embedding spec: it identifies what made a version.
         content: Hash of the job, the steps and the shards.
         state: Run and number of the current version; None if there is none.
+        unit_rows: Rows of a unit.
     """
 
     job: Curation
@@ -59,6 +63,7 @@ class Context:
     table: DeltaTable | None
     state: State | None
     left_out: tuple[LeftOut, ...]
+    unit_rows: int
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -79,17 +84,6 @@ class Context:
         """Return the name of the run."""
         return fingerprint.run_name(self.content, None if self.state is None else str(self.state))
 
-    def unit_rows(self) -> int:
-        """Return the rows of a unit: a power of two, so that a few more or longer rows do not change it."""
-        if self.job.run.unit_rows != "auto":
-            return self.job.run.unit_rows
-        for shard in self.shards:
-            sample = read_sample(shard, self.read.source, rows=_SAMPLE_ROWS).table
-            if sample.num_rows:
-                fit = int(_UNIT_BYTES / max(sample.nbytes / sample.num_rows, 1))
-                return min(_UNIT_ROWS, 1 << max(fit, 1).bit_length() - 1)
-        return _UNIT_ROWS
-
     def units(self) -> list[Unit]:
         """Return the units of the source.
 
@@ -97,10 +91,12 @@ class Context:
             ConfigError: it has no rows.
             DataError: a shard cannot be read as what it claims to be.
         """
-        rows = self.unit_rows()
-        units = list(units_of(pieces_of(self.survey, rows), rows))
+        units = list(units_of(pieces_of(self.survey, self.unit_rows), self.unit_rows))
+        what = f"{self.job.section}.uri {self.job.rows.uri!r}: its {counted(len(self.shards), 'file')}"
         if not units:
-            raise ConfigError(f"{self.job.section}.uri {self.job.rows.uri!r}: its {len(self.shards)} files hold no row")
+            raise ConfigError(f"{what} hold no row")
+        if [(piece.rows, piece.rows_exact) for unit in units for piece in unit.pieces] == [(1, True)]:
+            raise ConfigError(f"{what} holds one row, and a curation compares rows with each other")
         return units
 
 
@@ -150,7 +146,38 @@ def resolve(job: Curation, reporter: Reporter) -> Context:
     content = fingerprint.digest([spec.fingerprint, fingerprint.listing_digest(shards), rows, salt], length=8)
     if salt:
         read = replace(read, salt=salt)
-    return Context(job, url, found, steps, read, spec, content, table, state, listing.left_out)
+    sample = _sample(found, read)
+    _check_sources(job, sample)
+    return Context(job, url, found, steps, read, spec, content, table, state, listing.left_out, _unit_rows(job, sample))
+
+
+def _sample(found: Survey, read: ReadSpec) -> pa.Table:
+    """Return the first rows of the first shard that has some."""
+    for shard in found.shards:
+        sample = read_sample(shard, read.source, rows=_SAMPLE_ROWS).table
+        if sample.num_rows:
+            return sample
+    return read.source.schema().empty_table()
+
+
+def _unit_rows(job: Curation, sample: pa.Table) -> int:
+    """Return the rows of a unit: a power of two, so that a few more or longer rows do not change it."""
+    if job.run.unit_rows != "auto":
+        return job.run.unit_rows
+    fit = int(_UNIT_BYTES / max(sample.nbytes / max(sample.num_rows, 1), 1))
+    return min(_UNIT_ROWS, 1 << max(fit, 1).bit_length() - 1)
+
+
+def _check_sources(job: Curation, sample: pa.Table) -> None:
+    """Raise ConfigError if each source has one row, as where a column of ids is named."""
+    if SOURCE not in sample.column_names or sample.num_rows < _SOURCE_ROWS:
+        return
+    if pc.count_distinct(sample[SOURCE], mode="all").as_py() == sample.num_rows:
+        raise ConfigError(
+            f"{job.section}.source_column names {job.rows.source_column!r}, which is different in each of the first "
+            f"{sample.num_rows} rows, such as {sample[SOURCE][0].as_py()!r}: a source with one row has no figures of its own. "
+            f"Name a column such as a site, or leave source_column out"
+        )
 
 
 def need_package(name: str) -> None:

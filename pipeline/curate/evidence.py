@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 20
 _SOURCES = 100
+_SINGLE = 5  # sources with one row that are named
 _VALUES = 30  # of a measure that is text
 _CHARACTERS = 200
 _BINS, _WIDTH = 20, 0.05
@@ -25,9 +26,11 @@ _NAMES_OF_ROWS = ("_of", "_hash")  # ends of columns whose values are not measur
 def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection, seed: int = 0) -> dict[str, Any]:
     """Return rows by source and verdict, measures by step, and samples, which are the same for the same rows."""
     sources = _by_verdict(connection, "source")
+    single = [each["value"] for each in sources if sum(each["rows"].values()) == 1]
     return {
         "sources": sources[:_SOURCES],
         "sources_not_shown": len(sources[_SOURCES:]),
+        "sources_with_one_row": {"count": len(single), "first": single[:_SINGLE]},
         "measures": {
             step.name: [found for each in step.schema() if (found := _measure(connection, step.name, each)) is not None]
             for step in context.steps

@@ -59,7 +59,7 @@ def plan_curation(job: Curation) -> CurationPlan:
         rows_exact=all(piece.rows_exact for unit in units for piece in unit.pieces),
         units=len(units),
         units_done=len(finished(units, context.read)),
-        unit_rows=context.unit_rows(),
+        unit_rows=context.unit_rows,
         steps=tuple(steps),
         version=None if state is None else state.version,
         done=state is not None and Ledger(context.url, state.run).holds(context.content),

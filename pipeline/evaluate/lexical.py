@@ -11,20 +11,23 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.schema import ID, KEPT_TEXT
+from actors.vectors import Floats
 from pipeline.evaluate.result import Measured
 from pipeline.quality.bootstrap import Values
 from pipeline.quality.judged import Judged
-from pipeline.quality.retrieval import measure
+from pipeline.quality.retrieval import Search, measure
 from pipeline.search.search import Searcher
 
 _NAME = "BM25"
-_MOST = 1_000_000  # documents that are indexed, in memory
+MOST = 1_000_000  # documents that are indexed, in memory
+HASHES = 1024  # dimensions of counts of words
 _SIGNS = r"\u3040-\u30ff\u3400-\u9fff"
 _WORD = rf"(?u)[{_SIGNS}]|[^\W{_SIGNS}]+"
 
@@ -58,6 +61,16 @@ def all_in_common(first: Sequence[str], second: Sequence[str]) -> Values:
     return shares
 
 
+def hashed_words(texts: Sequence[str]) -> Floats:
+    """Return the words of texts as vectors, float32 [texts, 1024]: a word is counted in the dimension of its hash."""
+    vectors = np.zeros((len(texts), HASHES), np.float32)
+    for row, text in enumerate(texts):
+        np.add.at(vectors[row], [crc32(word.encode("utf-8", "replace")) % HASHES for word in words_of(text)], 1)
+    logs = np.log1p(vectors)
+    unit: Floats = logs / np.maximum(np.linalg.norm(logs, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
 def bm25(searcher: Searcher, judged: Judged, corpus: pa.Table | None) -> Measured | str:
     """Return what BM25 finds among the documents of a table, or why it is left out.
 
@@ -70,28 +83,38 @@ def bm25(searcher: Searcher, judged: Judged, corpus: pa.Table | None) -> Measure
         return "there is no row of BM25: install it with pip install 'vectide[evaluate]'"
     if corpus is None and KEPT_TEXT not in searcher.scan.schema.names:
         return "there is no row of BM25: the table keeps no texts; give them by --corpus, or set table.keep_text in its job"
-    if (count := searcher.scan.rows) > _MOST:
-        return f"there is no row of BM25: it is computed for up to {_MOST:,} rows, and the table has {count:,}"
+    if (count := searcher.scan.rows) > MOST:
+        return f"there is no row of BM25: it is computed for up to {MOST:,} rows, and the table has {count:,}"
     if corpus is None:
         documents = pa.concat_tables(searcher.scan.columns([ID, KEPT_TEXT]))
     else:
         there = pa.chunked_array([chunk for part in searcher.scan.ids() for chunk in part.chunks], pa.string())
         documents = corpus.filter(pc.is_in(corpus[ID], value_set=there))
-    ids, texts = documents[ID], pc.fill_null(documents[KEPT_TEXT], "").to_pylist()
-    index, queries = _index(texts), [words_of(text) for text in judged.queries.values()]
-    if index is None:
-        return "there is no row of BM25: no document has a text"
+        if not documents.num_rows:
+            return "there is no row of BM25: the table has none of the documents of the corpus, by their ids"
+    search, queries = bm25_search(documents), [*judged.queries.values()]
+    if search is None:
+        return "there is no row of BM25: no document has a word"
+    return Measured(_NAME, measure(judged, pa.array(queries, pa.string()), search))
 
-    def search(numbers: pa.Array, k: int) -> pa.Table:
+
+def bm25_search(documents: pa.Table) -> Search | None:
+    """Return a search whose queries are texts over documents, `ID` and `KEPT_TEXT`; None if none of these has a word."""
+    ids, texts = documents[ID], pc.fill_null(documents[KEPT_TEXT], "").to_pylist()
+    index = _index(texts)
+    if index is None:
+        return None
+
+    def search(queries: pa.Array, k: int) -> pa.Table:
         from pipeline.scan.top_k import QUERY, SCORE  # importing torch takes seconds
 
-        asked = [queries[number] for number in numbers.to_pylist()]
+        asked = [words_of(query) for query in queries.to_pylist()]
         rows, scores = index.retrieve(asked, k=min(k, len(texts)), show_progress=False)
         of_query, places = np.nonzero(scores > 0)
         found = ids.take(pa.array(rows[of_query, places]))
         return pa.table([pa.array(of_query), pa.array(scores[of_query, places]), found], [QUERY, SCORE, ID])
 
-    return Measured(_NAME, measure(judged, pa.array(range(len(queries))), search))
+    return search
 
 
 def _index(texts: Sequence[str]) -> Any:  # bm25s publishes no types

@@ -100,11 +100,7 @@ class Corpus(Curated):
 
 
 class Dedup(Section):
-    """Exact copies, empty texts, and pairs whose sides are the same.
-
-    Texts are compared after NFKC, case folding and removal of zero-width characters, with each run of white space as one
-    space.
-    """
+    """Exact copies after normalisation, empty texts, and pairs whose sides are the same."""
 
 
 class NearDedup(Section):

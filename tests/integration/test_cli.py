@@ -100,6 +100,7 @@ COMMANDS = {
         "--out",
         "--json",
     },
+    "curate": {"--set", "--view", "--json"},
     "status": {"--json"},
     "quarantine": {"--run", "--reason", "--limit", "--json"},
     "report": {"--out", "--run"},

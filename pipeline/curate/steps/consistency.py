@@ -5,8 +5,8 @@ counted, so copies and ties do no harm: copies of the own passage (after normali
 passage is once in the pool. The pool is drawn by a hash of the row id: the same rows have the same pool, after any restart.
 
 A sample of the pairs is shuffled, so that each query gets the passage of another pair. For each k, the shares of pairs and
-of shuffled pairs with a rank of at least k are what a limit of k loses and what it finds. `top_k: auto` takes the k with the
-largest difference of the two.
+of shuffled pairs with a rank of at least k are what a limit of k loses and what it finds. `top_k: auto` takes the k where
+the share of good pairs lost is that of shuffled pairs missed (`Curve`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ from pipeline.curate.steps.base import Decision, Seen, Step
 from pipeline.scan.counts import QUERIES, Part, Pool
 
 KEY = "consistency_key"
+Ranks = npt.NDArray[np.int64]
+_NONE: Ranks = np.zeros(0, np.int64)
 _RANKS = 1000  # larger ranks are stored as this one, unless top_k is larger
 _SAMPLE_SHARE, _LEAST_SAMPLE = 0.01, 2000  # of all pairs; fewer than this are a noisy sample
 _SMALL_POOL = 300
-_GOOD = 0.5  # difference of the shares found and lost below which a model tells pairs from shuffled ones badly
+_GOOD, _USELESS = 0.5, 0.1  # largest difference of the shares found and lost below which the evidence says so
+_WELL_KNOWN = 0.25  # share of shuffled pairs from which the ratio to that of pairs is not just noise
+_MOST_WRONG = 0.9
 _POOLS = 20  # described in the evidence
 _TRIES = 20  # to find another passage for a query
 _BATCH = 8 * QUERIES
@@ -132,7 +136,7 @@ class _Comparison:
         self._seen, self._vectors, self._settings = seen, vectors, settings
         self._source, self.pairs = source, pairs
         self._passages = self._best = self._top_k = 0
-        self._of_pairs = self._of_shuffled = np.zeros(0, np.int64)  # ranks of the samples
+        self._curve = Curve(_NONE, _NONE)
 
     def run(self) -> None:
         """Fill the table `consistency_ranks`."""
@@ -143,8 +147,9 @@ class _Comparison:
         seen.reporter.step(
             f"consistency: comparing {self.pairs:,} pairs{where} with a pool of {self._passages:,} passages"
         )
-        self._of_pairs, self._of_shuffled = (self._ranks(pool, sample) for sample in self._samples())
-        self._best = best_k(self._of_pairs, self._of_shuffled, self._passages)
+        self._curve = Curve(*(self._ranks(pool, sample) for sample in self._samples()))
+        best = self._curve.best()
+        self._best = max(self._passages, 1) if best is None else best
         self._top_k = self._best if wanted == "auto" else wanted
         for result in pool.counted(self._parts(self._rows()), self._most, seen.run):
             ranks = pa.table(
@@ -169,39 +174,37 @@ class _Comparison:
             "top_k": self._top_k,
             "best_top_k": self._best,
             "largest_stored_rank": self._most,
-            "sampled_pairs": len(self._of_pairs),
-            "shuffled_pairs": len(self._of_shuffled),
+            "sampled_pairs": self._curve.size,
+            "seem_shuffled": round(self._curve.wrong, 4),
         }
 
     def curve(self) -> list[dict[str, Any]]:
-        """Return the shares of the sampled pairs that some k lose, and of shuffled pairs that they find."""
-        if not len(self._of_shuffled):
+        """Return the shares of shuffled pairs that some k find, and of the sampled pairs that they lose."""
+        if not self._curve.size:
             return []
         marks = {
             mark for power in range(len(str(self._passages))) for mark in (10**power, 2 * 10**power, 5 * 10**power)
         }
         limits = {mark for mark in marks if mark <= self._passages} | {self._top_k, self._best}
-        return [{"source": self._source, "k": k, **self._shares(k)} for k in sorted(limits)]
-
-    def _shares(self, k: int) -> dict[str, float]:
-        both = {"lost": self._of_pairs, "found": self._of_shuffled}
-        return {name: round(float(np.mean(ranks >= k)), 4) for name, ranks in both.items()}
+        return [{"source": self._source, **self._curve.point(k)} for k in sorted(limits)]
 
     def notes(self) -> list[str]:
         """Return a sentence for each reason to trust the ranks less."""
         where = "" if self._source is None else f"{self._source}: "
-        if not len(self._of_shuffled):
+        if not self._curve.size:
             return [f"{where}all passages are alike, so a rank says nothing, and top_k: auto drops nothing"]
         notes = []
         if self._passages < _SMALL_POOL:
             notes.append(
                 f"{where}a pool of {self._passages} passages is small: many pairs that do not belong together rank high in it"
             )
-        best = self._shares(self._best)
-        if best["found"] - best["lost"] < _GOOD:
+        if self._curve.separation < _USELESS:
+            notes.append(f"{where}the model does not tell pairs from shuffled ones, so top_k: auto drops nothing")
+        elif self._curve.separation < _GOOD:
+            best = self._curve.point(self._best)
             notes.append(
                 f"{where}the model hardly tells pairs from shuffled ones: the best k, {self._best}, finds {best['found']:.0%} "
-                f"of the shuffled pairs and loses {best['lost']:.0%} of the pairs"
+                f"of the shuffled pairs and loses {best['good_lost']:.0%} of the good ones"
             )
         return notes
 
@@ -234,10 +237,10 @@ class _Comparison:
         pairs = pa.concat_tables(parts)
         return pairs, shuffled(pairs)
 
-    def _ranks(self, pool: Pool, pairs: pa.Table) -> npt.NDArray[np.int64]:
-        """Return the ranks of pairs, sorted."""
+    def _ranks(self, pool: Pool, pairs: pa.Table) -> Ranks:
+        """Return the ranks of pairs, in any order."""
         parts = pool.counted(self._parts([pairs]), self._passages, self._seen.run)
-        return np.sort(np.concatenate([np.zeros(0, np.int64), *(part.counts for part in parts)]))
+        return np.concatenate([_NONE, *(part.counts for part in parts)])
 
     def _parts(self, tables: Iterable[pa.Table]) -> Iterator[Part]:
         queries, passages = self._vectors["query"], self._vectors["passage"]
@@ -268,22 +271,50 @@ def shuffled(pairs: pa.Table) -> pa.Table:
     )
 
 
-def best_k(pairs: npt.NDArray[np.int64], shuffled_pairs: npt.NDArray[np.int64], passages: int) -> int:
-    """Return the smallest k with the largest difference of the shares of shuffled pairs found and of pairs lost.
+class Curve:
+    """Shares of sampled pairs and of shuffled pairs whose rank is at least k.
 
-    Without shuffled pairs, or if no k finds more than it loses, it is the size of the pool: nothing is dropped.
+    Some of the sampled pairs do not belong together either. Their share is at most the least ratio of the two shares, and
+    it is taken for this; so the share of the good pairs that k loses can be estimated.
 
     Args:
-        pairs: Ranks of pairs, sorted.
-        shuffled_pairs: Ranks of shuffled pairs, sorted.
-        passages: Size of the pool.
+        pairs: Ranks of pairs.
+        shuffled_pairs: Ranks of shuffled pairs.
     """
-    if not len(shuffled_pairs):
-        return max(passages, 1)
-    limits = np.unique(np.concatenate([[1], pairs + 1]))  # the share lost falls at these alone
-    lost, found = (1 - np.searchsorted(ranks, limits) / len(ranks) for ranks in (pairs, shuffled_pairs))
-    place = int(np.argmax(np.round(found - lost, 12)))
-    return int(limits[place]) if found[place] > lost[place] else max(passages, 1)
+
+    def __init__(self, pairs: Ranks, shuffled_pairs: Ranks) -> None:
+        self._pairs, self._shuffled = np.sort(pairs), np.sort(shuffled_pairs)
+        self.size = min(len(pairs), len(shuffled_pairs))
+        self._limits = np.unique(np.concatenate([[1], pairs + 1]))  # the share of pairs falls at these alone
+        self.separation, self.wrong = 0.0, 0.0
+        if self.size:
+            lost, found = self._shares(self._limits)
+            self.separation = float(np.max(found - lost))
+            well_known = found >= _WELL_KNOWN
+            self.wrong = float(min(np.min(lost[well_known] / found[well_known], initial=1), _MOST_WRONG))
+
+    def _shares(self, limits: Ranks) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        lost, found = (1 - np.searchsorted(ranks, limits) / len(ranks) for ranks in (self._pairs, self._shuffled))
+        return lost, found
+
+    def _good_lost(self, lost: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.maximum(lost - self.wrong * found, 0) / (1 - self.wrong)
+
+    def best(self) -> int | None:
+        """Return the smallest k that loses no larger share of the good pairs than it misses of the shuffled ones.
+
+        None if ranks do not tell pairs from shuffled ones.
+        """
+        if self.separation < _USELESS:
+            return None
+        lost, found = self._shares(self._limits)
+        return int(self._limits[np.argmax(self._good_lost(lost, found) <= 1 - found)])
+
+    def point(self, k: int) -> dict[str, Any]:
+        """Return what is known about one k."""
+        lost, found = self._shares(np.array([k]))
+        shares = {"found": found, "lost": lost, "good_lost": self._good_lost(lost, found)}
+        return {"k": k, **{name: round(float(value[0]), 4) for name, value in shares.items()}}
 
 
 def _stream(seen: Seen, query: str) -> Iterator[pa.Table]:

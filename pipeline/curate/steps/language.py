@@ -24,7 +24,7 @@ from pipeline.job.curation import TEXT
 from pipeline.job.curation import Language as Settings
 
 OK, TOO_SHORT, UNCERTAIN, OTHER = "ok", "too_short", "uncertain", "other"
-_SURE = 0.5  # from this confidence on, the language of the first side of a translation decides which ones the second may have
+_SURE = 0.7  # least confidence in the language of the first side of a translation that decides about the second
 _BINS = 10
 _LANGUAGES = 30  # that the evidence names
 # Code, as RE2 reads it: visible ASCII with a sign that prose has not, a capital within a word, a dotted name, a call.

@@ -21,7 +21,7 @@ Part = Literal["characters", "words"]
 _FOUND = 0.99  # least probability that a pair with just the threshold is a candidate
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # of polynomials modulo 2**64; odd
 _SEED = 1
-_CHARACTERS = 1 << 17  # that are hashed at a time, in the cache of a core
+_CHARACTERS = 1 << 16  # that are hashed at a time: larger arrays take seven times as long, as they do not fit the cache
 
 
 class Shingles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.job.curation import Curation, parse_curation
 Pair = tuple[str | None, str | None, str | None]  # id, query, passage
 
 
-def write_pairs(path: Path, pairs: list[Pair], **columns: list[Any]) -> None:
+def write_pairs(path: Path, pairs: Sequence[Pair], **columns: Sequence[Any]) -> None:
     """Write pairs as a Parquet file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ids, queries, passages = zip(*pairs, strict=True)

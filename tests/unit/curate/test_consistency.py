@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -16,7 +18,7 @@ from actors.vectors.quantiser import round_mantissa
 from pipeline.curate.embedding import SideVectors
 from pipeline.curate.steps import consistency
 from pipeline.curate.steps.base import Seen
-from pipeline.curate.steps.consistency import Consistency, best_k, shuffled
+from pipeline.curate.steps.consistency import Consistency, Curve, shuffled
 from pipeline.execute.progress import NullReporter
 from pipeline.job import curation
 from pipeline.job.config import Run
@@ -29,12 +31,12 @@ COPY = 200  # its passage is that of row 201 in capitals, so the key is the same
 @dataclasses.dataclass
 class Pairs:
     seen: Seen
-    queries: np.ndarray
-    passages: np.ndarray
+    queries: npt.NDArray[np.float32]
+    passages: npt.NDArray[np.float32]
     keys: list[int]
     sources: list[str]
 
-    def decide(self, **settings) -> tuple[dict[int, tuple], dict]:
+    def decide(self, **settings) -> tuple[dict[int, tuple[Any, ...]], dict[str, Any]]:
         """Return rank, score, top_k and verdict by row, and the evidence."""
         decision = step(**settings).decide(self.seen)
         names = "n, rank_in_pool, score, top_k, dropped"
@@ -46,8 +48,9 @@ def step(**settings) -> Consistency:
     return Consistency(curation.Consistency(model="made-up", **settings), ("query", "passage"))
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    of_length_1: npt.NDArray[Any] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return of_length_1
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def ranks(pairs: Pairs, pool: list[int], rows: list[int]) -> dict[int, int]:
     exact = unit(pairs.passages.astype(np.float64))
     found = {}
     for row in rows:
-        query = pairs.queries[row] / np.linalg.norm(pairs.queries[row], keepdims=True)
+        query = unit(pairs.queries[row : row + 1])[0]
         scores = (exact * query).sum(axis=1).astype(np.float32)
         found[row] = sum(scores[other] > scores[row] for other in pool if pairs.keys[other] != pairs.keys[row])
     return found
@@ -150,26 +153,34 @@ def test_auto_takes_the_best_k_and_finds_shuffled_pairs(pairs):
     assert len(dropped.difference(wrong)) <= 0.1 * (ROWS - len(wrong))
     (only,) = evidence["pools"]
     assert only["top_k"] == only["best_top_k"] > 1
-    best = next(point for point in evidence["curve"] if point["k"] == only["top_k"])
-    assert all(best["found"] - best["lost"] >= point["found"] - point["lost"] for point in evidence["curve"])
+    assert abs(only["seem_shuffled"] - 0.1) < 0.03
+    assert next(point["good_lost"] for point in evidence["curve"] if point["k"] == only["top_k"]) < 0.1
     assert pairs.decide() == (decided, evidence)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.3])
+def test_the_best_k_loses_as_many_as_it_misses(wrong):
+    random = np.random.default_rng(1)
+    bad = random.integers(0, 500, 1000)
+    good = np.minimum(random.geometric(0.03, 1000) - 1, 499)
+    mixed = np.concatenate([good[: int(1000 * (1 - wrong))], random.integers(0, 500, int(1000 * wrong))])
+    curve = Curve(mixed, bad)
+    assert abs(curve.wrong - wrong) < 0.05
+    points = [curve.point(k) for k in range(1, 501)]
+    best = next(point["k"] for point in points if point["good_lost"] <= 1 - point["found"])
+    assert curve.best() == best
+    assert 50 < best < 90
+    assert points[best - 1]["found"] == np.mean(bad >= best).round(4)
+    assert points[best - 1]["lost"] == np.mean(mixed >= best).round(4)
+    assert abs(points[best - 1]["good_lost"] - np.mean(good >= best)) < 0.05
 
 
 @pytest.mark.parametrize(
     ("good", "bad", "k"),
-    [
-        ([0, 0, 1, 9], [5, 8, 50], 2),
-        ([0, 0, 0], [0, 0, 0], 40),  # nothing tells them apart: nothing is dropped
-        ([3, 3], [], 40),
-        ([7], [2], 40),
-        ([0, 4], [2, 9], 1),  # 1 and 5 are as good
-    ],
+    [([0, 4], [2, 9], 5), ([0, 0], [1, 9], 1), ([3, 3], [], None), ([3, 8], [3, 8], None), ([9], [2], None)],
 )
-def test_the_best_k_is_that_of_all_ks(good, bad, k):
-    assert best_k(np.array(good), np.array(bad, int), 40) == k
-    if bad and k < 40:
-        differences = [np.mean(np.array(bad) >= each) - np.mean(np.array(good) >= each) for each in range(1, 41)]
-        assert k == 1 + int(np.argmax(np.round(differences, 9)))
+def test_the_smallest_k_counts_and_ranks_that_tell_nothing_have_none(good, bad, k):
+    assert Curve(np.array(good), np.array(bad, int)).best() == k
 
 
 def test_a_shuffled_pair_has_the_passage_of_another():

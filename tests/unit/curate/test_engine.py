@@ -263,6 +263,17 @@ def test_a_plan_refuses_what_the_source_has_not(folder, changed, said):
     assert not (folder / "table").exists()
 
 
+def test_sources_and_corpora_of_one_row_are_refused(tmp_path):
+    write_pairs(tmp_path / "pairs" / "0.parquet", [(str(number), "q", "p") for number in range(20)])
+    with pytest.raises(
+        ConfigError, match="pairs.source_column names 'id', which is different in each of the first 20 rows"
+    ):
+        plan_curation(job_of(tmp_path, STEPS, id=None, source_column="id"))
+    write_pairs(tmp_path / "pairs" / "0.parquet", PAIRS[:1])
+    with pytest.raises(ConfigError, match="its 1 file holds one row, and a curation compares rows with each other"):
+        plan_curation(job_of(tmp_path, STEPS))
+
+
 def test_a_plan_counts_rows_and_writes_nothing(folder):
     planned = plan_curation(job_of(folder, STEPS))
     assert (planned.rows, planned.units, planned.units_done, planned.version, planned.done) == (8, 1, 0, None, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,9 @@ import pytest
 from actors.errors import ConfigError, DataError
 from pipeline.evaluate.parallel import evaluate_parallel
 from pipeline.evaluate.texts import Subject
+
+if TYPE_CHECKING:
+    from actors.encoders.encoder import Encoder
 
 TOPICS = {
     "cat": 0,
@@ -35,7 +39,7 @@ def subject():
     encoder = SimpleNamespace(
         spec=spec, encode=lambda texts, _: np.eye(6, dtype=np.float32)[[TOPICS[text] for text in texts]]
     )
-    return Subject("model", encoder)
+    return Subject("model", cast("Encoder", encoder))
 
 
 def evaluated(folder, **columns):
