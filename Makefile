@@ -18,7 +18,7 @@ MODEL = $(shell $(BIN)/python -c "from importlib.util import find_spec as find; 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test s3-servers browser test-web test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu docs format clean
+.PHONY: help setup demo test s3-servers browser test-data test-web test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ test-s3: s3-servers ## Tests on real S3 stores, installed below .venvs: Ceph and
 
 browser:
 	tests/web/install.sh
+
+test-data: ## Manuals and a dictionary of Debian below .venvs, for tests/truth
+	tests/truth/install.sh
 
 test-web: $(READY) browser ## Tests of pages in a real browser, Debian's Chromium, installed below .venvs
 	$(BIN)/pytest tests/web

@@ -85,7 +85,16 @@ class TooManyQuarantined(VectideError):
 
 
 class GateClosed(VectideError):
-    """A re-embedding does not meet the quality that the job requires; its files are kept, and nothing was published."""
+    """A re-embedding does not meet the quality that the job requires; its files are kept, and nothing was published.
+
+    Args:
+        message: The sentence.
+        figures: What was measured, for the report of the run.
+    """
+
+    def __init__(self, message: str, figures: dict[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.figures = figures or {}
 
 
 class PoisonUnit(VectideError):

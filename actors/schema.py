@@ -163,6 +163,7 @@ REASONS = (
     "empty_text",  # only white space and invisible characters
     "missing_text",  # no text column in a row of a schemaless format
     "too_large",  # a value or line is larger than the limit (256 MiB)
+    "generated_code",  # a file of source code that a program wrote, as it says or as its long lines show
     "wrong_type",  # a value that is not text in a text column, or that does not fit the column's type
     "missing_id",  # the job names an id column and this row has no id
     "duplicate_id",  # another row of the corpus has the same id

@@ -12,7 +12,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -207,6 +207,21 @@ def search(  # noqa: PLR0917  (typer calls it by name)
 
 
 @app.command()
+def near_dedup(
+    corpora: Corpora = None,
+    out: Out = DOCS,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs that count.")] = 3,
+) -> None:
+    """Shingles, MinHash signatures and bands against datasketch and datatrove."""
+    from benchmarks import near_dedup as race
+    from benchmarks.race.engine import today
+
+    result = race.race(corpora or own_corpora(), WORK / "near_dedup", repeats=repeats, print_progress=print_progress)
+    date = today()
+    write_page(out / f"near_dedup_cpu_{date}.md", race.markdown(result, command=command(), date=date))
+
+
+@app.command()
 def late(  # noqa: PLR0917  (typer calls it by name)
     model: Model = None,
     seeing: Annotated[
@@ -236,6 +251,62 @@ def late(  # noqa: PLR0917  (typer calls it by name)
     )
     date = today()
     write_page(out / f"late_cpu_{date}.md", race.markdown(result, command=command(), date=date))
+
+
+@app.command()
+def negation(
+    model: Model = None,
+    out: Out = DOCS,
+    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet 3.0, as Debian's wordnet-base has.")] = Path(
+        "/usr/share/wordnet"
+    ),
+    pairs: Annotated[str | None, typer.Option(help="Other pairs: a file with `anchor` and `entailment`.")] = None,
+) -> None:
+    """EasyNegation and HardNegation of a model on negations of WordNet's example sentences."""
+    from benchmarks import negation as triplets
+    from benchmarks.race.engine import today
+
+    found, date = triplets.measure(WORK / "negation", wordnet, model or packaged_model(), pairs=pairs), today()
+    page = triplets.markdown(found, pairs=pairs, command=command(), date=date)
+    write_page(out / f"negation_cpu_{date}.md", page)
+
+
+@app.command()
+def curation(
+    step: Annotated[Literal["language"], typer.Argument(help="Step of a curation.")],
+    out: Out = DOCS,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 7,
+) -> None:
+    """Steps of a curation: speed against the library alone, and what they find of a known truth."""
+    from benchmarks.curation import language
+    from benchmarks.race.engine import today
+
+    date = today()
+    result = language.measure(repeats, print_progress)
+    write_page(out / f"curation_{step}_cpu_{date}.md", language.markdown(*result, command=command(), date=date))
+
+
+@app.command()
+def precision(
+    model: Model = None,
+    out: Out = DOCS,
+    code: Annotated[Path | None, typer.Option(help="Folder of documented code; the package jinja2 without it.")] = None,
+    collection: Annotated[
+        Path | None, typer.Option(help="Judged collection: docs.parquet, queries.parquet and qrels.parquet.")
+    ] = None,
+    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet 3.0, as Debian's wordnet-base has.")] = Path(
+        "/usr/share/wordnet"
+    ),
+) -> None:
+    """Retrieval, similarity and negation of a model in float32, bfloat16 and int8, and in each stored type."""
+    import jinja2
+
+    from benchmarks import precision as ladder
+    from benchmarks.race.engine import today
+
+    todo = ladder.tasks(code or Path(jinja2.__file__).parent, wordnet, collection, WORK / "precision")
+    found, date = ladder.measure(model or packaged_model(), todo, print_progress), today()
+    write_page(out / f"precision_cpu_{date}.md", ladder.markdown(found, command=command(), date=date))
 
 
 @app.command()

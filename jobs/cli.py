@@ -17,9 +17,12 @@ from jobs import output
 from jobs.commands.backfill import backfill
 from jobs.commands.changes import changes
 from jobs.commands.compact import compact
+from jobs.commands.curate import curate
 from jobs.commands.diff import diff
 from jobs.commands.doctor import doctor
 from jobs.commands.evaluate import evaluate
+from jobs.commands.mine import mine
+from jobs.commands.negation import negation
 from jobs.commands.plan import plan
 from jobs.commands.quarantine import quarantine
 from jobs.commands.refresh import refresh
@@ -57,8 +60,9 @@ app = typer.Typer(
 
 # In the order of `vectide --help`.
 for _command in (
-    *(plan, backfill, refresh, search, evaluate, status, quarantine, report),
+    *(plan, backfill, refresh, search, evaluate, curate, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
+    *(mine, negation),
     *(submit, schedule, watch, doctor),
 ):
     app.command()(_command)

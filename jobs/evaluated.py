@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from pipeline.evaluate.result import Evaluation
     from pipeline.evaluate.tasks import Cost
 
+_ITEMS = {"sts": "pairs", "negation": "triplets", "alignment": "pairs", "cross-language retrieval": "rows"}
+
 
 def print_evaluation(result: Evaluation) -> None:
     """Print the scores of an evaluation, a row for each model, version or form of vectors."""
     _notes(result.notes)
     console = output.console()
-    items = {"sts": "pairs", "negation": "triplets", "alignment": "pairs"}.get(result.ability, "queries")
-    console.print(f"{result.of}: {result.ability} of {result.items:,} {items}")
+    console.print(f"{result.of}: {result.ability} of {result.items:,} {_ITEMS.get(result.ability, 'queries')}")
     measures = [result.main, *(name for name in result.rows[0].scores if name != result.main)]
     compared = any(row.differences for row in result.rows)
     sized = any(row.bytes_per_vector is not None for row in result.rows)
@@ -46,6 +47,12 @@ def print_evaluation(result: Evaluation) -> None:
         cells += [str(row.differences.get(result.main) or "")] if compared else []
         table.add_row(*cells)
     console.print(table)
+    for matrix in result.matrices:
+        console.print(matrix.title)
+        grid = Table("", *(Column(name, justify="right", no_wrap=True) for name in matrix.columns), box=box.SIMPLE)
+        for name, values in zip(matrix.rows, matrix.cells, strict=True):
+            grid.add_row(name, *("" if value is None else f"{value:.3f}" for value in values))
+        console.print(grid)
 
 
 def print_judgement(result: Judgement) -> None:
@@ -60,16 +67,18 @@ def print_judgement(result: Judgement) -> None:
         Column("type", no_wrap=True),
         Column("measure", no_wrap=True),
         *(Column(f"model {number}", justify="right", no_wrap=True) for number, _ in enumerate(result.models, 1)),
+        Column("words alone", justify="right", no_wrap=True),
         *(Column("nDCG@10, difference of the queries", no_wrap=True) for _ in range(compared)),
         box=box.SIMPLE,
     )
     for task in result.tasks:
         cells = [task.task, task.type, task.main, *(f"{score:.4f}" for score in task.scores)]
+        cells.append("" if task.words is None else f"{task.words:.4f}")
         table.add_row(*cells, *([str(task.difference or "")] if compared else []))
     if len(result.tasks) > 1:
         over_tasks = [] if result.difference is None else [f"of the tasks: {result.difference}"]
         table.add_row(
-            f"mean of {len(result.tasks)} tasks", "", "", *(f"{mean:.4f}" for mean in result.means), *over_tasks
+            f"mean of {len(result.tasks)} tasks", "", "", *(f"{mean:.4f}" for mean in result.means), "", *over_tasks
         )
     console.print(table)
     console.print(f"results: {result.results}")

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actors.errors import ConfigError
+
 if TYPE_CHECKING:
     from pipeline.job.config import Job
+    from pipeline.job.curation import Curation
 
 JobFile = Annotated[str | None, typer.Argument(metavar="[JOB.yaml]", help="The job file.")]
 RequiredJobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file.")]
@@ -38,9 +41,12 @@ class RunCommand(StrEnum):
 
     backfill = "backfill"
     refresh = "refresh"
+    curate = "curate"
 
 
-RunCommandName = Annotated[RunCommand, typer.Option("--command", help="The command to run.")]
+RunCommandName = Annotated[
+    RunCommand | None, typer.Option("--command", help="The command to run; a file with `steps` is curated.")
+]
 
 
 def load_job(
@@ -70,6 +76,35 @@ def load_job(
     options = {"source.uri": source, "table.uri": table, "encoder.model": model, **(others or {})}
     given = {key: value for key, value in options.items() if value is not None}
     return load(path, settings=settings or (), defaults=given)
+
+
+def load_any(path: str | None, settings: list[str] | None) -> Job | Curation:
+    """Read a job file of either kind, of a backfill or of a curation.
+
+    Raises:
+        ConfigError: see `load_job`.
+    """
+    from pipeline.job.load import load_any as load
+
+    return load(path, settings=settings or ())
+
+
+def load_for(
+    path: str, settings: list[str] | None, command: RunCommand | None, default: RunCommand
+) -> tuple[Job | Curation, RunCommand]:
+    """Read a job file of either kind; return it with the command that runs it.
+
+    Raises:
+        ConfigError: see `load_job`; or the command is for the other kind.
+    """
+    from pipeline.job.curation import Curation
+
+    job = load_any(path, settings)
+    chosen = command or (RunCommand.curate if isinstance(job, Curation) else default)
+    if isinstance(job, Curation) != (chosen is RunCommand.curate):
+        kind = "is a curation job" if isinstance(job, Curation) else "has no steps, so it is no curation job"
+        raise ConfigError(f"--command {chosen.value}: {path} {kind}; leave --command out")
+    return job, chosen
 
 
 def command_line(command: RunCommand, job: Path, settings: list[str] | None) -> tuple[str, ...]:

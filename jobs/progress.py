@@ -80,7 +80,8 @@ class _Throughput:
     def text(self) -> str:
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)
         quarantined = f", {self.rows_quarantined:,} quarantined" if self.rows_quarantined else ""
-        return f"{self.rows:,} rows, {self.tokens / elapsed_s:,.0f} tokens/s{quarantined}"
+        rate = f"{self.tokens / elapsed_s:,.0f} tokens/s" if self.tokens else f"{self.rows / elapsed_s:,.0f} rows/s"
+        return f"{self.rows:,} rows, {rate}{quarantined}"
 
 
 class _Bar:

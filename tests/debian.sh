@@ -4,6 +4,10 @@
 # package is installed, no maintainer's script runs, no root is needed.
 #
 #   DEBIAN_MIRROR  where from; by default what the machine's own apt sources name, else deb.debian.org
+#
+# Folders that no program needs are left out; a script that needs some of them sets LEFT_OUT.
+
+LEFT_OUT=('usr/share/doc*' 'usr/share/man*' 'usr/share/locale*' 'dev/*')
 
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
@@ -62,7 +66,7 @@ CONF
     for package in "$apt"/cache/archives/*.deb; do
         [[ -n "$unused" && $(basename "$package") =~ $unused ]] && continue
         dpkg-deb --fsys-tarfile "$package" | tar -x -C "$ROOT" --keep-directory-symlink --no-same-owner \
-            --exclude='./usr/share/doc*' --exclude='./usr/share/man*' --exclude='./usr/share/locale*' --exclude='./dev/*'
+            "${LEFT_OUT[@]/#/--exclude=./}"
     done
     rm -rf "$apt"
 }

@@ -7,9 +7,11 @@ hits = Searcher("s3://lake/wiki").search(["how do tides work"])
 
 from actors.encoders import load_encoder
 from actors.vectors import vectors_of
+from pipeline.curate.run import curate
 from pipeline.evaluate.table import evaluate
 from pipeline.job.config import Job
-from pipeline.job.load import load_job
+from pipeline.job.curation import Curation
+from pipeline.job.load import load_curation, load_job
 from pipeline.report.page import report
 from pipeline.run.backfill import backfill
 from pipeline.run.estimate import estimate as plan
@@ -20,12 +22,15 @@ from pipeline.table.export import changes
 from pipeline.table.status import status
 
 __all__ = [
+    "Curation",
     "Job",
     "Searcher",
     "backfill",
     "changes",
+    "curate",
     "evaluate",
     "iter_changes",
+    "load_curation",
     "load_encoder",
     "load_job",
     "plan",

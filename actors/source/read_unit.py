@@ -201,7 +201,9 @@ def _finish(table: pa.Table, source: SourceSpec, bad: list[QuarantinedRow], note
         invalid = {**failed, **invalid}
     rows.quarantine(invalid)
     rows.quarantine(_without_id(rows.columns[_IDS]))
-    if source.pictures is None:
+    if source.keeps_empty:
+        rows.columns[_CONTENT] = pa.repeat("", len(rows))
+    elif source.pictures is None:
         rows.quarantine(_all_null([rows.columns[name] for name in source.text]))
         rows.columns[_CONTENT] = _joined([rows.columns[name] for name in source.text])
         rows.quarantine(modality.unfit(rows.columns[_CONTENT]))

@@ -48,6 +48,7 @@ class SourceSpec:
         renamed: Name in the table by name in the source, of those in `keep` for which they differ.
         modality: Key of `actors.inputs.MODALITIES`: the content of the embedded columns.
         pictures: Settings of a source with pictures; None for any other.
+        keeps_empty: Whether rows without text are rows too, and the texts are among `keep`: then nothing is embedded.
     """
 
     format: str
@@ -61,6 +62,7 @@ class SourceSpec:
     modality: str = "text"
     renamed: tuple[tuple[str, str], ...] = ()
     pictures: Pictures | None = None
+    keeps_empty: bool = False
 
     def kept_schema(self) -> pa.Schema:
         """Return the kept columns as the table names them."""

@@ -27,6 +27,9 @@ REASONS = {
     "empty_folder": "a folder with no file to read",
     "vanished": "removed while the corpus was listed",
     "literal_path": "source.uri is the name of what it matches too, and is read as that name",
+    "not_code": "no source code in a language that is known",
+    "foreign_code": "in a folder of other people's code, such as node_modules",
+    "generated_name": "a name of generated code, as in a.min.js or a_pb2.py",
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from jobs import output
-from jobs.options import AsJson, JobFile, Settings, load_job
+from jobs.options import AsJson, JobFile, Settings, load_any
 
 if TYPE_CHECKING:
     from pipeline.cluster.doctor import Finding
@@ -20,7 +20,7 @@ def doctor(job: JobFile = None, settings: Settings = None, json: AsJson = False)
     """Check this machine or cluster: storage, model, GPUs, memory, processor, Ray."""
     from pipeline.cluster.doctor import examine
 
-    loaded = load_job(job, settings) if job or settings else None
+    loaded = load_any(job, settings) if job or settings else None
     findings = examine(loaded)
     if json:
         output.as_json(findings)

@@ -15,13 +15,17 @@ from jobs.options import AsJson, load_job
 from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from actors.encoders.spec import ModelSpec
     from pipeline.evaluate.result import Evaluated
     from pipeline.evaluate.texts import Subject
     from pipeline.search.search import Searcher
 
 
-_SOURCES = "--queries with --judgements, --beir, --sts, --negation, --alignment or --tasks"
+_SOURCES = (
+    "--queries with --judgements, --beir, --code, --sts, --negation, --alignment, --parallel, --needle or --tasks"
+)
 
 
 def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
@@ -34,6 +38,16 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     beir: Annotated[
         str | None, typer.Option(metavar="DIR", help="A folder of BEIR: `queries.jsonl`, `qrels/test.tsv`.")
     ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="Documents in Parquet, `id` and `text`: for the row of BM25, or to embed by --model."
+        ),
+    ] = None,
+    code: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="A checkout: the documentation of its functions shall find them, by --model."),
+    ] = None,
     split: Annotated[str, typer.Option(help="The judgements of --beir to use: `qrels/SPLIT.tsv`.")] = "test",
     sts: Annotated[
         str | None, typer.Option(metavar="URI", help="A Parquet file: `sentence1`, `sentence2`, `score`.")
@@ -42,6 +56,13 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         str | None, typer.Option(metavar="URI", help="A Parquet file: `anchor`, `entailment`, `negative`.")
     ] = None,
     alignment: Annotated[str | None, typer.Option(metavar="URI", help="A Parquet file: `text`, `image`.")] = None,
+    parallel: Annotated[
+        str | None, typer.Option(metavar="URI", help="A Parquet file with a column of texts for each language.")
+    ] = None,
+    needle: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="A Parquet file with a column `text`: the hay of long documents."),
+    ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,6 +101,10 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         str | None,
         typer.Option(metavar="TYPE,TYPE", help="Compare float32, float16, bfloat16, int8 and binary vectors."),
     ] = None,
+    chunking: Annotated[
+        str | None,
+        typer.Option(metavar="MODE,MODE", help="Embed by --model with each mode of chunking, as in split,late."),
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Scan on this Ray cluster; queries are encoded here.")] = None,
     cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_CACHE_SIZE,
     out: Annotated[
@@ -88,15 +113,20 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Measure how good a table or a model is, with 95 % intervals: retrieval, similarity, negation, alignment, tasks of mteb."""
+    """Measure how good a table or a model is, with 95 % intervals: by judged queries, files of texts, or tasks of mteb."""
     if (queries is None) != (judgements is None):
         raise ConfigError("--queries and --judgements go together: the file of queries and the file of judgements")
-    files = {"queries": queries, "beir": beir, "sts": sts, "negation": negation, "alignment": alignment}
+    files = {"queries": queries, "beir": beir, "code": code, "sts": sts, "negation": negation, "alignment": alignment}
+    files |= {"parallel": parallel, "needle": needle}
     given = [name for name, value in {**files, "tasks": tasks}.items() if value is not None]
     if len(given) != 1:
         raise ConfigError(f"give one of {_SOURCES}, not {len(given)}")
     if tasks is None and (dry_run or prefetch):
         raise ConfigError("--dry-run and --prefetch are for --tasks; name some")
+    if (corpus is not None or chunking is not None) and given[0] not in {"queries", "beir"}:
+        raise ConfigError("--corpus and --chunking are for judged queries, by --queries and --judgements or --beir")
+    if table is not None and settings:
+        raise ConfigError("--set is for a --model; a TABLE has its settings")
     if tasks is not None:
         if dims is not None or precision is not None or against is not None:
             raise ConfigError(
@@ -113,24 +143,70 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         return
     tables = _tables(table, version, against, model, address=address, cache_size=cache_size)
     ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision)}
-    if given[0] in ("queries", "beir"):
-        from pipeline.evaluate.beir import read_beir
+    if code is not None:
+        from pipeline.evaluate.code import judged_code, with_split_names
         from pipeline.evaluate.table import evaluate_tables
-        from pipeline.quality.judged import read_judged
 
-        if not tables:
-            raise ConfigError(f"--{given[0]} needs the TABLE to search; `vectide backfill` makes one of the documents")
+        if table is not None or not model or out is None:
+            raise ConfigError(
+                "--code embeds functions without their documentation, so it takes a --model and no TABLE, and --out, a folder "
+                "for the vectors"
+            )
+        judged, documents = judged_code(code)
+        compared = _embedded(model, documents, out, settings or [], [], code=True)
+        evaluated = evaluate_tables(compared, judged, with_split_names(documents), **ladder)
+    elif given[0] in ("queries", "beir"):
+        from pipeline.evaluate.beir import read_beir, read_beir_corpus
+        from pipeline.evaluate.table import evaluate_tables, named
+        from pipeline.quality.judged import read_corpus, read_judged
+
         options = ("--queries", "--judgements")
         judged = (
             read_beir(beir, split) if beir is not None else read_judged(str(queries), str(judgements), options=options)
         )
-        evaluated = evaluate_tables(tables, judged, **ladder)
+        documents = None if corpus is None else read_corpus(corpus, "--corpus")
+        if documents is None and beir is not None:
+            documents = read_beir_corpus(beir)
+        if table is not None and chunking is not None:
+            raise ConfigError("--chunking is for a corpus that --model embeds; a TABLE has its chunks")
+        compared = [named(each) for each in tables]
+        if not compared:
+            need = _need_embedding(given[0], model, documents, out)
+            compared = _embedded(*need, settings or [], _words(chunking) or [])
+        evaluated = evaluate_tables(compared, judged, documents, **ladder)
     else:
         evaluated = _texts(given[0], str(files[given[0]]), tables, _models(table, model, settings), ladder)
     _finish(evaluated, out, json=json)
     for searcher in tables:
         if searcher.cache_problem is not None:
             print(f"note: {searcher.cache_problem}", file=sys.stderr)
+
+
+def _need_embedding(
+    source: str, models: list[str] | None, corpus: pa.Table | None, out: str | None
+) -> tuple[list[str], pa.Table, str]:
+    """Return what an embedding of the documents needs, all of which must be there."""
+    if not models:
+        raise ConfigError(
+            f"--{source} needs the TABLE to search (`vectide backfill` makes one of the documents), or a --model to embed them"
+        )
+    if corpus is None:
+        missing = "corpus.jsonl in the folder of --beir" if source == "beir" else "the documents by --corpus"
+        raise ConfigError(f"--{source} with --model embeds the documents, and there are none: it needs {missing}")
+    if out is None:
+        raise ConfigError("--model embeds the documents, which needs --out, a folder for them")
+    return models, corpus, out
+
+
+def _embedded(
+    models: list[str], corpus: pa.Table, out: str, settings: list[str], chunkings: list[str], *, code: bool = False
+) -> list[tuple[str, Searcher]]:
+    """Return tables of a corpus, with their names."""
+    from jobs.progress import reporter
+    from pipeline.evaluate.table import embedded_tables
+
+    with reporter() as progress:
+        return embedded_tables(models, corpus, out, progress, settings=settings, chunkings=chunkings, code=code)
 
 
 def _prefetch(names: list[str]) -> None:
@@ -227,11 +303,17 @@ class _Ladder(TypedDict):
 
 
 def _texts(ability: str, file: str, tables: list[Searcher], models: list[Subject], ladder: _Ladder) -> Evaluated:
+    from pipeline.evaluate.needle import evaluate_needle
+    from pipeline.evaluate.parallel import evaluate_parallel
     from pipeline.evaluate.texts import Subject, evaluate_texts
 
     subjects = [Subject(f"{each.url}, version {each.version}", each.encoder) for each in tables] + models
     if not subjects:
         raise ConfigError(f"--{ability} needs a TABLE, whose model is evaluated, or a model by --model")
+    if ability == "parallel":
+        return evaluate_parallel(file, subjects, **ladder)
+    if ability == "needle":
+        return evaluate_needle(file, subjects, **ladder)
     return evaluate_texts(ability, file, subjects, **ladder)
 
 
@@ -269,8 +351,6 @@ def _models(table: str | None, names: list[str] | None, settings: list[str] | No
     from pipeline.evaluate.texts import Subject
 
     if table is not None:
-        if settings:
-            raise ConfigError("--set is for a model by --model; a TABLE has its settings")
         return []
     jobs = [load_job(None, settings, source="unused", table="unused", model=name) for name in names or ()]
     return [Subject(job.encoder.model, load_encoder(job.encoder.settings())) for job in jobs]

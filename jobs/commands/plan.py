@@ -8,9 +8,10 @@ import typer
 
 from actors.quantities import format_bytes, format_duration
 from jobs import output
-from jobs.options import AsJson, JobFile, ModelName, Settings, SourceUri, TableUri, load_job
+from jobs.options import AsJson, JobFile, ModelName, Settings, SourceUri, TableUri, load_any, load_job
 
 if TYPE_CHECKING:
+    from pipeline.job.curation import Curation
     from pipeline.run.estimate import Estimate
 
 
@@ -26,15 +27,45 @@ def plan(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Estimate shards, units, rows, tokens, output size, time and cost. Nothing is written."""
+    """Estimate shards, units, rows, tokens, output size, time and cost; or check a curation. Nothing is written."""
+    from pipeline.job.curation import Curation
     from pipeline.run.estimate import estimate
 
+    if job is not None and (source, table, model) == (None, None, None):
+        curation = load_any(job, settings)
+        if isinstance(curation, Curation):
+            _plan_curation(curation, json=json)
+            return
     loaded = load_job(job, settings, source=source, table=table, model=model)
     estimated = estimate(loaded, tokens_per_s=tokens_per_second, price_per_hour=price_per_hour)
     if json:
         output.as_json(estimated)
     else:
         _print(estimated)
+
+
+def _plan_curation(job: Curation, *, json: bool) -> None:
+    from pipeline.curate.plan import plan_curation
+
+    planned = plan_curation(job)
+    if json:
+        output.as_json(planned)
+        return
+    about = "" if planned.rows_exact else "about "
+    size = format_bytes(planned.source_bytes)
+    lines = [
+        ("run", planned.run),
+        ("source", f"{planned.shards:,} shards, {size}, {about}{planned.rows:,} rows"),
+        ("units", f"{planned.units:,} of about {planned.unit_rows:,} rows ({planned.units_done:,} read already)"),
+        *(("step", step) for step in planned.steps),
+        ("table", "none yet" if planned.version is None else f"version {planned.version}"),
+        *(("read", use.sentence()) for use in planned.dialects if use.worth_saying),
+        *(("left out", left_out.sentence()) for left_out in planned.left_out),
+    ]
+    if planned.done:
+        lines.append(("done", "the table already holds this job on this source"))
+    for name, text in lines:
+        print(f"{name:>8}  {text}")
 
 
 def _print(estimate: Estimate) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from actors.errors import ConfigError
-from jobs.options import RequiredJobFile, RunCommand, RunCommandName, Settings, command_line, load_job
+from jobs.options import RequiredJobFile, RunCommand, RunCommandName, Settings, command_line, load_for
 
 
 class Target(StrEnum):
@@ -30,7 +30,7 @@ def schedule(  # noqa: PLR0917  (typer's arguments are options by name)
     on_calendar: Annotated[
         str | None, typer.Option(metavar="EVENT", help="Time for systemd, as in '*-*-* 03:00:00'.")
     ] = None,
-    command: RunCommandName = RunCommand.refresh,
+    command: RunCommandName = None,
     rayjob: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="RayJob whose cluster and image to use; default: deploy/rayjob.yaml."),
@@ -43,14 +43,14 @@ def schedule(  # noqa: PLR0917  (typer's arguments are options by name)
     when = _time_option(target, cron, on_calendar)
     if rayjob is not None and target is not Target.kubernetes:
         raise ConfigError(f"--rayjob is for kubernetes, not for {target.value}; leave it out")
-    loaded = load_job(job, settings)
+    loaded, chosen = load_for(job, settings, command, RunCommand.refresh)
     name = render.schedule_name(loaded, Path(job).stem)
     if target is Target.kubernetes:
-        text = render.kubernetes(loaded, when, rayjob, name=name, command=command.value)
+        text = render.kubernetes(loaded, when, rayjob, name=name, command=chosen.value)
     else:
         path = Path(job).absolute()
-        argv = command_line(command, path, settings)
-        run = render.ScheduledRun(name, command.value, loaded.table.uri, path, Path.cwd(), argv)
+        argv = command_line(chosen, path, settings)
+        run = render.ScheduledRun(name, chosen.value, loaded.table.uri, path, Path.cwd(), argv)
         text = render.crontab(run, when) if target is Target.crontab else render.systemd(run, when)
     print(text, end="")
 

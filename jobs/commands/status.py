@@ -47,6 +47,8 @@ def _print(status: Status) -> None:
     for run in status.runs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in run.reasons.items())
         state = f"published as version {run.version}" if run.version is not None else "unfinished"
+        if run.fingerprint is None:
+            state = "not planned"
         if run.published and run.version is None:
             state = "published; the log no longer has the version"
         quarantined = f"{run.quarantined:,}" + (f" ({reasons})" if reasons else "")

@@ -19,6 +19,7 @@ from actors import storage
 from actors.errors import VectideError
 from actors.quantities import counted, format_bytes
 from pipeline.job.config import Job
+from pipeline.job.curation import Curation
 from pipeline.ledger.ledger import FOLDER
 from pipeline.plan.resources import size_pool
 from pipeline.plan.throughput import has_bfloat16, processor_flags
@@ -44,16 +45,18 @@ class Finding:
     text: str
 
 
-def examine(job: Job | None) -> list[Finding]:
+def examine(job: Job | Curation | None) -> list[Finding]:
     """Run all checks. The findings are in the order in which to fix them."""
     findings: list[Finding] = [_python(), _libraries(), _processor(), _kernels(), _memory(), _gpus()]
     if job is None:
         findings.append(_run_check("storage", _local_storage))
         return findings
     checks: list[tuple[str, Callable[[], Finding]]] = [
-        ("model", lambda: _model(job)),
-        ("source", lambda: _source(job)),
-        ("table", lambda: _table(job)),
+        *(
+            [("curation", lambda: _curation(job))]
+            if isinstance(job, Curation)
+            else [("model", lambda: _model(job)), ("source", lambda: _source(job)), ("table", lambda: _table(job))]
+        ),
         ("storage", lambda: _storage(job)),
         ("ray", lambda: _ray(job)),
     ]
@@ -142,6 +145,16 @@ def _model(job: Job) -> Finding:
     return Finding("model", "ok", f"{spec.model}: {spec.family}, {spec.dim} dimensions, up to {spec.max_tokens} tokens")
 
 
+def _curation(job: Curation) -> Finding:
+    from pipeline.curate.plan import plan_curation
+
+    planned = plan_curation(job)
+    table = "no table yet" if planned.version is None else f"table at version {planned.version}"
+    rows = f"{counted(planned.rows, 'row')} in {counted(planned.shards, 'shard')}"
+    text = f"{rows}, {format_bytes(planned.source_bytes)}; steps: {'; '.join(planned.steps)}; {table}"
+    return Finding("curation", "note" if planned.left_out else "ok", text)
+
+
 def _source(job: Job) -> Finding:
     from pipeline.plan.corpus import list_corpus, model_for, survey
     from pipeline.run.context import describe_model
@@ -169,7 +182,7 @@ def _table(job: Job) -> Finding:
     return Finding("table", "ok", f"{url} is at version {table.version()}")
 
 
-def _storage(job: Job) -> Finding:
+def _storage(job: Job | Curation) -> Finding:
     return _probe(storage.join(storage.absolute(job.table.uri), FOLDER, "probes"))
 
 
@@ -211,7 +224,7 @@ def _parents_below(folder: Path, keep: Path) -> Iterator[Path]:
         folder = folder.parent
 
 
-def _ray(job: Job) -> Finding:
+def _ray(job: Job | Curation) -> Finding:
     if job.run.address == "inline":
         return Finding("ray", "note", "run.address is inline: units run inside this process, without Ray")
     import ray

@@ -1,7 +1,6 @@
 """Reads a folder in the layout of BEIR: `queries.jsonl`, `qrels/<split>.tsv` and `corpus.jsonl`.
 
-Called by `vectide evaluate --beir`. Of the corpus only a backfill reads the texts; a table has its documents already, under
-the ids of `_id`.
+Called by `vectide evaluate --beir`. The documents of a table have the ids of `_id`. A table may be there without the corpus.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import pyarrow.csv
 
 from actors import storage
 from actors.errors import DataError
-from pipeline.quality.judged import Judged, judged, need_measures
+from pipeline.quality.judged import Judged, corpus_of, judged, need_measures
 from pipeline.search.questions import read_file
 
 _OPTION = "--beir"
@@ -37,16 +36,30 @@ def read_beir(folder: str, split: str) -> Judged:
     )
 
 
-def _columns(url: str, data: bytes, names: tuple[str, ...]) -> dict[str, list[str]]:
-    columns: dict[str, list[str]] = {name: [] for name in names}
+def read_beir_corpus(folder: str) -> pa.Table | None:
+    """Read the documents, `id` and `text`, the title before the text as in mteb; None if the folder has no corpus.
+
+    Raises:
+        DataError: the file has another layout.
+    """
+    url = storage.join(folder, "corpus.jsonl")
+    if not storage.exists(storage.absolute(url)):
+        return None
+    columns = _columns(url, read_file(url, _OPTION, "a file of JSON lines"), ("_id", "text"), ("title",))
+    texts = [f"{title} {text}".strip() for title, text in zip(columns["title"], columns["text"], strict=True)]
+    return corpus_of(columns["_id"], [*texts], f"{_OPTION}: {url!r}")
+
+
+def _columns(url: str, data: bytes, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    columns: dict[str, list[str]] = {name: [] for name in (*names, *optional)}
     for number, line in enumerate(io.BytesIO(data), 1):
         if not line.strip():
             continue
         try:
             row = orjson.loads(line)
             for name, values in columns.items():
-                values.append(str(row[name]))
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                values.append(str(row.get(name) or "" if name in optional else row[name]))
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{_OPTION}: line {number} of {url!r} is not a JSON object with {' and '.join(names)}: {error}"
             ) from None

@@ -1,16 +1,9 @@
-"""Texts of an evaluation, embedded by backfills into tables of their own.
-
-A backfill is distributed, resumes by unit, and never encodes a text twice, so an evaluation has these properties too. The
-tables lie in `<folder>/embeddings/<model>-<fingerprint>/<name>/`, beside the Parquet files that they were made from. Another
-model or setting has another fingerprint, and so tables of its own.
-"""
+"""Texts and pictures of an evaluation, embedded into tables of their own, and their vectors."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,29 +12,18 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.encoders import load_encoder
-from actors.encoders.spec import ModelSpec
-from actors.errors import ConfigError
 from actors.schema import ID
 from actors.source.blank import blank_rows
 from actors.unit.table_files import read_stored
-from actors.vectors import Floats, VectorColumn
+from actors.vectors import Floats
 from pipeline.execute.progress import Reporter
-from pipeline.job import fingerprint
-from pipeline.job.config import Job
-from pipeline.job.load import load_job
-from pipeline.run.backfill import backfill
-from pipeline.run.context import describe_model
-from pipeline.run.refresh import refresh
+from pipeline.run.text_tables import TEXT, TextTables
 from pipeline.search.search import Searcher
 from pipeline.table import delta_table
 
-_TEXT = "text"
-_UNSET = "unused"
-_PLACES = {"model", "revision"}
 
-
-class EmbeddedTexts:
-    """Tables of texts that a model encoded.
+class EmbeddedTexts(TextTables):
+    """Tables of texts and pictures that a model encoded, and their vectors; see `TextTables`.
 
     Args:
         model: Hub id or local directory.
@@ -50,41 +32,14 @@ class EmbeddedTexts:
         reporter: Receives the progress of the backfills.
 
     Attributes:
-        spec: The model with its own task.
-        changed: The settings that change vectors and are not the defaults, by key.
-        encoded: Number of texts that were encoded for this object.
         blank: Number of documents without a text, which no table has.
-
-    Raises:
-        ConfigError: a setting is wrong.
-        ModelError: the model cannot be found.
     """
 
     def __init__(self, model: str, settings: Sequence[str], folder: str, reporter: Reporter) -> None:
-        self._model, self._settings, self._folder, self._reporter = model, tuple(settings), folder, reporter
-        self._described: dict[str | None, tuple[ModelSpec, str]] = {}  # model, and folder of its tables, by task
-        job = self._job(_UNSET, _UNSET, None)
-        self.spec = self._describe(None)[0]
-        sections = {"encoder": job.encoder, "chunking": job.chunking}
-        self.changed: dict[str, Any] = {
-            f"{name}.{key}": value
-            for name, section in sections.items()
-            for key, value in section.model_dump(mode="json", exclude_defaults=True, exclude=_PLACES).items()
-        }
-        self.encoded = self.blank = 0
+        keys = {"run.max_quarantined": 0, "table.precision": "float32"}
+        super().__init__(model, settings, folder, reporter, keys)
+        self.blank = 0
         self._known: dict[str, dict[str, Floats]] = {}  # vectors by the hash of their text, by table
-
-    @property
-    def dense(self) -> VectorColumn:
-        """The output with one vector of a text.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        for column in self.spec.outputs:
-            if column.kind == "dense":
-                return column
-        raise ConfigError(f"{self._model!r} makes only several vectors of a text, which only retrieval can compare")
 
     def vectors(self, texts: Sequence[str], task: str | None, name: str) -> Floats:
         """Return the vectors of texts, float32 [texts, dim]; a text that the table has is not encoded again.
@@ -99,86 +54,55 @@ class EmbeddedTexts:
             VectideError: as for a backfill.
         """
         hashes = [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
-        place, wanted = self._place(task, name), dict(zip(hashes, texts, strict=True))
+        place, wanted = self.place(task, name), dict(zip(hashes, texts, strict=True))
         known = self._known.setdefault(place, {})
         digests = list(wanted)
         blank = [digests[row] for row in blank_rows(pa.array(wanted.values(), pa.string()))]
         if blank := [digest for digest in blank if digest not in known]:  # a backfill would quarantine them
-            encoder = load_encoder(self._describe(task)[0])
+            encoder = load_encoder(self.described(task))
             known.update((digest, encoder.encode([wanted[digest]])[0]) for digest in blank)
         known.update(self._stored(place, wanted.keys() - known.keys()))
         if missing := [digest for digest in wanted if digest not in known]:
-            there = self._written(place)
+            there = self._ids(place)
             if new := [digest for digest in missing if digest not in there]:
                 part = blake2b("".join(new).encode(), digest_size=8).hexdigest()
-                self._write(place, part, pa.table([new, [wanted[digest] for digest in new]], [ID, _TEXT]))
-            self._embed(place, task)
+                self.write(place, part, pa.table([new, [wanted[digest] for digest in new]], [ID, TEXT]))
+            self.embed(place, task)
             known.update(self._stored(place, missing))
         return np.stack([known[digest] for digest in hashes])
 
-    def documents(self, parts: Iterable[tuple[Sequence[str], Sequence[str]]], task: str | None, name: str) -> Searcher:
+    def documents(self, parts: Iterable[pa.Table], task: str | None, name: str, *, pictures: bool = False) -> Searcher:
         """Return a search over documents, which are embedded unless they are already.
 
         Args:
-            parts: Ids and texts. The same parts have the same texts each time.
+            parts: Ids in `ID`, and texts in `TEXT` or pictures in `PICTURE`, as `source.image` takes them. The same parts
+                have the same documents each time.
             task: Task of the model.
             name: Name of the table.
+            pictures: Whether the documents are pictures.
 
         Raises:
+            ConfigError: they are pictures, and the model takes texts only.
             VectideError: as for a backfill.
         """
-        place = self._place(task, name)
-        for number, (ids, texts) in enumerate(parts):
-            rows = pa.table([pa.array(ids, pa.string()), pa.array(texts, pa.string())], [ID, _TEXT])
-            blank = blank_rows(rows[_TEXT].combine_chunks())
-            self.blank += len(blank)
-            kept = np.setdiff1d(np.arange(rows.num_rows), blank)
-            self._write(place, f"{number:06}", rows.take(pa.array(kept)))
-        return Searcher(self._embed(place, task), cache_size=None)
+        place = self.place(task, name, pictures=pictures)
+        for number, part in enumerate(parts):
+            rows = part
+            if not pictures:
+                blank = blank_rows(rows[TEXT].combine_chunks())
+                self.blank += len(blank)
+                rows = rows.take(pa.array(np.setdiff1d(np.arange(rows.num_rows), blank)))
+            self.write(place, f"{number:06}", rows)
+        return Searcher(self.embed(place, task, pictures=pictures), cache_size=None)
 
-    def _job(self, source: str, table: str, task: str | None) -> Job:
-        keys: dict[str, Any] = {"source.uri": source, "source.id": ID, "source.text": [_TEXT], "table.uri": table}
-        keys |= {"encoder.model": self._model, "run.max_quarantined": 0, "table.precision": "float32"}
-        return load_job(None, settings=self._settings, defaults=keys | ({} if task is None else {"encoder.task": task}))
-
-    def _describe(self, task: str | None) -> tuple[ModelSpec, str]:
-        """Return the model for a task, and the name of the folder of its tables; the model is described once."""
-        if task not in self._described:
-            job = self._job(_UNSET, _UNSET, task)
-            model = describe_model(job)
-            lineage = fingerprint.lineage(model, fingerprint.chunking_of(model, job), job)
-            self._described[task] = model, f"{safe(model.model)}-{fingerprint.fingerprint(lineage)[:12]}"
-        return self._described[task]
-
-    def _place(self, task: str | None, name: str) -> str:
-        """Return the URL of the folder of a table and its texts."""
-        return storage.join(self._folder, "embeddings", self._describe(task)[1], safe(name))
-
-    def _write(self, place: str, part: str, rows: pa.Table) -> None:
-        """Write a file of texts unless it is there: a file that changes would be embedded anew."""
-        url = storage.join(place, "texts", f"{part}.parquet")
-        if not storage.exists(url):
-            sink = pa.BufferOutputStream()
-            pq.write_table(rows, sink, compression="zstd")
-            storage.put(url, bytes(sink.getvalue()))
-
-    def _written(self, place: str) -> set[str]:
-        """Return the ids in the files of texts: a run that was stopped may not have embedded them yet."""
-        files = [shard.path for shard in storage.walk(storage.join(place, "texts"))]
-        parts = [pq.read_table(pa.BufferReader(storage.read(file)), columns=[ID]) for file in files]
+    def _ids(self, place: str) -> set[str]:
+        """Return the ids in the files of texts."""
+        parts = [pq.read_table(pa.BufferReader(storage.read(file)), columns=[ID]) for file in self.written(place)]
         return {row_id for part in parts for row_id in part[ID].to_pylist()}
-
-    def _embed(self, place: str, task: str | None) -> str:
-        """Embed the files of texts that the table does not have, and return its URL."""
-        table = storage.join(place, "table")
-        job = self._job(storage.join(place, "texts", "*.parquet"), table, task)
-        run = backfill if delta_table.open_table(table) is None else refresh
-        self.encoded += run(job, self._reporter).encoded
-        return table
 
     def _stored(self, place: str, wanted: Iterable[str]) -> dict[str, Floats]:
         """Return vectors of a table by id."""
-        url, ids = storage.join(place, "table"), pa.array(wanted, pa.string())
+        url, ids = self.table(place), pa.array(wanted, pa.string())
         table = delta_table.open_table(url) if len(ids) else None
         column, found = self.dense, dict[str, Floats]()
         for path in [] if table is None else delta_table.file_sizes(table):
@@ -189,8 +113,3 @@ class EmbeddedTexts:
                 vectors = column.unit_rows(cells) if column.normalized else column.matrix(cells)
                 found.update(zip(batch.column(ID).to_pylist(), vectors, strict=True))
         return found
-
-
-def safe(name: str) -> str:
-    """Return a name for a file, of the end of a path or of the name of a task."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-60:].strip("_.")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +23,11 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.models.model_meta import ModelMeta
 
 from actors import storage
+from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError, DataError
 from pipeline.evaluate.embedded import EmbeddedTexts
-from pipeline.evaluate.mteb_model import Found, ModelJudged, TableSearch
+from pipeline.evaluate.mteb_model import Found, ModelJudged, TableSearch, has_pictures
+from pipeline.evaluate.mteb_words import WordsJudged
 from pipeline.evaluate.result import write_result
 from pipeline.evaluate.tasks import single
 from pipeline.execute.progress import Reporter
@@ -42,6 +46,7 @@ class TaskScores:
         main: Main measure of the task.
         scores: The main score, 0 to 1, of each model.
         difference: nDCG@10 of the second model less that of the first, over the queries; None if the task has none.
+        words: The main score of words alone; None if it is not computed.
     """
 
     task: str
@@ -49,6 +54,7 @@ class TaskScores:
     main: str
     scores: tuple[float, ...]
     difference: Difference | None = None
+    words: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +108,13 @@ def judge(
     folder, notes = storage.local_path(storage.absolute(out)), []
     names = [f"{table.url}, version {table.version}"] if table is not None else list(models)
     scores, encoded, values = [], [], []
-    for name in names:
+    embedded = [EmbeddedTexts(name, settings, storage.absolute(out), reporter) for name in models if table is None]
+    for each in embedded:
+        _check_model(each.spec, tasks)
+    for name, texts in zip_longest(names, embedded):
         kept = _Values(folder, tasks)
-        texts = None
-        if table is not None:
-            judged: TableSearch | ModelJudged = TableSearch(table, kept.keep)
-        else:
-            texts = EmbeddedTexts(name, settings, storage.absolute(out), reporter)
-            judged = ModelJudged(texts, kept.keep)
+        judged: TableSearch | ModelJudged
+        judged = ModelJudged(texts, kept.keep) if table is None else TableSearch(table, kept.keep)
         kept.model = judged.mteb_model_meta
         scores.append([_run(judged, task, folder, reporter) for task in tasks])
         encoded.append(0 if texts is None else texts.encoded)
@@ -117,6 +122,8 @@ def judge(
         if texts is not None and texts.blank:
             notes.append(f"{texts.blank:,} documents have no text and cannot be found by {name}")
         notes += judged.notes if isinstance(judged, TableSearch) else []
+    beside = [task.metadata.name for task in single(tasks) if task.metadata.category == "t2it"]
+    notes += [f"{name} has texts beside its pictures; only the pictures are embedded" for name in beside if not table]
     rows = []
     for number, task in enumerate(tasks):
         of_task = tuple(each[number] for each in scores)
@@ -127,6 +134,7 @@ def judge(
                 task.metadata.main_score,
                 of_task,
                 _difference(*(each[number] for each in values)) if len(names) == 2 else None,
+                _words(task, folder, reporter, notes),
             )
         )
     means = tuple(float(np.mean(each)) for each in scores)
@@ -143,10 +151,11 @@ def judge(
 def _check(tasks: Sequence[Any], *, is_table: bool) -> None:
     """Refuse tasks that cannot be run."""
     for task in single(tasks):
-        if task.metadata.modalities != ["text"]:
+        by_texts = isinstance(task, AbsTaskRetrieval) and (task.metadata.category or "").startswith("t2")
+        if task.metadata.modalities != ["text"] and not (by_texts and has_pictures(task.metadata)):
             raise ConfigError(
-                f"{task.metadata.name} is about {' and '.join(task.metadata.modalities)}, and tasks are evaluated by texts "
-                f"only; leave it out (--dry-run prints its cost)"
+                f"{task.metadata.name} is a task of {task.metadata.type} about {' and '.join(task.metadata.modalities)}; only "
+                f"tasks of texts are evaluated, and those of finding pictures by texts. Leave it out (--dry-run prints its cost)"
             )
         if is_table and not isinstance(task, AbsTaskRetrieval):
             raise ConfigError(
@@ -155,7 +164,36 @@ def _check(tasks: Sequence[Any], *, is_table: bool) -> None:
             )
 
 
-def _run(judged: TableSearch | ModelJudged, task: Any, folder: Path, reporter: Reporter) -> float:
+def _check_model(spec: ModelSpec, tasks: Sequence[Any]) -> None:
+    """Refuse tasks with pictures for a model that takes texts only."""
+    for task in single(tasks):
+        if has_pictures(task.metadata):
+            try:
+                spec.seeing()
+            except ConfigError as error:
+                raise ConfigError(
+                    f"the documents of {task.metadata.name} are pictures, and {error} Leave the task out, or name a model that "
+                    f"sees, such as jinaai/jina-embeddings-v4"
+                ) from None
+            return
+
+
+def _words(task: Any, folder: Path, reporter: Reporter, notes: list[str]) -> float | None:
+    """Return the score of words alone; None, and a note, if it is not computed."""
+    name = task.metadata.name
+    if any(has_pictures(each.metadata) for each in single([task])):
+        return None
+    if find_spec("bm25s") is None:
+        notes.append(f"{name} has no score of words alone: install bm25s with pip install 'vectide[evaluate]'")
+        return None
+    try:
+        return _run(WordsJudged(), task, folder, reporter)
+    except DataError as error:
+        notes.append(f"{name} has no score of words alone: {error}")
+        return None
+
+
+def _run(judged: TableSearch | ModelJudged | WordsJudged, task: Any, folder: Path, reporter: Reporter) -> float:
     reporter.step(f"{task.metadata.name}")
     try:
         found = mteb.evaluate(

@@ -6,8 +6,10 @@ Imports mteb, which takes seconds, so nothing but the evaluation of mteb's tasks
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import blake2b
 from typing import Any
 
+import datasets
 import pyarrow as pa
 from mteb._create_dataloaders import create_dataloader
 from mteb.models.abs_encoder import AbsEncoder
@@ -17,14 +19,17 @@ from mteb.types import PromptType
 
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError
+from actors.schema import ID
 from actors.vectors import Floats, dense
-from pipeline.evaluate.embedded import EmbeddedTexts, safe
-from pipeline.evaluate.routing import task_of
+from pipeline.evaluate.embedded import EmbeddedTexts
 from pipeline.evaluate.table import late
 from pipeline.quality.retrieval import nearest_documents
+from pipeline.run.routing import task_of
+from pipeline.run.text_tables import PICTURE, TEXT, safe
 from pipeline.search.search import Searcher
 
 _PART = 50_000  # documents of a file
+_PICTURES = 128  # of a file
 _QUERIES = 4096  # of one pass over the documents
 
 Found = dict[str, dict[str, float]]
@@ -46,6 +51,7 @@ def meta_of(spec: ModelSpec, name: str | None, changed: Mapping[str, Any]) -> Mo
             "revision": spec.revision or spec.weights_sha256[:12],
             "max_tokens": spec.max_tokens,
             "embed_dim": spec.dim,
+            "modalities": ["text"] if spec.pictures is None else ["text", "image"],
             "similarity_fn_name": ScoringFunction.COSINE,
             "experiment_kwargs": dict(changed) or None,
         }
@@ -95,7 +101,7 @@ class TableSearch:
                 f"{task_metadata.name} ranks given documents again; evaluate it with --model, not a table"
             )
         found: Found = {}
-        for ids, texts in _batches(queries, task_metadata, PromptType.query):
+        for ids, texts in batches(queries, task_metadata, PromptType.query):
             scores = _nearest(self._searcher, texts, top_k, self._searcher.encode, self._corpus)
             found.update(zip(ids, scores, strict=True))
         self._keep(task_metadata.name, hf_subset, hf_split, found)
@@ -103,7 +109,9 @@ class TableSearch:
 
 
 class ModelJudged(AbsEncoder):
-    """A model for all tasks of texts: mteb's `AbsEncoder` and `SearchProtocol`. Its texts are embedded by backfills.
+    """A model for all tasks of texts, and those of finding pictures by texts: mteb's `AbsEncoder` and `SearchProtocol`.
+
+    Texts and pictures are embedded by backfills.
 
     Args:
         texts: Embeds them.
@@ -136,11 +144,16 @@ class ModelJudged(AbsEncoder):
         if task_metadata.type.endswith("Reranking"):
             self._reranker.index(corpus, task_metadata=task_metadata, hf_split=hf_split, hf_subset=hf_subset, **others)
             return
-        self._searcher = self._texts.documents(
-            _batches(corpus, task_metadata, PromptType.document),
-            self._task(task_metadata, PromptType.document),
-            f"{task_metadata.name}-{hf_subset}-{hf_split}-documents",
+        task = self._task(task_metadata, PromptType.document)
+        if has_pictures(task_metadata):
+            name = f"{task_metadata.name}-{hf_split}-{_digest(corpus)}"  # subsets ask about the same pictures
+            self._searcher = self._texts.documents(_pictures(corpus), task, name, pictures=True)
+            return
+        parts = (
+            pa.table([pa.array(ids, pa.string()), pa.array(texts, pa.string())], [ID, TEXT])
+            for ids, texts in batches(corpus, task_metadata, PromptType.document)
         )
+        self._searcher = self._texts.documents(parts, task, f"{task_metadata.name}-{hf_subset}-{hf_split}-documents")
 
     def search(
         self, queries: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, top_k: int, **others: Any
@@ -157,7 +170,7 @@ class ModelJudged(AbsEncoder):
                 vectors = self._texts.vectors(texts, task, f"{task_metadata.name}-texts")
                 return dense(vectors).cast(self._texts.dense.type)
 
-            for ids, texts in _batches(queries, task_metadata, PromptType.query):
+            for ids, texts in batches(queries, task_metadata, PromptType.query):
                 found.update(zip(ids, _nearest(self._searcher, texts, top_k, encode), strict=True))
         self._keep(task_metadata.name, hf_subset, hf_split, found)
         return found
@@ -168,6 +181,11 @@ class ModelJudged(AbsEncoder):
         )
         document = prompt_type == PromptType.document
         return task_of(self._texts.spec, task_metadata.type, document=document, code=code)
+
+
+def has_pictures(task_metadata: Any) -> bool:
+    """Return whether the documents of a task are pictures; the texts beside them are not embedded."""
+    return "image" in task_metadata.modalities and "i" in (task_metadata.category or "").partition("2")[2]
 
 
 def _nearest(
@@ -183,8 +201,30 @@ def _nearest(
     return nearest_documents(searcher.nearest, encode(texts), top_k, among=among)
 
 
-def _batches(rows: Any, task_metadata: Any, side: PromptType) -> Iterator[tuple[list[str], list[str]]]:
+def batches(rows: Any, task_metadata: Any, side: PromptType) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the ids and texts of documents or queries in parts, as mteb gives them to a model."""
     size = _PART if side == PromptType.document else _QUERIES
     for batch in create_dataloader(rows, task_metadata=task_metadata, prompt_type=side, batch_size=size):
         yield list(batch["id"]), list(batch["text"])
+
+
+def _files(corpus: Any) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
+    """Yield the ids and the picture files of documents in parts; no picture is decoded."""
+    for batch in corpus.cast_column("image", datasets.Image(decode=False)).iter(_PICTURES):
+        yield list(batch["id"]), list(batch["image"])
+
+
+def _pictures(corpus: Any) -> Iterator[pa.Table]:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for ids, files in _files(corpus):
+        yield pa.table([pa.array(ids, pa.string()), pa.array(files, kind)], [ID, PICTURE])
+
+
+def _digest(corpus: Any) -> str:
+    """Return a hash of the ids and pictures of documents."""
+    found = blake2b(digest_size=8)
+    for ids, files in _files(corpus):
+        for row_id, file in zip(ids, files, strict=True):
+            found.update(f"{row_id}\0{file['path']}\0".encode())
+            found.update(blake2b(file["bytes"] or b"").digest())
+    return found.hexdigest()

@@ -49,15 +49,40 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """A measure of one row by two properties of its items.
+
+    Attributes:
+        label: Label of the row.
+        axes: Names of the properties of rows and columns.
+        rows, columns: Values of the properties.
+        cells: The measure, a list for each row; None where there are no items.
+    """
+
+    label: str
+    measure: str
+    axes: tuple[str, str]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[float | None, ...], ...]
+
+    @property
+    def title(self) -> str:
+        """A line above the matrix."""
+        return f"{self.label}: {self.measure}; rows: {self.axes[0]}, columns: {self.axes[1]}"
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Result of an evaluation.
 
     Attributes:
-        ability: "retrieval", "sts", "negation" or "alignment".
+        ability: "retrieval", "sts", "negation", "alignment", "cross-language retrieval" or "needle at depth".
         of: What was evaluated.
         items: Number of queries, pairs or triplets.
         main: The measure to look at first.
         notes: Sentences about what does not count, or not as one may think.
+        matrices: The measures of each row in detail; none for most abilities.
     """
 
     ability: str
@@ -66,6 +91,7 @@ class Evaluation:
     main: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    matrices: tuple[Matrix, ...] = ()
 
 
 def write_result(folder: str, of: str, result: dict[str, Any]) -> None:
@@ -133,6 +159,7 @@ class Evaluated:
     items: Sequence[str]
     measured: Sequence[Measured]
     notes: tuple[str, ...] = field(default=())
+    matrices: tuple[Matrix, ...] = field(default=())
 
     def result(self) -> Evaluation:
         """Return the scores of all rows."""
@@ -141,7 +168,7 @@ class Evaluated:
         for each in self.measured:
             first = firsts.setdefault(each.task, each)
             rows.append(each.row(None if first is each else first))
-        return Evaluation(self.ability, self.of, len(self.items), self.main, tuple(rows), self.notes)
+        return Evaluation(self.ability, self.of, len(self.items), self.main, tuple(rows), self.notes, self.matrices)
 
     def write(self, folder: str, result: Evaluation) -> None:
         """Write the result as `evaluation.json` and `report.html`, and the value of each item as `values.parquet`.

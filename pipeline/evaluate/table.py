@@ -1,26 +1,32 @@
-"""Evaluates a table as it is by judged queries: only the queries are encoded.
+"""Evaluates tables by judged queries, beside what words alone find: only the queries are encoded.
 
-Called by `vectide evaluate` and by users of the library. The search is exact, so the measures are those of the vectors and
+The tables are those of users, or are made here of a corpus by models and modes of chunking, as backfills. Called by `vectide evaluate` and by users of the library. The search is exact, so the measures are those of the vectors and
 not of an index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from actors.errors import ConfigError
 from actors.schema import ID
+from actors.text.chunk_rules import Mode
 from actors.vectors import VectorColumn, dense
+from pipeline.evaluate.embedded import EmbeddedTexts
 from pipeline.evaluate.ladder import Rung, rungs
+from pipeline.evaluate.lexical import bm25
 from pipeline.evaluate.result import Evaluated, Evaluation, Measured
-from pipeline.quality.judged import Judged, read_judged
+from pipeline.execute.progress import Reporter
+from pipeline.quality.judged import Judged, read_corpus, read_judged
 from pipeline.quality.metrics import MAIN
 from pipeline.quality.retrieval import Search, measure
+from pipeline.run.routing import task_of
 from pipeline.scan.block import Block
 from pipeline.search.search import QUESTION, SCORE, Searcher
 
@@ -33,6 +39,7 @@ def evaluate(
     queries: str | Path,
     judgements: str | Path,
     version: int | None = None,
+    corpus: str | Path | None = None,
     dims: Sequence[int] | None = None,
     precisions: Sequence[str] | None = None,
     out: str | Path | None = None,
@@ -44,6 +51,7 @@ def evaluate(
         queries: Parquet file of queries: `id`, `text`.
         judgements: Parquet file of judgements: `query`, `doc`, and `relevance` if they are graded.
         version: Version of the table; None: the current one.
+        corpus: Parquet file of the documents, `id` and `text`, for the row of BM25; None: the texts that the table keeps.
         dims: Numbers of dimensions to try.
         precisions: Types of numbers to try, of "float32", "float16", "bfloat16", "int8" and "binary".
         out: A folder for the result and the values of each query.
@@ -54,16 +62,67 @@ def evaluate(
         StorageError: the store refused or failed.
     """
     judged = read_judged(str(queries), str(judgements), options=("queries", "judgements"))
-    evaluated = evaluate_tables([Searcher(table, version=version)], judged, dims=dims, precisions=precisions)
+    documents = None if corpus is None else read_corpus(str(corpus), "corpus")
+    tables = [named(Searcher(table, version=version))]
+    evaluated = evaluate_tables(tables, judged, documents, dims=dims, precisions=precisions)
     result = evaluated.result()
     if out is not None:
         evaluated.write(str(out), result)
     return result
 
 
+def named(searcher: Searcher) -> tuple[str, Searcher]:
+    """Return the name of a table and its version, and the table."""
+    return f"{searcher.url}, version {searcher.version}", searcher
+
+
+def embedded_tables(
+    models: Sequence[str],
+    corpus: pa.Table,
+    out: str,
+    reporter: Reporter,
+    *,
+    settings: Sequence[str] = (),
+    chunkings: Sequence[str] = (),
+    code: bool = False,
+) -> list[tuple[str, Searcher]]:
+    """Return tables of a corpus by models and modes of chunking, with their names; what is there is not embedded again.
+
+    Args:
+        models: Hub ids or local directories.
+        corpus: `id` and `text`.
+        out: URL of the folder for the tables.
+        reporter: Receives the progress of the backfills.
+        settings: `key=value` of the job.
+        chunkings: Modes of chunking; none: that of the settings.
+        code: Whether the documents are programs.
+
+    Raises:
+        ConfigError: a setting is wrong, or there is no such mode.
+        VectideError: as for a backfill.
+    """
+    if unknown := [mode for mode in chunkings if mode not in get_args(Mode)]:
+        raise ConfigError(f"--chunking {unknown[0]!r} is not known; give some of {','.join(get_args(Mode))}")
+    digest = blake2b(digest_size=8)
+    for batch in corpus.to_batches():
+        digest.update("\0".join(text for column in batch.columns for text in column.to_pylist()).encode())
+    found = []
+    for model in models:
+        for mode in chunkings or (None,):
+            # Without chunks, their size is no setting.
+            own = [each for each in settings if mode != "none" or not each.startswith("chunking.")]
+            texts = EmbeddedTexts(model, own if mode is None else [*own, f"chunking.mode={mode}"], out, reporter)
+            task = task_of(texts.spec, "Retrieval", document=True, code=code)
+            searcher = texts.documents([corpus], task, f"corpus-{digest.hexdigest()}")
+            parts = [*([model] if len(models) > 1 or mode is None else []), *([f"chunking {mode}"] if mode else [])]
+            found.append((", ".join(parts), searcher))
+    return found
+
+
 def evaluate_tables(
-    searchers: Sequence[Searcher],
+    tables: Sequence[tuple[str, Searcher]],
     judged: Judged,
+    corpus: pa.Table | None = None,
     *,
     dims: Sequence[int] | None = None,
     precisions: Sequence[str] | None = None,
@@ -71,8 +130,9 @@ def evaluate_tables(
     """Measure tables or versions by the same judged queries, the first of which the others are compared with.
 
     Args:
-        searchers: The tables; one only if a ladder is asked for.
+        tables: Their names, and the tables; one only if a ladder is asked for.
         judged: The queries.
+        corpus: `id` and `text` of documents, for the row of BM25; None: the texts that the last table keeps.
         dims: Numbers of dimensions of a ladder.
         precisions: Types of numbers of a ladder.
 
@@ -81,12 +141,11 @@ def evaluate_tables(
         DataError: a table has no judged document, or the vector of a query cannot be computed.
         StorageError: the store refused or failed.
     """
-    steps = [_steps(searcher, dims, precisions) for searcher in searchers]
-    if len(searchers) > 1 and any(steps):
+    steps = [_steps(searcher, dims, precisions) for _, searcher in tables]
+    if len(tables) > 1 and any(steps):
         raise ConfigError("--dims and --precision are for one table, and --against is for two; ask one after the other")
     measured, notes, texts = [], list(judged.notes), [*judged.queries.values()]
-    for searcher, ladder in zip(searchers, steps, strict=True):
-        name = f"{searcher.url}, version {searcher.version}"
+    for (name, searcher), ladder in zip(tables, steps, strict=True):
         present, documents = judged.count_present(searcher.scan.ids())
         if present < documents:
             notes.append(f"{documents - present:,} of {documents:,} judged documents are not in {name}")
@@ -98,8 +157,14 @@ def evaluate_tables(
         if searcher.scan.multi is not None and not ladder:
             numbers = pa.array(range(len(texts)))
             measured.append(Measured(f"{name}, late interaction", measure(judged, numbers, late(searcher, texts))))
-    of = " and ".join(f"{searcher.url}, version {searcher.version}" for searcher in searchers)
-    return Evaluated("retrieval", of, MAIN, [*judged.queries], measured, tuple(notes))
+    words = bm25(tables[-1][1], judged, corpus)
+    if isinstance(words, str):
+        notes.append(words)
+    else:
+        measured.append(words)
+    return Evaluated(
+        "retrieval", " and ".join(name for name, _ in tables), MAIN, [*judged.queries], measured, tuple(notes)
+    )
 
 
 def late(searcher: Searcher, texts: Sequence[str]) -> Search:

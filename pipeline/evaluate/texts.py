@@ -14,7 +14,6 @@ The first two have a baseline in the same run: the share of words in common in p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,10 +25,11 @@ import pyarrow.compute as pc
 from actors.errors import ConfigError, DataError
 from actors.vectors import Floats
 from pipeline.evaluate.ladder import Rung, rungs
+from pipeline.evaluate.lexical import words_in_common
 from pipeline.evaluate.result import Evaluated, Measured
-from pipeline.evaluate.routing import task_of
 from pipeline.quality.bootstrap import Values
 from pipeline.quality.judged import read_columns, text_values
+from pipeline.run.routing import task_of
 from pipeline.search.questions import read_file
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 OTHERS = 10  # random pictures of each text
 _PICTURES = 64  # in memory at a time
-_BASELINE = "words in common"
+BASELINE = "words in common"
 _COLUMNS = {
     "sts": ("sentence1", "sentence2", "score"),
     "negation": ("anchor", "entailment", "negative"),
@@ -60,6 +60,33 @@ class Subject:
 
     name: str
     encoder: Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A model, or a form of its vectors.
+
+    Attributes:
+        step: Rung of a ladder; None: the vectors as they are.
+        label: Its name in the result.
+    """
+
+    subject: Subject
+    step: Rung | None
+    label: str
+
+    @property
+    def size(self) -> float | None:
+        """Size of a vector, in bytes, on a ladder."""
+        return None if self.step is None else self.step.bytes_per_vector
+
+    def stored(self, vectors: Floats) -> Floats:
+        """Return vectors as a search reads them back."""
+        return vectors if self.step is None else self.step.stored(vectors)
+
+    def queries(self, vectors: Floats) -> Floats:
+        """Return query vectors to compare with stored ones."""
+        return vectors if self.step is None else self.step.queries(vectors)
 
 
 def evaluate_texts(
@@ -87,28 +114,22 @@ def evaluate_texts(
     option = f"--{ability}"
     table = read_columns(url, option, _COLUMNS[ability])
     where = f"{option}: {url!r}"
-    forms = [(subject, step) for subject in subjects for step in _steps(subject, dims, precisions)]
+    forms = forms_of(subjects, dims, precisions)
     if ability == "alignment":
-        measured = [each for subject, step in forms for each in _aligned(subject, step, table, where)]
+        measured = [each for form in forms for each in _aligned(form, table, where)]
     else:
         texts = [text_values(table[name], name, where) for name in _COLUMNS[ability] if name != "score"]
         truth = _scores(table["score"], where) if ability == "sts" else None
         measure = _similarity if ability == "sts" else _negation
-        measured = []
-        for subject, step in [*forms, (None, None)]:
-            alike = words_in_common if subject is None else _cosines(subject, step, texts)
-            name = _BASELINE if subject is None else _label(subject, step, subjects)
-            size = None if step is None else step.bytes_per_vector
-            measured.append(Measured(name, measure(texts, alike), bytes_per_vector=size, truth=truth))
+        alike = [_cosines(form, texts) for form in forms]
+        measured = [
+            Measured(form.label, measure(texts, each), bytes_per_vector=form.size, truth=truth)
+            for form, each in zip(forms, alike, strict=True)
+        ]
+        measured.append(Measured(BASELINE, measure(texts, words_in_common), truth=truth))
     names = [str(number) for number in range(table.num_rows)]
     of = " and ".join(subject.name for subject in subjects)
     return Evaluated(ability, of, _MAIN[ability], names, measured)
-
-
-def words_in_common(first: Sequence[str], second: Sequence[str]) -> Values:
-    """Return the share of words that two texts have in common, of all their words, float64 [pairs]."""
-    words = [[set(re.findall(r"\w+", text.lower())) for text in texts] for texts in (first, second)]
-    return np.array([len(a & b) / max(1, len(a | b)) for a, b in zip(*words, strict=True)], np.float64)
 
 
 def _similarity(texts: Sequence[Sequence[str]], alike: Alike) -> dict[str, Values]:
@@ -124,24 +145,30 @@ def _negation(texts: Sequence[Sequence[str]], alike: Alike) -> dict[str, Values]
     }
 
 
-def _steps(subject: Subject, dims: Sequence[int] | None, precisions: Sequence[str] | None) -> tuple[Rung | None, ...]:
-    spec = subject.encoder.spec
-    if not spec.outputs[0].single:
-        raise ConfigError(f"{subject.name} makes several vectors of a text; this compares single vectors of texts")
-    return rungs(spec.dim, dims, precisions) or (None,)
+def forms_of(subjects: Sequence[Subject], dims: Sequence[int] | None, precisions: Sequence[str] | None) -> list[Form]:
+    """Return the forms of models to measure: one of each, or the rungs of its ladder.
+
+    Raises:
+        ConfigError: a model makes no single vectors, or a ladder does not fit.
+    """
+    forms = []
+    for subject in subjects:
+        spec = subject.encoder.spec
+        if not spec.outputs[0].single:
+            raise ConfigError(f"{subject.name} makes several vectors of a text; this compares single vectors of texts")
+        for step in rungs(spec.dim, dims, precisions) or (None,):
+            own = (
+                step.label if step and len(subjects) == 1 else f"{subject.name}: {step.label}" if step else subject.name
+            )
+            forms.append(Form(subject, step, own))
+    return forms
 
 
-def _label(subject: Subject, step: Rung | None, subjects: Sequence[Subject]) -> str:
-    if step is None:
-        return subject.name
-    return step.label if len(subjects) == 1 else f"{subject.name}: {step.label}"
-
-
-def _cosines(subject: Subject, step: Rung | None, texts: Sequence[Sequence[str]]) -> Alike:
+def _cosines(form: Form, texts: Sequence[Sequence[str]]) -> Alike:
     """Encode each different text once, so that equal texts have equal vectors, and return their cosines."""
     distinct = {text: number for number, text in enumerate(dict.fromkeys(text for part in texts for text in part))}
-    vectors = subject.encoder.encode([*distinct], task_of(subject.encoder.spec, "STS"))
-    stored = vectors if step is None else step.stored(vectors)
+    encoder = form.subject.encoder
+    stored = form.stored(encoder.encode([*distinct], task_of(encoder.spec, "STS")))
 
     def alike(first: Sequence[str], second: Sequence[str]) -> Values:
         a, b = (stored[[distinct[text] for text in part]] for part in (first, second))
@@ -170,9 +197,10 @@ def _scores(column: pa.ChunkedArray, where: str) -> Values:
     return np.asarray(scores, np.float64)
 
 
-def _aligned(subject: Subject, step: Rung | None, table: pa.Table, where: str) -> Iterator[Measured]:
+def _aligned(form: Form, table: pa.Table, where: str) -> Iterator[Measured]:
     """Yield the cosines of texts and pictures with each task of a model."""
-    spec, count = subject.encoder.spec, table.num_rows
+    encoder, count = form.subject.encoder, table.num_rows
+    spec = encoder.spec
     spec.seeing()  # raises, if the model takes texts only
     if count < 2:
         raise DataError(
@@ -184,21 +212,20 @@ def _aligned(subject: Subject, step: Rung | None, table: pa.Table, where: str) -
     others += others >= np.arange(count)[:, None]  # all numbers but the own one
     tasks: list[str | None] = [each for each in spec.tasks if each not in spec.query_of.values()]
     for task in tasks or [None]:
-        vectors = subject.encoder.encode(texts, spec.query_of.get(task, task))
+        vectors = form.queries(encoder.encode(texts, spec.query_of.get(task, task)))
         pictures = np.concatenate(
             [
-                subject.encoder.encode_images(_pictures(table["image"].slice(start, _PICTURES), where), task)
+                encoder.encode_images(_pictures(table["image"].slice(start, _PICTURES), where), task)
                 for start in range(0, count, _PICTURES)
             ]
         )
-        if step is not None:
-            vectors, pictures = step.queries(vectors), step.stored(pictures)
+        pictures = form.stored(pictures)
         values = {
             "cosine": _dots(vectors, pictures),
             "cosine with others": np.stack([_dots(vectors, pictures[column]) for column in others.T]).mean(axis=0),
         }
-        size = None if step is None else step.bytes_per_vector
-        yield Measured(subject.name if step is None else f"{subject.name}: {step.label}", values, task, size)
+        name = form.subject.name if form.step is None else f"{form.subject.name}: {form.step.label}"
+        yield Measured(name, values, task, form.size)
 
 
 def _pictures(column: pa.ChunkedArray, where: str) -> list[bytes]:

@@ -52,6 +52,7 @@ class Outcome:
         size_bytes: Total size of these files.
         seconds: Time by stage, summed over all processes.
         checks: Results of the quality checks of a re-embedding, one sentence each.
+        figures: Their numbers, by name.
         left_out: Objects that source.uri matches and the run did not read.
     """
 
@@ -77,6 +78,7 @@ class Outcome:
     staged: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
 
     def plus(self, receipts: Iterable[Receipt]) -> Outcome:

@@ -59,12 +59,27 @@ class Multi(Section):
     )
 
 
-class Table(Section):
-    """Delta Lake table that the embeddings are written to."""
+class Place(Section):
+    """Folder of a Delta Lake table."""
 
     uri: Uri = Field(
         description="Path or URL of the table's folder; `${NAME}` is replaced from the environment, and a missing folder is created."
     )
+
+    @field_validator("uri", mode="after")
+    @classmethod
+    def _no_escapes(cls, uri: str) -> str:
+        """Refuse `%20` in a path: deltalake reads it as a space and would write the log to another folder."""
+        if "://" not in uri and (escape := _ESCAPE.search(uri)):
+            raise ValueError(
+                f"has {escape.group()!r}, which table readers decode to another character; name another folder"
+            )
+        return uri
+
+
+class Table(Place):
+    """Delta Lake table that the embeddings are written to."""
+
     partition_by: Columns = Field(
         default=(),
         description="Columns of `source.keep` that the table is partitioned by; by default none; they cannot change once the table exists.",
@@ -98,16 +113,6 @@ class Table(Section):
             "in place, `restore` undoes them."
         ),
     )
-
-    @field_validator("uri", mode="after")
-    @classmethod
-    def _no_escapes(cls, uri: str) -> str:
-        """Refuse `%20` in a path: deltalake reads it as a space and would write the log to another folder."""
-        if "://" not in uri and (escape := _ESCAPE.search(uri)):
-            raise ValueError(
-                f"has {escape.group()!r}, which table readers decode to another character; name another folder"
-            )
-        return uri
 
 
 class Chunking(Section):

@@ -90,11 +90,16 @@ def content_name(job: Job, print_: str, shards: Iterable[Shard]) -> str:
 
     The units and the distribution of the work are not part of it.
     """
-    listing = hashlib.blake2b(digest_size=16)
-    for shard in shards:
-        listing.update(f"{shard.path}\0{shard.size_bytes}\0{identity.content_part(shard.etag)}\n".encode())
     source = job.source.model_dump(mode="json", exclude={"uri", "verify"})
     layout: dict[str, object] = {"partition_by": job.table.partition_by, "precision": job.table.precision}
     if job.table.keep_text:
         layout["keep_text"] = True
-    return digest([print_, listing.hexdigest(), source, layout], length=8)
+    return digest([print_, listing_digest(shards), source, layout], length=8)
+
+
+def listing_digest(shards: Iterable[Shard]) -> str:
+    """Return a hash of the paths, sizes and identities of shards."""
+    listing = hashlib.blake2b(digest_size=16)
+    for shard in shards:
+        listing.update(f"{shard.path}\0{shard.size_bytes}\0{identity.content_part(shard.etag)}\n".encode())
+    return listing.hexdigest()

@@ -11,7 +11,10 @@ import yaml
 from actors.arguments import need_place
 from actors.errors import ConfigError
 from pipeline.job.config import Job, parse_job
+from pipeline.job.curation import Curation, parse_curation
 from pipeline.job.validation import shortened, shown
+
+_KIND = {"steps", "pairs", "corpus"}  # keys of a curation
 
 
 def load_job(path: str | Path | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Job:
@@ -23,8 +26,30 @@ def load_job(path: str | Path | None, *, settings: Sequence[str] = (), defaults:
         defaults: `section.key` to value; these override the file, and `settings` override them.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or a key or value of it is wrong.
+        ConfigError: the file cannot be read, is not YAML, or a key or value of it is wrong, or it is a curation job.
     """
+    job = load_any(path, settings=settings, defaults=defaults)
+    if isinstance(job, Curation):
+        raise ConfigError(f"{path or 'the job'} has steps, so it is a curation job: run it with `vectide curate`")
+    return job
+
+
+def load_curation(path: str | Path | None, *, settings: Sequence[str] = ()) -> Curation:
+    """Return the curation job of a YAML file and of `key=value` settings, which override the file.
+
+    Raises:
+        ConfigError: see `load_job`.
+    """
+    job = load_any(path, settings=settings)
+    if isinstance(job, Job):
+        raise ConfigError(f"{path or 'the job'} has no steps, so it is no curation job: run it with `vectide backfill`")
+    return job
+
+
+def load_any(
+    path: str | Path | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None
+) -> Job | Curation:
+    """Return the job of a file of either kind: one with the key `steps` is a curation. See `load_job`."""
     document: Any = {}
     if path is not None:
         path = need_place(path, "the job file")
@@ -48,7 +73,8 @@ def load_job(path: str | Path | None, *, settings: Sequence[str] = (), defaults:
                 _set(document, key.strip(), _from_yaml(text))
             except yaml.YAMLError:
                 raise ConfigError(f"--set {shown(setting)}: the part after = is not a YAML value") from None
-    return parse_job(document, origin=path or "the job")
+    parse = parse_curation if isinstance(document, dict) and _KIND & document.keys() else parse_job
+    return parse(document, origin=path or "the job")
 
 
 def _from_yaml(text: str) -> Any:
@@ -67,6 +93,8 @@ def _set(document: dict[str, Any], key: str, value: object) -> None:
     *sections, name = key.split(".")
     target: Any = document
     for section in sections:
+        if isinstance(target, list):  # of steps, as in steps.overlap.max_share
+            target = next((step for step in target if isinstance(step, dict) and section in step), None)
         target = target.setdefault(section, {}) if isinstance(target, dict) else None
     if not isinstance(target, dict):
         raise ConfigError(f"--set {shown(key)}: {shown('.'.join(sections))} is not a section of the job file")

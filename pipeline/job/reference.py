@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.job.config import Job
+from pipeline.job.curation import Curation
 
 # A test parses it.
 SHORTEST_JOB = """\
@@ -34,6 +35,13 @@ The shortest job file has three keys. It embeds the column `text` of each file:
 Run it with `vectide backfill job.yaml`. Each key can also be set on the command line, as in
 `--set run.unit_rows=2000`, which overrides the file. An unknown key is refused with the most similar one.
 """
+_CURATION = """\
+## A curation job
+
+A file with the key `steps` is a job of `vectide curate` ([curation](curation.md)). It has `pairs` or `corpus`, `steps`,
+`table` with its `uri`, and `run` with the keys above and `memory`: the memory of the local database that decides, such
+as `4GiB`, by default a quarter of the machine's. A key of a step is set as in `--set steps.overlap.max_share=0.7`.
+"""
 _TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
 _LIMITS = {
     "minimum": "at least {}",
@@ -47,17 +55,33 @@ def reference() -> str:
     schema = Job.model_json_schema()
     parts = [_INTRODUCTION]
     for name, field in schema["properties"].items():
-        section = _resolve(field, schema)
-        rows = [" | ".join(["", *row, ""]).strip() for row in _rows("", section, schema)]
         needs = "Required." if name in schema["required"] else "May be left out."
-        table = "\n".join(["| key | values | default | description |", "|---|---|---|---|", *rows])
-        parts.append(f"## {name}\n\n{section['description']} {needs}\n\n{table}\n")
-    return "\n".join(parts)
+        parts.append(f"## {name}\n\n{_section(_resolve(field, schema), schema, needs)}")
+    return "\n".join([*parts, *_curation()])
+
+
+def _curation() -> Iterator[str]:
+    """Yield the parts about the other kind of job: its sections, and the steps with their settings."""
+    yield _CURATION
+    schema = Curation.model_json_schema()
+    for name in ("pairs", "corpus"):
+        section = _resolve(schema["properties"][name]["anyOf"][0], schema)
+        yield f"### {name}\n\n{_section(section, schema, 'One of pairs and corpus is required.')}"
+    for name, field in schema["$defs"]["Step"]["properties"].items():
+        yield f"### steps: {name}\n\n{_section(_resolve(field['anyOf'][0], schema), schema, '')}"
+
+
+def _section(section: dict[str, Any], schema: dict[str, Any], needs: str) -> str:
+    """Return the description of a section and the table of its keys."""
+    description = " ".join(f"{section['description']} {needs}".split())
+    rows = [" | ".join(["", *row, ""]).strip() for row in _rows("", section, schema)]
+    header = ["", "| key | values | default | description |", "|---|---|---|---|"] if rows else []
+    return "\n".join([description, *header, *rows, ""])
 
 
 def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """Yield one row a key of a section, each followed by the keys of the section that its value may be or has by name."""
-    for name, field in section["properties"].items():
+    for name, field in section.get("properties", {}).items():
         required = name in section.get("required", ())
         default = "required" if required else _default(field["default"])
         yield f"`{prefix}{name}`", _values(field), default, field["description"].replace("|", "\\|")
@@ -70,7 +94,8 @@ def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Itera
 
 def _has_sections(field: dict[str, Any]) -> bool:
     """Return whether a field maps names to sections."""
-    return "$ref" in (field.get("additionalProperties") or {})
+    values = field.get("additionalProperties")
+    return isinstance(values, dict) and "$ref" in values
 
 
 def _resolve(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +122,8 @@ def _form(form: dict[str, Any]) -> str:
     if form["type"] == "array":
         return "name or list of names"
     if form["type"] == "object":
+        if form.get("additionalProperties") is True:
+            return "mapping of keys to values"
         return f"mapping of {'names to paths or to the keys below' if _has_sections(form) else 'text to text'}"
     limits = ", ".join(text.format(f"{form[key]:,.12g}") for key, text in _LIMITS.items() if key in form)
     return _TYPES[form["type"]] + (f" ({limits})" if limits else "")

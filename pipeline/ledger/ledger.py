@@ -48,6 +48,7 @@ from actors.unit.writer import UNITS_A_FOLDER
 from pipeline.ledger.run_description import RunDescription
 
 FOLDER = "_vectide"
+EVIDENCE = "evidence.json"  # of a curation, beside its plan
 PLAN_SCHEMA = pa.schema(
     [
         ("unit", pa.int64()),
@@ -253,6 +254,14 @@ class Ledger:
         except FileNotFoundError:
             return None
         return dict(zip(rows["path"], zip(rows["size_bytes"], rows["etag"], strict=True), strict=True))
+
+    def evidence(self) -> dict[str, Any] | None:
+        """Return what a curation found out (`EVIDENCE`); None before it has decided, and for other runs."""
+        try:
+            found: dict[str, Any] = json.loads(storage.read(storage.join(self.home(), EVIDENCE)))
+        except FileNotFoundError:
+            return None
+        return found
 
     def done(self) -> set[int]:
         """Return the numbers of the units that have a receipt."""

@@ -18,7 +18,9 @@ from actors.errors import ConfigError, InvariantBroken
 from actors.images.settings import PictureSettings
 from actors.images.workers import need_libraries
 from actors.schema import PAGE, Shard
+from actors.source.code_parts import need_grammars
 from actors.source.formats import common_format, open_format
+from actors.source.formats.code import only_code
 from actors.source.formats.dialects import DialectUse, settle
 from actors.source.lakes import refuse_lakes
 from actors.source.pictures import Pictures
@@ -29,7 +31,7 @@ from actors.storage.own_table import own_file_read
 from actors.unit.table_files import data_folder
 from pipeline.job.config import Job
 
-_DOCUMENTS = ("text", "pages")  # formats whose files are documents, as people name them
+_DOCUMENTS = ("text", "pages", "code")  # formats whose files are documents, as people name them
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ def list_corpus(job: Job) -> Listing:
     # A slash at the end of a glob means folders; `absolute` takes it off.
     named, is_document = f"{uri}/" if job.source.uri.endswith("/") else uri, _document_endings(job.source.format)
     listing = storage.glob(named, is_document)
+    if job.source.format == "code":
+        need_grammars()
+        listing = only_code(listing, uri, corpus_root(uri, listing.shards))
     shards = listing.shards
     if not shards:
         raise _nothing_matches(job.source.uri, uri, listing)

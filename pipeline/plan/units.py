@@ -83,13 +83,13 @@ def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, repli
         DataError: a shard cannot be read as what it claims to be.
     """
     unit_rows = choose_unit_rows(job, model, sample, replicas=replicas, cores=cores)
-    cut = _cut(found, unit_rows)
+    cut = pieces_of(found, unit_rows)
     rows = sum(piece.rows for piece in cut)
     fair = max(LEAST_ROWS, math.ceil(rows / (UNITS_PER_REPLICA * replicas)))
     if job.run.unit_rows == "auto" and fair < unit_rows:
         # A small corpus: smaller units, so that every encoder has some and the last one is not waited for.
         unit_rows = fair
-        cut = _cut(found, unit_rows)
+        cut = pieces_of(found, unit_rows)
     if not cut:
         raise ConfigError(f"source.uri {job.source.uri!r}: its {len(found.shards)} files hold no row")
     early = max(1, unit_rows // _EARLY) if job.run.unit_rows == "auto" else unit_rows
@@ -103,7 +103,9 @@ def cut_plan(job: Job, found: Survey, model: ModelSpec, sample: Sample, *, repli
     )
 
 
-def _cut(found: Survey, unit_rows: int) -> list[Piece]:
+def pieces_of(found: Survey, unit_rows: int) -> list[Piece]:
+    """Return the slices of the shards, of at most `unit_rows` rows."""
+
     def pieces(shard: Shard) -> list[Piece]:
         return open_format(found.source.format, shard.path).pieces(shard, unit_rows)
 

@@ -82,6 +82,32 @@ def read_judged(queries: str, judgements: str, *, options: tuple[str, str]) -> J
     )
 
 
+def read_corpus(url: str, option: str) -> pa.Table:
+    """Read documents (`id`, `text`) from a Parquet file; a document without a text is blank.
+
+    Raises:
+        ConfigError: as for `read_columns`.
+        DataError: as for `read_columns`, or an id is missing, repeated or of another type, or a text is none.
+    """
+    table, where = read_columns(url, option, ("id", "text")), f"{option}: {url!r}"
+    if not _is_text(kind := _value_type(table["text"])):
+        raise DataError(f"{where}: the column 'text' is {kind}; it must be text")
+    return corpus_of(_ids(table["id"], "id", where), table["text"].cast(pa.string()).to_pylist(), where)
+
+
+def corpus_of(ids: list[str], texts: list[str | None], where: str) -> pa.Table:
+    """Return documents as a table; see `read_corpus`."""
+    rows = pa.array(ids, pa.string())
+    if len(set(ids)) < len(ids):
+        raise DataError(
+            f"{where} has the id {_repeated(pa.chunked_array([rows]))!r} twice; keep one document of each id"
+        )
+    filled = pa.array([text or "" for text in texts], pa.string())
+    if len(blank_rows(filled)) == len(filled):
+        raise DataError(f"{where}: all texts are blank; give the texts of the documents")
+    return pa.table([rows, filled], ["id", "text"])
+
+
 def read_columns(url: str, option: str, columns: Iterable[str]) -> pa.Table:
     """Read a small Parquet file that must have rows and these columns.
 

@@ -72,7 +72,7 @@ def measure(ledger: Ledger, calls: Sequence[Call]) -> Report:
             "rows_kept": description.rows_kept,
         },
         "seconds": {stage: round(seconds, 3) for stage, seconds in outcome.seconds.items()},
-        "source": _source(ledger, job.get("source", {})) if job else None,
+        "source": _source(ledger, job.get("source") or job.get("pairs") or job.get("corpus") or {}) if job else None,
         "throughput": throughput(units, calls),
         "token_lengths": {
             "bins": list(BINS[: len(figures.lengths)]),
@@ -90,6 +90,7 @@ def measure(ledger: Ledger, calls: Sequence[Call]) -> Report:
         "gate": {name: job["generation"].get(name) for name in ("min_agreement", "queries", "max_ndcg_drop")}
         if description.operation == "generation"
         else None,
+        "curation": ledger.evidence() if description.operation == "curate" else None,
         "lineage": description.lineage,
         "fingerprint": description.fingerprint,
         "job": job,

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from actors import storage
-from actors.errors import StorageError, UnsafeStore, VectideError
+from actors.errors import GateClosed, StorageError, UnsafeStore, VectideError
 from actors.unit.receipt import Receipt
 from pipeline.execute.progress import Outcome, Reporter, Started
 from pipeline.ledger.ledger import Ledger
@@ -150,6 +150,7 @@ class Recorder:
         """Take over how the call ended, and return the outcome."""
         self._call |= {"end": "staged" if outcome.staged else "published", "crashes": outcome.deaths}
         self._report |= {"version": None if outcome.staged else outcome.version, "checks": list(outcome.checks)}
+        self._report["figures"] = dict(outcome.figures)
         return outcome
 
     def stopped(self, error: BaseException) -> None:
@@ -157,6 +158,8 @@ class Recorder:
         if isinstance(error, Exception):
             text = str(error) if isinstance(error, VectideError) else f"{type(error).__name__}: {error}".rstrip(": ")
             self._call |= {"end": "failed", "error": text}
+            if isinstance(error, GateClosed):
+                self._report["figures"] = error.figures
         else:
             self._call["end"] = "interrupted"
             self._reporter.step("stopping: writing the report of the run")

@@ -11,8 +11,9 @@ import yaml
 
 from actors.errors import ConfigError
 from pipeline.job.config import parse_job
+from pipeline.job.curation import parse_curation
 
-_COMMANDS = {"backfill": "backfill", "refresh": "refresh", "generation": "refresh"}
+_COMMANDS = {"backfill": "backfill", "refresh": "refresh", "generation": "refresh", "curate": "curate"}
 
 
 def command_of(operation: str, job: Mapping[str, Any], *, retries: bool = False) -> str:
@@ -29,7 +30,8 @@ def command_of(operation: str, job: Mapping[str, Any], *, retries: bool = False)
     if operation not in _COMMANDS:
         return ""
     try:
-        settings = parse_job(job).model_dump(mode="json", exclude_defaults=True)
+        parse = parse_curation if operation == "curate" else parse_job
+        settings = parse(job).model_dump(mode="json", exclude_defaults=True)
     except ConfigError:
         return ""
     words = ["vectide", _COMMANDS[operation], *(["--retry-quarantined"] if retries else [])]
@@ -40,7 +42,10 @@ def command_of(operation: str, job: Mapping[str, Any], *, retries: bool = False)
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for section, keys in settings.items():
-        yield from ((f"{section}.{key}", value) for key, value in keys.items())
+        if isinstance(keys, dict):
+            yield from ((f"{section}.{key}", value) for key, value in keys.items())
+        else:
+            yield section, keys  # the steps of a curation
 
 
 def _yaml(value: object) -> str:

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 
 from actors import storage
 from actors.encoders.spec import ModelSpec, describe
-from actors.errors import ConfigError
+from actors.errors import ConfigError, TableConflict
 from actors.schema import Shard
 from actors.storage.listed import LeftOut
 from actors.text.chunk_rules import Chunking
@@ -59,8 +59,10 @@ def describe_model(job: Job) -> ModelSpec:
 
 
 def _check_form(table: DeltaTable, url: str, model: ModelSpec) -> None:
-    """Raise ConfigError if the table stores many vectors in another form than the job."""
+    """Raise ConfigError if the table stores many vectors in another form than the job, TableConflict if it has none."""
     embedding_spec = delta_table.embedding_spec_of(table)
+    if embedding_spec is not None and embedding_spec.is_curation:
+        raise TableConflict(f"{url!r} {delta_table.OF_CURATION}")
     before, after = (
         {(output.precision, output.layout) for output in outputs if output.kind == "multi"}
         for outputs in ((() if embedding_spec is None else embedding_spec.outputs), model.outputs)

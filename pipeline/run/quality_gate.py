@@ -126,8 +126,8 @@ class Gate:
         paths = tuple(sorted(file.path for file in publication.add))
         self._new = _Side(publication.embedding_spec, paths, CHUNK in publication.schema.names)
 
-    def check(self, settings: config.Generation, judged: Judged | None) -> tuple[str, ...]:
-        """Return a sentence for each metric that was computed.
+    def check(self, settings: config.Generation, judged: Judged | None) -> tuple[tuple[str, ...], dict[str, float]]:
+        """Return a sentence for each metric that was computed, and its numbers by name.
 
         Args:
             settings: Section `generation` of the job.
@@ -136,9 +136,11 @@ class Gate:
         Raises:
             GateClosed: a metric is below the limit of the job.
         """
-        sentences = []
+        sentences: list[str] = []
+        figures: dict[str, float] = {}
         if settings.min_agreement is not None:
             share, neighbours, documents = self.agreement()
+            figures |= {"agreement": share, "neighbours": neighbours, "documents": documents}
             sentences.append(
                 f"agreement of {neighbours} neighbours {share:.3f} on {documents} documents"
                 if neighbours
@@ -149,12 +151,15 @@ class Gate:
                     f"the re-embedding agrees with the old one on {share:.3f} of the {neighbours} nearest neighbours of "
                     f"{documents} sampled documents, less than generation.min_agreement = {settings.min_agreement:g}. "
                     f"Nothing was published and {self._readers}; the vectors are kept. Compare both, then run the same "
-                    f"command with a lower limit, or restore the old settings"
+                    f"command with a lower limit, or restore the old settings",
+                    figures,
                 )
         if judged is not None:
             old, new = self.ndcg(judged)
             before, after, queries = old.mean(), new.mean(), len(judged.queries)
             real = mean_difference(new, old)
+            figures |= {"ndcg_at_10": float(after), "ndcg_at_10_before": float(before), "queries": queries}
+            figures |= {"difference": real.value, "difference_low": real.low, "difference_high": real.high, "p": real.p}
             compared = (
                 f"difference {real.value:+.4f}, 95 % interval {real.low:+.4f} to {real.high:+.4f}, p {real.p:.4f} by paired "
                 f"bootstrap"
@@ -165,9 +170,10 @@ class Gate:
                     f"the {MAIN} of the re-embedding is {after:.4f} on {queries} queries, and that of the current version "
                     f"{before:.4f} ({compared}): the drop is more than generation.max_ndcg_drop = "
                     f"{settings.max_ndcg_drop:g}. Nothing was published and {self._readers}; the vectors are kept. Raise "
-                    f"that limit, or restore the old settings"
+                    f"that limit, or restore the old settings",
+                    figures,
                 )
-        return tuple(sentences)
+        return tuple(sentences), figures
 
     def agreement(self) -> tuple[float, int, int]:
         """Return the mean share of common neighbours, 0 to 1, their number for a document, and that of sampled documents.

@@ -66,5 +66,6 @@ class Reembedding(Runner):
         """
         self.reporter.step("comparing it with the current version")
         settings = self.context.job.generation
-        checks = Gate(self.context.url, self._version, publication, late=settings.late).check(settings, self._judged)
-        return replace(outcome, checks=checks, staged=not settings.publish)
+        gate = Gate(self.context.url, self._version, publication, late=settings.late)
+        checks, figures = gate.check(settings, self._judged)
+        return replace(outcome, checks=checks, figures=figures, staged=not settings.publish)

@@ -5,10 +5,11 @@ below the k-th exact score is not among the k nearest. All others get their exac
 value and its result is exact.
 
 The margin: let q be a query, v a stored vector, u = v / |v|, and h the bfloat16 `high` of v. bfloat16 has 8 significant
-bits, so |h - v| <= 2^-8 |v|, and by Cauchy-Schwarz |q.h / |v| - q.u| <= 2^-8 |q|. If the processor multiplies bfloat16, the
-query is rounded too and so is the product: each adds at most 2^-8 (1 + 2^-8)^2 |q|. Sums of float32 over dim values and the
-factor 1 / |v| add less than dim 2^-22 |q|. Where all lengths of a block are nearly 1, products of many queries are not
-divided by them: that adds ||v| - 1| |q|. Vectors of any length are never divided, and all errors are |v| times as large.
+bits, so |h - v| <= 2^-8 |v|, and by Cauchy-Schwarz |q.h / |v| - q.u| <= 2^-8 |q|; nothing if h = v, as in a table of that
+precision. If the processor multiplies bfloat16, the query is rounded too and so is the product: each adds at most
+2^-8 (1 + 2^-8)^2 |q|. Sums of float32 over dim values and the factor 1 / |v| add less than dim 2^-22 |q|. Where all lengths
+of a block are nearly 1, products of many queries by torch are not divided by them: that adds ||v| - 1| |q|. Vectors of any
+length are never divided, and all errors are |v| times as large.
 
 On a processor without products of bfloat16, many queries are multiplied by a kernel that compares the scores in registers
 with the lowest one of interest. No score but those that are high enough is written to memory.
@@ -52,7 +53,7 @@ class Queries:
         self._tensor = torch.from_numpy(self.vectors).to(self.device)
         if self._bfloat16:
             self._tensor = self._tensor.bfloat16()
-        rounding = 2.0**-8 * (1 + 2 * (1 + 2.0**-8) ** 2 if self._bfloat16 else 1)
+        rounding = 2 * 2.0**-8 * (1 + 2.0**-8) ** 2 if self._bfloat16 else 0.0
         self._lengths = np.linalg.norm(self.vectors.astype(np.float64), axis=1)
         self._margin = rounding + self.vectors.shape[1] * 2.0**-22
         searched = self._kernels is not None and not self._one_by_one and not self._bfloat16
@@ -64,7 +65,9 @@ class Queries:
 
     def margins(self, block: Block) -> npt.NDArray[np.float64]:
         """Return the largest error of each query's approximate scores, float64 [queries]."""
-        margin = self._margin + (2 * block.spread if block.spread < _NEARLY_ONE else 0)
+        margin = self._margin if block.low is None else self._margin + 2.0**-8
+        if block.spread < _NEARLY_ONE and self._packed is None:
+            margin += 2 * block.spread
         return np.asarray(self._lengths * margin * block.longest)
 
     def candidates(self, block: Block, start: int, stop: int, lowest: npt.NDArray[np.float64]) -> Pairs:
@@ -104,7 +107,7 @@ class Queries:
                 self._kernels.products(high, query, factors, scores[number])
         else:
             scores = self._tensor @ (high if self._bfloat16 else high.to(self.device).float()).T
-            if block.spread >= _NEARLY_ONE:
+            if block.spread >= _NEARLY_ONE or self._packed is not None:
                 scores = scores.float().mul_(factors.to(self.device))
         if len(block.unfit):
             unfit = block.unfit[(block.unfit >= start) & (block.unfit < stop)] - start

@@ -157,15 +157,21 @@ class TableScan:
             return nearest(LateQueries(queries, column), parts, k, report=report)
 
     def ids(self) -> Iterator[pa.ChunkedArray]:
-        """Yield the ids of all rows, in parts, from the files of the table.
+        """Yield the ids of all rows, in parts; see `columns`."""
+        return (part[ID] for part in self.columns([ID]))
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield stored columns of all rows, in parts, from the files of the table.
 
         Raises:
             StorageError: the store refused or failed, or a file is missing.
         """
         with delta_table.asking(self._table):
             for fragment in self._fragments:
-                for batch in fragment.to_batches(schema=self._dataset.schema, columns=[ID], batch_size=BATCH_ROWS):
-                    yield pa.chunked_array([batch.column(ID)])
+                for batch in fragment.to_batches(
+                    schema=self._dataset.schema, columns=list(names), batch_size=BATCH_ROWS
+                ):
+                    yield pa.Table.from_batches([batch])
 
     def _late_rows(self, condition: pc.Expression | None) -> Iterator[Rows]:
         """Yield the rows that meet a condition with their many vectors, from the files of the table."""

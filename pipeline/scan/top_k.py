@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from actors.schema import HASH, ID
 from pipeline.scan.block import Block
@@ -25,6 +26,7 @@ _MOST = 1 << 14  # candidates before the thresholds are raised, and rows that ar
 _MOST_BYTES = 1 << 26  # of blocks in memory before exact scores are computed
 _FIRST_ROWS, _FIRST_PAIRS = 1024, 1 << 13  # of the first round of a scan
 _PAIRS_OF_ROUND = 1 << 23  # pairs of a query and a row of a round, any of which may be a candidate
+_MANY = 0.75  # share of queries that are still counted below which the others are left out of the products
 
 
 def nearest(
@@ -32,7 +34,7 @@ def nearest(
     blocks: Iterable[Block],
     k: int,
     *,
-    exclude: Sequence[Iterable[str]] | None = None,
+    exclude: Sequence[Iterable[str]] | Hashes | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> pa.Table:
     """Return the `k` rows with the highest scores for each query.
@@ -61,6 +63,7 @@ def count_above(
     thresholds: npt.NDArray[np.float32],
     *,
     ignore: Sequence[Iterable[str]] | None = None,
+    most: int | None = None,
 ) -> npt.NDArray[np.int64]:
     """Return for each query the number of rows whose score is above its threshold, int64 [queries].
 
@@ -69,22 +72,35 @@ def count_above(
         blocks: Rows, with `HASH` if `ignore` is given.
         thresholds: float32 [queries]. A score that is equal to it is not above.
         ignore: For each query the content hashes of rows that are not counted.
+        most: A larger number is returned as this one. A query that has reached it is compared with no more rows.
     """
     counts = np.zeros(len(queries), np.int64)
-    ignored = None if ignore is None else _Excluded(ignore)
+    limit = np.iinfo(np.int64).max if most is None else most
+    ignored = None if ignore is None else Hashes(ignore)
+    numbers, asked = np.arange(len(queries)), queries  # the queries that are left
     for block in blocks:
-        margins = queries.margins(block)
-        for start in range(0, block.rows.num_rows, _round(queries)):
-            stop = min(start + _round(queries), block.rows.num_rows)
-            query, row, value = queries.candidates(block, start, stop, thresholds - margins)
-            above = value > (thresholds + margins)[query]
-            near, of_near = ~above, query[~above]
-            counts += _counted(above, query, len(queries))
-            counts += _counted(queries.exact(block, of_near, row[near]) > thresholds[of_near], of_near, len(queries))
-        if ignored is not None and block.rows.num_rows:
-            query, row = ignored.pairs(block)
-            counts -= _counted(queries.exact(block, query, row) > thresholds[query], query, len(queries))
-    return counts
+        out_query, out_row = (numbers[:0],) * 2 if ignored is None else ignored.pairs(block)[:2]
+        wrong = queries.exact(block, out_query, out_row) > thresholds[out_query]
+        out_query, out_row = out_query[wrong], out_row[wrong]
+        start, stop = 0, 0
+        while (start := stop) < block.rows.num_rows and len(numbers):
+            stop = min(start + _round(asked), block.rows.num_rows)
+            counted = counts < limit
+            limits = np.where(counted[numbers], thresholds[numbers], np.inf)
+            margins = asked.margins(block)
+            query, row, value = asked.candidates(block, start, stop, limits - margins)
+            above = value > (limits + margins)[query]
+            counts[numbers] += _counted(above, query, len(numbers))
+            counts -= _counted(counted[out_query] & (out_row >= start) & (out_row < stop), out_query, len(queries))
+            near = ~above & (counts[numbers] < limit)[query]
+            query, row = query[near], row[near]
+            is_above = asked.exact(block, query, row) > limits[query]
+            counts[numbers] += _counted(is_above, query, len(numbers))
+            left = counts[numbers] < limit
+            if left.sum() < _MANY * len(left):
+                numbers = numbers[left]
+                asked = Queries(queries.vectors[numbers], device=queries.device.type)
+    return np.minimum(counts, limit)
 
 
 def merge(results: Sequence[pa.Table], k: int) -> pa.Table:
@@ -132,9 +148,9 @@ class _Best:
     with the candidates. Those that are still high enough after some blocks get their exact scores.
     """
 
-    def __init__(self, queries: Queries, k: int, exclude: Sequence[Iterable[str]] | None) -> None:
+    def __init__(self, queries: Queries, k: int, exclude: Sequence[Iterable[str]] | Hashes | None) -> None:
         self._queries, self._k = queries, k
-        self._excluded = None if exclude is None else _Excluded(exclude)
+        self._excluded = exclude if exclude is None or isinstance(exclude, Hashes) else Hashes(exclude)
         self._most = max(_MOST, 2 * k * len(queries))
         self._seen = 0  # rows
         self._sure = np.full(len(queries), -np.inf)
@@ -155,16 +171,17 @@ class _Best:
         """Add the rows of a block."""
         margins = self._queries.margins(block)
         start, count = 0, block.rows.num_rows
+        excluded = None if self._excluded is None else self._excluded.pairs(block)
+        places = None if excluded is None else np.sort(excluded.query * count + excluded.row)
         while start < count:
             # With few rows before it, a larger round would have many candidates.
             few = max(_FIRST_ROWS, _FIRST_PAIRS // len(self._queries), 3 * self._seen)
             stop = min(count, start + min(few, _round(self._queries)))
             if np.isneginf(self._sure).any():
-                self._sure = np.maximum(self._sure, self._first_sure(block, start, stop, margins))
+                self._sure = np.maximum(self._sure, self._first_sure(block, start, stop, margins, excluded))
             part = _Part(block, margins, *self._queries.candidates(block, start, stop, self._sure - margins))
-            if self._excluded is not None:
-                hashes = block.rows.column(HASH).take(pa.array(part.row))
-                part = part.those(~self._excluded.contains(part.query, hashes))
+            if places is not None:
+                part = part.those(~np.isin(part.query * count + part.row, places))
             if len(part.query):
                 self._parts.append(part)
                 self._waiting += len(part.query)
@@ -179,13 +196,16 @@ class _Best:
             self._settle()
 
     def _first_sure(
-        self, block: Block, start: int, stop: int, margins: npt.NDArray[np.float64]
+        self, block: Block, start: int, stop: int, margins: npt.NDArray[np.float64], excluded: Found | None
     ) -> npt.NDArray[np.float64]:
         """Return a score that `k` of these rows reach for certain, or -inf."""
-        if self._excluded is not None or self._k > stop - start:
+        if self._k > stop - start:
             return np.full(len(margins), -np.inf)
-        scores = self._queries.approximate(block, start, stop).topk(self._k, dim=1).values[:, -1]
-        lowest: npt.NDArray[np.float32] = scores.float().cpu().numpy()
+        scores = self._queries.approximate(block, start, stop).float()
+        if excluded is not None:
+            inside = (excluded.row >= start) & (excluded.row < stop)
+            scores[excluded.query[inside], excluded.row[inside] - start] = -torch.inf
+        lowest: npt.NDArray[np.float32] = scores.topk(self._k, dim=1).values[:, -1].cpu().numpy()
         return lowest - margins
 
     def _thin(self) -> None:
@@ -225,39 +245,43 @@ class _Best:
             self._query, self._score = self._kept[QUERY].to_numpy().astype(np.int64), self._kept[SCORE].to_numpy()
 
 
-class _Excluded:
-    """Content hashes that are left out, by query.
+class Found(NamedTuple):
+    """Rows of a block that have one of a query's hashes: index of the query, of the row and of the hash, int64 each."""
+
+    query: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    hash: npt.NDArray[np.int64]
+
+
+class Hashes:
+    """Content hashes by query.
 
     Attributes:
-        most: The number of hashes of the query that has most.
+        queries: Query of each hash, int64; a query has each hash once.
     """
 
     def __init__(self, hashes: Sequence[Iterable[str]]) -> None:
-        lists = [list(values) for values in hashes]
-        self.most = max(map(len, lists), default=0)
-        self._queries = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
-        self._hashes = pa.array([value for values in lists for value in values], pa.string())
+        lists = [list(dict.fromkeys(values)) for values in hashes]
+        self.queries = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
+        listed = pa.array([value for values in lists for value in values], pa.string())
+        self._distinct = listed.unique()
+        self._wanted = _codes(listed, self._distinct)
+        self._last: tuple[Block, Found] | None = None
 
-    def contains(self, query: npt.NDArray[np.int64], hashes: pa.Array) -> npt.NDArray[np.bool_]:
-        """Return for each pair of a query and the hash of a row if the row is left out."""
-        distinct = self._hashes.unique()
-        wanted = _codes(self._hashes, distinct) + self._queries * (len(distinct) + 1)
-        found = _codes(hashes, distinct)
-        return np.isin(found + query * (len(distinct) + 1), wanted) & (found < len(distinct))
-
-    def pairs(self, block: Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the pairs of a query and a row of the block that are left out, each once, of rows with a vector."""
-        distinct = self._hashes.unique()
-        codes = _codes(block.rows.column(HASH), distinct)
-        codes[block.unfit] = len(distinct)
-        rows = np.flatnonzero(codes < len(distinct))
+    def pairs(self, block: Block) -> Found:
+        """Return the rows of the block with a hash of a query, of rows with a vector."""
+        if self._last is not None and self._last[0] is block:  # scans of several kinds ask for the same block
+            return self._last[1]
+        codes = _codes(block.rows.column(HASH), self._distinct)
+        codes[block.unfit] = len(self._distinct)
+        rows = np.flatnonzero(codes < len(self._distinct))
         order = rows[np.argsort(codes[rows], kind="stable")]
-        wanted = _codes(self._hashes, distinct)
-        first, last = (np.searchsorted(codes[order], wanted, side=side) for side in ("left", "right"))
-        query = np.repeat(self._queries, last - first)
-        row = np.concatenate([order[a:b] for a, b in zip(first, last, strict=True)] or [order[:0]])
-        pairs = np.unique(np.stack([query, row]), axis=1)
-        return pairs[0], pairs[1]
+        first, last = (np.searchsorted(codes[order], self._wanted, side=side) for side in ("left", "right"))
+        number = np.repeat(np.arange(len(self._wanted)), last - first)
+        row = np.concatenate([order[a:b] for a, b in zip(first, last, strict=True) if a < b] or [order[:0]])
+        found = Found(self.queries[number], row, number)
+        self._last = (block, found)
+        return found
 
 
 def _codes(values: pa.Array, distinct: pa.Array) -> npt.NDArray[np.int64]:

@@ -50,7 +50,7 @@ def search_file(
         DataError: the file is not Parquet, a text is null or not a string, or a vector cannot be computed.
         StorageError: the store refused or failed.
     """
-    _check_out(out, questions)
+    check_out(out, questions)
     given = _read_questions(questions)
     hits = searcher.search_table(
         given.column("text").to_pylist(), k=k, where=where, late=late, candidates=candidates, report=report
@@ -123,13 +123,13 @@ def _read_questions(url: str) -> pa.Table:
     return table.set_column(table.column_names.index("text"), "text", text)
 
 
-def _check_out(out: str, questions: str) -> None:
-    """Refuse a place where hits cannot be written."""
+def check_out(out: str, source: str) -> None:
+    """Refuse a Parquet file that cannot be written, or that is the one that is read."""
     url = storage.absolute(out)
     if not out.endswith(".parquet"):
-        raise ConfigError(f"--out {out!r} does not end in .parquet; name the file of hits, as in hits.parquet")
-    if url == storage.absolute(questions):
-        raise ConfigError(f"--out {out!r} is the file of questions; name another file")
+        raise ConfigError(f"--out {out!r} does not end in .parquet; name the file to write, as in hits.parquet")
+    if url == storage.absolute(source):
+        raise ConfigError(f"--out {out!r} is the file that is read; name another file")
     if not storage.is_local(url):
         storage.exists(url)  # finds a wrong bucket and missing credentials
         return

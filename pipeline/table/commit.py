@@ -161,13 +161,14 @@ def publish(url: str, publication: Publication) -> int:
             files=_with_digests(url, table, (*staying.values(), *publication.add)),
         ),
     )
+    lineage = publication.embedding_spec.lineage
     properties = CommitProperties(
         custom_metadata={
             delta_table.COMMIT: publication.commit,
             delta_table.RUN: publication.run,
             delta_table.OPERATION: publication.operation,
             delta_table.FINGERPRINT: publication.embedding_spec.fingerprint,
-            delta_table.MODEL: str(publication.embedding_spec.lineage.get("model")),
+            **({delta_table.MODEL: str(lineage.get("model"))} if not publication.embedding_spec.is_curation else {}),
             delta_table.ROWS: str(rows),
             delta_table.FILES: str(files),
             **({delta_table.KEPT: publication.kept} if publication.kept is not None else {}),

@@ -39,13 +39,19 @@ KEPT = "vectide.kept"
 FORGOTTEN = "forgotten"
 # Key in the metadata of the vector column.
 _EMBEDDING_SPEC = "vectide.embedding_spec"
+# Value of the key `kind` of a lineage, of a table that `vectide curate` made.
+CURATION = "curation"
+OF_CURATION = (
+    "is a table of `vectide curate`: it has texts and verdicts, and no vectors. Write its kept rows to files, and backfill "
+    "these into another table"
+)
 # The same key before the first release.
 _OLD_EMBEDDING_SPEC = "vectide.made"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpec:
-    """Model and settings that made the vectors of a version.
+    """Model and settings that made the vectors of a version; of a curated table, its steps.
 
     Attributes:
         fingerprint: Hash of everything that changes vectors.
@@ -59,8 +65,17 @@ class EmbeddingSpec:
 
     @property
     def outputs(self) -> tuple[VectorColumn, ...]:
-        """The columns of vectors."""
-        return outputs_of(self.lineage)
+        """The columns of vectors; none of a curated table."""
+        return () if self.is_curation else outputs_of(self.lineage)
+
+    @property
+    def is_curation(self) -> bool:
+        """True for a table of `vectide curate`, which has no vectors."""
+        return self.lineage.get("kind") == CURATION
+
+    def to_json(self) -> str:
+        """Return the spec as one line of JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +122,27 @@ def open_table(url: str, version: int | None = None) -> DeltaTable | None:
         raise failure(url, "open the table", error) from None
 
 
-def need_table(url: str, version: int | None = None) -> DeltaTable:
+def need_table(url: str, version: int | None = None, *, curated: bool = False) -> DeltaTable:
     """Return the table at `url`, which vectide must have made.
+
+    Args:
+        url: URL of the table.
+        version: Number of the version; the newest by default.
+        curated: Whether it may be a table of `vectide curate`.
 
     Raises:
         ConfigError: there is no table.
         NoSuchVersion: there is no version of this number.
-        TableConflict: something else made the table.
+        TableConflict: something else made the table, or it is one of another kind.
     """
     table = open_table(url, version)
     if table is None:
         raise ConfigError(f"there is no table at {url!r}; make one with `vectide backfill`")
-    if embedding_spec_of(table) is None:
+    embedding_spec = embedding_spec_of(table)
+    if embedding_spec is None:
         raise TableConflict(f"{url!r} is a Delta table that vectide did not make: it names no model")
+    if embedding_spec.is_curation and not curated:
+        raise TableConflict(f"{url!r} {OF_CURATION}")
     return table
 
 
@@ -164,10 +187,9 @@ def embedding_spec_of(table: DeltaTable) -> EmbeddingSpec | None:
 
 
 def with_embedding_spec(schema: pa.Schema, embedding_spec: EmbeddingSpec) -> pa.Schema:
-    """Return `schema` with the embedding spec in the metadata of the first vector column."""
-    index = schema.get_field_index(embedding_spec.outputs[0].name)
-    text = json.dumps(asdict(embedding_spec), sort_keys=True)
-    return schema.set(index, schema.field(index).with_metadata({_EMBEDDING_SPEC: text}))
+    """Return `schema` with the embedding spec in the metadata of the first vector column, without vectors of the first."""
+    index = schema.get_field_index(embedding_spec.outputs[0].name) if embedding_spec.outputs else 0
+    return schema.set(index, schema.field(index).with_metadata({_EMBEDDING_SPEC: embedding_spec.to_json()}))
 
 
 def schema_of(table: DeltaTable) -> pa.Schema:

@@ -28,10 +28,11 @@ class RunState:
         version: The version that it published; None while it is unfinished, or if the number is unknown.
         published: Whether it made a version.
         rows_done: Documents embedded so far; `quarantined`: rows quarantined so far.
+        fingerprint: None for a run that has no plan: it failed before, or is planning.
     """
 
     run: str
-    fingerprint: str
+    fingerprint: str | None
     units: int
     units_done: int
     rows: int
@@ -74,7 +75,7 @@ def status(table: str | Path) -> Status:
     if opened is None and not names:
         raise ConfigError(f"there is no table and no run at {url!r}; make one with `vectide backfill`")
     published = _published(url, opened)
-    runs = [state for state in (_run(url, name, opened, published) for name in names) if state is not None]
+    runs = [_run(url, name, opened, published) for name in names]
     if opened is None:
         return Status(url, None, 0, 0, 0, {}, None, [], runs)
     actions = delta_table.actions_of(opened)
@@ -102,11 +103,11 @@ def _published(url: str, opened: DeltaTable | None) -> dict[str, int]:
     return known | {str(entry.get(delta_table.COMMIT)): int(entry["version"]) for entry in delta_table.commits(opened)}
 
 
-def _run(url: str, name: str, table: DeltaTable | None, published: dict[str, int]) -> RunState | None:
+def _run(url: str, name: str, table: DeltaTable | None, published: dict[str, int]) -> RunState:
     ledger = Ledger(url, name)
     description = ledger.description()
     if description is None:
-        return None
+        return RunState(name, None, 0, 0, 0, 0, 0, {}, None)
     receipts = ledger.receipts().values()
     bad = ledger.quarantine(receipts)
     reasons = bad.group_by("reason").aggregate([("reason", "count")]).to_pydict()

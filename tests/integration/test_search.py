@@ -303,7 +303,7 @@ def test_places_that_cannot_be_used_are_refused_before_the_scan(job, tmp_path, m
         ("questions.parquet", ".", "--out '.' does not end in .parquet"),
         ("questions.parquet", "folder.parquet", "--out 'folder.parquet' is a folder"),
         ("questions.parquet", "text.parquet/a/b.parquet", "text.parquet' is a file; name another place"),
-        ("questions.parquet", "./questions.parquet", "is the file of questions"),
+        ("questions.parquet", "./questions.parquet", "is the file that is read"),
     ):
         with pytest.raises((ConfigError, DataError), match=re.escape(why)):
             search_file(searcher, questions, out, k=3)

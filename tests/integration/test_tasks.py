@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +20,11 @@ from actors.errors import ConfigError, DataError
 from pipeline.quality.bootstrap import Difference
 from pipeline.quality.metrics import retrieval_values
 from tests.checkpoints.bert import write_bert
-from tests.integration.conftest import Silent, Stopping, Stops
+from tests.checkpoints.jina_v4 import write_jina_v4
+from tests.integration.conftest import Silent
 from tests.integration.hub import cache_dataset
 from tests.integration.test_evaluate import run
+from tests.integration.test_pages import png
 
 __all__ = ["run"]  # a fixture
 
@@ -30,7 +35,9 @@ RETRIEVAL, CLASSES, CLUSTERS, STS = NAMES = (
     *("NFCorpus", "Banking77Classification.v2"),
     *("TwentyNewsgroupsClustering.v2", "STSBenchmark"),
 )
+PAGES, PAGES_OF_FOUR = "Vidore2ESGReportsHLRetrieval", "Vidore2ESGReportsRetrieval"
 SETTINGS = ["run.address=inline", "run.unit_rows=16"]
+ROOT = Path(__file__).parents[2]
 WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"]
 
 
@@ -67,41 +74,81 @@ def sts() -> dict[str, dict[str, pa.Table]]:
     return {"default": {"test": pa.table({"sentence1": first, "sentence2": second, "score": scores})}}
 
 
+def pages() -> dict[str, dict[str, pa.Table]]:
+    """Eight pictures, and a query in each of four languages for four of them."""
+    import datasets
+
+    features = datasets.Features({"corpus-id": datasets.Value("int64"), "image": datasets.Image()})
+    files = [{"bytes": png(number, size=(84, 56)), "path": None} for number in range(8)]
+    corpus = datasets.Dataset.from_dict({"corpus-id": [*range(8)], "image": files}, features).data.table
+    languages = [name for name in ("french", "spanish", "english", "german") for _ in range(4)]
+    numbers = [*range(16)]
+    queries = {"query-id": numbers, "query": [text(number) for number in numbers], "language": languages}
+    qrels = {"query-id": numbers, "corpus-id": [number % 4 for number in numbers], "score": [1] * 16}
+    parts = {"corpus": corpus, "queries": pa.table(queries), "qrels": pa.table(qrels)}
+    return {name: {"test": rows} for name, rows in parts.items()}
+
+
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory):
     """The four tasks, with a cache that holds their data and no other."""
     import datasets.config
 
     cache = tmp_path_factory.mktemp("datasets")
-    tasks = mteb.get_tasks(tasks=list(NAMES))
-    by_name = {task.metadata.name: task for task in tasks}
-    for name, rows in ((RETRIEVAL, retrieval()), (CLASSES, classes()), (CLUSTERS, clusters()), (STS, sts())):
-        cache_dataset(cache, by_name[name], rows)
+    by_name = {name: mteb.get_task(name) for name in (*NAMES, PAGES, PAGES_OF_FOUR)}
+    rows = (retrieval(), classes(), clusters(), sts(), pages(), pages())
+    for task, each in zip(by_name.values(), rows, strict=True):
+        cache_dataset(cache, task, each)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
         yield [by_name[name] for name in NAMES]
 
 
+# Runs an evaluation in a process that is killed between two units.
+KILLED = """
+import os, signal, sys
+import mteb
+from pipeline.evaluate.judge import judge
+from tests.integration.conftest import Silent
+
+class Killing(Silent):
+    def finished_unit(self, receipt):
+        print(receipt.encoded, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+out, model, tasks, settings = sys.argv[1], sys.argv[2], sys.argv[3].split(), sys.argv[4].split()
+judge([mteb.get_task(name) for name in tasks], out, Killing(), models=[model], settings=settings)
+"""
+
+
 @pytest.fixture(scope="module")
 def judged(cached, tmp_path_factory, tiny_model):
-    """The result of an evaluation that was stopped between two units, its folder, and the receipts of both runs."""
+    """The result of an evaluation that was killed between two units, its folder, and the texts that both runs encoded."""
+    import datasets.config
+
     from pipeline.evaluate.judge import judge
 
-    out, stopping, resumed = tmp_path_factory.mktemp("judged"), Stopping(after=1), Silent()
-    with pytest.raises(Stops):
-        judge(cached, str(out), stopping, models=[str(tiny_model)], settings=SETTINGS)
-    return judge(cached, str(out), resumed, models=[str(tiny_model)], settings=SETTINGS), out, stopping, resumed
+    out, resumed = tmp_path_factory.mktemp("judged"), Silent()
+    command = [sys.executable, "-c", KILLED, str(out), str(tiny_model), " ".join(NAMES), " ".join(SETTINGS)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+    killed = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    result = judge(cached, str(out), resumed, models=[str(tiny_model)], settings=SETTINGS)
+    return result, out, int(killed.stdout), sum(receipt.encoded for receipt in resumed.receipts)
 
 
-def test_a_stopped_evaluation_resumes_and_encodes_no_text_twice(judged):
-    result, out, stopping, resumed = judged
+def test_a_killed_evaluation_resumes_and_encodes_no_text_twice(judged):
+    result, out, first, second = judged
     assert [task.task for task in result.tasks] == list(NAMES)
     assert [task.main for task in result.tasks] == ["ndcg_at_10", "accuracy", "v_measure", "cosine_spearman"]
     assert all(0 <= task.scores[0] <= 1 for task in result.tasks)
-    first, second = (sum(receipt.encoded for receipt in reporter.receipts) for reporter in (stopping, resumed))
+    words = [task.words for task in result.tasks]  # the number in a text finds it, and the first word tells its class
+    assert words[0] == 1
+    assert all(score is not None and score > 0.5 for score in words[:2])
+    assert all(score is not None for score in words)
     documents, queries, similar = 40, 12, 30  # ten sentences are in both columns
     clustered = 12  # the task draws 4 % of 300
-    assert (len(stopping.receipts), 0 < first < documents) == (1, True)
+    assert 0 < first < documents
     assert first + second == documents + queries + 36 + 18 + clustered + similar
     assert len(list(out.glob("results/local__*/*/*.json"))) == len(NAMES) + 1  # and model_meta.json
 
@@ -139,7 +186,7 @@ def test_a_judgement_is_printed_task_by_task(judged, capsys):
     )
     printed = " ".join(capsys.readouterr().out.split())
     assert "A: 0 texts encoded B: 1 text encoded" in printed
-    assert "NFCorpus Retrieval ndcg_at_10 0.7500 0.5000 -0.2500 (-0.5000 to +0.0000), p 0.0400" in printed
+    assert "NFCorpus Retrieval ndcg_at_10 0.7500 0.5000 1.0000 -0.2500 (-0.5000 to +0.0000), p 0.0400" in printed
     assert "mean of 4 tasks 0.7500 0.5000 of the tasks: -0.2500" in printed
 
 
@@ -155,7 +202,7 @@ def test_a_table_is_judged_like_the_model_that_made_it(run, judged, cached, tiny
     pq.write_table(qrels.rename_columns(["query", "doc", "relevance"]), tmp_path / "judgements.parquet")
     files = ["--queries", tmp_path / "queries.parquet", "--judgements", tmp_path / "judgements.parquet"]
     scores = run(table, *files, "--json")[1]["rows"][0]["scores"]
-    (written,) = (tmp_path / "out").glob(f"results/*/*/{RETRIEVAL}.json")
+    (written,) = (tmp_path / "out").glob(f"results/table__*/*/{RETRIEVAL}.json")
     (of_mteb,) = json.loads(Path(written).read_text())["scores"]["test"]
     names = {"nDCG@10": "ndcg_at_10", "MAP": "map_at_1000", "MRR@10": "mrr_at_10", "Recall@100": "recall_at_100"}
     assert {name: round(scores[name]["value"], 5) for name in names} == {
@@ -163,6 +210,26 @@ def test_a_table_is_judged_like_the_model_that_made_it(run, judged, cached, tiny
     }
     _, _, stderr = run(table, "--tasks", STS, "--out", tmp_path / "out")
     assert "STSBenchmark is a task of STS, and a table can only be searched; name the model with --model" in stderr
+
+
+@pytest.mark.parametrize(("name", "outputs", "queries"), [(PAGES, "dense", 16), (PAGES_OF_FOUR, "[dense,multi]", 0)])
+def test_pictures_are_found_by_texts(run, cached, tmp_path, name, outputs, queries):  # noqa: PLR0917
+    """Pictures of a task with several languages are encoded once. Late interaction encodes queries while it searches."""
+    model = write_jina_v4(tmp_path / "v4")
+    settings = [*SETTINGS, "encoder.task=retrieval.passage", f"encoder.outputs={outputs}", "encoder.max_pixels=6272"]
+    command = ["--model", model, "--tasks", name, *(word for each in settings for word in ("--set", each)), "--json"]
+    _, found, _ = run(*command, "--out", tmp_path / "out")
+    assert found["encoded"] == [8 + queries]
+    (written,) = (tmp_path / "out").glob(f"results/*/*/experiments/*/{name}.json")
+    scores = json.loads(written.read_text())["scores"]["test"]
+    assert len(scores) == (1 if name == PAGES else 4)
+    assert all(each["recall_at_10"] == 1 for each in scores)  # all eight pictures are found
+
+
+def test_pictures_are_refused_for_a_model_of_texts(run, cached, tiny_model, tmp_path):
+    code, _, stderr = run("--model", tiny_model, "--tasks", STS, "--tasks", PAGES, "--out", tmp_path)
+    assert (code, [*tmp_path.iterdir()]) == (2, [])
+    assert f"the documents of {PAGES} are pictures, and model {tiny_model} takes texts only" in stderr
 
 
 def test_each_measure_of_each_query_is_that_of_mteb():
@@ -187,7 +254,16 @@ def test_each_measure_of_each_query_is_that_of_mteb():
 
 
 def test_a_dry_run_counts_by_the_statistics_of_mteb(run, cached, tmp_path):
-    names = ["--tasks", RETRIEVAL, "--tasks", CLASSES, "--tasks", "Vidore2ESGReportsHLRetrieval"]
+    names = [
+        "--tasks",
+        RETRIEVAL,
+        "--tasks",
+        CLASSES,
+        "--tasks",
+        PAGES,
+        "--tasks",
+        "Vidore2BioMedicalLecturesRetrieval",
+    ]
     rates = ["--tokens-per-second", 1000, "--price-per-hour", 3.6]
     _, found, _ = run(*names, "--dry-run", *rates, "--model", tmp_path / "none", "--json")
     costs = (
@@ -196,10 +272,10 @@ def test_a_dry_run_counts_by_the_statistics_of_mteb(run, cached, tmp_path):
     assert costs[RETRIEVAL]["texts"] == 3593 + 323
     assert costs[RETRIEVAL]["tokens"] == pytest.approx(5_786_348 / 4, rel=0.02)
     assert costs[RETRIEVAL]["price"] == pytest.approx(costs[RETRIEVAL]["seconds"] / 1000)
-    assert costs["Vidore2ESGReportsHLRetrieval"]["pictures"] == 1538
-    assert [cost["data"] for cost in costs.values()] == ["here", "here", "missing"]
+    assert costs[PAGES]["pictures"] == 1538
+    assert [cost["data"] for cost in costs.values()] == ["here", "here", "here", "missing"]
     printed = run(*names, "--dry-run", *rates, "--model", tmp_path / "none")[1]
-    assert "3 tasks" in printed
+    assert "4 tasks" in printed
     assert "is not on this machine: texts are not cut. 1,000 tokens/s (given)" in printed
 
 

@@ -50,8 +50,8 @@ def test_a_job_runs_from_python_without_a_reporter(tmp_path):
 
 def test_the_names_stay():
     assert sorted(vectide.__all__) == [
-        *["Job", "Searcher", "backfill", "changes", "evaluate", "iter_changes", "load_encoder", "load_job"],
-        *["plan", "refresh", "report", "status", "vectors_of"],
+        *["Curation", "Job", "Searcher", "backfill", "changes", "curate", "evaluate", "iter_changes"],
+        *["load_curation", "load_encoder", "load_job", "plan", "refresh", "report", "status", "vectors_of"],
     ]
 
 
@@ -122,6 +122,11 @@ def test_paths_may_be_path_objects(table, tmp_path):
         (lambda front, table: front.Searcher(table).search(["a"], where=5), "where is 5; it must be an SQL condition"),
         (lambda front, table: front.load_job(7), "the job file is 7; it must be a path"),
         (lambda front, table: front.load_encoder(7), "the model is 7; it must be a path"),
+        (
+            lambda front, table: front.curate("job.yaml"),
+            "the job is 'job.yaml'; give what vectide.load_curation returns",
+        ),
+        (lambda front, table: front.load_curation(7), "the job file is 7; it must be a path"),
         (lambda front, table: front.backfill("job.yaml"), "the job is 'job.yaml'; give what vectide.load_job returns"),
         (lambda front, table: front.refresh(table), "the job is PosixPath.*; give what vectide.load_job returns"),
         (lambda front, table: front.plan({"source": {}}), "the job is {'source': {}}; give what"),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from actors.errors import ConfigError
 from actors.source.formats.base import Format, Wanted
+from actors.source.formats.code import Code
 from actors.source.formats.delimited import Delimited
 from actors.source.formats.documents import Documents
 from actors.source.formats.jsonl import JsonLines
@@ -16,7 +17,9 @@ from actors.source.formats.parquet import Parquet
 
 __all__ = ["FORMATS", "Format", "Wanted", "common_format", "open_format"]
 
-FORMATS: dict[str, Format] = {each.name: each for each in (Parquet(), JsonLines(), Delimited(), Documents(), Pages())}
+FORMATS: dict[str, Format] = {
+    each.name: each for each in (Parquet(), JsonLines(), Delimited(), Documents(), Pages(), Code())
+}
 
 _ENDINGS = {
     ".parquet": "parquet",
@@ -46,8 +49,8 @@ def open_format(name: str, path: str) -> Format:
         if not name or (compression(path) and name not in _COMPRESSIBLE):
             raise ConfigError(
                 f"{path!r} does not have the ending of a known format; known are {', '.join(_ENDINGS)}, of which JSON Lines "
-                f"and CSV may be followed by .gz or .zst. Set source.format to one of {', '.join(FORMATS)} (PDFs, "
-                f"pictures and texts together; others are quarantined), or narrow source.uri to the intended files, such as "
+                f"and CSV may be followed by .gz or .zst. Set source.format to one of {', '.join(FORMATS)} (pages: PDFs, "
+                f"pictures and texts together, and others are quarantined; code: source code), or narrow source.uri to the intended files, such as "
                 f"{path.rsplit('/', 1)[0]}/*.parquet"
             )
     if name not in FORMATS:

@@ -47,20 +47,33 @@ class Documents:
         """See `Format.read`."""
         shard = piece.shard
         names = wanted.present(shard, _COLUMNS)
-        if shard.size_bytes > LARGEST_VALUE_BYTES:
-            error = f"a document of {shard.size_bytes} bytes; the largest that is read has {LARGEST_VALUE_BYTES}"
-            yield QuarantinedRow(shard.path, 0, None, "too_large", error)
+        text = read_document(shard, LARGEST_VALUE_BYTES)
+        if isinstance(text, QuarantinedRow):
+            yield text
             return
-        with reading(shard, "text"):
-            data = storage.read(shard.path)
-            if (error_text := _no_text(data[: looks.HEAD_BYTES])) is not None:
-                yield QuarantinedRow(shard.path, 0, None, "invalid_utf8", error_text)
-                return
-            try:
-                text = data.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                yield QuarantinedRow(shard.path, 0, None, "invalid_utf8", f"the file is no UTF-8 text: {error}")
-                return
-            row = {"text": text, "path": shard.path, "name": shard.path.rsplit("/", 1)[-1]}
-            columns = {name: pa.array([row[name]], pa.string()) for name in names}
-            yield pa.table({**columns, POSITION: pa.array([0], pa.int64())})
+        row = {"text": text, "path": shard.path, "name": shard.path.rsplit("/", 1)[-1]}
+        columns = {name: pa.array([row[name]], pa.string()) for name in names}
+        yield pa.table({**columns, POSITION: pa.array([0], pa.int64())})
+
+
+def read_document(shard: Shard, largest_bytes: int) -> str | QuarantinedRow:
+    """Return the text of a file without a byte order mark, or why it is quarantined.
+
+    Raises:
+        DataError, SourceChanged, StorageError: see `reading`.
+    """
+
+    def refused(reason: str, error: str) -> QuarantinedRow:
+        return QuarantinedRow(shard.path, 0, None, reason, error)
+
+    if shard.size_bytes > largest_bytes:
+        error = f"a document of {shard.size_bytes} bytes; the largest that is read has {largest_bytes}"
+        return refused("too_large", error)
+    with reading(shard, "text"):
+        data = storage.read(shard.path)
+        if (error_text := _no_text(data[: looks.HEAD_BYTES])) is not None:
+            return refused("invalid_utf8", error_text)
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            return refused("invalid_utf8", f"the file is no UTF-8 text: {error}")

@@ -23,6 +23,8 @@ import yaml
 from actors import storage
 from actors.errors import ConfigError
 from pipeline.job.config import Job
+from pipeline.job.curation import Curation
+from pipeline.job.places import sections_with_model, sections_with_uri
 
 MAX_NAME_CHARACTERS = 36  # a RayJob's name has at most 47, of which the CronJob adds 11
 _MOUNT_PATH = "/etc/vectide"  # in a pod
@@ -45,7 +47,7 @@ class ScheduledRun:
 
     Attributes:
         name: Name of the schedule.
-        command: `backfill` or `refresh`.
+        command: `backfill`, `refresh` or `curate`.
         table: URI of the table.
         job: Full path of the job file, because cron and systemd have their own working folder.
         folder: Working folder of the command. Relative paths in the job file are relative to it.
@@ -90,7 +92,7 @@ def on_calendar(text: str) -> str:
     return event
 
 
-def schedule_name(job: Job, stem: str) -> str:
+def schedule_name(job: Job | Curation, stem: str) -> str:
     """Return the name of a job's schedule. One job file and table have one name, so a second `apply` updates the first."""
     stem_letters = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stem.lower())
     digest = hashlib.sha256(storage.absolute(job.table.uri).encode()).hexdigest()[:6]
@@ -115,7 +117,7 @@ def systemd(run: ScheduledRun, when: str) -> str:
     return f"{service}\n{_fill('vectide.timer', on_calendar=on_calendar(when), **values)}"
 
 
-def kubernetes(job: Job, when: str, rayjob: Path | None, *, name: str, command: str) -> str:
+def kubernetes(job: Job | Curation, when: str, rayjob: Path | None, *, name: str, command: str) -> str:
     """Return a ConfigMap with the job file and a RayJob, the role to create RayJobs, and the CronJob.
 
     The CronJob creates a RayJob, and does not submit to a permanent cluster: the GPUs exist only during the run, and
@@ -126,7 +128,7 @@ def kubernetes(job: Job, when: str, rayjob: Path | None, *, name: str, command: 
         when: A cron expression, in UTC.
         rayjob: File with the RayJob whose cluster and image to use; None: that of deploy/rayjob.yaml.
         name: Name of the schedule.
-        command: `backfill` or `refresh`.
+        command: `backfill`, `refresh` or `curate`.
 
     Raises:
         ConfigError: the cron expression or the RayJob is invalid, or a path in the job has no meaning in a pod.
@@ -137,7 +139,7 @@ def kubernetes(job: Job, when: str, rayjob: Path | None, *, name: str, command: 
     return _fill("cronjob.yaml", name=name, namespace=namespace, cron=cron(when), **indented)
 
 
-def job_text(job: Job) -> str:
+def job_text(job: Job | Curation) -> str:
     """Return the job file for a pod, as YAML.
 
     Raises:
@@ -145,18 +147,19 @@ def job_text(job: Job) -> str:
     """
     document = job.model_dump(mode="json", exclude_none=True)
     document["run"]["address"] = "auto"
-    for section in ("source", "table"):
+    for section in sections_with_uri(document):
         uri = document[section]["uri"]
         if storage.is_local(uri) and not uri.startswith(("/", "file:///")):
             raise ConfigError(
                 f"{section}.uri {uri!r} is relative to this machine's folder; a pod has another one. Use an object store, "
                 f"or the full path of a volume that every pod mounts"
             )
-    if Path(job.encoder.model).is_dir() and not Path(job.encoder.model).is_absolute():
-        raise ConfigError(
-            f"encoder.model {job.encoder.model!r} is a folder of this machine; use a hub id, or the full path of the "
-            f"folder in the pods (docs/models.md)"
-        )
+    for settings in sections_with_model(document):
+        if Path(settings["model"]).exists() and not Path(settings["model"]).is_absolute():
+            raise ConfigError(
+                f"{'encoder.' * ('encoder' in document)}model {settings['model']!r} is a folder of this machine; use a hub id, "
+                f"or the full path of the folder in the pods (docs/models.md)"
+            )
     return _to_yaml(document)
 
 

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pipeline.report.blocks import Section
 from pipeline.report.measure import Report
 from pipeline.report.sections.calls import calls
+from pipeline.report.sections.curation import curation
+from pipeline.report.sections.curation_measures import curation_measures
+from pipeline.report.sections.curation_samples import curation_samples
 from pipeline.report.sections.evaluation import evaluation
 from pipeline.report.sections.files import files
 from pipeline.report.sections.gate import gate
@@ -24,5 +27,21 @@ from pipeline.report.sections.vectors import vectors
 
 # In the order of the page.
 SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
-    *(evaluation, in_and_out, gate, throughput, stages, tokens, quarantine, files, vectors, calls, lineage, repeat),
+    *(
+        evaluation,
+        in_and_out,
+        curation,
+        curation_measures,
+        curation_samples,
+        gate,
+        throughput,
+        stages,
+        tokens,
+        quarantine,
+        files,
+        vectors,
+        calls,
+        lineage,
+        repeat,
+    ),
 )

@@ -93,6 +93,46 @@ REPORT: dict[str, Any] = {
         "merged": 2,
         "partitions": {"count": 30, "largest": [{"values": {"TEXT": "TEXT"}, "rows": 1, "files": 1, "size_bytes": 2}]},
     },
+    "curation": {
+        "rows": 12,
+        "steps": [
+            {
+                "name": "near_dedup",
+                "rows": 12,
+                "dropped": 5,
+                "evidence": {
+                    "threshold": 0.8,
+                    "note": "TEXT",
+                    "by_kind": {"TEXT": 3},
+                    "capped": [{"bucket": "TEXT", "rows": 9, "unset": None}],
+                    "notes": ["TEXT"],
+                },
+            },
+            {"name": "quiet", "rows": 7, "dropped": 0, "evidence": {}},
+        ],
+        "changes": {
+            "since": 1,
+            "new_rows": 3,
+            "gone_rows": 1,
+            "changed": [{"was": "kept", "is": "TEXT", "rows": 2, "ids": ["TEXT"]}],
+        },
+        "sources": [{"value": "TEXT", "rows": {"quiet": 1, "kept": 4}}, {"value": None, "rows": {"kept": 1}}],
+        "sources_not_shown": 3,
+        "sources_with_one_row": {"count": 1, "first": ["a"]},
+        "measures": {
+            "near_dedup": [
+                {"name": "similarity", "bounds": [0.5, 0.55], "rows": [3, 4], "dropped": [0, 4]},
+                {"name": "language", "values": [{"value": "TEXT", "rows": {"kept": 1}}], "values_not_shown": 2},
+            ],
+            "quiet": [],
+        },
+        "samples": {
+            "near_dedup": [
+                {"id": "TEXT", "source": None, "query": "TEXT", "measures": {"copy_of": "TEXT", "score": 0.5}}
+            ],
+            "quiet": [],
+        },
+    },
     "gate": {"min_agreement": 0.9, "queries": "TEXT", "max_ndcg_drop": 0.01},
     "lineage": {"model": "TEXT", "revision": None, "prompt": ""},
     "fingerprint": "TEXT",

@@ -131,6 +131,9 @@ def test_rows_above_a_score_are_counted_strictly(data, count, rank):
     ignored = [{*data.hashes[data.orders[query][:7]], "other"} for query in range(count)]
     expected = [(above[query] & ~data.having(ignored[query])).sum() for query in range(count)]
     np.testing.assert_array_equal(count_above(queries, data.blocks, thresholds, ignore=ignored), expected)
+    for most in (1, 25, 1400):
+        found = count_above(queries, data.blocks, thresholds, ignore=ignored, most=most)
+        np.testing.assert_array_equal(found, np.minimum(expected, most))
 
 
 def test_without_kernels_the_result_is_the_same(data, monkeypatch):

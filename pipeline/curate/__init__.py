@@ -1,0 +1,1 @@
+"""Curation: filters over pairs or documents, with a verdict for every row (docs/curation.md)."""

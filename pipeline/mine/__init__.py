@@ -1,0 +1,1 @@
+"""Hard negatives for pairs of texts, from a table of embeddings (docs/mining.md)."""
