@@ -7,9 +7,10 @@ Nothing depends on threads or on the order of files: of equal rows the one with 
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -90,14 +91,8 @@ class Rows:
     def load(self) -> int:
         """Number the rows and load their texts and measures; return the number of rows with a repeated id."""
         run = self.connection.execute
-        run("begin")  # one transaction: each waits for the disk
         run("create table ids (place bigint, id varchar)")
-        place = 0
-        for result in self._results:
-            ids = read_result(result, [ID])
-            self._insert("ids", ids.add_column(0, "place", pa.array(range(place, place + ids.num_rows), pa.int64())))
-            place += ids.num_rows
-        run("commit")
+        self._insert("ids", self._ids())
         source = self._context.read.source
         run("create table repeated (place bigint)")
         if source.id is not None and source.unique_ids:
@@ -125,20 +120,37 @@ class Rows:
         self.connection.register("incoming", empty)
         self.connection.execute("create table all_rows as select * from incoming")
         self.connection.unregister("incoming")
+        self._insert("all_rows", self._rows(stored, schema.names, has_source=has_source))
+
+    def _ids(self) -> Iterator[pa.Table]:
+        """Yield the place and the id of the rows of each unit."""
+        place = 0
+        for result in self._results:
+            ids = read_result(result, [ID])
+            yield ids.add_column(0, "place", pa.array(range(place, place + ids.num_rows), pa.int64()))
+            place += ids.num_rows
+
+    def _rows(self, stored: list[str], names: list[str], *, has_source: bool) -> Iterator[pa.Table]:
+        """Yield the rows of each unit with their number, without those with a repeated id."""
         numbers = self._numbers()
-        self.connection.execute("begin")
         for result in self._results:
             rows = read_result(result, [*stored, *([SOURCE] if has_source else [])])
             if not has_source:
                 rows = rows.append_column(SOURCE, pa.nulls(rows.num_rows, pa.string()))
             rows = rows.add_column(0, "n", next(numbers)["n"])
-            self._insert("all_rows", rows.filter(pc.is_valid(rows["n"])).select(schema.names))
-        self.connection.execute("commit")
+            yield rows.filter(pc.is_valid(rows["n"])).select(names)
 
-    def _insert(self, table: str, rows: pa.Table) -> None:
-        self.connection.register("incoming", rows)
-        self.connection.execute(f"insert into {table} select * from incoming")
-        self.connection.unregister("incoming")
+    def _insert(self, table: str, parts: Iterable[pa.Table]) -> None:
+        """Insert rows, many at once: each insert waits for the disk, and a transaction stays in memory to its end."""
+        waiting: list[pa.Table] = []
+        for part in itertools.chain(parts, [None]):
+            if part is not None:
+                waiting.append(part)
+            if waiting and (part is None or sum(each.num_rows for each in waiting) >= _BATCH_ROWS):
+                self.connection.register("incoming", pa.concat_tables(waiting))
+                self.connection.execute(f"insert into {table} select * from incoming")
+                self.connection.unregister("incoming")
+                waiting.clear()
 
     def _numbers(self) -> Iterator[pa.Table]:
         """Yield the numbers of the rows of each unit; those of rows with a repeated id are null."""
