@@ -8,6 +8,7 @@ more than one of its own. A text shorter than a shingle is compared by equality 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.errors import ConfigError
 from pipeline.curate.context import need_package
 from pipeline.curate.normalise import normalised
 from pipeline.curate.steps.base import Decision, Seen, Step
 from pipeline.curate.steps.components import Ints, smallest_of_components
-from pipeline.curate.steps.shingles import Bytes, Shingles, band_keys, bands_for, probability
+from pipeline.curate.steps.shingles import FOUND, Bytes, Shingles, band_keys, bands_for, probability
 
 HASH, SIGNATURE = "near_hash", "near_signature"
 COPY_OF, SIMILARITY = "near_duplicate_of", "near_similarity"
@@ -41,9 +43,20 @@ class NearDedup(Step):
         self._bands, self._length = bands_for(settings.threshold, settings.permutations)
 
     def check(self) -> None:
-        """See `Step`."""
+        """See `Step`.
+
+        Raises:
+            ConfigError: a package is missing, or a signature is too short for pairs with just the threshold to be found.
+        """
         for package in ("rensa", "scipy"):
             need_package(package)
+        threshold, most = self.settings.threshold, self.settings.permutations
+        if self._probability() < FOUND:
+            least = math.ceil(math.log(1 - FOUND) / math.log(1 - threshold))
+            raise ConfigError(
+                f"steps.near_dedup finds pairs with the threshold {threshold} from {least} permutations on, and the job has "
+                f"{most}: raise one of the two"
+            )
 
     def schema(self) -> pa.Schema:
         """See `Step`."""
@@ -87,11 +100,15 @@ class NearDedup(Step):
         self._write_stars(seen, stars)
         run(
             f"create or replace table near_dedup as select r.n, k.id as {COPY_OF}, "
-            f"coalesce(s.similarity, 1)as {SIMILARITY}, true as dropped from {seen.rows} r "
+            f"coalesce(s.similarity, 1) as {SIMILARITY}, true as dropped from {seen.rows} r "
             f"join near_dedup_first f on r.{HASH} = f.{HASH} left join near_dedup_stars s on s.n = f.n "
             f"join {seen.rows} k on k.n = coalesce(s.keeper, f.n) where r.n <> k.n"
         )
         return Decision("near_dedup", self._evidence(seen, capped, histogram))
+
+    def _probability(self) -> float:
+        """Return the probability that a pair with just the threshold is a candidate."""
+        return probability(self.settings.threshold, self._bands, self._length)
 
     def _texts(self, sides: Sequence[pa.Array]) -> list[str]:
         """Return the normalised texts that are compared; a missing side is empty."""
@@ -203,11 +220,10 @@ class NearDedup(Step):
             ((value,),) = seen.connection.execute(query).fetchall()
             return int(value or 0)
 
-        settings = self.settings
         return {
             "bands": self._bands,
             "places_of_a_band": self._length,
-            "found_at_threshold": round(probability(settings.threshold, self._bands, self._length), 4),
+            "found_at_threshold": round(self._probability(), 4),
             "texts": count("select count(*) from near_dedup_first"),
             "empty": count(f"select count(*) from {seen.rows} where {HASH} is null"),
             "too_short": count(
