@@ -175,7 +175,13 @@ def measure(model: Path, todo: Sequence[Task], print_progress: Callable[[str], N
                     Measured(label, values, bytes_per_vector=rung.bytes_per_vector, truth=task.truth)
                 )
     return [
-        (task, Evaluated(task.name, model.name, "", [str(item) for item in range(task.items)], measured[task.name]).result()) for task in todo
+        (
+            task,
+            Evaluated(
+                task.name, model.name, "", [str(item) for item in range(task.items)], measured[task.name]
+            ).result(),
+        )
+        for task in todo
     ]
 
 

@@ -67,16 +67,18 @@ def print_judgement(result: Judgement) -> None:
         Column("type", no_wrap=True),
         Column("measure", no_wrap=True),
         *(Column(f"model {number}", justify="right", no_wrap=True) for number, _ in enumerate(result.models, 1)),
+        Column("words alone", justify="right", no_wrap=True),
         *(Column("nDCG@10, difference of the queries", no_wrap=True) for _ in range(compared)),
         box=box.SIMPLE,
     )
     for task in result.tasks:
         cells = [task.task, task.type, task.main, *(f"{score:.4f}" for score in task.scores)]
+        cells.append("" if task.words is None else f"{task.words:.4f}")
         table.add_row(*cells, *([str(task.difference or "")] if compared else []))
     if len(result.tasks) > 1:
         over_tasks = [] if result.difference is None else [f"of the tasks: {result.difference}"]
         table.add_row(
-            f"mean of {len(result.tasks)} tasks", "", "", *(f"{mean:.4f}" for mean in result.means), *over_tasks
+            f"mean of {len(result.tasks)} tasks", "", "", *(f"{mean:.4f}" for mean in result.means), "", *over_tasks
         )
     console.print(table)
     console.print(f"results: {result.results}")

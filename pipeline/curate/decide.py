@@ -59,12 +59,17 @@ class Decided:
 
 
 class Rows:
-    """Database of the rows of one curation. It is a context manager; its exit removes the files on the disk."""
+    """Database of the rows of one curation. It is a context manager; its exit removes the files on the disk.
 
-    def __init__(self, context: Context, results: Sequence[Measured], reporter: Reporter) -> None:
+    Args:
+        reporter: Receives the steps.
+        of_steps: Receives the progress inside of steps, such as that of backfills, which are runs of their own.
+    """
+
+    def __init__(self, context: Context, results: Sequence[Measured], reporter: Reporter, of_steps: Reporter) -> None:
         self._context = context
         self._results = results
-        self._reporter = reporter
+        self._reporter, self._of_steps = reporter, of_steps
         self._folder = SharedTempDir(f"curate-{secrets.token_hex(6)}")
         self.connection = _connect(self._folder.path, context.job.run.memory)
 
@@ -157,7 +162,7 @@ class Rows:
                 self.connection,
                 view,
                 self._context.read.sides,
-                self._reporter,
+                self._of_steps,
                 folder_of(self._context.url),
                 self._context.job.run,
             )

@@ -134,6 +134,7 @@ def embed(seen: Seen, tables: TextTables, sides: Sequence[str]) -> dict[str, Sid
     tasks = {side: task_of_side(tables, side) for side in sides}
     places = {side: tables.place(task, _NAME) for side, task in tasks.items()}
     urls = {}
+    seen.reporter.step(f"embedding the texts of {' and '.join(sides)} that have no vector")
     for side in sides:
         _collect(seen, side)
     for place in dict.fromkeys(places.values()):

@@ -84,7 +84,7 @@ class _Run:
 
     def __init__(self, context: Context, reporter: Reporter) -> None:
         self.context = context
-        self.reporter = reporter
+        self.reporter = self._outer = reporter
         self.ledger = Ledger(context.url, context.run_name())
 
     def run(self) -> Curated:
@@ -163,7 +163,7 @@ class _Run:
     def _decide(self, results: Sequence[Measured]) -> None:
         """Decide about all rows, and write the evidence, the table's files and, last, the receipt."""
         context = self.context
-        with Rows(context, results, self.reporter) as rows:
+        with Rows(context, results, self.reporter, self._outer) as rows:
             self.reporter.step("numbering the rows")
             repeated = rows.load()
             self._check_quarantine(results, repeated)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError, DataError
 from pipeline.evaluate.embedded import EmbeddedTexts
 from pipeline.evaluate.mteb_model import Found, ModelJudged, TableSearch, has_pictures
+from pipeline.evaluate.mteb_words import WordsJudged
 from pipeline.evaluate.result import write_result
 from pipeline.evaluate.tasks import single
 from pipeline.execute.progress import Reporter
@@ -44,6 +46,7 @@ class TaskScores:
         main: Main measure of the task.
         scores: The main score, 0 to 1, of each model.
         difference: nDCG@10 of the second model less that of the first, over the queries; None if the task has none.
+        words: The main score of words alone; None if it is not computed.
     """
 
     task: str
@@ -51,6 +54,7 @@ class TaskScores:
     main: str
     scores: tuple[float, ...]
     difference: Difference | None = None
+    words: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ def judge(
                 task.metadata.main_score,
                 of_task,
                 _difference(*(each[number] for each in values)) if len(names) == 2 else None,
+                _words(task, folder, reporter, notes),
             )
         )
     means = tuple(float(np.mean(each)) for each in scores)
@@ -173,7 +178,22 @@ def _check_model(spec: ModelSpec, tasks: Sequence[Any]) -> None:
             return
 
 
-def _run(judged: TableSearch | ModelJudged, task: Any, folder: Path, reporter: Reporter) -> float:
+def _words(task: Any, folder: Path, reporter: Reporter, notes: list[str]) -> float | None:
+    """Return the score of words alone; None, and a note, if it is not computed."""
+    name = task.metadata.name
+    if any(has_pictures(each.metadata) for each in single([task])):
+        return None
+    if find_spec("bm25s") is None:
+        notes.append(f"{name} has no score of words alone: install bm25s with pip install 'vectide[evaluate]'")
+        return None
+    try:
+        return _run(WordsJudged(), task, folder, reporter)
+    except DataError as error:
+        notes.append(f"{name} has no score of words alone: {error}")
+        return None
+
+
+def _run(judged: TableSearch | ModelJudged | WordsJudged, task: Any, folder: Path, reporter: Reporter) -> float:
     reporter.step(f"{task.metadata.name}")
     try:
         found = mteb.evaluate(

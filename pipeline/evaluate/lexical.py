@@ -27,7 +27,7 @@ from pipeline.search.search import Searcher
 
 _NAME = "BM25"
 MOST = 1_000_000  # documents that are indexed, in memory
-_HASHES = 1024
+HASHES = 1024  # dimensions of counts of words
 _SIGNS = r"\u3040-\u30ff\u3400-\u9fff"
 _WORD = rf"(?u)[{_SIGNS}]|[^\W{_SIGNS}]+"
 
@@ -63,9 +63,9 @@ def all_in_common(first: Sequence[str], second: Sequence[str]) -> Values:
 
 def hashed_words(texts: Sequence[str]) -> Floats:
     """Return the words of texts as vectors, float32 [texts, 1024]: a word is counted in the dimension of its hash."""
-    vectors = np.zeros((len(texts), _HASHES), np.float32)
+    vectors = np.zeros((len(texts), HASHES), np.float32)
     for row, text in enumerate(texts):
-        np.add.at(vectors[row], [crc32(word.encode("utf-8", "replace")) % _HASHES for word in words_of(text)], 1)
+        np.add.at(vectors[row], [crc32(word.encode("utf-8", "replace")) % HASHES for word in words_of(text)], 1)
     logs = np.log1p(vectors)
     unit: Floats = logs / np.maximum(np.linalg.norm(logs, axis=1, keepdims=True), 1e-12)
     return unit
@@ -90,9 +90,11 @@ def bm25(searcher: Searcher, judged: Judged, corpus: pa.Table | None) -> Measure
     else:
         there = pa.chunked_array([chunk for part in searcher.scan.ids() for chunk in part.chunks], pa.string())
         documents = corpus.filter(pc.is_in(corpus[ID], value_set=there))
+        if not documents.num_rows:
+            return "there is no row of BM25: the table has none of the documents of the corpus, by their ids"
     search, queries = bm25_search(documents), [*judged.queries.values()]
     if search is None:
-        return "there is no row of BM25: no document has a text"
+        return "there is no row of BM25: no document has a word"
     return Measured(_NAME, measure(judged, pa.array(queries, pa.string()), search))
 
 

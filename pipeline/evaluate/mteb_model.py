@@ -101,7 +101,7 @@ class TableSearch:
                 f"{task_metadata.name} ranks given documents again; evaluate it with --model, not a table"
             )
         found: Found = {}
-        for ids, texts in _batches(queries, task_metadata, PromptType.query):
+        for ids, texts in batches(queries, task_metadata, PromptType.query):
             scores = _nearest(self._searcher, texts, top_k, self._searcher.encode, self._corpus)
             found.update(zip(ids, scores, strict=True))
         self._keep(task_metadata.name, hf_subset, hf_split, found)
@@ -151,7 +151,7 @@ class ModelJudged(AbsEncoder):
             return
         parts = (
             pa.table([pa.array(ids, pa.string()), pa.array(texts, pa.string())], [ID, TEXT])
-            for ids, texts in _batches(corpus, task_metadata, PromptType.document)
+            for ids, texts in batches(corpus, task_metadata, PromptType.document)
         )
         self._searcher = self._texts.documents(parts, task, f"{task_metadata.name}-{hf_subset}-{hf_split}-documents")
 
@@ -170,7 +170,7 @@ class ModelJudged(AbsEncoder):
                 vectors = self._texts.vectors(texts, task, f"{task_metadata.name}-texts")
                 return dense(vectors).cast(self._texts.dense.type)
 
-            for ids, texts in _batches(queries, task_metadata, PromptType.query):
+            for ids, texts in batches(queries, task_metadata, PromptType.query):
                 found.update(zip(ids, _nearest(self._searcher, texts, top_k, encode), strict=True))
         self._keep(task_metadata.name, hf_subset, hf_split, found)
         return found
@@ -201,7 +201,7 @@ def _nearest(
     return nearest_documents(searcher.nearest, encode(texts), top_k, among=among)
 
 
-def _batches(rows: Any, task_metadata: Any, side: PromptType) -> Iterator[tuple[list[str], list[str]]]:
+def batches(rows: Any, task_metadata: Any, side: PromptType) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the ids and texts of documents or queries in parts, as mteb gives them to a model."""
     size = _PART if side == PromptType.document else _QUERIES
     for batch in create_dataloader(rows, task_metadata=task_metadata, prompt_type=side, batch_size=size):

@@ -94,7 +94,8 @@ def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Itera
 
 def _has_sections(field: dict[str, Any]) -> bool:
     """Return whether a field maps names to sections."""
-    return "$ref" in (field.get("additionalProperties") or {})
+    values = field.get("additionalProperties")
+    return isinstance(values, dict) and "$ref" in values
 
 
 def _resolve(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +122,8 @@ def _form(form: dict[str, Any]) -> str:
     if form["type"] == "array":
         return "name or list of names"
     if form["type"] == "object":
+        if form.get("additionalProperties") is True:
+            return "mapping of keys to values"
         return f"mapping of {'names to paths or to the keys below' if _has_sections(form) else 'text to text'}"
     limits = ", ".join(text.format(f"{form[key]:,.12g}") for key, text in _LIMITS.items() if key in form)
     return _TYPES[form["type"]] + (f" ({limits})" if limits else "")

@@ -102,7 +102,10 @@ def corpus_of(ids: list[str], texts: list[str | None], where: str) -> pa.Table:
         raise DataError(
             f"{where} has the id {_repeated(pa.chunked_array([rows]))!r} twice; keep one document of each id"
         )
-    return pa.table([rows, pa.array([text or "" for text in texts], pa.string())], ["id", "text"])
+    filled = pa.array([text or "" for text in texts], pa.string())
+    if len(blank_rows(filled)) == len(filled):
+        raise DataError(f"{where}: all texts are blank; give the texts of the documents")
+    return pa.table([rows, filled], ["id", "text"])
 
 
 def read_columns(url: str, option: str, columns: Iterable[str]) -> pa.Table:

@@ -142,6 +142,10 @@ def test_a_killed_evaluation_resumes_and_encodes_no_text_twice(judged):
     assert [task.task for task in result.tasks] == list(NAMES)
     assert [task.main for task in result.tasks] == ["ndcg_at_10", "accuracy", "v_measure", "cosine_spearman"]
     assert all(0 <= task.scores[0] <= 1 for task in result.tasks)
+    words = [task.words for task in result.tasks]  # the number in a text finds it, and the first word tells its class
+    assert words[0] == 1
+    assert all(score is not None and score > 0.5 for score in words[:2])
+    assert all(score is not None for score in words)
     documents, queries, similar = 40, 12, 30  # ten sentences are in both columns
     clustered = 12  # the task draws 4 % of 300
     assert 0 < first < documents
@@ -182,7 +186,7 @@ def test_a_judgement_is_printed_task_by_task(judged, capsys):
     )
     printed = " ".join(capsys.readouterr().out.split())
     assert "A: 0 texts encoded B: 1 text encoded" in printed
-    assert "NFCorpus Retrieval ndcg_at_10 0.7500 0.5000 -0.2500 (-0.5000 to +0.0000), p 0.0400" in printed
+    assert "NFCorpus Retrieval ndcg_at_10 0.7500 0.5000 1.0000 -0.2500 (-0.5000 to +0.0000), p 0.0400" in printed
     assert "mean of 4 tasks 0.7500 0.5000 of the tasks: -0.2500" in printed
 
 
@@ -198,7 +202,7 @@ def test_a_table_is_judged_like_the_model_that_made_it(run, judged, cached, tiny
     pq.write_table(qrels.rename_columns(["query", "doc", "relevance"]), tmp_path / "judgements.parquet")
     files = ["--queries", tmp_path / "queries.parquet", "--judgements", tmp_path / "judgements.parquet"]
     scores = run(table, *files, "--json")[1]["rows"][0]["scores"]
-    (written,) = (tmp_path / "out").glob(f"results/*/*/{RETRIEVAL}.json")
+    (written,) = (tmp_path / "out").glob(f"results/table__*/*/{RETRIEVAL}.json")
     (of_mteb,) = json.loads(Path(written).read_text())["scores"]["test"]
     names = {"nDCG@10": "ndcg_at_10", "MAP": "map_at_1000", "MRR@10": "mrr_at_10", "Recall@100": "recall_at_100"}
     assert {name: round(scores[name]["value"], 5) for name in names} == {

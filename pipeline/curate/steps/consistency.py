@@ -5,8 +5,8 @@ counted, so copies and ties do no harm: copies of the own passage (after normali
 passage is once in the pool. The pool is drawn by a hash of the row id: the same rows have the same pool, after any restart.
 
 A sample of the pairs is shuffled, so that each query gets the passage of another pair. For each k, the shares of pairs and
-of shuffled pairs with a rank of at least k are what a limit of k loses and what it finds. `top_k: auto` takes the k that is
-nearest to losing no good pair and finding all shuffled ones (`Curve`).
+of shuffled pairs with a rank of at least k are what a limit of k loses and what it finds. `top_k: auto` takes the k where
+the share of good pairs lost is that of shuffled pairs missed (`Curve`).
 """
 
 from __future__ import annotations
@@ -301,15 +301,14 @@ class Curve:
         return np.maximum(lost - self.wrong * found, 0) / (1 - self.wrong)
 
     def best(self) -> int | None:
-        """Return the smallest k that is nearest to finding all shuffled pairs and losing no good pair.
+        """Return the smallest k that loses no larger share of the good pairs than it misses of the shuffled ones.
 
-        The distance is that of the shares, sqrt(lost^2 + (1 - found)^2). None if ranks do not tell pairs from shuffled ones.
+        None if ranks do not tell pairs from shuffled ones.
         """
         if self.separation < _USELESS:
             return None
         lost, found = self._shares(self._limits)
-        distance = self._good_lost(lost, found) ** 2 + (1 - found) ** 2
-        return int(self._limits[np.argmin(np.round(distance, 12))])
+        return int(self._limits[np.argmax(self._good_lost(lost, found) <= 1 - found)])
 
     def point(self, k: int) -> dict[str, Any]:
         """Return what is known about one k."""

@@ -36,7 +36,8 @@ def curation(report: Report) -> Section | None:
     ]
     sources = found["sources"]
     if len(sources) > 1 or any(each["value"] is not None for each in sources):
-        note = f"{found['sources_not_shown']:,} more sources are not shown" if found["sources_not_shown"] else ""
+        notes = (found["sources_not_shown"], "are not shown"), (found["sources_with_one_row"]["count"], "have one row")
+        note = "; ".join(f"{count:,} sources {what}" for count, what in notes if count)
         blocks.append(by_verdict("source", sources, names, note))
     changes = found["changes"]
     if changes is not None:

@@ -55,20 +55,28 @@ def _grid(found: Mapping[str, Any]) -> tuple[Text, Table]:
 def _by_task(found: Mapping[str, Any]) -> Table:
     """Return a row for each task, with the score of each model, and the means."""
     models = found["models"]
-    columns = ("task", "type", "measure", *models, "nDCG@10, difference of the queries")
+    columns = ("task", "type", "measure", *models, "words alone", "nDCG@10, difference of the queries")
     rows = [
         (
             task["task"],
             task["type"],
             task["main"],
             *(f"{score:.4f}" for score in task["scores"]),
+            "" if task["words"] is None else f"{task['words']:.4f}",
             _difference(task["difference"]),
         )
         for task in found["tasks"]
     ]
     over_tasks = _difference(found["difference"])
-    means = ("mean", "", "", *(f"{mean:.4f}" for mean in found["means"]), over_tasks and f"of the tasks: {over_tasks}")
-    return Table(columns, [*rows, means], frozenset(range(3, 3 + len(models))))
+    means = (
+        "mean",
+        "",
+        "",
+        *(f"{mean:.4f}" for mean in found["means"]),
+        "",
+        over_tasks and f"of the tasks: {over_tasks}",
+    )
+    return Table(columns, [*rows, means], frozenset(range(3, 4 + len(models))))
 
 
 def _difference(found: Mapping[str, float] | None) -> str:

@@ -122,6 +122,7 @@ def test_backfills_come_after_the_most_important_shapes():
     assert [name for name, _ in parts_of(SHAPES, rows=0, **settings)] == [shape.name for shape in SHAPES]
 
 
+@pytest.mark.slow
 def test_a_backfill_is_compared_with_the_encoder_alone(tmp_path):
     shape = Shape("tiny", "bert", 1, 48, 12, 96)
     model = write_model(shape, packaged_model(), tmp_path / "model")
@@ -184,6 +185,7 @@ def test_shapes_are_the_published_ones():
     }
 
 
+@pytest.mark.slow
 def test_every_fused_function_is_probed_with_and_without_the_variable(monkeypatch):
     """On a CPU nothing is compiled, so both results are the same; the calls and their sizes are those of a GPU."""
     monkeypatch.setattr(probes, "_CALLS", 1)
@@ -209,6 +211,7 @@ def test_a_function_that_does_not_compile_or_differs_is_a_line_of_the_page():
     assert "| 0.50000 |" in page
 
 
+@pytest.mark.slow
 def test_pages_are_measured_part_by_part(tmp_path):
     v4 = write_jina_v4(tmp_path / "v4", max_pixels=20_000)
     shape = Shape("pages", "v4 pages", 2, 32, 4, 64, groups=2)

@@ -118,6 +118,7 @@ REPORT: dict[str, Any] = {
         },
         "sources": [{"value": "TEXT", "rows": {"quiet": 1, "kept": 4}}, {"value": None, "rows": {"kept": 1}}],
         "sources_not_shown": 3,
+        "sources_with_one_row": {"count": 1, "first": ["a"]},
         "measures": {
             "near_dedup": [
                 {"name": "similarity", "bounds": [0.5, 0.55], "rows": [3, 4], "dropped": [0, 4]},
