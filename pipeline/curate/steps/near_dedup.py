@@ -94,6 +94,7 @@ class NearDedup(Step):
         self._write_keys(seen)
         capped = self._write_candidates(seen)
         self._write_pairs(seen)
+        seen.reporter.step(f"near_dedup: comparing {_count(seen, 'select count(*) from near_dedup_pairs'):,} pairs")
         self._write_texts(seen)
         histogram = np.zeros(_BINS, np.int64)
         stars = smallest_of_components(self._edges(seen, histogram))
@@ -216,27 +217,30 @@ class NearDedup(Step):
             yield ends, self._shingles.similarities(*texts)
 
     def _evidence(self, seen: Seen, capped: list[dict[str, Any]], histogram: Ints) -> dict[str, Any]:
-        def count(query: str) -> int:
-            ((value,),) = seen.connection.execute(query).fetchall()
-            return int(value or 0)
-
         return {
             "bands": self._bands,
             "places_of_a_band": self._length,
             "found_at_threshold": round(self._probability(), 4),
-            "texts": count("select count(*) from near_dedup_first"),
-            "empty": count(f"select count(*) from {seen.rows} where {HASH} is null"),
-            "too_short": count(
-                f"select count(*) from near_dedup_first join {seen.rows} using (n) where {SIGNATURE} is null"
+            "texts": _count(seen, "select count(*) from near_dedup_first"),
+            "empty": _count(seen, f"select count(*) from {seen.rows} where {HASH} is null"),
+            "too_short": _count(
+                seen, f"select count(*) from near_dedup_first join {seen.rows} using (n) where {SIGNATURE} is null"
             ),
-            "candidates": count("select count(*) from near_dedup_candidates"),
+            "candidates": _count(seen, "select count(*) from near_dedup_candidates"),
             "compared": int(histogram.sum()),
             "similarity_of_compared": {f"{place / _BINS:.2f}": int(number) for place, number in enumerate(histogram)},
-            "groups": count(f"select count(distinct {COPY_OF}) from near_dedup"),
-            "largest_group": count(f"select max(c) + 1 from (select count(*) as c from near_dedup group by {COPY_OF})"),
-            "capped_buckets": count("select count(*) from near_dedup_capped"),
+            "groups": _count(seen, f"select count(distinct {COPY_OF}) from near_dedup"),
+            "largest_group": _count(
+                seen, f"select max(c) + 1 from (select count(*) as c from near_dedup group by {COPY_OF})"
+            ),
+            "capped_buckets": _count(seen, "select count(*) from near_dedup_capped"),
             "largest_capped_buckets": capped,
         }
+
+
+def _count(seen: Seen, query: str) -> int:
+    ((value,),) = seen.connection.execute(query).fetchall()
+    return int(value or 0)
 
 
 def _stream(seen: Seen, query: str) -> Iterator[pa.RecordBatch]:
