@@ -230,8 +230,10 @@ class Step(Section):
     @model_validator(mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
-        """Read a name alone as a step with its defaults."""
+        """Read a name alone as a step with its defaults, and leave out the others, which a dump has as null."""
         value = {value: {}} if isinstance(value, str) else value
+        if isinstance(value, dict) and len(value) > 1:
+            value = {name: settings for name, settings in value.items() if settings is not None}
         if not isinstance(value, dict) or len(value) != 1:
             raise ValueError(f"must be one step and its settings, as in `overlap: {{max_share: 0.8}}`, not {value!r}")
         return {name: {} if settings is None else settings for name, settings in value.items()}
