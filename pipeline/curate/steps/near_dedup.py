@@ -8,6 +8,7 @@ more than one of its own. A text shorter than a shingle is compared by equality 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.errors import ConfigError
 from pipeline.curate.context import need_package
 from pipeline.curate.normalise import normalised
 from pipeline.curate.steps.base import Decision, Seen, Step
 from pipeline.curate.steps.components import Ints, smallest_of_components
-from pipeline.curate.steps.shingles import Bytes, Shingles, band_keys, bands_for, probability
+from pipeline.curate.steps.shingles import FOUND, Bytes, Shingles, band_keys, bands_for, probability
 
 HASH, SIGNATURE = "near_hash", "near_signature"
 COPY_OF, SIMILARITY = "near_duplicate_of", "near_similarity"
@@ -41,9 +43,20 @@ class NearDedup(Step):
         self._bands, self._length = bands_for(settings.threshold, settings.permutations)
 
     def check(self) -> None:
-        """See `Step`."""
+        """See `Step`.
+
+        Raises:
+            ConfigError: a package is missing, or a signature is too short for pairs with just the threshold to be found.
+        """
         for package in ("rensa", "scipy"):
             need_package(package)
+        threshold, most = self.settings.threshold, self.settings.permutations
+        if self._probability() < FOUND:
+            least = math.ceil(math.log(1 - FOUND) / math.log(1 - threshold))
+            raise ConfigError(
+                f"steps.near_dedup finds pairs with the threshold {threshold} from {least} permutations on, and the job has "
+                f"{most}: raise one of the two"
+            )
 
     def schema(self) -> pa.Schema:
         """See `Step`."""
@@ -81,17 +94,22 @@ class NearDedup(Step):
         self._write_keys(seen)
         capped = self._write_candidates(seen)
         self._write_pairs(seen)
+        seen.reporter.step(f"near_dedup: comparing {_count(seen, 'select count(*) from near_dedup_pairs'):,} pairs")
         self._write_texts(seen)
         histogram = np.zeros(_BINS, np.int64)
         stars = smallest_of_components(self._edges(seen, histogram))
         self._write_stars(seen, stars)
         run(
             f"create or replace table near_dedup as select r.n, k.id as {COPY_OF}, "
-            f"coalesce(s.similarity, 1)as {SIMILARITY}, true as dropped from {seen.rows} r "
+            f"coalesce(s.similarity, 1) as {SIMILARITY}, true as dropped from {seen.rows} r "
             f"join near_dedup_first f on r.{HASH} = f.{HASH} left join near_dedup_stars s on s.n = f.n "
             f"join {seen.rows} k on k.n = coalesce(s.keeper, f.n) where r.n <> k.n"
         )
         return Decision("near_dedup", self._evidence(seen, capped, histogram))
+
+    def _probability(self) -> float:
+        """Return the probability that a pair with just the threshold is a candidate."""
+        return probability(self.settings.threshold, self._bands, self._length)
 
     def _texts(self, sides: Sequence[pa.Array]) -> list[str]:
         """Return the normalised texts that are compared; a missing side is empty."""
@@ -199,28 +217,30 @@ class NearDedup(Step):
             yield ends, self._shingles.similarities(*texts)
 
     def _evidence(self, seen: Seen, capped: list[dict[str, Any]], histogram: Ints) -> dict[str, Any]:
-        def count(query: str) -> int:
-            ((value,),) = seen.connection.execute(query).fetchall()
-            return int(value or 0)
-
-        settings = self.settings
         return {
             "bands": self._bands,
             "places_of_a_band": self._length,
-            "found_at_threshold": round(probability(settings.threshold, self._bands, self._length), 4),
-            "texts": count("select count(*) from near_dedup_first"),
-            "empty": count(f"select count(*) from {seen.rows} where {HASH} is null"),
-            "too_short": count(
-                f"select count(*) from near_dedup_first join {seen.rows} using (n) where {SIGNATURE} is null"
+            "found_at_threshold": round(self._probability(), 4),
+            "texts": _count(seen, "select count(*) from near_dedup_first"),
+            "empty": _count(seen, f"select count(*) from {seen.rows} where {HASH} is null"),
+            "too_short": _count(
+                seen, f"select count(*) from near_dedup_first join {seen.rows} using (n) where {SIGNATURE} is null"
             ),
-            "candidates": count("select count(*) from near_dedup_candidates"),
+            "candidates": _count(seen, "select count(*) from near_dedup_candidates"),
             "compared": int(histogram.sum()),
             "similarity_of_compared": {f"{place / _BINS:.2f}": int(number) for place, number in enumerate(histogram)},
-            "groups": count(f"select count(distinct {COPY_OF}) from near_dedup"),
-            "largest_group": count(f"select max(c) + 1 from (select count(*) as c from near_dedup group by {COPY_OF})"),
-            "capped_buckets": count("select count(*) from near_dedup_capped"),
+            "groups": _count(seen, f"select count(distinct {COPY_OF}) from near_dedup"),
+            "largest_group": _count(
+                seen, f"select max(c) + 1 from (select count(*) as c from near_dedup group by {COPY_OF})"
+            ),
+            "capped_buckets": _count(seen, "select count(*) from near_dedup_capped"),
             "largest_capped_buckets": capped,
         }
+
+
+def _count(seen: Seen, query: str) -> int:
+    ((value,),) = seen.connection.execute(query).fetchall()
+    return int(value or 0)
 
 
 def _stream(seen: Seen, query: str) -> Iterator[pa.RecordBatch]:

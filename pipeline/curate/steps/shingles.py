@@ -18,7 +18,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Part = Literal["characters", "words"]
 
-_FOUND = 0.99  # least probability that a pair with just the threshold is a candidate
+FOUND = 0.99  # least probability that a pair with just the threshold is a candidate
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # of polynomials modulo 2**64; odd
 _SEED = 1
 _CHARACTERS = 1 << 16  # that are hashed at a time: larger arrays take seven times as long, as they do not fit the cache
@@ -124,7 +124,7 @@ def bands_for(threshold: float, permutations: int) -> tuple[int, int]:
     """Return the number of bands and of places in each: the longest bands that find pairs with just the threshold."""
     for length in range(permutations, 1, -1):
         bands = permutations // length
-        if probability(threshold, bands, length) >= _FOUND:
+        if probability(threshold, bands, length) >= FOUND:
             return bands, length
     return permutations, 1
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from actors.errors import ConfigError
 from pipeline.curate.normalise import normalised
 from pipeline.curate.steps.base import Seen
 from pipeline.curate.steps.components import smallest_of_components
@@ -210,6 +211,12 @@ def test_a_side_of_pairs_is_compared_or_both_as_one_text(side, expected):
     a, b, c, d = (of_words(rng, 30) for _ in range(4))
     assert decide([(a, b), (a, c), (d, c)], side=side)[0] == expected
     assert decide([(a, b), (a, b)], side=side)[0] == {1: (0, 1.0)}
+
+
+def test_a_threshold_that_a_signature_is_too_short_for_is_refused():
+    NearDedup(Settings(threshold=0.05, permutations=90), ("text",)).check()
+    with pytest.raises(ConfigError, match="threshold 0.05 from 90 permutations on, and the job has 89"):
+        NearDedup(Settings(threshold=0.05, permutations=89), ("text",)).check()
 
 
 def test_another_threshold_needs_no_other_signatures():
