@@ -295,17 +295,18 @@ def negation(
 
 @app.command()
 def curation(
-    step: Annotated[Literal["language"], typer.Argument(help="Step of a curation.")],
+    step: Annotated[Literal["language", "consistency"], typer.Argument(help="Step of a curation.")],
     out: Out = DOCS,
     repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 7,
 ) -> None:
     """Steps of a curation: speed against the library alone, and what they find of a known truth."""
-    from benchmarks.curation import language
+    from importlib import import_module
+
     from benchmarks.race.engine import today
 
-    date = today()
-    result = language.measure(repeats, print_progress)
-    write_page(out / f"curation_{step}_cpu_{date}.md", language.markdown(*result, command=command(), date=date))
+    date, module = today(), import_module(f"benchmarks.curation.{step}")
+    result = module.measure(repeats, print_progress)
+    write_page(out / f"curation_{step}_cpu_{date}.md", module.markdown(*result, command=command(), date=date))
 
 
 @app.command()

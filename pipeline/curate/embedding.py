@@ -184,6 +184,8 @@ def _write_new(seen: Seen, tables: TextTables, place: str, side: str) -> int:
             part = blake2b("".join(rows[ID].to_pylist()).encode(), digest_size=16).hexdigest()
             tables.write(place, part, rows)
         written += rows.num_rows
+    # The other side may have the same texts.
+    seen.connection.execute(f"INSERT INTO embedding_known SELECT DISTINCT key FROM embedding_{side}_keys")
     return written
 
 
