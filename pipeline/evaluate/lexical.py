@@ -66,9 +66,9 @@ def hashed_words(texts: Sequence[str]) -> Floats:
     vectors = np.zeros((len(texts), HASHES), np.float32)
     for row, text in enumerate(texts):
         np.add.at(vectors[row], [crc32(word.encode("utf-8", "replace")) % HASHES for word in words_of(text)], 1)
-    logs = np.log1p(vectors)
-    unit: Floats = logs / np.maximum(np.linalg.norm(logs, axis=1, keepdims=True), 1e-12)
-    return unit
+    np.log1p(vectors, out=vectors)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors
 
 
 def bm25(searcher: Searcher, judged: Judged, corpus: pa.Table | None) -> Measured | str:

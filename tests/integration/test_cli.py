@@ -100,6 +100,7 @@ COMMANDS = {
         "--judgements",
         "--beir",
         "--corpus",
+        "--code",
         "--chunking",
         "--split",
         "--sts",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from pipeline.evaluate.lexical import words_in_common, words_of
+from pipeline.evaluate.lexical import hashed_words, words_in_common, words_of
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,13 @@ def test_words_are_lower_case_and_signs_are_words(text, words):
 
 def test_equal_texts_share_all_words_and_blank_ones_none():
     assert list(words_in_common(["a b", "a b", ""], ["B a", "b c", ""])) == [1, 1 / 3, 0]
+
+
+def test_counts_of_words_are_vectors_of_unit_length():
+    same, other, blank = hashed_words(["Cat cat dog", "dog CAT cat", " "])[[0, 1, 2]]
+    assert same == pytest.approx(other)
+    assert np.linalg.norm(same) == pytest.approx(1)
+    assert sorted(same[same > 0]) == pytest.approx(
+        [np.log(2) / np.hypot(np.log(2), np.log(3)), np.log(3) / np.hypot(np.log(2), np.log(3))]
+    )
+    assert not blank.any()
