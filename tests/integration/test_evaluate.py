@@ -246,7 +246,7 @@ def test_texts_are_aligned_with_pictures_for_each_task(run, tmp_path):
     (tmp_path / "own.png").write_bytes(pictures[0])
     texts = ["black", "grey", "white"]
     file = parquet(tmp_path / "a.parquet", text=texts, image=pictures)
-    _, found, _ = run("--model", model, "--set", "encoder.task=retrieval.passage", "--alignment", file, "--json")
+    _, found, _ = run("--model", model, "--alignment", file, "--json")
     assert [row["task"] for row in found["rows"]] == ["retrieval.passage", "text-matching", "code.passage"]
     assert all(-1 <= row["scores"]["cosine with others"]["value"] <= 1 for row in found["rows"])
     assert all(row["differences"] == {} for row in found["rows"])  # no two rows have the same task
