@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_each_type_is_measured_on_the_same_texts(monkeypatch):
         precision.similarity("words", "ratings", *ratings),
         precision.negation(triplets),
     ]
-    found = precision.measure(precision.Path("model"), todo, lambda _: None)
+    found = precision.measure(Path("model"), todo, lambda _: None)
     labels = [row.label for row in found[0][1].rows]
     stored = [f"float32 | {each}" for each in ("float32", "float16", "bfloat16", "int8", "binary")]
     assert labels == [*stored, "bfloat16 (float32 on this processor) | float32", "int8 | float32"]
