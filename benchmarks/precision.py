@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from actors.encoders import load_encoder
 from actors.encoders.settings import EncoderSettings
@@ -163,6 +164,9 @@ def measure(model: Path, todo: Sequence[Task], print_progress: Callable[[str], N
     measured: dict[str, list[Measured]] = {task.name: [] for task in todo}
     for dtype in DTYPES:
         encoder = load_encoder(EncoderSettings(model=str(model), dtype=dtype))
+        # Without the instructions for bfloat16, float32 is computed.
+        is_other = dtype == "bfloat16" and encoder.compute.dtype != torch.bfloat16
+        shown = f"{dtype} (float32 on this processor)" if is_other else dtype
         for task in todo:
             print_progress(f"{dtype}: {task.what}")
             queries = encoder.encode(list(task.queries)) if task.queries else np.zeros((0, encoder.dim), np.float32)
@@ -170,7 +174,7 @@ def measure(model: Path, todo: Sequence[Task], print_progress: Callable[[str], N
             for precision in PRECISIONS if dtype == "float32" else ("float32",):
                 rung = Rung(encoder.dim, precision)
                 values = task.measure(rung.queries(queries), rung.stored(documents))
-                label = f"{dtype} | {precision}"
+                label = f"{shown} | {precision}"
                 measured[task.name].append(
                     Measured(label, values, bytes_per_vector=rung.bytes_per_vector, truth=task.truth)
                 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from benchmarks import precision
 from pipeline.quality.judged import Judged
@@ -15,6 +17,7 @@ class Encoder:
     """Words as vectors: each text is the sum of its letters."""
 
     dim = 26
+    compute = SimpleNamespace(dtype=torch.float32)
 
     def encode(self, texts):
         counts = [[text.lower().count(chr(ord("a") + letter)) for letter in range(self.dim)] for text in texts]
@@ -34,7 +37,7 @@ def test_each_type_is_measured_on_the_same_texts(monkeypatch):
     found = precision.measure(Path("model"), todo, lambda _: None)
     labels = [row.label for row in found[0][1].rows]
     stored = [f"float32 | {each}" for each in ("float32", "float16", "bfloat16", "int8", "binary")]
-    assert labels == [*stored, "bfloat16 | float32", "int8 | float32"]
+    assert labels == [*stored, "bfloat16 (float32 on this processor) | float32", "int8 | float32"]
     firsts = [{name: each.value for name, each in evaluation.rows[0].scores.items()} for _, evaluation in found]
     assert firsts == [{"nDCG@10": 1.0}, {"Spearman": 1.0}, {"HardNegation": 0.5, "EasyNegation": 0.5}]
     page = precision.markdown(found, command="python -m benchmarks precision", date="2026-11-29")
