@@ -36,6 +36,17 @@ def need_whole(value: Any, name: str, *, least: int = 0) -> int:
     return number
 
 
+def need_flag(value: object, name: str) -> bool:
+    """Return True or False.
+
+    Raises:
+        ConfigError: it is something else, such as a text, which would count as true.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; it must be True or False")
+    return value
+
+
 def need_above_zero(value: object, name: str) -> float:
     """Return a number above 0.
 

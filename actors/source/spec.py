@@ -149,8 +149,6 @@ def check_source(
     if not shards:
         raise ConfigError(f"there are no files at {root!r}. Check source.uri, and that names do not begin with . or _")
     source_format = common_format(format, (shard.path for shard in shards))
-    for shard in shards:
-        _check_path(shard.path)
     image = None if pictures is None else pictures.column
     names = kept_names(keep)
     if wrong := misnamed(names):
@@ -233,13 +231,6 @@ def _folder_columns(
                 f"Narrow source.uri to files of one kind, or set source.hive: false"
             )
     return tuple((name, pa.string() if name in needed else folder_types[name]) for name in wanted)
-
-
-def _check_path(path: str) -> None:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"the name of {path!r} is not UTF-8, so ids cannot contain it. Rename the file") from None
 
 
 def _check_not_repeated(key: str, name: str, columns_by_shard: ColumnsByShard) -> None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from actors.errors import ConfigError, DataError
 from actors.source.blank import blank_rows
+from actors.source.formats.types import is_text
 from pipeline.search.questions import read_parquet
 
 
@@ -90,7 +91,7 @@ def read_corpus(url: str, option: str) -> pa.Table:
         DataError: as for `read_columns`, or an id is missing, repeated or of another type, or a text is none.
     """
     table, where = read_columns(url, option, ("id", "text")), f"{option}: {url!r}"
-    if not _is_text(kind := _value_type(table["text"])):
+    if not is_text(kind := _value_type(table["text"])):
         raise DataError(f"{where}: the column 'text' is {kind}; it must be text")
     return corpus_of(_ids(table["id"], "id", where), table["text"].cast(pa.string()).to_pylist(), where)
 
@@ -177,7 +178,7 @@ def text_values(column: pa.ChunkedArray, name: str, where: str) -> list[str]:
         DataError: it holds something else, or a text is null or blank.
     """
     kind = _value_type(column)
-    if not _is_text(kind):
+    if not is_text(kind):
         raise DataError(f"{where}: the column {name!r} is {kind}; it must be text")
     if column.null_count:
         raise DataError(f"{where}: the column {name!r} has nulls ({column.null_count:,}); give each row a text")
@@ -191,7 +192,7 @@ def text_values(column: pa.ChunkedArray, name: str, where: str) -> list[str]:
 def _ids(column: pa.ChunkedArray, name: str, where: str) -> list[str]:
     """Return a column of ids as texts. Whole numbers are ids too, as they are in the job's `source.id`."""
     kind = _value_type(column)
-    if not (_is_text(kind) or pa.types.is_integer(kind)):
+    if not (is_text(kind) or pa.types.is_integer(kind)):
         raise DataError(
             f"{where}: the column {name!r} is {kind}, and ids are texts or whole numbers; cast it to the type of the table's ids"
         )
@@ -221,7 +222,3 @@ def _repeated(column: pa.ChunkedArray) -> str:
 
 def _value_type(column: pa.ChunkedArray) -> pa.DataType:
     return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import ConfigError, DataError
+from actors.source.formats.types import is_text
 from pipeline.search.candidates import Candidates
 from pipeline.search.search import MEAN, QUESTION, RANK, SCORE, Searcher
 
@@ -113,10 +114,7 @@ def _read_questions(url: str) -> pa.Table:
         raise ConfigError(f"--questions: {url!r} has no column 'text', only {', '.join(table.column_names)}")
     text = table.column("text")
     kind = text.type.value_type if pa.types.is_dictionary(text.type) else text.type
-    if (
-        not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-        or (text := text.cast(pa.string())).null_count
-    ):
+    if not is_text(kind) or (text := text.cast(pa.string())).null_count:
         raise DataError(
             f"--questions: the column 'text' of {url!r} is {kind} with {text.null_count} nulls; it must be text"
         )

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors import storage
-from actors.arguments import need_place, need_whole
+from actors.arguments import need_flag, need_place, need_whole
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError, TableConflict
 from actors.quantities import parse_bytes
@@ -229,7 +229,7 @@ class Searcher:
             DataError: the vector of a question is not finite or all zeros.
             StorageError: the store refused or failed.
         """
-        k = need_whole(k, "k", least=1)
+        k, late = need_whole(k, "k", least=1), need_flag(late, "late")
         if isinstance(questions, str | bytes) or not hasattr(questions, "__len__"):
             raise ConfigError(f"questions is {questions!r}; it must be a list of texts")
         if where is not None and not isinstance(where, str):

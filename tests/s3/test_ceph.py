@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 class TestCeph(S3Suite):
     """The suite, with listings of three pages."""
 
-    MANY_KEYS = 2_500
+    MANY_KEYS = 2_001
 
 
 def test_one_of_32_concurrent_creates_succeeds_in_every_round(lake):

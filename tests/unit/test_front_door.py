@@ -119,6 +119,10 @@ def test_paths_may_be_path_objects(table, tmp_path):
             "k is 0; it must be a whole number of 1 or more",
         ),
         (lambda front, table: front.Searcher(table).search(["a"], k="3"), "k is '3'; it must be a whole number"),
+        (
+            lambda front, table: front.Searcher(table).search(["a"], late="no"),
+            "late is 'no'; it must be True or False",
+        ),
         (lambda front, table: front.Searcher(table).search(["a"], where=5), "where is 5; it must be an SQL condition"),
         (lambda front, table: front.load_job(7), "the job file is 7; it must be a path"),
         (lambda front, table: front.load_encoder(7), "the model is 7; it must be a path"),

@@ -126,11 +126,6 @@ def test_a_truncated_shard_is_found_by_name(put):
         check(shards)
 
 
-def test_a_name_that_is_not_utf8():
-    with pytest.raises(ConfigError, match="is not UTF-8"):
-        check([Shard("/corpus/a\udcff.txt", 1, "")])
-
-
 def test_documents_need_no_settings(put):
     spec = check([put("a.md", b"# A"), put("b.txt", b"")], keep=("name",))
     assert spec == SourceSpec("text", "/corpus", ("text",), None, (("name", pa.string()),))
