@@ -150,7 +150,7 @@ def mine(
             storage.delete(url)
         removed = ", ".join(f"{option} {count:,}" for option, count in Counter(outcome.removed).most_common())
         raise DataError(
-            f"no negative is left of {outcome.candidates:,} rows near {pairs.queries:,} queries; removed by {removed or 'none'}. "
+            f"no negative is left of the {outcome.candidates:,} rows near the queries; removed by {removed or 'none'}. "
             f"Loosen the first of these, as with --max-share 1, or widen --ranks"
         )
     storage.put(storage.join(folder, _DONE), json.dumps({"name": name, "outcome": asdict(outcome)}, indent=2).encode())

@@ -48,9 +48,10 @@ class Source:
     def read(self) -> Iterator[Part]:
         """Yield parts of the pairs; `CONTENT` is the passage, or the query where passages have ids."""
         if self.passage_id is None:
-            return read_rows(self.uri, Columns(self.passages, (self.query,), self.id, _OPTIONS))
+            return read_rows(self.uri, Columns(self.passages, (self.query,), id=self.id, options=_OPTIONS))
         options = {**_OPTIONS, "source.text": "--query", "source.keep": "--passage-id"}
-        return read_rows(self.uri, Columns((self.query,), (self.passage_id,), self.id, options))
+        ids = (self.passage_id,)
+        return read_rows(self.uri, Columns((self.query,), ids, ids, self.id, options))
 
 
 @dataclass(frozen=True)

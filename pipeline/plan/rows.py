@@ -50,12 +50,14 @@ class Columns:
     Attributes:
         content: Columns of texts that are joined by a blank line into one, which must not be blank.
         others: Further columns of texts; a null is an empty text.
+        ids: Those of `others` that may also hold whole numbers.
         id: Column of ids; None: made from file path and position, or in a table its `id`.
         options: The option that names a key of a job, for messages.
     """
 
     content: Sequence[str]
     others: Sequence[str] = ()
+    ids: Sequence[str] = ()
     id: str | None = None
     options: Mapping[str, str] | None = None
 
@@ -140,9 +142,10 @@ def _checked(batch: pa.Table, id_column: str, columns: Columns) -> Part:
 
 
 def _texts(column: pa.ChunkedArray, name: str, columns: Columns) -> pa.ChunkedArray:
-    """Return a column as texts; whole numbers are written out, as ids are."""
+    """Return a column as texts; whole numbers of ids are written out."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_null(kind)) and not _is_text(kind):
+    is_number = pa.types.is_integer(kind) and name in columns.ids
+    if not (is_number or pa.types.is_null(kind) or _is_text(kind)):
         option = (columns.options or {}).get("source.keep", "the option")
         raise ConfigError(f"{option} names the column {name!r}, which is {kind}; name a column of texts")
     return pc.fill_null(column.cast(pa.string()), "")

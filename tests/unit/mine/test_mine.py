@@ -192,9 +192,17 @@ def test_rows_that_are_blank_are_counted(table: Table, tmp_path: Path):
     assert mined.pairs == 4
 
 
+def test_queries_must_be_texts(table: Table, tmp_path: Path):
+    source = write_pairs(tmp_path, range(4), number=[1, 2, 3, 4])
+    with pytest.raises(ConfigError, match="--query names the column 'number', which is int64; name a column of texts"):
+        run(table, dataclasses.replace(source, query="number"), tmp_path)
+
+
 def test_no_negative_left_is_an_error_that_names_the_thresholds(table: Table, tmp_path: Path):
     source = write_pairs(tmp_path, range(10))
-    with pytest.raises(DataError, match=r"no negative is left of 1,000 rows near 10 queries; removed by --min-score"):
+    with pytest.raises(
+        DataError, match=r"no negative is left of the 1,000 rows near the queries; removed by --min-score"
+    ):
         run(table, source, tmp_path, Thresholds(min_score=0.999))
     assert list((tmp_path / "out").glob("*.parquet")) == []
 
