@@ -2,7 +2,8 @@
 
     VectideError                      base of all; `exit_code` is the exit code of the command line
     ├── ConfigError                   a job file, an argument or a setting is wrong            (exit 2)
-    │   └── ModelError                a checkpoint is missing, incomplete or not supported     (exit 2)
+    │   ├── ModelError                a checkpoint is missing, incomplete or not supported     (exit 2)
+    │   └── TaskMissing               a model needs a task, and none is set                    (exit 2)
     ├── DataError                     a source object cannot be read in its declared format
     │   ├── SourceChanged             a source object has changed since the plan
     │   └── UnfitVectors              rows have invalid vectors: not finite, or all zeros (in encoders/finite.py)
@@ -54,6 +55,10 @@ class ConfigError(VectideError):
 
 class ModelError(ConfigError):
     """A checkpoint is missing, incomplete, or of a family that is not supported."""
+
+
+class TaskMissing(ConfigError):
+    """A model needs a task, and none is set."""
 
 
 class DataError(VectideError):

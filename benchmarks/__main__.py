@@ -254,6 +254,28 @@ def late(  # noqa: PLR0917  (typer calls it by name)
 
 
 @app.command()
+def mining(  # noqa: PLR0917  (typer calls it by name)
+    model: Model = None,
+    out: Out = DOCS,
+    rows: Annotated[list[int] | None, typer.Option(help="A number of rows; may be repeated.")] = None,
+    dim: Annotated[int, typer.Option(help="Width of the vectors.")] = 384,
+    queries: Annotated[int, typer.Option(help="Pairs.")] = 8_192,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 3,
+) -> None:
+    """Hard negatives from a table against sentence-transformers, with the memory of each."""
+    from benchmarks import mining as race
+    from benchmarks.race.engine import today
+
+    counts = rows or [10_000, 100_000]
+    found = race.race(
+        WORK / "mining", model or packaged_model(), rows=counts, queries=queries, dim=dim, repeats=repeats
+    )
+    date = today()
+    page = race.markdown(found, queries=queries, dim=dim, command=command(), date=date)
+    write_page(out / f"mining_cpu_{date}.md", page)
+
+
+@app.command()
 def negation(
     model: Model = None,
     out: Out = DOCS,

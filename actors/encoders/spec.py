@@ -20,7 +20,7 @@ from actors.encoders.preprocessor import chosen, picture_settings
 from actors.encoders.repository import SHORTEST_TEXT, Repository, read_repository
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.weight_files import read_tensors
-from actors.errors import ConfigError, ModelError
+from actors.errors import ConfigError, ModelError, TaskMissing
 from actors.images.settings import PictureSettings
 from actors.schema import EMBEDDING
 from actors.vectors import VectorColumn, lineage_of
@@ -312,7 +312,7 @@ def _with_task(spec: ModelSpec, settings: EncoderSettings, default_task: str | N
     task = settings.task if settings.task is not None else default_task
     if task is None:
         if facts.needs_task:
-            raise ConfigError(
+            raise TaskMissing(
                 f"model {spec.model} needs a task, which chooses its adapter and its prompt: one of "
                 f"{', '.join(spec.tasks)}. Set `task`."
             )

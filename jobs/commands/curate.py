@@ -8,7 +8,7 @@ import typer
 
 from actors.quantities import counted
 from jobs import output
-from jobs.options import AsJson, RequiredJobFile, Settings
+from jobs.options import AsJson, JobFile, Settings
 
 if TYPE_CHECKING:
     from pipeline.curate.run import Curated
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def curate(
-    job: RequiredJobFile,
+    job: JobFile = None,
     settings: Settings = None,
     view: Annotated[
         bool,

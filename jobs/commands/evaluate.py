@@ -247,11 +247,12 @@ def _dry_run(
 def _described(model: str | None, settings: list[str] | None) -> tuple[ModelSpec | None, str | None]:
     """Return the model, or why there is none: a dry run needs none if its rate is given."""
     from pipeline.run.context import describe_model
+    from pipeline.run.routing import with_task
 
     if model is None:
         return None, "no model"
     try:
-        return describe_model(load_job(None, settings, source="unused", table="unused", model=model)), None
+        return describe_model(with_task(load_job(None, settings, source="unused", table="unused", model=model))), None
     except ModelError:
         return None, f"the model {model!r} is not on this machine"
 
@@ -275,9 +276,7 @@ def _judge(
         raise ConfigError("--tasks needs --out, a folder for results and embeddings; the same command resumes there")
     tasks = _chosen(names)
     from pipeline.evaluate.judge import judge
-    from pipeline.evaluate.tasks import need_data
 
-    need_data(tasks)
     with reporter() as progress:
         result = judge(
             tasks, out, progress, models=models or (), settings=settings or (), table=tables[0] if tables else None
@@ -349,10 +348,11 @@ def _models(table: str | None, names: list[str] | None, settings: list[str] | No
     """Return the models to evaluate, loaded; none with a table."""
     from actors.encoders import load_encoder
     from pipeline.evaluate.texts import Subject
+    from pipeline.run.routing import with_task
 
     if table is not None:
         return []
-    jobs = [load_job(None, settings, source="unused", table="unused", model=name) for name in names or ()]
+    jobs = [with_task(load_job(None, settings, source="unused", table="unused", model=name)) for name in names or ()]
     return [Subject(job.encoder.model, load_encoder(job.encoder.settings())) for job in jobs]
 
 

@@ -107,6 +107,6 @@ def _print(mined: Mined) -> None:
     if mined.cross_encoded:
         print(f"  scored by the cross-encoder: {mined.cross_encoded:,}")
     print("score of the positive minus that of the negative:")
-    most = max(count for _, count in mined.gaps)
-    for gap, count in mined.gaps:
-        print(f"  {gap:5.2f}  {'#' * max(1, round(_BAR * count / most))} {count:,}")
+    most = max(mined.gaps.values())
+    for gap, count in mined.gaps.items():
+        print(f"  {gap:>5}  {'#' * max(1, round(_BAR * count / most))} {count:,}")

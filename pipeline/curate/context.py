@@ -19,7 +19,7 @@ from actors.schema import ID, Shard, Unit
 from actors.source.column_names import alike
 from actors.source.read_unit import read_sample
 from actors.storage.listed import LeftOut
-from pipeline.curate.read import ReadSpec, folder_of, units_of
+from pipeline.curate.read import ReadSpec, units_of
 from pipeline.curate.steps import steps_of
 from pipeline.curate.steps.base import Step
 from pipeline.execute.progress import Reporter
@@ -27,6 +27,7 @@ from pipeline.job import fingerprint
 from pipeline.job.config import Job
 from pipeline.job.curation import SOURCE, Curation
 from pipeline.job.validation import shown
+from pipeline.ledger.ledger import FOLDER, ROWS_FOLDER
 from pipeline.plan.corpus import Survey, list_corpus, survey
 from pipeline.plan.identify import identified, untagged
 from pipeline.plan.units import pieces_of
@@ -235,7 +236,7 @@ def _read_spec(job: Curation, found: Survey, steps: tuple[Step, ...]) -> ReadSpe
         )
     source = replace(found.source, keep=kept, keeps_empty=True)
     return ReadSpec(
-        source, storage.join(folder_of(storage.absolute(job.table.uri)), "rows"), tuple(job.rows.sides), steps
+        source, storage.join(storage.absolute(job.table.uri), FOLDER, ROWS_FOLDER), tuple(job.rows.sides), steps
     )
 
 

@@ -83,12 +83,14 @@ class Rows:
     def load(self) -> int:
         """Number the rows and load their texts and measures; return the number of rows with a repeated id."""
         run = self.connection.execute
+        run("begin")  # one transaction: each waits for the disk
         run("create table ids (place bigint, id varchar)")
         place = 0
         for result in self._results:
             ids = read_result(result, [ID])
             self._insert("ids", ids.add_column(0, "place", pa.array(range(place, place + ids.num_rows), pa.int64())))
             place += ids.num_rows
+        run("commit")
         source = self._context.read.source
         run("create table repeated (place bigint)")
         if source.id is not None and source.unique_ids:
@@ -117,12 +119,14 @@ class Rows:
         self.connection.execute("create table all_rows as select * from incoming")
         self.connection.unregister("incoming")
         numbers = self._numbers()
+        self.connection.execute("begin")
         for result in self._results:
             rows = read_result(result, [*stored, *([SOURCE] if has_source else [])])
             if not has_source:
                 rows = rows.append_column(SOURCE, pa.nulls(rows.num_rows, pa.string()))
             rows = rows.add_column(0, "n", next(numbers)["n"])
             self._insert("all_rows", rows.filter(pc.is_valid(rows["n"])).select(schema.names))
+        self.connection.execute("commit")
 
     def _insert(self, table: str, rows: pa.Table) -> None:
         self.connection.register("incoming", rows)

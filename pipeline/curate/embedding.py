@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from actors.errors import ConfigError
 from actors.schema import ID
 from actors.source.blank import blank_rows
 from actors.storage.temp_dirs import disk_errors
@@ -99,6 +100,8 @@ def text_tables(
         ConfigError: a key is wrong, or the model makes no single vector of a text.
         ModelError: the model cannot be found.
     """
+    if "model" in encoder:
+        raise ConfigError("`encoder` of a step names a model; name it in the key `model` of the step")
     keys: dict[str, Any] = {
         f"run.{key}": value
         for key, value in (run or Run()).model_dump(mode="json", include=set(Run.model_fields)).items()

@@ -25,12 +25,15 @@ _NAMES_OF_ROWS = ("_of", "_hash")  # ends of columns whose values are not measur
 
 def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection, seed: int = 0) -> dict[str, Any]:
     """Return rows by source and verdict, measures by step, and samples, which are the same for the same rows."""
-    sources = _by_verdict(connection, "source")
-    single = [each["value"] for each in sources if sum(each["rows"].values()) == 1]
+    single = connection.execute(
+        "select count(*) over (), source from all_rows group by source having count(*) = 1 order by source "
+        f"limit {_SINGLE}"
+    ).fetchall()
+    sources, not_shown = _by_verdict(connection, "source", _SOURCES)
     return {
-        "sources": sources[:_SOURCES],
-        "sources_not_shown": len(sources[_SOURCES:]),
-        "sources_with_one_row": {"count": len(single), "first": single[:_SINGLE]},
+        "sources": sources,
+        "sources_not_shown": not_shown,
+        "sources_with_one_row": {"count": single[0][0] if single else 0, "first": [source for _, source in single]},
         "measures": {
             step.name: [found for each in step.schema() if (found := _measure(connection, step.name, each)) is not None]
             for step in context.steps
@@ -42,17 +45,25 @@ def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection, seed: i
     }
 
 
-def _by_verdict(connection: duckdb.DuckDBPyConnection, column: str) -> list[dict[str, Any]]:
-    """Return the rows of each value by verdict: the step that dropped them, or "kept". The most common value is first."""
-    counted = connection.execute(
-        f"select {column}::varchar, coalesce({DROPPED_BY}, '{KEPT}'), count(*) from verdicts join all_rows using (n) "
-        f"group by all order by all"
-    ).fetchall()
-    values: dict[str | None, dict[str, int]] = {}
-    for value, verdict, count in counted:
-        values.setdefault(value, {})[verdict] = count
-    ordered = sorted(values.items(), key=lambda item: -sum(item[1].values()))
-    return [{"value": value, "rows": rows} for value, rows in ordered]
+def _by_verdict(connection: duckdb.DuckDBPyConnection, column: str, most: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of the most common values by verdict, and the number of other values.
+
+    A verdict is the step that dropped a row, or "kept".
+    """
+    counted = connection.execute(f"""
+        with counted as (
+            select {column}::varchar as value, coalesce({DROPPED_BY}, '{KEPT}') as verdict, count(*) as rows
+            from verdicts join all_rows using (n) group by all
+        ), totals as (select value, sum(rows) as total, count(*) over () as values from counted group by value)
+        select value, verdict, rows, values from counted
+        join (select value as common, total, values from totals order by total desc, value limit {most})
+        on value is not distinct from common order by total desc, value, verdict
+    """).fetchall()
+    found: dict[str | None, dict[str, int]] = {}
+    for value, verdict, rows, _ in counted:
+        found.setdefault(value, {})[verdict] = rows
+    others = counted[0][3] - len(found) if counted else 0
+    return [{"value": value, "rows": rows} for value, rows in found.items()], others
 
 
 def _measure(connection: duckdb.DuckDBPyConnection, step: str, field: pa.Field) -> dict[str, Any] | None:
@@ -61,8 +72,9 @@ def _measure(connection: duckdb.DuckDBPyConnection, step: str, field: pa.Field) 
     if pa.types.is_string(field.type):
         if name.endswith(_NAMES_OF_ROWS):
             return None
-        values = [each for each in _by_verdict(connection, name) if each["value"] is not None]
-        return {"name": name, "values": values[:_VALUES], "values_not_shown": len(values[_VALUES:])} if values else None
+        values, not_shown = _by_verdict(connection, name, _VALUES)
+        known = [each for each in values if each["value"] is not None]
+        return {"name": name, "values": known, "values_not_shown": not_shown} if known else None
     least, most = connection.execute(f"select min({name}), max({name}) from verdicts").fetchall()[0]
     if least is None or least == most:
         return None

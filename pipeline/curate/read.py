@@ -109,6 +109,11 @@ class Measured:
         """URL of the file with its quarantined rows."""
         return quarantine_path(*self.path.rsplit("-", 2)[:1])
 
+    @property
+    def files(self) -> list[str]:
+        """URLs of its files."""
+        return [self.path, *([self.quarantine] if self.quarantined else [])]
+
     def receipt(self) -> Receipt:
         """Return the counts as a receipt, for reporters."""
         counts = (self.rows + self.quarantined, self.rows, 0, self.quarantined, 0, 0)

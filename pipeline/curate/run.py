@@ -6,10 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
+
+import pyarrow as pa
 
 from actors import storage
 from actors.errors import TooManyQuarantined
+from actors.schema import Unit
 from actors.storage.listed import LeftOut
 from pipeline.curate.changes import changes_of
 from pipeline.curate.context import Context, resolve
@@ -21,7 +25,7 @@ from pipeline.execute.completion import check_files, load_complete_receipts
 from pipeline.execute.progress import NullReporter, Outcome, Reporter, Started
 from pipeline.job.curation import Curation
 from pipeline.ledger.create_probe import probe_create
-from pipeline.ledger.ledger import EVIDENCE, FOLDER, Ledger, listing_table, units_to_table
+from pipeline.ledger.ledger import EVIDENCE, FOLDER, UNIT_FILES, Ledger, listing_table, units_to_table
 from pipeline.ledger.run_description import RunDescription
 from pipeline.report.recorder import Recorder, recorded
 from pipeline.report.repeat import command_of
@@ -100,6 +104,11 @@ class _Run:
                 self.reporter = record
                 return self._run(transaction, record)
 
+    @cached_property
+    def units(self) -> list[Unit]:
+        """The units of the source."""
+        return self.context.units()
+
     def _run(self, transaction: Transaction, record: Recorder) -> Curated:
         """Do the work while the table is locked."""
         if self.ledger.description() is None:
@@ -118,7 +127,7 @@ class _Run:
     def _freeze(self) -> None:
         context = self.context
         self.reporter.step("planning")
-        units = context.units()
+        units = self.units
         self.ledger.freeze(
             RunDescription(
                 operation=OPERATION,
@@ -138,7 +147,7 @@ class _Run:
     def _measure(self) -> tuple[list[Measured], int]:
         """Read what was not read before; return the results of all units in order, and the number of units that were read."""
         context, run = self.context, self.context.job.run
-        units = context.units()
+        units = self.units
         done = finished(units, context.read)
         inline = is_inline(run, sum(shard.size_bytes for shard in context.shards))
         self.reporter.started(
@@ -176,6 +185,8 @@ class _Run:
                 **evidence_of(context, rows.connection),
             }
             storage.put(storage.join(self.ledger.home(), EVIDENCE), json.dumps(evidence, indent=1).encode())
+            names = [url.rpartition("/")[2] for each in results for url in each.files]
+            self.ledger.add_table(UNIT_FILES, pa.table({"name": pa.array(names, pa.string())}))
             self.reporter.step("writing the table")
             write_table(context, self.ledger, results, rows.verdicts())
 

@@ -39,6 +39,7 @@ def write_table(context: Context, ledger: Ledger, results: Sequence[Measured], v
     schema = context.schema()
     files: list[DataFile] = []
     waiting: list[pa.Table] = []
+    waiting_bytes = 0
     repeated: list[QuarantinedRow] = []
 
     def flush() -> None:
@@ -58,8 +59,10 @@ def write_table(context: Context, ledger: Ledger, results: Sequence[Measured], v
             for row in copies.select([SHARD, POSITION, ID]).to_pylist()
         ]
         waiting.append(rows.select(schema.names).cast(schema))
-        if sum(each.nbytes for each in waiting) >= _FILE_BYTES:
+        waiting_bytes += waiting[-1].nbytes
+        if waiting_bytes >= _FILE_BYTES:
             flush()
+            waiting_bytes = 0
     if waiting:
         flush()
     bad = [read_quarantine(result) for result in results if result.quarantined]

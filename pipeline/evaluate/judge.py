@@ -29,7 +29,7 @@ from pipeline.evaluate.embedded import EmbeddedTexts
 from pipeline.evaluate.mteb_model import Found, ModelJudged, TableSearch, has_pictures
 from pipeline.evaluate.mteb_words import WordsJudged
 from pipeline.evaluate.result import write_result
-from pipeline.evaluate.tasks import single
+from pipeline.evaluate.tasks import need_data, single
 from pipeline.execute.progress import Reporter
 from pipeline.quality.bootstrap import Difference, mean_difference
 from pipeline.quality.metrics import MAIN, retrieval_values
@@ -111,6 +111,7 @@ def judge(
     embedded = [EmbeddedTexts(name, settings, storage.absolute(out), reporter) for name in models if table is None]
     for each in embedded:
         _check_model(each.spec, tasks)
+    need_data(tasks)
     for name, texts in zip_longest(names, embedded):
         kept = _Values(folder, tasks)
         judged: TableSearch | ModelJudged

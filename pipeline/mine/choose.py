@@ -5,6 +5,7 @@ Plain arrays. Thresholds are relative to the score of the positive (TopK-PercPos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -61,6 +62,9 @@ class Thresholds:
             raise ConfigError(f"--max-share is {self.max_share}; it must be above 0 and at most 1")
         if self.absolute_margin is not None and not 0 <= self.absolute_margin <= 2:
             raise ConfigError(f"--absolute-margin is {self.absolute_margin}; it must be between 0 and 2")
+        for option, value in (("--min-score", self.min_score), ("--max-score", self.max_score)):
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"{option} is {value}; it must be a number")
         if self.sampling not in ("top", "random"):
             raise ConfigError(f"--sampling is {self.sampling!r}; it must be top or random")
         if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:

@@ -27,7 +27,7 @@ from pipeline.search.search import Searcher
 
 _QUERIES = 4096  # of a block
 _QUERIES_WITH_TEXTS = 512  # with a cross-encoder: the texts of the candidates are in memory
-_DONE = "mining.json"
+_DONE = "_mining.json"  # readers of a folder of Parquet leave out names with _
 _COUNTS = b"vectide.counts"
 
 
@@ -68,7 +68,7 @@ class Mined:
     removed: dict[str, int]
     negatives: int
     cross_encoded: int
-    gaps: list[tuple[float, int]]
+    gaps: dict[str, int]
     settings: dict[str, Any]
 
 
@@ -86,7 +86,7 @@ def mine(
     Args:
         searcher: The table.
         source: The pairs.
-        out: URL of a folder for Parquet files with the columns of `block.SCHEMA`. `mining.json` there is written last.
+        out: URL of a folder for Parquet files with the columns of `block.SCHEMA`. `_mining.json` there is written last.
         rules: Which rows may be negatives.
         encode: Returns the dense vectors of queries; None: with the table's model.
         report: Called with the rows that were scanned and the rows to scan, of all blocks together.
@@ -106,7 +106,9 @@ def mine(
         score = load_cross_encoder(rules.cross_encoder)
     pairs = index_pairs(source, scan)
     _need_positives(pairs, source, searcher, rules)
-    settings = {**asdict(source), **asdict(rules), "table": searcher.url, "version": searcher.version}
+    settings = json.loads(
+        json.dumps({**asdict(source), **asdict(rules), "table": searcher.url, "version": searcher.version})
+    )
     folder = storage.absolute(out)
     name = blake2b(json.dumps([settings, pairs.digest]).encode(), digest_size=6).hexdigest()
     there = _there(folder, name)
@@ -140,7 +142,7 @@ def mine(
         {option: count for option, count in total.removed.items() if count},
         total.chosen,
         total.cross_encoded,
-        [(round(place * GAP, 2), total.gaps[place]) for place in sorted(total.gaps)],
+        {f"{place * GAP:.2f}": total.gaps[place] for place in sorted(total.gaps)},
         settings,
     )
     if not outcome.rows:

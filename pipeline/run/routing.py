@@ -7,7 +7,11 @@ types of tasks in mteb, and the routes are those that Jina publishes for its mod
 from __future__ import annotations
 
 from actors.encoders.spec import ModelSpec
+from actors.errors import TaskMissing
+from pipeline.job.config import Job
+from pipeline.run.context import describe_model
 
+DOCUMENTS = "retrieval.passage"
 _SIMILARITY = ("text-matching",)
 _ROUTES = {
     "STS": _SIMILARITY,
@@ -19,6 +23,19 @@ _ROUTES = {
     "Clustering": ("separation",),
     "Reranking": ("separation",),
 }
+
+
+def with_task(job: Job) -> Job:
+    """Return a job with the task of documents, if its model needs a task and the job sets none.
+
+    Raises:
+        ConfigError: see `describe_model`.
+    """
+    try:
+        describe_model(job)
+    except TaskMissing:
+        return job.model_copy(update={"encoder": job.encoder.model_copy(update={"task": DOCUMENTS})})
+    return job
 
 
 def task_of(spec: ModelSpec, ability: str, *, document: bool = False, code: bool = False) -> str | None:
@@ -35,7 +52,5 @@ def task_of(spec: ModelSpec, ability: str, *, document: bool = False, code: bool
     for task in _ROUTES.get(ability, ()):
         if task in spec.tasks:
             return task
-    documents = (
-        spec.task if spec.task in spec.query_of or "retrieval.passage" not in spec.tasks else "retrieval.passage"
-    )
+    documents = spec.task if spec.task in spec.query_of or DOCUMENTS not in spec.tasks else DOCUMENTS
     return documents if document else spec.query_of.get(documents, documents)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.encoders.preprocessor import chosen
 from actors.encoders.spec import ModelSpec
-from actors.errors import ConfigError
+from actors.errors import ConfigError, TaskMissing
 from actors.schema import ID
 from actors.vectors import VectorColumn
 from pipeline.execute.progress import Reporter
@@ -27,6 +27,7 @@ from pipeline.job.load import load_job
 from pipeline.run.backfill import backfill
 from pipeline.run.context import describe_model
 from pipeline.run.refresh import refresh
+from pipeline.run.routing import DOCUMENTS
 from pipeline.table import delta_table
 
 TEXT, PICTURE = "text", "image"
@@ -45,7 +46,7 @@ class TextTables:
         keys: `section.key` to value of the job; settings override them.
 
     Attributes:
-        spec: The model with its own task.
+        spec: The model with its own task; that of documents if it needs one and no setting names one.
         changed: The settings that change vectors and are not the defaults, by key.
         encoded: Number of texts and pictures that were encoded for this object.
 
@@ -62,7 +63,11 @@ class TextTables:
         # Model, and folder of its tables, by task, for texts and for pictures.
         self._described: dict[tuple[str | None, bool], tuple[ModelSpec, str]] = {}
         job = self._job(_UNSET, _UNSET, None, pictures=True)
-        self.spec = self.described(None)
+        try:
+            self.spec = self.described(None)
+        except TaskMissing:
+            self._keys["encoder.task"] = DOCUMENTS
+            self.spec = self.described(None)
         sections = {"encoder": job.encoder, "chunking": job.chunking}
         self.changed: dict[str, Any] = {
             f"{name}.{key}": value
@@ -129,6 +134,8 @@ class TextTables:
         keys |= {"source.image": PICTURE} if pictures else {"source.text": [TEXT]}
         keys |= {"encoder.model": self._model, **self._keys, **({} if task is None else {"encoder.task": task})}
         job = load_job(None, settings=self._settings, defaults=keys)
+        if task is not None and job.encoder.task in self.spec.query_of:  # the task of documents is not that of queries
+            job = job.model_copy(update={"encoder": job.encoder.model_copy(update={"task": task})})
         if pictures:
             return job
         # A job of texts refuses settings of pictures.

@@ -14,14 +14,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError, NoSuchVersion
+from actors.schema import Shard
 from actors.unit.table_files import data_folder, relative_path, run_of
-from pipeline.ledger.ledger import FOLDER, Ledger, files_of_run, run_names
+from pipeline.ledger.ledger import FOLDER, ROWS_FOLDER, UNIT_FILES, Ledger, files_of_run, run_names
 from pipeline.ledger.table_lock import lock_table
 from pipeline.table import delta_table, version_records
 
@@ -84,6 +86,7 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
         data = {relative_path(shard.path): shard for shard in storage.walk(data_folder(url))}
         going = [shard for path, shard in data.items() if path not in plan.files and shard.written_s < before_s]
         ledgers = [name for name in run_names(url) if name not in plan.runs]
+        going += [shard for shard in _unit_files(url, plan) if shard.written_s < before_s]
         kept_bytes = sum(shard.size_bytes for path, shard in data.items() if run_of(path) in plan.unfinished)
         if not dry_run:
             lock.check_unbroken()
@@ -102,6 +105,18 @@ def vacuum(table: str, keep_s: float, *, unfinished: bool = False, dry_run: bool
         unfinished=len(plan.unfinished),
         unfinished_bytes=kept_bytes,
     )
+
+
+def _unit_files(url: str, plan: _Plan) -> list[Shard]:
+    """Return the files with rows of a curation's units that no kept run has read; none while a run is unfinished."""
+    files = list(storage.walk(storage.join(url, FOLDER, ROWS_FOLDER)))
+    if not files or plan.unfinished:
+        return []
+    kept: set[str] = set()
+    for run in plan.runs:
+        with suppress(FileNotFoundError):
+            kept.update(Ledger(url, run).table(UNIT_FILES)["name"].to_pylist())
+    return [shard for shard in files if shard.path.rpartition("/")[2] not in kept]
 
 
 def _now_s(url: str) -> float:

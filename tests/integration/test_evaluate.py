@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 
 from actors.encoders import load_encoder
+from actors.errors import ConfigError
 from jobs.cli import main
 from pipeline.evaluate.needle import _needles
 from pipeline.quality import bootstrap
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
+from pipeline.run.routing import task_of
+from pipeline.run.text_tables import TextTables
 from tests.checkpoints.jina_v4 import write_jina_v4
 from tests.integration.conftest import Silent, make_job, rows, write_corpus
 
@@ -162,6 +165,14 @@ def test_the_documentation_of_functions_finds_them(run, minilm, tmp_path):
     assert (code, "so it takes a --model and no TABLE, and --out" in stderr) == (2, True)
 
 
+def test_a_model_that_needs_a_task_gets_that_of_documents_or_of_code(tmp_path):
+    write_jina_v4(tmp_path / "v4")
+    spec = TextTables(str(tmp_path / "v4"), (), str(tmp_path), Silent(), {}).spec
+    assert (spec.task, task_of(spec, "Retrieval", document=True, code=True)) == ("retrieval.passage", "code.passage")
+    with pytest.raises(ConfigError, match="max_tokens"):
+        TextTables(str(tmp_path / "v4"), ["encoder.max_tokens=0"], str(tmp_path), Silent(), {})
+
+
 def parquet(path, **columns):
     pq.write_table(pa.table(columns), path)
     return path
@@ -235,7 +246,7 @@ def test_texts_are_aligned_with_pictures_for_each_task(run, tmp_path):
     (tmp_path / "own.png").write_bytes(pictures[0])
     texts = ["black", "grey", "white"]
     file = parquet(tmp_path / "a.parquet", text=texts, image=pictures)
-    _, found, _ = run("--model", model, "--set", "encoder.task=retrieval.passage", "--alignment", file, "--json")
+    _, found, _ = run("--model", model, "--alignment", file, "--json")
     assert [row["task"] for row in found["rows"]] == ["retrieval.passage", "text-matching", "code.passage"]
     assert all(-1 <= row["scores"]["cosine with others"]["value"] <= 1 for row in found["rows"])
     assert all(row["differences"] == {} for row in found["rows"])  # no two rows have the same task

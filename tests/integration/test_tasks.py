@@ -216,7 +216,7 @@ def test_a_table_is_judged_like_the_model_that_made_it(run, judged, cached, tiny
 def test_pictures_are_found_by_texts(run, cached, tmp_path, name, outputs, queries):  # noqa: PLR0917
     """Pictures of a task with several languages are encoded once. Late interaction encodes queries while it searches."""
     model = write_jina_v4(tmp_path / "v4")
-    settings = [*SETTINGS, "encoder.task=retrieval.passage", f"encoder.outputs={outputs}", "encoder.max_pixels=6272"]
+    settings = [*SETTINGS, f"encoder.outputs={outputs}", "encoder.max_pixels=6272"]
     command = ["--model", model, "--tasks", name, *(word for each in settings for word in ("--set", each)), "--json"]
     _, found, _ = run(*command, "--out", tmp_path / "out")
     assert found["encoded"] == [8 + queries]

@@ -108,10 +108,13 @@ class Language(Step):
             f"coalesce({self._condition()}, false) as dropped from {rows}"
         )
         evidence = {_column(side): self._evidence(seen, _column(side)) for side in self._sides}
-        count, dropped = run("select count(*), count(*) filter (dropped) from language").fetchall()[0]
-        if count and count == dropped:
+        is_ok = " or ".join(f"{_column(side)}_verdict = '{OK}'" for side in self._sides)
+        count, dropped, right = run(
+            f"select count(*), count(*) filter (dropped), count(*) filter (not dropped and ({is_ok})) from language"
+        ).fetchall()[0]
+        if dropped and not right:
             raise ConfigError(
-                f"steps.language.allow is {list(self.settings.allow)}, and none of the {count:,} rows is in these languages: "
+                f"steps.language.allow is {self.settings.model_dump(mode='json')['allow']}, and none of the {count:,} rows is in these languages: "
                 f"{self._found(evidence)}. Allow the languages of the texts"
             )
         note = {} if dropped else {"note": "no text is surely in another language, so the step drops nothing"}

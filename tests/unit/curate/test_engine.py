@@ -21,6 +21,7 @@ from pipeline.run.refresh import refresh
 from pipeline.search.search import Searcher
 from pipeline.table.quarantine import quarantine
 from pipeline.table.status import status
+from pipeline.table.vacuum import vacuum
 from pipeline.table.versions import rollback
 from tests.checkpoints.bert import write_bert
 from tests.unit.curate.jobs import job_of, rows_of, verdicts_of, write_pairs
@@ -174,6 +175,20 @@ def test_another_threshold_reads_nothing_and_names_the_changes(folder, monkeypat
     looser = curate(job_of(folder, ["dedup", {"overlap": {"max_share": 1.0}}]))
     assert looser.evidence["changes"]["changed"] == [{"was": "overlap", "is": "kept", "rows": 1, "ids": ["inside"]}]
     assert (looser.units_read, looser.version) == (0, 2)
+
+
+def test_a_vacuum_keeps_the_rows_that_the_version_was_made_from(folder, monkeypatch):
+    job, rows = job_of(folder, STEPS, run={"max_quarantined": 1.0}), folder / "table" / "_vectide" / "curation" / "rows"
+    curate(job)
+    old = {path.name for path in rows.iterdir()}
+    write_pairs(folder / "pairs" / "0.parquet", [*PAIRS, ("new", "a", "b"), (None, "c", "d")])
+    curate(job)
+    vacuum(str(folder / "table"), 0)
+    left = {path.name for path in rows.iterdir()}
+    assert len(left) == 2  # with the quarantined row
+    assert not left & old
+    monkeypatch.setattr(reading, "read_unit", None)
+    assert curate(job_of(folder, ["dedup", {"overlap": {"max_share": 1.0}}], run={"max_quarantined": 1.0})).rows == 9
 
 
 def test_a_view_has_stricter_thresholds_only(folder):

@@ -15,6 +15,7 @@ from pipeline.curate.steps.base import Seen
 from pipeline.curate.steps.language import Language
 from pipeline.execute.progress import NullReporter
 from pipeline.job.curation import Language as Settings
+from pipeline.job.curation import parse_curation
 
 ENGLISH = "The quick brown fox jumps over the lazy dog, and then it sleeps."
 GERMAN = "Der schnelle braune Fuchs springt über den faulen Hund und schläft dann."
@@ -138,8 +139,18 @@ def test_a_view_with_looser_or_other_settings_is_refused(changed):
 
 
 def test_texts_of_which_none_is_in_an_allowed_language_are_refused_with_counts():
-    with pytest.raises(ConfigError, match=r"none of the 2 rows is in these languages: language has de 1, fr 1\. Allow"):
-        decide([(GERMAN,), (FRENCH,)], allow=["en"])
+    with pytest.raises(ConfigError, match=r"none of the 3 rows is in these languages: language has de 2, fr 1\. Allow"):
+        decide([(GERMAN,), (FRENCH,), (SHORT,)], allow=["en"])
+
+
+def test_a_side_of_documents_is_refused():
+    job = {
+        "corpus": {"uri": "a.jsonl"},
+        "steps": [{"language": {"allow": ["en"], "side": "query"}}],
+        "table": {"uri": "b"},
+    }
+    with pytest.raises(ConfigError, match="steps.language.side is query, and a document has no sides: leave side out"):
+        parse_curation(job)
 
 
 def test_a_step_that_drops_nothing_says_so():
