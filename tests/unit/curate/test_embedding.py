@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,7 @@ def model(tmp_path_factory) -> str:
     return str(write_bert(tmp_path_factory.mktemp("model")))
 
 
-def seen_of(folder, rows: list[tuple[str | None, str | None]]) -> Seen:
+def seen_of(folder, rows: Sequence[tuple[str | None, str | None]]) -> Seen:
     connection = duckdb.connect()
     queries, passages = zip(*rows, strict=True)
     connection.register(
