@@ -6,7 +6,7 @@ confidence; where it is not sure, the text is `uncertain` and kept.
 - A model is sure of languages where there are none: in code, paths and names. So a text needs letters outside of these.
 - Close languages have words in common. So the confidence of another language is its lead over the best allowed one.
 - In translations only the languages of the job count, if one of them is found: a side of `[[en, fr]]` is French or was not
-  translated, and need not be told from 174 other languages.
+  translated, and need not be distinguished from 174 other languages.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from pipeline.curate.normalise import normalised
 from pipeline.curate.steps.base import Decision, Seen, Step
 
 _WORD = re.compile(r"\w+")
-_BINS = 10
 
 
 class Overlap(Step):
@@ -56,14 +55,8 @@ class Overlap(Step):
         run(
             f"create or replace view overlap as select n, overlap, coalesce({self._condition()}, false) as dropped from {seen.rows}"
         )
-        counts = run(
-            f"select least(floor(overlap * {_BINS}), {_BINS - 1})::int as bin, count(*) from overlap where overlap is not null "
-            f"group by bin"
-        ).fetchall()
         too_short = run("select count(*) from overlap where overlap is null").fetchall()[0][0]
-        by_bin = dict(counts)
-        histogram = [by_bin.get(number, 0) for number in range(_BINS)]
-        return Decision("overlap", {"max_share": most, "too_short": too_short, "histogram": histogram})
+        return Decision("overlap", {"max_share": most, "too_short": too_short})
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""

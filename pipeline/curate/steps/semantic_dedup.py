@@ -20,7 +20,6 @@ from pipeline.curate.steps.base import Decision, Seen, Step
 from pipeline.curate.steps.clusters import EXACT, clusters, nearest_before, unit
 
 SIMILARITY, COPY_OF = "semantic_similarity", "semantic_duplicate_of"
-_BINS = 20
 
 
 class SemanticDedup(Step):
@@ -90,10 +89,6 @@ class SemanticDedup(Step):
             f"case when {self._condition()} then k.id end as {COPY_OF}, coalesce({self._condition()}, false) as dropped "
             f"from semantic_dedup_nearest r left join {seen.rows} k on k.n = r.before"
         )
-        histogram = run(
-            f"select least(floor({SIMILARITY} * {_BINS}) / {_BINS}, 1) as bin, count(*) from semantic_dedup "
-            f"where {SIMILARITY} is not null group by bin order by bin"
-        ).fetchall()
         rows = run(f"select count(*) from {seen.rows} anti join semantic_dedup_rows using (n)").fetchall()
         return Decision(
             "semantic_dedup",
@@ -105,7 +100,6 @@ class SemanticDedup(Step):
                 "all_compared": count <= EXACT,
                 "clusters": len(sizes),
                 "largest_cluster": max(sizes, default=0),
-                "similarities": {f"{low:.2f}": number for low, number in histogram},
             },
         )
 
