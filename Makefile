@@ -54,7 +54,7 @@ test: $(READY) ## Lint, types, unit and integration tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --dist worksteal -m "not ray"
-	$(BIN)/pytest tests/integration -m ray -n 2 --dist loadfile
+	$(BIN)/pytest tests/integration -m ray
 
 lint: $(READY) ## Lint and formatting
 	$(BIN)/ruff check .
