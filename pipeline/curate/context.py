@@ -24,7 +24,7 @@ from pipeline.curate.steps import steps_of
 from pipeline.curate.steps.base import Step
 from pipeline.execute.progress import Reporter
 from pipeline.job import fingerprint
-from pipeline.job.config import Job
+from pipeline.job.config import Job, parse_job
 from pipeline.job.curation import SOURCE, Curation
 from pipeline.job.validation import shown
 from pipeline.ledger.ledger import FOLDER, ROWS_FOLDER
@@ -214,14 +214,13 @@ def _as_backfill(job: Curation) -> Job:
     rows = job.rows
     files = rows.model_dump(include={"uri", "format", "quote", "escape", "id", "unique_ids", "hive", "verify"})
     source = {**files, "text": list(rows.sides.values()), "keep": rows.columns}
-    return Job.model_validate(
-        {
-            "source": source,
-            "table": {"uri": job.table.uri},
-            "encoder": {"model": "none"},
-            "run": job.run.model_dump(exclude={"memory"}),
-        }
-    )
+    document = {
+        "source": source,
+        "table": {"uri": job.table.uri},
+        "encoder": {"model": "none"},
+        "run": job.run.model_dump(exclude={"memory"}),
+    }
+    return parse_job(document, origin="the job")
 
 
 def _read_spec(job: Curation, found: Survey, steps: tuple[Step, ...]) -> ReadSpec:
@@ -243,11 +242,11 @@ def _read_spec(job: Curation, found: Survey, steps: tuple[Step, ...]) -> ReadSpe
 def _check_names(job: Curation, steps: tuple[Step, ...]) -> None:
     """Raise ConfigError if a kept column has the name of a column of a step."""
     of_steps = [name for step in steps for name in (*step.schema().names, *step.raw().names)]
-    for name in job.rows.kept.values():
+    for column, name in job.rows.kept.items():
         if pair := next((each for each in of_steps if alike((each, name))), None):
             raise ConfigError(
                 f"{job.section}.keep gives {name!r}, and a step has the column {pair!r}; give another name, as in keep: "
-                f"{{{name}: my_{name}}}"
+                f"{{{column}: my_{name}}}"
             )
 
 

@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 
 def test_a_step_sees_what_earlier_steps_kept(folder):
-    curated = curate(job_of(folder, STEPS, source_column="site", keep={"tags": "labels"}))
+    curated = curate(job_of(folder, STEPS, source_column="site", keep={"tags": "n"}))
     rows = rows_of(folder)
     dropped = {"b": "dedup", "same": "dedup", "empty": "dedup", "null": "dedup", "inside": "overlap"}
     assert {key: row["dropped_by"] for key, row in rows.items()} == {pair[0]: dropped.get(pair[0]) for pair in PAIRS}
@@ -58,7 +58,7 @@ def test_a_step_sees_what_earlier_steps_kept(folder):
         "edge": 0.8,  # exactly `max_share` stays
         "good": 0.0,
     }
-    assert (rows["b"]["source"], rows["b"]["labels"], rows["a"]["labels"]) == ("1", ["x", "y"], None)
+    assert (rows["b"]["source"], rows["b"]["n"], rows["a"]["n"]) == ("1", ["x", "y"], None)
     assert (rows["null"]["query"], rows["empty"]["query"]) == (None, " \u200b")  # texts are as they were
     assert [(step.name, step.rows, step.dropped) for step in curated.steps] == [("dedup", 8, 4), ("overlap", 4, 1)]
     assert curated.kept == 3
@@ -276,6 +276,10 @@ def test_rows_that_another_tool_removed_stop_a_curation(folder):
         ({"query": "site"}, "pairs.query names 'site', which is int64"),
         ({"keep": ["urls"]}, "pairs.keep names the column 'urls'"),
         ({"keep": {"tags": "overlap"}}, "pairs.keep gives 'overlap', and a step has the column 'overlap'"),
+        (
+            {"keep": {"tags": "chunk"}},
+            "pairs.keep names .chunk., which is reserved for the table. Keep .tags. under another",
+        ),
         ({"uri": "/nowhere/*.parquet"}, "pairs.uri '/nowhere/.*' matches no file"),
         ({"hive": True, "keep": ["lang"]}, "pairs.keep names the column 'lang'"),
     ],
