@@ -31,7 +31,7 @@ PAIRS = [
     ("b", "Copper wire", "it conducts well"),
     ("a", "copper  WIRE", "it\u200b conducts WELL"),
     ("same", "one text", "ONE text"),
-    ("empty", " \u200b", "a passage"),
+    ("empty", " \u200b\ufe0f\x00", "a passage"),
     ("null", None, "a passage"),
     ("inside", "how tall is the tower", "so how tall is the tower of berlin"),
     ("edge", "one two three four five", "one two three four and more than that"),
@@ -59,7 +59,7 @@ def test_a_step_sees_what_earlier_steps_kept(folder):
         "good": 0.0,
     }
     assert (rows["b"]["source"], rows["b"]["n"], rows["a"]["n"]) == ("1", ["x", "y"], None)
-    assert (rows["null"]["query"], rows["empty"]["query"]) == (None, " \u200b")  # texts are as they were
+    assert (rows["null"]["query"], rows["empty"]["query"]) == (None, " \u200b\ufe0f\x00")  # texts are as they were
     assert [(step.name, step.rows, step.dropped) for step in curated.steps] == [("dedup", 8, 4), ("overlap", 4, 1)]
     assert curated.kept == 3
     found = curated.evidence["steps"][0]["evidence"]
