@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -93,11 +93,10 @@ class Context:
             DataError: a shard cannot be read as what it claims to be.
         """
         units = list(units_of(pieces_of(self.survey, self.unit_rows), self.unit_rows))
-        what = f"{self.job.section}.uri {self.job.rows.uri!r}: its {counted(len(self.shards), 'file')}"
         if not units:
-            raise ConfigError(f"{what} hold no row")
+            raise ConfigError(f"{_files_of(self.job, self.shards)} hold no row")
         if [(piece.rows, piece.rows_exact) for unit in units for piece in unit.pieces] == [(1, True)]:
-            raise ConfigError(f"{what} holds one row, and a curation compares rows with each other")
+            raise _one_row(self.job, self.shards)
         return units
 
 
@@ -148,8 +147,18 @@ def resolve(job: Curation, reporter: Reporter) -> Context:
     if salt:
         read = replace(read, salt=salt)
     sample = _sample(found, read)
+    if sample.num_rows == len(shards) == 1:
+        raise _one_row(job, shards)
     _check_sources(job, sample)
     return Context(job, url, found, steps, read, spec, content, table, state, listing.left_out, _unit_rows(job, sample))
+
+
+def _files_of(job: Curation, shards: Sequence[Shard]) -> str:
+    return f"{job.section}.uri {job.rows.uri!r}: its {counted(len(shards), 'file')}"
+
+
+def _one_row(job: Curation, shards: Sequence[Shard]) -> ConfigError:
+    return ConfigError(f"{_files_of(job, shards)} holds one row, and a curation compares rows with each other")
 
 
 def _sample(found: Survey, read: ReadSpec) -> pa.Table:

@@ -65,3 +65,11 @@ def test_settings_reach_the_steps(tmp_path):
     command = command_of("curate", job.model_dump(mode="json"))
     assert "--set pairs.uri=a" in command
     assert "'steps=[" in command
+
+
+def test_a_file_without_keys_is_refused_as_a_job_of_the_command(tmp_path):
+    (tmp_path / "job.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"must hold sections \(pairs or corpus, steps"):
+        load_curation(tmp_path / "job.yaml")
+    with pytest.raises(ConfigError, match=r"must hold sections \(source, table"):
+        load_job(tmp_path / "job.yaml")
