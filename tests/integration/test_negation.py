@@ -118,6 +118,9 @@ def test_pairs_without_a_negative_are_an_error(tmp_path: Path):
     pq.write_table(pa.table({"anchor": ["a b", "c d"], "entailment": ["It is not so", "a table"]}), path)
     with pytest.raises(DataError, match=r"none of the 2 pairs .*already: 1; no rule fits: 1.*--endpoint"):
         build_negations(str(path), str(tmp_path / "n.parquet"), RULES)
+    pq.write_table(pq.read_table(path)[:0], path)
+    with pytest.raises(DataError, match="has no pair"):
+        build_negations(str(path), str(tmp_path / "n.parquet"), RULES)
     assert not (tmp_path / "n.parquet").exists()
 
 
