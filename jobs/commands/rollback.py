@@ -27,5 +27,5 @@ def _print(rolled_back: RolledBack) -> None:
         return
     print(
         f"published version {rolled_back.version} of {rolled_back.table}: restored the {rolled_back.rows:,} rows of "
-        f"version {rolled_back.restored}. The next refresh applies the job file, so restore the old job file too"
+        f"version {rolled_back.restored}. The next run applies the job file, so restore the old job file too"
     )

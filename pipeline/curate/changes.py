@@ -21,26 +21,33 @@ _SAMPLES = 5  # ids of each kind of change
 def changes_of(context: Context, connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
     """Return the old verdicts that changed, with the smallest ids of each kind; None if there is no version before.
 
-    `changed` counts rows by their old and new verdict: the step that dropped them, or "kept". Rows are known by their id.
+    `changed` counts rows by their old and new verdict: the step that dropped them, or "kept". Rows are known by their id;
+    of several with one id, the first of before is the first of now.
     """
     if context.table is None or context.state is None:
         return None
     run = connection.execute
-    run(f"create table before (id varchar, {DROPPED_BY} varchar)")
-    for path in delta_table.file_sizes(context.table):
+    run(f"create table before_rows (id varchar, {DROPPED_BY} varchar)")
+    for path in sorted(delta_table.file_sizes(context.table)):
         with storage.open_arrow(storage.join(context.url, path)) as file:
             for batch in pq.ParquetFile(file).iter_batches(columns=[ID, DROPPED_BY]):
                 connection.register("incoming", pa.Table.from_batches([batch]))
-                run("insert into before select * from incoming")
+                run("insert into before_rows select * from incoming")
                 connection.unregister("incoming")
-    run(f"create table now as select id, v.{DROPPED_BY} from verdicts v join all_rows using (n)")
+    source = context.read.source
+    repeats = source.id is not None and not source.unique_ids
+    copy = "row_number() over (partition by id order by place)" if repeats else "1"
+    run(
+        f"create view before as select id, {copy} as copy, {DROPPED_BY} from (select *, rowid as place from before_rows)"
+    )
+    run(f"create table now as select id, {copy} as copy, v.{DROPPED_BY} from verdicts v join all_rows using (n)")
     rows = run(
         f"select coalesce(b.{DROPPED_BY}, 'kept'), coalesce(n.{DROPPED_BY}, 'kept'), count(*), "
-        f"array_agg(id order by id)[:{_SAMPLES}] from before b join now n using (id) "
+        f"array_agg(id order by id)[:{_SAMPLES}] from before b join now n using (id, copy) "
         f"where b.{DROPPED_BY} is distinct from n.{DROPPED_BY} group by all order by all"
     ).fetchall()
     new, gone = (
-        run(f"select count(*) from {one} anti join {other} using (id)").fetchall()[0][0]
+        run(f"select count(*) from {one} anti join {other} using (id, copy)").fetchall()[0][0]
         for one, other in (("now", "before"), ("before", "now"))
     )
     return {

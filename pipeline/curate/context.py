@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ from pipeline.curate.steps import steps_of
 from pipeline.curate.steps.base import Step
 from pipeline.execute.progress import Reporter
 from pipeline.job import fingerprint
-from pipeline.job.config import Job
+from pipeline.job.config import Job, parse_job
 from pipeline.job.curation import SOURCE, Curation
 from pipeline.job.validation import shown
 from pipeline.ledger.ledger import FOLDER, ROWS_FOLDER
@@ -93,11 +93,10 @@ class Context:
             DataError: a shard cannot be read as what it claims to be.
         """
         units = list(units_of(pieces_of(self.survey, self.unit_rows), self.unit_rows))
-        what = f"{self.job.section}.uri {self.job.rows.uri!r}: its {counted(len(self.shards), 'file')}"
         if not units:
-            raise ConfigError(f"{what} hold no row")
+            raise ConfigError(f"{_files_of(self.job, self.shards)} hold no row")
         if [(piece.rows, piece.rows_exact) for unit in units for piece in unit.pieces] == [(1, True)]:
-            raise ConfigError(f"{what} holds one row, and a curation compares rows with each other")
+            raise _one_row(self.job, self.shards)
         return units
 
 
@@ -148,8 +147,18 @@ def resolve(job: Curation, reporter: Reporter) -> Context:
     if salt:
         read = replace(read, salt=salt)
     sample = _sample(found, read)
+    if sample.num_rows == len(shards) == 1:
+        raise _one_row(job, shards)
     _check_sources(job, sample)
     return Context(job, url, found, steps, read, spec, content, table, state, listing.left_out, _unit_rows(job, sample))
+
+
+def _files_of(job: Curation, shards: Sequence[Shard]) -> str:
+    return f"{job.section}.uri {job.rows.uri!r}: its {counted(len(shards), 'file')}"
+
+
+def _one_row(job: Curation, shards: Sequence[Shard]) -> ConfigError:
+    return ConfigError(f"{_files_of(job, shards)} holds one row, and a curation compares rows with each other")
 
 
 def _sample(found: Survey, read: ReadSpec) -> pa.Table:
@@ -214,14 +223,13 @@ def _as_backfill(job: Curation) -> Job:
     rows = job.rows
     files = rows.model_dump(include={"uri", "format", "quote", "escape", "id", "unique_ids", "hive", "verify"})
     source = {**files, "text": list(rows.sides.values()), "keep": rows.columns}
-    return Job.model_validate(
-        {
-            "source": source,
-            "table": {"uri": job.table.uri},
-            "encoder": {"model": "none"},
-            "run": job.run.model_dump(exclude={"memory"}),
-        }
-    )
+    document = {
+        "source": source,
+        "table": {"uri": job.table.uri},
+        "encoder": {"model": "none"},
+        "run": job.run.model_dump(exclude={"memory"}),
+    }
+    return parse_job(document, origin="the job")
 
 
 def _read_spec(job: Curation, found: Survey, steps: tuple[Step, ...]) -> ReadSpec:
@@ -243,11 +251,11 @@ def _read_spec(job: Curation, found: Survey, steps: tuple[Step, ...]) -> ReadSpe
 def _check_names(job: Curation, steps: tuple[Step, ...]) -> None:
     """Raise ConfigError if a kept column has the name of a column of a step."""
     of_steps = [name for step in steps for name in (*step.schema().names, *step.raw().names)]
-    for name in job.rows.kept.values():
+    for column, name in job.rows.kept.items():
         if pair := next((each for each in of_steps if alike((each, name))), None):
             raise ConfigError(
                 f"{job.section}.keep gives {name!r}, and a step has the column {pair!r}; give another name, as in keep: "
-                f"{{{name}: my_{name}}}"
+                f"{{{column}: my_{name}}}"
             )
 
 

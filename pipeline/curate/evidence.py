@@ -81,7 +81,7 @@ def _measure(connection: duckdb.DuckDBPyConnection, step: str, field: pa.Field) 
     bounds = _marks(most) if pa.types.is_integer(field.type) else _steps(least, most)
     cases = " ".join(f"when {name} < {bound}::double then {number}" for number, bound in enumerate(bounds[1:]))
     counted = connection.execute(
-        f"select case {cases} else {len(bounds) - 1} end as bin, count(*), count(*) filter (where {DROPPED_BY} = '{step}') "
+        f"select case {cases or 'when false then 0'} else {len(bounds) - 1} end as bin, count(*), count(*) filter (where {DROPPED_BY} = '{step}') "
         f"from verdicts where {name} is not null group by bin"
     ).fetchall()
     rows, dropped = [0] * len(bounds), [0] * len(bounds)

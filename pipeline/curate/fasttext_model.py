@@ -26,6 +26,9 @@ _ARGUMENTS = struct.Struct("<14id")  # magic, version, 12 settings
 _DICTIONARY = struct.Struct("<3i2q")  # entries, words, labels, tokens, size of the pruned index
 _ENTRY = struct.Struct("<qb")  # after the name: count, type
 _LINE_END = r"\n|</s>"  # what ends a line for fastText; it would not see the rest
+# Marks of direction and other invisible characters: among them the model takes English for Chinese. Joiners, which are
+# letters of Persian words for it, stay.
+_INVISIBLE = r"[\x{AD}\x{61C}\x{200B}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2060}-\x{206F}\x{FEFF}\x{E0000}-\x{E0FFF}]"
 _BEST, _LEAST = 5, 0.01  # languages of a text that are kept, and the least probability of each
 
 Predict = Callable[[str, int, float, str], list[tuple[float, str]]]
@@ -59,7 +62,8 @@ def predict_languages(path: Path, texts: pa.StringArray) -> tuple[pa.ListArray, 
     The model sees lower case: it is as right about prose, and takes names in code for words less often.
     """
     predict = _predictor(path)
-    lines = pc.replace_substring_regex(pc.utf8_lower(texts), _LINE_END, " ").to_pylist()
+    seen = pc.replace_substring_regex(pc.utf8_lower(texts), _INVISIBLE, "")
+    lines = pc.replace_substring_regex(seen, _LINE_END, " ").to_pylist()
     found = [[] if line is None else predict(line + "\n", _BEST, _LEAST, "strict") for line in lines]
     ends = pa.array([0, *map(len, found)], pa.int32())
     offsets = pc.cumulative_sum(ends)

@@ -59,6 +59,8 @@ def view(job: Curation) -> View:
     if spec is None or not spec.is_curation:
         raise TableConflict(f"{url!r} is a table of embeddings; --view is for one of `vectide curate`")
     names = ", ".join(step.name for step in job.steps)
+    if job.section != spec.lineage["of"]:
+        raise ConfigError(f"the table {url!r} is one of {spec.lineage['of']}, and the job has {job.section}")
     if names != spec.lineage["steps"]:
         raise ConfigError(
             f"the table {url!r} has the steps {spec.lineage['steps']}, and the job {names}; run without --view to have them"

@@ -15,7 +15,7 @@ from actors.errors import ConfigError
 from actors.source.column_names import alike
 from pipeline.job.config import Place, Run
 from pipeline.job.source import Files
-from pipeline.job.validation import explain
+from pipeline.job.validation import explain, shown
 from pipeline.job.values import Section, Size, Uri
 
 Side = Literal["query", "passage", "both"]
@@ -61,10 +61,12 @@ class Curated(Files):
                 f"keep names {both!r}, which is in the table as {self.columns_named(both)!r}; leave it out"
             )
         own = ["id", "kept", "dropped_by", SOURCE, *self.sides]
-        for name in self.kept.values():
+        for column, name in self.kept.items():
             if name.startswith("_") or (pair := next((each for each in own if alike((each, name))), None)):
                 of = "names with _ are the readers' own" if name.startswith("_") else f"the table has its own {pair!r}"
-                raise ValueError(f"keep gives {name!r}, and {of}; give another name, as in keep: {{{name}: my_{name}}}")
+                raise ValueError(
+                    f"keep gives {name!r}, and {of}; give another name, as in keep: {{{column}: my_{name}}}"
+                )
         return self
 
     def columns_named(self, column: str) -> str:
@@ -148,6 +150,10 @@ def _languages(value: object) -> object:
     for code in codes:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
             raise ValueError(f"{code!r} is no code of a language; write it as in en, de, zh")
+    if same := next((pair for pair in pairs if pair[0] == pair[1]), None):
+        raise ValueError(
+            f"{same!r} has one language twice, and pairs of languages are for translations; write [{same[0]}]"
+        )
     return value
 
 
@@ -281,6 +287,15 @@ class Curation(Section):
     def section(self) -> str:
         """The name of the section `rows`."""
         return "corpus" if self.pairs is None else "pairs"
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            raise ValueError(  # noqa: TRY004 - pydantic makes a sentence of it
+                f"must be a list of steps, as in `[dedup, near_dedup: {{threshold: 0.8}}]`, not {shown(value)}"
+            )
+        return value
 
     @field_validator("steps")
     @classmethod

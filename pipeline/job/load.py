@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,23 @@ def load_curation(path: str | Path | None, *, settings: Sequence[str] = ()) -> C
     Raises:
         ConfigError: see `load_job`.
     """
-    job = load_any(path, settings=settings)
+    job = load_any(path, settings=settings, parse_unclear=parse_curation)
     if isinstance(job, Job):
         raise ConfigError(f"{path or 'the job'} has no steps, so it is no curation job: run it with `vectide backfill`")
     return job
 
 
 def load_any(
-    path: str | Path | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None
+    path: str | Path | None,
+    *,
+    settings: Sequence[str] = (),
+    defaults: dict[str, Any] | None = None,
+    parse_unclear: Callable[..., Job | Curation] = parse_job,
 ) -> Job | Curation:
-    """Return the job of a file of either kind: one with the key `steps` is a curation. See `load_job`."""
+    """Return the job of a file of either kind: one with the key `steps` is a curation. See `load_job`.
+
+    `parse_unclear` parses what has no keys.
+    """
     document: Any = {}
     if path is not None:
         path = need_place(path, "the job file")
@@ -73,7 +80,9 @@ def load_any(
                 _set(document, key.strip(), _from_yaml(text))
             except yaml.YAMLError:
                 raise ConfigError(f"--set {shown(setting)}: the part after = is not a YAML value") from None
-    parse = parse_curation if isinstance(document, dict) and _KIND & document.keys() else parse_job
+    parse = parse_unclear
+    if isinstance(document, dict) and document:
+        parse = parse_curation if _KIND & document.keys() else parse_job
     return parse(document, origin=path or "the job")
 
 

@@ -39,7 +39,7 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel], forms: 
         if item["type"] == "extra_forbidden":
             known = _known(item["loc"][:-1], model, forms)
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known) or 'none'}"
             hint = _RENAMED.get(place, hint)
             lines.append(f"{place}: no such key; {hint}")
         elif item["type"] == "missing":

@@ -51,7 +51,7 @@ class Columns:
         content: Columns of texts that are joined by a blank line into one, which must not be blank.
         others: Further columns of texts; a null is an empty text.
         ids: Those of `others` that may also hold whole numbers.
-        id: Column of ids; None: made from file path and position, or in a table its `id`.
+        id: Column of ids; None: made from file path and position, or in a table with a column `id` that one.
         options: The option that names a key of a job, for messages.
     """
 
@@ -108,20 +108,27 @@ def _of_table(place: str, columns: Columns) -> Iterator[Part]:
         raise ConfigError(f"the log of {place!r} is empty; name a Delta table or files")
     schema = delta_table.plain_schema(table)
     id_column = columns.id or ID
-    for name in (*columns.content, *columns.others, id_column):
+    has_ids = columns.id is not None or ID in schema.names
+    names = list(dict.fromkeys([*([id_column] if has_ids else []), *columns.content, *columns.others]))
+    for name in names:
         if name not in schema.names:
             key = "source.text" if name in columns.content else "source.id" if name == id_column else "source.keep"
             option = (columns.options or {}).get(key, key)
             raise ConfigError(f"{option} names the column {name!r}, which {place!r} lacks; it has {schema.names[:50]}")
     is_curated = _KEPT in schema.names and pa.types.is_boolean(schema.field(_KEPT).type)
     condition = pc.field(_KEPT) if is_curated else None
-    names = list(dict.fromkeys([id_column, *columns.content, *columns.others]))
     with delta_table.asking(table):
         dataset = table.to_pyarrow_dataset()
         for fragment in sorted(dataset.get_fragments(), key=lambda each: str(each.path)):
             batches = fragment.to_batches(schema=dataset.schema, columns=names, filter=condition, batch_size=_PART_ROWS)
+            row = 0
             for batch in batches:
-                yield _checked(pa.table(batch), id_column, columns)
+                rows = pa.table(batch)
+                if not has_ids:
+                    ids = [f"{fragment.path}:{number}" for number in range(row, row + len(rows))]
+                    rows = rows.append_column(ID, pa.array(ids, pa.string()))
+                row += len(rows)
+                yield _checked(rows, id_column, columns)
 
 
 def _checked(batch: pa.Table, id_column: str, columns: Columns) -> Part:

@@ -70,6 +70,8 @@ def write_pairs(folder: Path, form: str) -> str:
         ids = [str(number) for number in range(table.num_rows)]
         kept = table.append_column("id", pa.array(ids)).append_column("kept", pa.array([True] * len(ids)))
         write_deltalake(path, pa.concat_tables([kept, dropped.select(kept.column_names)]))
+    elif form == "delta without ids":
+        write_deltalake(path, table)
     else:
         pq.write_table(table, path)
     return str(path)
@@ -80,7 +82,7 @@ def triplets(outcome: Outcome) -> list[tuple[str, str]]:
     return [(row["entailment"], row["negative"]) for row in rows]
 
 
-@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl", "delta"])
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl", "delta", "delta without ids"])
 def test_every_row_is_used_or_counted(tmp_path: Path, form: str):
     pairs = write_pairs(tmp_path, form)
     outcome = build_negations(pairs, str(tmp_path / "n.parquet"), RULES)
@@ -115,6 +117,9 @@ def test_pairs_without_a_negative_are_an_error(tmp_path: Path):
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"anchor": ["a b", "c d"], "entailment": ["It is not so", "a table"]}), path)
     with pytest.raises(DataError, match=r"none of the 2 pairs .*already: 1; no rule fits: 1.*--endpoint"):
+        build_negations(str(path), str(tmp_path / "n.parquet"), RULES)
+    pq.write_table(pq.read_table(path)[:0], path)
+    with pytest.raises(DataError, match="has no pair"):
         build_negations(str(path), str(tmp_path / "n.parquet"), RULES)
     assert not (tmp_path / "n.parquet").exists()
 

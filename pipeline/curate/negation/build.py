@@ -119,7 +119,7 @@ def build_negations(pairs: str, out: str, settings: Settings) -> Outcome:
     if rows_read != len(made) + left_out.total():
         raise InvariantBroken(f"{rows_read} pairs were read, but {len(made)} used and {left_out.total()} left out.")
     if not rows_read:
-        raise DataError(f"{pairs!r} has no rows; give at least one pair")
+        raise DataError(f"{pairs!r} has no pair; of a curated table only the kept rows are read")
     if not made:
         reasons = "; ".join(f"{reason}: {count:,}" for reason, count in left_out.most_common())
         raise DataError(

@@ -113,8 +113,9 @@ class Language(Step):
             f"select count(*), count(*) filter (dropped), count(*) filter (not dropped and ({is_ok})) from language"
         ).fetchall()[0]
         if dropped and not right:
+            these = "is a pair of" if self.settings.of_translations else "is in"
             raise ConfigError(
-                f"steps.language.allow is {self.settings.model_dump(mode='json')['allow']}, and none of the {count:,} rows is in these languages: "
+                f"steps.language.allow is {self.settings.model_dump(mode='json')['allow']}, and none of the {count:,} rows {these} these languages: "
                 f"{self._found(evidence)}. Allow the languages of the texts"
             )
         note = {} if dropped else {"note": "no text is surely in another language, so the step drops nothing"}

@@ -15,7 +15,7 @@ from pipeline.curate.plan import plan_curation
 from pipeline.curate.run import curate
 from pipeline.curate.view import view
 from pipeline.job.config import parse_job
-from pipeline.job.curation import Curation
+from pipeline.job.curation import Curation, parse_curation
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
 from pipeline.search.search import Searcher
@@ -31,7 +31,7 @@ PAIRS = [
     ("b", "Copper wire", "it conducts well"),
     ("a", "copper  WIRE", "it\u200b conducts WELL"),
     ("same", "one text", "ONE text"),
-    ("empty", " \u200b", "a passage"),
+    ("empty", " \u200b\ufe0f\x00", "a passage"),
     ("null", None, "a passage"),
     ("inside", "how tall is the tower", "so how tall is the tower of berlin"),
     ("edge", "one two three four five", "one two three four and more than that"),
@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 
 def test_a_step_sees_what_earlier_steps_kept(folder):
-    curated = curate(job_of(folder, STEPS, source_column="site", keep={"tags": "labels"}))
+    curated = curate(job_of(folder, STEPS, source_column="site", keep={"tags": "n"}))
     rows = rows_of(folder)
     dropped = {"b": "dedup", "same": "dedup", "empty": "dedup", "null": "dedup", "inside": "overlap"}
     assert {key: row["dropped_by"] for key, row in rows.items()} == {pair[0]: dropped.get(pair[0]) for pair in PAIRS}
@@ -58,8 +58,8 @@ def test_a_step_sees_what_earlier_steps_kept(folder):
         "edge": 0.8,  # exactly `max_share` stays
         "good": 0.0,
     }
-    assert (rows["b"]["source"], rows["b"]["labels"], rows["a"]["labels"]) == ("1", ["x", "y"], None)
-    assert (rows["null"]["query"], rows["empty"]["query"]) == (None, " \u200b")  # texts are as they were
+    assert (rows["b"]["source"], rows["b"]["n"], rows["a"]["n"]) == ("1", ["x", "y"], None)
+    assert (rows["null"]["query"], rows["empty"]["query"]) == (None, " \u200b\ufe0f\x00")  # texts are as they were
     assert [(step.name, step.rows, step.dropped) for step in curated.steps] == [("dedup", 8, 4), ("overlap", 4, 1)]
     assert curated.kept == 3
     found = curated.evidence["steps"][0]["evidence"]
@@ -209,6 +209,18 @@ def test_a_view_has_stricter_thresholds_only(folder):
         view(job_of(folder, ["dedup", {"overlap": {"max_share": 0.9}}]))
     with pytest.raises(ConfigError, match="has the steps dedup, overlap, and the job dedup"):
         view(job_of(folder, ["dedup"]))
+    corpus = {"uri": str(folder / "pairs" / "*.parquet"), "text": "query"}
+    with pytest.raises(ConfigError, match="is one of pairs, and the job has corpus"):
+        view(parse_curation({"corpus": corpus, "steps": ["dedup"], "table": {"uri": str(folder / "table")}}))
+
+
+def test_changes_of_rows_that_share_an_id_are_counted_once(folder):
+    write_pairs(
+        folder / "pairs" / "0.parquet", [("a", "how tall is it", f"{'how tall is it' * (n % 2)} {n}") for n in range(8)]
+    )
+    curate(job_of(folder, STEPS, unique_ids=False))
+    curated = curate(job_of(folder, ["dedup", {"overlap": {"max_share": 1.0}}], unique_ids=False))
+    assert curated.evidence["changes"]["changed"] == [{"was": "overlap", "is": "kept", "rows": 4, "ids": ["a"] * 4}]
 
 
 def test_rows_with_a_repeated_id_are_quarantined(folder):
@@ -276,6 +288,10 @@ def test_rows_that_another_tool_removed_stop_a_curation(folder):
         ({"query": "site"}, "pairs.query names 'site', which is int64"),
         ({"keep": ["urls"]}, "pairs.keep names the column 'urls'"),
         ({"keep": {"tags": "overlap"}}, "pairs.keep gives 'overlap', and a step has the column 'overlap'"),
+        (
+            {"keep": {"tags": "chunk"}},
+            "pairs.keep names .chunk., which is reserved for the table. Keep .tags. under another",
+        ),
         ({"uri": "/nowhere/*.parquet"}, "pairs.uri '/nowhere/.*' matches no file"),
         ({"hive": True, "keep": ["lang"]}, "pairs.keep names the column 'lang'"),
     ],
@@ -293,8 +309,10 @@ def test_sources_and_corpora_of_one_row_are_refused(tmp_path):
     ):
         plan_curation(job_of(tmp_path, STEPS, id=None, source_column="id"))
     write_pairs(tmp_path / "pairs" / "0.parquet", PAIRS[:1])
-    with pytest.raises(ConfigError, match="its 1 file holds one row, and a curation compares rows with each other"):
-        plan_curation(job_of(tmp_path, STEPS))
+    (tmp_path / "one.jsonl").write_text('{"id": "a", "query": "b", "passage": "c"}\n')
+    for uri in ("pairs/0.parquet", "one.jsonl"):  # a file that counts its rows, and one that does not
+        with pytest.raises(ConfigError, match="its 1 file holds one row, and a curation compares rows with each other"):
+            plan_curation(job_of(tmp_path, STEPS, uri=str(tmp_path / uri)))
 
 
 def test_a_plan_counts_rows_and_writes_nothing(folder):

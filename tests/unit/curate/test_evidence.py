@@ -89,6 +89,7 @@ def test_samples_are_cut_and_the_page_shows_them_as_texts(curated):
     [
         ([0, 1, 4, 7, 30], pa.int64(), [0, 1, 2, 5, 10, 20], [1, 1, 1, 1, 0, 1]),
         ([0.1, 0.14, 0.2, 0.25], pa.float32(), [0.1, 0.15, 0.2], [2, 0, 2]),
+        ([0.96, 0.99], pa.float32(), [0.95], [2]),
         ([-0.2, 0.0, None], pa.float64(), [-0.2, -0.15, -0.1, -0.05], [1, 0, 0, 1]),
         ([3, 3, 3], pa.int64(), None, None),
         ([None, None], pa.float32(), None, None),

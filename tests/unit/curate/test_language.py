@@ -24,6 +24,7 @@ ITALIAN = "Il veloce scoiattolo salta sopra il cane pigro e poi va a dormire"
 BRIEF = "Risk of data when lost"
 MIXED = "Run the program: Programm ausführen"
 SHORT = "Gute Nacht"
+MARKED = "\u202eevil\u202c text right to left"  # Chinese, says the model where it sees the marks
 CODE = "asyncio.get_event_loop() ArgumentParser.format_help()"  # Spanish, says the model
 CLOSE = "Lista de área de arquivo Debian"  # Portuguese; the model takes it for Spanish
 
@@ -48,10 +49,10 @@ def decide(rows: Sequence[tuple[str | None, ...]], **settings):
 
 
 def test_only_a_text_surely_in_another_language_is_dropped():
-    texts = [ENGLISH, GERMAN, GERMAN.replace(" ", "\n"), "</s> " + GERMAN, SHORT, CODE, None, MIXED]
+    texts = [ENGLISH, GERMAN, GERMAN.replace(" ", "\n"), "</s> " + GERMAN, SHORT, CODE, None, MIXED, MARKED]
     rows, evidence = decide([(text,) for text in texts], allow=["en"])
     found = [row["language_verdict"] for row in rows]
-    assert found == ["ok", "other", "other", "other", "too_short", "too_short", "too_short", "uncertain"]
+    assert found == ["ok", "other", "other", "other", "too_short", "too_short", "too_short", "uncertain", "ok"]
     assert [row["dropped"] for row in rows] == [verdict == "other" for verdict in found]
     assert (rows[1]["language"], rows[6]["language"]) == ("de", None)
     assert rows[1]["language_confidence"] > 0.9

@@ -25,6 +25,8 @@ def test_a_step_is_a_name_or_has_settings():
     ("changed", "said"),
     [
         ({"steps": []}, "steps names no step; the steps are dedup, near_dedup, overlap"),
+        ({"steps": {"dedup": {}}}, "steps: must be a list of steps, as in `[dedup, near_dedup: {threshold: 0.8}]`, not {'dedup'"),
+        ({"steps": [{"language": {"allow": [["en", "en"]]}}]}, "['en', 'en'] has one language twice"),
         ({"steps": ["dedup", "dedup"]}, "steps names dedup twice"),
         ({"steps": ["overlp"]}, "steps.0.overlp: no such key; did you mean 'overlap'?"),
         ({"steps": [{"dedup": {}, "overlap": {}}]}, "steps.0: must be one step and its settings"),
@@ -40,6 +42,7 @@ def test_a_step_is_a_name_or_has_settings():
         ({"pairs": {"uri": "x", "query": "a", "passage": "a"}}, "pairs: 'a' has two uses here"),
         ({"pairs": {"uri": "x", "keep": ["query"]}}, "keep names 'query', which is in the table as 'query'; leave it out"),
         ({"pairs": {"uri": "x", "keep": ["Kept"]}}, "keep gives 'Kept', and the table has its own 'kept'"),
+        ({"pairs": {"uri": "x", "keep": {"a": "Kept"}}}, "as in keep: {a: my_Kept}"),
         ({"pairs": {"uri": "x", "format": "pages"}}, "pairs.format: input should be 'auto', 'parquet'"),
         ({"run": {"memory": "much"}}, "run.memory: "),
     ],
@@ -62,3 +65,11 @@ def test_settings_reach_the_steps(tmp_path):
     command = command_of("curate", job.model_dump(mode="json"))
     assert "--set pairs.uri=a" in command
     assert "'steps=[" in command
+
+
+def test_a_file_without_keys_is_refused_as_a_job_of_the_command(tmp_path):
+    (tmp_path / "job.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"must hold sections \(pairs or corpus, steps"):
+        load_curation(tmp_path / "job.yaml")
+    with pytest.raises(ConfigError, match=r"must hold sections \(source, table"):
+        load_job(tmp_path / "job.yaml")
