@@ -245,7 +245,7 @@ def _naming_column(column: str, rows: _Rows) -> Iterator[None]:
 def _position_ids(paths: pa.StringArray, positions: pa.Int64Array, root: str) -> pa.StringArray:
     """Return ids `<path below the corpus's folder>:<position>`, which do not depend on where the corpus is mounted."""
     prefix = root.rstrip("/") + "/"
-    if not pc.all(pc.starts_with(paths, prefix)).as_py():
+    if not pc.all(pc.starts_with(paths, prefix), min_count=0).as_py():  # a file may have no rows
         raise InvariantBroken(f"a shard such as {paths[0].as_py()!r} is not below the corpus's folder {root!r}.")
     return pc.binary_join_element_wise(pc.utf8_slice_codeunits(paths, len(prefix)), positions.cast(pa.string()), ":")
 

@@ -28,6 +28,9 @@ _SOURCES = (
 )
 
 
+_SPLIT = "test"
+
+
 def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="URI of the table.")] = None,
     queries: Annotated[str | None, typer.Option(metavar="URI", help="A Parquet file of queries: `id`, `text`.")] = None,
@@ -48,7 +51,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         str | None,
         typer.Option(metavar="URI", help="A checkout: the documentation of its functions shall find them, by --model."),
     ] = None,
-    split: Annotated[str, typer.Option(help="The judgements of --beir to use: `qrels/SPLIT.tsv`.")] = "test",
+    split: Annotated[str, typer.Option(help="The judgements of --beir to use: `qrels/SPLIT.tsv`.")] = _SPLIT,
     sts: Annotated[
         str | None, typer.Option(metavar="URI", help="A Parquet file: `sentence1`, `sentence2`, `score`.")
     ] = None,
@@ -127,6 +130,18 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         raise ConfigError("--corpus and --chunking are for judged queries, by --queries and --judgements or --beir")
     if table is not None and settings:
         raise ConfigError("--set is for a --model; a TABLE has its settings")
+    if not dry_run and (tokens_per_second is not None or price_per_hour is not None):
+        raise ConfigError("--tokens-per-second and --price-per-hour are for --dry-run, which runs nothing; add it")
+    if dry_run and (prefetch or table is not None or (model is not None and len(model) > 1)):
+        raise ConfigError("--dry-run takes --tasks and at most one --model, and neither a TABLE nor --prefetch")
+    if beir is None and split != _SPLIT:
+        raise ConfigError("--split names judgements of --beir; leave it out, or name the folder by --beir")
+    if table is None and len(set(model or ())) < len(model or ()):
+        raise ConfigError(f"--model names {model} with one of them twice; name different models, or one")
+    if out is not None:
+        from pipeline.search.questions import check_folder
+
+        check_folder(out)
     if tasks is not None:
         if dims is not None or precision is not None or against is not None:
             raise ConfigError(
@@ -142,7 +157,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
             _judge(tasks, searched, None if table else model, settings, out, json=json)
         return
     tables = _tables(table, version, against, model, address=address, cache_size=cache_size)
-    ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision)}
+    ladder: _Ladder = {"dims": _numbers(dims), "precisions": _words(precision, "--precision")}
     if code is not None:
         from pipeline.evaluate.code import judged_code, with_split_names
         from pipeline.evaluate.table import evaluate_tables
@@ -153,7 +168,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
                 "for the vectors"
             )
         judged, documents = judged_code(code)
-        compared = _embedded(model, documents, out, settings or [], [], code=True)
+        compared = _embedded(model, documents, out, settings, None, ladder=ladder, code=True)
         evaluated = evaluate_tables(compared, judged, with_split_names(documents), **ladder)
     elif given[0] in ("queries", "beir"):
         from pipeline.evaluate.beir import read_beir, read_beir_corpus
@@ -172,7 +187,8 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         compared = [named(each) for each in tables]
         if not compared:
             need = _need_embedding(given[0], model, documents, out)
-            compared = _embedded(*need, settings or [], _words(chunking) or [])
+            judged.count_present([need[1]["id"]], "the corpus")
+            compared = _embedded(*need, settings, chunking, ladder=ladder)
         evaluated = evaluate_tables(compared, judged, documents, **ladder)
     else:
         evaluated = _texts(given[0], str(files[given[0]]), tables, _models(table, model, settings), ladder)
@@ -199,14 +215,24 @@ def _need_embedding(
 
 
 def _embedded(
-    models: list[str], corpus: pa.Table, out: str, settings: list[str], chunkings: list[str], *, code: bool = False
+    models: list[str],
+    corpus: pa.Table,
+    out: str,
+    settings: list[str] | None,
+    chunking: str | None,
+    *,
+    ladder: _Ladder,
+    code: bool = False,
 ) -> list[tuple[str, Searcher]]:
     """Return tables of a corpus, with their names."""
     from jobs.progress import reporter
     from pipeline.evaluate.table import embedded_tables
 
+    modes = _words(chunking, "--chunking") or ()
     with reporter() as progress:
-        return embedded_tables(models, corpus, out, progress, settings=settings, chunkings=chunkings, code=code)
+        return embedded_tables(
+            models, corpus, out, progress, settings=settings or (), chunkings=modes, code=code, **ladder
+        )
 
 
 def _prefetch(names: list[str]) -> None:
@@ -329,8 +355,8 @@ def _tables(
     from pipeline.search.search import Searcher
 
     if table is None:
-        if against is not None or version is not None:
-            raise ConfigError("--against and --version are about a TABLE; name it")
+        if against is not None or version is not None or address is not None or cache_size != DEFAULT_CACHE_SIZE:
+            raise ConfigError("--against, --version, --address and --cache-size are about a TABLE; name it")
         return []
     if model is not None and (len(model) > 1 or against is not None):
         raise ConfigError("--model is the new place of the model of one TABLE; leave it out for two")
@@ -366,12 +392,16 @@ def _finish(evaluated: Evaluated, out: str | None, *, json: bool) -> None:
         printing.print_evaluation(result)
 
 
-def _words(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+def _words(text: str | None, option: str) -> list[str] | None:
+    """Return the different words of an option, which has some if it is given."""
+    words = None if text is None else [*dict.fromkeys(word.strip() for word in text.split(",") if word.strip())]
+    if words == []:
+        raise ConfigError(f"{option} {text!r} names nothing; leave it out, or give what to compare")
+    return words
 
 
 def _numbers(text: str | None) -> list[int] | None:
-    words = _words(text)
+    words = _words(text, "--dims")
     if words is not None and not all(word.isdigit() for word in words):
         raise ConfigError(f"--dims {text!r} must be whole numbers with commas between them, as in 384,128")
     return None if words is None else [int(word) for word in words]

@@ -5,7 +5,9 @@ Called by `vectide evaluate --beir`. The documents of a table have the ids of `_
 
 from __future__ import annotations
 
+import codecs
 import io
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -52,13 +54,13 @@ def read_beir_corpus(folder: str) -> pa.Table | None:
 
 def _columns(url: str, data: bytes, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {name: [] for name in (*names, *optional)}
-    for number, line in enumerate(io.BytesIO(data), 1):
+    for number, line in enumerate(io.BytesIO(data.removeprefix(codecs.BOM_UTF8)), 1):
         if not line.strip():
             continue
         try:
             row = orjson.loads(line)
             for name, values in columns.items():
-                values.append(str(row.get(name) or "" if name in optional else row[name]))
+                values.append(_text(name, row.get(name) if name in optional else row[name]))
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{_OPTION}: line {number} of {url!r} is not a JSON object with {' and '.join(names)}: {error}"
@@ -66,6 +68,15 @@ def _columns(url: str, data: bytes, names: tuple[str, ...], optional: tuple[str,
     if not columns[names[0]]:
         raise DataError(f"{_OPTION}: {url!r} is empty; each line must be an object with {' and '.join(names)}")
     return columns
+
+
+def _text(name: str, value: Any) -> str:
+    """Return a value as text: ids are texts or whole numbers, and a text that is null is blank."""
+    if isinstance(value, str) or (name == "_id" and isinstance(value, int)):
+        return str(value)
+    if value is None and name != "_id":
+        return ""
+    raise TypeError(f"{name} is {value!r}")
 
 
 def _judgements(url: str, data: bytes) -> pa.Table:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import ConfigError, DataError
+from actors.quantities import counted
 from actors.schema import QuarantinedRow
 from actors.source.code_parts import Part, cut, need_grammars
 from actors.source.formats.code import only_code, part_text, read_code
@@ -64,10 +65,10 @@ def judged_code(url: str) -> tuple[Judged, pa.Table]:
                 answers.setdefault(sentence, {})[name] = 1
     if not answers:
         raise DataError(
-            f"{_OPTION} {url!r}: none of its {len(ids):,} functions has a docstring or a comment above it that begins with a "
+            f"{_OPTION} {url!r}: of {counted(len(ids), 'function')} none has a docstring or a comment above it that begins with a "
             f"sentence of {_LEAST_WORDS} words; name a checkout that is documented"
         )
-    notes = (f"{unread:,} files are generated or no UTF-8 text and are left out",) if unread else ()
+    notes = (f"{counted(unread, 'file')} left out: generated, no UTF-8 text, or too large",) if unread else ()
     queries = {str(number): sentence for number, sentence in enumerate(answers)}
     judgements = dict(zip(queries, answers.values(), strict=True))
     documents = pa.table([pa.array(ids.values(), pa.string()), pa.array(ids, pa.string())], ["id", "text"])

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from actors.errors import ConfigError
+from actors.quantities import counted
 from actors.text.sentences import sentences
 from actors.vectors import Floats
 from pipeline.evaluate.lexical import all_in_common
@@ -31,7 +33,7 @@ _OPTION = "--needle"
 _DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _EACH = 10  # documents of a length and depth
 _SHORTEST = 256  # tokens
-_LONGEST = 200  # characters of a sentence; longer ones are cut
+_LONGEST = 200  # bytes of a sentence; longer ones are cut. A character of Chinese has three, and is a token
 _CHARS_PER_TOKEN = 8  # of the corpus that is read; most texts have fewer
 _FILLED, _FACT = (
     0.95,
@@ -73,7 +75,7 @@ def evaluate_needle(
         precisions: Types of numbers of a ladder.
 
     Raises:
-        ConfigError: the file does not exist or lacks the column, or a model has no dense vectors.
+        ConfigError: the file does not exist or lacks the column, a model has no dense vectors, or its limit is too small.
         DataError: a text is blank.
     """
     forms = forms_of(subjects, dims, precisions)
@@ -121,7 +123,7 @@ def _needles(texts: Sequence[str], encoder: Encoder) -> tuple[list[_Needle], lis
     total = sum(sizes) - empty * len(sizes)
     notes = []
     if total < wanted:
-        notes.append(f"the corpus has {total:,} tokens and the documents {wanted:,}, so its sentences repeat")
+        notes.append(f"the corpus has {counted(total, 'token')} and the documents {wanted:,}, so its sentences repeat")
     hay, needles = cycle(zip(pieces, sizes, strict=True)), []
     names = [f"{name} {family}" for name in _NAMES for family in _FAMILIES]
     for length in lengths:
@@ -132,6 +134,11 @@ def _needles(texts: Sequence[str], encoder: Encoder) -> tuple[list[_Needle], lis
                 if left < 0:
                     break
                 document.append(piece)
+            if not document:
+                raise ConfigError(
+                    f"{_OPTION}: a document of {length:,} tokens has no room for a sentence beside its fact; set "
+                    f"encoder.max_tokens to {_SHORTEST} or more, or name a model that reads as much"
+                )
             fact = f"The secret number of {name} is {random.integers(10_000, 100_000)}."
             document.insert(round(float(depth) * len(document)), fact)
             needles.append(_Needle(length, float(depth), " ".join(document), f"What is the secret number of {name}?"))
@@ -142,8 +149,9 @@ def _pieces(text: str) -> Iterator[str]:
     """Yield the sentences of a text, and parts of long ones."""
     for start, stop in pairwise([0, *sentences(text), len(text)]):
         sentence = " ".join(text[start:stop].split())
-        for place in range(0, len(sentence), _LONGEST):
-            yield sentence[place : place + _LONGEST]
+        length = _LONGEST * len(sentence) // max(1, len(sentence.encode()))
+        for place in range(0, len(sentence), length or 1):
+            yield sentence[place : place + length]
 
 
 def _tasks(encoder: Encoder, count: int) -> list[str | None]:

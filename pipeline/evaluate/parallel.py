@@ -74,7 +74,7 @@ def evaluate_parallel(
 
     Raises:
         ConfigError: the file does not exist, or has fewer than two columns of texts; or a model has no dense vectors.
-        DataError: no two languages have two rows in common.
+        DataError: no two languages have two different texts that are translated.
     """
     corpus, forms = _read(url), forms_of(subjects, dims, precisions)
     distinct = [*dict.fromkeys(text for column in corpus.texts.values() for text in column if text is not None)]
@@ -109,11 +109,11 @@ def evaluate_parallel(
 
 def _read(url: str) -> _Corpus:
     table, notes = read_columns(url, _OPTION, ()), []
-    named = [name for name in table.column_names if name != _ID]
-    languages = [name for name in named if is_text(table[name].type)]
-    if others := [name for name in named if name not in languages]:
+    fields = [field for field in table.schema if field.name != _ID]
+    languages = [field.name for field in fields if is_text(field.type)]
+    if others := [field.name for field in fields if not is_text(field.type)]:
         notes.append(f"columns that hold no texts are left out: {', '.join(others)}")
-    if len(languages) < 2 or len(set(languages)) < len(languages):
+    if len(languages) < 2 or any(table.column_names.count(name) > 1 for name in languages):
         raise ConfigError(
             f"{_OPTION}: {url!r} has the columns of texts {languages}; it needs two or more, one for each language"
         )
@@ -127,18 +127,21 @@ def _read(url: str) -> _Corpus:
         both = zip(texts[first], texts[second], strict=True)
         there = [row for row, (a, b) in enumerate(both) if a is not None and b is not None]
         kept = [row for row in there if texts[first][row] != texts[second][row]]
-        rows[first, second] = kept if len(kept) > 1 else []
+        has_choice = all(len({texts[name][row] for row in kept}) > 1 for name in (first, second))
+        rows[first, second] = kept if has_choice else []
         if first < second:
             equal += len(there) - len(kept)
-            few += [f"{first} and {second}"] * (len(kept) < 2)
+            few += [f"{first} and {second}"] * (not has_choice)
     if equal:
         notes.append(f"{equal:,} pairs of equal texts are left out, since they are not translated")
     if not any(rows.values()):
         raise DataError(
-            f"{_OPTION}: {url!r} has no two languages with two rows or more that both have; give translations in the same row"
+            f"{_OPTION}: {url!r} has no two languages with two or more different texts that are translated; give translations in the same row"
         )
     if few:
-        notes.append(f"languages with fewer than two rows in common have no score: {', '.join(few)}")
+        notes.append(
+            f"languages with fewer than two different texts that are translated have no score: {', '.join(few)}"
+        )
     return _Corpus(texts, rows, tuple(notes))
 
 

@@ -85,8 +85,12 @@ def embedded_tables(
     settings: Sequence[str] = (),
     chunkings: Sequence[str] = (),
     code: bool = False,
+    dims: Sequence[int] | None = None,
+    precisions: Sequence[str] | None = None,
 ) -> list[tuple[str, Searcher]]:
     """Return tables of a corpus by models and modes of chunking, with their names; what is there is not embedded again.
+
+    The ladder is that of `evaluate_tables`; one that does not fit is refused before anything is embedded.
 
     Args:
         models: Hub ids or local directories.
@@ -96,9 +100,11 @@ def embedded_tables(
         settings: `key=value` of the job.
         chunkings: Modes of chunking; none: that of the settings.
         code: Whether the documents are programs.
+        dims: Numbers of dimensions of a ladder.
+        precisions: Types of numbers of a ladder.
 
     Raises:
-        ConfigError: a setting is wrong, or there is no such mode.
+        ConfigError: a setting is wrong, there is no such mode, or as for `evaluate_tables`.
         VectideError: as for a backfill.
     """
     if unknown := [mode for mode in chunkings if mode not in get_args(Mode)]:
@@ -106,16 +112,19 @@ def embedded_tables(
     digest = blake2b(digest_size=8)
     for batch in corpus.to_batches():
         digest.update("\0".join(text for column in batch.columns for text in column.to_pylist()).encode())
-    found = []
+    embedders = []
     for model in models:
         for mode in chunkings or (None,):
             # Without chunks, their size is no setting.
             own = [each for each in settings if mode != "none" or not each.startswith("chunking.")]
             texts = EmbeddedTexts(model, own if mode is None else [*own, f"chunking.mode={mode}"], out, reporter)
-            task = task_of(texts.spec, "Retrieval", document=True, code=code)
-            searcher = texts.documents([corpus], task, f"corpus-{digest.hexdigest()}")
             parts = [*([model] if len(models) > 1 or mode is None else []), *([f"chunking {mode}"] if mode else [])]
-            found.append((", ".join(parts), searcher))
+            embedders.append((", ".join(parts), texts))
+    _ladders([(name, each.spec.outputs[0]) for name, each in embedders], dims, precisions)
+    found = []
+    for name, texts in embedders:
+        task = task_of(texts.spec, "Retrieval", document=True, code=code)
+        found.append((name, texts.documents([corpus], task, f"corpus-{digest.hexdigest()}")))
     return found
 
 
@@ -141,9 +150,7 @@ def evaluate_tables(
         DataError: a table has no judged document, or the vector of a query cannot be computed.
         StorageError: the store refused or failed.
     """
-    steps = [_steps(searcher, dims, precisions) for _, searcher in tables]
-    if len(tables) > 1 and any(steps):
-        raise ConfigError("--dims and --precision are for one table, and --against is for two; ask one after the other")
+    steps = _ladders([(name, searcher.scan.dense) for name, searcher in tables], dims, precisions)
     measured, notes, texts = [], list(judged.notes), [*judged.queries.values()]
     for (name, searcher), ladder in zip(tables, steps, strict=True):
         present, documents = judged.count_present(searcher.scan.ids())
@@ -179,15 +186,22 @@ def late(searcher: Searcher, texts: Sequence[str]) -> Search:
     return search
 
 
-def _steps(searcher: Searcher, dims: Sequence[int] | None, precisions: Sequence[str] | None) -> tuple[Rung, ...]:
-    column = searcher.scan.dense
-    if column is not None and column.normalized:
-        return rungs(column.dim, dims, precisions)
-    if dims is not None or precisions is not None:
+def _ladders(
+    columns: Sequence[tuple[str, VectorColumn | None]], dims: Sequence[int] | None, precisions: Sequence[str] | None
+) -> list[tuple[Rung, ...]]:
+    """Return the ladder of each column of vectors, by name; empty ones if none is asked for."""
+    if dims is None and precisions is None:
+        return [()] * len(columns)
+    if len(columns) > 1:
         raise ConfigError(
-            f"--dims and --precision compare cosines of one vector a row, which {searcher.url!r} does not have; leave them out"
+            "--dims and --precision are for one table, model and mode of chunking; ask for the ladders one after the other"
         )
-    return ()
+    (name, column), *_ = columns
+    if column is None or not column.single:
+        raise ConfigError(
+            f"--dims and --precision compare cosines of one vector a row, which {name} does not have; leave them out"
+        )
+    return [rungs(column.dim, dims, precisions)]
 
 
 def _measured(searcher: Searcher, judged: Judged, vectors: pa.Array, rung: Rung) -> Measured:

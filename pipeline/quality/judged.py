@@ -34,11 +34,12 @@ class Judged:
     name: str
     notes: tuple[str, ...] = ()
 
-    def count_present(self, ids: Iterable[pa.ChunkedArray]) -> tuple[int, int]:
+    def count_present(self, ids: Iterable[pa.ChunkedArray], of: str = "the table") -> tuple[int, int]:
         """Return the number of judged documents that a table has, and the number of all.
 
         Args:
             ids: The ids of the table's rows, in parts.
+            of: What has them, for messages.
 
         Raises:
             DataError: the table has none of them.
@@ -50,8 +51,8 @@ class Judged:
             present.update(part.filter(pc.is_in(part, value_set=documents)).to_pylist())
         if not present:
             raise DataError(
-                f"{self.name}: none of its documents is in the table: it judges {documents[0].as_py()!r}, and the table has ids "
-                f"such as {example!r}. Write the ids of the table (source.id of its job) into the column of documents"
+                f"{self.name}: none of its documents is in {of}: it judges {documents[0].as_py()!r}, and {of} has ids "
+                f"such as {example!r}. Write the ids of {of} into the column of documents"
             )
         return len(present), len(documents)
 
@@ -122,7 +123,8 @@ def read_columns(url: str, option: str, columns: Iterable[str]) -> pa.Table:
             problem = f"has {count} columns {name!r}; rename all but one" if count else f"has no column {name!r}"
             raise ConfigError(f"{option}: {url!r} {problem}; it needs {' and '.join(columns)}")
     if not table.num_rows:
-        raise DataError(f"{option}: {url!r} has no rows; write at least one, with {' and '.join(columns)}")
+        needed = " and ".join(columns)
+        raise DataError(f"{option}: {url!r} has no rows; write at least one{needed and ', with '}{needed}")
     return table
 
 

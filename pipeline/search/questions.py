@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -134,7 +135,20 @@ def check_out(out: str, source: str) -> None:
     path = storage.local_path(url)
     if path.is_dir():
         raise ConfigError(f"--out {out!r} is a folder; name a file")
-    folder = next(parent for parent in path.parents if parent.exists())  # the others are made
+    _check_folder(out, path.parent)
+
+
+def check_folder(out: str) -> None:
+    """Refuse a folder that cannot be written."""
+    url = storage.absolute(out)
+    if storage.is_local(url):
+        _check_folder(out, storage.local_path(url))
+    else:
+        storage.exists(url)  # finds a wrong bucket and missing credentials
+
+
+def _check_folder(out: str, path: Path) -> None:
+    folder = next(each for each in (path, *path.parents) if each.exists())  # the others are made
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         what = "may not be written to" if folder.is_dir() else "is a file"
         raise ConfigError(f"--out {out!r} cannot be written: {str(folder)!r} {what}; name another place")

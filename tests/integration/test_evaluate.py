@@ -15,7 +15,7 @@ from PIL import Image
 from actors.encoders import load_encoder
 from actors.errors import ConfigError
 from jobs.cli import main
-from pipeline.evaluate.needle import _needles
+from pipeline.evaluate.needle import _needles, _pieces
 from pipeline.quality import bootstrap
 from pipeline.run.backfill import backfill
 from pipeline.run.refresh import refresh
@@ -101,6 +101,14 @@ def test_a_corpus_is_embedded_by_each_mode_of_chunking(run, tiny_model, judged, 
     assert all(row["differences"]["nDCG@10"]["p"] <= 1 for row in found["rows"][1:])
     again, second = run(*command)[1:]
     assert (again, "20 rows" in first, "20 rows" in second) == (found, True, False)
+    other = parquet(tmp_path / "other.parquet", id=["a"], text=["b"])
+    for more, said in (
+        (["--dims", "8"], "--dims and --precision are for one table, model and mode"),
+        (["--chunking", "split,split", "--dims", "999"], "--dims 999: the vectors have 32 dimensions"),
+        (["--corpus", other], "none of its documents is in the corpus"),
+    ):
+        code, _, stderr = run(*command[:-2], tmp_path / "new", *more)
+        assert (code > 0, said in stderr, "listing" in stderr) == (True, True, False), stderr
 
 
 def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
@@ -128,7 +136,13 @@ def test_a_ladder_is_compared_with_its_first_rung(run, table, judged):
             "--alignment, --parallel, --needle or --tasks, not 0",
         ),
         (["{table}", "--queries", "{queries}"], "--queries and --judgements go together"),
-        (["--against", "@1"], "--against and --version are about a TABLE; name it"),
+        (["--against", "@1"], "--against, --version, --address and --cache-size are about a TABLE; name it"),
+        (["--model", "a", "--address", "local"], "--address and --cache-size are about a TABLE; name it"),
+        (["--model", "a", "--model", "a"], "--model names ['a', 'a'] with one of them twice"),
+        (["{table}", "--split", "dev"], "--split names judgements of --beir"),
+        (["{table}", "--price-per-hour", "2"], "are for --dry-run"),
+        (["{table}", "--out", "{queries}"], "queries.parquet' is a file; name another place"),
+        (["{table}", "--precision", ","], "--precision ',' names nothing"),
         (["--queries", "{queries}", "--judgements", "{judgements}"], "--queries needs the TABLE to search"),
         (["--model", "a", "--queries", "{queries}", "--judgements", "{judgements}"], "needs the documents by --corpus"),
         (["{table}", "--set", "encoder.dim=8"], "--set is for a --model; a TABLE has its settings"),
@@ -292,10 +306,15 @@ def test_a_fact_in_a_long_document_is_found_by_its_question(run, tiny_model, tmp
     assert found["notes"][0].startswith("the corpus has ")  # it is small, so its sentences repeat
     assert "tokens of a document" in (tmp_path / "out" / "report.html").read_text()
     assert run(*command, tmp_path / "again")[1] == found
-    needles = _needles(["One. Two. Three. Four."], load_encoder(str(tiny_model)))[0]
+    encoder = load_encoder(str(tiny_model))
+    assert [len(piece) for piece in _pieces("猫" * 100)] == [66, 34]  # a token each
+    needles = _needles(["One. Two. Three. Four."], encoder)[0]
     places = [needle.document.index("The secret") / len(needle.document) for needle in needles[:50:10]]
     assert places == sorted(places)
     assert (places[0], needles[49].document[-1], len({needle.question for needle in needles[:50]})) == (0, ".", 50)
+    monkeypatch.setattr("pipeline.evaluate.needle._SHORTEST", 16)
+    with pytest.raises(ConfigError, match="a document of 16 tokens has no room for a sentence beside its fact"):
+        _needles(["One."], encoder)
 
 
 def test_late_interaction_is_a_row_of_its_own(run, judged, tmp_path):

@@ -34,8 +34,7 @@ _GENERATED = re.compile(r"@generated\b|\bcode generated .*do not edit|\bautomati
 _GENERATED_HEAD = 1000  # characters in which a file says so
 _GENERATED_NAMES = re.compile(r"\.min\.[cm]?js$|\.pb(\.gw)?\.go$|\.pb\.(cc|h)$|_pb2(_grpc)?\.pyi?$")
 _FOREIGN_FOLDERS = frozenset((
-    "bower_components", "dist", "packages", "node_modules", "site", "packages", "third_party", "vendor", "venv",
-    "virtualenv",
+    "bower_components", "dist-packages", "node_modules", "site-packages", "third_party", "vendor", "venv", "virtualenv",
 ))  # fmt: skip
 
 

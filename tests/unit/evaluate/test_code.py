@@ -54,7 +54,7 @@ def test_the_first_sentence_of_documentation_is_a_query_for_its_functions(checko
         "Runs the whole server now.": ["lib/c.go:1"],
         "Frees what the caller has allocated.": ["lib/d.c:1"],
     }
-    assert judged.notes == ("1 files are generated or no UTF-8 text and are left out",)
+    assert judged.notes == ("1 file left out: generated, no UTF-8 text, or too large",)
     texts = dict(zip(documents["id"].to_pylist(), documents["text"].to_pylist(), strict=True))
     assert texts["a.py:2"] == "def read_file(path):\n    return open(path).read()"
     assert texts["lib/b.js:1"] == "const addUp = (a, b) => {\n  return a + b;\n};"
@@ -76,7 +76,7 @@ def test_equal_functions_are_one_document(tmp_path):
     ("name", "error", "said"),
     [
         ("a.txt", ConfigError, "matches no file of source code"),
-        ("a.py", DataError, "none of its 1 functions has a docstring"),
+        ("a.py", DataError, "of 1 function none has a docstring"),
     ],
 )
 def test_a_checkout_without_documented_code_is_refused(tmp_path, name, error, said):

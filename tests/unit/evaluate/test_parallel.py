@@ -77,11 +77,23 @@ def test_equal_scores_of_another_answer_fail(tmp_path):
     assert cells(found, "accuracy@1") == ((None, 0.0), (0.5, None))  # both German words are about dogs
 
 
+def test_a_language_that_is_there_twice_is_named(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array(["cat"]), pa.array([1])], ["en", "en"]), tmp_path / "f.parquet")
+    with pytest.raises(ConfigError, match=r"has the columns of texts \['en'\]; it needs two or more"):
+        evaluate_parallel(str(tmp_path / "f.parquet"), [subject()])
+
+
 @pytest.mark.parametrize(
     ("columns", "error", "says"),
     [
         ({"en": ["cat"]}, ConfigError, r"has the columns of texts \['en'\]; it needs two or more"),
-        ({"en": ["cat", None], "de": ["Katze", "Hund"]}, DataError, "no two languages with two rows or more"),
+        (
+            {"en": ["cat", None], "de": ["Katze", "Hund"]},
+            DataError,
+            "no two languages with two or more different texts",
+        ),
+        ({"en": ["cat"] * 2, "de": ["Katze"] * 2}, DataError, "no two languages with two or more different texts"),
+        ({"en": [], "de": []}, DataError, "has no rows; write at least one$"),
     ],
 )
 def test_files_without_translations_are_named(tmp_path, columns, error, says):

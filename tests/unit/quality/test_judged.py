@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import VectideError
+from pipeline.evaluate.beir import read_beir
 from pipeline.quality.judged import read_judged
 
 QUERIES = {"id": ["q1", "q2"], "text": ["one", "two"]}
@@ -18,6 +19,24 @@ def read(folder, queries, judgements):
     for path, columns in zip(paths, (queries, judgements), strict=True):
         pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), path)
     return read_judged(*paths, options=("--queries", "--judgements"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"_id": "q", "text": null}', "'text' is blank in row 0; give each row a text"),
+        ('{"_id": null, "text": "a"}', "line 1 of .* is not a JSON object with _id and text: _id is None"),
+        ('{"_id": 1, "text": ["a"]}', "line 1 of .* is not a JSON object with _id and text: text is .'a'."),
+    ],
+)
+def test_values_of_beir_that_are_no_texts_are_named(tmp_path, line, said):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n")
+    (tmp_path / "queries.jsonl").write_text(line)
+    with pytest.raises(VectideError, match=said):
+        read_beir(str(tmp_path), "test")
+    (tmp_path / "queries.jsonl").write_text('\ufeff{"_id": 1, "text": "a"}')
+    assert read_beir(str(tmp_path), "test").queries == {"1": "a"}
 
 
 def test_ids_may_be_whole_numbers_and_notes_tell_what_is_left_out(tmp_path):

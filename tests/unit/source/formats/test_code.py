@@ -176,6 +176,8 @@ def test_files_that_are_no_written_code_are_quarantined(put):
 def test_a_file_without_text_has_no_row(put, data):
     result = read([put("ok.py", b"x = 1"), put("__init__.py", data)])
     assert (result.table.num_rows, result.bad) == (1, [])
+    if data:
+        assert read([put("alone.py", data)]).rows_read == 0
 
 
 def listed(folder, pattern=""):
@@ -192,13 +194,16 @@ def test_other_files_of_a_checkout_are_left_out_with_a_reason(tmp_path):
         "_a/__init__.py",
         "a.min.js",
         "node_modules/x/i.js",
+        "env/site-packages/x.py",
+        "dist-packages/x.py",
+        "packages/x.py",
         "b_pb2.py",
         "b.PY",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1")
-    everything = {"dot_name": 1, "not_code": 1, "foreign_code": 1, "generated_name": 2}
-    assert listed(tmp_path) == (["_a/__init__.py", "b.PY"], everything)
+    everything = {"dot_name": 1, "not_code": 1, "foreign_code": 3, "generated_name": 2}
+    assert listed(tmp_path) == (["_a/__init__.py", "b.PY", "packages/x.py"], everything)
     assert listed(tmp_path, "/node_modules/*/*")[0] == ["node_modules/x/i.js"]
     assert listed(tmp_path, "/node_modules")[0] == ["node_modules/x/i.js"]
     with pytest.raises(ConfigError, match="1 \\(no source code in a language that is known\\), first '.*README.md'"):
