@@ -124,14 +124,8 @@ def test_pairs_without_a_negative_are_an_error(tmp_path: Path):
     assert not (tmp_path / "n.parquet").exists()
 
 
-def test_a_file_without_rows_is_an_error(tmp_path: Path):
-    pq.write_table(pa.table({"anchor": pa.array([], pa.string()), "entailment": pa.array([], pa.string())}), tmp_path / "p.parquet")  # fmt: skip
-    with pytest.raises((ConfigError, DataError), match="has no rows|has a row"):
-        build_negations(str(tmp_path / "p.parquet"), str(tmp_path / "n.parquet"), RULES)
-
-
 class Endpoint:
-    """A server that answers each sentence with what it is told, in order; then with a good negation.
+    """A server that answers each sentence with the given answers, in order; then with a good negation.
 
     Attributes:
         script: Answers to give, by sentence: a status, a body, or a text.
