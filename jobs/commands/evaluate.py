@@ -28,9 +28,6 @@ _SOURCES = (
 )
 
 
-_SPLIT = "test"
-
-
 def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
     table: Annotated[str | None, typer.Argument(metavar="[TABLE]", help="URI of the table.")] = None,
     queries: Annotated[str | None, typer.Option(metavar="URI", help="A Parquet file of queries: `id`, `text`.")] = None,
@@ -51,7 +48,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         str | None,
         typer.Option(metavar="URI", help="A checkout: the documentation of its functions shall find them, by --model."),
     ] = None,
-    split: Annotated[str, typer.Option(help="The judgements of --beir to use: `qrels/SPLIT.tsv`.")] = _SPLIT,
+    split: Annotated[str, typer.Option(help="The judgements of --beir to use: `qrels/SPLIT.tsv`.")] = "test",
     sts: Annotated[
         str | None, typer.Option(metavar="URI", help="A Parquet file: `sentence1`, `sentence2`, `score`.")
     ] = None,
@@ -134,7 +131,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         raise ConfigError("--tokens-per-second and --price-per-hour are for --dry-run, which runs nothing; add it")
     if dry_run and (prefetch or table is not None or (model is not None and len(model) > 1)):
         raise ConfigError("--dry-run takes --tasks and at most one --model, and neither a TABLE nor --prefetch")
-    if beir is None and split != _SPLIT:
+    if beir is None and split != "test":
         raise ConfigError("--split names judgements of --beir; leave it out, or name the folder by --beir")
     if table is None and len(set(model or ())) < len(model or ()):
         raise ConfigError(f"--model names {model} with one of them twice; name different models, or one")
@@ -307,10 +304,8 @@ def _judge(
         result = judge(
             tasks, out, progress, models=models or (), settings=settings or (), table=tables[0] if tables else None
         )
-    if json:
-        output.as_json(result)
-    else:
-        printing.print_judgement(result)
+    show = output.as_json if json else printing.print_judgement
+    show(result)
 
 
 def _chosen(names: list[str]) -> list[Any]:
@@ -386,14 +381,11 @@ def _finish(evaluated: Evaluated, out: str | None, *, json: bool) -> None:
     result = evaluated.result()
     if out is not None:
         evaluated.write(out, result)
-    if json:
-        output.as_json(result)
-    else:
-        printing.print_evaluation(result)
+    show = output.as_json if json else printing.print_evaluation
+    show(result)
 
 
 def _words(text: str | None, option: str) -> list[str] | None:
-    """Return the different words of an option, which has some if it is given."""
     words = None if text is None else [*dict.fromkeys(word.strip() for word in text.split(",") if word.strip())]
     if words == []:
         raise ConfigError(f"{option} {text!r} names nothing; leave it out, or give what to compare")

@@ -1,7 +1,8 @@
 """Evaluates tables by judged queries, beside what words alone find: only the queries are encoded.
 
-The tables are those of users, or are made here of a corpus by models and modes of chunking, as backfills. Called by `vectide evaluate` and by users of the library. The search is exact, so the measures are those of the vectors and
-not of an index.
+The tables are those of users, or are made here of a corpus by models and modes of chunking, as backfills. Called by
+`vectide evaluate` and by users of the library. The search is exact, so the measures are those of the vectors and not of an
+index.
 """
 
 from __future__ import annotations
