@@ -170,7 +170,7 @@ def minilm():
 
 def test_the_documentation_of_functions_finds_them(run, minilm, tmp_path):
     place = Path(bootstrap.__file__).parent / "[bj]*.py"
-    _, found, _ = run("--model", minilm, "--code", place, "--out", tmp_path, "--json")
+    _, found, _ = run("--model", minilm, "--code", place, "--set", "run.address=inline", "--out", tmp_path, "--json")
     model, words = found["rows"]
     assert (model["label"], words["label"], found["items"] > 5) == (str(minilm), "BM25", True)
     assert model["scores"]["nDCG@10"]["low"] > 0.5
