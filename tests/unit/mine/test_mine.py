@@ -93,7 +93,7 @@ def expected(table: Table, query: int, positives: Sequence[int], thresholds: Thr
     """Ids and ranks of a query's negatives, by a loop over all rows."""
     masked = {table.hashes[row] for row in positives}
     limit = min(table.scores[query, row] for row in positives)
-    order = sorted(range(table.rows), key=lambda row: (-np.float32(table.scores[query, row]), table.ids[row]))
+    order = np.lexsort((table.ids, -table.scores[query].astype(np.float32))).tolist()
     found: list[tuple[str, int]] = []
     seen: set[str] = set()
     for rank, row in enumerate((row for row in order if table.hashes[row] not in masked), 1):
