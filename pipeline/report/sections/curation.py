@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from actors.quantities import counted
 from pipeline.report.blocks import Section, Share, Shares, Table, Text, Tile, Tiles, percent
 from pipeline.report.measure import Report
 
@@ -19,7 +20,10 @@ def curation(report: Report) -> Section | None:
     steps = found["steps"]
     kept = found["rows"] - sum(step["dropped"] for step in steps)
     tiles = [Tile("rows", f"{found['rows']:,}", "of the source, without quarantined ones")]
-    tiles += [Tile(step["name"], f"-{step['dropped']:,}", percent(step["dropped"], step["rows"])) for step in steps]
+    tiles += [
+        Tile(step["name"], f"-{step['dropped']:,}" if step["dropped"] else "0", percent(step["dropped"], step["rows"]))
+        for step in steps
+    ]
     tiles.append(Tile("kept", f"{kept:,}", percent(kept, found["rows"])))
     rows = [
         (
@@ -36,8 +40,8 @@ def curation(report: Report) -> Section | None:
     ]
     sources = found["sources"]
     if len(sources) > 1 or any(each["value"] is not None for each in sources):
-        notes = (found["sources_not_shown"], "are not shown"), (found["sources_with_one_row"]["count"], "have one row")
-        note = "; ".join(f"{count:,} sources {what}" for count, what in notes if count)
+        notes = (found["sources_not_shown"], "not shown"), (found["sources_with_one_row"]["count"], "with one row")
+        note = "; ".join(f"{counted(count, 'source')} {what}" for count, what in notes if count)
         blocks.append(by_verdict("source", sources, names, note))
     changes = found["changes"]
     if changes is not None:
@@ -55,8 +59,9 @@ def by_verdict(what: str, values: Sequence[Mapping[str, Any]], steps: Iterable[s
         counts = [all_rows, *(each["rows"].get(verdict, 0) for verdict in (*dropped, "kept"))]
         name = "(none)" if each["value"] is None else str(each["value"])
         rows.append((name, *(f"{count:,}" for count in counts), percent(counts[-1], all_rows)))
-    columns = (what, "rows", *(f"dropped by {step}" for step in dropped), "kept", "kept of rows")
-    return Table(columns, rows, frozenset(range(1, len(columns))), note)
+    columns = (what, "rows", *dropped, "kept", "kept of rows")
+    notes = ["a step's column counts the rows that it dropped" if dropped else "", note]
+    return Table(columns, rows, frozenset(range(1, len(columns))), "; ".join(filter(None, notes)))
 
 
 def _changes(changes: Mapping[str, Any]) -> Iterable[Block]:

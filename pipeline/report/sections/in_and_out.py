@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.quantities import format_bytes
+from actors.quantities import counted, format_bytes
 from pipeline.report.blocks import Section, Table, Text, Tile, Tiles, percent
 from pipeline.report.measure import Report
 
@@ -22,9 +22,11 @@ def in_and_out(report: Report) -> Section | None:
     done = f"{where}{totals['units']:,} of {totals['units_planned']:,} units done"
     tiles.append(Tile("rows read", f"{read:,}", done))
     quarantined = f"{totals['quarantined']:,} quarantined ({percent(totals['quarantined'], read)})"
-    tiles.append(Tile("documents", f"{totals['documents']:,}", f"{totals['encoded']:,} encoded, {quarantined}"))
+    is_curation = report["operation"] == "curate"
+    encoded = "" if is_curation else f"{totals['encoded']:,} encoded, "
+    tiles.append(Tile("documents", f"{totals['documents']:,}", f"{encoded}{quarantined}"))
     chunks = " (chunks)" if totals["rows"] != totals["documents"] else ""
-    sizes = f"{files['files']:,} files, {format_bytes(files['size_bytes'])}"
+    sizes = f"{counted(files['files'], 'file')}, {format_bytes(files['size_bytes'])}"
     tiles.append(Tile(f"rows written{chunks}", f"{totals['rows']:,}", sizes))
     facts = [] if source is None else [("source", str(source["uri"])), ("format", str(source["format"]))]
     facts += [("table", str(report["table"]))]
@@ -37,4 +39,6 @@ def in_and_out(report: Report) -> Section | None:
     notes = [Text(f"Left out: {sentence}", tone="warning") for sentence in report["left_out"]]
     notes += [Text(f"Read {sentence}") for sentence in report["dialects"]]
     lead = "Every row that was read has a vector or is quarantined. Known texts and pages are not encoded again."
+    if is_curation:
+        lead = "Every row that was read is in the table with a verdict, or is quarantined."
     return Section("in-and-out", "What went in and out", [Tiles(tiles, flow=True), Table((), facts), *notes], lead)
