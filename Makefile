@@ -69,7 +69,7 @@ s3-servers: $(READY)
 	PYTHON=$(BIN)/python tests/s3/swift/install.sh
 
 test-s3: s3-servers ## Tests on real S3 stores, installed below .venvs: Ceph and Swift
-	$(BIN)/pytest tests/s3 -n 3 --dist worksteal
+	$(BIN)/pytest tests/s3 -n 2 --dist worksteal
 
 browser:
 	tests/web/install.sh
