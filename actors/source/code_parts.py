@@ -2,7 +2,7 @@
 
 Used by the format `code` and by the evaluation of code search. A function begins with the comments, decorators and attributes
 directly above it, and holds the functions inside it. A class without functions, or a struct, is one part. Every line with
-text is in exactly one part. tree-sitter parses, and goes on after errors: what it does not recognize lies between functions.
+text is in exactly one part. tree-sitter parses files with errors too: what it does not recognize lies between functions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # install.sh [FOLDER]: unpacks manuals, a dictionary and Python's documentation of Debian below FOLDER; see ../debian.sh.
-# They are the truth that curation is measured with: manuals.py. 30 MB to fetch, 130 MB on disk, once, in ten seconds.
+# Curation is measured with them; debian.py reads them. 30 MB to fetch, 130 MB on disk, once, in ten seconds.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
