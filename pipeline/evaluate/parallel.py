@@ -7,6 +7,7 @@ again for intervals. The baseline is the share of words in common.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -22,16 +23,15 @@ from actors.source.formats.types import is_text
 from actors.vectors import Floats
 from pipeline.evaluate.lexical import all_in_common
 from pipeline.evaluate.result import Evaluated, Matrix, Measured
-from pipeline.evaluate.texts import BASELINE, Form, Subject, forms_of
+from pipeline.evaluate.texts import Form, Subject, forms_of, scored
 from pipeline.quality.bootstrap import Values
 from pipeline.quality.judged import read_columns
+from pipeline.quality.metrics import MAIN, rank_values
 from pipeline.run.routing import task_of
 
 _OPTION = "--parallel"
 _ID = "id"
 _QUESTIONS = 1024  # scored at a time
-_FIRST, _MAIN = "accuracy@1", "nDCG@10"
-_BEST = 10
 
 Ints = npt.NDArray[np.int64]
 # Returns the scores of some texts with all texts of a list, float [texts, list].
@@ -84,26 +84,24 @@ def evaluate_parallel(
         each.name: each.encoder.encode(distinct, task_of(each.encoder.spec, "BitextMining")) for each in subjects
     }
     number = {text: place for place, text in enumerate(distinct)}
+    words: Scores = all_in_common
     measured, matrices = [], []
-    for form in [*forms, None]:
-        label = BASELINE if form is None else form.label
-        scores = all_in_common if form is None else _cosines(form, vectors[form.subject.name], number)
-        sums, times = {name: np.zeros(count) for name in (_MAIN, _FIRST)}, np.zeros(count)
-        cells: dict[str, dict[tuple[str, str], float]] = {name: {} for name in sums}
+    for label, size, scores in scored(forms, lambda form: _cosines(form, vectors[form.subject.name], number), words):
+        sums, times = defaultdict[str, Values](lambda: np.zeros(count)), np.zeros(count)
+        cells = defaultdict[str, dict[tuple[str, str], float]](dict)
         for pair in corpus.pairs:
             rows = corpus.rows[pair]
             first, second = ([str(corpus.texts[language][row]) for row in rows] for language in pair)
-            ranks = _ranks(first, second, scores)
             times[rows] += 1
-            for name, values in ((_MAIN, np.where(ranks <= _BEST, 1 / np.log2(1 + ranks), 0.0)), (_FIRST, ranks == 1)):
+            for name, values in rank_values(_ranks(first, second, scores)).items():
                 sums[name][rows] += values
                 cells[name][pair] = float(np.mean(values))
-        means: dict[str, Values] = {name: values[items] / times[items] for name, values in sums.items()}
-        measured.append(Measured(label, means, bytes_per_vector=None if form is None else form.size))
+        means = {name: values[items] / times[items] for name, values in sums.items()}
+        measured.append(Measured(label, means, bytes_per_vector=size))
         matrices += [_matrix(label, name, tuple(corpus.texts), of_pairs) for name, of_pairs in cells.items()]
     of = " and ".join(subject.name for subject in subjects)
     return Evaluated(
-        "cross-language retrieval", of, _MAIN, [str(row) for row in items], measured, corpus.notes, tuple(matrices)
+        "cross-language retrieval", of, MAIN, [str(row) for row in items], measured, corpus.notes, tuple(matrices)
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 OTHERS = 10  # random pictures of each text
 _PICTURES = 64  # in memory at a time
-BASELINE = "words in common"
+_BASELINE = "words in common"
 _COLUMNS = {
     "sts": ("sentence1", "sentence2", "score"),
     "negation": ("anchor", "entailment", "negative"),
@@ -45,6 +45,7 @@ _COLUMNS = {
 }
 _MAIN = {"sts": "Spearman", "negation": "HardNegation", "alignment": "cosine"}
 
+_T = TypeVar("_T")
 # Returns how alike the texts of two lists are, pair by pair.
 Alike = Callable[[Sequence[str], Sequence[str]], Values]
 
@@ -128,12 +129,13 @@ def evaluate_texts(
         # Each different text is encoded once, so that equal texts have equal vectors.
         number = {text: place for place, text in enumerate(dict.fromkeys(text for part in texts for text in part))}
         vectors = {each.name: each.encoder.encode([*number], task_of(each.encoder.spec, "STS")) for each in subjects}
-        alike = [_cosines(form, vectors[form.subject.name], number) for form in forms]
+        words: Alike = words_in_common
         measured = [
-            Measured(form.label, measure(texts, each), bytes_per_vector=form.size, truth=truth)
-            for form, each in zip(forms, alike, strict=True)
+            Measured(label, measure(texts, alike), bytes_per_vector=size, truth=truth)
+            for label, size, alike in scored(
+                forms, lambda form: _cosines(form, vectors[form.subject.name], number), words
+            )
         ]
-        measured.append(Measured(BASELINE, measure(texts, words_in_common), truth=truth))
     names = [str(number) for number in range(table.num_rows)]
     of = " and ".join(subject.name for subject in subjects)
     return Evaluated(ability, of, _MAIN[ability], names, measured)
@@ -169,6 +171,13 @@ def forms_of(subjects: Sequence[Subject], dims: Sequence[int] | None, precisions
                 label = step.label if len(subjects) == 1 else f"{subject.name}: {step.label}"
             forms.append(Form(subject, step, label))
     return forms
+
+
+def scored(forms: Sequence[Form], scores: Callable[[Form], _T], words: _T) -> Iterator[tuple[str, float | None, _T]]:
+    """Yield a label, the size of a vector and the scores for each form, and for the baseline at the end."""
+    for form in forms:
+        yield form.label, form.size, scores(form)
+    yield _BASELINE, None, words
 
 
 def _cosines(form: Form, vectors: Floats, number: Mapping[str, int]) -> Alike:
