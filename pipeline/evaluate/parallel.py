@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,8 @@ class _Corpus:
     """Aligned texts: by language, then by row, None where there is none.
 
     Attributes:
-        rows: The rows that count, by the two languages, in either order.
-        name: Name of the file, for messages.
+        rows: The rows that count, by the two languages, in both orders.
+        notes: Sentences about what does not count.
     """
 
     texts: dict[str, list[str | None]]
@@ -121,15 +121,15 @@ def _read(url: str) -> _Corpus:
             notes.append(f"{missing:,} of {len(column):,} rows have no text in {name} and are left out of its pairs")
     rows: dict[tuple[str, str], list[int]] = {}
     equal, few = 0, []
-    for first, second in permutations(languages, 2):
+    for first, second in combinations(sorted(languages), 2):
         both = zip(texts[first], texts[second], strict=True)
         there = [row for row, (a, b) in enumerate(both) if a is not None and b is not None]
         kept = [row for row in there if texts[first][row] != texts[second][row]]
-        has_choice = all(len({texts[name][row] for row in kept}) > 1 for name in (first, second))
-        rows[first, second] = kept if has_choice else []
-        if first < second:
-            equal += len(there) - len(kept)
-            few += [f"{first} and {second}"] * (not has_choice)
+        equal += len(there) - len(kept)
+        if any(len({texts[name][row] for row in kept}) < 2 for name in (first, second)):
+            kept = []
+            few.append(f"{first} and {second}")
+        rows[first, second] = rows[second, first] = kept
     if equal:
         notes.append(f"{equal:,} pairs of equal texts are left out, since they are not translated")
     if not any(rows.values()):
