@@ -28,11 +28,11 @@ def curation_measures(report: Report) -> Section | None:
 
 def _said(evidence: Mapping[str, Any]) -> Iterator[Block]:
     """Yield the evidence of a step: single facts in one table, each list of rows in one of its own."""
-    facts = [(_words(key), _text(value)) for key, value in evidence.items() if not _is_list(value)]
+    facts = [(_words(key), _text(value)) for key, value in evidence.items() if not isinstance(value, list)]
     if facts:
         yield Table((), facts)
     for key, value in evidence.items():
-        if not _is_list(value) or not value:
+        if not isinstance(value, list) or not value:
             continue
         if isinstance(value[0], Mapping):
             columns = [name for name in value[0] if any(row[name] is not None for row in value)]
@@ -60,10 +60,6 @@ def _measured(measures: Sequence[Mapping[str, Any]], step: str, steps: Sequence[
             for bound, end, rows, dropped in zip(bounds, ends, measure["rows"], measure["dropped"], strict=True)
         ]
         yield Chart(f"rows by {name}", bars, "rows", f"{name}, from")
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
 
 
 def _words(name: str) -> str:
