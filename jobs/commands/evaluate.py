@@ -125,6 +125,8 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         raise ConfigError("--dry-run and --prefetch are for --tasks; name some")
     if (corpus is not None or chunking is not None) and given[0] not in {"queries", "beir"}:
         raise ConfigError("--corpus and --chunking are for judged queries, by --queries and --judgements or --beir")
+    if table is not None and chunking is not None:
+        raise ConfigError("--chunking is for a corpus that --model embeds; a TABLE has its chunks")
     if table is not None and settings:
         raise ConfigError("--set is for a --model; a TABLE has its settings")
     if not dry_run and (tokens_per_second is not None or price_per_hour is not None):
@@ -179,8 +181,6 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         documents = None if corpus is None else read_corpus(corpus, "--corpus")
         if documents is None and beir is not None:
             documents = read_beir_corpus(beir)
-        if table is not None and chunking is not None:
-            raise ConfigError("--chunking is for a corpus that --model embeds; a TABLE has its chunks")
         compared = [named(each) for each in tables]
         if not compared:
             need = _need_embedding(given[0], model, documents, out)

@@ -29,6 +29,7 @@ from pipeline.evaluate.embedded import EmbeddedTexts
 from pipeline.evaluate.mteb_model import Found, ModelJudged, TableSearch, has_pictures
 from pipeline.evaluate.mteb_words import WordsJudged
 from pipeline.evaluate.result import write_result
+from pipeline.evaluate.table import named
 from pipeline.evaluate.tasks import need_data, single
 from pipeline.execute.progress import Reporter
 from pipeline.quality.bootstrap import Difference, mean_difference
@@ -106,7 +107,7 @@ def judge(
         raise ConfigError(f"--out {out!r} is not on this machine, and mteb writes to local folders; give one")
     _check(tasks, is_table=table is not None)
     folder, notes = storage.local_path(storage.absolute(out)), []
-    names = [f"{table.url}, version {table.version}"] if table is not None else list(models)
+    names = [named(table)[0]] if table is not None else list(models)
     scores, encoded, values = [], [], []
     embedded = [EmbeddedTexts(name, settings, storage.absolute(out), reporter) for name in models if table is None]
     for each in embedded:
@@ -123,8 +124,9 @@ def judge(
         if texts is not None and texts.blank:
             notes.append(f"{texts.blank:,} documents have no text and cannot be found by {name}")
         notes += judged.notes if isinstance(judged, TableSearch) else []
-    beside = [task.metadata.name for task in single(tasks) if task.metadata.category == "t2it"]
-    notes += [f"{name} has texts beside its pictures; only the pictures are embedded" for name in beside if not table]
+    if table is None:
+        beside = [task.metadata.name for task in single(tasks) if task.metadata.category == "t2it"]
+        notes += [f"{name} has texts beside its pictures; only the pictures are embedded" for name in beside]
     rows = []
     for number, task in enumerate(tasks):
         of_task = tuple(each[number] for each in scores)

@@ -29,7 +29,7 @@ _NAME = "BM25"
 MOST = 1_000_000  # documents that are indexed, in memory
 HASHES = 1024  # dimensions of counts of words
 _SIGNS = r"\u3040-\u30ff\u3400-\u9fff"
-_WORD = rf"(?u)[{_SIGNS}]|[^\W{_SIGNS}]+"
+_WORD = rf"[{_SIGNS}]|[^\W{_SIGNS}]+"
 
 
 def words_of(text: str) -> list[str]:

@@ -51,7 +51,7 @@ class WordsJudged(AbsEncoder):
         parts = [pa.table([*part], [ID, KEPT_TEXT]) for part in batches(corpus, task_metadata, PromptType.document)]
         self._search = bm25_search(pa.concat_tables(parts))
         if self._search is None:
-            raise DataError("no document has a text")
+            raise DataError("no document has a word")
 
     def search(self, queries: Any, *, task_metadata: Any, top_k: int, **others: Any) -> Found:
         """Return the scores of the documents that BM25 finds for each query, by id. Called by mteb after `index`."""

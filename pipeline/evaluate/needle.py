@@ -21,9 +21,10 @@ from actors.text.sentences import sentences
 from actors.vectors import Floats
 from pipeline.evaluate.lexical import all_in_common
 from pipeline.evaluate.result import Evaluated, Matrix, Measured
-from pipeline.evaluate.texts import BASELINE, Form, Subject, forms_of
+from pipeline.evaluate.texts import Form, Subject, forms_of, scored
 from pipeline.quality.bootstrap import Values
 from pipeline.quality.judged import read_columns, text_values
+from pipeline.quality.metrics import MAIN, rank_values
 from pipeline.run.routing import task_of
 
 if TYPE_CHECKING:
@@ -35,12 +36,8 @@ _EACH = 10  # documents of a length and depth
 _SHORTEST = 256  # tokens
 _LONGEST = 200  # bytes of a sentence; longer ones are cut. A character of Chinese has three, and is a token
 _CHARS_PER_TOKEN = 8  # of the corpus that is read; most texts have fewer
-_FILLED, _FACT = (
-    0.95,
-    32,
-)  # share of a document that is planned, and tokens of a fact, since tokens do not add up exactly
-_FIRST, _MAIN = "accuracy@1", "nDCG@10"
-_BEST = 10
+_FILLED = 0.95  # share of a document that is planned, since tokens do not add up exactly
+_FACT = 32  # tokens of a fact, at most
 _NAMES = ("Ada", "Boris", "Chen", "Dalia", "Emre", "Farah", "Goran", "Hanna", "Ivo", "Jamal")
 _FAMILIES = ("Abel", "Brandt", "Costa", "Duval", "Ekman")
 
@@ -92,18 +89,13 @@ def evaluate_needle(
             )
     vectors = {subject.name: _vectors(subject.encoder, needles) for subject in subjects}
     measured, matrices = [], []
-    for form in [*forms, None]:
-        label = BASELINE if form is None else form.label
-        ranks = _ranks(needles, _words(needles) if form is None else _cosines(form, *vectors[form.subject.name]))
-        values: dict[str, Values] = {
-            _MAIN: np.where(ranks <= _BEST, 1 / np.log2(1 + ranks), 0.0),
-            _FIRST: (ranks == 1).astype(np.float64),
-        }
-        measured.append(Measured(label, values, bytes_per_vector=None if form is None else form.size))
+    for label, size, scores in scored(forms, lambda form: _cosines(form, *vectors[form.subject.name]), _words(needles)):
+        values = rank_values(_ranks(needles, scores))
+        measured.append(Measured(label, values, bytes_per_vector=size))
         matrices += [_matrix(label, name, needles, each) for name, each in values.items()]
     names = [f"{needle.length} tokens, depth {needle.depth:g}, {needle.question}" for needle in needles]
     of = " and ".join(subject.name for subject in subjects)
-    return Evaluated("needle at depth", of, _MAIN, names, measured, tuple(notes), tuple(matrices))
+    return Evaluated("needle at depth", of, MAIN, names, measured, tuple(notes), tuple(matrices))
 
 
 def _needles(texts: Sequence[str], encoder: Encoder) -> tuple[list[_Needle], list[str]]:

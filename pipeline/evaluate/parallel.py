@@ -7,9 +7,10 @@ again for intervals. The baseline is the share of words in common.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +23,15 @@ from actors.source.formats.types import is_text
 from actors.vectors import Floats
 from pipeline.evaluate.lexical import all_in_common
 from pipeline.evaluate.result import Evaluated, Matrix, Measured
-from pipeline.evaluate.texts import BASELINE, Form, Subject, forms_of
+from pipeline.evaluate.texts import Form, Subject, forms_of, scored
 from pipeline.quality.bootstrap import Values
 from pipeline.quality.judged import read_columns
+from pipeline.quality.metrics import MAIN, rank_values
 from pipeline.run.routing import task_of
 
 _OPTION = "--parallel"
 _ID = "id"
 _QUESTIONS = 1024  # scored at a time
-_FIRST, _MAIN = "accuracy@1", "nDCG@10"
-_BEST = 10
 
 Ints = npt.NDArray[np.int64]
 # Returns the scores of some texts with all texts of a list, float [texts, list].
@@ -43,8 +43,8 @@ class _Corpus:
     """Aligned texts: by language, then by row, None where there is none.
 
     Attributes:
-        rows: The rows that count, by the two languages, in either order.
-        name: Name of the file, for messages.
+        rows: The rows that count, by the two languages, in both orders.
+        notes: Sentences about what does not count.
     """
 
     texts: dict[str, list[str | None]]
@@ -84,26 +84,24 @@ def evaluate_parallel(
         each.name: each.encoder.encode(distinct, task_of(each.encoder.spec, "BitextMining")) for each in subjects
     }
     number = {text: place for place, text in enumerate(distinct)}
+    words: Scores = all_in_common
     measured, matrices = [], []
-    for form in [*forms, None]:
-        label = BASELINE if form is None else form.label
-        scores = all_in_common if form is None else _cosines(form, vectors[form.subject.name], number)
-        sums, times = {name: np.zeros(count) for name in (_MAIN, _FIRST)}, np.zeros(count)
-        cells: dict[str, dict[tuple[str, str], float]] = {name: {} for name in sums}
+    for label, size, scores in scored(forms, lambda form: _cosines(form, vectors[form.subject.name], number), words):
+        sums, times = defaultdict[str, Values](lambda: np.zeros(count)), np.zeros(count)
+        cells = defaultdict[str, dict[tuple[str, str], float]](dict)
         for pair in corpus.pairs:
             rows = corpus.rows[pair]
             first, second = ([str(corpus.texts[language][row]) for row in rows] for language in pair)
-            ranks = _ranks(first, second, scores)
             times[rows] += 1
-            for name, values in ((_MAIN, np.where(ranks <= _BEST, 1 / np.log2(1 + ranks), 0.0)), (_FIRST, ranks == 1)):
+            for name, values in rank_values(_ranks(first, second, scores)).items():
                 sums[name][rows] += values
                 cells[name][pair] = float(np.mean(values))
-        means: dict[str, Values] = {name: values[items] / times[items] for name, values in sums.items()}
-        measured.append(Measured(label, means, bytes_per_vector=None if form is None else form.size))
+        means = {name: values[items] / times[items] for name, values in sums.items()}
+        measured.append(Measured(label, means, bytes_per_vector=size))
         matrices += [_matrix(label, name, tuple(corpus.texts), of_pairs) for name, of_pairs in cells.items()]
     of = " and ".join(subject.name for subject in subjects)
     return Evaluated(
-        "cross-language retrieval", of, _MAIN, [str(row) for row in items], measured, corpus.notes, tuple(matrices)
+        "cross-language retrieval", of, MAIN, [str(row) for row in items], measured, corpus.notes, tuple(matrices)
     )
 
 
@@ -123,15 +121,15 @@ def _read(url: str) -> _Corpus:
             notes.append(f"{missing:,} of {len(column):,} rows have no text in {name} and are left out of its pairs")
     rows: dict[tuple[str, str], list[int]] = {}
     equal, few = 0, []
-    for first, second in permutations(languages, 2):
+    for first, second in combinations(sorted(languages), 2):
         both = zip(texts[first], texts[second], strict=True)
         there = [row for row, (a, b) in enumerate(both) if a is not None and b is not None]
         kept = [row for row in there if texts[first][row] != texts[second][row]]
-        has_choice = all(len({texts[name][row] for row in kept}) > 1 for name in (first, second))
-        rows[first, second] = kept if has_choice else []
-        if first < second:
-            equal += len(there) - len(kept)
-            few += [f"{first} and {second}"] * (not has_choice)
+        equal += len(there) - len(kept)
+        if any(len({texts[name][row] for row in kept}) < 2 for name in (first, second)):
+            kept = []
+            few.append(f"{first} and {second}")
+        rows[first, second] = rows[second, first] = kept
     if equal:
         notes.append(f"{equal:,} pairs of equal texts are left out, since they are not translated")
     if not any(rows.values()):

@@ -89,9 +89,10 @@ def embedded_tables(
     dims: Sequence[int] | None = None,
     precisions: Sequence[str] | None = None,
 ) -> list[tuple[str, Searcher]]:
-    """Return tables of a corpus by models and modes of chunking, with their names; what is there is not embedded again.
+    """Return tables of a corpus by models and modes of chunking, with their names.
 
-    The ladder is that of `evaluate_tables`; one that does not fit is refused before anything is embedded.
+    Documents that a table has are not embedded again. The ladder is that of `evaluate_tables`; one that does not fit is
+    refused before anything is embedded.
 
     Args:
         models: Hub ids or local directories.

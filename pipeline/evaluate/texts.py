@@ -14,9 +14,9 @@ The first two have a baseline in the same run: the share of words in common in p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 OTHERS = 10  # random pictures of each text
 _PICTURES = 64  # in memory at a time
-BASELINE = "words in common"
+_BASELINE = "words in common"
 _COLUMNS = {
     "sts": ("sentence1", "sentence2", "score"),
     "negation": ("anchor", "entailment", "negative"),
@@ -45,6 +45,7 @@ _COLUMNS = {
 }
 _MAIN = {"sts": "Spearman", "negation": "HardNegation", "alignment": "cosine"}
 
+_T = TypeVar("_T")
 # Returns how alike the texts of two lists are, pair by pair.
 Alike = Callable[[Sequence[str], Sequence[str]], Values]
 
@@ -116,17 +117,25 @@ def evaluate_texts(
     where = f"{option}: {url!r}"
     forms = forms_of(subjects, dims, precisions)
     if ability == "alignment":
-        measured = [each for form in forms for each in _aligned(form, table, where)]
+        measured = [
+            each
+            for subject in subjects
+            for each in _aligned(subject, [form for form in forms if form.subject is subject], table, where)
+        ]
     else:
         texts = [text_values(table[name], name, where) for name in _COLUMNS[ability] if name != "score"]
         truth = _scores(table["score"], where) if ability == "sts" else None
         measure = _similarity if ability == "sts" else _negation
-        alike = [_cosines(form, texts) for form in forms]
+        # Each different text is encoded once, so that equal texts have equal vectors.
+        number = {text: place for place, text in enumerate(dict.fromkeys(text for part in texts for text in part))}
+        vectors = {each.name: each.encoder.encode([*number], task_of(each.encoder.spec, "STS")) for each in subjects}
+        words: Alike = words_in_common
         measured = [
-            Measured(form.label, measure(texts, each), bytes_per_vector=form.size, truth=truth)
-            for form, each in zip(forms, alike, strict=True)
+            Measured(label, measure(texts, alike), bytes_per_vector=size, truth=truth)
+            for label, size, alike in scored(
+                forms, lambda form: _cosines(form, vectors[form.subject.name], number), words
+            )
         ]
-        measured.append(Measured(BASELINE, measure(texts, words_in_common), truth=truth))
     names = [str(number) for number in range(table.num_rows)]
     of = " and ".join(subject.name for subject in subjects)
     return Evaluated(ability, of, _MAIN[ability], names, measured)
@@ -157,21 +166,25 @@ def forms_of(subjects: Sequence[Subject], dims: Sequence[int] | None, precisions
         if not spec.outputs[0].single:
             raise ConfigError(f"{subject.name} makes several vectors of a text; this compares single vectors of texts")
         for step in rungs(spec.dim, dims, precisions) or (None,):
-            own = (
-                step.label if step and len(subjects) == 1 else f"{subject.name}: {step.label}" if step else subject.name
-            )
-            forms.append(Form(subject, step, own))
+            label = subject.name
+            if step is not None:
+                label = step.label if len(subjects) == 1 else f"{subject.name}: {step.label}"
+            forms.append(Form(subject, step, label))
     return forms
 
 
-def _cosines(form: Form, texts: Sequence[Sequence[str]]) -> Alike:
-    """Encode each different text once, so that equal texts have equal vectors, and return their cosines."""
-    distinct = {text: number for number, text in enumerate(dict.fromkeys(text for part in texts for text in part))}
-    encoder = form.subject.encoder
-    stored = form.stored(encoder.encode([*distinct], task_of(encoder.spec, "STS")))
+def scored(forms: Sequence[Form], scores: Callable[[Form], _T], words: _T) -> Iterator[tuple[str, float | None, _T]]:
+    """Yield a label, the size of a vector and the scores for each form, and for the baseline at the end."""
+    for form in forms:
+        yield form.label, form.size, scores(form)
+    yield _BASELINE, None, words
+
+
+def _cosines(form: Form, vectors: Floats, number: Mapping[str, int]) -> Alike:
+    stored = form.stored(vectors)
 
     def alike(first: Sequence[str], second: Sequence[str]) -> Values:
-        a, b = (stored[[distinct[text] for text in part]] for part in (first, second))
+        a, b = (stored[[number[text] for text in part]] for part in (first, second))
         return _dots(a, b)
 
     return alike
@@ -197,9 +210,9 @@ def _scores(column: pa.ChunkedArray, where: str) -> Values:
     return np.asarray(scores, np.float64)
 
 
-def _aligned(form: Form, table: pa.Table, where: str) -> Iterator[Measured]:
-    """Yield the cosines of texts and pictures with each task of a model."""
-    encoder, count = form.subject.encoder, table.num_rows
+def _aligned(subject: Subject, forms: Sequence[Form], table: pa.Table, where: str) -> Iterator[Measured]:
+    """Yield the cosines of texts and pictures in each form of a model's vectors, with each of its tasks."""
+    encoder, count = subject.encoder, table.num_rows
     spec = encoder.spec
     spec.seeing()  # raises, if the model takes texts only
     if count < 2:
@@ -211,21 +224,24 @@ def _aligned(form: Form, table: pa.Table, where: str) -> Iterator[Measured]:
     others = np.stack([random.permutation(count - 1)[:OTHERS] for _ in range(count)])
     others += others >= np.arange(count)[:, None]  # all numbers but the own one
     tasks: list[str | None] = [each for each in spec.tasks if each not in spec.query_of.values()]
+    encoded = []  # once for all forms
     for task in tasks or [None]:
-        vectors = form.queries(encoder.encode(texts, spec.query_of.get(task, task)))
         pictures = np.concatenate(
             [
                 encoder.encode_images(_pictures(table["image"].slice(start, _PICTURES), where), task)
                 for start in range(0, count, _PICTURES)
             ]
         )
-        pictures = form.stored(pictures)
-        values = {
-            "cosine": _dots(vectors, pictures),
-            "cosine with others": np.stack([_dots(vectors, pictures[column]) for column in others.T]).mean(axis=0),
-        }
-        name = form.subject.name if form.step is None else f"{form.subject.name}: {form.step.label}"
-        yield Measured(name, values, task, form.size)
+        encoded.append((task, encoder.encode(texts, spec.query_of.get(task, task)), pictures))
+    for form in forms:
+        name = subject.name if form.step is None else f"{subject.name}: {form.step.label}"
+        for task, vectors, pictures in encoded:
+            asked, stored = form.queries(vectors), form.stored(pictures)
+            values = {
+                "cosine": _dots(asked, stored),
+                "cosine with others": np.stack([_dots(asked, stored[column]) for column in others.T]).mean(axis=0),
+            }
+            yield Measured(name, values, task, form.size)
 
 
 def _pictures(column: pa.ChunkedArray, where: str) -> list[bytes]:

@@ -55,6 +55,11 @@ def retrieval_values(
     return values
 
 
+def rank_values(ranks: npt.NDArray[np.int64]) -> dict[str, Values]:
+    """Return nDCG@10 and accuracy@1 of queries with one relevant document, from the rank of it, 1 for the first."""
+    return {MAIN: np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0), "accuracy@1": (ranks == 1).astype(np.float64)}
+
+
 def spearman(first: Values, second: Values) -> Score:
     """Return the function that computes the correlation of the ranks of some draws of pairs.
 

@@ -47,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph. With `tone` "warning" or "error" it stands out; with "heading" it is the name of what follows."""
+    """A paragraph. With `tone` "warning" or "error" it is highlighted; with "heading" it is the name of what follows."""
 
     kind: ClassVar[str] = "text"
     text: str

@@ -1,7 +1,7 @@
 """Routing: the task of a model that an ability needs, by the facts of the model's family.
 
-Used where texts are compared with texts, as in an evaluation or a curation. A model without tasks encodes all texts alike. The names of the abilities are the
-types of tasks in mteb, and the routes are those that Jina publishes for its models.
+Used where texts are compared with texts, as in an evaluation or a curation. A model without tasks encodes all texts alike.
+The names of the abilities are the types of tasks in mteb, and the routes are those that Jina publishes for its models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Section: what the steps of a curation measured: histograms, values, and what each step says about its work."""
+"""Section: what the steps of a curation measured: histograms, counts of values, and the evidence of each step."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Block = Table | Text | Chart
 
 
 def curation_measures(report: Report) -> Section | None:
-    """Return the section; None if the report is not of a curation, or no step says anything."""
+    """Return the section; None if the report is not of a curation, or no step has evidence or measures."""
     found = report.get("curation")
     if found is None:
         return None
     names = [step["name"] for step in found["steps"]]
     blocks: list[Block] = []
     for step in found["steps"]:
-        said = [*_said(step["evidence"]), *_measured(found["measures"][step["name"]], step["name"], names)]
-        blocks += [Text(step["name"], tone="heading"), *said] if said else []
+        shown = [*_evidence(step["evidence"]), *_measured(found["measures"][step["name"]], step["name"], names)]
+        blocks += [Text(step["name"], tone="heading"), *shown] if shown else []
     lead = "Histograms are of all rows that have the measure; a row that an earlier step dropped has none."
     return Section("measures", "What the steps measured", blocks, lead) if blocks else None
 
 
-def _said(evidence: Mapping[str, Any]) -> Iterator[Block]:
+def _evidence(evidence: Mapping[str, Any]) -> Iterator[Block]:
     """Yield the evidence of a step: single facts in one table, each list of rows in one of its own."""
-    facts = [(_words(key), _text(value)) for key, value in evidence.items() if not _is_list(value)]
+    facts = [(_words(key), _text(value)) for key, value in evidence.items() if not isinstance(value, list)]
     if facts:
         yield Table((), facts)
     for key, value in evidence.items():
-        if not _is_list(value) or not value:
+        if not isinstance(value, list) or not value:
             continue
         if isinstance(value[0], Mapping):
             columns = [name for name in value[0] if any(row[name] is not None for row in value)]
@@ -60,10 +60,6 @@ def _measured(measures: Sequence[Mapping[str, Any]], step: str, steps: Sequence[
             for bound, end, rows, dropped in zip(bounds, ends, measure["rows"], measure["dropped"], strict=True)
         ]
         yield Chart(f"rows by {name}", bars, "rows", f"{name}, from")
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
 
 
 def _words(name: str) -> str:
