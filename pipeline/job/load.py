@@ -78,6 +78,11 @@ def command_of(job: AnyJob) -> str:
     return "curate" if isinstance(job, Curation) else "train" if isinstance(job, Training) else "backfill"
 
 
+def result_uri(job: AnyJob) -> str:
+    """Return the URI of what a job makes: its table, or the folder of its model."""
+    return job.out.uri if isinstance(job, Training) else job.table.uri
+
+
 def load_any(
     path: str | Path | None,
     *,

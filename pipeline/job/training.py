@@ -137,6 +137,10 @@ class Train(Section):
     distill: _Weight = Field(
         default=0.0, description="Weight of the distance to the vectors of a teacher; needs `teacher` of the data."
     )
+    detach_dense: bool = Field(
+        default=False,
+        description="Whether the distance between late and dense scores changes the late ones only, in stage `joint`.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=0, description="Seed of all random numbers.")
     checkpoint_steps: _Positive = Field(
         default=50, description="Steps from one checkpoint to the next; a stopped training goes on from the last one."
@@ -160,6 +164,8 @@ class Train(Section):
                 )
         if self.start_from is not None and len(self.tasks) > 1:
             raise ValueError("start_from is one adapter, and task names two; name one, or leave start_from out")
+        if self.detach_dense and self.stage != "joint":
+            raise ValueError(f"detach_dense is about late interaction, and stage is {self.stage}; leave it out")
         if self.stage == "joint" and self.method == "full":
             raise ValueError("stage joint trains an adapter and the projection beside it; set method: lora")
         return self
@@ -307,6 +313,8 @@ class Training(Section):
                 raise ValueError(
                     f"{place}.label names a class, and loss {source.loss} has none; set loss: classification or separation"
                 )
+            if source.loss in ("cosent", "pearson", "separation") and (source.negatives or source.negative_columns):
+                raise ValueError(f"{place} has negatives, which loss {source.loss} does not use; leave them out")
             if source.teacher is not None and not self.train.distill:
                 raise ValueError(f"{place}.teacher is used with train.distill only; set its weight, as in distill: 1.0")
         if self.train.distill and not any(source.teacher for source in self.data):
