@@ -27,6 +27,7 @@ from actors.schema import ID
 from actors.storage.errors import redact
 from actors.storage.temp_dirs import SharedTempDir
 from pipeline.curate.context import DROPPED_BY, KEPT, Context
+from pipeline.curate.database import insert
 from pipeline.curate.read import Measured, folder_of
 from pipeline.curate.steps.base import Decision, Seen
 from pipeline.execute.progress import Reporter
@@ -147,9 +148,7 @@ class Rows:
             if part is not None:
                 waiting.append(part)
             if waiting and (part is None or sum(each.num_rows for each in waiting) >= _BATCH_ROWS):
-                self.connection.register("incoming", pa.concat_tables(waiting))
-                self.connection.execute(f"insert into {table} select * from incoming")
-                self.connection.unregister("incoming")
+                insert(self.connection, table, pa.concat_tables(waiting))
                 waiting.clear()
 
     def _numbers(self) -> Iterator[pa.Table]:

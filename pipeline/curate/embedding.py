@@ -27,6 +27,7 @@ from actors.source.blank import blank_rows
 from actors.storage.temp_dirs import disk_errors
 from actors.unit.table_files import read_stored
 from actors.vectors import Floats, VectorColumn
+from pipeline.curate.database import insert
 from pipeline.curate.steps.base import Seen
 from pipeline.execute.progress import NullReporter, Reporter
 from pipeline.job.config import Run
@@ -163,8 +164,7 @@ def _load_keys(connection: duckdb.DuckDBPyConnection, tables: TextTables, place:
     """Make the table of the keys of the texts that are embedded."""
     connection.execute("CREATE OR REPLACE TABLE embedding_known (key VARCHAR)")
     for ids in _files(tables.table(place), ()):
-        connection.register("embedding_part", ids)
-        connection.execute(f"INSERT INTO embedding_known SELECT {ID} FROM embedding_part")
+        insert(connection, "embedding_known", ids)
 
 
 def _write_new(seen: Seen, tables: TextTables, place: str, side: str) -> int:

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.errors import ConfigError, InvariantBroken
+from actors.errors import ConfigError
+from pipeline.curate.database import insert, literal, stream
 from pipeline.curate.embedding import SideVectors, embed, lineage_of, text_tables
 from pipeline.curate.normalise import normalised
 from pipeline.curate.steps.base import Decision, Seen, Step
@@ -156,9 +157,7 @@ class _Comparison:
                 [result.numbers, result.counts, result.scores, np.full(len(result.numbers), self._top_k)],
                 ["n", "rank_in_pool", "score", "top_k"],
             )
-            seen.connection.register("consistency_part", ranks)
-            seen.connection.execute("insert into consistency_ranks select * from consistency_part")
-            seen.connection.unregister("consistency_part")
+            insert(seen.connection, "consistency_ranks", ranks)
 
     @property
     def _most(self) -> int:
@@ -209,13 +208,11 @@ class _Comparison:
         return notes
 
     def _rows(self) -> Iterator[pa.Table]:
-        yield from _stream(
-            self._seen, f"select n, query, passage, key from consistency_rows where {self._mine()} order by n"
-        )
+        query = f"select n, query, passage, key from consistency_rows where {self._mine()} order by n"
+        yield from stream(self._seen.connection, query, _BATCH)
 
     def _mine(self) -> str:
-        name = "null" if self._source is None else "'" + self._source.replace("'", "''") + "'"
-        return f"pool is not distinct from {name}"
+        return f"pool is not distinct from {'null' if self._source is None else literal(self._source)}"
 
     def _pool(self) -> Iterator[tuple[npt.NDArray[np.float32], pa.StringArray]]:
         """Yield the vectors of the pool, and their keys."""
@@ -223,18 +220,17 @@ class _Comparison:
             "select key, arg_min(passage, drawn) as passage from consistency_rows "
             f"where {self._mine()} group by key order by min(drawn), key limit {self._settings.pool}"
         )
-        for rows in _stream(self._seen, f"select * from ({drawn}) order by passage"):
+        for rows in stream(self._seen.connection, f"select * from ({drawn}) order by passage", _BATCH):
             self._passages += rows.num_rows
             yield self._vectors["passage"].vectors(rows["passage"].to_numpy()), _texts(rows["key"])
 
     def _samples(self) -> tuple[pa.Table, pa.Table]:
         """Return pairs that are drawn by a hash of the row id, and the same with the passages of others."""
         size = max(_LEAST_SAMPLE, int(self.pairs * _SAMPLE_SHARE))
-        parts = _stream(
-            self._seen,
-            f"select n, query, passage, key from consistency_rows where {self._mine()} order by sampled, n limit {size}",
+        query = (
+            f"select n, query, passage, key from consistency_rows where {self._mine()} order by sampled, n limit {size}"
         )
-        pairs = pa.concat_tables(parts)
+        pairs = pa.concat_tables(stream(self._seen.connection, query, _BATCH))
         return pairs, shuffled(pairs)
 
     def _ranks(self, pool: Pool, pairs: pa.Table) -> Ranks:
@@ -315,16 +311,6 @@ class Curve:
         lost, found = self._shares(np.array([k]))
         shares = {"found": found, "lost": lost, "good_lost": self._good_lost(lost, found)}
         return {"k": k, **{name: round(float(value[0]), 4) for name, value in shares.items()}}
-
-
-def _stream(seen: Seen, query: str) -> Iterator[pa.Table]:
-    """Yield the result of a query in parts, while other queries run."""
-    reader = seen.connection.cursor().sql(query).to_arrow_reader(_BATCH)
-    if reader is None:
-        raise InvariantBroken("a query of the database gave no rows.")
-    yield reader.schema.empty_table()
-    for batch in reader:
-        yield pa.Table.from_batches([batch])
 
 
 def _texts(keys: pa.ChunkedArray) -> pa.StringArray:

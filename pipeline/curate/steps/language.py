@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from actors.errors import ConfigError
 from pipeline.curate import fasttext_model as fasttext
+from pipeline.curate.database import literal
 from pipeline.curate.steps.base import Decision, Seen, Step
 from pipeline.job.curation import TEXT
 from pipeline.job.curation import Language as Settings
@@ -151,7 +152,7 @@ class Language(Step):
         for one, other in [*pairs, *((other, one) for one, other in pairs)]:
             for label in self._labels(one):
                 partners.setdefault(label, []).extend(self._labels(other))
-        cases = " ".join(f"when {_quoted(label)} then {_sql(others)}" for label, others in partners.items())
+        cases = " ".join(f"when {literal(label)} then {_sql(others)}" for label, others in partners.items())
         is_sure = f"{column}_verdict = '{OK}' and {column}_confidence >= {_SURE}"
         return f"case when {is_sure} then case {column} {cases} end else {_sql(named)} end"
 
@@ -211,8 +212,4 @@ def _column(side: str) -> str:
 
 def _sql(values: Sequence[str]) -> str:
     """Return the SQL of a list of texts; labels are from a file of somebody else."""
-    return f"[{', '.join(map(_quoted, values))}]"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return f"[{', '.join(map(literal, values))}]"

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from actors.errors import ConfigError
 from actors.vectors import Floats, Ints
+from pipeline.curate.database import insert
 from pipeline.curate.embedding import embed, lineage_of, text_tables
 from pipeline.curate.steps.base import Decision, Seen, Step
 from pipeline.curate.steps.clusters import EXACT, clusters, nearest_before, unit
@@ -76,9 +77,8 @@ class SemanticDedup(Step):
             similarity, before = nearest_before(read(numbers))
             sizes.append(len(numbers))
             rows = [texts["n"][numbers], similarity, texts["n"][numbers[before]]]
-            seen.connection.register("semantic_dedup_part", pa.table(rows, ["n", "similarity", "before"]).slice(1))
-            run("insert into semantic_dedup_found select * from semantic_dedup_part")
-            seen.connection.unregister("semantic_dedup_part")
+            found = pa.table(rows, ["n", "similarity", "before"]).slice(1)
+            insert(seen.connection, "semantic_dedup_found", found)
         run(
             f"create or replace table semantic_dedup_nearest as select r.n, if(r.n > t.n, 1, f.similarity) as {SIMILARITY}, "
             f"if(r.n > t.n, t.n, f.before) as before from semantic_dedup_rows r "
