@@ -58,6 +58,11 @@ class Decision:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
+def chosen(sides: Sequence[str], side: str) -> tuple[str, ...]:
+    """Return the sides that the key `side` of a step names: one or both of a pair; a document has one."""
+    return tuple(each for each in sides if len(sides) == 1 or side in (each, "both"))
+
+
 class Step:
     """A step.
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from actors.errors import ConfigError
 from pipeline.curate import fasttext_model as fasttext
 from pipeline.curate.database import literal
-from pipeline.curate.steps.base import Decision, Seen, Step
+from pipeline.curate.steps.base import Decision, Seen, Step, chosen
 from pipeline.job.curation import TEXT
 from pipeline.job.curation import Language as Settings
 
@@ -41,7 +41,7 @@ class Language(Step):
         super().__init__(settings, sides)
         # Workers have another working directory, and may have the package at another place.
         self._other_model = None if settings.model is None else Path(settings.model).absolute()
-        self._sides = tuple(side for side in sides if settings.side in (side, "both"))
+        self._sides = chosen(sides, settings.side)
 
     def schema(self) -> pa.Schema:
         """See `Step`."""

@@ -20,7 +20,7 @@ from actors.errors import ConfigError
 from pipeline.curate.context import need_package
 from pipeline.curate.database import insert, stream
 from pipeline.curate.normalise import normalised
-from pipeline.curate.steps.base import Decision, Seen, Step
+from pipeline.curate.steps.base import Decision, Seen, Step, chosen
 from pipeline.curate.steps.components import Ints, smallest_of_components
 from pipeline.curate.steps.shingles import FOUND, Bytes, Shingles, band_keys, bands_for, probability
 
@@ -38,8 +38,7 @@ class NearDedup(Step):
 
     def __init__(self, settings: Any, sides: Sequence[str]) -> None:
         super().__init__(settings, sides)
-        wanted = (side for side in self.sides if len(self.sides) == 1 or settings.side in ("both", side))
-        self._compared_sides = tuple(wanted)
+        self._compared_sides = chosen(sides, settings.side)
         self._shingles = Shingles(settings.shingle, settings.n)
         self._bands, self._length = bands_for(settings.threshold, settings.permutations)
 
