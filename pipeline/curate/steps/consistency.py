@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from actors.errors import ConfigError
 from pipeline.curate.database import insert, literal, stream
-from pipeline.curate.embedding import SideVectors, embed, lineage_of, text_tables
+from pipeline.curate.embedding import EmbeddingStep, SideVectors, embed
 from pipeline.curate.normalise import normalised
-from pipeline.curate.steps.base import Decision, Seen, Step
+from pipeline.curate.steps.base import Decision, Seen
+from pipeline.curate.steps.clusters import unit
 from pipeline.scan.counts import QUERIES, Part, Pool
 
 KEY = "consistency_key"
@@ -40,7 +41,7 @@ _TRIES = 20  # to find another passage for a query
 _BATCH = 8 * QUERIES
 
 
-class Consistency(Step):
+class Consistency(EmbeddingStep):
     """See the module."""
 
     name = "consistency"
@@ -59,25 +60,11 @@ class Consistency(Step):
         digests = b"".join(blake2b(text, digest_size=8).digest() for text in texts)
         return pa.record_batch([pa.array(np.frombuffer(digests, np.int64))], schema=self.raw())
 
-    def check(self) -> None:
-        """See `Step`.
-
-        Raises:
-            ConfigError: a key of `encoder` is wrong, or the model makes no single vector of a text.
-            ModelError: the model cannot be found.
-        """
-        text_tables(self.settings.model, self.settings.encoder)
-
-    def lineage(self) -> dict[str, Any]:
-        """See `Step`."""
-        return lineage_of(self.settings.model, self.settings.encoder, self.sides)
-
     def decide(self, seen: Seen) -> Decision:
         """See `Step`."""
-        settings = self.settings
-        tables = text_tables(settings.model, settings.encoder, folder=seen.folder, run=seen.run, reporter=seen.reporter)
+        settings, run = self.settings, seen.connection.execute
+        tables = self.tables(seen)
         vectors = embed(seen, tables, self.sides)
-        run = seen.connection.execute
         source = "source" if settings.per_source else "null::varchar"
         run(f"""
             create or replace table consistency_rows as
@@ -245,7 +232,7 @@ class _Comparison:
                 rows = table.slice(start, QUERIES)
                 vectors = queries.vectors(rows["query"].to_numpy())
                 if queries.column.normalized:
-                    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+                    vectors = unit(vectors)
                 own = passages.vectors(rows["passage"].to_numpy())
                 yield Part(rows["n"].to_numpy(), vectors, own, _texts(rows["key"]))
 

@@ -16,48 +16,33 @@ import pyarrow as pa
 from actors.errors import ConfigError
 from actors.vectors import Floats, Ints
 from pipeline.curate.database import insert
-from pipeline.curate.embedding import embed, lineage_of, text_tables
-from pipeline.curate.steps.base import Decision, Seen, Step
+from pipeline.curate.embedding import EmbeddingStep, embed
+from pipeline.curate.steps.base import Decision, Seen, chosen
 from pipeline.curate.steps.clusters import EXACT, clusters, nearest_before, unit
 
 SIMILARITY, COPY_OF = "semantic_similarity", "semantic_duplicate_of"
 
 
-class SemanticDedup(Step):
+class SemanticDedup(EmbeddingStep):
     """See the module."""
 
     name = "semantic_dedup"
 
     def __init__(self, settings: Any, sides: Sequence[str]) -> None:
         super().__init__(settings, sides)
-        wanted = (side for side in self.sides if len(self.sides) == 1 or settings.side in ("both", side))
-        self._compared = tuple(wanted)
+        self.embedded = chosen(sides, settings.side)
 
     def schema(self) -> pa.Schema:
         """See `Step`. A view with a larger eps needs the similarity of kept rows too."""
         return pa.schema([(SIMILARITY, pa.float64()), (COPY_OF, pa.string())])
 
-    def check(self) -> None:
-        """See `Step`.
-
-        Raises:
-            ConfigError: a key of `encoder` is wrong, or the model makes no single vector of a text.
-            ModelError: the model cannot be found.
-        """
-        text_tables(self.settings.model, self.settings.encoder)
-
-    def lineage(self) -> dict[str, Any]:
-        """See `Step`."""
-        return lineage_of(self.settings.model, self.settings.encoder, self._compared)
-
     def decide(self, seen: Seen) -> Decision:
         """See `Step`."""
-        settings, run = self.settings, seen.connection.execute
-        tables = text_tables(settings.model, settings.encoder, folder=seen.folder, run=seen.run, reporter=seen.reporter)
-        vectors = embed(seen, tables, self._compared)
-        names = ", ".join(f"{side}.place as {side}_place" for side in self._compared)
-        joins = " ".join(f"join {vectors[side].rows} {side} using (n)" for side in self._compared)
-        places = [f"{side}_place" for side in self._compared]
+        run, tables = seen.connection.execute, self.tables(seen)
+        vectors = embed(seen, tables, self.embedded)
+        names = ", ".join(f"{side}.place as {side}_place" for side in self.embedded)
+        joins = " ".join(f"join {vectors[side].rows} {side} using (n)" for side in self.embedded)
+        places = [f"{side}_place" for side in self.embedded]
         run(f"create or replace table semantic_dedup_rows as select n, {names} from {seen.rows} {joins}")
         run(
             f"create or replace table semantic_dedup_texts as select min(n) as n, {', '.join(places)} "
@@ -66,7 +51,7 @@ class SemanticDedup(Step):
         texts = seen.connection.sql("select * from semantic_dedup_texts order by n").fetchnumpy()
 
         def read(numbers: Ints) -> Floats:
-            parts = [unit(vectors[side].vectors(texts[f"{side}_place"][numbers])) for side in self._compared]
+            parts = [unit(vectors[side].vectors(texts[f"{side}_place"][numbers])) for side in self.embedded]
             return np.concatenate(parts, axis=1) / np.float32(len(parts) ** 0.5)
 
         count = len(texts["n"])
