@@ -20,6 +20,7 @@ from pipeline.curate.context import Context, resolve
 from pipeline.curate.decide import Rows
 from pipeline.curate.evidence import evidence_of
 from pipeline.curate.read import Measured, finished, is_inline, measure_units
+from pipeline.curate.steps.base import StepCount
 from pipeline.curate.table import read_quarantine, write_table
 from pipeline.execute.completion import check_files, load_complete_receipts
 from pipeline.execute.progress import NullReporter, Outcome, Reporter, Started
@@ -34,15 +35,6 @@ from pipeline.table.transaction import Transaction, table_transaction
 
 OPERATION = "curate"
 _COMMAND = "vectide curate"
-
-
-@dataclass(frozen=True)
-class StepCount:
-    """Rows that a step saw and dropped."""
-
-    name: str
-    rows: int
-    dropped: int
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,15 @@ class Decision:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StepCount:
+    """Rows that a step saw and dropped, or would see and drop."""
+
+    name: str
+    rows: int
+    dropped: int
+
+
 def chosen(sides: Sequence[str], side: str) -> tuple[str, ...]:
     """Return the sides that the key `side` of a step names: one or both of a pair; a document has one."""
     return tuple(each for each in sides if len(sides) == 1 or side in (each, "both"))
