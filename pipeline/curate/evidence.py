@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from actors.schema import ID
 from pipeline.curate.context import DROPPED_BY, KEPT, Context
+from pipeline.curate.steps.base import marks
 
 if TYPE_CHECKING:
     import duckdb
@@ -78,7 +79,7 @@ def _measure(connection: duckdb.DuckDBPyConnection, step: str, field: pa.Field) 
     least, most = connection.execute(f"select min({name}), max({name}) from verdicts").fetchall()[0]
     if least is None or least == most:
         return None
-    bounds = _marks(most) if pa.types.is_integer(field.type) else _steps(least, most)
+    bounds = [0, *marks(most)] if pa.types.is_integer(field.type) else _steps(least, most)
     cases = " ".join(f"when {name} < {bound}::double then {number}" for number, bound in enumerate(bounds[1:]))
     counted = connection.execute(
         f"select case {cases or 'when false then 0'} else {len(bounds) - 1} end as bin, count(*), count(*) filter (where {DROPPED_BY} = '{step}') "
@@ -88,12 +89,6 @@ def _measure(connection: duckdb.DuckDBPyConnection, step: str, field: pa.Field) 
     for number, count, of_step in counted:
         rows[number], dropped[number] = count, of_step
     return {"name": name, "bounds": bounds, "rows": rows, "dropped": dropped}
-
-
-def _marks(most: int) -> list[float]:
-    """Return 0, 1, 2, 5, 10, ... up to a number."""
-    powers = range(len(str(most)))
-    return [0, *(mark for power in powers for mark in (10**power, 2 * 10**power, 5 * 10**power) if mark <= most)]
 
 
 def _steps(least: float, most: float) -> list[float]:

@@ -72,6 +72,13 @@ def chosen(sides: Sequence[str], side: str) -> tuple[str, ...]:
     return tuple(each for each in sides if len(sides) == 1 or side in (each, "both"))
 
 
+def marks(most: int) -> list[int]:
+    """Return 1, 2, 5, 10, ... up to a number."""
+    return [
+        mark for power in range(len(str(most))) for mark in (10**power, 2 * 10**power, 5 * 10**power) if mark <= most
+    ]
+
+
 class Step:
     """A step.
 

@@ -23,7 +23,7 @@ from actors.errors import ConfigError
 from pipeline.curate.database import insert, literal, stream
 from pipeline.curate.embedding import EmbeddingStep, SideVectors, embed
 from pipeline.curate.normalise import normalised
-from pipeline.curate.steps.base import Decision, Seen
+from pipeline.curate.steps.base import Decision, Seen, marks
 from pipeline.curate.steps.clusters import unit
 from pipeline.scan.counts import QUERIES, Part, Pool
 
@@ -168,10 +168,7 @@ class _Comparison:
         """Return the shares of shuffled pairs that some k find, and of the sampled pairs that they lose."""
         if not self._curve.size:
             return []
-        marks = {
-            mark for power in range(len(str(self._passages))) for mark in (10**power, 2 * 10**power, 5 * 10**power)
-        }
-        limits = {mark for mark in marks if mark <= self._passages} | {self._top_k, self._best}
+        limits = {*marks(self._passages), self._top_k, self._best}
         return [{"source": self._source, **self._curve.point(k)} for k in sorted(limits)]
 
     def notes(self) -> list[str]:
