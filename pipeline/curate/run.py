@@ -19,12 +19,13 @@ from pipeline.curate.changes import changes_of
 from pipeline.curate.context import Context, resolve
 from pipeline.curate.decide import Rows
 from pipeline.curate.evidence import evidence_of
-from pipeline.curate.read import Measured, finished, is_inline, measure_units
+from pipeline.curate.read import INLINE_BYTES, Measured, finished, measure_units
 from pipeline.curate.steps.base import StepCount
 from pipeline.curate.table import read_quarantine, write_table
 from pipeline.execute.completion import check_files, load_complete_receipts
 from pipeline.execute.progress import NullReporter, Outcome, Reporter, Started
 from pipeline.job.curation import Curation
+from pipeline.job.values import is_inline
 from pipeline.ledger.create_probe import probe_create
 from pipeline.ledger.ledger import EVIDENCE, FOLDER, UNIT_FILES, Ledger, listing_table, units_to_table
 from pipeline.ledger.run_description import RunDescription
@@ -141,7 +142,7 @@ class _Run:
         context, run = self.context, self.context.job.run
         units = self.units
         done = finished(units, context.read)
-        inline = is_inline(run, sum(shard.size_bytes for shard in context.shards))
+        is_small = sum(shard.size_bytes for shard in context.shards) <= INLINE_BYTES
         self.reporter.started(
             Started(
                 run=self.ledger.run,
@@ -156,7 +157,7 @@ class _Run:
             )
         )
         left = [unit for unit in units if unit.number not in done]
-        for result in measure_units(left, context.read, run, inline=inline):
+        for result in measure_units(left, context.read, run, inline=is_inline(run.address, fits_in_process=is_small)):
             done[result.unit] = result
             self.reporter.finished_unit(result.receipt())
         return [done[unit.number] for unit in units], len(left)
