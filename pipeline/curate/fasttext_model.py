@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from hashlib import sha256
+from hashlib import file_digest
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from mmap import ACCESS_READ, mmap
@@ -88,11 +88,8 @@ def _predictor(path: Path) -> Predict:
 @cache
 def hash_of(path: Path) -> str:
     """Return the SHA-256 of the file."""
-    digest = sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return file_digest(file, "sha256").hexdigest()
 
 
 @cache
