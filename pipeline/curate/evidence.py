@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from actors.schema import ID
 from pipeline.curate.context import DROPPED_BY, KEPT, Context
-from pipeline.curate.steps.base import marks
+from pipeline.curate.steps.base import SEED, marks
 
 if TYPE_CHECKING:
     import duckdb
@@ -24,7 +24,7 @@ _BINS, _WIDTH = 20, 0.05
 _NAMES_OF_ROWS = ("_of", "_hash")  # ends of columns whose values are not measures
 
 
-def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection, seed: int = 0) -> dict[str, Any]:
+def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """Return rows by source and verdict, measures by step, and samples, which are the same for the same rows."""
     single = connection.execute(
         "select count(*) over (), source from all_rows group by source having count(*) = 1 order by source "
@@ -40,7 +40,7 @@ def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection, seed: i
             for step in context.steps
         },
         "samples": {
-            step.name: _samples(connection, step.name, context.read.sides, step.schema().names, seed)
+            step.name: _samples(connection, step.name, context.read.sides, step.schema().names)
             for step in context.steps
         },
     }
@@ -100,7 +100,7 @@ def _steps(least: float, most: float) -> list[float]:
 
 
 def _samples(
-    connection: duckdb.DuckDBPyConnection, step: str, sides: Sequence[str], measures: Sequence[str], seed: int
+    connection: duckdb.DuckDBPyConnection, step: str, sides: Sequence[str], measures: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return some rows that a step dropped, with the measures that it has of them."""
     texts = [
@@ -109,7 +109,7 @@ def _samples(
     rows = connection.execute(
         f"select {ID}, source, {', '.join([*texts, *(f'v.{name}' for name in measures)])} "
         f"from (select n from verdicts join all_rows using (n) where {DROPPED_BY} = '{step}' "
-        f"order by md5('{seed} ' || {ID}), n limit {_SAMPLES}) join all_rows using (n) join verdicts v using (n) order by n"
+        f"order by md5('{SEED} ' || {ID}), n limit {_SAMPLES}) join all_rows using (n) join verdicts v using (n) order by n"
     ).fetchall()
     names = (ID, "source", *sides)
     return [

@@ -19,6 +19,8 @@ from pipeline.job.config import Run
 if TYPE_CHECKING:
     import duckdb
 
+SEED = 0  # of all that is drawn
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -32,7 +34,6 @@ class Seen:
         sides: Columns of texts: `query` and `passage`, or `text`.
         folder: URL of a folder below the table for caches; steps share the vectors of texts in it.
         run: Distribution of the work, as the job has it.
-        seed: Seed of everything that is drawn.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -41,7 +42,6 @@ class Seen:
     reporter: Reporter
     folder: str
     run: Run = field(default_factory=Run)
-    seed: int = 0
 
 
 @dataclass(frozen=True)

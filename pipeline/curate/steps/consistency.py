@@ -23,7 +23,7 @@ from actors.errors import ConfigError
 from pipeline.curate.database import insert, literal, stream
 from pipeline.curate.embedding import EmbeddingStep, SideVectors, embed
 from pipeline.curate.normalise import normalised
-from pipeline.curate.steps.base import Decision, Seen, marks
+from pipeline.curate.steps.base import SEED, Decision, Seen, marks
 from pipeline.curate.steps.clusters import unit
 from pipeline.scan.counts import QUERIES, Part, Pool
 
@@ -69,8 +69,8 @@ class Consistency(EmbeddingStep):
         run(f"""
             create or replace table consistency_rows as
             select n, q.place as query, p.place as passage, {KEY} as key, {source} as pool,
-                md5_number_lower('pool {seen.seed} ' || id) as drawn,
-                md5_number_lower('sample {seen.seed} ' || id) as sampled
+                md5_number_lower('pool {SEED} ' || id) as drawn,
+                md5_number_lower('sample {SEED} ' || id) as sampled
             from {seen.rows} join {vectors["query"].rows} q using (n) join {vectors["passage"].rows} p using (n)
             order by pool, n
         """)

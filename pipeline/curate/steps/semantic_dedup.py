@@ -17,7 +17,7 @@ from actors.errors import ConfigError
 from actors.vectors import Floats, Ints
 from pipeline.curate.database import insert
 from pipeline.curate.embedding import EmbeddingStep, embed
-from pipeline.curate.steps.base import Decision, Seen, chosen
+from pipeline.curate.steps.base import SEED, Decision, Seen, chosen
 from pipeline.curate.steps.clusters import EXACT, clusters, nearest_before, unit
 
 SIMILARITY, COPY_OF = "semantic_similarity", "semantic_duplicate_of"
@@ -58,7 +58,7 @@ class SemanticDedup(EmbeddingStep):
         seen.reporter.step(f"semantic_dedup: comparing {count:,} texts")
         run("create or replace table semantic_dedup_found (n bigint, similarity double, before bigint)")
         sizes = []
-        for numbers in clusters(count, read, seen.seed):
+        for numbers in clusters(count, read, SEED):
             similarity, before = nearest_before(read(numbers))
             sizes.append(len(numbers))
             rows = [texts["n"][numbers], similarity, texts["n"][numbers[before]]]
