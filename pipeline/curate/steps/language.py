@@ -211,5 +211,5 @@ def _column(side: str) -> str:
 
 
 def _sql(values: Sequence[str]) -> str:
-    """Return the SQL of a list of texts; labels are from a file of somebody else."""
+    """Return the SQL of a list of texts; labels are from a file that a user may choose."""
     return f"[{', '.join(map(literal, values))}]"
