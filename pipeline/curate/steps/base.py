@@ -120,6 +120,10 @@ class Step:
         """Return the decision about the rows that the earlier steps kept."""
         raise NotImplementedError
 
+    def differs_only_in(self, key: str, before: Mapping[str, Any]) -> bool:
+        """Return whether all other settings are those with which the table was made."""
+        return {**self.settings.model_dump(mode="json"), key: before[key]} == dict(before)
+
     def view(self, before: Mapping[str, Any]) -> str:
         """Return the SQL condition, over columns of the table, of the rows that these settings drop.
 

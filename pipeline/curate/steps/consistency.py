@@ -99,10 +99,8 @@ class Consistency(EmbeddingStep):
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""
-        settings = self.settings.model_dump(mode="json")
-        same = {**settings, "top_k": before["top_k"]} == dict(before)
-        top_k, old = settings["top_k"], before["top_k"]
-        if not same or top_k == "auto" or (old != "auto" and top_k > old):
+        top_k, old = self.settings.top_k, before["top_k"]
+        if not self.differs_only_in("top_k", before) or top_k == "auto" or (old != "auto" and top_k > old):
             raise ConfigError(
                 f"steps.consistency has {dict(before)} in the table; a view can have a number for top_k that is not larger, and "
                 f"the same other keys. Run without --view: only texts that no earlier run has encoded are encoded"

@@ -124,10 +124,8 @@ class Language(Step):
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""
-        now = self.settings.model_dump(mode="json")
-        if {**now, "min_confidence": before["min_confidence"]} != before or now["min_confidence"] > before[
-            "min_confidence"
-        ]:
+        key = "min_confidence"
+        if not self.differs_only_in(key, before) or self.settings.min_confidence > before[key]:
             raise ConfigError(
                 f"steps.language has {dict(before)} in the table; a view can have a smaller min_confidence and nothing else. "
                 f"Run without --view"

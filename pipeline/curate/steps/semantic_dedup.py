@@ -90,8 +90,7 @@ class SemanticDedup(EmbeddingStep):
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""
-        settings = self.settings.model_dump(mode="json")
-        if {**settings, "eps": before["eps"]} != dict(before) or settings["eps"] < before["eps"]:
+        if not self.differs_only_in("eps", before) or self.settings.eps < before["eps"]:
             raise ConfigError(
                 f"steps.semantic_dedup has {dict(before)} in the table; a view can have a larger eps, and the same other keys. Run "
                 f"without --view: only texts that no earlier run has encoded are encoded"
