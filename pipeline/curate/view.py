@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import ConfigError, TableConflict
-from pipeline.curate.context import DROPPED_BY, KEPT, need_package
+from pipeline.curate.context import DROPPED_BY, KEPT
+from pipeline.curate.extra import need_module
 from pipeline.curate.steps import steps_of
 from pipeline.curate.steps.base import StepCount
 from pipeline.job.curation import Curation
@@ -42,7 +43,7 @@ def view(job: Curation) -> View:
         ConfigError: the steps are others, or a threshold is looser than that of the table.
         TableConflict: it is no curated table.
     """
-    need_package("duckdb")
+    need_module("duckdb")
     import duckdb
 
     url = storage.absolute(job.table.uri)

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.errors import ConfigError
-from pipeline.curate.context import need_package
 from pipeline.curate.database import insert, stream
+from pipeline.curate.extra import need_module
 from pipeline.curate.normalise import normalised
 from pipeline.curate.steps.base import Decision, Seen, Step, chosen
 from pipeline.curate.steps.components import Ints, smallest_of_components
@@ -48,8 +48,8 @@ class NearDedup(Step):
         Raises:
             ConfigError: a package is missing, or a signature is too short for pairs with just the threshold to be found.
         """
-        for package in ("rensa", "scipy"):
-            need_package(package)
+        for module in ("rensa", "scipy"):
+            need_module(module)
         threshold, most = self.settings.threshold, self.settings.permutations
         if self._probability() < FOUND:
             least = math.ceil(math.log(1 - FOUND) / math.log(1 - threshold))
