@@ -20,6 +20,7 @@ from actors.schema import CONTENT, HASH, ID, Unit
 from actors.source.blank import blank_texts
 from actors.source.content_hash import content_hashes
 from actors.source.formats import open_format
+from actors.source.formats.types import is_text
 from actors.source.read_unit import read_unit
 from pipeline.job.config import Job
 from pipeline.job.load import load_job
@@ -152,11 +153,7 @@ def _texts(column: pa.ChunkedArray, name: str, columns: Columns) -> pa.ChunkedAr
     """Return a column as texts; whole numbers of ids are written out."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     is_number = pa.types.is_integer(kind) and name in columns.ids
-    if not (is_number or pa.types.is_null(kind) or _is_text(kind)):
+    if not (is_number or pa.types.is_null(kind) or is_text(kind)):
         option = (columns.options or {}).get("source.keep", "the option")
         raise ConfigError(f"{option} names the column {name!r}, which is {kind}; name a column of texts")
     return pc.fill_null(column.cast(pa.string()), "")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
