@@ -220,7 +220,8 @@ class _Best:
         """Raise the sure scores to the k-th of each query, where there are k."""
         if len(query) < self._k:
             return
-        order = np.lexsort((-sure, query))
+        order = np.argsort(-sure)  # np.lexsort takes three times as long
+        order = order[np.argsort(query[order].astype(np.min_scalar_type(len(self._sure))), kind="stable")]
         ends = np.searchsorted(query[order], np.arange(len(self._sure) + 1))
         full = np.flatnonzero(np.diff(ends) >= self._k)
         self._sure[full] = np.maximum(self._sure[full], sure[order[ends[full] + self._k - 1]])
