@@ -17,7 +17,7 @@ from pipeline.mine.positives import Pairs
 from pipeline.scan.block import Block
 from pipeline.scan.products import Queries
 from pipeline.scan.table_scan import TableScan
-from pipeline.scan.top_k import QUERY, SCORE, Hashes, nearest
+from pipeline.scan.top_k import QUERY, SCORE, Hashes, nearest, ranks
 
 SCHEMA = pa.schema(
     [
@@ -169,8 +169,7 @@ def _near(found: pa.Table) -> Near:
         is_first = np.zeros(len(query), bool)
         is_first[np.unique(query * (len(codes.dictionary) + 1) + numbers, return_index=True)[1]] = True
         copy |= ~is_first
-    rank = np.arange(len(query)) - np.searchsorted(query, query, side="left") + 1
-    return Near(query, found[SCORE].to_numpy(), rank, copy)
+    return Near(query, found[SCORE].to_numpy(), ranks(query), copy)
 
 
 def _table(

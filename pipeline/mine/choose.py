@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.errors import ConfigError
+from pipeline.scan.top_k import ranks
 
 Ints = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -178,9 +179,7 @@ def _above(score: Scores, positive: Scores, margin: float | None) -> npt.NDArray
 
 def _taken(rows: Ints, query: Ints, count: int) -> Ints:
     """Return the first rows of each query; rows are grouped by query."""
-    of = query[rows]
-    place = np.arange(len(rows)) - np.searchsorted(of, of, side="left")
-    return rows[place < count]
+    return rows[ranks(query[rows]) <= count]
 
 
 def _judged(rows: Ints, query: Ints, count: int, judge: Judge, counts: Counts) -> Ints:
@@ -189,8 +188,7 @@ def _judged(rows: Ints, query: Ints, count: int, judge: Judge, counts: Counts) -
     missing = np.full(int(query.max(initial=-1)) + 1, count)
     while len(rows):
         of = query[rows]
-        place = np.arange(len(rows)) - np.searchsorted(of, of, side="left")
-        asked = place < missing[of]
+        asked = ranks(of) <= missing[of]
         if not asked.any():
             break
         batch = rows[asked]

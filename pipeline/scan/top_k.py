@@ -309,6 +309,9 @@ def cut(table: pa.Table, k: int) -> pa.Table:
         keys,
         sort_keys=[(QUERY, "ascending"), (SCORE, "descending"), (ID, "ascending"), (PLACE, "ascending")],
     ).to_numpy()
-    query = table[QUERY].to_numpy()[order]
-    rank = np.arange(len(query)) - np.searchsorted(query, query, side="left")
-    return table.take(pa.array(order[rank < k]))
+    return table.take(pa.array(order[ranks(table[QUERY].to_numpy()[order]) <= k]))
+
+
+def ranks(query: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Return the rank of each row among those of its query, from 1. Rows are sorted by query."""
+    return np.arange(1, len(query) + 1) - np.searchsorted(query, query, side="left")
