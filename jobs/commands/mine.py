@@ -99,7 +99,7 @@ def _print(mined: Mined) -> None:
         print(f"left out: {mined.without:,}  no negative is left")
     if short := mined.rows - mined.full:
         print(f"{counted(short, 'pair')} with fewer negatives than --negatives")
-    print(f"{counted(mined.candidates, 'row')} near {counted(mined.queries, 'query').replace('querys', 'queries')}:")
+    print(f"{counted(mined.candidates, 'row')} near {counted(mined.queries, 'query')}:")
     for option, count in mined.removed.items():
         print(f"  removed by {option}: {count:,}")
     if mined.cross_encoded:
