@@ -148,12 +148,13 @@ def choose(
     counts.candidates += len(near.query)
     positive = positives[near.query]
     share = positive - np.abs(positive) * np.float32(1 - thresholds.max_share)
+    margin = -np.inf if thresholds.absolute_margin is None else thresholds.absolute_margin
     left = np.ones(len(near.query), bool)
     for option, low in (
         ("--ranks", (near.rank < thresholds.first_rank) | (near.rank > thresholds.last_rank)),
         ("copies", near.copy),
         ("--max-share", near.score > share),
-        ("--absolute-margin", _above(near.score, positive, thresholds.absolute_margin)),
+        ("--absolute-margin", near.score + np.float32(margin) > positive),
         ("--min-score", near.score < (-np.inf if thresholds.min_score is None else thresholds.min_score)),
         ("--max-score", near.score > (np.inf if thresholds.max_score is None else thresholds.max_score)),
     ):
@@ -164,22 +165,11 @@ def choose(
         keys = np.random.default_rng((thresholds.seed, number)).random(len(near.query))
         rows = rows[np.lexsort((keys[rows], near.query[rows]))]
     chosen = (
-        _taken(rows, near.query, thresholds.negatives)
+        rows[ranks(near.query[rows]) <= thresholds.negatives]
         if judge is None
         else _judged(rows, near.query, thresholds.negatives, judge, counts)
     )
     return np.sort(chosen)
-
-
-def _above(score: Scores, positive: Scores, margin: float | None) -> npt.NDArray[np.bool_]:
-    if margin is None:
-        return np.zeros(len(score), bool)
-    return np.asarray(score + np.float32(margin) > positive, bool)
-
-
-def _taken(rows: Ints, query: Ints, count: int) -> Ints:
-    """Return the first rows of each query; rows are grouped by query."""
-    return rows[ranks(query[rows]) <= count]
 
 
 def _judged(rows: Ints, query: Ints, count: int, judge: Judge, counts: Counts) -> Ints:
