@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.errors import ConfigError
 from actors.schema import HASH, ID
+from actors.vectors import Floats
 from pipeline.mine.choose import Counts, Ints, Judge, Near, Scores, Thresholds, choose, count_gaps
 from pipeline.mine.cross_encoder import Score, texts_of
 from pipeline.mine.positives import Pairs
@@ -57,7 +57,7 @@ class Miner:
         scan: The table.
         pairs: The pairs.
         rules: Which rows may be negatives.
-        encode: Returns the dense vectors of queries.
+        encode: Returns the dense vectors of queries, float32 [queries, dim].
         score: The cross-encoder.
     """
 
@@ -66,12 +66,10 @@ class Miner:
         scan: TableScan,
         pairs: Pairs,
         rules: Rules,
-        encode: Callable[[Sequence[str]], pa.Array],
+        encode: Callable[[Sequence[str]], Floats],
         score: Score | None,
     ) -> None:
-        if scan.dense is None:
-            raise ConfigError("the table has no single vector a row; negatives are mined by those")
-        self._scan, self._column, self._pairs, self._rules = scan, scan.dense, pairs, rules
+        self._scan, self._pairs, self._rules = scan, pairs, rules
         self._encode, self._score = encode, score
 
     def mine(self, first: int, texts: list[str], report: Callable[[int], None]) -> tuple[pa.Table, Counts]:
@@ -82,7 +80,7 @@ class Miner:
             texts: The queries.
             report: Called with the number of rows that were scanned.
         """
-        queries = Queries(self._column.matrix(self._encode(texts)))
+        queries = Queries(self._encode(texts))
         block = _Block(self._pairs, first, len(texts))
         rows = 0
 
