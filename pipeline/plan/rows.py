@@ -50,17 +50,17 @@ class Columns:
 
     Attributes:
         content: Columns of texts that are joined by a blank line into one, which must not be blank.
+        options: The option of the command that sets a key of a job, for messages.
         others: Further columns of texts; a null is an empty text.
         ids: Those of `others` that may also hold whole numbers.
         id: Column of ids; None: made from file path and position, or in a table with a column `id` that one.
-        options: The option that names a key of a job, for messages.
     """
 
     content: Sequence[str]
+    options: Mapping[str, str]
     others: Sequence[str] = ()
     ids: Sequence[str] = ()
     id: str | None = None
-    options: Mapping[str, str] | None = None
 
 
 def read_rows(uri: str, columns: Columns) -> Iterator[Part]:
@@ -91,8 +91,8 @@ def _of_files(uri: str, columns: Columns) -> Iterator[Part]:
         shards = list_corpus(job).shards
         found = survey(job, shards, modality="text")
     except ConfigError as error:
-        renamed = (columns.options or {}).items()
-        raise ConfigError(reduce(lambda text, option: text.replace(*option), renamed, str(error))) from None
+        message = reduce(lambda text, option: text.replace(*option), columns.options.items(), str(error))
+        raise ConfigError(message) from None
     for shard in found.shards:
         for piece in open_format(found.source.format, shard.path).pieces(shard, _PART_ROWS):
             read = read_unit(Unit(0, (piece,)), found.source)
@@ -114,7 +114,7 @@ def _of_table(place: str, columns: Columns) -> Iterator[Part]:
     for name in names:
         if name not in schema.names:
             key = "source.text" if name in columns.content else "source.id" if name == id_column else "source.keep"
-            option = (columns.options or {}).get(key, key)
+            option = columns.options[key]
             raise ConfigError(f"{option} names the column {name!r}, which {place!r} lacks; it has {schema.names[:50]}")
     is_curated = _KEPT in schema.names and pa.types.is_boolean(schema.field(_KEPT).type)
     condition = pc.field(_KEPT) if is_curated else None
@@ -154,6 +154,6 @@ def _texts(column: pa.ChunkedArray, name: str, columns: Columns) -> pa.ChunkedAr
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     is_number = pa.types.is_integer(kind) and name in columns.ids
     if not (is_number or pa.types.is_null(kind) or is_text(kind)):
-        option = (columns.options or {}).get("source.keep", "the option")
+        option = columns.options["source.keep"]
         raise ConfigError(f"{option} names the column {name!r}, which is {kind}; name a column of texts")
     return pc.fill_null(column.cast(pa.string()), "")

@@ -159,7 +159,7 @@ def _pairs(pairs: str, settings: Settings, left_out: Counter[str]) -> Iterator[_
     """Yield the pairs without a defect, and count the others."""
     if settings.anchor == settings.entailment:
         raise ConfigError(f"--anchor and --entailment both name {settings.anchor!r}; name two columns")
-    columns = Columns((settings.entailment,), (settings.anchor,), options=_OPTIONS)
+    columns = Columns((settings.entailment,), _OPTIONS, (settings.anchor,))
     seen: set[tuple[str, str]] = set()
     for part in read_rows(pairs, columns):
         for reason, count in part.bad.items():
