@@ -154,6 +154,6 @@ def _texts(column: pa.ChunkedArray, name: str, columns: Columns) -> pa.ChunkedAr
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     is_number = pa.types.is_integer(kind) and name in columns.ids
     if not (is_number or pa.types.is_null(kind) or is_text(kind)):
-        option = columns.options["source.keep"]
+        option = columns.options["source.text" if name in columns.content else "source.keep"]
         raise ConfigError(f"{option} names the column {name!r}, which is {kind}; name a column of texts")
     return pc.fill_null(column.cast(pa.string()), "")
