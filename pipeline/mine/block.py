@@ -93,14 +93,12 @@ class Miner:
         thresholds = self._rules.thresholds
         found = nearest(queries, block.scored(queries, blocks), thresholds.last_rank, exclude=block.hashes, report=add)
         counts, positives = Counts(), block.positive_scores()
-        lowest = np.full(len(texts), np.inf, np.float32)
-        np.minimum.at(lowest, block.query, positives)
         if not found.num_rows:
             counts.without = len(block.query)
             return SCHEMA.empty_table(), counts
         near, ids = _near(found), found[ID].combine_chunks()
         judge = None if self._score is None else self._judge(self._score, block, texts, near, ids)
-        chosen = choose(near, lowest, thresholds, number=first, counts=counts, judge=judge)
+        chosen = choose(near, block.lowest(positives), thresholds, number=first, counts=counts, judge=judge)
         table = _table(block, near, ids, chosen, positives=positives, most=thresholds.negatives, counts=counts)
         return table, counts
 
@@ -109,8 +107,7 @@ class Miner:
         names = ids.to_pylist()
         stored = texts_of(self._scan, [*names, *block.ids])
         of_positives = score([(texts[query], stored[name]) for query, name in zip(block.query, block.ids, strict=True)])
-        lowest = np.full(len(texts), np.inf, np.float32)
-        np.minimum.at(lowest, block.query, of_positives)
+        lowest = block.lowest(of_positives)
 
         def judge(rows: Ints) -> npt.NDArray[np.bool_]:
             scores = score([(texts[near.query[row]], stored[names[row]]) for row in rows])
@@ -139,6 +136,7 @@ class _Block:
         for query, hashes in zip(self.query.tolist(), self._of_pairs, strict=True):
             lists[query] += [each for each in hashes if each not in lists[query]]
         self.hashes = Hashes(lists)
+        self._count = count
         keys = ((query, each) for query, values in enumerate(lists) for each in values)
         self._places = {key: place for place, key in enumerate(keys)}
         self._scores = np.full(len(self._places), _LOWEST)
@@ -155,6 +153,12 @@ class _Block:
         of_pairs = zip(self.query.tolist(), self._of_pairs, strict=True)
         highest = [max(self._scores[self._places[query, each]] for each in hashes) for query, hashes in of_pairs]
         return np.array(highest, np.float32)
+
+    def lowest(self, scores: Scores) -> Scores:
+        """Return the lowest score of the positives of each query, float32 [queries]."""
+        lowest = np.full(self._count, np.inf, np.float32)
+        np.minimum.at(lowest, self.query, scores)
+        return lowest
 
 
 def _near(found: pa.Table) -> Near:
