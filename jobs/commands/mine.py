@@ -47,7 +47,7 @@ def mine(  # noqa: PLR0917  (typer's arguments are options by name)
     seed: Annotated[int, typer.Option(min=0, help="Seed of random sampling.")] = 0,
     cross_encoder: Annotated[
         str | None,
-        typer.Option(metavar="NAME_OR_DIR", help="A cross-encoder that has the last word about each negative."),
+        typer.Option(metavar="NAME_OR_DIR", help="A cross-encoder that checks each negative."),
     ] = None,
     cross_margin: Annotated[
         float, typer.Option(help="Least difference of its scores of the positive and of a negative.")

@@ -40,7 +40,7 @@ class Rules:
 
     Attributes:
         max_missing: Largest share of pairs whose positive is not in the table.
-        cross_encoder: A cross-encoder that has the last word; None: none.
+        cross_encoder: A cross-encoder that checks each negative; None: none.
         cross_margin: Least difference of its scores of the positive and of a negative.
     """
 

@@ -143,7 +143,7 @@ def choose(
         thresholds: Which rows may be negatives.
         number: Number of the block, for the seed.
         counts: Gets the numbers of rows.
-        judge: The last word about a row; it is asked about no more rows than needed, and about the better ones first.
+        judge: Checks rows; it is asked about no more rows than needed, and about the better ones first.
     """
     counts.candidates += len(near.query)
     positive = positives[near.query]

@@ -24,7 +24,6 @@ from pipeline.plan.rows import Columns, read_rows
 from pipeline.search.questions import check_out
 
 WAYS = ("rules", "antonyms", "endpoint")
-ENDPOINT_RULE = "endpoint"
 _BLANK = ("null_text", "empty_text", "missing_text")
 _SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "anchor", "entailment", "negative", "rule")])
 _OPTIONS = {"source.uri": "PAIRS", "source.text": "--entailment", "source.keep": "--anchor"}
@@ -204,5 +203,5 @@ def _ask(waiting: Sequence[_Pair], endpoint: Endpoint, antonyms: Antonyms | None
 
     answers = endpoint.negate([pair.entailment for pair in waiting], check)
     for pair, answer in zip(waiting, answers, strict=True):
-        pair.negative = Negated(answer.text, ENDPOINT_RULE) if answer.text else None
+        pair.negative = Negated(answer.text, "endpoint") if answer.text else None
         pair.problem = f"endpoint: {answer.problem}"
