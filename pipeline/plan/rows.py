@@ -19,12 +19,12 @@ from actors.errors import ConfigError
 from actors.schema import CONTENT, HASH, ID, Unit
 from actors.source.blank import blank_texts
 from actors.source.content_hash import content_hashes
-from actors.source.formats import open_format
 from actors.source.formats.types import is_text
 from actors.source.read_unit import read_unit
 from pipeline.job.config import Job
 from pipeline.job.load import load_job
 from pipeline.plan.corpus import list_corpus, survey
+from pipeline.plan.units import pieces_of
 from pipeline.table import delta_table
 
 _PART_ROWS = 65_536
@@ -93,14 +93,13 @@ def _of_files(uri: str, columns: Columns) -> Iterator[Part]:
     except ConfigError as error:
         message = reduce(lambda text, option: text.replace(*option), columns.options.items(), str(error))
         raise ConfigError(message) from None
-    for shard in found.shards:
-        for piece in open_format(found.source.format, shard.path).pieces(shard, _PART_ROWS):
-            read = read_unit(Unit(0, (piece,)), found.source)
-            rows = read.table
-            for name in columns.others:
-                column = rows[CONTENT] if name in columns.content else _texts(rows[name], name, columns)
-                rows = rows.drop_columns([name] if name in rows.column_names else []).append_column(name, column)
-            yield Part(rows.select([ID, *columns.others, CONTENT, HASH]), Counter(each.reason for each in read.bad))
+    for piece in pieces_of(found, _PART_ROWS):
+        read = read_unit(Unit(0, (piece,)), found.source)
+        rows = read.table
+        for name in columns.others:
+            column = rows[CONTENT] if name in columns.content else _texts(rows[name], name, columns)
+            rows = rows.drop_columns([name] if name in rows.column_names else []).append_column(name, column)
+        yield Part(rows.select([ID, *columns.others, CONTENT, HASH]), Counter(each.reason for each in read.bad))
 
 
 def _of_table(place: str, columns: Columns) -> Iterator[Part]:

@@ -172,7 +172,7 @@ class _Best:
         margins = self._queries.margins(block)
         start, count = 0, block.rows.num_rows
         excluded = None if self._excluded is None else self._excluded.pairs(block)
-        places = None if excluded is None else np.sort(excluded.query * count + excluded.row)
+        places = None if excluded is None else excluded.query * count + excluded.row
         while start < count:
             # With few rows before it, a larger round would have many candidates.
             few = max(_FIRST_ROWS, _FIRST_PAIRS // len(self._queries), 3 * self._seen)
