@@ -77,13 +77,9 @@ class Bert:
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden] in the compute type."""
-        limit = len(self.positions) - (self.padding is not None)
-        if batch.max_length > limit:  # on a GPU the lookup would end the process
-            raise DataError(f"a row has {batch.max_length} tokens, this model has {limit} positions. Cut it first.")
         route = self.adapters.route(batch)
-        x = functional.embedding(batch.ids, self.words) + functional.embedding(
-            self._position_rows(batch), self.positions
-        )
+        rows = position_rows(batch, self.padding, len(self.positions))
+        x = functional.embedding(batch.ids, self.words) + functional.embedding(rows, self.positions)
         if route is not None:
             x = route.look_up(WORDS, batch.ids, x)
             x = route.look_up(TYPES, torch.zeros_like(batch.ids), x)
@@ -92,19 +88,30 @@ class Bert:
             x = layer(x, batch, adding(route, f"layers.{i}"))
         return x
 
-    def _position_rows(self, batch: PackedBatch) -> torch.Tensor:
-        """Returns the row of the position table for each token, int64 [tokens].
 
-        In RoBERTa a padding token, which a text may contain literally, has a row of its own and is not counted.
-        """
-        if self.padding is None:
-            return batch.positions
-        counts = batch.ids != self.padding
-        if batch.device.type == "cpu" and bool(counts.all()):  # on a GPU this test would cost more than it saves
-            return batch.positions + 1
-        counted = torch.cumsum(counts, 0)
-        before = (counted - counts.long())[batch.offsets[:-1].long()]
-        return (counted - batch.spread(before)) * counts
+def position_rows(batch: PackedBatch, padding: int | None, count: int) -> torch.Tensor:
+    """Returns the row of the position table for each token, int64 or int32 [tokens].
+
+    Args:
+        batch: The tokens.
+        padding: In RoBERTa the id of padding, whose row is row 0 here; else None. A padding token, which a text may
+            contain literally, has that row and is not counted.
+        count: Rows of the table, from that of padding.
+
+    Raises:
+        DataError: A row of the batch has more tokens than the table has positions.
+    """
+    limit = count - (padding is not None)
+    if batch.max_length > limit:  # on a GPU the lookup would end the process
+        raise DataError(f"a row has {batch.max_length} tokens, this model has {limit} positions. Cut it first.")
+    if padding is None:
+        return batch.positions
+    counts = batch.ids != padding
+    if batch.device.type == "cpu" and bool(counts.all()):  # on a GPU this test would cost more than it saves
+        return batch.positions + 1
+    counted = torch.cumsum(counts, 0)
+    before = (counted - counts.long())[batch.offsets[:-1].long()]
+    return (counted - batch.spread(before)) * counts
 
 
 def build(checkpoint: Checkpoint, compute: Compute) -> Bert:
