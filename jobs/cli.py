@@ -33,6 +33,7 @@ from jobs.commands.search import search
 from jobs.commands.soup import soup
 from jobs.commands.status import status
 from jobs.commands.submit import submit
+from jobs.commands.train import train
 from jobs.commands.vacuum import vacuum
 from jobs.commands.versions import versions
 from jobs.commands.watch import watch

@@ -128,7 +128,11 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
         _ = arguments.device
         arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001  (one process has one GPU, also where it sees more)
         super().__init__(
-            model=parts.model, args=arguments, loss=parts.losses, data_collator=parts.collate, optimizers=(optimizer, None)
+            model=parts.model,
+            args=arguments,
+            loss=parts.losses,
+            data_collator=parts.collate,
+            optimizers=(optimizer, None),
         )
         self.remove_callback(PrinterCallback)
         self.set_budget(budget_tokens)
