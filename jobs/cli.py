@@ -64,7 +64,7 @@ app = typer.Typer(
 for _command in (
     *(plan, backfill, refresh, search, evaluate, curate, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
-    *(mine, negation, soup),
+    *(mine, train, soup, negation),
     *(submit, schedule, watch, doctor),
 ):
     app.command()(_command)
