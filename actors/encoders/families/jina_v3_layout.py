@@ -133,6 +133,19 @@ def norm_names(variant: str, i: int) -> tuple[str, str]:
     return f"encoder.layers.{i}.norm1", f"encoder.layers.{i}.norm2"
 
 
+def native_names(config: Config) -> dict[str, tuple[str, ...]]:
+    """Returns the names in transformers' class of the modules that have another one in the hub's layout, by the latter.
+
+    Rows of several modules, one after another, are those of the hub's.
+    """
+    named = {embedding_norm("hub"): (embedding_norm("native"),)}
+    for i in range(config_int(config, "num_hidden_layers")):
+        native = linear_names("native", i)
+        named |= {hub: native[ours] for ours, (hub,) in linear_names("hub", i).items()}
+        named |= {hub: (own,) for hub, own in zip(norm_names("hub", i), norm_names("native", i), strict=True)}
+    return named
+
+
 def embedding_norm(variant: str) -> str:
     """Returns the name of the norm of the embeddings."""
     return "embeddings.LayerNorm" if variant == "native" else "emb_ln"

@@ -18,6 +18,8 @@ TWINS = {
     "bert": "actors.encoders.twins.bert:BertTwin",
     "jina_v1": "actors.encoders.twins.jina_v1:JinaV1Twin",
     "jina_v2": "actors.encoders.twins.jina_v2:JinaV2Twin",
+    "jina_v3": "actors.encoders.twins.jina_v3:JinaV3Twin",
+    "jina_v4": "actors.encoders.twins.jina_v4:JinaV4Twin",
 }
 
 

@@ -48,6 +48,10 @@ class Twin(nn.Module):
         """Yields the name and the value of each tensor of the state dict, float32 on the CPU."""
         return ((name, weights.get(name)) for name in self.state_dict())
 
+    def parts_of(self, module: str) -> tuple[str, ...]:
+        """Returns the modules of transformers' class whose rows, one after another, are those of a module of the twin."""
+        return (module,)
+
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden]."""
         raise NotImplementedError
