@@ -1,16 +1,32 @@
-"""Places in a job as plain data: the sections with a URI, and the settings with a model. Used where a job runs elsewhere."""
+"""Places in a job as plain data: URIs of files and folders, and the settings with a model. Used where a job runs elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+_SECTIONS = ("source", "pairs", "corpus", "table", "out")
+_OF_EVALUATION = ("corpus", "queries", "judgements")
+_OF_DATA = ("uri", "negatives", "teacher")
 
-def sections_with_uri(document: dict[str, Any]) -> list[str]:
-    """Return the names of the sections of a job that have a URI."""
-    return [name for name in ("source", "pairs", "corpus", "table") if name in document]
+
+def places(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield the full key of each URI of a job, the section that holds it, and its key there."""
+    for name in _SECTIONS:
+        if name in document:
+            yield f"{name}.uri", document[name], "uri"
+    evaluate = document.get("train", {}).get("evaluate") or {}
+    yield from ((f"train.evaluate.{key}", evaluate, key) for key in _OF_EVALUATION if key in evaluate)
+    for number, source in enumerate(document.get("data", ())):
+        yield from ((f"data.{number}.{key}", source, key) for key in _OF_DATA if source.get(key))
+        if source.get("texts"):
+            yield f"data.{number}.texts.uri", source["texts"], "uri"
 
 
-def sections_with_model(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the settings of a job that name a model: an encoder, steps of a curation."""
-    steps = [settings for step in document.get("steps", ()) for settings in step.values()]
-    return [settings for settings in (document.get("encoder", {}), *steps) if settings.get("model")]
+def models(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield the same of each model and adapter, which may be a folder of this machine, or a name on the Hub or in a model."""
+    for name, key in (("encoder", "model"), ("train", "model"), ("train", "start_from")):
+        if document.get(name, {}).get(key):
+            yield f"{name}.{key}", document[name], key
+    for step in document.get("steps", ()):
+        yield from (("model", settings, "model") for settings in step.values() if settings.get("model"))
