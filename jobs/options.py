@@ -14,7 +14,7 @@ from actors.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.job.config import Job
-    from pipeline.job.curation import Curation
+    from pipeline.job.load import AnyJob
 
 JobFile = Annotated[str | None, typer.Argument(metavar="[JOB.yaml]", help="The job file.")]
 RequiredJobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file.")]
@@ -33,6 +33,11 @@ RetryQuarantined = Annotated[
     ),
 ]
 Table = Annotated[str, typer.Argument(metavar="TABLE", help="URI of the table.")]
+Version = Annotated[int | None, typer.Option(min=0, help="Version of the table; default: the current one.")]
+MovedModel = Annotated[
+    str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's model, if it has moved.")
+]
+CacheSize = Annotated[str, typer.Option(help="Limit of the local cache of vectors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -42,10 +47,12 @@ class RunCommand(StrEnum):
     backfill = "backfill"
     refresh = "refresh"
     curate = "curate"
+    train = "train"
 
 
 RunCommandName = Annotated[
-    RunCommand | None, typer.Option("--command", help="The command to run; a file with `steps` is curated.")
+    RunCommand | None,
+    typer.Option("--command", help="The command to run; by default the one for jobs of the file's kind."),
 ]
 
 
@@ -78,8 +85,8 @@ def load_job(
     return load(path, settings=settings or (), defaults=given)
 
 
-def load_any(path: str | None, settings: list[str] | None) -> Job | Curation:
-    """Read a job file of either kind, of a backfill or of a curation.
+def load_any(path: str | None, settings: list[str] | None) -> AnyJob:
+    """Read a job file of any kind: of a backfill, of a curation, or of a training.
 
     Raises:
         ConfigError: see `load_job`.
@@ -91,18 +98,21 @@ def load_any(path: str | None, settings: list[str] | None) -> Job | Curation:
 
 def load_for(
     path: str, settings: list[str] | None, command: RunCommand | None, default: RunCommand
-) -> tuple[Job | Curation, RunCommand]:
-    """Read a job file of either kind; return it with the command that runs it.
+) -> tuple[AnyJob, RunCommand]:
+    """Read a job file of any kind; return it with the command that runs it.
 
     Raises:
-        ConfigError: see `load_job`; or the command is for the other kind.
+        ConfigError: see `load_job`; or the command is for another kind.
     """
-    from pipeline.job.curation import Curation
+    from pipeline.job.config import Job
+    from pipeline.job.load import command_of
 
     job = load_any(path, settings)
-    chosen = command or (RunCommand.curate if isinstance(job, Curation) else default)
-    if isinstance(job, Curation) != (chosen is RunCommand.curate):
-        kind = "is a curation job" if isinstance(job, Curation) else "has no steps, so it is no curation job"
+    own = command_of(job)
+    chosen = command or (default if isinstance(job, Job) else RunCommand(own))
+    allowed = (RunCommand.backfill, RunCommand.refresh) if isinstance(job, Job) else (RunCommand(own),)
+    if chosen not in allowed:
+        kind = {"curate": "is a curation job", "train": "is a training job"}.get(own, f"is no job of {chosen.value}")
         raise ConfigError(f"--command {chosen.value}: {path} {kind}; leave --command out")
     return job, chosen
 

@@ -39,6 +39,7 @@ def schedule(  # noqa: PLR0917  (typer's arguments are options by name)
 ) -> None:
     """Print a schedule for a job: a Kubernetes CronJob, a crontab line, or a systemd timer."""
     from pipeline.cluster.schedule import render
+    from pipeline.job.load import result_uri
 
     when = _time_option(target, cron, on_calendar)
     if rayjob is not None and target is not Target.kubernetes:
@@ -50,7 +51,7 @@ def schedule(  # noqa: PLR0917  (typer's arguments are options by name)
     else:
         path = Path(job).absolute()
         argv = command_line(chosen, path, settings)
-        run = render.ScheduledRun(name, chosen.value, loaded.table.uri, path, Path.cwd(), argv)
+        run = render.ScheduledRun(name, chosen.value, result_uri(loaded), path, Path.cwd(), argv)
         text = render.crontab(run, when) if target is Target.crontab else render.systemd(run, when)
     print(text, end="")
 

@@ -26,8 +26,8 @@ import actors
 from actors import storage
 from actors.errors import ConfigError, InvariantBroken, VectideError
 from pipeline.job.config import Job
-from pipeline.job.curation import Curation
-from pipeline.job.places import sections_with_model, sections_with_uri
+from pipeline.job.load import AnyJob
+from pipeline.job.places import models, places
 
 PACKAGES = ("jobs", "pipeline", "actors")
 POLL_S = 1.0
@@ -45,14 +45,14 @@ _PASSED_VARIABLES = (
 )
 
 
-def submit(job: Job | Curation, address: str, out: IO[str], *, command: str = "backfill", detach: bool = False) -> int:
+def submit(job: AnyJob, address: str, out: IO[str], *, command: str = "backfill", detach: bool = False) -> int:
     """Submit a job, or find it if it runs already; follow its log, and wait for its end.
 
     Args:
         job: The job. Local paths in it are made absolute; the cluster's nodes must have the same paths.
         address: URL of the cluster's dashboard.
         out: Receives the job's log.
-        command: `backfill`, `refresh` or `curate`.
+        command: `backfill`, `refresh`, `curate` or `train`.
         detach: Return once the job is submitted.
 
     Returns:
@@ -123,7 +123,7 @@ def _token() -> str | None:
     return token or None
 
 
-def _submit(client: JobSubmissionClient, job: Job | Curation, command: str) -> tuple[str, bool]:
+def _submit(client: JobSubmissionClient, job: AnyJob, command: str) -> tuple[str, bool]:
     """Return the submission's id, and True if this call submitted it."""
     with tempfile.TemporaryDirectory(prefix="vectide-") as folder:
         name = job_name(stage(job, Path(folder)), command)
@@ -169,15 +169,15 @@ def _last(client: JobSubmissionClient, name: str) -> tuple[int, bool]:
     return number, not status_by_number[number].is_terminal()
 
 
-def stage(job: Job | Curation, folder: Path) -> dict[str, Any]:
+def stage(job: AnyJob, folder: Path) -> dict[str, Any]:
     """Copy the packages into a folder, write the job file with absolute paths there, and return the job file's document."""
     root = Path(actors.__file__).parent.parent
     for package in PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     document: dict[str, Any] = job.model_dump(mode="json", exclude_none=True)
-    for section in sections_with_uri(document):
-        document[section]["uri"] = storage.absolute(document[section]["uri"])
-    for settings in sections_with_model(document):
+    for _, section, key in places(document):
+        section[key] = storage.absolute(section[key])
+    for _, settings in models(document):
         if Path(settings["model"]).exists():
             settings["model"] = str(Path(settings["model"]).absolute())
     document["run"]["address"] = "auto"

@@ -12,9 +12,16 @@ from actors.arguments import need_place
 from actors.errors import ConfigError
 from pipeline.job.config import Job, parse_job
 from pipeline.job.curation import Curation, parse_curation
+from pipeline.job.training import Training, parse_training
 from pipeline.job.validation import shortened, shown
 
-_KIND = {"steps", "pairs", "corpus"}  # keys of a curation
+AnyJob = Job | Curation | Training
+
+# Keys by which a file of another kind is known, with its parser.
+_KINDS: tuple[tuple[set[str], Callable[..., AnyJob]], ...] = (
+    ({"train", "data", "out"}, parse_training),
+    ({"steps", "pairs", "corpus"}, parse_curation),
+)
 
 
 def load_job(path: str | Path | None, *, settings: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> Job:
@@ -26,11 +33,13 @@ def load_job(path: str | Path | None, *, settings: Sequence[str] = (), defaults:
         defaults: `section.key` to value; these override the file, and `settings` override them.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or a key or value of it is wrong, or it is a curation job.
+        ConfigError: the file cannot be read, is not YAML, or a key or value of it is wrong, or it is a job of another kind.
     """
     job = load_any(path, settings=settings, defaults=defaults)
     if isinstance(job, Curation):
         raise ConfigError(f"{path or 'the job'} has steps, so it is a curation job: run it with `vectide curate`")
+    if isinstance(job, Training):
+        raise ConfigError(f"{path or 'the job'} has train, so it is a training job: run it with `vectide train`")
     return job
 
 
@@ -41,9 +50,37 @@ def load_curation(path: str | Path | None, *, settings: Sequence[str] = ()) -> C
         ConfigError: see `load_job`.
     """
     job = load_any(path, settings=settings, parse_unclear=parse_curation)
-    if isinstance(job, Job):
-        raise ConfigError(f"{path or 'the job'} has no steps, so it is no curation job: run it with `vectide backfill`")
+    if not isinstance(job, Curation):
+        command = command_of(job)
+        raise ConfigError(
+            f"{path or 'the job'} has no steps, so it is no curation job: run it with `vectide {command}`"
+        )
     return job
+
+
+def load_training(path: str | Path | None, *, settings: Sequence[str] = ()) -> Training:
+    """Return the training job of a YAML file and of `key=value` settings, which override the file.
+
+    Raises:
+        ConfigError: see `load_job`.
+    """
+    job = load_any(path, settings=settings, parse_unclear=parse_training)
+    if not isinstance(job, Training):
+        command = command_of(job)
+        raise ConfigError(
+            f"{path or 'the job'} has no train, so it is no training job: run it with `vectide {command}`"
+        )
+    return job
+
+
+def command_of(job: AnyJob) -> str:
+    """Return the name of the command that runs a job of its kind."""
+    return "curate" if isinstance(job, Curation) else "train" if isinstance(job, Training) else "backfill"
+
+
+def result_uri(job: AnyJob) -> str:
+    """Return the URI of what a job makes: its table, or the folder of its model."""
+    return job.out.uri if isinstance(job, Training) else job.table.uri
 
 
 def load_any(
@@ -51,9 +88,9 @@ def load_any(
     *,
     settings: Sequence[str] = (),
     defaults: dict[str, Any] | None = None,
-    parse_unclear: Callable[..., Job | Curation] = parse_job,
-) -> Job | Curation:
-    """Return the job of a file of either kind: one with the key `steps` is a curation. See `load_job`.
+    parse_unclear: Callable[..., AnyJob] = parse_job,
+) -> AnyJob:
+    """Return the job of a file of any kind: one with `steps` is a curation, one with `train` a training. See `load_job`.
 
     `parse_unclear` parses what has no keys.
     """
@@ -82,7 +119,7 @@ def load_any(
                 raise ConfigError(f"--set {shown(setting)}: the part after = is not a YAML value") from None
     parse = parse_unclear
     if isinstance(document, dict) and document:
-        parse = parse_curation if _KIND & document.keys() else parse_job
+        parse = next((parser for keys, parser in _KINDS if keys & document.keys()), parse_job)
     return parse(document, origin=path or "the job")
 
 
@@ -103,19 +140,21 @@ def _set(document: dict[str, Any], key: str, value: object) -> None:
     target: Any = document
     for section in sections:
         if isinstance(target, list):
-            target = _step(target, section)
-        target = target.setdefault(section, {}) if isinstance(target, dict) else None
+            target = _item(target, section)
+        else:
+            target = target.setdefault(section, {}) if isinstance(target, dict) else None
     if not isinstance(target, dict):
         raise ConfigError(f"--set {shown(key)}: {shown('.'.join(sections))} is not a section of the job file")
     target[name] = value
 
 
-def _step(steps: list[Any], name: str) -> dict[str, Any] | None:
-    """Return the step of a name in a list of steps, as in `steps.overlap.max_share`; one without settings gets some."""
-    for number, step in enumerate(steps):
+def _item(items: list[Any], name: str) -> Any:
+    """Return the item of a number or a name, as in `data.0.weight` and `steps.overlap.max_share`; a step gets settings."""
+    if name.isdecimal():
+        return items[int(name)] if int(name) < len(items) else None
+    for number, step in enumerate(items):
         if step in (name, {name: None}):
-            steps[number] = {name: {}}
-        if isinstance(steps[number], dict) and name in steps[number]:
-            found: dict[str, Any] = steps[number]
-            return found
+            items[number] = {name: {}}
+        if isinstance(items[number], dict) and name in items[number]:
+            return items[number][name]
     return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.job.config import Job
 from pipeline.job.curation import Curation
+from pipeline.job.training import DataSource, Training
 
 # A test parses it.
 SHORTEST_JOB = """\
@@ -42,11 +43,18 @@ A file with the key `steps` is a job of `vectide curate` ([curation](curation.md
 `table` with its `uri`, and `run` with the keys above and `memory`: the memory of the local database that decides, such
 as `4GiB`, by default a quarter of the machine's. A key of a step is set as in `--set steps.overlap.max_share=0.7`.
 """
+_TRAINING = """\
+## A training job
+
+A file with the key `train` is a job of `vectide train` ([fine-tuning](fine-tuning.md)). A key of the first source is set as
+in `--set data.0.weight=2`.
+"""
 _TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
 _LIMITS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "more than {}",
     "maximum": "at most {}",
+    "exclusiveMaximum": "less than {}",
 }
 
 
@@ -57,7 +65,7 @@ def reference() -> str:
     for name, field in schema["properties"].items():
         needs = "Required." if name in schema["required"] else "May be left out."
         parts.append(f"## {name}\n\n{_section(_resolve(field, schema), schema, needs)}")
-    return "\n".join([*parts, *_curation()])
+    return "\n".join([*parts, *_curation(), *_training()])
 
 
 def _curation() -> Iterator[str]:
@@ -69,6 +77,17 @@ def _curation() -> Iterator[str]:
         yield f"### {name}\n\n{_section(section, schema, 'One of pairs and corpus is required.')}"
     for name, field in schema["$defs"]["Step"]["properties"].items():
         yield f"### steps: {name}\n\n{_section(_resolve(field['anyOf'][0], schema), schema, '')}"
+
+
+def _training() -> Iterator[str]:
+    """Yield the parts about a training job: its sections, of which `data` is a list."""
+    yield _TRAINING
+    schema = Training.model_json_schema()
+    for name, field in schema["properties"].items():
+        needs = "Required." if name in schema["required"] else "May be left out."
+        section = schema["$defs"][DataSource.__name__] if name == "data" else _resolve(field, schema)
+        needs = f"A list of one or more. {needs}" if name == "data" else needs
+        yield f"### {name} of a training\n\n{_section(section, schema, needs)}"
 
 
 def _section(section: dict[str, Any], schema: dict[str, Any], needs: str) -> str:
@@ -85,7 +104,7 @@ def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Itera
         required = name in section.get("required", ())
         default = "required" if required else _default(field["default"])
         yield f"`{prefix}{name}`", _values(field), default, field["description"].replace("|", "\\|")
-        for form in (field, *field.get("oneOf", ())):
+        for form in (field, *field.get("oneOf", ()), *field.get("anyOf", ())):
             if "$ref" in form:
                 yield from _rows(f"{prefix}{name}.", _resolve(form, schema), schema)
         if _has_sections(field):
@@ -109,6 +128,8 @@ def _values(field: dict[str, Any]) -> str:
     if "$ref" in field:
         return "the keys below"
     forms = [form for form in field.get("oneOf", field.get("anyOf", [field])) if form.get("type") != "null"]
+    if len(forms) == 1 and "$ref" in forms[0]:
+        return "the keys below"
     return " or ".join(_form(form) for form in forms)
 
 
@@ -119,6 +140,8 @@ def _form(form: dict[str, Any]) -> str:
         return _code(form["const"])
     if "enum" in form:
         return ", ".join(_code(value) for value in form["enum"])
+    if form["type"] == "array" and form["items"].get("type") == "integer":
+        return "list of whole numbers"
     if form["type"] == "array":
         return "name or list of names"
     if form["type"] == "object":

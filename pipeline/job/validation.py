@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 _MOST_MISTAKES = 20
 _LONGEST_LINE = 500
 # Parts of pydantic's error locations that name the form of a value and are no keys of the job file.
-_FORMS = {"int", "float", "constrained-float", "range", "auto", "literal['auto']", "list", "mapping"}
+_FORMS = {"int", "float", "constrained-int", "constrained-float", "range", "auto", "literal['auto']", "list", "mapping"}
 # Replacements for pydantic messages that speak of Python types.
 _RULES = {"tuple_type": "must be a name or a list of names"}
 

@@ -1,7 +1,7 @@
 """BERT, RoBERTa and XLM-RoBERTa encoders with learned positions (all-MiniLM, E5, BGE and the like), packed.
 
 Post-norm layers: attention, add, norm, MLP with exact GELU, add, norm. Query, key and value are one product; the
-addition of the residual is fused into the product before it.
+addition of the residual is fused into the product before it. LoRA adapters are kept beside the weights, as in `jina_v3`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from actors.encoders.build import Checkpoint
 from actors.encoders.compute.attention import attend
 from actors.encoders.compute.device import Compute
 from actors.encoders.compute.linear import LayerNorm, Linear
-from actors.encoders.families.bert_layout import position_offset
+from actors.encoders.families.bert_layout import TYPES, WORDS, position_offset
+from actors.encoders.lora.store import AdapterStore, Adding, adding
 from actors.encoders.packed import PackedBatch
 from actors.encoders.weights import Weights
 from actors.errors import DataError
@@ -40,12 +41,13 @@ class BertLayer:
         self.down = linear("output.dense")
         self.norm2 = norm("output.LayerNorm")
 
-    def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, batch: PackedBatch, add: Adding) -> torch.Tensor:
         """Maps [tokens, hidden] to [tokens, hidden]."""
-        query, key, value = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
+        query, key, value = self.qkv(x, add("qkv", x)).view(len(x), 3, self.heads, -1).unbind(1)
         mixed = attend(query, key, value, batch, approximate=self.int8)
-        x = self.norm1.after(self.out, mixed, x)
-        return self.norm2.after(self.down, self.up(x), x)
+        x = self.norm1.after(self.out, mixed, x, add=add("out", mixed))
+        wide = self.up(x, add("up", x))
+        return self.norm2.after(self.down, wide, x, add=add("down", wide))
 
 
 class Bert:
@@ -71,13 +73,19 @@ class Bert:
             BertLayer(weights, f"encoder.layer.{i}", heads=heads, eps=eps, compute=compute)
             for i in range(int(config["num_hidden_layers"]))
         ]
+        self.adapters = AdapterStore(checkpoint.facts.targets, compute, {task: {} for task in checkpoint.spec.tasks})
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden] in the compute type."""
+        route = self.adapters.route(batch)
         rows = position_rows(batch, self.padding, len(self.positions))
-        x = self.norm(functional.embedding(batch.ids, self.words) + functional.embedding(rows, self.positions))
-        for layer in self.layers:
-            x = layer(x, batch)
+        x = functional.embedding(batch.ids, self.words) + functional.embedding(rows, self.positions)
+        if route is not None:
+            x = route.look_up(WORDS, batch.ids, x)
+            x = route.look_up(TYPES, torch.zeros_like(batch.ids), x)
+        x = self.norm(x)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, batch, adding(route, f"layers.{i}"))
         return x
 
 

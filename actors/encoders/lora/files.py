@@ -25,7 +25,7 @@ WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 PREFIX = "base_model.model."
 # Prefixes in the names of a model that was trained as a part of a larger one, from the outermost to the innermost.
-_WRAPPERS = ("roberta.", "model.", "language_model.")
+_WRAPPERS = ("bert.", "roberta.", "model.", "language_model.")
 # Ending of the down factor's name, ending of the up factor's name, and whether they belong to an embedding.
 Ending = tuple[str, str, bool]
 _MUST_BE_OFF = (
@@ -62,6 +62,7 @@ class Target:
         total: Outputs of the whole module.
         embedding: It looks up rows instead of multiplying.
         idle: The model does not use it for vectors, so the adapter's factors for it are ignored.
+        halves: Our layers with the first and the second half of its outputs, where one layer of the files is two here.
     """
 
     module: str
@@ -71,6 +72,7 @@ class Target:
     total: int
     embedding: bool = False
     idle: bool = False
+    halves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,8 @@ def adapter_folder(name: str, path: str) -> Iterator[Path]:
 def takes_no_adapters(model: str, family: str) -> ConfigError:
     """Returns the error for a model of a family without LoRA."""
     return ConfigError(
-        f"model {model} is of family {family!r}, which takes no LoRA adapters; Jina v3 and v4 do. Take one of those, or "
-        "merge the adapter into its model (PEFT's merge_and_unload) and give the merged model."
+        f"model {model} is of family {family!r}, which takes no LoRA adapters; BERT-like models and Jina v2, v3 and v4 do. "
+        "Take one of those, or merge the adapter into its model (PEFT's merge_and_unload) and give the merged model."
     )
 
 
@@ -168,7 +170,8 @@ def read_adapter(
         module, ending = _split(name, folder, named)
         if module not in targets:
             raise ModelError(
-                f"{folder} changes {module!r}, a layer that this model does not have. Use an adapter made for it."
+                f"{folder} changes {module!r}, which is no layer of this model that an adapter may change. Use an adapter made "
+                "for this model."
             )
         down, up, embedding = ending
         target = targets[module]

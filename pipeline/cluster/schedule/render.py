@@ -22,9 +22,8 @@ import yaml
 
 from actors import storage
 from actors.errors import ConfigError
-from pipeline.job.config import Job
-from pipeline.job.curation import Curation
-from pipeline.job.places import sections_with_model, sections_with_uri
+from pipeline.job.load import AnyJob, result_uri
+from pipeline.job.places import models, places
 
 MAX_NAME_CHARACTERS = 36  # a RayJob's name has at most 47, of which the CronJob adds 11
 _MOUNT_PATH = "/etc/vectide"  # in a pod
@@ -47,8 +46,8 @@ class ScheduledRun:
 
     Attributes:
         name: Name of the schedule.
-        command: `backfill`, `refresh` or `curate`.
-        table: URI of the table.
+        command: `backfill`, `refresh`, `curate` or `train`.
+        table: URI of the table, or of the folder of a trained model.
         job: Full path of the job file, because cron and systemd have their own working folder.
         folder: Working folder of the command. Relative paths in the job file are relative to it.
         argv: The command line. The program has its full path, because cron and systemd have their own PATH.
@@ -92,10 +91,10 @@ def on_calendar(text: str) -> str:
     return event
 
 
-def schedule_name(job: Job | Curation, stem: str) -> str:
+def schedule_name(job: AnyJob, stem: str) -> str:
     """Return the name of a job's schedule. One job file and table have one name, so a second `apply` updates the first."""
     stem_letters = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stem.lower())
-    digest = hashlib.sha256(storage.absolute(job.table.uri).encode()).hexdigest()[:6]
+    digest = hashlib.sha256(storage.absolute(result_uri(job)).encode()).hexdigest()[:6]
     return f"vectide-{stem_letters[: MAX_NAME_CHARACTERS - 15].strip('-') or 'job'}-{digest}"
 
 
@@ -117,7 +116,7 @@ def systemd(run: ScheduledRun, when: str) -> str:
     return f"{service}\n{_fill('vectide.timer', on_calendar=on_calendar(when), **values)}"
 
 
-def kubernetes(job: Job | Curation, when: str, rayjob: Path | None, *, name: str, command: str) -> str:
+def kubernetes(job: AnyJob, when: str, rayjob: Path | None, *, name: str, command: str) -> str:
     """Return a ConfigMap with the job file and a RayJob, the role to create RayJobs, and the CronJob.
 
     The CronJob creates a RayJob, and does not submit to a permanent cluster: the GPUs exist only during the run, and
@@ -128,7 +127,7 @@ def kubernetes(job: Job | Curation, when: str, rayjob: Path | None, *, name: str
         when: A cron expression, in UTC.
         rayjob: File with the RayJob whose cluster and image to use; None: that of deploy/rayjob.yaml.
         name: Name of the schedule.
-        command: `backfill`, `refresh` or `curate`.
+        command: `backfill`, `refresh`, `curate` or `train`.
 
     Raises:
         ConfigError: the cron expression or the RayJob is invalid, or a path in the job has no meaning in a pod.
@@ -139,7 +138,7 @@ def kubernetes(job: Job | Curation, when: str, rayjob: Path | None, *, name: str
     return _fill("cronjob.yaml", name=name, namespace=namespace, cron=cron(when), **indented)
 
 
-def job_text(job: Job | Curation) -> str:
+def job_text(job: AnyJob) -> str:
     """Return the job file for a pod, as YAML.
 
     Raises:
@@ -147,17 +146,17 @@ def job_text(job: Job | Curation) -> str:
     """
     document = job.model_dump(mode="json", exclude_none=True)
     document["run"]["address"] = "auto"
-    for section in sections_with_uri(document):
-        uri = document[section]["uri"]
+    for place, section, key in places(document):
+        uri = section[key]
         if storage.is_local(uri) and not uri.startswith(("/", "file:///")):
             raise ConfigError(
-                f"{section}.uri {uri!r} is relative to this machine's folder; a pod has another one. Use an object store, "
+                f"{place} {uri!r} is relative to this machine's folder; a pod has another one. Use an object store, "
                 f"or the full path of a volume that every pod mounts"
             )
-    for settings in sections_with_model(document):
+    for name, settings in models(document):
         if Path(settings["model"]).exists() and not Path(settings["model"]).is_absolute():
             raise ConfigError(
-                f"{'encoder.' * ('encoder' in document)}model {settings['model']!r} is a folder of this machine; use a hub id, "
+                f"{name} {settings['model']!r} is a folder of this machine; use a hub id, "
                 f"or the full path of the folder in the pods (docs/models.md)"
             )
     return _to_yaml(document)
