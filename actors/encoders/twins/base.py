@@ -30,12 +30,14 @@ class Twin(nn.Module):
         facts: Result of the family's layout.
         config: config.json.
         folder: The checkpoint's folder on this machine.
+        copies: Regular expression of tensors in the file that are copies of one in the state dict.
     """
 
     spec: ModelSpec
     facts: FamilyFacts
     config: Config
     folder: Path
+    copies = ""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()

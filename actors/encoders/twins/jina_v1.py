@@ -117,6 +117,8 @@ class Encoder(nn.Module):
 class JinaV1Twin(Twin):
     """The encoder: word embeddings and layers."""
 
+    copies = r"shared\.weight|(encoder|decoder)\.embed_tokens\.weight"
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
         config = checkpoint.config
