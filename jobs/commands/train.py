@@ -9,7 +9,7 @@ from jobs import output
 from jobs.options import AsJson, JobFile, Settings
 
 if TYPE_CHECKING:
-    from pipeline.train.run import Trained
+    from pipeline.train.trained import Trained
 
 
 def train(job: JobFile = None, settings: Settings = None, json: AsJson = False) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actors import storage
 from pipeline.execute.progress import NullReporter
@@ -16,10 +16,8 @@ from pipeline.report.measure import Report
 from pipeline.report.recorder import Recorder, recorded
 from pipeline.report.repeat import command_of
 from pipeline.train.checkpoints import place
+from pipeline.train.trained import Trained
 from pipeline.train.worker import Progress
-
-if TYPE_CHECKING:
-    from pipeline.train.run import Trained
 
 _STEPS = "steps.jsonl"
 _MOST_POINTS = 200

@@ -9,9 +9,9 @@ training only says its result again. The weights do not depend on where it was s
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,45 +30,13 @@ from pipeline.train.on_ray import train_on_ray
 from pipeline.train.record import Record, open_record, settings_of
 from pipeline.train.report import Evidence, reported
 from pipeline.train.resolve import resolve, writes_checkpoint
+from pipeline.train.trained import Trained
 from pipeline.train.worker import Fitted, Progress
 
 if TYPE_CHECKING:
     from pipeline.train.data import TrainingData
 
 CARD = "README.md"
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A finished training.
-
-    Attributes:
-        out: URL of the folder of the result.
-        model: The model that was trained.
-        adapters: URL of the PEFT folder of each adapter, by its name.
-        checkpoint: URL of the whole model; None if none was written.
-        rows: Rows of all sources that were trained with.
-        counts: For each source the counts of `TrainingData`.
-        fitted: Steps, evaluations, tokens and time.
-        difference: Largest difference of a number in the vectors of the trained module and of the encoder that loaded the
-            result.
-        scores: nDCG@10 of the held-out queries: before, after, low and high of the difference's 95 % interval, queries and
-            documents; None without `train.evaluate`.
-        files: Size in bytes of each file of the result.
-        already_done: The folder held the result before.
-    """
-
-    out: str
-    model: str
-    adapters: Mapping[str, str]
-    checkpoint: str | None
-    rows: int
-    counts: Mapping[str, Mapping[str, int]]
-    fitted: Fitted
-    difference: float
-    scores: Mapping[str, float] | None
-    files: Mapping[str, int] = field(default_factory=dict)
-    already_done: bool = False
 
 
 class Silent:

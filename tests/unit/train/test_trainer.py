@@ -31,7 +31,14 @@ class Killed(BaseException):
 
 
 def settings(out: Path, **others: Any) -> worker.Settings:
-    train = {"model": "none", "batch_rows": 8, "epochs": 2, "max_steps": STEPS, "checkpoint_steps": 3, "learning_rate": 0.01}
+    train = {
+        "model": "none",
+        "batch_rows": 8,
+        "epochs": 2,
+        "max_steps": STEPS,
+        "checkpoint_steps": 3,
+        "learning_rate": 0.01,
+    }
     document = {"train": {**train, **others.pop("train", {})}, "data": [{"uri": "none"}], "out": {"uri": str(out)}}
     ours: dict[str, Any] = {
         "spec": None,
@@ -142,8 +149,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):
     sources = (Pairs("clean", 40),)
     ours = parts(*sources)
     ours.losses["clean"].scale = torch.tensor(20.0)
-    done = settings(tmp_path, report=lambda step, *_: setattr(ours.losses["clean"], "scale", 20.0 if step < 4 else torch.nan))
-    with pytest.raises(Diverged, match=r"step 5: the loss is not finite \(nce nan\), in rows [\d, ]+ of 'clean'") as raised:
+    done = settings(
+        tmp_path, report=lambda step, *_: setattr(ours.losses["clean"], "scale", 20.0 if step < 4 else torch.nan)
+    )
+    with pytest.raises(
+        Diverged, match=r"step 5: the loss is not finite \(nce nan\), in rows [\d, ]+ of 'clean'"
+    ) as raised:
         worker.fit(ours, done, None)
     assert "0.01" in str(raised.value)
     assert len(steps_of(tmp_path)) == 4
