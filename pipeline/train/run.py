@@ -23,6 +23,7 @@ from pipeline.job.fingerprint import digest
 from pipeline.job.load import load_training
 from pipeline.job.training import Training
 from pipeline.ledger.table_lock import lock_table
+from pipeline.report.recorder import Recorder
 from pipeline.train.card import model_card
 from pipeline.train.checkpoints import place
 from pipeline.train.evaluate import Comparison, HeldOut, of_encoder, read_held_out
@@ -74,8 +75,7 @@ def train(job: Training | str | Path, progress: Progress | None = None) -> Train
     held_out = read_held_out(job.train.evaluate) if job.train.evaluate else None
     run, evidence = digest(settings, length=8), Evidence(out, job, {})
     with lock_table(out, run, what="train"), reported(evidence, run, progress) as report, _data_folder(out) as folder:
-        report.step("reading the rows")
-        data = _prepare(job, folder, held_out, record, out)
+        data = _prepare(evidence, folder, held_out, record, report)
         evidence.counts = data.counts
         report.works("training")
         fitted = train_on_ray(job, spec, out, data.folder, progress)
@@ -110,7 +110,9 @@ def _data_folder(out: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _prepare(job: Training, folder: Path, held_out: HeldOut | None, record: Record, out: str) -> TrainingData:
+def _prepare(
+    evidence: Evidence, folder: Path, held_out: HeldOut | None, record: Record, report: Recorder
+) -> TrainingData:
     """Prepare the data, and record its hash when the training begins.
 
     Raises:
@@ -118,8 +120,9 @@ def _prepare(job: Training, folder: Path, held_out: HeldOut | None, record: Reco
     """
     from pipeline.train.prepare import prepare
 
+    job, out = evidence.job, evidence.out
     with disk_errors(folder):
-        data = prepare(job, folder, frozenset() if held_out is None else held_out.text_hashes)
+        data = prepare(job, folder, frozenset() if held_out is None else held_out.text_hashes, report)
     if not record.data:
         record.data = data.digest
         record.write(out)
