@@ -95,6 +95,7 @@ COMMANDS = {
         "--endpoint-model",
         "--json",
     },
+    "soup": {"--out", "--weights", "--method", "--model", "--json"},
     "evaluate": {
         "--queries",
         "--judgements",
