@@ -83,8 +83,8 @@ class Module(torch.nn.Module):
     def __init__(self, tasks):
         super().__init__()
         self.tasks, self.calls = tasks, []
-        spec = SimpleNamespace(task=None, tasks=("q", "p"), prompt="", prompts={"q": "Query: "}, query_of={})
-        self.twin = SimpleNamespace(spec=spec)
+        base = SimpleNamespace(prompt="")
+        self.twin = SimpleNamespace(spec=SimpleNamespace(prompt="", prompts={"q": "Query: "}, query_side=lambda: base))
 
     def preprocess(self, texts):
         self.calls += texts
