@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +49,7 @@ def card_of(base: Path, *, licence: str | None = None, adapters=(), comparison=N
     )
 
 
-def head(card: str) -> dict[str, object]:
+def head(card: str) -> Any:
     return yaml.safe_load(card.split("---")[1])
 
 
