@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ from jobs import output
 from jobs.options import AsJson, JobFile, ModelName, Settings, SourceUri, TableUri, load_any, load_job
 
 if TYPE_CHECKING:
-    from pipeline.job.curation import Curation
+    from pipeline.curate.plan import CurationPlan
     from pipeline.run.estimate import Estimate
 
 
@@ -34,23 +35,17 @@ def plan(  # noqa: PLR0917  (typer's arguments are options by name)
     if job is not None and (source, table, model) == (None, None, None):
         curation = load_any(job, settings)
         if isinstance(curation, Curation):
-            _plan_curation(curation, json=json)
+            from pipeline.curate.plan import plan_curation
+
+            planned = plan_curation(curation)
+            output.as_json(planned) if json else _print(_curation_lines(planned))
             return
     loaded = load_job(job, settings, source=source, table=table, model=model)
     estimated = estimate(loaded, tokens_per_s=tokens_per_second, price_per_hour=price_per_hour)
-    if json:
-        output.as_json(estimated)
-    else:
-        _print(estimated)
+    output.as_json(estimated) if json else _print(_lines(estimated))
 
 
-def _plan_curation(job: Curation, *, json: bool) -> None:
-    from pipeline.curate.plan import plan_curation
-
-    planned = plan_curation(job)
-    if json:
-        output.as_json(planned)
-        return
+def _curation_lines(planned: CurationPlan) -> list[tuple[str, str]]:
     about = "" if planned.rows_exact else "about "
     size = format_bytes(planned.source_bytes)
     lines = [
@@ -64,12 +59,11 @@ def _plan_curation(job: Curation, *, json: bool) -> None:
     ]
     if planned.done:
         lines.append(("done", "the table already holds this job on this source"))
+    return lines
+
+
+def _print(lines: Iterable[tuple[str, str]]) -> None:
     for name, text in lines:
-        print(f"{name:>8}  {text}")
-
-
-def _print(estimate: Estimate) -> None:
-    for name, text in _lines(estimate):
         print(f"{name:>8}  {text}")
 
 

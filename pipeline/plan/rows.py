@@ -19,11 +19,12 @@ from actors.errors import ConfigError
 from actors.schema import CONTENT, HASH, ID, Unit
 from actors.source.blank import blank_texts
 from actors.source.content_hash import content_hashes
-from actors.source.formats import open_format
+from actors.source.formats.types import is_text
 from actors.source.read_unit import read_unit
 from pipeline.job.config import Job
 from pipeline.job.load import load_job
 from pipeline.plan.corpus import list_corpus, survey
+from pipeline.plan.units import pieces_of
 from pipeline.table import delta_table
 
 _PART_ROWS = 65_536
@@ -49,17 +50,17 @@ class Columns:
 
     Attributes:
         content: Columns of texts that are joined by a blank line into one, which must not be blank.
+        options: The option of the command that sets a key of a job, for messages.
         others: Further columns of texts; a null is an empty text.
         ids: Those of `others` that may also hold whole numbers.
         id: Column of ids; None: made from file path and position, or in a table with a column `id` that one.
-        options: The option that names a key of a job, for messages.
     """
 
     content: Sequence[str]
+    options: Mapping[str, str]
     others: Sequence[str] = ()
     ids: Sequence[str] = ()
     id: str | None = None
-    options: Mapping[str, str] | None = None
 
 
 def read_rows(uri: str, columns: Columns) -> Iterator[Part]:
@@ -90,16 +91,15 @@ def _of_files(uri: str, columns: Columns) -> Iterator[Part]:
         shards = list_corpus(job).shards
         found = survey(job, shards, modality="text")
     except ConfigError as error:
-        renamed = (columns.options or {}).items()
-        raise ConfigError(reduce(lambda text, option: text.replace(*option), renamed, str(error))) from None
-    for shard in found.shards:
-        for piece in open_format(found.source.format, shard.path).pieces(shard, _PART_ROWS):
-            read = read_unit(Unit(0, (piece,)), found.source)
-            rows = read.table
-            for name in columns.others:
-                column = rows[CONTENT] if name in columns.content else _texts(rows[name], name, columns)
-                rows = rows.drop_columns([name] if name in rows.column_names else []).append_column(name, column)
-            yield Part(rows.select([ID, *columns.others, CONTENT, HASH]), Counter(each.reason for each in read.bad))
+        message = reduce(lambda text, option: text.replace(*option), columns.options.items(), str(error))
+        raise ConfigError(message) from None
+    for piece in pieces_of(found, _PART_ROWS):
+        read = read_unit(Unit(0, (piece,)), found.source)
+        rows = read.table
+        for name in columns.others:
+            column = rows[CONTENT] if name in columns.content else _texts(rows[name], name, columns)
+            rows = rows.drop_columns([name] if name in rows.column_names else []).append_column(name, column)
+        yield Part(rows.select([ID, *columns.others, CONTENT, HASH]), Counter(each.reason for each in read.bad))
 
 
 def _of_table(place: str, columns: Columns) -> Iterator[Part]:
@@ -113,7 +113,7 @@ def _of_table(place: str, columns: Columns) -> Iterator[Part]:
     for name in names:
         if name not in schema.names:
             key = "source.text" if name in columns.content else "source.id" if name == id_column else "source.keep"
-            option = (columns.options or {}).get(key, key)
+            option = columns.options[key]
             raise ConfigError(f"{option} names the column {name!r}, which {place!r} lacks; it has {schema.names[:50]}")
     is_curated = _KEPT in schema.names and pa.types.is_boolean(schema.field(_KEPT).type)
     condition = pc.field(_KEPT) if is_curated else None
@@ -152,11 +152,7 @@ def _texts(column: pa.ChunkedArray, name: str, columns: Columns) -> pa.ChunkedAr
     """Return a column as texts; whole numbers of ids are written out."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     is_number = pa.types.is_integer(kind) and name in columns.ids
-    if not (is_number or pa.types.is_null(kind) or _is_text(kind)):
-        option = (columns.options or {}).get("source.keep", "the option")
+    if not (is_number or pa.types.is_null(kind) or is_text(kind)):
+        option = columns.options["source.text" if name in columns.content else "source.keep"]
         raise ConfigError(f"{option} names the column {name!r}, which is {kind}; name a column of texts")
     return pc.fill_null(column.cast(pa.string()), "")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
