@@ -41,7 +41,7 @@ def model_card(
         spec: The base.
         data: What was read.
         steps: Steps of the weights that were kept.
-        adapters: Folder of each trained adapter by its name; empty: the result is a whole model, with its adapters inside.
+        adapters: Folder of each trained adapter by its name; empty: the whole model was trained.
         comparison: nDCG@10 before and after; None: there is no held-out data.
     """
     licence = _licence_of_model(spec)
@@ -123,16 +123,17 @@ def _result(comparison: Comparison | None) -> str:
 
 
 def _use(job: Training, spec: ModelSpec, adapters: Mapping[str, str]) -> str:
-    encoder: dict[str, Any] = {"model": spec.model if adapters else job.out.uri}
-    if job.train.tasks and not adapters:
-        encoder["task"] = job.train.tasks[-1]
+    # A task of the base is replaced in a whole model, because `encoder.adapters` may not repeat its name.
+    whole = not adapters or any(name in spec.tasks for name in adapters)
+    encoder: dict[str, Any] = {"model": storage.join(job.out.uri, "model") if whole else spec.model}
     if adapters:
+        encoder["task"] = [*adapters][-1]
+    if not whole:
         query, passage = prompts_of(spec, job.train.tasks)
-        prompts = {} if not passage else {"prompt": passage}
+        prompts = {"prompt": passage} if passage else {}
         prompts |= {} if query == passage else {"query_prompt": query}
-        encoder |= {
-            "task": [*adapters][-1],
-            "adapters": {name: {"path": place, **prompts} if prompts else place for name, place in adapters.items()},
+        encoder["adapters"] = {
+            name: {"path": place, **prompts} if prompts else place for name, place in adapters.items()
         }
     text = f"In Vectide:\n\n```yaml\n{yaml.safe_dump({'encoder': encoder}, sort_keys=False)}```\n\n"
     if (spec.family, spec.variant) not in _WITHOUT_REMOTE_CODE:
@@ -141,7 +142,7 @@ def _use(job: Training, spec: ModelSpec, adapters: Mapping[str, str]) -> str:
         )
     lines = ["from sentence_transformers import SentenceTransformer", ""]
     lines += [f'model = SentenceTransformer("{encoder["model"]}")']
-    lines += [f'model.load_adapter("{place}", "{name}")' for name, place in adapters.items()]
+    lines += [f'model.load_adapter("{place}", "{name}")' for name, place in adapters.items() if not whole]
     return text + "In sentence-transformers:\n\n```python\n" + "\n".join(lines) + "\n```"
 
 

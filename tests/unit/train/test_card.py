@@ -88,8 +88,8 @@ def test_a_card_of_a_whole_model_without_measures_and_licences_says_so(base):
     assert head(card)["base_model_relation"] == "finetune"
     assert "named no held-out data" in card
     assert card.count("not stated") == 2
-    assert yaml.safe_load(block(card, "yaml")) == {"encoder": {"model": "out/legal"}}
-    assert block(card, "python").splitlines()[-1] == 'model = SentenceTransformer("out/legal")'
+    assert yaml.safe_load(block(card, "yaml")) == {"encoder": {"model": "out/legal/model"}}
+    assert block(card, "python").splitlines()[-1] == 'model = SentenceTransformer("out/legal/model")'
 
 
 @pytest.mark.parametrize(
