@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from actors.encoders.encoder import Encoder
-    from actors.encoders.spec import ModelSpec
     from pipeline.job.training import HeldOut as Settings
 
 _DEPTH = 10  # documents of a query that nDCG@10 counts
@@ -170,11 +169,13 @@ def in_training(model: SentenceTransformer) -> Encode:
     """Return the function that encodes with a model that is being trained, each side with its task and its prompt."""
     import torch
 
+    from pipeline.train.collate import prompts_of
+
     module: Any = model[0]
+    prompts = dict(zip(("query", "document"), prompts_of(module.twin.spec, module.tasks), strict=True))
 
     def encode(texts: Sequence[str], side: Side) -> Floats:
         task = 0 if side == "query" else len(module.tasks) - 1  # one adapter has both sides
-        prompt = _prompt(module.twin.spec, module.tasks[task] if module.tasks else None, side)
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         vectors: Any = [None] * len(texts)
         was_training = model.training
@@ -183,7 +184,7 @@ def in_training(model: SentenceTransformer) -> Encode:
             with torch.no_grad():
                 for start in range(0, len(order), _TEXTS):
                     rows = order[start : start + _TEXTS]
-                    features = module.preprocess([prompt + texts[row] for row in rows])
+                    features = module.preprocess([prompts[side] + texts[row] for row in rows])
                     features = {name: value.to(model.device) for name, value in features.items()}
                     features["task"] = torch.full((len(rows),), task if module.tasks else -1, device=model.device)
                     found = module(features)["sentence_embedding"].float().cpu().numpy()
@@ -194,14 +195,6 @@ def in_training(model: SentenceTransformer) -> Encode:
         return np.stack(vectors)
 
     return encode
-
-
-def _prompt(spec: ModelSpec, task: str | None, side: Side) -> str:
-    """Return the text that is put before the texts of a side."""
-    name = task if task in spec.tasks else spec.task
-    if side == "query":
-        name = spec.query_of.get(name, name)
-    return spec.prompt if name is None or name == spec.task else spec.prompts.get(name, "")
 
 
 @dataclass(slots=True)
