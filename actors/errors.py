@@ -14,6 +14,7 @@
     ├── TooManyQuarantined            more rows were quarantined than `run.max_quarantined` allows
     ├── GateClosed                    a re-embedding does not meet the quality that the job requires
     ├── PoisonUnit                    a unit keeps killing its process
+    ├── Diverged                      a loss, gradient or weight of a training is not finite
     ├── DeviceLost                    a GPU failed, and no later call on it succeeds in this process
     ├── ClusterError                  Ray or a node failed: disk, memory, lost nodes
     │   └── ClusterStalled            no progress on the cluster for too long, such as no machine for the encoders
@@ -104,6 +105,10 @@ class GateClosed(VectideError):
 
 class PoisonUnit(VectideError):
     """A unit keeps killing its process and cannot be narrowed further."""
+
+
+class Diverged(VectideError):
+    """A loss, gradient or weight of a training is not finite; the last checkpoint is kept."""
 
 
 class DeviceLost(VectideError):

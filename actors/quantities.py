@@ -12,7 +12,9 @@ _TIME_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def counted(number: int, what: str) -> str:
     """Return a number and what it counts, in the plural unless it is one."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    if number == 1:
+        return f"{number:,} {what}"
+    return f"{number:,} {what[:-1]}ies" if what.endswith("ry") else f"{number:,} {what}s"
 
 
 def format_bytes(size_bytes: float) -> str:

@@ -109,6 +109,11 @@ class Unit:
         """Planned rows: an estimate if that of a piece is one."""
         return sum(piece.rows for piece in self.pieces)
 
+    @property
+    def rows_exact(self) -> bool:
+        """True if `rows` is no estimate."""
+        return all(piece.rows_exact for piece in self.pieces)
+
 
 @dataclass(frozen=True, slots=True)
 class RewrittenFile:

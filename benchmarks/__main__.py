@@ -37,6 +37,7 @@ Corpora = Annotated[
     Path | None, typer.Option(help="Folder of Parquet files with a column 'text'; docstrings without it.")
 ]
 Model = Annotated[Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2; the package's without it.")]
+WordNet = Annotated[Path, typer.Option(help="Folder of WordNet 3.0, as Debian's wordnet-base has.")]
 Out = Annotated[Path, typer.Option(help="Where the result files go.", callback=_make_folder)]
 Threads = Annotated[int, typer.Option(help="CPU threads for each; 0 is all cores.")]
 DOCS = ROOT / "docs" / "benchmarks"
@@ -279,9 +280,7 @@ def mining(  # noqa: PLR0917  (typer calls it by name)
 def negation(
     model: Model = None,
     out: Out = DOCS,
-    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet 3.0, as Debian's wordnet-base has.")] = Path(
-        "/usr/share/wordnet"
-    ),
+    wordnet: WordNet = Path("/usr/share/wordnet"),
     pairs: Annotated[str | None, typer.Option(help="Other pairs: a file with `anchor` and `entailment`.")] = None,
 ) -> None:
     """EasyNegation and HardNegation of a model on negations of WordNet's example sentences."""
@@ -317,9 +316,7 @@ def precision(
     collection: Annotated[
         Path | None, typer.Option(help="Judged collection: docs.parquet, queries.parquet and qrels.parquet.")
     ] = None,
-    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet 3.0, as Debian's wordnet-base has.")] = Path(
-        "/usr/share/wordnet"
-    ),
+    wordnet: WordNet = Path("/usr/share/wordnet"),
 ) -> None:
     """Retrieval, similarity and negation of a model in float32, bfloat16 and int8, and in each stored type."""
     import jinja2

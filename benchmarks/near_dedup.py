@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.race.machine import commit, hardware, versions
 from benchmarks.race.peers import ROOT, install, python_of
+from benchmarks.race.workers.minhash import N, shingles
 from pipeline.curate.normalise import normalised
 from pipeline.curate.steps.shingles import Shingles, band_keys, bands_for
 
@@ -110,7 +111,7 @@ def _similarities(texts: list[str]) -> np.ndarray:
     """Return the Jaccard similarity of all pairs, the first of a pair before the second, by products of sparse rows."""
     from scipy.sparse import csr_array
 
-    sets = [{text[start : start + 5] for start in range(len(text) - 4)} for text in texts]
+    sets = [shingles(text) for text in texts]
     names = {shingle: number for number, shingle in enumerate(sorted(set().union(*sets)))}
     columns = [names[shingle] for each in sets for shingle in each]
     sizes = np.array([len(each) for each in sets])
@@ -121,7 +122,7 @@ def _similarities(texts: list[str]) -> np.ndarray:
 
 def _found(texts: list[str], similarities: np.ndarray, permutations: int) -> Found:
     bands, length = bands_for(_THRESHOLD, permutations)
-    keys = band_keys(Shingles("characters", 5).signatures(texts, permutations), bands, length)
+    keys = band_keys(Shingles("characters", N).signatures(texts, permutations), bands, length)
     shared = np.zeros(similarities.shape, bool)
     for band in range(bands):
         order = np.argsort(keys[:, band], kind="stable")
@@ -137,7 +138,7 @@ def markdown(result: Result, *, command: str, date: str) -> str:
     """Return the page of a result."""
     facts = (
         f"{hardware()}. {versions('numpy', 'rensa')}; peers in `benchmarks/race/environments/near_dedup.txt`. "
-        f"{result.texts:,} docstrings of {result.characters:.0f} characters on average, normalised before; shingles of 5 "
+        f"{result.texts:,} docstrings of {result.characters:.0f} characters on average, normalised before; shingles of {N} "
         "characters."
     )
     truth = (

@@ -49,6 +49,14 @@ def _swapped(sentence: str, lemmas: list[str]) -> tuple[str, str] | None:
     return None
 
 
+def write_pairs(wordnet: Path, work: Path) -> str:
+    """Write the pairs of WordNet's files to a Parquet file in the folder `work`; return its path."""
+    work.mkdir(parents=True, exist_ok=True)
+    anchors, entailments = zip(*wordnet_pairs(wordnet), strict=True)
+    pq.write_table(pa.table({"anchor": anchors, "entailment": entailments}), work / "pairs.parquet")
+    return str(work / "pairs.parquet")
+
+
 def measure(work: Path, wordnet: Path, model: Path, *, pairs: str | None) -> list[tuple[Outcome, Evaluation]]:
     """Make a set by rules and one by antonyms, and evaluate the model on both.
 
@@ -58,11 +66,7 @@ def measure(work: Path, wordnet: Path, model: Path, *, pairs: str | None) -> lis
         model: Folder of the model.
         pairs: URL of other pairs, with the columns `anchor` and `entailment`; None: those of WordNet.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    if pairs is None:
-        pairs = str(work / "pairs.parquet")
-        anchors, entailments = zip(*wordnet_pairs(wordnet), strict=True)
-        pq.write_table(pa.table({"anchor": anchors, "entailment": entailments}), pairs)
+    pairs = pairs or write_pairs(wordnet, work)
     job = load_job(None, defaults={"source.uri": "none", "table.uri": "none", "encoder.model": str(model)})
     subject = Subject("all-MiniLM-L6-v2", load_encoder(job.encoder.settings()))
     found = []

@@ -21,7 +21,7 @@ import torch
 from actors.encoders import load_encoder
 from actors.encoders.settings import EncoderSettings
 from actors.vectors import Floats
-from benchmarks.negation import wordnet_pairs
+from benchmarks.negation import write_pairs
 from benchmarks.race.machine import commit, hardware, versions
 from pipeline.curate.negation.build import Settings, build_negations
 from pipeline.evaluate.code import judged_code
@@ -137,11 +137,8 @@ def tasks(code: Path, wordnet: Path, collection: Path | None, work: Path) -> lis
     for name, file in (("WordSim-353", "wordsim353.tsv"), ("SimLex-999", "simlex999.txt")):
         lines = [line.split("\t") for line in data.joinpath(file).read_text().splitlines() if not line.startswith("#")]
         found.append(similarity(name, name, [(line[0], line[1]) for line in lines], [float(line[2]) for line in lines]))
-    work.mkdir(parents=True, exist_ok=True)
-    anchors, entailments = zip(*wordnet_pairs(wordnet), strict=True)
-    pq.write_table(pa.table({"anchor": anchors, "entailment": entailments}), work / "pairs.parquet")
     made = build_negations(
-        str(work / "pairs.parquet"), str(work / "negations.parquet"), Settings(ways=("rules",), wordnet=str(wordnet))
+        write_pairs(wordnet, work), str(work / "negations.parquet"), Settings(ways=("rules",), wordnet=str(wordnet))
     )
     triplets = pq.read_table(made.out)
     return [*found, negation(triplets.take(pa.array(range(0, triplets.num_rows, -(-triplets.num_rows // _TRIPLETS)))))]

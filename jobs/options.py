@@ -33,6 +33,11 @@ RetryQuarantined = Annotated[
     ),
 ]
 Table = Annotated[str, typer.Argument(metavar="TABLE", help="URI of the table.")]
+Version = Annotated[int | None, typer.Option(min=0, help="Version of the table; default: the current one.")]
+MovedModel = Annotated[
+    str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's model, if it has moved.")
+]
+CacheSize = Annotated[str, typer.Option(help="Limit of the local cache of vectors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -102,10 +102,10 @@ def build_family(spec: ModelSpec, compute: Compute) -> Family:
     Raises:
         ModelError: The checkpoint on this machine is incomplete, or is not the one that the spec describes.
     """
-    with _opened(spec, compute) as opened:
-        module, function = FAMILIES[opened.facts.family][1].split(":")
+    with opened(spec, compute) as found:
+        module, function = FAMILIES[found.facts.family][1].split(":")
         build = cast("Builder", getattr(import_module(module), function))
-        family = build(opened, compute)
+        family = build(found, compute)
     add_adapters(family, spec)
     return family
 
@@ -117,13 +117,17 @@ def open_eyes(family: Family, spec: ModelSpec, compute: Compute) -> None:
         ModelError: As for `build_family`.
     """
     if isinstance(family, SeeingFamily) and family.tower is None:
-        with _opened(spec, compute) as opened:
-            family.see(opened, compute)
+        with opened(spec, compute) as found:
+            family.see(found, compute)
 
 
 @contextmanager
-def _opened(spec: ModelSpec, compute: Compute) -> Iterator[Checkpoint]:
-    """Opens the checkpoint of a spec and checks it."""
+def opened(spec: ModelSpec, compute: Compute) -> Iterator[Checkpoint]:
+    """Opens the checkpoint of a spec and checks it.
+
+    Raises:
+        ModelError: As for `build_family`.
+    """
     folder = folder_of(spec)
     with checkpoint.understanding(folder):
         config: dict[str, Any] = checkpoint.read_json(folder / "config.json")

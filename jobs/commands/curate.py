@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from jobs.options import AsJson, JobFile, Settings
 
 if TYPE_CHECKING:
     from pipeline.curate.run import Curated
+    from pipeline.curate.steps.base import StepCount
     from pipeline.curate.view import View
 
 
@@ -56,8 +58,7 @@ def _print(curated: Curated) -> None:
             f"{counted(curated.rows_read, 'source row')} ({curated.quarantined:,} quarantined), {curated.kept:,} kept; "
             f"{counted(curated.units_read, 'unit')} read"
         )
-    for step in curated.steps:
-        print(f"  {step.name}: {step.rows:,} in, {step.dropped:,} dropped, {step.rows - step.dropped:,} out")
+    _print_steps(curated.steps)
     _print_changes(curated)
     single = curated.evidence["sources_with_one_row"]
     if single["count"]:
@@ -67,6 +68,11 @@ def _print(curated: Curated) -> None:
         )
     if curated.quarantined:
         print(f"to list the quarantined rows with reasons: vectide quarantine {curated.table}")
+
+
+def _print_steps(steps: Iterable[StepCount]) -> None:
+    for step in steps:
+        print(f"  {step.name}: {step.rows:,} in, {step.dropped:,} dropped, {step.rows - step.dropped:,} out")
 
 
 def _print_changes(curated: Curated) -> None:
@@ -85,6 +91,5 @@ def _print_changes(curated: Curated) -> None:
 
 def _print_view(view: View) -> None:
     print(f"of {counted(view.rows, 'row')} of {view.table} (version {view.version}), {view.kept:,} would be kept")
-    for step in view.steps:
-        print(f"  {step.name}: {step.rows:,} in, {step.dropped:,} dropped, {step.rows - step.dropped:,} out")
+    _print_steps(view.steps)
     print(f"the kept rows, as an SQL condition:\n{view.condition}")

@@ -11,7 +11,7 @@ import typer
 from actors.errors import ConfigError, DataError, ModelError
 from jobs import evaluated as printing
 from jobs import output
-from jobs.options import AsJson, load_job
+from jobs.options import AsJson, CacheSize, Version, load_job
 from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job of --model, as in encoder.dim=256."),
     ] = None,
-    version: Annotated[int | None, typer.Option(min=0, help="Version of the table; default: the current one.")] = None,
+    version: Version = None,
     against: Annotated[
         str | None, typer.Option(metavar="TABLE[@VERSION]", help="Compare with this table or version.")
     ] = None,
@@ -106,7 +106,7 @@ def evaluate(  # noqa: PLR0917  (typer's arguments are options by name)
         typer.Option(metavar="MODE,MODE", help="Embed by --model with each mode of chunking, as in split,late."),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Scan on this Ray cluster; queries are encoded here.")] = None,
-    cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_CACHE_SIZE,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
     out: Annotated[
         str | None,
         typer.Option(metavar="URI", help="A folder for the result and its values; with --tasks for embeddings too."),

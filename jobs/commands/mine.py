@@ -9,7 +9,7 @@ import typer
 from actors.errors import ConfigError
 from actors.quantities import counted
 from jobs import output
-from jobs.options import AsJson, Table
+from jobs.options import AsJson, CacheSize, MovedModel, Table, Version
 from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def mine(  # noqa: PLR0917  (typer's arguments are options by name)
     seed: Annotated[int, typer.Option(min=0, help="Seed of random sampling.")] = 0,
     cross_encoder: Annotated[
         str | None,
-        typer.Option(metavar="NAME_OR_DIR", help="A cross-encoder that has the last word about each negative."),
+        typer.Option(metavar="NAME_OR_DIR", help="A cross-encoder that checks each negative."),
     ] = None,
     cross_margin: Annotated[
         float, typer.Option(help="Least difference of its scores of the positive and of a negative.")
@@ -55,11 +55,9 @@ def mine(  # noqa: PLR0917  (typer's arguments are options by name)
     max_missing: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of pairs whose passage is not in the table.")
     ] = 0.05,
-    version: Annotated[int | None, typer.Option(min=0, help="Version of the table; default: the current one.")] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's model, if it has moved.")
-    ] = None,
-    cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_CACHE_SIZE,
+    version: Version = None,
+    model: MovedModel = None,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
     json: AsJson = False,
 ) -> None:
     """Find hard negatives for pairs of a query and a passage: rows of the table that are near to the query, and no answer."""
@@ -101,7 +99,7 @@ def _print(mined: Mined) -> None:
         print(f"left out: {mined.without:,}  no negative is left")
     if short := mined.rows - mined.full:
         print(f"{counted(short, 'pair')} with fewer negatives than --negatives")
-    print(f"{counted(mined.candidates, 'row')} near {counted(mined.queries, 'query').replace('querys', 'queries')}:")
+    print(f"{counted(mined.candidates, 'row')} near {counted(mined.queries, 'query')}:")
     for option, count in mined.removed.items():
         print(f"  removed by {option}: {count:,}")
     if mined.cross_encoded:

@@ -12,7 +12,7 @@ from actors.errors import ConfigError, DataError
 from actors.images.errors import UnfitPicture
 from actors.quantities import counted
 from jobs import output
-from jobs.options import AsJson, Table
+from jobs.options import AsJson, CacheSize, MovedModel, Table, Version
 from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
             help="With --late: score the N rows nearest by dense vectors, or all. Default: 200, or 10 for each hit if more.",
         ),
     ] = None,
-    version: Annotated[int | None, typer.Option(min=0, help="Version of the table; default: the current one.")] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's model, if it has moved.")
-    ] = None,
+    version: Version = None,
+    model: MovedModel = None,
     adapter: Annotated[
         str | None, typer.Option(metavar="NAME_OR_DIR", help="New place of the table's adapter, if it has moved.")
     ] = None,
@@ -55,7 +53,7 @@ def search(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     out: Annotated[str | None, typer.Option(metavar="URI", help="The Parquet file of hits for --questions.")] = None,
     address: Annotated[str | None, typer.Option(help="Scan on this Ray cluster; the question is encoded here.")] = None,
-    cache_size: Annotated[str, typer.Option(help="Limit of the local cache of vectors.")] = DEFAULT_CACHE_SIZE,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Read the table's files and no local cache.")] = False,
     json: AsJson = False,
 ) -> None:

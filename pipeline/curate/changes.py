@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from actors import storage
 from actors.schema import ID
 from pipeline.curate.context import DROPPED_BY, Context
+from pipeline.curate.database import insert
 from pipeline.table import delta_table
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ def changes_of(context: Context, connection: duckdb.DuckDBPyConnection) -> dict[
     for path in sorted(delta_table.file_sizes(context.table)):
         with storage.open_arrow(storage.join(context.url, path)) as file:
             for batch in pq.ParquetFile(file).iter_batches(columns=[ID, DROPPED_BY]):
-                connection.register("incoming", pa.Table.from_batches([batch]))
-                run("insert into before_rows select * from incoming")
-                connection.unregister("incoming")
+                insert(connection, "before_rows", pa.Table.from_batches([batch]))
     source = context.read.source
     repeats = source.id is not None and not source.unique_ids
     copy = "row_number() over (partition by id order by place)" if repeats else "1"

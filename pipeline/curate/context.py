@@ -19,6 +19,7 @@ from actors.schema import ID, Shard, Unit
 from actors.source.column_names import alike
 from actors.source.read_unit import read_sample
 from actors.storage.listed import LeftOut
+from pipeline.curate.extra import need_module
 from pipeline.curate.read import ReadSpec, units_of
 from pipeline.curate.steps import steps_of
 from pipeline.curate.steps.base import Step
@@ -108,7 +109,7 @@ def resolve(job: Curation, reporter: Reporter) -> Context:
     """
     if not isinstance(job, Curation):
         raise ConfigError(f"the job is {shown(job)}; give what vectide.load_curation returns, or a vectide.Curation")
-    need_package("duckdb")
+    need_module("duckdb")
     steps = steps_of(job)
     for step in steps:
         step.check()
@@ -188,14 +189,6 @@ def _check_sources(job: Curation, sample: pa.Table) -> None:
             f"{sample.num_rows} rows, such as {sample[SOURCE][0].as_py()!r}: a source with one row has no figures of its own. "
             f"Name a column such as a site, or leave source_column out"
         )
-
-
-def need_package(name: str) -> None:
-    """Raise ConfigError if a package of the extra `curate` is missing."""
-    from importlib.util import find_spec
-
-    if find_spec(name) is None:
-        raise ConfigError(f"curation needs the package {name}: pip install 'vectide[curate]'")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from actors.schema import ID
 from actors.storage.errors import redact
 from actors.storage.temp_dirs import SharedTempDir
 from pipeline.curate.context import DROPPED_BY, KEPT, Context
+from pipeline.curate.database import insert
 from pipeline.curate.read import Measured, folder_of
 from pipeline.curate.steps.base import Decision, Seen
 from pipeline.execute.progress import Reporter
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _LEAST_MEMORY, _MOST_MEMORY = 512 << 20, 16 << 30
 _BATCH_ROWS = 1 << 16
+# All rows of the source; those with a repeated id have no number.
+_PLACES = "(select place, n from numbered union all select place, null as n from repeated)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +135,12 @@ class Rows:
 
     def _rows(self, stored: list[str], names: list[str], *, has_source: bool) -> Iterator[pa.Table]:
         """Yield the rows of each unit with their number, without those with a repeated id."""
-        numbers = self._numbers()
-        for result in self._results:
+        numbers = self._by_unit(f"select n from {_PLACES} order by place")
+        for result, numbered in zip(self._results, numbers, strict=True):
             rows = read_result(result, [*stored, *([SOURCE] if has_source else [])])
             if not has_source:
                 rows = rows.append_column(SOURCE, pa.nulls(rows.num_rows, pa.string()))
-            rows = rows.add_column(0, "n", next(numbers)["n"])
+            rows = rows.add_column(0, "n", numbered["n"])
             yield rows.filter(pc.is_valid(rows["n"])).select(names)
 
     def _insert(self, table: str, parts: Iterable[pa.Table]) -> None:
@@ -147,16 +150,8 @@ class Rows:
             if part is not None:
                 waiting.append(part)
             if waiting and (part is None or sum(each.num_rows for each in waiting) >= _BATCH_ROWS):
-                self.connection.register("incoming", pa.concat_tables(waiting))
-                self.connection.execute(f"insert into {table} select * from incoming")
-                self.connection.unregister("incoming")
+                insert(self.connection, table, pa.concat_tables(waiting))
                 waiting.clear()
-
-    def _numbers(self) -> Iterator[pa.Table]:
-        """Yield the numbers of the rows of each unit; those of rows with a repeated id are null."""
-        yield from self._by_unit(
-            "select n from (select place, n from numbered union all select place, null from repeated) order by place"
-        )
 
     def _by_unit(self, query: str) -> Iterator[pa.Table]:
         """Yield the result of a query, which has one row for each row of the source in order, unit by unit."""
@@ -225,7 +220,7 @@ class Rows:
         self.connection.execute(
             f"create table verdicts as select place, n, {', '.join([*columns, ''])}"
             f"case when n is not null then drops.step is null end as {KEPT}, case drops.step {names} end as {DROPPED_BY} "
-            f"from (select place, n from numbered union all select place, null from repeated) {joins} "
+            f"from {_PLACES} {joins} "
             "left join drops using (n) order by place"
         )
 

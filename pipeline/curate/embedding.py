@@ -27,7 +27,8 @@ from actors.source.blank import blank_rows
 from actors.storage.temp_dirs import disk_errors
 from actors.unit.table_files import read_stored
 from actors.vectors import Floats, VectorColumn
-from pipeline.curate.steps.base import Seen
+from pipeline.curate.database import insert
+from pipeline.curate.steps.base import Seen, Step
 from pipeline.execute.progress import NullReporter, Reporter
 from pipeline.job.config import Run
 from pipeline.run.routing import task_of
@@ -38,15 +39,8 @@ if TYPE_CHECKING:
     import duckdb
 
 _ABILITY = "Retrieval"  # type of a task in mteb: queries search passages
-_FACTS = (
-    "weights_sha256",
-    "tokenizer_sha256",
-    "config_sha256",
-    "family",
-    "dim",
-    "max_tokens",
-    "precision",
-)  # of a model
+# Facts of a model that determine its vectors.
+_FACTS = ("weights_sha256", "tokenizer_sha256", "config_sha256", "family", "dim", "max_tokens", "precision")
 _PART = 100_000  # texts of a file
 _NAME = "texts"  # of a table: its folder names model and task
 
@@ -118,14 +112,39 @@ def task_of_side(tables: TextTables, side: str) -> str | None:
     return task_of(tables.spec, _ABILITY, document=side != "query")
 
 
-def lineage_of(model: str, encoder: Mapping[str, Any], sides: Sequence[str]) -> dict[str, Any]:
-    """Return what determines the vectors of some sides."""
-    tables = text_tables(model, encoder)
-    facts = tables.spec.lineage()
-    return {
-        **{name: facts[name] for name in _FACTS},
-        **{f"{side}_task": task_of_side(tables, side) for side in sides},
-    }
+class EmbeddingStep(Step):
+    """A step that compares vectors. Its settings have `model` and `encoder`.
+
+    Attributes:
+        embedded: The sides whose texts are embedded.
+    """
+
+    def __init__(self, settings: Any, sides: Sequence[str]) -> None:
+        super().__init__(settings, sides)
+        self.embedded = self.sides
+
+    def check(self) -> None:
+        """See `Step`.
+
+        Raises:
+            ConfigError: a key of `encoder` is wrong, or the model makes no single vector of a text.
+            ModelError: the model cannot be found.
+        """
+        text_tables(self.settings.model, self.settings.encoder)
+
+    def lineage(self) -> dict[str, Any]:
+        """Return what determines the vectors."""
+        tables = text_tables(self.settings.model, self.settings.encoder)
+        facts = tables.spec.lineage()
+        return {
+            **{name: facts[name] for name in _FACTS},
+            **{f"{side}_task": task_of_side(tables, side) for side in self.embedded},
+        }
+
+    def tables(self, seen: Seen) -> TextTables:
+        """Return the tables of the model, below the curated table."""
+        settings = self.settings
+        return text_tables(settings.model, settings.encoder, folder=seen.folder, run=seen.run, reporter=seen.reporter)
 
 
 def embed(seen: Seen, tables: TextTables, sides: Sequence[str]) -> dict[str, SideVectors]:
@@ -163,8 +182,7 @@ def _load_keys(connection: duckdb.DuckDBPyConnection, tables: TextTables, place:
     """Make the table of the keys of the texts that are embedded."""
     connection.execute("CREATE OR REPLACE TABLE embedding_known (key VARCHAR)")
     for ids in _files(tables.table(place), ()):
-        connection.register("embedding_part", ids)
-        connection.execute(f"INSERT INTO embedding_known SELECT {ID} FROM embedding_part")
+        insert(connection, "embedding_known", ids)
 
 
 def _write_new(seen: Seen, tables: TextTables, place: str, side: str) -> int:

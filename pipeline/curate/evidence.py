@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from actors.schema import ID
 from pipeline.curate.context import DROPPED_BY, KEPT, Context
+from pipeline.curate.steps.base import SEED, marks
 
 if TYPE_CHECKING:
     import duckdb
@@ -23,7 +24,7 @@ _BINS, _WIDTH = 20, 0.05
 _NAMES_OF_ROWS = ("_of", "_hash")  # ends of columns whose values are not measures
 
 
-def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection, seed: int = 0) -> dict[str, Any]:
+def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """Return rows by source and verdict, measures by step, and samples, which are the same for the same rows."""
     single = connection.execute(
         "select count(*) over (), source from all_rows group by source having count(*) = 1 order by source "
@@ -39,7 +40,7 @@ def evidence_of(context: Context, connection: duckdb.DuckDBPyConnection, seed: i
             for step in context.steps
         },
         "samples": {
-            step.name: _samples(connection, step.name, context.read.sides, step.schema().names, seed)
+            step.name: _samples(connection, step.name, context.read.sides, step.schema().names)
             for step in context.steps
         },
     }
@@ -78,7 +79,7 @@ def _measure(connection: duckdb.DuckDBPyConnection, step: str, field: pa.Field) 
     least, most = connection.execute(f"select min({name}), max({name}) from verdicts").fetchall()[0]
     if least is None or least == most:
         return None
-    bounds = _marks(most) if pa.types.is_integer(field.type) else _steps(least, most)
+    bounds = [0, *marks(most)] if pa.types.is_integer(field.type) else _steps(least, most)
     cases = " ".join(f"when {name} < {bound}::double then {number}" for number, bound in enumerate(bounds[1:]))
     counted = connection.execute(
         f"select case {cases or 'when false then 0'} else {len(bounds) - 1} end as bin, count(*), count(*) filter (where {DROPPED_BY} = '{step}') "
@@ -90,12 +91,6 @@ def _measure(connection: duckdb.DuckDBPyConnection, step: str, field: pa.Field) 
     return {"name": name, "bounds": bounds, "rows": rows, "dropped": dropped}
 
 
-def _marks(most: int) -> list[float]:
-    """Return 0, 1, 2, 5, 10, ... up to a number."""
-    powers = range(len(str(most)))
-    return [0, *(mark for power in powers for mark in (10**power, 2 * 10**power, 5 * 10**power) if mark <= most)]
-
-
 def _steps(least: float, most: float) -> list[float]:
     """Return the lower ends of equal bins: of 0.05 for shares and cosines."""
     if least >= -1 and most <= 1:
@@ -105,7 +100,7 @@ def _steps(least: float, most: float) -> list[float]:
 
 
 def _samples(
-    connection: duckdb.DuckDBPyConnection, step: str, sides: Sequence[str], measures: Sequence[str], seed: int
+    connection: duckdb.DuckDBPyConnection, step: str, sides: Sequence[str], measures: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return some rows that a step dropped, with the measures that it has of them."""
     texts = [
@@ -114,7 +109,7 @@ def _samples(
     rows = connection.execute(
         f"select {ID}, source, {', '.join([*texts, *(f'v.{name}' for name in measures)])} "
         f"from (select n from verdicts join all_rows using (n) where {DROPPED_BY} = '{step}' "
-        f"order by md5('{seed} ' || {ID}), n limit {_SAMPLES}) join all_rows using (n) join verdicts v using (n) order by n"
+        f"order by md5('{SEED} ' || {ID}), n limit {_SAMPLES}) join all_rows using (n) join verdicts v using (n) order by n"
     ).fetchall()
     names = (ID, "source", *sides)
     return [

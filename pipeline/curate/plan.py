@@ -56,7 +56,7 @@ def plan_curation(job: Curation) -> CurationPlan:
         shards=len(context.shards),
         source_bytes=sum(shard.size_bytes for shard in context.shards),
         rows=sum(unit.rows for unit in units),
-        rows_exact=all(piece.rows_exact for unit in units for piece in unit.pieces),
+        rows_exact=all(unit.rows_exact for unit in units),
         units=len(units),
         units_done=len(finished(units, context.read)),
         unit_rows=context.unit_rows,

@@ -11,7 +11,6 @@ is left, a grown corpus what is new, and another threshold nothing.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +36,7 @@ from pipeline.ledger.ledger import FOLDER
 
 _FORMAT = 1  # of the files
 _NAME = re.compile(r"([0-9a-f]{32})-(\d+)-(\d+)\.parquet$")
-_INLINE_BYTES = 64 << 20  # of a source that is read in this process
+INLINE_BYTES = 64 << 20  # of a source that is read in this process
 _TASKS_A_CPU = 2
 _GROUPS = 8  # of neighbouring small shards, about one in this many ends a unit early
 
@@ -189,12 +188,6 @@ def measure_unit(unit: Unit, spec: ReadSpec) -> Measured:
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-
-
-def is_inline(run: Run, size_bytes: int) -> bool:
-    """Return whether a source of this size is read in this process."""
-    small = run.address == "auto" and "RAY_ADDRESS" not in os.environ and size_bytes <= _INLINE_BYTES
-    return run.address == "inline" or small
 
 
 def measure_units(units: Iterable[Unit], spec: ReadSpec, run: Run, *, inline: bool) -> Iterator[Measured]:

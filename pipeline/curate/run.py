@@ -19,11 +19,13 @@ from pipeline.curate.changes import changes_of
 from pipeline.curate.context import Context, resolve
 from pipeline.curate.decide import Rows
 from pipeline.curate.evidence import evidence_of
-from pipeline.curate.read import Measured, finished, is_inline, measure_units
+from pipeline.curate.read import INLINE_BYTES, Measured, finished, measure_units
+from pipeline.curate.steps.base import StepCount
 from pipeline.curate.table import read_quarantine, write_table
 from pipeline.execute.completion import check_files, load_complete_receipts
 from pipeline.execute.progress import NullReporter, Outcome, Reporter, Started
 from pipeline.job.curation import Curation
+from pipeline.job.values import is_inline
 from pipeline.ledger.create_probe import probe_create
 from pipeline.ledger.ledger import EVIDENCE, FOLDER, UNIT_FILES, Ledger, listing_table, units_to_table
 from pipeline.ledger.run_description import RunDescription
@@ -34,15 +36,6 @@ from pipeline.table.transaction import Transaction, table_transaction
 
 OPERATION = "curate"
 _COMMAND = "vectide curate"
-
-
-@dataclass(frozen=True)
-class StepCount:
-    """Rows that a step saw and dropped."""
-
-    name: str
-    rows: int
-    dropped: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ def curate(job: Curation, reporter: Reporter | None = None) -> Curated:
     """Curate pairs or documents into a table with a verdict for each row, or resume an earlier call.
 
     Raises:
-        VectideError: see actors/errors.py; what was read is kept, and the same call goes on from there.
+        VectideError: see actors/errors.py; what was read is kept, and the same call resumes.
     """
     reporter = reporter or NullReporter()
     return _Run(resolve(job, reporter), reporter).run()
@@ -133,7 +126,7 @@ class _Run:
                 operation=OPERATION,
                 units=1,
                 rows=sum(unit.rows for unit in units),
-                rows_exact=all(piece.rows_exact for unit in units for piece in unit.pieces),
+                rows_exact=all(unit.rows_exact for unit in units),
                 content=context.content,
                 fingerprint=context.spec.fingerprint,
                 lineage=context.spec.lineage,
@@ -149,14 +142,14 @@ class _Run:
         context, run = self.context, self.context.job.run
         units = self.units
         done = finished(units, context.read)
-        inline = is_inline(run, sum(shard.size_bytes for shard in context.shards))
+        is_small = sum(shard.size_bytes for shard in context.shards) <= INLINE_BYTES
         self.reporter.started(
             Started(
                 run=self.ledger.run,
                 units=len(units),
                 units_done=len(done),
                 rows=sum(unit.rows for unit in units),
-                rows_exact=all(piece.rows_exact for unit in units for piece in unit.pieces),
+                rows_exact=all(unit.rows_exact for unit in units),
                 replicas=1,
                 device="cpu",
                 left_out=context.left_out,
@@ -164,7 +157,7 @@ class _Run:
             )
         )
         left = [unit for unit in units if unit.number not in done]
-        for result in measure_units(left, context.read, run, inline=inline):
+        for result in measure_units(left, context.read, run, inline=is_inline(run.address, fits_in_process=is_small)):
             done[result.unit] = result
             self.reporter.finished_unit(result.receipt())
         return [done[unit.number] for unit in units], len(left)

@@ -51,7 +51,7 @@ def write_table(context: Context, ledger: Ledger, results: Sequence[Measured], v
     read = [ID, *context.read_columns().names, SHARD, POSITION]
     for result, found in zip(results, verdicts, strict=True):
         rows = read_result(result, read)
-        numbers = found["n"]  # kept apart: the source may have a column of this name
+        numbers = found["n"]  # not appended: the source may have a column of this name
         for name in found.column_names[1:]:
             rows = rows.append_column(name, found[name])
         rows, copies = rows.filter(pc.is_valid(numbers)), rows.filter(pc.is_null(numbers))

@@ -9,19 +9,12 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import ConfigError, TableConflict
-from pipeline.curate.context import DROPPED_BY, KEPT, need_package
+from pipeline.curate.context import DROPPED_BY, KEPT
+from pipeline.curate.extra import need_module
 from pipeline.curate.steps import steps_of
+from pipeline.curate.steps.base import StepCount
 from pipeline.job.curation import Curation
 from pipeline.table import delta_table
-
-
-@dataclass(frozen=True)
-class ViewStep:
-    """Rows that a step would see, and those that it would drop."""
-
-    name: str
-    rows: int
-    dropped: int
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class View:
     version: int
     rows: int
     kept: int
-    steps: tuple[ViewStep, ...]
+    steps: tuple[StepCount, ...]
     condition: str
 
 
@@ -50,7 +43,7 @@ def view(job: Curation) -> View:
         ConfigError: the steps are others, or a threshold is looser than that of the table.
         TableConflict: it is no curated table.
     """
-    need_package("duckdb")
+    need_module("duckdb")
     import duckdb
 
     url = storage.absolute(job.table.uri)
@@ -85,7 +78,7 @@ def view(job: Curation) -> View:
             counts.update(dict(connection.execute(query).fetchall()))
     left, seen = sum(counts.values()), []
     for step in steps:
-        seen.append(ViewStep(step.name, left, counts[step.name]))
+        seen.append(StepCount(step.name, left, counts[step.name]))
         left -= counts[step.name]
     condition = " and ".join([KEPT, *(f"not {each}" for each in stricter.values())])
     return View(url, int(table.version()), sum(counts.values()), counts[None], tuple(seen), condition)

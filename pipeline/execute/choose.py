@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
 from pipeline.execute.inline import InlineExecutor
 from pipeline.execute.outcome import Executor
 from pipeline.job.config import Run
+from pipeline.job.values import is_inline
 
 
 def executor_for(run: Run) -> Executor:
@@ -25,8 +25,7 @@ def executor_for(run: Run) -> Executor:
 
 def inline_if_small(run: Run, *, fits_in_process: bool) -> Executor | None:
     """Return an inline executor if the job is small and the user named no cluster, or for "inline"; else None."""
-    inline = run.address == "inline" or (fits_in_process and run.address == "auto" and "RAY_ADDRESS" not in os.environ)
-    return InlineExecutor(_device(run)) if inline else None
+    return InlineExecutor(_device(run)) if is_inline(run.address, fits_in_process=fits_in_process) else None
 
 
 def _device(run: Run) -> str:

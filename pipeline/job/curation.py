@@ -45,9 +45,13 @@ class Curated(Files):
     @property
     def columns(self) -> dict[str, str]:
         """Name in the table of each column that is read beside the id, by its name in the source."""
-        sides = {column: name for name, column in self.sides.items()}
+        return {**self._used, **self.kept}
+
+    @property
+    def _used(self) -> dict[str, str]:
+        """Name in the table of each side and of the source column, by its name in the source."""
         source = {} if self.source_column is None else {self.source_column: SOURCE}
-        return {**sides, **source, **self.kept}
+        return {**{column: name for name, column in self.sides.items()}, **source}
 
     @model_validator(mode="after")
     def _check_columns(self) -> Curated:
@@ -57,9 +61,7 @@ class Curated(Files):
                 f"{repeated!r} has two uses here; a column is one of {', '.join(self.sides)}, source_column"
             )
         if both := next((name for name in used if name in self.kept), None):
-            raise ValueError(
-                f"keep names {both!r}, which is in the table as {self.columns_named(both)!r}; leave it out"
-            )
+            raise ValueError(f"keep names {both!r}, which is in the table as {self._used[both]!r}; leave it out")
         own = ["id", "kept", "dropped_by", SOURCE, *self.sides]
         for column, name in self.kept.items():
             if name.startswith("_") or (pair := next((each for each in own if alike((each, name))), None)):
@@ -68,10 +70,6 @@ class Curated(Files):
                     f"keep gives {name!r}, and {of}; give another name, as in keep: {{{column}: my_{name}}}"
                 )
         return self
-
-    def columns_named(self, column: str) -> str:
-        """Return the table's name of a side or of the source column."""
-        return next((name for name, of in self.sides.items() if of == column), SOURCE)
 
 
 class Pairs(Curated):

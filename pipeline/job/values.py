@@ -131,6 +131,11 @@ def cluster_at(address: str) -> str:
     return os.environ.get("RAY_ADDRESS") or "local" if address == "auto" else address
 
 
+def is_inline(address: str, *, fits_in_process: bool) -> bool:
+    """Return whether the work is done in this process: for "inline", or a small job for which the user named no cluster."""
+    return address == "inline" or (fits_in_process and address == "auto" and "RAY_ADDRESS" not in os.environ)
+
+
 Uri = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
 Columns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Kept = Annotated[

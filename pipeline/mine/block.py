@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.errors import ConfigError
 from actors.schema import HASH, ID
+from actors.vectors import Floats
 from pipeline.mine.choose import Counts, Ints, Judge, Near, Scores, Thresholds, choose, count_gaps
 from pipeline.mine.cross_encoder import Score, texts_of
 from pipeline.mine.positives import Pairs
 from pipeline.scan.block import Block
 from pipeline.scan.products import Queries
 from pipeline.scan.table_scan import TableScan
-from pipeline.scan.top_k import QUERY, SCORE, Hashes, nearest
+from pipeline.scan.top_k import QUERY, SCORE, Hashes, nearest, ranks
 
 SCHEMA = pa.schema(
     [
@@ -40,7 +40,7 @@ class Rules:
 
     Attributes:
         max_missing: Largest share of pairs whose positive is not in the table.
-        cross_encoder: A cross-encoder that has the last word; None: none.
+        cross_encoder: A cross-encoder that checks each negative; None: none.
         cross_margin: Least difference of its scores of the positive and of a negative.
     """
 
@@ -57,7 +57,7 @@ class Miner:
         scan: The table.
         pairs: The pairs.
         rules: Which rows may be negatives.
-        encode: Returns the dense vectors of queries.
+        encode: Returns the dense vectors of queries, float32 [queries, dim].
         score: The cross-encoder.
     """
 
@@ -66,12 +66,10 @@ class Miner:
         scan: TableScan,
         pairs: Pairs,
         rules: Rules,
-        encode: Callable[[Sequence[str]], pa.Array],
+        encode: Callable[[Sequence[str]], Floats],
         score: Score | None,
     ) -> None:
-        if scan.dense is None:
-            raise ConfigError("the table has no single vector a row; negatives are mined by those")
-        self._scan, self._column, self._pairs, self._rules = scan, scan.dense, pairs, rules
+        self._scan, self._pairs, self._rules = scan, pairs, rules
         self._encode, self._score = encode, score
 
     def mine(self, first: int, texts: list[str], report: Callable[[int], None]) -> tuple[pa.Table, Counts]:
@@ -82,7 +80,7 @@ class Miner:
             texts: The queries.
             report: Called with the number of rows that were scanned.
         """
-        queries = Queries(self._column.matrix(self._encode(texts)))
+        queries = Queries(self._encode(texts))
         block = _Block(self._pairs, first, len(texts))
         rows = 0
 
@@ -95,14 +93,12 @@ class Miner:
         thresholds = self._rules.thresholds
         found = nearest(queries, block.scored(queries, blocks), thresholds.last_rank, exclude=block.hashes, report=add)
         counts, positives = Counts(), block.positive_scores()
-        lowest = np.full(len(texts), np.inf, np.float32)
-        np.minimum.at(lowest, block.query, positives)
         if not found.num_rows:
             counts.without = len(block.query)
             return SCHEMA.empty_table(), counts
         near, ids = _near(found), found[ID].combine_chunks()
         judge = None if self._score is None else self._judge(self._score, block, texts, near, ids)
-        chosen = choose(near, lowest, thresholds, number=first, counts=counts, judge=judge)
+        chosen = choose(near, block.lowest(positives), thresholds, number=first, counts=counts, judge=judge)
         table = _table(block, near, ids, chosen, positives=positives, most=thresholds.negatives, counts=counts)
         return table, counts
 
@@ -111,8 +107,7 @@ class Miner:
         names = ids.to_pylist()
         stored = texts_of(self._scan, [*names, *block.ids])
         of_positives = score([(texts[query], stored[name]) for query, name in zip(block.query, block.ids, strict=True)])
-        lowest = np.full(len(texts), np.inf, np.float32)
-        np.minimum.at(lowest, block.query, of_positives)
+        lowest = block.lowest(of_positives)
 
         def judge(rows: Ints) -> npt.NDArray[np.bool_]:
             scores = score([(texts[near.query[row]], stored[names[row]]) for row in rows])
@@ -141,6 +136,7 @@ class _Block:
         for query, hashes in zip(self.query.tolist(), self._of_pairs, strict=True):
             lists[query] += [each for each in hashes if each not in lists[query]]
         self.hashes = Hashes(lists)
+        self._count = count
         keys = ((query, each) for query, values in enumerate(lists) for each in values)
         self._places = {key: place for place, key in enumerate(keys)}
         self._scores = np.full(len(self._places), _LOWEST)
@@ -158,6 +154,12 @@ class _Block:
         highest = [max(self._scores[self._places[query, each]] for each in hashes) for query, hashes in of_pairs]
         return np.array(highest, np.float32)
 
+    def lowest(self, scores: Scores) -> Scores:
+        """Return the lowest score of the positives of each query, float32 [queries]."""
+        lowest = np.full(self._count, np.inf, np.float32)
+        np.minimum.at(lowest, self.query, scores)
+        return lowest
+
 
 def _near(found: pa.Table) -> Near:
     """Return a result of a scan as arrays. A row is a copy if a row before it has its id or its hash."""
@@ -169,8 +171,7 @@ def _near(found: pa.Table) -> Near:
         is_first = np.zeros(len(query), bool)
         is_first[np.unique(query * (len(codes.dictionary) + 1) + numbers, return_index=True)[1]] = True
         copy |= ~is_first
-    rank = np.arange(len(query)) - np.searchsorted(query, query, side="left") + 1
-    return Near(query, found[SCORE].to_numpy(), rank, copy)
+    return Near(query, found[SCORE].to_numpy(), ranks(query), copy)
 
 
 def _table(

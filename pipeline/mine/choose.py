@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.errors import ConfigError
+from pipeline.scan.top_k import ranks
 
 Ints = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -142,17 +143,18 @@ def choose(
         thresholds: Which rows may be negatives.
         number: Number of the block, for the seed.
         counts: Gets the numbers of rows.
-        judge: The last word about a row; it is asked about no more rows than needed, and about the better ones first.
+        judge: Checks rows; it is asked about no more rows than needed, and about the better ones first.
     """
     counts.candidates += len(near.query)
     positive = positives[near.query]
     share = positive - np.abs(positive) * np.float32(1 - thresholds.max_share)
+    margin = -np.inf if thresholds.absolute_margin is None else thresholds.absolute_margin
     left = np.ones(len(near.query), bool)
     for option, low in (
         ("--ranks", (near.rank < thresholds.first_rank) | (near.rank > thresholds.last_rank)),
         ("copies", near.copy),
         ("--max-share", near.score > share),
-        ("--absolute-margin", _above(near.score, positive, thresholds.absolute_margin)),
+        ("--absolute-margin", near.score + np.float32(margin) > positive),
         ("--min-score", near.score < (-np.inf if thresholds.min_score is None else thresholds.min_score)),
         ("--max-score", near.score > (np.inf if thresholds.max_score is None else thresholds.max_score)),
     ):
@@ -163,24 +165,11 @@ def choose(
         keys = np.random.default_rng((thresholds.seed, number)).random(len(near.query))
         rows = rows[np.lexsort((keys[rows], near.query[rows]))]
     chosen = (
-        _taken(rows, near.query, thresholds.negatives)
+        rows[ranks(near.query[rows]) <= thresholds.negatives]
         if judge is None
         else _judged(rows, near.query, thresholds.negatives, judge, counts)
     )
     return np.sort(chosen)
-
-
-def _above(score: Scores, positive: Scores, margin: float | None) -> npt.NDArray[np.bool_]:
-    if margin is None:
-        return np.zeros(len(score), bool)
-    return np.asarray(score + np.float32(margin) > positive, bool)
-
-
-def _taken(rows: Ints, query: Ints, count: int) -> Ints:
-    """Return the first rows of each query; rows are grouped by query."""
-    of = query[rows]
-    place = np.arange(len(rows)) - np.searchsorted(of, of, side="left")
-    return rows[place < count]
 
 
 def _judged(rows: Ints, query: Ints, count: int, judge: Judge, counts: Counts) -> Ints:
@@ -189,8 +178,7 @@ def _judged(rows: Ints, query: Ints, count: int, judge: Judge, counts: Counts) -
     missing = np.full(int(query.max(initial=-1)) + 1, count)
     while len(rows):
         of = query[rows]
-        place = np.arange(len(rows)) - np.searchsorted(of, of, side="left")
-        asked = place < missing[of]
+        asked = ranks(of) <= missing[of]
         if not asked.any():
             break
         batch = rows[asked]

@@ -1,4 +1,4 @@
-"""A cross-encoder as the last word about a negative: v1 keeps r(q, p) - r(q, n) > 0.2.
+"""A cross-encoder that checks each negative: v1 keeps r(q, p) - r(q, n) > 0.2.
 
 sentence-transformers loads and runs it. The texts of the rows are those that the table stores (`table.keep_text`).
 """

@@ -97,8 +97,8 @@ def mine(
         StorageError: the store refused or failed.
     """
     rules.thresholds.check()
-    scan = searcher.scan
-    if scan.dense is None:
+    scan, column = searcher.scan, searcher.scan.dense
+    if column is None:
         raise ConfigError(f"{searcher.url!r} has no single vector a row; negatives are mined by those")
     score = None
     if rules.cross_encoder is not None:
@@ -114,7 +114,8 @@ def mine(
     there = _there(folder, name)
     if DONE in there:
         return Mined(**json.loads(storage.read(storage.join(folder, DONE)))["outcome"])
-    miner = Miner(scan, pairs, rules, encode or searcher.encode, score)
+    vectors = encode or searcher.encode
+    miner = Miner(scan, pairs, rules, lambda texts: column.matrix(vectors(texts)), score)
     size = _QUERIES if score is None else _QUERIES_WITH_TEXTS
     rows, total = -(-pairs.queries // size) * scan.rows, Counts()
     urls = []

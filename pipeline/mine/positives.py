@@ -48,10 +48,10 @@ class Source:
     def read(self) -> Iterator[Part]:
         """Yield parts of the pairs; `CONTENT` is the passage, or the query where passages have ids."""
         if self.passage_id is None:
-            return read_rows(self.uri, Columns(self.passages, (self.query,), id=self.id, options=_OPTIONS))
+            return read_rows(self.uri, Columns(self.passages, _OPTIONS, (self.query,), id=self.id))
         options = {**_OPTIONS, "source.text": "--query", "source.keep": "--passage-id"}
         ids = (self.passage_id,)
-        return read_rows(self.uri, Columns((self.query,), ids, ids, self.id, options))
+        return read_rows(self.uri, Columns((self.query,), options, ids, ids, self.id))
 
 
 @dataclass(frozen=True)

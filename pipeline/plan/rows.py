@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -21,12 +21,14 @@ from actors.errors import ConfigError
 from actors.schema import CONTENT, HASH, ID, Unit
 from actors.source.blank import blank_texts
 from actors.source.content_hash import content_hashes
-from actors.source.formats import FORMATS, open_format
+from actors.source.formats import FORMATS
 from actors.source.formats.dialects import settle
+from actors.source.formats.types import is_text
 from actors.source.read_unit import read_unit
 from pipeline.job.config import Job
 from pipeline.job.load import load_job
 from pipeline.plan.corpus import list_corpus, source_format, survey
+from pipeline.plan.units import pieces_of
 from pipeline.table import delta_table
 
 _PART_ROWS = 65_536
@@ -53,18 +55,18 @@ class Columns:
 
     Attributes:
         content: Columns of texts that are joined by a blank line into one, which must not be blank.
+        options: The option of the command that sets a key of a job, for messages.
         others: Further columns of texts; a null is an empty text.
         kept: Further columns of any type, as they are.
         ids: Those of `others` that may also hold whole numbers.
         id: Column of ids; None: made from file path and position, or in a table with a column `id` that one.
-        options: The option that names a key of a job, for messages.
     """
 
     content: Sequence[str]
+    options: Mapping[str, str] = field(default_factory=dict)
     others: Sequence[str] = ()
     ids: Sequence[str] = ()
     id: str | None = None
-    options: Mapping[str, str] | None = None
     kept: Sequence[str] = ()
 
     @property
@@ -147,17 +149,16 @@ def _of_files(uri: str, columns: Columns, format_name: str) -> Iterator[Part]:
         shards = list_corpus(job).shards
         found = survey(job, shards, modality="text")
     except ConfigError as error:
-        renamed = (columns.options or {}).items()
-        raise ConfigError(reduce(lambda text, option: text.replace(*option), renamed, str(error))) from None
-    for shard in found.shards:
-        for piece in open_format(found.source.format, shard.path).pieces(shard, _PART_ROWS):
-            read = read_unit(Unit(0, (piece,)), found.source)
-            rows = {ID: read.table[ID]}
-            for name in columns.beside:
-                column = read.table[stored.get(name, CONTENT)]
-                rows[name] = _texts(column, name, columns) if name in columns.others else column
-            rows |= {name: read.table[name] for name in (CONTENT, HASH)}
-            yield Part(pa.table(rows), Counter(each.reason for each in read.bad))
+        message = reduce(lambda text, option: text.replace(*option), columns.options.items(), str(error))
+        raise ConfigError(message) from None
+    for piece in pieces_of(found, _PART_ROWS):
+        read = read_unit(Unit(0, (piece,)), found.source)
+        rows = {ID: read.table[ID]}
+        for name in columns.beside:
+            column = read.table[stored.get(name, CONTENT)]
+            rows[name] = _texts(column, name, columns) if name in columns.others else column
+        rows |= {name: read.table[name] for name in (CONTENT, HASH)}
+        yield Part(pa.table(rows), Counter(each.reason for each in read.bad))
 
 
 def _open(uri: str) -> DeltaTable:
@@ -177,7 +178,7 @@ def _of_table(uri: str, columns: Columns, *, verdicts: bool) -> Iterator[Part]:
     for name in names:
         if name not in schema.names:
             key = "source.text" if name in columns.content else "source.id" if name == id_column else "source.keep"
-            option = (columns.options or {}).get(key, key)
+            option = columns.options.get(key, key)
             raise ConfigError(f"{option} names the column {name!r}, which {place!r} lacks; it has {schema.names[:50]}")
     is_curated = _KEPT in schema.names and pa.types.is_boolean(schema.field(_KEPT).type)
     condition = pc.field(_KEPT) if is_curated and verdicts else None
@@ -217,11 +218,8 @@ def _texts(column: pa.ChunkedArray, name: str, columns: Columns) -> pa.ChunkedAr
     """Return a column as texts; whole numbers of ids are written out."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     is_number = pa.types.is_integer(kind) and name in columns.ids
-    if not (is_number or pa.types.is_null(kind) or _is_text(kind)):
-        option = (columns.options or {}).get("source.keep", "the option")
+    if not (is_number or pa.types.is_null(kind) or is_text(kind)):
+        key = "source.text" if name in columns.content else "source.keep"
+        option = columns.options.get(key, key)
         raise ConfigError(f"{option} names the column {name!r}, which is {kind}; name a column of texts")
     return pc.fill_null(column.cast(pa.string()), "")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -124,8 +124,8 @@ class Queries:
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), _PAIRS):
             part = slice(start, start + _PAIRS)
-            vectors = block.vectors(rows[part])
-            scores[part] = (vectors * self.vectors[queries[part]]).sum(axis=1)
+            distinct, of_pair = np.unique(rows[part], return_inverse=True)  # a row may be near to many queries
+            scores[part] = (block.vectors(distinct)[of_pair] * self.vectors[queries[part]]).sum(axis=1)
         return scores
 
 

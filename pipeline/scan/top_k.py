@@ -172,7 +172,7 @@ class _Best:
         margins = self._queries.margins(block)
         start, count = 0, block.rows.num_rows
         excluded = None if self._excluded is None else self._excluded.pairs(block)
-        places = None if excluded is None else np.sort(excluded.query * count + excluded.row)
+        places = None if excluded is None else excluded.query * count + excluded.row
         while start < count:
             # With few rows before it, a larger round would have many candidates.
             few = max(_FIRST_ROWS, _FIRST_PAIRS // len(self._queries), 3 * self._seen)
@@ -220,7 +220,8 @@ class _Best:
         """Raise the sure scores to the k-th of each query, where there are k."""
         if len(query) < self._k:
             return
-        order = np.lexsort((-sure, query))
+        order = np.argsort(-sure)  # np.lexsort takes three times as long
+        order = order[np.argsort(query[order].astype(np.min_scalar_type(len(self._sure))), kind="stable")]
         ends = np.searchsorted(query[order], np.arange(len(self._sure) + 1))
         full = np.flatnonzero(np.diff(ends) >= self._k)
         self._sure[full] = np.maximum(self._sure[full], sure[order[ends[full] + self._k - 1]])
@@ -308,6 +309,9 @@ def cut(table: pa.Table, k: int) -> pa.Table:
         keys,
         sort_keys=[(QUERY, "ascending"), (SCORE, "descending"), (ID, "ascending"), (PLACE, "ascending")],
     ).to_numpy()
-    query = table[QUERY].to_numpy()[order]
-    rank = np.arange(len(query)) - np.searchsorted(query, query, side="left")
-    return table.take(pa.array(order[rank < k]))
+    return table.take(pa.array(order[ranks(table[QUERY].to_numpy()[order]) <= k]))
+
+
+def ranks(query: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Return the rank of each row among those of its query, from 1. Rows are sorted by query."""
+    return np.arange(1, len(query) + 1) - np.searchsorted(query, query, side="left")

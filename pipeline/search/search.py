@@ -360,9 +360,8 @@ def _as_hits(best: pa.Table, first: int, counts: npt.NDArray[np.generic] | None)
     from pipeline.scan import top_k
 
     query = best[top_k.QUERY].to_numpy().astype(np.int64)
-    rank = np.arange(len(query)) - np.searchsorted(query, query, side="left") + 1
     kept = best.drop_columns([top_k.QUERY, top_k.SCORE, top_k.PLACE, HASH])
-    own = {QUESTION: pa.array(query + first), RANK: pa.array(rank), SCORE: best[top_k.SCORE]}
+    own = {QUESTION: pa.array(query + first), RANK: pa.array(top_k.ranks(query)), SCORE: best[top_k.SCORE]}
     if counts is not None:
         own[MEAN] = pa.array((best[top_k.SCORE].to_numpy() / counts[query]).astype(np.float32))
     return pa.Table.from_arrays([*own.values(), *kept.columns], [*own, *kept.column_names])

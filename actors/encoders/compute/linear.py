@@ -52,8 +52,11 @@ class Linear:
         weight = weight.to(compute.device, compute.dtype).contiguous()
         self._weight = _pack(weight) if self._packed else weight
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [n, in] in the compute type to [n, out]."""
+    def __call__(self, x: torch.Tensor, add: Add | None = None) -> torch.Tensor:
+        """Maps [n, in] in the compute type to [n, out]. `add` adds to the product in place, before the activation."""
+        if add is not None:  # GELU follows the addition, so it cannot be fused into the product
+            y = add(self._product(x))
+            return gelu_(y) if self._gelu else y
         if self._integers is not None:
             return self._integers(x, gelu=self._gelu)
         if self._fused:
@@ -61,18 +64,23 @@ class Linear:
             return fused
         if self._gelu and fuses(x.device):
             return _gelu_(functional.linear(x, self._weight), self._bias, None)
-        y: torch.Tensor
-        if self._packed:
-            y = _POINTWISE(x, self._weight, self._bias, "none", [], "")
-        else:
-            y = functional.linear(x, self._weight, self._bias)
+        y = self._product(x)
         return gelu_(y) if self._gelu else y
 
-    def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """Returns `self(x) * factor`, where fused in the same pass as GELU."""
-        if self._gelu and fuses(x.device):
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns `x @ weight.T + bias`."""
+        if self._integers is not None:
+            return self._integers(x)
+        if self._packed:
+            y: torch.Tensor = _POINTWISE(x, self._weight, self._bias, "none", [], "")
+            return y
+        return functional.linear(x, self._weight, self._bias)
+
+    def times(self, x: torch.Tensor, factor: torch.Tensor, add: Add | None = None) -> torch.Tensor:
+        """Returns `self(x, add) * factor`, where fused in the same pass as GELU."""
+        if self._gelu and add is None and fuses(x.device):
             return _gelu_(functional.linear(x, self._weight), self._bias, factor)
-        return self(x).mul_(factor)
+        return self(x, add).mul_(factor)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """BERT, RoBERTa and XLM-RoBERTa encoders with learned positions (all-MiniLM, E5, BGE and the like), packed.
 
 Post-norm layers: attention, add, norm, MLP with exact GELU, add, norm. Query, key and value are one product; the
-addition of the residual is fused into the product before it.
+addition of the residual is fused into the product before it. LoRA adapters are kept beside the weights, as in `jina_v3`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from actors.encoders.build import Checkpoint
 from actors.encoders.compute.attention import attend
 from actors.encoders.compute.device import Compute
 from actors.encoders.compute.linear import LayerNorm, Linear
-from actors.encoders.families.bert_layout import position_offset
+from actors.encoders.families.bert_layout import TYPES, WORDS, position_offset
+from actors.encoders.lora.store import AdapterStore, Adding, adding
 from actors.encoders.packed import PackedBatch
 from actors.encoders.weights import Weights
 from actors.errors import DataError
@@ -40,12 +41,13 @@ class BertLayer:
         self.down = linear("output.dense")
         self.norm2 = norm("output.LayerNorm")
 
-    def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, batch: PackedBatch, add: Adding) -> torch.Tensor:
         """Maps [tokens, hidden] to [tokens, hidden]."""
-        query, key, value = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
+        query, key, value = self.qkv(x, add("qkv", x)).view(len(x), 3, self.heads, -1).unbind(1)
         mixed = attend(query, key, value, batch, approximate=self.int8)
-        x = self.norm1.after(self.out, mixed, x)
-        return self.norm2.after(self.down, self.up(x), x)
+        x = self.norm1.after(self.out, mixed, x, add=add("out", mixed))
+        wide = self.up(x, add("up", x))
+        return self.norm2.after(self.down, wide, x, add=add("down", wide))
 
 
 class Bert:
@@ -71,33 +73,45 @@ class Bert:
             BertLayer(weights, f"encoder.layer.{i}", heads=heads, eps=eps, compute=compute)
             for i in range(int(config["num_hidden_layers"]))
         ]
+        self.adapters = AdapterStore(checkpoint.facts.targets, compute, {task: {} for task in checkpoint.spec.tasks})
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden] in the compute type."""
-        limit = len(self.positions) - (self.padding is not None)
-        if batch.max_length > limit:  # on a GPU the lookup would end the process
-            raise DataError(f"a row has {batch.max_length} tokens, this model has {limit} positions. Cut it first.")
-        x = functional.embedding(batch.ids, self.words) + functional.embedding(
-            self._position_rows(batch), self.positions
-        )
+        route = self.adapters.route(batch)
+        rows = position_rows(batch, self.padding, len(self.positions))
+        x = functional.embedding(batch.ids, self.words) + functional.embedding(rows, self.positions)
+        if route is not None:
+            x = route.look_up(WORDS, batch.ids, x)
+            x = route.look_up(TYPES, torch.zeros_like(batch.ids), x)
         x = self.norm(x)
-        for layer in self.layers:
-            x = layer(x, batch)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, batch, adding(route, f"layers.{i}"))
         return x
 
-    def _position_rows(self, batch: PackedBatch) -> torch.Tensor:
-        """Returns the row of the position table for each token, int64 [tokens].
 
-        In RoBERTa a padding token, which a text may contain literally, has a row of its own and is not counted.
-        """
-        if self.padding is None:
-            return batch.positions
-        counts = batch.ids != self.padding
-        if batch.device.type == "cpu" and bool(counts.all()):  # on a GPU this test would cost more than it saves
-            return batch.positions + 1
-        counted = torch.cumsum(counts, 0)
-        before = (counted - counts.long())[batch.offsets[:-1].long()]
-        return (counted - batch.spread(before)) * counts
+def position_rows(batch: PackedBatch, padding: int | None, count: int) -> torch.Tensor:
+    """Returns the row of the position table for each token, int64 or int32 [tokens].
+
+    Args:
+        batch: The tokens.
+        padding: In RoBERTa the id of padding, whose row is row 0 here; else None. A padding token, which a text may
+            contain literally, has that row and is not counted.
+        count: Rows of the table, from that of padding.
+
+    Raises:
+        DataError: A row of the batch has more tokens than the table has positions.
+    """
+    limit = count - (padding is not None)
+    if batch.max_length > limit:  # on a GPU the lookup would end the process
+        raise DataError(f"a row has {batch.max_length} tokens, this model has {limit} positions. Cut it first.")
+    if padding is None:
+        return batch.positions
+    counts = batch.ids != padding
+    if batch.device.type == "cpu" and bool(counts.all()):  # on a GPU this test would cost more than it saves
+        return batch.positions + 1
+    counted = torch.cumsum(counts, 0)
+    before = (counted - counts.long())[batch.offsets[:-1].long()]
+    return (counted - batch.spread(before)) * counts
 
 
 def build(checkpoint: Checkpoint, compute: Compute) -> Bert:

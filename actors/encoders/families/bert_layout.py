@@ -6,9 +6,11 @@ They are recognised by their tensor names too, because `model_type` is "bert" fo
 from __future__ import annotations
 
 from actors.encoders.layout import Config, FamilyFacts, Tensors, check_encoder, config_int
+from actors.encoders.lora.files import Target
 from actors.errors import ModelError
 
 POSITIONS = "embeddings.position_embeddings.weight"
+WORDS, TYPES = "embeddings.word_embeddings", "embeddings.token_type_embeddings"
 _PREFIXES = ("", "bert.", "roberta.")
 _TYPES = {"bert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}
 IDLE = (
@@ -50,8 +52,12 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         "embeddings.LayerNorm.weight": (hidden,),
         "embeddings.LayerNorm.bias": (hidden,),
     }
+    targets = table_targets(config, hidden)
     for i in range(config_int(config, "num_hidden_layers")):
-        layer = f"encoder.layer.{i}"
+        layer, ours = f"encoder.layer.{i}", f"layers.{i}"
+        targets |= attention_targets(f"{layer}.attention", ours, hidden)
+        targets[f"{layer}.intermediate.dense"] = Target(f"{ours}.up", hidden, inner, 0, inner)
+        targets[f"{layer}.output.dense"] = Target(f"{ours}.down", inner, hidden, 0, hidden)
         for name, rows, columns in (
             ("attention.self.query", hidden, hidden),
             ("attention.self.key", hidden, hidden),
@@ -72,7 +78,32 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         needed={f"{prefix}{name}": shape for name, shape in needed.items()},
         ignorable=IDLE,
         prefix=prefix,
+        targets=targets,
     )
+
+
+def table_targets(config: Config, hidden: int) -> dict[str, Target]:
+    """Returns the embeddings that an adapter may change, and the pooler, whose part of an adapter is ignored."""
+    tables = {
+        name: Target(name, config_int(config, key), hidden, 0, hidden, embedding=True)
+        for name, key in ((WORDS, "vocab_size"), (TYPES, "type_vocab_size"))
+    }
+    return {**tables, "pooler.dense": Target("pooler.dense", hidden, hidden, 0, hidden, idle=True)}
+
+
+def attention_targets(attention: str, ours: str, hidden: int) -> dict[str, Target]:
+    """Returns the linear layers of attention, by their names in files.
+
+    Args:
+        attention: Name of the attention in files.
+        ours: Our name of what contains the layers `qkv` and `out`.
+        hidden: Width of the token states.
+    """
+    parts = {
+        f"{attention}.self.{name}": Target(f"{ours}.qkv", hidden, hidden, place * hidden, 3 * hidden)
+        for place, name in enumerate(("query", "key", "value"))
+    }
+    return {**parts, f"{attention}.output.dense": Target(f"{ours}.out", hidden, hidden, 0, hidden)}
 
 
 def position_offset(config: Config) -> int:

@@ -19,6 +19,8 @@ from actors.encoders.build import Checkpoint
 from actors.encoders.compute.attention import RelativeBias, attend
 from actors.encoders.compute.device import Compute
 from actors.encoders.compute.linear import LayerNorm, Linear
+from actors.encoders.families.bert_layout import TYPES, WORDS
+from actors.encoders.lora.store import AdapterStore, Adding, adding
 from actors.encoders.packed import PackedBatch
 from actors.encoders.weights import Weights
 
@@ -62,9 +64,9 @@ class Attention:
         self.out = blocks.linear(f"{layer}.attention.output.dense")
         self.norms = (blocks.norm(f"{own}.layer_norm_q"), blocks.norm(f"{own}.layer_norm_k")) if normed else None
 
-    def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, batch: PackedBatch, add: Adding) -> torch.Tensor:
         """Maps [tokens, hidden] to the input of `out`, [tokens, hidden]."""
-        query, key, value = self.qkv(x).chunk(3, dim=1)
+        query, key, value = self.qkv(x, add("attention.qkv", x)).chunk(3, dim=1)
         if self.norms is not None:
             query, key = self.norms[0](query), self.norms[1](key)
         split = (len(x), self.heads, -1)
@@ -82,9 +84,9 @@ class Gated:
         self.gate, self.up = blocks.gelu(gate), blocks.plain(up)
         self.down = blocks.linear(down)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, add: Adding) -> torch.Tensor:
         """Maps [tokens, hidden] to the input of `down`, [tokens, inner]."""
-        return self.gate.times(x, self.up(x))
+        return self.gate.times(x, self.up(x, add("mlp.up", x)), add("mlp.gate", x))
 
 
 class LayerA:
@@ -96,10 +98,12 @@ class LayerA:
         self.mlp = Gated(blocks, f"{layer}.mlp.gated_layers", f"{layer}.mlp.wo", gate_first=True)
         self.norm2 = blocks.norm(f"{layer}.mlp.layernorm")
 
-    def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, batch: PackedBatch, add: Adding) -> torch.Tensor:
         """Maps [tokens, hidden] to [tokens, hidden]."""
-        x = self.norm1.after(self.attention.out, self.attention(x, batch), x)
-        return self.norm2.after(self.mlp.down, self.mlp(x), x)
+        mixed = self.attention(x, batch, add)
+        x = self.norm1.after(self.attention.out, mixed, x, add=add("attention.out", mixed))
+        wide = self.mlp(x, add)
+        return self.norm2.after(self.mlp.down, wide, x, add=add("mlp.down", wide))
 
 
 class LayerB:
@@ -112,11 +116,13 @@ class LayerB:
         self.mlp = Gated(blocks, f"{layer}.mlp.up_gated_layer", f"{layer}.mlp.down_layer", gate_first=False)
         self.norm2 = blocks.norm(f"{layer}.layer_norm_2")
 
-    def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, batch: PackedBatch, add: Adding) -> torch.Tensor:
         """Maps [tokens, hidden] to [tokens, hidden]."""
-        attended = self.norm_attention.after(self.attention.out, self.attention(x, batch), x)
+        mixed = self.attention(x, batch, add)
+        attended = self.norm_attention.after(self.attention.out, mixed, x, add=add("attention.out", mixed))
         x = self.norm1.of_sum(attended, x)
-        return self.norm2.after(self.mlp.down, self.mlp(x), x)
+        wide = self.mlp(x, add)
+        return self.norm2.after(self.mlp.down, wide, x, add=add("mlp.down", wide))
 
 
 class JinaV2:
@@ -135,12 +141,18 @@ class JinaV2:
         self.layers = [
             layer(blocks, f"encoder.layer.{i}", heads=heads, bias=bias) for i in range(int(config["num_hidden_layers"]))
         ]
+        self.adapters = AdapterStore(checkpoint.facts.targets, compute, {task: {} for task in checkpoint.spec.tasks})
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden] in the compute type."""
-        x = self.norm(functional.embedding(batch.ids, self.words))
-        for layer in self.layers:
-            x = layer(x, batch)
+        route = self.adapters.route(batch)
+        x = functional.embedding(batch.ids, self.words)
+        if route is not None:
+            x = route.look_up(WORDS, batch.ids, x)
+            x = route.look_up(TYPES, torch.zeros_like(batch.ids), x)
+        x = self.norm(x)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, batch, adding(route, f"layers.{i}"))
         return x
 
 

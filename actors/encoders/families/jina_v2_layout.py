@@ -7,8 +7,9 @@ name.
 
 from __future__ import annotations
 
-from actors.encoders.families.bert_layout import IDLE
+from actors.encoders.families.bert_layout import IDLE, attention_targets, table_targets
 from actors.encoders.layout import Config, FamilyFacts, Tensors, check_encoder, config_int
+from actors.encoders.lora.files import Target
 from actors.errors import ModelError
 
 # A tensor of each variant that no other architecture has.
@@ -42,9 +43,11 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         "embeddings.LayerNorm.weight": (hidden,),
         "embeddings.LayerNorm.bias": (hidden,),
     }
+    inner, targets = config_int(config, "intermediate_size"), table_targets(config, hidden)
     for i in range(config_int(config, "num_hidden_layers")):
-        for name, shape in _layer(variant, hidden, config_int(config, "intermediate_size")).items():
+        for name, shape in _layer(variant, hidden, inner).items():
             needed[f"encoder.layer.{i}.{name}"] = shape
+        targets |= _layer_targets(variant, i, hidden, inner)
     return FamilyFacts(
         family="jina_v2",
         variant=variant,
@@ -56,7 +59,21 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
         prefix=prefix,
         # Published revisions have 512 in one file and 8,192 in another. A new revision must not change the limit.
         trust_repo_max_tokens=False,
+        targets=targets,
     )
+
+
+def _layer_targets(variant: str, i: int, hidden: int, inner: int) -> dict[str, Target]:
+    """Returns the layers of layer i that an adapter may change, by their names in files."""
+    layer, ours = f"encoder.layer.{i}", f"layers.{i}"
+    fused, down = ("gated_layers", "wo") if variant == "A" else ("up_gated_layer", "down_layer")
+    gate, up = f"{ours}.mlp.gate", f"{ours}.mlp.up"
+    halves = (gate, up) if variant == "A" else (up, gate)
+    return {
+        **attention_targets(f"{layer}.attention", f"{ours}.attention", hidden),
+        f"{layer}.mlp.{fused}": Target(f"{ours}.mlp.fused", hidden, 2 * inner, 0, 2 * inner, halves=halves),
+        f"{layer}.mlp.{down}": Target(f"{ours}.mlp.down", inner, hidden, 0, hidden),
+    }
 
 
 def _layer(variant: str, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:

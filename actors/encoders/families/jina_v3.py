@@ -6,8 +6,6 @@ base weights (`adapters`), so a micro-batch can mix rows of all tasks, unless an
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch.nn import functional
 
@@ -64,15 +62,15 @@ class Layer:
         route: Route | None,
     ) -> torch.Tensor:
         """Maps [tokens, hidden] to [tokens, hidden]."""
-        added = adding(route, self.name)
-        qkv = added("qkv", x, self.qkv(x)).view(len(x), 3 * self.heads, -1)
+        add = adding(route, self.name)
+        qkv = self.qkv(x, add("qkv", x)).view(len(x), 3 * self.heads, -1)
         apply_rotary_(qkv[:, : 2 * self.heads], angles)
         query, key, value = torch.split(qkv, self.heads, dim=1)
         mixed = attend(query, key, value, batch, approximate=self.int8)
-        x = self.norm1.after(self.out, mixed, x, add=partial(added, "out", mixed))
+        x = self.norm1.after(self.out, mixed, x, add=add("out", mixed))
         # GELU follows the adapter's addition, so it cannot be fused into the product.
-        wide = gelu_(added("up", x, self.up(x)))
-        return self.norm2.after(self.down, wide, x, add=partial(added, "down", wide))
+        wide = gelu_(self.up(x, add("up", x)))
+        return self.norm2.after(self.down, wide, x, add=add("down", wide))
 
 
 class JinaV3:

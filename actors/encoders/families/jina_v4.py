@@ -56,15 +56,15 @@ class Layer:
         route: Route | None,
     ) -> torch.Tensor:
         """Adds the previous layer's result and that of attention to float32 [tokens, hidden] in place; returns the MLP's."""
-        added = adding(route, self.name)
+        add = adding(route, self.name)
         normed = self.norm1.of_sum_(x, last)
-        qkv = added("qkv", normed, self.qkv(normed)).view(len(x), -1, self.width)
+        qkv = self.qkv(normed, add("qkv", normed)).view(len(x), -1, self.width)
         apply_rotary_(qkv[:, : self.heads + self.groups], angles)
         query, key, value = torch.split(qkv, [self.heads, self.groups, self.groups], dim=1)
         mixed = attend(query, key, value, batch, causal=True, approximate=self.int8)
-        normed = self.norm2.of_sum_(x, added("out", mixed, self.out(mixed)))
-        gated = swiglu(added("gate_up", normed, self.gate_up(normed)))
-        return added("down", gated, self.down(gated))
+        normed = self.norm2.of_sum_(x, self.out(mixed, add("out", mixed)))
+        gated = swiglu(self.gate_up(normed, add("gate_up", normed)))
+        return self.down(gated, add("down", gated))
 
 
 class JinaV4:

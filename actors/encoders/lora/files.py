@@ -23,9 +23,9 @@ from actors.errors import ConfigError, ModelError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 # Prefixes in the names of a model that was trained as a part of a larger one, from the outermost to the innermost.
-_WRAPPERS = ("roberta.", "model.", "language_model.")
+_WRAPPERS = ("bert.", "roberta.", "model.", "language_model.")
 # Ending of the down factor's name, ending of the up factor's name, and whether they belong to an embedding.
 Ending = tuple[str, str, bool]
 _MUST_BE_OFF = (
@@ -62,6 +62,7 @@ class Target:
         total: Outputs of the whole module.
         embedding: It looks up rows instead of multiplying.
         idle: The model does not use it for vectors, so the adapter's factors for it are ignored.
+        halves: Our layers with the first and the second half of its outputs, where one layer of the files is two here.
     """
 
     module: str
@@ -71,6 +72,7 @@ class Target:
     total: int
     embedding: bool = False
     idle: bool = False
+    halves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,8 @@ def adapter_folder(name: str, path: str) -> Iterator[Path]:
 def takes_no_adapters(model: str, family: str) -> ConfigError:
     """Returns the error for a model of a family without LoRA."""
     return ConfigError(
-        f"model {model} is of family {family!r}, which takes no LoRA adapters; Jina v3 and v4 do. Take one of those, or "
-        "merge the adapter into its model (PEFT's merge_and_unload) and give the merged model."
+        f"model {model} is of family {family!r}, which takes no LoRA adapters; BERT-like models and Jina v2, v3 and v4 do. "
+        "Take one of those, or merge the adapter into its model (PEFT's merge_and_unload) and give the merged model."
     )
 
 
@@ -161,14 +163,15 @@ def read_adapter(
     rank, scale = _settings(config, folder)
     tensors = tensor_index(folder, [WEIGHTS])
     parts: dict[str, Part] = {}
-    others = tuple(end for other in other_names for ending in _endings(other) for end in ending[:2])
+    others = tuple(end for other in other_names for ending in endings(other) for end in ending[:2])
     for name in tensors:
         if name.endswith(others):
             continue
         module, ending = _split(name, folder, named)
         if module not in targets:
             raise ModelError(
-                f"{folder} changes {module!r}, a layer that this model does not have. Use an adapter made for it."
+                f"{folder} changes {module!r}, which is no layer of this model that an adapter may change. Use an adapter made "
+                "for this model."
             )
         down, up, embedding = ending
         target = targets[module]
@@ -211,8 +214,8 @@ def _settings(config: Mapping[str, Any], folder: Path) -> tuple[int, float]:
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _endings(named: str | None) -> tuple[Ending, Ending]:
-    """Returns the name endings of a linear layer's factors and of an embedding's."""
+def endings(named: str | None) -> tuple[Ending, Ending]:
+    """Returns the name endings of a linear layer's factors and of an embedding's, in a file of several of that adapter."""
     own = "" if named is None else f".{named}"
     return (
         (f".lora_A{own}.weight", f".lora_B{own}.weight", False),
@@ -222,14 +225,18 @@ def _endings(named: str | None) -> tuple[Ending, Ending]:
 
 def _split(name: str, folder: Path, named: str | None) -> tuple[str, Ending]:
     """Splits a tensor's name into its layer and the name endings of the layer's kind."""
-    for ending in _endings(named):
+    for ending in endings(named):
         for part in ending[:2]:
-            if name.startswith(_PREFIX) and name.endswith(part):
-                module = name[len(_PREFIX) : -len(part)]
-                for wrapper in _WRAPPERS:
-                    module = module.removeprefix(wrapper)
-                return module, ending
+            if name.startswith(PREFIX) and name.endswith(part):
+                return unwrapped(name[len(PREFIX) : -len(part)]), ending
     raise ModelError(f"{folder}/{WEIGHTS} has {name!r}, which is not a factor of a LoRA. Leaving it out is not safe.")
+
+
+def unwrapped(module: str) -> str:
+    """Returns the name of a layer of a larger model within its encoder, as the keys of targets are."""
+    for wrapper in _WRAPPERS:
+        module = module.removeprefix(wrapper)
+    return module
 
 
 def _kind(target: Target) -> str:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from safetensors import safe_open
 from torch.nn import functional
 
 from actors.encoders.compute.device import Compute
+from actors.encoders.compute.linear import Add
 from actors.encoders.lora.files import WEIGHTS, AdapterFiles, Part, Target, read_adapter
 from actors.encoders.packed import PackedBatch
 from actors.encoders.weights import check_finite
@@ -46,6 +49,8 @@ class Factors:
 _JOINED_SETS = 8
 # Rows of a weight that are merged at a time; the float32 sum of all rows of v3's word table would take 1 GB.
 _MERGED_ROWS = 16_384
+# Module of a layer and its input -> what adds the adapters' contributions to its output; None adds nothing.
+Adding = Callable[[str, torch.Tensor], Add | None]
 # Our name of a layer -> its factors.
 Adapter = Mapping[str, Factors]
 
@@ -128,13 +133,13 @@ class Route:
         return self._masks[ranks]
 
 
-def adding(route: Route | None, layer: str) -> Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Returns `Route.add` for the modules of one layer, or a function that returns `y` unchanged if there is no route."""
+def adding(route: Route | None, layer: str) -> Adding:
+    """Returns a function of a module of one layer and its input, which returns `Route.add` for its output, None without a route."""
 
-    def added(module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y if route is None else route.add(f"{layer}.{module}", x, y)
+    def add(module: str, x: torch.Tensor) -> Add | None:
+        return None if route is None else partial(route.add, f"{layer}.{module}", x)
 
-    return added
+    return add
 
 
 class AdapterStore:
@@ -143,7 +148,7 @@ class AdapterStore:
     Args:
         targets: The layers that adapters may change, by their names in files.
         compute: Device and type of the base.
-        adapters: The checkpoint's own adapters.
+        adapters: The checkpoint's own adapters; empty for a task that has a prompt only.
     """
 
     def __init__(self, targets: Mapping[str, Target], compute: Compute, adapters: Mapping[str, Adapter]) -> None:
@@ -157,7 +162,7 @@ class AdapterStore:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the loaded adapters."""
-        return tuple(self._adapters)
+        return tuple(name for name, adapter in self._adapters.items() if adapter or self._merged_task is not None)
 
     def load(self, names: Sequence[str], folder: Path) -> None:
         """Loads a PEFT folder under one or several names. Adapters with these names are replaced.
@@ -227,9 +232,11 @@ class AdapterStore:
                 weight, right = family.words, factors.up.T
                 left = factors.down if len(factors.down) == len(weight) else factors.down[:1].expand(len(weight), -1)
             else:
-                *layer, name = module.split(".")
-                owner = family.layers[int(layer[1])] if layer else family
-                weight, left, right = getattr(owner, name).weight, factors.up, factors.down
+                owner, name = family, module
+                if module.startswith("layers."):
+                    _, number, name = module.split(".", 2)
+                    owner = family.layers[int(number)]
+                weight, left, right = attrgetter(name)(owner).weight, factors.up, factors.down
             with torch.inference_mode():
                 for part, rows in zip(*(torch.split(x, _MERGED_ROWS) for x in (weight, left)), strict=True):
                     part.copy_(torch.addmm(part.float(), rows.float(), right.float()))
@@ -265,7 +272,10 @@ def load_adapter(files: AdapterFiles, *, compute: Compute) -> Adapter:
     adapter = {}
     for ours, group in groupby(sorted(files.parts, key=module), key=module):
         parts = sorted(group, key=lambda part: part.target.start)
-        adapter[ours] = factors(_join(parts, tensors), scale=files.scale, compute=compute)
+        down, up = _join(parts, tensors)
+        names = parts[0].target.halves or (ours,)
+        for name, rows in zip(names, up.chunk(len(names)), strict=True):
+            adapter[name] = factors((down, rows), scale=files.scale, compute=compute)
     return adapter
 
 

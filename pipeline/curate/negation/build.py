@@ -24,7 +24,6 @@ from pipeline.plan.rows import Columns, read_rows
 from pipeline.search.questions import check_out
 
 WAYS = ("rules", "antonyms", "endpoint")
-ENDPOINT_RULE = "endpoint"
 _BLANK = ("null_text", "empty_text", "missing_text")
 _SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "anchor", "entailment", "negative", "rule")])
 _OPTIONS = {"source.uri": "PAIRS", "source.text": "--entailment", "source.keep": "--anchor"}
@@ -159,7 +158,7 @@ def _pairs(pairs: str, settings: Settings, left_out: Counter[str]) -> Iterator[_
     """Yield the pairs without a defect, and count the others."""
     if settings.anchor == settings.entailment:
         raise ConfigError(f"--anchor and --entailment both name {settings.anchor!r}; name two columns")
-    columns = Columns((settings.entailment,), (settings.anchor,), options=_OPTIONS)
+    columns = Columns((settings.entailment,), _OPTIONS, (settings.anchor,))
     seen: set[tuple[str, str]] = set()
     for part in read_rows(pairs, columns):
         for reason, count in part.bad.items():
@@ -204,5 +203,5 @@ def _ask(waiting: Sequence[_Pair], endpoint: Endpoint, antonyms: Antonyms | None
 
     answers = endpoint.negate([pair.entailment for pair in waiting], check)
     for pair, answer in zip(waiting, answers, strict=True):
-        pair.negative = Negated(answer.text, ENDPOINT_RULE) if answer.text else None
+        pair.negative = Negated(answer.text, "endpoint") if answer.text else None
         pair.problem = f"endpoint: {answer.problem}"

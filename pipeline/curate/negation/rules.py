@@ -205,7 +205,7 @@ class _Sentence:
             of_one = {"a", "an", "this", "that"}.intersection(self.low[:subject]) and "of" not in self.low[:subject]
             return None if not is_plural or subject > 3 or of_one or self._is_verb(after) else form
         if form.tense == "present":
-            is_bare = subject > 0 and self.low[subject - 1] in PREPOSITIONS  # "of violin" may go on: "of violin bows"
+            is_bare = subject > 0 and self.low[subject - 1] in PREPOSITIONS  # bows is no verb in "of violin bows"
             if is_plural or is_bare or self._is_verb(after):
                 return None
             plain = not after or (self._is_closed(after) and after not in JOINING)

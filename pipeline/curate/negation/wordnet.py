@@ -57,7 +57,7 @@ class Antonyms:
         choices = [
             (not after_be, at, antonym)
             for at, word in enumerate(found)
-            for after_be in [at > 0 and found[at - 1].low in _BE and not _goes_on(found[at + 1 : at + 2])]
+            for after_be in [at > 0 and found[at - 1].low in _BE and not _is_participle_next(found[at + 1 : at + 2])]
             if (antonym := self._antonym(word, after_be=after_be)) is not None
         ]
         if not choices:
@@ -124,7 +124,7 @@ def read_antonyms(folder: str | None) -> Antonyms | None:
     return Antonyms(found, uses)
 
 
-def _goes_on(after: list[Word]) -> bool:
+def _is_participle_next(after: list[Word]) -> bool:
     """Return whether a participle follows, so that a word after be is no adjective: long awaited."""
     return bool(after) and after[0].low.endswith(("ed", "ing"))
 

@@ -19,6 +19,8 @@ from pipeline.job.config import Run
 if TYPE_CHECKING:
     import duckdb
 
+SEED = 0  # of all that is drawn
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -32,7 +34,6 @@ class Seen:
         sides: Columns of texts: `query` and `passage`, or `text`.
         folder: URL of a folder below the table for caches; steps share the vectors of texts in it.
         run: Distribution of the work, as the job has it.
-        seed: Seed of everything that is drawn.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -41,7 +42,6 @@ class Seen:
     reporter: Reporter
     folder: str
     run: Run = field(default_factory=Run)
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,27 @@ class Decision:
 
     table: str
     evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """Rows that a step saw and dropped, or would see and drop."""
+
+    name: str
+    rows: int
+    dropped: int
+
+
+def chosen(sides: Sequence[str], side: str) -> tuple[str, ...]:
+    """Return the sides that the key `side` of a step names: one or both of a pair; a document has one."""
+    return tuple(each for each in sides if len(sides) == 1 or side in (each, "both"))
+
+
+def marks(most: int) -> list[int]:
+    """Return 1, 2, 5, 10, ... up to a number."""
+    return [
+        mark for power in range(len(str(most))) for mark in (10**power, 2 * 10**power, 5 * 10**power) if mark <= most
+    ]
 
 
 class Step:
@@ -99,6 +120,10 @@ class Step:
         """Return the decision about the rows that the earlier steps kept."""
         raise NotImplementedError
 
+    def differs_only_in(self, key: str, before: Mapping[str, Any]) -> bool:
+        """Return whether all other settings are those with which the table was made."""
+        return {**self.settings.model_dump(mode="json"), key: before[key]} == dict(before)
+
     def view(self, before: Mapping[str, Any]) -> str:
         """Return the SQL condition, over columns of the table, of the rows that these settings drop.
 
@@ -108,9 +133,9 @@ class Step:
             before: Settings with which the table was made.
 
         Raises:
-            ConfigError: the settings are looser, or the measures of the table do not tell.
+            ConfigError: the settings are looser, or the measures of the table do not show what they drop.
         """
         raise ConfigError(
-            f"the measures in the table do not tell what steps.{self.name} drops with other settings than "
+            f"the measures in the table do not show what steps.{self.name} drops with other settings than "
             f"{dict(before)}; run without --view"
         )

@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from actors.errors import ConfigError, InvariantBroken
-from pipeline.curate.embedding import SideVectors, embed, lineage_of, text_tables
+from actors.errors import ConfigError
+from pipeline.curate.database import insert, literal, stream
+from pipeline.curate.embedding import EmbeddingStep, SideVectors, embed
 from pipeline.curate.normalise import normalised
-from pipeline.curate.steps.base import Decision, Seen, Step
+from pipeline.curate.steps.base import SEED, Decision, Seen, marks
+from pipeline.curate.steps.clusters import unit
 from pipeline.scan.counts import QUERIES, Part, Pool
 
 KEY = "consistency_key"
@@ -39,7 +41,7 @@ _TRIES = 20  # to find another passage for a query
 _BATCH = 8 * QUERIES
 
 
-class Consistency(Step):
+class Consistency(EmbeddingStep):
     """See the module."""
 
     name = "consistency"
@@ -58,31 +60,17 @@ class Consistency(Step):
         digests = b"".join(blake2b(text, digest_size=8).digest() for text in texts)
         return pa.record_batch([pa.array(np.frombuffer(digests, np.int64))], schema=self.raw())
 
-    def check(self) -> None:
-        """See `Step`.
-
-        Raises:
-            ConfigError: a key of `encoder` is wrong, or the model makes no single vector of a text.
-            ModelError: the model cannot be found.
-        """
-        text_tables(self.settings.model, self.settings.encoder)
-
-    def lineage(self) -> dict[str, Any]:
-        """See `Step`."""
-        return lineage_of(self.settings.model, self.settings.encoder, self.sides)
-
     def decide(self, seen: Seen) -> Decision:
         """See `Step`."""
-        settings = self.settings
-        tables = text_tables(settings.model, settings.encoder, folder=seen.folder, run=seen.run, reporter=seen.reporter)
+        settings, run = self.settings, seen.connection.execute
+        tables = self.tables(seen)
         vectors = embed(seen, tables, self.sides)
-        run = seen.connection.execute
         source = "source" if settings.per_source else "null::varchar"
         run(f"""
             create or replace table consistency_rows as
             select n, q.place as query, p.place as passage, {KEY} as key, {source} as pool,
-                md5_number_lower('pool {seen.seed} ' || id) as drawn,
-                md5_number_lower('sample {seen.seed} ' || id) as sampled
+                md5_number_lower('pool {SEED} ' || id) as drawn,
+                md5_number_lower('sample {SEED} ' || id) as sampled
             from {seen.rows} join {vectors["query"].rows} q using (n) join {vectors["passage"].rows} p using (n)
             order by pool, n
         """)
@@ -111,10 +99,8 @@ class Consistency(Step):
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""
-        settings = self.settings.model_dump(mode="json")
-        same = {**settings, "top_k": before["top_k"]} == dict(before)
-        top_k, old = settings["top_k"], before["top_k"]
-        if not same or top_k == "auto" or (old != "auto" and top_k > old):
+        top_k, old = self.settings.top_k, before["top_k"]
+        if not self.differs_only_in("top_k", before) or top_k == "auto" or (old != "auto" and top_k > old):
             raise ConfigError(
                 f"steps.consistency has {dict(before)} in the table; a view can have a number for top_k that is not larger, and "
                 f"the same other keys. Run without --view: only texts that no earlier run has encoded are encoded"
@@ -156,9 +142,7 @@ class _Comparison:
                 [result.numbers, result.counts, result.scores, np.full(len(result.numbers), self._top_k)],
                 ["n", "rank_in_pool", "score", "top_k"],
             )
-            seen.connection.register("consistency_part", ranks)
-            seen.connection.execute("insert into consistency_ranks select * from consistency_part")
-            seen.connection.unregister("consistency_part")
+            insert(seen.connection, "consistency_ranks", ranks)
 
     @property
     def _most(self) -> int:
@@ -182,10 +166,7 @@ class _Comparison:
         """Return the shares of shuffled pairs that some k find, and of the sampled pairs that they lose."""
         if not self._curve.size:
             return []
-        marks = {
-            mark for power in range(len(str(self._passages))) for mark in (10**power, 2 * 10**power, 5 * 10**power)
-        }
-        limits = {mark for mark in marks if mark <= self._passages} | {self._top_k, self._best}
+        limits = {*marks(self._passages), self._top_k, self._best}
         return [{"source": self._source, **self._curve.point(k)} for k in sorted(limits)]
 
     def notes(self) -> list[str]:
@@ -199,23 +180,23 @@ class _Comparison:
                 f"{where}a pool of {self._passages} passages is small: many pairs that do not belong together rank high in it"
             )
         if self._curve.separation < _USELESS:
-            notes.append(f"{where}the model does not tell pairs from shuffled ones, so top_k: auto drops nothing")
+            notes.append(
+                f"{where}the model does not distinguish pairs from shuffled ones, so top_k: auto drops nothing"
+            )
         elif self._curve.separation < _GOOD:
             best = self._curve.point(self._best)
             notes.append(
-                f"{where}the model hardly tells pairs from shuffled ones: the best k, {self._best}, finds {best['found']:.0%} "
+                f"{where}the model hardly distinguishes pairs from shuffled ones: the best k, {self._best}, finds {best['found']:.0%} "
                 f"of the shuffled pairs and loses {best['good_lost']:.0%} of the good ones"
             )
         return notes
 
     def _rows(self) -> Iterator[pa.Table]:
-        yield from _stream(
-            self._seen, f"select n, query, passage, key from consistency_rows where {self._mine()} order by n"
-        )
+        query = f"select n, query, passage, key from consistency_rows where {self._mine()} order by n"
+        yield from stream(self._seen.connection, query, _BATCH)
 
     def _mine(self) -> str:
-        name = "null" if self._source is None else "'" + self._source.replace("'", "''") + "'"
-        return f"pool is not distinct from {name}"
+        return f"pool is not distinct from {'null' if self._source is None else literal(self._source)}"
 
     def _pool(self) -> Iterator[tuple[npt.NDArray[np.float32], pa.StringArray]]:
         """Yield the vectors of the pool, and their keys."""
@@ -223,18 +204,17 @@ class _Comparison:
             "select key, arg_min(passage, drawn) as passage from consistency_rows "
             f"where {self._mine()} group by key order by min(drawn), key limit {self._settings.pool}"
         )
-        for rows in _stream(self._seen, f"select * from ({drawn}) order by passage"):
+        for rows in stream(self._seen.connection, f"select * from ({drawn}) order by passage", _BATCH):
             self._passages += rows.num_rows
             yield self._vectors["passage"].vectors(rows["passage"].to_numpy()), _texts(rows["key"])
 
     def _samples(self) -> tuple[pa.Table, pa.Table]:
         """Return pairs that are drawn by a hash of the row id, and the same with the passages of others."""
         size = max(_LEAST_SAMPLE, int(self.pairs * _SAMPLE_SHARE))
-        parts = _stream(
-            self._seen,
-            f"select n, query, passage, key from consistency_rows where {self._mine()} order by sampled, n limit {size}",
+        query = (
+            f"select n, query, passage, key from consistency_rows where {self._mine()} order by sampled, n limit {size}"
         )
-        pairs = pa.concat_tables(parts)
+        pairs = pa.concat_tables(stream(self._seen.connection, query, _BATCH))
         return pairs, shuffled(pairs)
 
     def _ranks(self, pool: Pool, pairs: pa.Table) -> Ranks:
@@ -249,7 +229,7 @@ class _Comparison:
                 rows = table.slice(start, QUERIES)
                 vectors = queries.vectors(rows["query"].to_numpy())
                 if queries.column.normalized:
-                    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+                    vectors = unit(vectors)
                 own = passages.vectors(rows["passage"].to_numpy())
                 yield Part(rows["n"].to_numpy(), vectors, own, _texts(rows["key"]))
 
@@ -303,7 +283,7 @@ class Curve:
     def best(self) -> int | None:
         """Return the smallest k that loses no larger share of the good pairs than it misses of the shuffled ones.
 
-        None if ranks do not tell pairs from shuffled ones.
+        None if ranks do not distinguish pairs from shuffled ones.
         """
         if self.separation < _USELESS:
             return None
@@ -315,16 +295,6 @@ class Curve:
         lost, found = self._shares(np.array([k]))
         shares = {"found": found, "lost": lost, "good_lost": self._good_lost(lost, found)}
         return {"k": k, **{name: round(float(value[0]), 4) for name, value in shares.items()}}
-
-
-def _stream(seen: Seen, query: str) -> Iterator[pa.Table]:
-    """Yield the result of a query in parts, while other queries run."""
-    reader = seen.connection.cursor().sql(query).to_arrow_reader(_BATCH)
-    if reader is None:
-        raise InvariantBroken("a query of the database gave no rows.")
-    yield reader.schema.empty_table()
-    for batch in reader:
-        yield pa.Table.from_batches([batch])
 
 
 def _texts(keys: pa.ChunkedArray) -> pa.StringArray:

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from actors.errors import ConfigError
 from pipeline.curate import fasttext_model as fasttext
-from pipeline.curate.steps.base import Decision, Seen, Step
+from pipeline.curate.database import literal
+from pipeline.curate.steps.base import Decision, Seen, Step, chosen
 from pipeline.job.curation import TEXT
 from pipeline.job.curation import Language as Settings
 
@@ -40,7 +41,7 @@ class Language(Step):
         super().__init__(settings, sides)
         # Workers have another working directory, and may have the package at another place.
         self._other_model = None if settings.model is None else Path(settings.model).absolute()
-        self._sides = tuple(side for side in sides if settings.side in (side, "both"))
+        self._sides = chosen(sides, settings.side)
 
     def schema(self) -> pa.Schema:
         """See `Step`."""
@@ -123,10 +124,8 @@ class Language(Step):
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""
-        now = self.settings.model_dump(mode="json")
-        if {**now, "min_confidence": before["min_confidence"]} != before or now["min_confidence"] > before[
-            "min_confidence"
-        ]:
+        key = "min_confidence"
+        if not self.differs_only_in(key, before) or self.settings.min_confidence > before[key]:
             raise ConfigError(
                 f"steps.language has {dict(before)} in the table; a view can have a smaller min_confidence and nothing else. "
                 f"Run without --view"
@@ -151,7 +150,7 @@ class Language(Step):
         for one, other in [*pairs, *((other, one) for one, other in pairs)]:
             for label in self._labels(one):
                 partners.setdefault(label, []).extend(self._labels(other))
-        cases = " ".join(f"when {_quoted(label)} then {_sql(others)}" for label, others in partners.items())
+        cases = " ".join(f"when {literal(label)} then {_sql(others)}" for label, others in partners.items())
         is_sure = f"{column}_verdict = '{OK}' and {column}_confidence >= {_SURE}"
         return f"case when {is_sure} then case {column} {cases} end else {_sql(named)} end"
 
@@ -210,9 +209,5 @@ def _column(side: str) -> str:
 
 
 def _sql(values: Sequence[str]) -> str:
-    """Return the SQL of a list of texts; labels are from a file of somebody else."""
-    return f"[{', '.join(map(_quoted, values))}]"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    """Return the SQL of a list of texts; labels are from a file that a user may choose."""
+    return f"[{', '.join(map(literal, values))}]"

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from actors.errors import ConfigError
-from pipeline.curate.context import need_package
+from pipeline.curate.database import insert, stream
+from pipeline.curate.extra import need_module
 from pipeline.curate.normalise import normalised
-from pipeline.curate.steps.base import Decision, Seen, Step
+from pipeline.curate.steps.base import Decision, Seen, Step, chosen
 from pipeline.curate.steps.components import Ints, smallest_of_components
 from pipeline.curate.steps.shingles import FOUND, Bytes, Shingles, band_keys, bands_for, probability
 
@@ -37,8 +38,7 @@ class NearDedup(Step):
 
     def __init__(self, settings: Any, sides: Sequence[str]) -> None:
         super().__init__(settings, sides)
-        wanted = (side for side in self.sides if len(self.sides) == 1 or settings.side in ("both", side))
-        self._compared_sides = tuple(wanted)
+        self._compared_sides = chosen(sides, settings.side)
         self._shingles = Shingles(settings.shingle, settings.n)
         self._bands, self._length = bands_for(settings.threshold, settings.permutations)
 
@@ -48,8 +48,8 @@ class NearDedup(Step):
         Raises:
             ConfigError: a package is missing, or a signature is too short for pairs with just the threshold to be found.
         """
-        for package in ("rensa", "scipy"):
-            need_package(package)
+        for module in ("rensa", "scipy"):
+            need_module(module)
         threshold, most = self.settings.threshold, self.settings.permutations
         if self._probability() < FOUND:
             least = math.ceil(math.log(1 - FOUND) / math.log(1 - threshold))
@@ -111,7 +111,7 @@ class NearDedup(Step):
         """Return the probability that a pair with just the threshold is a candidate."""
         return probability(self.settings.threshold, self._bands, self._length)
 
-    def _texts(self, sides: Sequence[pa.Array]) -> list[str]:
+    def _texts(self, sides: Sequence[pa.Array | pa.ChunkedArray]) -> list[str]:
         """Return the normalised texts that are compared; a missing side is empty."""
         return [
             normalised(" ".join(parts))
@@ -124,11 +124,10 @@ class NearDedup(Step):
         columns = ", ".join(f"{key} ubigint" for key in keys)
         seen.connection.execute(f"create or replace table near_dedup_keys (n bigint, {columns})")
         query = f"select f.n, {SIGNATURE} from near_dedup_first f join {seen.rows} r using (n) where {SIGNATURE} is not null"
-        for batch in _stream(seen, query):
+        for batch in stream(seen.connection, query, _ROWS):
             values = band_keys(_bytes(batch.column(SIGNATURE), width), self._bands, self._length)
-            _insert(
-                seen, "near_dedup_keys", pa.record_batch([batch.column("n"), *map(pa.array, values.T)], ["n", *keys])
-            )
+            rows = pa.table([batch.column("n"), *map(pa.array, values.T)], ["n", *keys])
+            insert(seen.connection, "near_dedup_keys", rows)
 
     def _write_candidates(self, seen: Seen) -> list[dict[str, Any]]:
         """Write the pairs of texts that share a band, each once, and return the largest buckets that were capped.
@@ -171,19 +170,20 @@ class NearDedup(Step):
             f"select p.a, p.b, x.{SIGNATURE}, y.{SIGNATURE} from near_dedup_candidates p "
             f"join {seen.rows} x on x.n = p.a join {seen.rows} y on y.n = p.b"
         )
-        for batch in _stream(seen, query):
+        for batch in stream(seen.connection, query, _ROWS):
             left, right = (_bytes(batch.column(place), width) for place in (2, 3))
             likely = (left == right).sum(axis=1) >= least
-            _insert(seen, "near_dedup_pairs", batch.select(["a", "b"]).filter(pa.array(likely)))
+            insert(seen.connection, "near_dedup_pairs", batch.select(["a", "b"]).filter(pa.array(likely)))
 
     def _write_texts(self, seen: Seen) -> None:
         """Write the normalised texts of all candidates."""
         seen.connection.execute("create or replace table near_dedup_texts (n bigint, text varchar)")
         sides = ", ".join(self._compared_sides)
         wanted = "select a from near_dedup_pairs union select b from near_dedup_pairs"
-        for batch in _stream(seen, f"select n, {sides} from {seen.rows} where n in ({wanted})"):
+        query = f"select n, {sides} from {seen.rows} where n in ({wanted})"
+        for batch in stream(seen.connection, query, _ROWS):
             texts = pa.array(self._texts([batch.column(side) for side in self._compared_sides]), pa.string())
-            _insert(seen, "near_dedup_texts", pa.record_batch([batch.column("n"), texts], ["n", "text"]))
+            insert(seen.connection, "near_dedup_texts", pa.table([batch.column("n"), texts], ["n", "text"]))
 
     def _edges(self, seen: Seen, histogram: Ints) -> Iterator[Ints]:
         """Return the candidates that are near copies, [2, pairs], in parts; count all by their similarity."""
@@ -196,14 +196,11 @@ class NearDedup(Step):
         seen.connection.execute("create or replace table near_dedup_edges (b bigint, a bigint)")
         seen.connection.execute("create or replace table near_dedup_stars (n bigint, keeper bigint, similarity double)")
         for first in range(0, stars.shape[1], _ROWS):
-            _insert(
-                seen,
-                "near_dedup_edges",
-                pa.record_batch(list(map(pa.array, stars[:, first : first + _ROWS])), ["b", "a"]),
-            )
+            edges = pa.table(list(stars[:, first : first + _ROWS]), ["b", "a"])
+            insert(seen.connection, "near_dedup_edges", edges)
         for (keeper, node), similarity in self._compared(seen, "near_dedup_edges"):
-            columns = [pa.array(column) for column in (node, keeper, similarity)]
-            _insert(seen, "near_dedup_stars", pa.record_batch(columns, ["n", "keeper", "similarity"]))
+            rows = pa.table([node, keeper, similarity], ["n", "keeper", "similarity"])
+            insert(seen.connection, "near_dedup_stars", rows)
 
     def _compared(self, seen: Seen, pairs: str) -> Iterator[tuple[Ints, np.ndarray[Any, np.dtype[np.float64]]]]:
         """Return the pairs of a table, [2, pairs], and their true similarities, in parts."""
@@ -211,7 +208,7 @@ class NearDedup(Step):
             f"select p.a, p.b, x.text as left_text, y.text as right_text from {pairs} p "
             "join near_dedup_texts x on x.n = p.a join near_dedup_texts y on y.n = p.b"
         )
-        for batch in _stream(seen, query):
+        for batch in stream(seen.connection, query, _ROWS):
             texts = (batch.column(name).to_pylist() for name in ("left_text", "right_text"))
             ends = np.stack([batch.column(name).to_numpy() for name in ("a", "b")])
             yield ends, self._shingles.similarities(*texts)
@@ -243,20 +240,5 @@ def _count(seen: Seen, query: str) -> int:
     return int(value or 0)
 
 
-def _stream(seen: Seen, query: str) -> Iterator[pa.RecordBatch]:
-    """Return the rows of a query in batches, while the connection stays free for other statements."""
-    cursor = seen.connection.cursor()
-    try:
-        yield from cursor.sql(query).to_arrow_reader(_ROWS)
-    finally:
-        cursor.close()
-
-
-def _bytes(column: pa.Array, width: int) -> Bytes:
+def _bytes(column: pa.ChunkedArray, width: int) -> Bytes:
     return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, width)
-
-
-def _insert(seen: Seen, table: str, rows: pa.RecordBatch) -> None:
-    seen.connection.register("near_dedup_batch", pa.Table.from_batches([rows]))
-    seen.connection.execute(f"insert into {table} select * from near_dedup_batch")
-    seen.connection.unregister("near_dedup_batch")

@@ -60,8 +60,7 @@ class Overlap(Step):
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""
-        settings = self.settings
-        if before["min_words"] != settings.min_words or before["max_share"] < settings.max_share:
+        if not self.differs_only_in("max_share", before) or self.settings.max_share > before["max_share"]:
             raise ConfigError(
                 f"steps.overlap has {dict(before)} in the table; a view can have a smaller max_share and the same min_words. Run "
                 f"without --view: only the rows that come back are decided again"

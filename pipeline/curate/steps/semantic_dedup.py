@@ -15,48 +15,34 @@ import pyarrow as pa
 
 from actors.errors import ConfigError
 from actors.vectors import Floats, Ints
-from pipeline.curate.embedding import embed, lineage_of, text_tables
-from pipeline.curate.steps.base import Decision, Seen, Step
+from pipeline.curate.database import insert
+from pipeline.curate.embedding import EmbeddingStep, embed
+from pipeline.curate.steps.base import SEED, Decision, Seen, chosen
 from pipeline.curate.steps.clusters import EXACT, clusters, nearest_before, unit
 
 SIMILARITY, COPY_OF = "semantic_similarity", "semantic_duplicate_of"
 
 
-class SemanticDedup(Step):
+class SemanticDedup(EmbeddingStep):
     """See the module."""
 
     name = "semantic_dedup"
 
     def __init__(self, settings: Any, sides: Sequence[str]) -> None:
         super().__init__(settings, sides)
-        wanted = (side for side in self.sides if len(self.sides) == 1 or settings.side in ("both", side))
-        self._compared = tuple(wanted)
+        self.embedded = chosen(sides, settings.side)
 
     def schema(self) -> pa.Schema:
         """See `Step`. A view with a larger eps needs the similarity of kept rows too."""
         return pa.schema([(SIMILARITY, pa.float64()), (COPY_OF, pa.string())])
 
-    def check(self) -> None:
-        """See `Step`.
-
-        Raises:
-            ConfigError: a key of `encoder` is wrong, or the model makes no single vector of a text.
-            ModelError: the model cannot be found.
-        """
-        text_tables(self.settings.model, self.settings.encoder)
-
-    def lineage(self) -> dict[str, Any]:
-        """See `Step`."""
-        return lineage_of(self.settings.model, self.settings.encoder, self._compared)
-
     def decide(self, seen: Seen) -> Decision:
         """See `Step`."""
-        settings, run = self.settings, seen.connection.execute
-        tables = text_tables(settings.model, settings.encoder, folder=seen.folder, run=seen.run, reporter=seen.reporter)
-        vectors = embed(seen, tables, self._compared)
-        names = ", ".join(f"{side}.place as {side}_place" for side in self._compared)
-        joins = " ".join(f"join {vectors[side].rows} {side} using (n)" for side in self._compared)
-        places = [f"{side}_place" for side in self._compared]
+        run, tables = seen.connection.execute, self.tables(seen)
+        vectors = embed(seen, tables, self.embedded)
+        names = ", ".join(f"{side}.place as {side}_place" for side in self.embedded)
+        joins = " ".join(f"join {vectors[side].rows} {side} using (n)" for side in self.embedded)
+        places = [f"{side}_place" for side in self.embedded]
         run(f"create or replace table semantic_dedup_rows as select n, {names} from {seen.rows} {joins}")
         run(
             f"create or replace table semantic_dedup_texts as select min(n) as n, {', '.join(places)} "
@@ -65,20 +51,19 @@ class SemanticDedup(Step):
         texts = seen.connection.sql("select * from semantic_dedup_texts order by n").fetchnumpy()
 
         def read(numbers: Ints) -> Floats:
-            parts = [unit(vectors[side].vectors(texts[f"{side}_place"][numbers])) for side in self._compared]
+            parts = [unit(vectors[side].vectors(texts[f"{side}_place"][numbers])) for side in self.embedded]
             return np.concatenate(parts, axis=1) / np.float32(len(parts) ** 0.5)
 
         count = len(texts["n"])
         seen.reporter.step(f"semantic_dedup: comparing {count:,} texts")
         run("create or replace table semantic_dedup_found (n bigint, similarity double, before bigint)")
         sizes = []
-        for numbers in clusters(count, read, seen.seed):
+        for numbers in clusters(count, read, SEED):
             similarity, before = nearest_before(read(numbers))
             sizes.append(len(numbers))
             rows = [texts["n"][numbers], similarity, texts["n"][numbers[before]]]
-            seen.connection.register("semantic_dedup_part", pa.table(rows, ["n", "similarity", "before"]).slice(1))
-            run("insert into semantic_dedup_found select * from semantic_dedup_part")
-            seen.connection.unregister("semantic_dedup_part")
+            found = pa.table(rows, ["n", "similarity", "before"]).slice(1)
+            insert(seen.connection, "semantic_dedup_found", found)
         run(
             f"create or replace table semantic_dedup_nearest as select r.n, if(r.n > t.n, 1, f.similarity) as {SIMILARITY}, "
             f"if(r.n > t.n, t.n, f.before) as before from semantic_dedup_rows r "
@@ -105,8 +90,7 @@ class SemanticDedup(Step):
 
     def view(self, before: Mapping[str, Any]) -> str:
         """See `Step`."""
-        settings = self.settings.model_dump(mode="json")
-        if {**settings, "eps": before["eps"]} != dict(before) or settings["eps"] < before["eps"]:
+        if not self.differs_only_in("eps", before) or self.settings.eps < before["eps"]:
             raise ConfigError(
                 f"steps.semantic_dedup has {dict(before)} in the table; a view can have a larger eps, and the same other keys. Run "
                 f"without --view: only texts that no earlier run has encoded are encoded"

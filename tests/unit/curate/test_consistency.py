@@ -15,6 +15,7 @@ import pytest
 from actors.errors import ConfigError
 from actors.vectors import VectorColumn
 from actors.vectors.quantiser import round_mantissa
+from pipeline.curate import embedding
 from pipeline.curate.embedding import SideVectors
 from pipeline.curate.steps import consistency
 from pipeline.curate.steps.base import Seen
@@ -83,7 +84,7 @@ def pairs(monkeypatch) -> Pairs:
         connection.execute(f"create table vectors_of_{side} as select * from incoming")
         vectors[side] = SideVectors(f"vectors_of_{side}", column, iter(np.split(of_side[np.argsort(places)], 7)))
     made_up = SimpleNamespace(spec=SimpleNamespace(model="made-up"), encoded=0)
-    monkeypatch.setattr(consistency, "text_tables", lambda *_, **__: made_up)
+    monkeypatch.setattr(embedding, "text_tables", lambda *_, **__: made_up)
     monkeypatch.setattr(consistency, "embed", lambda *_: vectors)
     seen = Seen(connection, "seen", ("query", "passage"), NullReporter(), "unused", Run(address="inline"))
     return Pairs(seen, queries, passages, raw.to_pylist(), list(rows["source"]))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from actors.errors import ConfigError
+from pipeline.curate import embedding
 from pipeline.curate.steps import clusters, semantic_dedup
 from pipeline.curate.steps.base import Seen
 from pipeline.curate.steps.semantic_dedup import SemanticDedup
@@ -44,7 +45,7 @@ def model(monkeypatch):
 
     monkeypatch.setattr(semantic_dedup, "embed", embed)
     tables = SimpleNamespace(spec=SimpleNamespace(model="numbers"), encoded=0)
-    monkeypatch.setattr(semantic_dedup, "text_tables", lambda *_, **__: tables)
+    monkeypatch.setattr(embedding, "text_tables", lambda *_, **__: tables)
 
 
 def decide(sides: dict[str, np.ndarray], **settings):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import write_deltalake
 
 from actors.errors import ConfigError, DataError
 from actors.schema import EMBEDDING, HASH, ID
@@ -196,6 +197,13 @@ def test_queries_must_be_texts(table: Table, tmp_path: Path):
     source = write_pairs(tmp_path, range(4), number=[1, 2, 3, 4])
     with pytest.raises(ConfigError, match="--query names the column 'number', which is int64; name a column of texts"):
         run(table, dataclasses.replace(source, query="number"), tmp_path)
+
+
+def test_passages_of_a_delta_table_must_be_texts(table: Table, tmp_path: Path):
+    source = Source(str(tmp_path / "pairs"), passages=("number",))
+    write_deltalake(source.uri, pa.table({"query": ["a"], "number": [1]}))
+    with pytest.raises(ConfigError, match="--passage names the column 'number', which is int64"):
+        run(table, source, tmp_path)
 
 
 def test_no_negative_left_is_an_error_that_names_the_thresholds(table: Table, tmp_path: Path):

@@ -1,0 +1,247 @@
+"""Trains a model on Ray Train, or in this process: the driver's side.
+
+Workers that die are started again, and go on from the last checkpoint. Light to import: Ray is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from actors import storage
+from actors.encoders.spec import ModelSpec
+from actors.errors import ClusterError, ConfigError, VectideError
+from pipeline.job.training import Training
+from pipeline.plan.resources import Machine, labelled
+from pipeline.train.checkpoints import Checkpoints, place, read_fitted
+from pipeline.train.worker import Fitted, Progress, Settings, train_func
+
+_FAILURES = 3  # in a row, without a new checkpoint
+_POLL_S = 0.5
+# Ray Train gives up after so many attempts to start the workers, each of a minute.
+_STARTS = 30
+
+
+def train_on_ray(job: Training, spec: ModelSpec, folder: str, data: Path, progress: Progress) -> Fitted:
+    """Train, from the last checkpoint if there is one, and return what is known of the training.
+
+    Args:
+        job: The job, with no default of its model left open.
+        spec: The model, as the driver described it.
+        folder: URL of the `out` folder.
+        data: Folder of the prepared data. Where `folder` is on a disk, a cluster must share both.
+        progress: Receives the progress.
+
+    Raises:
+        ConfigError: the cluster does not exist or is too small, or the memory is, whatever the mini-batch.
+        Diverged: the loss is not finite.
+        StorageError: a checkpoint cannot be written; those before it are kept.
+        ClusterError: workers died again and again.
+    """
+    if read_fitted(folder) is None:
+        train = _here if job.run.address == "inline" else _on_cluster
+        train(job, spec, folder, data, progress)
+    fitted = read_fitted(folder)
+    assert fitted is not None  # noqa: S101  (the first rank has written it)
+    return Fitted(**fitted)
+
+
+def _here(job: Training, spec: ModelSpec, folder: str, data: Path, progress: Progress) -> None:
+    gpu = None if job.run.gpus_per_worker == "auto" else job.run.gpus_per_worker > 0
+    resume = Checkpoints(folder).newest()
+    train_func(
+        Settings(job, spec, folder, data, resume, job.train.budget_tokens, gpu, None, progress.step, progress.trained)
+    )
+
+
+def _on_cluster(job: Training, spec: ModelSpec, folder: str, data: Path, progress: Progress) -> None:
+    from pipeline.execute.ray_data import connect, machines
+    from pipeline.train.trainer import OutOfMemory
+
+    connect(job.run.address)
+    resources = worker_resources(job, machines())
+    if not storage.is_local(folder):
+        _upload(data, folder)
+    budget_tokens, failures, before = job.train.budget_tokens, 0, -1
+    while True:
+        resume = Checkpoints(folder).newest()
+        failures, before = failures if resume == before else 0, resume
+        try:
+            _attempt(job, spec, folder, data, progress, resources, resume, budget_tokens)
+        except OutOfMemory as error:
+            budget_tokens //= 2
+            progress.step(f"{error}; going on from step {resume or 0} with {budget_tokens:,}")
+        except ClusterError as error:
+            failures += 1
+            if failures == _FAILURES:
+                raise
+            progress.step(f"{error}; going on from the last checkpoint")
+        else:
+            return
+
+
+def worker_resources(job: Training, machines: list[Machine]) -> tuple[int, int, int]:
+    """Return the number of workers, and the GPUs and CPUs of each.
+
+    Raises:
+        ConfigError: the machines do not have them, or the workers cannot share the rows of a step equally.
+    """
+    run = job.run
+    usable = [each for each in machines if labelled(each.labels, run.labels or {})]
+    gpus = sum(int(each.gpus) for each in usable)
+    each_gpus = min(gpus, 1) if run.gpus_per_worker == "auto" else run.gpus_per_worker
+    workers = (gpus if each_gpus else 1) if run.workers == "auto" else run.workers
+    where = f"the machines{' with the labels of run.labels' if run.labels else ''}"
+    if each_gpus:
+        if workers > gpus or not gpus:
+            raise ConfigError(f"run.workers is {workers}, and {where} of the cluster have {gpus} GPUs; lower it")
+        cpus = 1
+    else:
+        most = max((int(each.cpus) for each in usable), default=0)
+        fitting = (cpus for cpus in range(most, 0, -1) if sum(each.cpus // cpus for each in usable) >= workers)
+        if (cpus := next(fitting, 0)) == 0:
+            count = sum(int(each.cpus) for each in usable)
+            raise ConfigError(f"run.workers is {workers}, and {where} of the cluster have {count} CPUs; lower it")
+    if job.train.batch_rows % workers:
+        raise ConfigError(
+            f"train.batch_rows is {job.train.batch_rows}, and {workers} workers cannot share them equally; set run.workers, or "
+            f"a multiple"
+        )
+    return workers, each_gpus, cpus
+
+
+def _upload(data: Path, folder: str) -> None:
+    """Copy the prepared data to the store, for workers on other machines."""
+    for file in sorted(path for path in data.rglob("*") if path.is_file()):
+        url = place(folder, "data", str(file.relative_to(data)))
+        if not storage.exists(url) or storage.stat(url).size_bytes != file.stat().st_size:
+            storage.put(url, file.read_bytes())
+
+
+def _attempt(
+    job: Training,
+    spec: ModelSpec,
+    folder: str,
+    data: Path,
+    progress: Progress,
+    resources: tuple[int, int, int],
+    resume: int | None,
+    budget_tokens: int,
+) -> None:
+    """Train once on Ray Train; the progress is shown meanwhile."""
+    import ray
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    workers, gpus, cpus = resources
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths of the job stay what they are
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # errors are raised
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    settings = Settings(
+        job, spec, folder, data, resume, budget_tokens, gpus > 0, cpus, partial(_tell, board), partial(_count, board)
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = TorchTrainer(
+            train_func,
+            train_loop_config=settings,
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+                label_selector=job.run.labels,
+            ),
+            run_config=RunConfig(
+                name="train",
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=_STARTS),
+                logging_config=LoggingConfig(log_level="CRITICAL"),
+            ),
+        )
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:  # noqa: BLE001  (raised below)
+                failed.append(error)
+
+        # Not in the main thread: there Ray would handle Ctrl-C, and end the command as if all was well.
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            _show(board, progress)
+    if failed:
+        error = failed[0]
+        raise _cause(error, workers) if isinstance(error, TrainingFailedError) else error
+
+
+class _Board:
+    """Ray actor that workers write their progress to, and that the driver reads."""
+
+    def __init__(self) -> None:
+        self._notes: list[str] = []
+        self._done: tuple[int, int, float] | None = None
+
+    def note(self, text: str) -> None:
+        self._notes.append(text)
+
+    def done(self, step: int, steps: int, loss: float) -> None:
+        self._done = (step, steps, loss)
+
+    def news(self) -> tuple[list[str], tuple[int, int, float] | None]:
+        """Return what is new since the last call."""
+        found = self._notes, self._done
+        self._notes, self._done = [], None
+        return found
+
+
+def _tell(board: Any, text: str) -> None:
+    board.note.remote(text)
+
+
+def _count(board: Any, step: int, steps: int, loss: float) -> None:
+    board.done.remote(step, steps, loss)
+
+
+def _show(board: Any, progress: Progress) -> None:
+    import ray
+
+    try:
+        notes, done = ray.get(board.news.remote())
+    except ray.exceptions.RayError:  # the cluster is gone, which `fit` raises
+        return
+    for text in notes:
+        progress.step(text)
+    if done is not None:
+        progress.trained(*done)
+
+
+def _cause(error: Any, workers: int) -> BaseException:
+    """Return the error of a worker that ended the training, translated if a worker died."""
+    from pipeline.execute.ray_errors import root_error
+
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return ClusterError(
+            "Ray Train could not start or watch the workers. Check the cluster (`ray status`), then run the same command again: "
+            f"it goes on from the last checkpoint ({getattr(error, 'controller_failure', error)})"
+        )
+    # An error of ours or of torch, inside an error of Ray Train.
+    causes = [
+        root_error(getattr(each, "_base_exc", None) or getattr(each, "health_check_failure", None) or each)
+        for each in failures.values()
+    ]
+    ours = [each for each in causes if isinstance(each, VectideError)]
+    # The ranks that wait for one that died or failed fail too, with an error of torch.
+    ours.sort(key=lambda each: isinstance(each, ClusterError))
+    if ours:
+        return ours[0]
+    if workers > 1:
+        return ClusterError(f"a worker of the training lost the others ({type(causes[0]).__name__}: {causes[0]})")
+    return causes[0]
