@@ -28,6 +28,7 @@ FETCHED = ROOT / ".venvs" / "data" / "usr" / "share" / "wordnet"
 PLACES = (FETCHED, Path("/usr/share/wordnet"))
 _LEAST_WORDS = 3  # of a query
 _EXAMPLE = re.compile(r'\s*[;:,]?\s*"[^"]*"?.*$')
+_WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r".+?(?:[.!?](?=\s|$)|$)", re.DOTALL)
 
 
@@ -134,10 +135,15 @@ def _glosses(folder: Path) -> Iterator[Entry]:
             words = fields.split()
             lemmas = [word.partition("(")[0].replace("_", " ") for word in words[4 : 4 + 2 * int(words[3], 16) : 2]]
             meaning = _EXAMPLE.sub("", gloss).strip(" ;")
-            low = meaning.lower()
-            if not any(re.search(rf"\b{re.escape(lemma.lower())}\b", low) for lemma in lemmas):
+            low = _spaced(meaning)
+            if not any(_spaced(lemma) in low for lemma in lemmas):
                 name = f"{part}-{words[0]}"
                 yield Entry(name, name, meaning, ", ".join(dict.fromkeys(lemmas)))
+
+
+def _spaced(text: str) -> str:
+    """Return the words of a text in lower case, with a space on each side of each."""
+    return f" {' '.join(_WORD.findall(text.lower()))} "
 
 
 def _signatures(module: str, path: Path) -> Iterator[Entry]:
@@ -152,7 +158,7 @@ def _signatures(module: str, path: Path) -> Iterator[Entry]:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
                 continue
             text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "").partition("\n\n")[0]
-            if (found := _SENTENCE.match(text)) is not None and found[0].isprintable() | ("\n" in found[0]):
+            if (found := _SENTENCE.match(text)) is not None:
                 prefix = f"{owner.name}." if isinstance(owner, ast.ClassDef) else ""
                 name = f"{prefix}{node.name}({ast.unparse(node.args)})"
                 yield Entry(f"{module}:{prefix}{node.name}", module, " ".join(found[0].split()), name)

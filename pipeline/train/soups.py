@@ -117,7 +117,7 @@ def coefficients(products: Matrix, shares: Sequence[float], method: Method) -> n
         t = share / total
         before, now = 1 - t, t
         if method == "slerp" and number:
-            length = math.sqrt(max(0.0, mix @ products @ mix)) * math.sqrt(products[number, number])
+            length = math.sqrt(max(0.0, float(mix @ products @ mix))) * math.sqrt(products[number, number])
             cosine = 1.0 if length == 0 else float(np.clip(mix @ products[number] / length, -1, 1))
             angle = math.acos(cosine)
             if math.sin(angle) > _PARALLEL:
