@@ -86,5 +86,5 @@ def parts(*sources: Any, dropout: float = 0.1) -> Parts:
     """Return the parts of a training; the same at every call."""
     torch.manual_seed(0)
     model = SentenceTransformer(modules=[Words(dropout)], device="cpu")
-    data = TrainingData(sources or (Pairs("a.first", 40), Pairs("second", 24, negatives=2)), Path(), {})
+    data = TrainingData(sources or (Pairs("a.first", 40), Pairs("second", 24, negatives=2)), Path(), "", {})
     return Parts(model, {source.name: Loss(model) for source in data.sources}, data, collate)
