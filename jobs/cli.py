@@ -33,6 +33,7 @@ from jobs.commands.search import search
 from jobs.commands.soup import soup
 from jobs.commands.status import status
 from jobs.commands.submit import submit
+from jobs.commands.train import train
 from jobs.commands.vacuum import vacuum
 from jobs.commands.versions import versions
 from jobs.commands.watch import watch
@@ -63,7 +64,7 @@ app = typer.Typer(
 for _command in (
     *(plan, backfill, refresh, search, evaluate, curate, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
-    *(mine, negation, soup),
+    *(mine, train, soup, negation),
     *(submit, schedule, watch, doctor),
 ):
     app.command()(_command)

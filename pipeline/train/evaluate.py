@@ -116,13 +116,13 @@ class HeldOut:
                 found[name] = {self.ids[number]: float(row[number]) for number in numbers}
         return retrieval_values(self.judged.judgements, found)[MAIN]
 
-    def compare(self, before: Encoder, after: Encoder) -> Comparison:
-        """Return nDCG@10 of two encoders with the paired bootstrap of the difference.
+    def compare(self, before: Encode, after: Encode) -> Comparison:
+        """Return nDCG@10 of two models with the paired bootstrap of the difference.
 
         Raises:
             DataError: a vector is not finite.
         """
-        old, new = (self.values(of_encoder(each), each.spec.model) for each in (before, after))
+        old, new = self.values(before, "before the training"), self.values(after, "after the training")
         return Comparison(
             mean_interval(old),
             mean_interval(new),
@@ -149,12 +149,18 @@ def read_held_out(settings: Settings) -> HeldOut:
     return HeldOut(judged, tuple(corpus["id"].to_pylist()), tuple(corpus["text"].to_pylist()), notes)
 
 
-def of_encoder(encoder: Encoder) -> Encode:
-    """Return the function that encodes with a loaded encoder: documents with the task of its spec."""
+def of_encoder(encoder: Encoder, tasks: Sequence[str] = ()) -> Encode:
+    """Return the function that encodes with a loaded encoder: documents with its task, queries with the one for queries.
+
+    Args:
+        encoder: The encoder.
+        tasks: Trained adapters; of two, the first is for queries.
+    """
 
     def encode(texts: Sequence[str], side: Side) -> Floats:
-        spec = encoder.spec.query_side() if side == "query" else encoder.spec
-        return encoder.encode(texts, spec.task)
+        if side == "query":
+            return encoder.encode(texts, tasks[0] if len(tasks) > 1 else encoder.spec.query_side().task)
+        return encoder.encode(texts, encoder.spec.task)
 
     return encode
 

@@ -33,7 +33,7 @@ class Record:
     Attributes:
         settings: Everything that changes the weights, by key of the job file.
         data: Hash of the rows; empty before they were prepared.
-        result: What `pipeline.train.run.Trained` has; None before the end.
+        result: What `pipeline.train.trained.Trained` has; None before the end.
     """
 
     settings: dict[str, Any]

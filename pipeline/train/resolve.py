@@ -47,7 +47,15 @@ def resolve(job: Training) -> tuple[Training, ModelSpec]:
         rank = train.rank or (own[0] if own else _RANK)
         alpha = train.alpha or (own[1] * rank / own[0] if own else 2.0 * rank)
         found |= {"rank": rank, "alpha": alpha, "task": train.tasks}
-    return job.model_copy(update={"train": train.model_copy(update=found)}), spec
+    resolved = job.model_copy(update={"train": train.model_copy(update=found)})
+    if writes_checkpoint(resolved, spec):
+        _check_layout(resolved, spec, facts)
+    return resolved, spec
+
+
+def writes_checkpoint(job: Training, spec: ModelSpec) -> bool:
+    """Return whether the whole model is written: an adapter in place of one of the model's own is of use in no other form."""
+    return job.train.method == "full" or job.out.checkpoint or any(task in spec.tasks for task in job.train.tasks)
 
 
 def facts_of(spec: ModelSpec) -> FamilyFacts:
@@ -97,6 +105,25 @@ def _check(train: Train, spec: ModelSpec, facts: FamilyFacts) -> None:
         raise ConfigError(
             f"train.matryoshka names {wide[0]}, and a vector of {spec.model} has {spec.hidden} dimensions, which are trained "
             f"anyway; name smaller numbers"
+        )
+
+
+def _check_layout(job: Training, spec: ModelSpec, facts: FamilyFacts) -> None:
+    """Raise ConfigError if the layout of the model's checkpoint cannot hold the adapters."""
+    train = job.train
+    if train.method == "full":
+        return
+    own = own_rank(spec)
+    if spec.family not in _FROZEN or own is None:
+        raise ConfigError(
+            f"out.checkpoint is for models that carry their adapters, and {spec.model} does not; leave it out: an adapter is a "
+            f"folder beside the model"
+        )
+    shared = facts.shared_adapters or spec.variant == "hub"
+    if shared and (train.rank, train.alpha) != own:
+        raise ConfigError(
+            f"train.rank is {train.rank} and train.alpha {train.alpha:g}, and all adapters in a checkpoint like {spec.model} have "
+            f"rank {own[0]} and alpha {own[1]:g}; leave both out, or give the adapter a new name and leave out.checkpoint out"
         )
 
 

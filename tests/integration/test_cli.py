@@ -85,6 +85,8 @@ COMMANDS = {
         "--cache-size",
         "--json",
     },
+    "train": {"--set", "--json"},
+    "soup": {"--out", "--weights", "--method", "--model", "--json"},
     "negation": {
         "--out",
         "--anchor",

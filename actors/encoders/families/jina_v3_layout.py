@@ -143,7 +143,7 @@ def native_names(config: Config) -> dict[str, tuple[str, ...]]:
 
     Rows of several modules, one after another, are those of the hub's.
     """
-    named = {embedding_norm("hub"): (embedding_norm("native"),)}
+    named: dict[str, tuple[str, ...]] = {embedding_norm("hub"): (embedding_norm("native"),)}
     for i in range(config_int(config, "num_hidden_layers")):
         native = linear_names("native", i)
         named |= {hub: native[ours] for ours, (hub,) in linear_names("hub", i).items()}

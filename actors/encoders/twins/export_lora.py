@@ -10,22 +10,25 @@ or is a task more. The other adapters keep their values bit for bit.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from actors.encoders.checkpoint import TensorInfo, read_json, within
+from actors.encoders.checkpoint import read_json, within
 from actors.encoders.families import jina_v3_layout, jina_v4_layout
 from actors.encoders.families.detect import detect
 from actors.encoders.lora.files import CONFIG, PREFIX, WEIGHTS, endings, takes_no_adapters, unwrapped
 from actors.encoders.twins.base import Twin
+from actors.encoders.twins.export import copy_settings
 from actors.encoders.twins.factors import LoraFactors, modules_of, peft_tensors, save_factors
-from actors.encoders.twins.files import copy_checkpoint
-from actors.encoders.weight_files import read_tensors
+from actors.encoders.weight_files import INDEX, read_tensors
 from actors.errors import ConfigError
 
 Adapters = Mapping[str, LoraFactors]
@@ -61,12 +64,13 @@ def _export_v3_hub(twin: Twin, adapters: Adapters, folder: Path, prompts: Mappin
     tasks, config = _with_tasks(twin, adapters, prompts)
     modules, stacks = modules_of(twin), {}
     with torch.no_grad():
-        for name, info in _index(twin).items():
+        for name, info in detect(twin.config, read_tensors(twin.folder)[1], where=str(twin.folder))[1].items():
             module, _, factor = name.removeprefix(twin.facts.prefix).partition(".parametrizations.")
             place = next((i for i, end in enumerate(_STACKED) if f"parametrizations.{factor}" == end), None)
             if place is None:
                 continue
-            old = _read(twin.folder, name, info)
+            with safe_open(str(twin.folder / info.file), framework="pt") as file:
+                old = file.get_tensor(info.name or name)
             # A 16-bit file would round the trained factors.
             stack = old.new_zeros(len(tasks), *old.shape[1:], dtype=torch.promote_types(old.dtype, torch.float32))
             stack[: len(old)] = old
@@ -78,7 +82,7 @@ def _export_v3_hub(twin: Twin, adapters: Adapters, folder: Path, prompts: Mappin
                 elif module in modules:
                     stack[tasks.index(task)] = 0  # the trained adapter does not change this module
             stacks[info.name or name] = stack
-    return copy_checkpoint(twin.spec, folder, facts=twin.facts, tensors=stacks, config=config)
+    return _copy(twin, folder, config, stacks)
 
 
 def _export_v3_folders(twin: Twin, adapters: Adapters, folder: Path, prompts: Mapping[str, str]) -> Path:
@@ -89,7 +93,7 @@ def _export_v3_folders(twin: Twin, adapters: Adapters, folder: Path, prompts: Ma
             raise ConfigError(
                 f"tasks {task!r} and {same[0]!r} have one folder, {folders[task]!r}. Choose another name."
             )
-    inner = copy_checkpoint(twin.spec, folder, facts=twin.facts, config=config)
+    inner = _copy(twin, folder, config)
     for task, trained in adapters.items():
         save_factors(twin, trained, within(inner, folders[task]))
     return inner
@@ -115,7 +119,7 @@ def _export_v4(twin: Twin, adapters: Adapters, folder: Path) -> Path:
         tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith(ends)}
         tensors |= _whole_v4_adapter(twin, name, trained, old)
     names = list(dict.fromkeys((*facts.adapters, *named)))
-    inner = copy_checkpoint(twin.spec, folder, facts=facts, config={facts.adapters_key: names})
+    inner = _copy(twin, folder, {facts.adapters_key: names})
     save_file(tensors, inner / jina_v4_layout.FOLDER / WEIGHTS, metadata={"format": "pt"})
     return inner
 
@@ -162,11 +166,29 @@ def _with_tasks(twin: Twin, adapters: Adapters, prompts: Mapping[str, str]) -> t
     return tasks, {twin.facts.adapters_key: tasks, "task_instructions": texts}
 
 
-def _index(twin: Twin) -> Mapping[str, TensorInfo]:
-    return detect(twin.config, read_tensors(twin.folder)[1], where=str(twin.folder))[1]
+def _copy(
+    twin: Twin, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] = MappingProxyType({})
+) -> Path:
+    """Copies the checkpoint of a twin, with these settings in config.json and these tensors by their names in the file."""
+    inner = copy_settings(twin, folder)
+    files, _ = read_tensors(twin.folder)
+    index = (INDEX,) if (twin.folder / INDEX).is_file() else ()
+    for name in (*files, *twin.facts.extra_files, *index):
+        source, target = twin.folder / name, within(inner, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name not in files or not _replace(source, target, tensors):
+            shutil.copyfile(source, target)
+    if config:
+        (inner / "config.json").write_text(json.dumps({**twin.config, **config}, indent=2) + "\n", "utf-8")
+    return inner
 
 
-def _read(folder: Path, name: str, info: TensorInfo) -> torch.Tensor:
-    with safe_open(str(folder / info.file), framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(info.name or name)
-        return tensor
+def _replace(source: Path, target: Path, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Writes a file of weights with the new values of the tensors that are in it; False if none is."""
+    with safe_open(str(source), framework="pt") as file:
+        names = list(file.keys())
+        if tensors.keys().isdisjoint(names):
+            return False
+        kept = {name: tensors[name] if name in tensors else file.get_tensor(name) for name in names}
+        save_file(kept, target, metadata=file.metadata())
+    return True
