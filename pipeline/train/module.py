@@ -34,7 +34,7 @@ class EmbeddingModule(InputModule):
     """
 
     def __init__(self, twin: Twin, tasks: Sequence[str] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.twin = twin
         self.tasks = tuple(tasks)
         self.max_seq_length = twin.spec.max_tokens
@@ -92,7 +92,7 @@ class EmbeddingModule(InputModule):
         states = self.twin(batch)
         vectors = functional.normalize(pool(self.twin, states, batch), dim=1)
         features["sentence_embedding"] = vectors[places]
-        if hasattr(self.twin, "multi"):
+        if self.twin.spec.makes("multi"):
             many = functional.normalize(_exact(self.twin.multi(states)), dim=1)
             padded = many.new_zeros(*mask.shape, many.shape[1])
             padded[mask[order].bool()] = many
@@ -147,5 +147,5 @@ def embedding_model(
 
 
 def _exact(x: torch.Tensor) -> torch.Tensor:
-    """Returns float64 as it is and every other type as float32."""
+    """Returns float64 as it is, and every other type as float32."""
     return x if x.dtype == torch.float64 else x.float()

@@ -56,6 +56,10 @@ class Twin(nn.Module):
         """Returns token states [tokens, hidden]."""
         raise NotImplementedError
 
+    def multi(self, states: torch.Tensor) -> torch.Tensor:
+        """Maps token states to the vectors of late interaction [tokens, width], for a spec that makes them; not normalised."""
+        raise NotImplementedError
+
 
 def pool(twin: Twin, states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """Pools token states into one vector per row, as the model's encoder does (see `actors.encoders.pooling`).

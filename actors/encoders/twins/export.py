@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from actors.encoders.checkpoint import read_json, resolve, within
 from actors.encoders.twins.base import Twin
 from actors.encoders.weight_files import WEIGHTS, read_tensors
+from actors.errors import ConfigError
 
 # Settings, tokenizer, code and licence. Weights in other formats are those of the base, so they are left out.
 _CARRIED = ("*.json", "*.txt", "*.model", "*.py", "LICENSE*", "NOTICE*")
@@ -32,16 +33,30 @@ def save_checkpoint(twin: Twin, folder: Path) -> None:
         twin: The model, without adapters.
         folder: Created if it is not there.
     """
-    root, _ = resolve(twin.spec.model, twin.spec.revision)
-    for path in _carried(root):
-        target = folder / path.relative_to(root)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    home = folder / twin.folder.relative_to(root)
+    home = copy_settings(twin, folder)
     config = dict(twin.config) | {key: "float32" for key in _TYPE_KEYS if key in twin.config}
     if config != twin.config:
         (home / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
     save_file(dict(_tensors(twin)), home / WEIGHTS, metadata={"format": "pt"})
+
+
+def copy_settings(twin: Twin, folder: Path) -> Path:
+    """Copies the files of a twin's checkpoint that are no weights, and not the model card.
+
+    Returns:
+        The folder of config.json in the copy.
+
+    Raises:
+        ConfigError: `folder` is that of the model.
+    """
+    root, _ = resolve(twin.spec.model, twin.spec.revision)
+    if folder.resolve() == root.resolve():
+        raise ConfigError(f"{folder} is the folder of the model that was trained. Write the result to another one.")
+    for path in _carried(root):
+        target = folder / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return folder / twin.folder.relative_to(root)
 
 
 def _tensors(twin: Twin) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,10 +7,11 @@ is off when the backward pass runs, even if the forward pass used it. So `use_lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from peft import LoraConfig, LoraModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Embedding, Linear
 from torch import nn
 
 from actors.encoders.lora.files import adapter_folder
@@ -109,15 +110,16 @@ def _put(twin: Twin, name: str, factors: LoraFactors) -> None:
                 parameter.copy_(value)
 
 
-def _parameters(layer: LoraLayer, inside: str) -> tuple[nn.Parameter, nn.Parameter]:
+def _parameters(layer: Linear | Embedding, inside: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns A and B of an adapter."""
-    if inside in layer.lora_embedding_A:
+    if isinstance(layer, Embedding):
         return layer.lora_embedding_A[inside], layer.lora_embedding_B[inside]
-    return layer.lora_A[inside].weight, layer.lora_B[inside].weight
+    down, up = (cast("nn.Linear", side[inside]).weight for side in (layer.lora_A, layer.lora_B))
+    return down, up
 
 
-def _layers(twin: Twin) -> Iterable[tuple[str, LoraLayer]]:
-    return ((name, module) for name, module in twin.named_modules() if isinstance(module, LoraLayer))
+def _layers(twin: Twin) -> Iterable[tuple[str, Linear | Embedding]]:
+    return ((name, module) for name, module in twin.named_modules() if isinstance(module, Linear | Embedding))
 
 
 def _inside(name: str) -> str:

@@ -44,7 +44,7 @@ def model(spec):
 
 
 def features(model, texts, task):
-    return model[0].preprocess(texts, task=task)
+    return model.preprocess(texts, task=task)
 
 
 def test_encode_gives_the_vectors_of_the_encoder(spec, folder):
@@ -61,7 +61,7 @@ def test_encode_gives_the_vectors_of_the_encoder(spec, folder):
 def test_texts_are_tokenized_and_cut_as_the_encoder_does(spec):
     model = embedding_model(spec)
     texts = ["", "a", "words " * 100]
-    found = model[0].preprocess(texts)
+    found = model.preprocess(texts)
     rows = load_encoder(spec).tokenizer.tokenize(texts).ids.to_pylist()
     assert [
         ids[mask.bool()].tolist() for ids, mask in zip(found["input_ids"], found["attention_mask"], strict=True)
@@ -79,9 +79,13 @@ def test_the_order_of_the_rows_does_not_matter(model):
 
 
 def test_no_padding_is_computed(model, monkeypatch):
-    seen = []
-    forward = model[0].twin.forward
-    monkeypatch.setattr(model[0].twin, "forward", lambda batch: seen.append(batch) or forward(batch))
+    seen, forward = [], model[0].twin.forward
+
+    def watched(batch):
+        seen.append(batch)
+        return forward(batch)
+
+    monkeypatch.setattr(model[0].twin, "forward", watched)
     found = features(model, SENTENCES, "ask")
     model(found)
     (batch,) = seen
@@ -104,7 +108,7 @@ def test_the_task_chooses_the_adapter(model, spec):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cached_gradients_of_two_adapters_are_the_uncached_ones(spec, dtype):
     texts = [" ".join(SENTENCES[i : i + 1 + i % 3]) for i in range(len(SENTENCES))]
-    gradients = []
+    gradients: list[dict[str, torch.Tensor]] = []
     for cached in (False, True):
         model = embedding_model(spec, tasks=TASKS, rank=2, alpha=4, seed=0, dtype=dtype)
         with torch.no_grad():
@@ -121,7 +125,7 @@ def test_cached_gradients_of_two_adapters_are_the_uncached_ones(spec, dtype):
         assert isinstance(loss, CachedLossMixin) == cached
         value = loss(columns, None)
         value.backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert len(gradients[0]) == 2 * 2 * 6
     for name, gradient in gradients[0].items():
         assert gradient.dtype == dtype

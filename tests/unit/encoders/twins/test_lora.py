@@ -133,7 +133,7 @@ def test_the_gradients_of_two_adapters_are_those_of_the_same_loss_alone(twin):
         for name in NAMES:
             use_lora(twin, name)
             fixed.append(vectors(twin, batch))
-    alone = {}
+    alone: dict[str, torch.Tensor] = {}
     for side, name in enumerate(NAMES):
         use_lora(twin, name)
         (vectors(twin, batch) * fixed[1 - side]).sum().backward()
@@ -154,9 +154,9 @@ def test_the_base_and_each_adapter_are_chosen(twin):
     batch = rows(twin)
     for name in NAMES:
         draw(twin, name, seed=len(name))
-    results = []
-    for name in (None, *NAMES, None):
-        use_lora(twin, name)
+    results: list[torch.Tensor] = []
+    for chosen in (None, *NAMES, None):
+        use_lora(twin, chosen)
         results.append(vectors(twin, batch))
     torch.testing.assert_close(results[0], results[3], rtol=0, atol=0)
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -183,7 +183,7 @@ def test_a_saved_adapter_is_read_again(twin, tmp_path):
 
 def test_a_start_may_change_few_layers_and_a_table(bert):
     twin = load_twin(describe(str(bert)))
-    words = twin.embeddings.word_embeddings.weight.shape[0]
+    words = twin.spec.vocab_size
     layer = "encoder.layer.0.output.dense"
     start = LoraFactors(
         2,
