@@ -30,8 +30,10 @@ from jobs.commands.report import report
 from jobs.commands.rollback import rollback
 from jobs.commands.schedule import schedule
 from jobs.commands.search import search
+from jobs.commands.soup import soup
 from jobs.commands.status import status
 from jobs.commands.submit import submit
+from jobs.commands.train import train
 from jobs.commands.vacuum import vacuum
 from jobs.commands.versions import versions
 from jobs.commands.watch import watch
@@ -62,7 +64,7 @@ app = typer.Typer(
 for _command in (
     *(plan, backfill, refresh, search, evaluate, curate, status, quarantine, report),
     *(versions, rollback, diff, changes, compact, vacuum),
-    *(mine, negation),
+    *(mine, train, soup, negation),
     *(submit, schedule, watch, doctor),
 ):
     app.command()(_command)

@@ -63,6 +63,60 @@ def rows_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextlib.contextmanager
+def steps_bar() -> Iterator[StepsBar | StepsLog]:
+    """Yield the progress of a training for a terminal, or for a log if stderr is not one."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield StepsLog()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps  {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield StepsBar(progress)
+
+
+class StepsBar:
+    """Live bar of the steps of a training."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID = progress.add_task("starting", total=None, loss="")
+
+    def step(self, text: str) -> None:
+        """Show a part of the work, and keep the line of each."""
+        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.update(self._task, description="training")
+
+    def trained(self, step: int, steps: int, loss: float) -> None:
+        """Show the last step."""
+        self._progress.update(self._task, total=steps, completed=step, loss=f"loss {loss:.4f}")
+
+
+class StepsLog:
+    """Lines on stderr, with at most one about the steps every `LOG_EVERY_S` seconds."""
+
+    def __init__(self) -> None:
+        self._logged_s = 0.0
+
+    def step(self, text: str) -> None:
+        """Print a part of the work."""
+        print(text, file=sys.stderr, flush=True)
+
+    def trained(self, step: int, steps: int, loss: float) -> None:
+        """Print the last step."""
+        now_s = time.monotonic()
+        if step == steps or now_s - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now_s
+            self.step(f"step {step:,} of {steps:,}, loss {loss:.4f}")
+
+
 class _Throughput:
     """Counts of rows and tokens since the run began."""
 

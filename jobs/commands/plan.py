@@ -14,6 +14,7 @@ from jobs.options import AsJson, JobFile, ModelName, Settings, SourceUri, TableU
 if TYPE_CHECKING:
     from pipeline.curate.plan import CurationPlan
     from pipeline.run.estimate import Estimate
+    from pipeline.train.plan import TrainingPlan
 
 
 def plan(  # noqa: PLR0917  (typer's arguments are options by name)
@@ -28,17 +29,24 @@ def plan(  # noqa: PLR0917  (typer's arguments are options by name)
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Estimate shards, units, rows, tokens, output size, time and cost; or check a curation. Nothing is written."""
+    """Estimate shards, units, rows, tokens, output size, time and cost; or check a curation or a training. Nothing is written."""
     from pipeline.job.curation import Curation
+    from pipeline.job.training import Training
     from pipeline.run.estimate import estimate
 
     if job is not None and (source, table, model) == (None, None, None):
-        curation = load_any(job, settings)
-        if isinstance(curation, Curation):
+        other = load_any(job, settings)
+        if isinstance(other, Curation):
             from pipeline.curate.plan import plan_curation
 
-            planned = plan_curation(curation)
+            planned = plan_curation(other)
             output.as_json(planned) if json else _print(_curation_lines(planned))
+            return
+        if isinstance(other, Training):
+            from pipeline.train.plan import plan_training
+
+            training = plan_training(other)
+            output.as_json(training) if json else _print(_training_lines(training))
             return
     loaded = load_job(job, settings, source=source, table=table, model=model)
     estimated = estimate(loaded, tokens_per_s=tokens_per_second, price_per_hour=price_per_hour)
@@ -59,6 +67,32 @@ def _curation_lines(planned: CurationPlan) -> list[tuple[str, str]]:
     ]
     if planned.done:
         lines.append(("done", "the table already holds this job on this source"))
+    return lines
+
+
+def _training_lines(planned: TrainingPlan) -> list[tuple[str, str]]:
+    trained, all_ = planned.parameters
+    lines = [
+        ("model", planned.model),
+        ("stage", planned.stage),
+        (
+            "trained",
+            f"{trained:,} parameters, on a model of {all_:,}" if trained < all_ else f"all {all_:,} parameters",
+        ),
+        *(
+            ("data", f"{name}: {', '.join(f'{count:,} {what}' for what, count in counts.items())}")
+            for name, counts in planned.counts.items()
+        ),
+        ("steps", f"{planned.steps:,}, about {planned.tokens:,} tokens in all"),
+        ("out", planned.out),
+    ]
+    if planned.held_out is not None:
+        lines.append(("held out", f"{planned.held_out[0]:,} queries, {planned.held_out[1]:,} documents"))
+    if planned.done is not None:
+        finished = planned.done == "finished"
+        lines.append(
+            ("done", "the folder already holds the result" if finished else f"goes on from step {planned.done:,}")
+        )
     return lines
 
 

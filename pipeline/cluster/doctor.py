@@ -20,8 +20,10 @@ from actors.errors import VectideError
 from actors.quantities import counted, format_bytes
 from pipeline.job.config import Job
 from pipeline.job.curation import Curation
+from pipeline.job.load import AnyJob, result_uri
+from pipeline.job.training import Training
 from pipeline.ledger.ledger import FOLDER
-from pipeline.plan.resources import size_pool
+from pipeline.plan.resources import Machine, size_pool
 from pipeline.plan.throughput import has_bfloat16, processor_flags
 from pipeline.table import delta_table
 
@@ -45,21 +47,20 @@ class Finding:
     text: str
 
 
-def examine(job: Job | Curation | None) -> list[Finding]:
+def examine(job: AnyJob | None) -> list[Finding]:
     """Run all checks. The findings are in the order in which to fix them."""
     findings: list[Finding] = [_python(), _libraries(), _processor(), _kernels(), _memory(), _gpus()]
     if job is None:
         findings.append(_run_check("storage", _local_storage))
         return findings
-    checks: list[tuple[str, Callable[[], Finding]]] = [
-        *(
-            [("curation", lambda: _curation(job))]
-            if isinstance(job, Curation)
-            else [("model", lambda: _model(job)), ("source", lambda: _source(job)), ("table", lambda: _table(job))]
-        ),
-        ("storage", lambda: _storage(job)),
-        ("ray", lambda: _ray(job)),
-    ]
+    checks: list[tuple[str, Callable[[], Finding]]]
+    if isinstance(job, Curation):
+        checks = [("curation", lambda: _curation(job))]
+    elif isinstance(job, Training):
+        checks = [("training", lambda: _training(job))]
+    else:
+        checks = [("model", lambda: _model(job)), ("source", lambda: _source(job)), ("table", lambda: _table(job))]
+    checks += [("storage", lambda: _storage(job)), ("ray", lambda: _ray(job))]
     findings += [_run_check(what, check) for what, check in checks]
     return findings
 
@@ -155,6 +156,14 @@ def _curation(job: Curation) -> Finding:
     return Finding("curation", "note" if planned.left_out else "ok", text)
 
 
+def _training(job: Training) -> Finding:
+    from pipeline.train.plan import plan_training
+
+    planned = plan_training(job)
+    text = f"{planned.model}; {planned.stage}; {counted(planned.rows, 'row')}, {counted(planned.steps, 'step')}"
+    return Finding("training", "ok", text)
+
+
 def _source(job: Job) -> Finding:
     from pipeline.plan.corpus import list_corpus, model_for, survey
     from pipeline.run.context import describe_model
@@ -182,8 +191,8 @@ def _table(job: Job) -> Finding:
     return Finding("table", "ok", f"{url} is at version {table.version()}")
 
 
-def _storage(job: Job | Curation) -> Finding:
-    return _probe(storage.join(storage.absolute(job.table.uri), FOLDER, "probes"))
+def _storage(job: AnyJob) -> Finding:
+    return _probe(storage.join(storage.absolute(result_uri(job)), FOLDER, "probes"))
 
 
 def _local_storage() -> Finding:
@@ -224,9 +233,9 @@ def _parents_below(folder: Path, keep: Path) -> Iterator[Path]:
         folder = folder.parent
 
 
-def _ray(job: Job | Curation) -> Finding:
+def _ray(job: AnyJob) -> Finding:
     if job.run.address == "inline":
-        return Finding("ray", "note", "run.address is inline: units run inside this process, without Ray")
+        return Finding("ray", "note", "run.address is inline: the work runs inside this process, without Ray")
     import ray
 
     from pipeline.execute import ray_data
@@ -235,7 +244,7 @@ def _ray(job: Job | Curation) -> Finding:
     ray_data.connect(job.run.address)
     try:
         machines = ray_data.machines()
-        pool = size_pool(job.run, machines)
+        workers = _workers(job, machines)
     finally:
         if not was_connected:
             ray.shutdown()
@@ -243,5 +252,16 @@ def _ray(job: Job | Curation) -> Finding:
         "ray",
         "ok",
         f"{len(machines)} nodes, {sum(node.cpus for node in machines):g} CPUs, {sum(node.gpus for node in machines):g} GPUs: "
-        f"{pool.count()} replica{'s' * (pool.count() != '1')} on {pool.device}",
+        f"{workers}",
     )
+
+
+def _workers(job: AnyJob, machines: list[Machine]) -> str:
+    """Return the processes that a job would have on the machines."""
+    if isinstance(job, Training):
+        from pipeline.train.on_ray import worker_resources
+
+        workers, gpus, cpus = worker_resources(job, machines)
+        return f"{counted(workers, 'worker')} with {counted(gpus, 'GPU') if gpus else counted(cpus, 'CPU')} each"
+    pool = size_pool(job.run, machines)
+    return f"{pool.count()} replica{'s' * (pool.count() != '1')} on {pool.device}"

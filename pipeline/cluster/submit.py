@@ -177,9 +177,9 @@ def stage(job: AnyJob, folder: Path) -> dict[str, Any]:
     document: dict[str, Any] = job.model_dump(mode="json", exclude_none=True)
     for _, section, key in places(document):
         section[key] = storage.absolute(section[key])
-    for _, settings in models(document):
-        if Path(settings["model"]).exists():
-            settings["model"] = str(Path(settings["model"]).absolute())
+    for _, section, key in models(document):
+        if Path(section[key]).exists():
+            section[key] = str(Path(section[key]).absolute())
     document["run"]["address"] = "auto"
     (folder / "job.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return document

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _SECTIONS = ("source", "pairs", "corpus", "table", "out")
-_OF_TRAINING = ("start_from", "corpus", "queries", "judgements")  # of `train` and of `train.evaluate`
+_OF_EVALUATION = ("corpus", "queries", "judgements")
 _OF_DATA = ("uri", "negatives", "teacher")
 
 
@@ -15,19 +15,18 @@ def places(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]
     for name in _SECTIONS:
         if name in document:
             yield f"{name}.uri", document[name], "uri"
-    train = document.get("train", {})
-    for name, section in (("train", train), ("train.evaluate", train.get("evaluate") or {})):
-        yield from ((f"{name}.{key}", section, key) for key in _OF_TRAINING if section.get(key))
+    evaluate = document.get("train", {}).get("evaluate") or {}
+    yield from ((f"train.evaluate.{key}", evaluate, key) for key in _OF_EVALUATION if key in evaluate)
     for number, source in enumerate(document.get("data", ())):
         yield from ((f"data.{number}.{key}", source, key) for key in _OF_DATA if source.get(key))
         if source.get("texts"):
             yield f"data.{number}.texts.uri", source["texts"], "uri"
 
 
-def models(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the full key of each model of a job, and the section that holds its key `model`."""
-    for name in ("encoder", "train"):
-        if name in document:
-            yield f"{name}.model", document[name]
+def models(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield the same of each model and adapter, which may be a folder of this machine, or a name on the Hub or in a model."""
+    for name, key in (("encoder", "model"), ("train", "model"), ("train", "start_from")):
+        if document.get(name, {}).get(key):
+            yield f"{name}.{key}", document[name], key
     for step in document.get("steps", ()):
-        yield from (("model", settings) for settings in step.values() if settings.get("model"))
+        yield from (("model", settings, "model") for settings in step.values() if settings.get("model"))

@@ -46,8 +46,8 @@ as `4GiB`, by default a quarter of the machine's. A key of a step is set as in `
 _TRAINING = """\
 ## A training job
 
-A file with the key `train` is a job of `vectide train` ([fine-tuning](fine-tuning.md)). A key of the first source is set as
-in `--set data.0.weight=2`.
+A file with the key `train` is a job of `vectide train` ([fine-tuning](fine-tuning.md)). A key of the first source is
+set as in `--set data.0.weight=2`.
 """
 _TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
 _LIMITS = {

@@ -240,6 +240,13 @@ class Out(Place):
     uri: Uri = Field(
         description="Path or URL of the folder of the result; `${NAME}` is replaced, and a missing folder is created."
     )
+    checkpoint: bool = Field(
+        default=False,
+        description=(
+            "Whether a model of Jina v3 or v4 is written too, with the new adapters in the layout of its publisher; method "
+            "`full` always writes the model."
+        ),
+    )
 
 
 class TrainingRun(Section):

@@ -173,6 +173,52 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """A line through points, as inline SVG.
+
+    Attributes:
+        title: Description for people who do not see it.
+        points: x and y of each point, by rising x; at least one.
+        unit: Of the values, above the axis.
+        axis: Name of the horizontal axis.
+    """
+
+    kind: ClassVar[str] = "curve"
+    title: str
+    points: Sequence[tuple[float, float]]
+    unit: str
+    axis: str
+    width: int = field(default=_WIDTH, init=False)
+    height: int = field(default=_HEIGHT, init=False)
+    left: int = field(default=_LEFT, init=False)
+    right: int = field(default=_WIDTH - _RIGHT, init=False)
+    floor: int = field(default=_HEIGHT - _BOTTOM, init=False)
+
+    def _place(self, x: float, y: float) -> tuple[float, float]:
+        """Return a point on the page. The curve fills the height; a constant one is in the middle."""
+        (first, *_), (last, *_) = self.points[0], self.points[-1]
+        low, high = min(y for _, y in self.points), max(y for _, y in self.points)
+        across = (x - first) / (last - first) if last > first else 0.5
+        up = (y - low) / (high - low) if high > low else 0.5
+        return self.left + (self.right - self.left) * across, self.floor - (self.floor - _TOP) * up
+
+    def line(self) -> str:
+        """Return the points for a polyline."""
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in (self._place(*point) for point in self.points))
+
+    def dots(self) -> Iterator[tuple[str, str, str]]:
+        """Yield x, y and the text of each point."""
+        for x, y in self.points:
+            across, up = self._place(x, y)
+            yield f"{across:.1f}", f"{up:.1f}", f"{self.axis} {x:,g}: {y:.4g}"
+
+    def marks(self) -> Iterator[tuple[str, str]]:
+        """Yield height and label of the smallest and the largest value, once if they are the same."""
+        for value in dict.fromkeys((min(y for _, y in self.points), max(y for _, y in self.points))):
+            yield f"{self._place(self.points[0][0], value)[1]:.1f}", f"{value:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """A section of a page.
 
@@ -183,7 +229,7 @@ class Section:
 
     name: str
     title: str
-    blocks: Sequence[Tiles | Table | Text | Code | Shares | Chart]
+    blocks: Sequence[Tiles | Table | Text | Code | Shares | Chart | Curve]
     lead: str = ""
 
 

@@ -17,7 +17,7 @@ import secrets
 import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 
@@ -42,7 +42,9 @@ def read_stored(ledger: Ledger) -> Report | None:
 
 
 @contextmanager
-def recorded(ledger: Ledger, reporter: Reporter, operation: str, command: str) -> Iterator[Recorder]:
+def recorded(
+    ledger: Ledger, reporter: Reporter, operation: str, command: str, measured: Callable[[], Report] | None = None
+) -> Iterator[Recorder]:
     """Record one call of a run, and write its report at the end.
 
     Args:
@@ -50,8 +52,9 @@ def recorded(ledger: Ledger, reporter: Reporter, operation: str, command: str) -
         reporter: Receives what the recorder receives.
         operation: backfill, refresh, generation, compact, or the name of another command.
         command: Command line that repeats the run.
+        measured: Returns the other figures of the report; None: they are measured from the ledger.
     """
-    recorder = Recorder(ledger, reporter, operation, command)
+    recorder = Recorder(ledger, reporter, operation, command, measured)
     try:
         yield recorder
     except UnsafeStore:  # nothing is written to such a store
@@ -65,8 +68,16 @@ def recorded(ledger: Ledger, reporter: Reporter, operation: str, command: str) -
 class Recorder:
     """A reporter that remembers one call for the report and passes everything on."""
 
-    def __init__(self, ledger: Ledger, reporter: Reporter, operation: str, command: str) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        reporter: Reporter,
+        operation: str,
+        command: str,
+        measured: Callable[[], Report] | None = None,
+    ) -> None:
         self._ledger = ledger
+        self._measured = measured or (lambda: measure(ledger, self._calls()))
         self._reporter = reporter
         self._step: tuple[str, float] | None = None
         self._earlier: Report = {}
@@ -107,9 +118,7 @@ class Recorder:
 
     def started(self, started: Started) -> None:
         """See `Reporter`. Writes the report, so that a call whose process is killed is in it."""
-        self._next_step("running the units")
         self._call |= {
-            "units_started": time_text(time.time()),
             "units_before": started.units_done,
             "replicas": started.replicas,
             "device": started.device,
@@ -118,9 +127,15 @@ class Recorder:
             "left_out": [left_out.sentence() for left_out in started.left_out],
             "dialects": list(started.dialects),
         }
+        self.works("running the units")
+        self._reporter.started(started)
+
+    def works(self, step: str) -> None:
+        """Report that the work begins that a later call would go on with, and write the report."""
+        self._next_step(step)
+        self._call["units_started"] = time_text(time.time())
         self._read()
         self._store({})
-        self._reporter.started(started)
 
     def finished_unit(self, receipt: Receipt) -> None:
         """See `Reporter`."""
@@ -185,7 +200,7 @@ class Recorder:
         if reads:
             self._read()
             try:
-                measured = measure(self._ledger, self._calls())
+                measured = self._measured()
             except Exception as error:  # noqa: BLE001  (the run has its result, or an error of its own)
                 self._reporter.step(f"the run could not be measured for its report: {error}")
             self._read()  # measuring took a while, and a concurrent driver may have ended

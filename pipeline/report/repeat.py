@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -12,8 +12,11 @@ import yaml
 from actors.errors import ConfigError
 from pipeline.job.config import parse_job
 from pipeline.job.curation import parse_curation
+from pipeline.job.training import parse_training
+from pipeline.job.values import Section
 
-_COMMANDS = {"backfill": "backfill", "refresh": "refresh", "generation": "refresh", "curate": "curate"}
+_COMMANDS = {name: name for name in ("backfill", "refresh", "curate", "train")} | {"generation": "refresh"}
+_PARSERS: dict[str, Callable[[object], Section]] = {"curate": parse_curation, "train": parse_training}
 
 
 def command_of(operation: str, job: Mapping[str, Any], *, retries: bool = False) -> str:
@@ -30,8 +33,7 @@ def command_of(operation: str, job: Mapping[str, Any], *, retries: bool = False)
     if operation not in _COMMANDS:
         return ""
     try:
-        parse = parse_curation if operation == "curate" else parse_job
-        settings = parse(job).model_dump(mode="json", exclude_defaults=True)
+        settings = _PARSERS.get(operation, parse_job)(job).model_dump(mode="json", exclude_defaults=True)
     except ConfigError:
         return ""
     words = ["vectide", _COMMANDS[operation], *(["--retry-quarantined"] if retries else [])]
@@ -45,7 +47,7 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(keys, dict):
             yield from ((f"{section}.{key}", value) for key, value in keys.items())
         else:
-            yield section, keys  # the steps of a curation
+            yield section, keys  # the steps of a curation, the data of a training
 
 
 def _yaml(value: object) -> str:

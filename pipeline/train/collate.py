@@ -73,7 +73,7 @@ class Collator:
             found[column + HASH] = torch.tensor(rows[column + HASH].to_numpy())
             if (name := column + TEACHER) in rows.column_names:
                 vectors = rows[name].combine_chunks().flatten().to_numpy()
-                found[name] = torch.tensor(vectors).view(len(ids), source.teacher_width)
+                found[name] = torch.tensor(vectors).view(len(ids), source.teacher)
         if source.label is not None:
             found[LABEL] = torch.tensor(rows[LABEL].to_numpy())
         found["dataset_name"] = source.name

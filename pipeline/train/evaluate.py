@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from actors.encoders.encoder import Encoder
-    from actors.encoders.spec import ModelSpec
     from pipeline.job.training import HeldOut as Settings
 
 _DEPTH = 10  # documents of a query that nDCG@10 counts
@@ -117,13 +116,13 @@ class HeldOut:
                 found[name] = {self.ids[number]: float(row[number]) for number in numbers}
         return retrieval_values(self.judged.judgements, found)[MAIN]
 
-    def compare(self, before: Encoder, after: Encoder) -> Comparison:
-        """Return nDCG@10 of two encoders with the paired bootstrap of the difference.
+    def compare(self, before: Encode, after: Encode) -> Comparison:
+        """Return nDCG@10 of two models with the paired bootstrap of the difference.
 
         Raises:
             DataError: a vector is not finite.
         """
-        old, new = (self.values(of_encoder(each), each.spec.model) for each in (before, after))
+        old, new = self.values(before, "before the training"), self.values(after, "after the training")
         return Comparison(
             mean_interval(old),
             mean_interval(new),
@@ -150,12 +149,18 @@ def read_held_out(settings: Settings) -> HeldOut:
     return HeldOut(judged, tuple(corpus["id"].to_pylist()), tuple(corpus["text"].to_pylist()), notes)
 
 
-def of_encoder(encoder: Encoder) -> Encode:
-    """Return the function that encodes with a loaded encoder: documents with the task of its spec."""
+def of_encoder(encoder: Encoder, tasks: Sequence[str] = ()) -> Encode:
+    """Return the function that encodes with a loaded encoder: documents with its task, queries with the one for queries.
+
+    Args:
+        encoder: The encoder.
+        tasks: Trained adapters; of two, the first is for queries.
+    """
 
     def encode(texts: Sequence[str], side: Side) -> Floats:
-        spec = encoder.spec.query_side() if side == "query" else encoder.spec
-        return encoder.encode(texts, spec.task)
+        if side == "query":
+            return encoder.encode(texts, tasks[0] if len(tasks) > 1 else encoder.spec.query_side().task)
+        return encoder.encode(texts, encoder.spec.task)
 
     return encode
 
@@ -164,11 +169,13 @@ def in_training(model: SentenceTransformer) -> Encode:
     """Return the function that encodes with a model that is being trained, each side with its task and its prompt."""
     import torch
 
+    from pipeline.train.collate import prompts_of
+
     module: Any = model[0]
+    prompts = dict(zip(("query", "document"), prompts_of(module.twin.spec, module.tasks), strict=True))
 
     def encode(texts: Sequence[str], side: Side) -> Floats:
         task = 0 if side == "query" else len(module.tasks) - 1  # one adapter has both sides
-        prompt = _prompt(module.twin.spec, module.tasks[task] if module.tasks else None, side)
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         vectors: Any = [None] * len(texts)
         was_training = model.training
@@ -177,7 +184,7 @@ def in_training(model: SentenceTransformer) -> Encode:
             with torch.no_grad():
                 for start in range(0, len(order), _TEXTS):
                     rows = order[start : start + _TEXTS]
-                    features = module.preprocess([prompt + texts[row] for row in rows])
+                    features = module.preprocess([prompts[side] + texts[row] for row in rows])
                     features = {name: value.to(model.device) for name, value in features.items()}
                     features["task"] = torch.full((len(rows),), task if module.tasks else -1, device=model.device)
                     found = module(features)["sentence_embedding"].float().cpu().numpy()
@@ -188,14 +195,6 @@ def in_training(model: SentenceTransformer) -> Encode:
         return np.stack(vectors)
 
     return encode
-
-
-def _prompt(spec: ModelSpec, task: str | None, side: Side) -> str:
-    """Return the text that is put before the texts of a side."""
-    name = task if task in spec.tasks else spec.task
-    if side == "query":
-        name = spec.query_of.get(name, name)
-    return spec.prompt if name is None or name == spec.task else spec.prompts.get(name, "")
 
 
 @dataclass(slots=True)

@@ -55,9 +55,7 @@ def _here(job: Training, spec: ModelSpec, folder: str, data: Path, progress: Pro
     gpu = None if job.run.gpus_per_worker == "auto" else job.run.gpus_per_worker > 0
     resume = Checkpoints(folder).newest()
     train_func(
-        Settings(
-            job, spec, folder, data, resume, job.train.budget_tokens, gpu, None, progress.step, progress.trained
-        )
+        Settings(job, spec, folder, data, resume, job.train.budget_tokens, gpu, None, progress.step, progress.trained)
     )
 
 

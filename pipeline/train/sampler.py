@@ -113,8 +113,8 @@ def _repeated_texts(source: Source) -> npt.NDArray[np.int32]:
     hashes = np.stack([source.hashes(QUERY), source.hashes(PASSAGE)])
     hashes[1, hashes[0] == hashes[1]] += 1  # a row with one text on both sides does not repeat itself
     _, numbers, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    numbers = np.where(counts[numbers] > 1, numbers, -1).astype(np.int32)
-    return numbers.reshape(2, -1)
+    repeated: npt.NDArray[np.int32] = np.where(counts[numbers] > 1, numbers, -1).astype(np.int32).reshape(2, -1)
+    return repeated
 
 
 def separate(order: Ints, texts: npt.NDArray[np.int32], step_rows: int, random: np.random.Generator) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from actors.errors import ClusterError, Diverged
+from actors.errors import ClusterError, ConfigError, Diverged
 from pipeline.train.checkpoints import fill
 from pipeline.train.collate import Rows
 from pipeline.train.sampler import SourceBatchSampler
@@ -128,7 +128,11 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
         _ = arguments.device
         arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001  (one process has one GPU, also where it sees more)
         super().__init__(
-            model=parts.model, args=arguments, loss=parts.losses, data_collator=parts.collate, optimizers=(optimizer, None)
+            model=parts.model,
+            args=arguments,
+            loss=parts.losses,
+            data_collator=parts.collate,
+            optimizers=(optimizer, None),
         )
         self.remove_callback(PrinterCallback)
         self.set_budget(budget_tokens)
@@ -169,7 +173,7 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
 
         Raises:
             OutOfMemory: it does not fit, and this is one of several ranks.
-            ClusterError: it does not fit, and smaller mini-batches do not help.
+            ConfigError: it does not fit, and smaller mini-batches do not help.
         """
         masks = [value for name, value in inputs.items() if name.endswith("_attention_mask")]
         self.step = Step(inputs["dataset_name"], tokens=sum(int(mask.sum()) for mask in masks))
@@ -248,7 +252,7 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if budget <= longest:
-            raise ClusterError(
+            raise ConfigError(
                 f"step {self.state.global_step + 1}: out of memory with one text at a time, of up to {longest:,} tokens. Lower "
                 f"train.max_tokens or train.batch_rows, or use machines with more memory"
             )

@@ -104,7 +104,9 @@ def train_func(settings: Settings) -> None:
     job, spec, train = settings.job, settings.spec, settings.job.train
     gpu = torch.cuda.is_available() if settings.gpu is None else settings.gpu
     if gpu and not torch.cuda.is_available():
-        raise ConfigError("run.gpus_per_worker is 1, and torch finds no GPU here; set it to 0, or install torch for CUDA")
+        raise ConfigError(
+            "run.gpus_per_worker is 1, and torch finds no GPU here; set it to 0, or install torch for CUDA"
+        )
     if settings.threads is not None and not gpu:
         torch.set_num_threads(settings.threads)
     first = not dist.is_initialized() or dist.get_rank() == 0

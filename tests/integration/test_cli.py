@@ -85,6 +85,8 @@ COMMANDS = {
         "--cache-size",
         "--json",
     },
+    "train": {"--set", "--json"},
+    "soup": {"--out", "--weights", "--method", "--model", "--json"},
     "negation": {
         "--out",
         "--anchor",
@@ -95,6 +97,7 @@ COMMANDS = {
         "--endpoint-model",
         "--json",
     },
+    "soup": {"--out", "--weights", "--method", "--model", "--json"},
     "evaluate": {
         "--queries",
         "--judgements",

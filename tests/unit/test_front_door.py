@@ -50,8 +50,9 @@ def test_a_job_runs_from_python_without_a_reporter(tmp_path):
 
 def test_the_names_stay():
     assert sorted(vectide.__all__) == [
-        *["Curation", "Job", "Searcher", "backfill", "changes", "curate", "evaluate", "iter_changes"],
-        *["load_curation", "load_encoder", "load_job", "plan", "refresh", "report", "status", "vectors_of"],
+        *["Curation", "Job", "Searcher", "Training", "backfill", "changes", "curate", "evaluate", "iter_changes"],
+        *["load_curation", "load_encoder", "load_job", "load_training", "plan", "refresh", "report", "status"],
+        *["train", "vectors_of"],
     ]
 
 

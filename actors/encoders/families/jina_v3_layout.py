@@ -53,7 +53,7 @@ def layout(config: Config, tensors: Tensors) -> FamilyFacts | None:
     # An empty list is a checkpoint without adapters.
     adaptations = config.get("lora_adaptations")
     tasks = TASKS if adaptations is None else tuple(adaptations)
-    folders = {} if variant == "hub" else {task: task.replace(".", "_").replace("-", "_") for task in tasks}
+    folders = {} if variant == "hub" else {task: adapter_folder(task) for task in tasks}
     prompts = config.get("task_instructions") or PROMPTS
     return FamilyFacts(
         family="jina_v3",
@@ -90,6 +90,11 @@ def check_config(config: Config, family: str) -> int:
     if hidden % (2 * heads):
         raise ModelError(f"config.json has hidden_size {hidden}, not a multiple of 2 * num_attention_heads {heads}.")
     return hidden
+
+
+def adapter_folder(task: str) -> str:
+    """Returns the PEFT folder of a task, relative to the checkpoint."""
+    return task.replace(".", "_").replace("-", "_")
 
 
 def rope_theta(config: Config) -> float:
@@ -138,7 +143,7 @@ def native_names(config: Config) -> dict[str, tuple[str, ...]]:
 
     Rows of several modules, one after another, are those of the hub's.
     """
-    named = {embedding_norm("hub"): (embedding_norm("native"),)}
+    named: dict[str, tuple[str, ...]] = {embedding_norm("hub"): (embedding_norm("native"),)}
     for i in range(config_int(config, "num_hidden_layers")):
         native = linear_names("native", i)
         named |= {hub: native[ours] for ours, (hub,) in linear_names("hub", i).items()}

@@ -23,7 +23,7 @@ from actors.errors import ConfigError, ModelError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 # Prefixes in the names of a model that was trained as a part of a larger one, from the outermost to the innermost.
 _WRAPPERS = ("bert.", "roberta.", "model.", "language_model.")
 # Ending of the down factor's name, ending of the up factor's name, and whether they belong to an embedding.
@@ -163,7 +163,7 @@ def read_adapter(
     rank, scale = _settings(config, folder)
     tensors = tensor_index(folder, [WEIGHTS])
     parts: dict[str, Part] = {}
-    others = tuple(end for other in other_names for ending in _endings(other) for end in ending[:2])
+    others = tuple(end for other in other_names for ending in endings(other) for end in ending[:2])
     for name in tensors:
         if name.endswith(others):
             continue
@@ -214,8 +214,8 @@ def _settings(config: Mapping[str, Any], folder: Path) -> tuple[int, float]:
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _endings(named: str | None) -> tuple[Ending, Ending]:
-    """Returns the name endings of a linear layer's factors and of an embedding's."""
+def endings(named: str | None) -> tuple[Ending, Ending]:
+    """Returns the name endings of a linear layer's factors and of an embedding's, in a file of several of that adapter."""
     own = "" if named is None else f".{named}"
     return (
         (f".lora_A{own}.weight", f".lora_B{own}.weight", False),
@@ -225,14 +225,18 @@ def _endings(named: str | None) -> tuple[Ending, Ending]:
 
 def _split(name: str, folder: Path, named: str | None) -> tuple[str, Ending]:
     """Splits a tensor's name into its layer and the name endings of the layer's kind."""
-    for ending in _endings(named):
+    for ending in endings(named):
         for part in ending[:2]:
-            if name.startswith(_PREFIX) and name.endswith(part):
-                module = name[len(_PREFIX) : -len(part)]
-                for wrapper in _WRAPPERS:
-                    module = module.removeprefix(wrapper)
-                return module, ending
+            if name.startswith(PREFIX) and name.endswith(part):
+                return unwrapped(name[len(PREFIX) : -len(part)]), ending
     raise ModelError(f"{folder}/{WEIGHTS} has {name!r}, which is not a factor of a LoRA. Leaving it out is not safe.")
+
+
+def unwrapped(module: str) -> str:
+    """Returns the name of a layer of a larger model within its encoder, as the keys of targets are."""
+    for wrapper in _WRAPPERS:
+        module = module.removeprefix(wrapper)
+    return module
 
 
 def _kind(target: Target) -> str:

@@ -30,12 +30,14 @@ class Twin(nn.Module):
         facts: Result of the family's layout.
         config: config.json.
         folder: The checkpoint's folder on this machine.
+        copies: Regular expression of tensors in the file that are copies of one in the state dict.
     """
 
     spec: ModelSpec
     facts: FamilyFacts
     config: Config
     folder: Path
+    copies = ""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
@@ -52,6 +54,10 @@ class Twin(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns token states [tokens, hidden]."""
+        raise NotImplementedError
+
+    def multi(self, states: torch.Tensor) -> torch.Tensor:
+        """Maps token states to the vectors of late interaction [tokens, width], for a spec that makes them; not normalised."""
         raise NotImplementedError
 
 
@@ -94,9 +100,9 @@ def project(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
 
     Layers without an adapter are one product, which is faster than one for each.
     """
-    if all(type(layer) is nn.Linear for layer in layers):
-        weight = torch.cat([layer.weight for layer in layers])  # type: ignore[arg-type]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        joined = functional.linear(x, weight, torch.cat(biases) if biases else None)  # type: ignore[arg-type]
-        return joined.chunk(len(layers), dim=-1)
-    return tuple(layer(x) for layer in layers)
+    plain = [layer for layer in layers if type(layer) is nn.Linear]
+    if len(plain) < len(layers):
+        return tuple(layer(x) for layer in layers)
+    biases: list[torch.Tensor] = [layer.bias for layer in plain if layer.bias is not None]  # type: ignore[redundant-expr]
+    joined = torch.cat([layer.weight for layer in plain]), torch.cat(biases) if biases else None
+    return functional.linear(x, *joined).chunk(len(layers), dim=-1)

@@ -70,7 +70,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = sizes.heads
         self.query, self.key, self.value = (nn.Linear(sizes.hidden, sizes.hidden) for _ in range(3))
-        self.layer_norm_q, self.layer_norm_k = (sizes.norm(), sizes.norm()) if normed else (None, None)
+        self.layer_norm_q = sizes.norm() if normed else None
+        self.layer_norm_k = sizes.norm() if normed else None
 
     def forward(self, x: torch.Tensor, groups: tuple[Group, ...]) -> torch.Tensor:
         """Maps [tokens, hidden] to [tokens, hidden]."""

@@ -6,7 +6,7 @@ an adapter has one down factor for the three, as the hub's layout needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -40,6 +40,20 @@ class JinaV3Layer(nn.Module):
         return states
 
 
+class JinaV3Layers(nn.Module):
+    """The layers, named `layers.0` and so on."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor, groups: tuple[Group, ...], turned: Angles) -> torch.Tensor:
+        """Maps [tokens, hidden] to [tokens, hidden]."""
+        for layer in self.layers:
+            x = layer(x, groups, turned)
+        return x
+
+
 class JinaV3Twin(Twin):
     """The encoder: embeddings and layers."""
 
@@ -52,11 +66,10 @@ class JinaV3Twin(Twin):
         rows = {"word_embeddings": int(config["vocab_size"]), "token_type_embeddings": int(config["type_vocab_size"])}
         self.embeddings = nn.ModuleDict({name: nn.Embedding(count, hidden) for name, count in rows.items()})
         self.emb_ln = nn.LayerNorm(hidden, eps)
-        layers = [
+        self.encoder = JinaV3Layers(
             JinaV3Layer(hidden=hidden, inner=inner, heads=heads, eps=eps)
             for _ in range(int(config["num_hidden_layers"]))
-        ]
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        )
 
     def read(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
         """See `Twin.read`."""
@@ -75,8 +88,6 @@ class JinaV3Twin(Twin):
         """Returns token states [tokens, hidden]."""
         words, types = (self.embeddings[name] for name in ("word_embeddings", "token_type_embeddings"))
         # Every token is of type 0. The table is looked up, because an adapter may change it.
-        x = self.emb_ln(words(batch.ids) + types(torch.zeros_like(batch.ids)))
-        groups, turned = make_groups(batch, x), angles(batch, self.width, self.theta)
-        for layer in self.encoder["layers"]:
-            x = layer(x, groups, turned)
-        return x
+        x: torch.Tensor = self.emb_ln(words(batch.ids) + types(torch.zeros_like(batch.ids)))
+        states: torch.Tensor = self.encoder(x, make_groups(batch, x), angles(batch, self.width, self.theta))
+        return states

@@ -43,7 +43,9 @@ class JinaV4Layer(nn.Module):
             stem = f"layers.0.{owner}."
             return nn.ModuleDict(
                 {
-                    name.removeprefix(stem): nn.Linear(inputs, outputs, bias=name.endswith(("q_proj", "k_proj", "v_proj")))
+                    name.removeprefix(stem): nn.Linear(
+                        inputs, outputs, bias=name.endswith(("q_proj", "k_proj", "v_proj"))
+                    )
                     for name, (outputs, inputs) in sizes.items()
                     if name.startswith(stem)
                 }

@@ -153,10 +153,10 @@ def job_text(job: AnyJob) -> str:
                 f"{place} {uri!r} is relative to this machine's folder; a pod has another one. Use an object store, "
                 f"or the full path of a volume that every pod mounts"
             )
-    for name, settings in models(document):
-        if Path(settings["model"]).exists() and not Path(settings["model"]).is_absolute():
+    for name, section, key in models(document):
+        if Path(section[key]).exists() and not Path(section[key]).is_absolute():
             raise ConfigError(
-                f"{name} {settings['model']!r} is a folder of this machine; use a hub id, "
+                f"{name} {section[key]!r} is a folder of this machine; use a hub id, "
                 f"or the full path of the folder in the pods (docs/models.md)"
             )
     return _to_yaml(document)

@@ -23,6 +23,7 @@ from pipeline.report.sections.repeat import repeat
 from pipeline.report.sections.stages import stages
 from pipeline.report.sections.throughput import throughput
 from pipeline.report.sections.tokens import tokens
+from pipeline.report.sections.training import training
 from pipeline.report.sections.vectors import vectors
 
 # In the order of the page.
@@ -32,6 +33,7 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     curation,
     curation_measures,
     curation_samples,
+    training,
     gate,
     throughput,
     stages,

@@ -67,12 +67,15 @@ class Reference:
         gated = gelu(wide[:, :half]) * wide[:, half:]
         return self.norm(first + self.linear(gated, f"{layer}.mlp.wo"), f"{layer}.mlp.layernorm")
 
-    def states(self, ids: list[int]) -> np.ndarray:
+    def forward(self, ids: list[int]) -> torch.Tensor:
         x = self.w["embeddings.word_embeddings.weight"][ids] + self.w["embeddings.token_type_embeddings.weight"][0]
         x = self.norm(x, "embeddings.LayerNorm")
         for i in range(self.config["num_hidden_layers"]):
             x = self.layer(x, f"encoder.layer.{i}")
-        return x.numpy()
+        return x
+
+    def states(self, ids: list[int]) -> np.ndarray:
+        return self.forward(ids).numpy()
 
     def vector(self, ids: list[int]) -> np.ndarray:
         mean: np.ndarray = self.states(ids).mean(0)

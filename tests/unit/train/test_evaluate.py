@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -83,8 +84,8 @@ class Module(torch.nn.Module):
     def __init__(self, tasks):
         super().__init__()
         self.tasks, self.calls = tasks, []
-        spec = SimpleNamespace(task=None, tasks=("q", "p"), prompt="", prompts={"q": "Query: "}, query_of={})
-        self.twin = SimpleNamespace(spec=spec)
+        base = SimpleNamespace(prompt="")
+        self.twin = SimpleNamespace(spec=SimpleNamespace(prompt="", prompts={"q": "Query: "}, query_side=lambda: base))
 
     def preprocess(self, texts):
         self.calls += texts
@@ -101,7 +102,7 @@ class Model(torch.nn.Sequential):
 
 
 def test_each_side_is_encoded_with_its_task_and_prompt_in_the_given_order():
-    model = Model(Module(["q", "p"])).train()
+    model: Any = Model(Module(["q", "p"])).train()
     encode = in_training(model)
     texts = ["longer than the next", "b", "middle size"]
     assert encode(texts, "query").tolist() == [[len(text) + 7, ord("Q"), 0] for text in texts]
@@ -110,7 +111,8 @@ def test_each_side_is_encoded_with_its_task_and_prompt_in_the_given_order():
 
 
 def test_without_adapters_both_sides_are_those_of_the_base():
-    encode = in_training(Model(Module([])))
+    model: Any = Model(Module([]))
+    encode = in_training(model)
     assert encode(["ab"], "query").tolist() == encode(["ab"], "document").tolist() == [[2, ord("a"), -1]]
 
 

@@ -1,0 +1,48 @@
+"""`vectide train`: from pairs of texts to an adapter, or a model, that the encoder loads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actors.quantities import counted, format_duration
+from jobs import output
+from jobs.options import AsJson, JobFile, Settings
+
+if TYPE_CHECKING:
+    from pipeline.train.trained import Trained
+
+
+def train(job: JobFile = None, settings: Settings = None, json: AsJson = False) -> None:
+    """Train an adapter, or a model, on pairs of texts. The same command resumes what was stopped."""
+    from jobs.progress import steps_bar
+    from pipeline.job.load import load_training
+    from pipeline.train.run import train as run
+
+    loaded = load_training(job, settings=settings or ())
+    with steps_bar() as progress:
+        trained = run(loaded, progress)
+    output.as_json(trained) if json else _print(trained)
+
+
+def _print(trained: Trained) -> None:
+    fitted = trained.fitted
+    if trained.already_done:
+        print(f"nothing left to do: {trained.out} already holds the result of this job")
+    for source, counts in trained.counts.items():
+        print(f"{output.visible(source)}: {', '.join(f'{count:,} {what}' for what, count in counts.items() if count)}")
+    early = "" if fitted.stopped == "finished" else f" of {fitted.planned_steps:,}: no better score"
+    rate = f"{fitted.tokens / max(fitted.seconds, 1e-9):,.0f} tokens/s on {fitted.workers} x {fitted.device}"
+    print(
+        f"trained {counted(fitted.steps, 'step')}{early}, {fitted.tokens:,} tokens in {format_duration(fitted.seconds)}, {rate}"
+    )
+    if fitted.best_step is not None:
+        print(f"kept the weights of step {fitted.best_step:,}, the best of the evaluations")
+    if trained.checkpoint is not None:
+        print(f"model: {trained.checkpoint}")
+    for name, url in trained.adapters.items():
+        print(f"adapter: {url}, as in encoder.adapters: {{{name}: {url}}}")
+    print(f"loaded with the encoder: the same vectors, to {trained.difference:.0e}")
+    if (scores := trained.scores) is not None:
+        print(
+            f"nDCG@10 before {scores['before']:.4f} after {scores['after']:.4f} [{scores['low']:+.4f}, {scores['high']:+.4f}]"
+        )

@@ -1,0 +1,58 @@
+"""A finished run of `vectide mine`: what it was made of, and its files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from actors import storage
+from actors.errors import ConfigError
+from pipeline.mine.mine import DONE
+
+
+@dataclass(frozen=True)
+class Mining:
+    """A finished mining.
+
+    Attributes:
+        folder: URL of its files.
+        key: Key of the job, for messages.
+        table: URL of the table that was searched.
+        version: Its version.
+        id: Column of the ids of the pairs; None: file and position.
+        passage_id: Column of the pairs with the ids of their passages; None: passages were found by their text.
+        passages: Columns of the passages.
+    """
+
+    folder: str
+    key: str
+    table: str
+    version: int
+    id: str | None
+    passage_id: str | None
+    passages: tuple[str, ...]
+
+    @classmethod
+    def of(cls, uri: str, key: str) -> Mining:
+        """Return the mining in a folder.
+
+        Raises:
+            ConfigError: the folder has no finished one.
+        """
+        folder = storage.absolute(uri)
+        try:
+            done = json.loads(storage.read(storage.join(folder, DONE)))["outcome"]
+            settings: dict[str, Any] = done["settings"]
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            raise ConfigError(
+                f"{key} {uri!r} has no {DONE} of a finished mining; name the folder that `vectide mine --out` wrote, or run "
+                f"the same command again"
+            ) from None
+        passages = tuple(settings["passages"])
+        return cls(folder, key, done["table"], done["version"], settings["id"], settings["passage_id"], passages)
+
+    def files(self) -> list[str]:
+        """Return the URLs of its Parquet files, in order."""
+        names = (shard.path for shard in storage.walk(self.folder))
+        return sorted(name for name in names if name.endswith(".parquet"))

@@ -1,0 +1,181 @@
+"""Reads the sources of a training job, checks them, and writes them as memory-mapped files. Runs in the driver.
+
+Texts go from the source to the disk in parts; only hashes and numbers of the rows are in memory. What is written depends on
+the rows and the seed alone. A folder is named by the state of everything that it was read from, so a resume reads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Collection
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from actors import storage
+from actors.errors import ConfigError, DataError
+from pipeline.job.training import Training
+from pipeline.plan.rows import state_of
+from pipeline.train.data import DATA_FILE, ROWS_FILE, Source, TrainingData, open_data, write_data
+from pipeline.train.negatives import add_mined, write_negatives
+from pipeline.train.source_rows import WITH_NEGATIVES, Reader, Writer, keep_rows
+from pipeline.train.teacher import Teacher
+
+_FORMAT = 1  # of the files; another one is another folder
+
+
+class Reporter(Protocol):
+    """Receives the progress."""
+
+    def step(self, text: str) -> None:
+        """Say what begins."""
+
+
+def check(job: Training) -> None:
+    """Raise ConfigError if a source is not there or lacks a column. Only heads of files are read."""
+    for number in range(len(job.data)):
+        _Parts(job, number)
+
+
+class _Parts:
+    """What a source is read with; see `Reader` and `Teacher` for what they raise."""
+
+    def __init__(self, job: Training, number: int) -> None:
+        source = job.data[number]
+        self.reader = Reader(job, number)
+        self.teacher = None if source.teacher is None else Teacher(source.teacher, f"data.{number}.teacher")
+
+
+def prepare(job: Training, folder: Path, held_out: Collection[bytes], progress: Reporter) -> TrainingData:
+    """Write the rows of all sources to a folder below `folder`, or find them there.
+
+    Args:
+        job: The job.
+        folder: Local folder.
+        held_out: Content hashes, 16 bytes each, of texts that must be in no pair.
+        progress: Receives the progress.
+
+    Raises:
+        ConfigError: a source is not there, lacks a column, or has fewer rows than a step; or negatives are missing.
+        DataError: a held-out text is in a pair, negatives are of other pairs, or a value is wrong.
+        StorageError: a store refused or failed.
+    """
+    parts = [_Parts(job, number) for number in range(len(job.data))]
+    place = folder / f"data-{_state(job, held_out)}"
+    if (place / DATA_FILE).exists():
+        return open_data(place)
+    part = place.with_name(f"{place.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    sources, counts, digest = [], {}, blake2b(digest_size=16)
+    leaked: Counter[str] = Counter()
+    for number, (each, name) in enumerate(zip(parts, _names(job), strict=True)):
+        progress.step(f"reading {name}")
+        own = part / f"{number:03d}"
+        own.mkdir(parents=True)
+        source, counts[name] = _prepare(job, number, each, name=name, folder=own, writer=Writer(own, held_out, leaked))
+        sources.append(source)
+        digest.update(json.dumps([source.loss, source.weight, source.negatives, source.label, source.teacher]).encode())
+        for file in sorted(own.iterdir()):
+            with file.open("rb") as stream:
+                for block in iter(lambda: stream.read(1 << 20), b""):
+                    digest.update(block)
+    if leaked:
+        shutil.rmtree(part)
+        raise DataError(
+            f"{leaked.total():,} pairs have a text of train.evaluate.queries, {next(iter(leaked))!r} first; a model must not "
+            f"be trained with what it is evaluated with. Remove these pairs, or name other held-out queries"
+        )
+    write_data(TrainingData(tuple(sources), part, digest.hexdigest(), counts))
+    for other in folder.glob("data-*"):
+        if other != part:
+            shutil.rmtree(other)
+    part.rename(place)
+    return open_data(place)
+
+
+def _prepare(
+    job: Training, number: int, parts: _Parts, *, name: str, folder: Path, writer: Writer
+) -> tuple[Source, dict[str, int]]:
+    """Write one source; return it with its counts."""
+    source, reader, teacher = job.data[number], parts.reader, parts.teacher
+    with writer:
+        for part in reader.parts():
+            writer.write(part)
+    counts = Counter({"read": reader.read})
+    counts.update({f"left out: {reason}": count for reason, count in reader.left_out.items()})
+    where, found = f"data.{number}.uri {source.uri!r}", writer.found()
+    if found.rows and teacher is not None:
+        keep = teacher.write(found, folder)
+        if not keep.all():
+            counts["left out: no vector of the teacher"] = int((~keep).sum())
+            keep_rows(folder / ROWS_FILE, keep)
+            found = found.select(keep)
+    if found.rows < job.train.batch_rows:
+        raise ConfigError(_too_few(where, job, counts, found.rows))
+    width = 0
+    if source.loss in WITH_NEGATIVES:
+        if reader.mining is not None:
+            found = add_mined(reader.mining, source, found, folder, counts)
+        random = np.random.default_rng([job.train.seed, 2, number])
+        width = write_negatives(found, source.negatives_per_row, folder, random=random, counts=counts, where=where)
+    if not width and job.train.stage == "triplets" and source.loss == "infonce":
+        raise ConfigError(
+            f"{where} has no negatives, which stage triplets needs: give a column `negative`, name columns in "
+            f"negative_columns, mine some with `vectide mine`, or set train.stage: pairs"
+        )
+    counts["kept"] = found.rows
+    made = Source(
+        name,
+        folder,
+        source.weight,
+        str(source.loss),
+        width,
+        found.rows,
+        reader.label_kind,
+        0 if teacher is None else teacher.width,
+    )
+    return made, {key: count for key, count in counts.items() if count or key in ("read", "kept")}
+
+
+def _too_few(where: str, job: Training, counts: Counter[str], rows: int) -> str:
+    """Return the message for a source with fewer rows than a step."""
+    reasons = ", ".join(
+        f"{key.removeprefix('left out: ')} {count:,}" for key, count in counts.items() if key.startswith("left out: ")
+    )
+    of = f" of {counts['read']:,} that were read (left out: {reasons})" if reasons else ""
+    if not rows:
+        return f"{where} has no row to train with{of}; check where, and the columns of queries and passages"
+    fix = f"set train.batch_rows to {rows} or less, or give more rows" if rows > 1 else "give more rows"
+    return (
+        f"{where} has {rows:,} {'row' if rows == 1 else 'rows'}{of}, and a step takes train.batch_rows = "
+        f"{job.train.batch_rows:,} of one source; {fix}"
+    )
+
+
+def _names(job: Training) -> list[str]:
+    """Return a name for each source: the last part of its URL without a wildcard, numbered where two have the same."""
+    names: list[str] = []
+    for source in job.data:
+        parts = [part for part in source.uri.rstrip("/").split("/") if part and "*" not in part]
+        name = parts[-1].partition(".")[0] or "source" if parts else "source"
+        taken = sum(each == name or each.startswith(f"{name}-") for each in names)
+        names.append(f"{name}-{taken + 1}" if taken else name)
+    return names
+
+
+def _state(job: Training, held_out: Collection[bytes]) -> str:
+    """Return a hash of what the data are made of: the job's sources, and the state of all files that are read."""
+    read: list[Any] = [_FORMAT, job.train.seed, job.train.stage, job.train.batch_rows]
+    for source in job.data:
+        read += [source.model_dump(mode="json"), state_of(source.uri, format=source.format)]
+        if source.negatives is not None:
+            read.append([[each.path, each.etag] for each in storage.walk(storage.absolute(source.negatives))])
+        read += [state_of(uri) for uri in (source.texts and source.texts.uri, source.teacher) if uri]
+    digest = blake2b(json.dumps(read).encode(), digest_size=8)
+    for each in sorted(held_out):
+        digest.update(each)
+    return digest.hexdigest()

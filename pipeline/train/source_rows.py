@@ -1,0 +1,363 @@
+"""Reads the rows of a source in parts, leaves out those that cannot be used, and writes the others."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.errors import ConfigError, DataError
+from actors.schema import CONTENT, ID
+from actors.schema import HASH as CONTENT_HASH
+from actors.source.blank import blank_rows
+from actors.source.content_hash import content_hashes
+from actors.source.formats.types import is_text
+from pipeline.job.training import Training
+from pipeline.plan.rows import Columns, column_types, read_rows
+from pipeline.train.data import HASH, LABEL, PASSAGE, QUERY, ROWS_FILE, TEXT, TEXTS_FILE, Ints, text_hashes
+from pipeline.train.mining import Mining
+from pipeline.train.where import Where
+
+_KEPT = "kept"
+_SCORED = ("cosent", "pearson")
+WITH_NEGATIVES = ("infonce", "classification")
+_NEGATIVE = re.compile("negatives?|negative_[0-9]+")
+TEXTS = pa.schema([(TEXT, pa.string()), (TEXT + HASH, pa.int64())])
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in memory of the rows of a source.
+
+    Attributes:
+        query, passage: Text hashes, int64 [rows].
+        key: Hashes of the ids of the rows, int64 [rows]; empty without mined negatives.
+        positive: Hashes of the ids of the passages in the mined table, int64 [rows]; empty unless they were mined by id.
+        row: Row of each negative, int64 [negatives], ascending.
+        number: Its number; see `pipeline.train.data`.
+        hash: Hash of its text.
+    """
+
+    query: Ints
+    passage: Ints
+    key: Ints
+    positive: Ints
+    row: Ints
+    number: Ints
+    hash: Ints
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.query)
+
+    def select(self, keep: npt.NDArray[np.bool_]) -> Found:
+        """Return some of the rows, with their negatives."""
+        of_kept = keep[self.row]
+        return replace(
+            self,
+            query=self.query[keep],
+            passage=self.passage[keep],
+            key=self.key[keep[: len(self.key)]],
+            positive=self.positive[keep[: len(self.positive)]],
+            row=(np.cumsum(keep) - 1)[self.row[of_kept]],
+            number=self.number[of_kept],
+            hash=self.hash[of_kept],
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that can be used.
+
+    Attributes:
+        rows: Columns `query`, `passage`, their hashes, and `label` if there is one.
+        digests: Content hashes of query and passage, 32 hex digits.
+        key, positive: As in `Found`.
+        row: Row of each negative in the part.
+        negatives: Texts of the negatives.
+    """
+
+    rows: pa.Table
+    digests: tuple[pa.Array, pa.Array]
+    key: Ints
+    positive: Ints
+    row: Ints
+    negatives: pa.Array
+
+
+class Reader:
+    """Reader of one source.
+
+    Args:
+        job: The job.
+        number: Number of the source.
+
+    Attributes:
+        mining: The mining of its negatives; None if there is none.
+        label_kind: See `pipeline.train.data.Source`.
+        read: Rows that were read.
+        left_out: Rows that cannot be used, and blank negatives, by reason.
+
+    Raises:
+        ConfigError: the source is not there, a column is missing or of a wrong type, or the condition is none.
+    """
+
+    def __init__(self, job: Training, number: int) -> None:
+        self._source = source = job.data[number]
+        self.name = f"data.{number}"
+        self.read, self.left_out = 0, Counter[str]()
+        self._classes: dict[str, int] = {}
+        self.mining = None if source.negatives is None else Mining.of(source.negatives, f"{self.name}.negatives")
+        with self._naming():
+            self._types = column_types(source.uri, format=source.format)
+        scored = source.loss in _SCORED
+        self.label_kind = "number" if scored else None if source.label is None else "class"
+        self._label = source.score if scored else source.label
+        self._need_text("query", source.query)
+        self._need_text("passage", source.passage)
+        if self._label is not None:
+            self._need("score" if scored else "label", self._label)
+        self._negatives = self._negative_columns()
+        curated = pa.types.is_boolean(self._types.get(_KEPT, pa.null()))
+        is_default = source.where is None or (curated and source.where.strip().lower() == _KEPT)
+        self._where = None if is_default else Where(str(source.where), self._types, f"{self.name}.where")
+        self._verdicts = self._where is None or _KEPT not in self._where.columns
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the rows that can be used.
+
+        Raises:
+            DataError: a score is no number, or a file cannot be read.
+        """
+        source, mining = self._source, self.mining
+        ids = [] if mining is None or mining.passage_id is None else [mining.passage_id]
+        kept = [*self._negatives, *([] if self._label is None else [self._label]), *ids]
+        kept += [] if self._where is None else self._where.columns
+        columns = Columns(
+            (source.passage,),
+            (source.query, *ids),
+            ids,
+            None if mining is None else mining.id,
+            kept=[name for name in dict.fromkeys(kept) if name not in ids],
+        )
+        with self._naming():
+            for part in read_rows(source.uri, columns, format=source.format, verdicts=self._verdicts):
+                self.read += part.rows.num_rows + part.bad.total()
+                self.left_out.update(part.bad)
+                if (rows := self._usable(part.rows)).num_rows:
+                    yield self._part(rows)
+
+    def _usable(self, rows: pa.Table) -> pa.Table:
+        """Return the rows that meet the condition, with a query and a label."""
+        if self._where is not None:
+            rows = self._without(rows, self._where.select(rows), "where")
+        blank = np.zeros(rows.num_rows, bool)
+        blank[blank_rows(_one(rows[self._source.query]))] = True
+        rows = self._without(rows, rows.filter(pa.array(~blank)), "blank query")
+        if self._label is None:
+            return rows
+        values = self._numbers(rows) if self.label_kind == "number" else self._numbers_of_classes(rows)
+        rows = rows.append_column(_LABEL, values)
+        return self._without(rows, rows.filter(values.is_valid()), f"no {self._label}")
+
+    def _without(self, rows: pa.Table, left: pa.Table, reason: str) -> pa.Table:
+        if lost := rows.num_rows - left.num_rows:
+            self.left_out[reason] += lost
+        return left
+
+    def _part(self, rows: pa.Table) -> Part:
+        query, passage = _one(rows[self._source.query]), _one(rows[CONTENT])
+        digests = (content_hashes(query), _one(rows[CONTENT_HASH]))
+        columns = {QUERY: query, PASSAGE: passage}
+        columns |= {QUERY + HASH: text_hashes(digests[0]), PASSAGE + HASH: text_hashes(digests[1])}
+        if self._label is not None:
+            columns[LABEL] = rows[_LABEL]
+        none = np.zeros(0, np.int64)
+        key = none if self.mining is None else text_hashes(content_hashes(_one(rows[ID])))
+        by_id = None if self.mining is None else self.mining.passage_id
+        positive = none if by_id is None else text_hashes(content_hashes(_one(rows[by_id])))
+        return Part(pa.table(columns), digests, key, positive, *self._texts_of_negatives(rows))
+
+    def _texts_of_negatives(self, rows: pa.Table) -> tuple[Ints, pa.Array]:
+        """Return the row and the text of each negative in columns, those of a row in the order of the columns."""
+        places, texts = [np.zeros(0, np.int64)], [pa.array([], pa.string())]
+        for name in self._negatives:
+            column = _one(rows[name])
+            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+                place, text = pc.list_parent_indices(column), pc.list_flatten(column)
+            else:
+                place, text = pa.array(np.arange(len(column))), column
+            text = text.cast(pa.string())
+            places.append(place.filter(text.is_valid()).to_numpy().astype(np.int64))
+            texts.append(text.drop_null())
+        place, text = np.concatenate(places), pa.concat_arrays(texts)
+        good = np.ones(len(place), bool)
+        good[blank_rows(text)] = False
+        if not good.all():
+            self.left_out["blank negatives"] += int((~good).sum())
+        order = np.flatnonzero(good)
+        order = order[np.argsort(place[order], kind="stable")]
+        return place[order], text.take(pa.array(order))
+
+    def _numbers(self, rows: pa.Table) -> pa.Array:
+        """Return the scores as float32; null where there is none."""
+        column = _one(rows[self._label])
+        if is_text(column.type):
+            column = pc.utf8_trim_whitespace(column.cast(pa.string()))
+            column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+        try:
+            values = column.cast(pa.float32(), safe=False)
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{self.name}.score: the column {self._label!r} has a value that is no number: {error}"
+            ) from None
+        wrong = pc.invert(pc.fill_null(pc.is_finite(values), True)).to_numpy(zero_copy_only=False)
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise DataError(
+                f"{self.name}.score: the column {self._label!r} is {column[row].as_py()!r} in the row {rows[ID][row].as_py()!r}; a "
+                f"score is a finite number. Correct it, or leave such rows out with where"
+            )
+        return values
+
+    def _numbers_of_classes(self, rows: pa.Table) -> pa.Array:
+        """Return the classes as numbers, in the order in which they appear; null where there is none."""
+        column = _one(rows[self._label]).cast(pa.string())
+        known = self._classes
+        return pa.array(
+            [known.setdefault(name, len(known)) if name and name.strip() else None for name in column.to_pylist()],
+            pa.int64(),
+        )
+
+    def _need(self, key: str, column: str) -> pa.DataType:
+        if column not in self._types:
+            raise ConfigError(
+                f"{self.name}.{key} names the column {column!r}, which {self._source.uri!r} lacks; it has "
+                f"{list(self._types)[:50]}"
+            )
+        kind = self._types[column]
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        wanted, fits = {
+            "score": ("numbers", pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)),
+            "label": ("texts or whole numbers", pa.types.is_integer(kind) or pa.types.is_boolean(kind)),
+        }.get(key, ("texts", False))
+        if not (fits or is_text(kind) or pa.types.is_null(kind)):
+            raise ConfigError(
+                f"{self.name}.{key} names the column {column!r}, which is {kind}; name a column of {wanted}"
+            )
+        return kind
+
+    _need_text = _need
+
+    def _negative_columns(self) -> list[str]:
+        """Return the columns of negatives: those that the job names, or that have such a name."""
+        source = self._source
+        if source.loss not in WITH_NEGATIVES or source.negatives is not None:
+            return []
+        names = source.negative_columns or sorted(
+            filter(_NEGATIVE.fullmatch, self._types), key=lambda name: (len(name), name)
+        )
+        for name in names:
+            kind = self._types.get(name, pa.null())
+            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+            if not (is_list and is_text(kind.value_type)):
+                self._need("negative_columns", name)
+        return list(names)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Turn the keys of a backfill's source in messages into those of the job."""
+        try:
+            yield
+        except ConfigError as error:
+            keys = {"uri": "uri", "format": "format", "text": "passage", "keep": "columns", "id": "id"}
+            names: Mapping[str, str] = {f"source.{key}": f"{self.name}.{name}" for key, name in keys.items()}
+            message = reduce(lambda text, name: text.replace(*name), names.items(), str(error))
+            raise type(error)(message) from None
+
+
+_LABEL = "\0label"  # no source column has such a name
+
+
+class Writer:
+    """Writer of the rows of one source.
+
+    Args:
+        folder: Folder of the files.
+        held_out: Content hashes of texts that must be in no pair.
+        leaked: Pairs that have one, by the first such text.
+    """
+
+    def __init__(self, folder: Path, held_out: Collection[bytes], leaked: Counter[str]) -> None:
+        self._folder, self._leaked = folder, leaked
+        self._held_out = pa.array(sorted(each.hex() for each in held_out), pa.string())
+        self._streams: dict[str, pa.RecordBatchStreamWriter] = {}
+        self._arrays: list[list[Ints]] = []
+        self._rows = self._texts = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._streams.values():
+            stream.close()
+
+    def write(self, part: Part) -> None:
+        """Append rows."""
+        self._check(part)
+        self._write(ROWS_FILE, part.rows)
+        hashes = text_hashes(content_hashes(part.negatives))
+        if len(hashes):
+            self._write(TEXTS_FILE, pa.table([part.negatives, hashes], schema=TEXTS))
+        numbers = np.arange(self._texts, self._texts + len(hashes))
+        sides = (part.rows[QUERY + HASH].to_numpy(), part.rows[PASSAGE + HASH].to_numpy())
+        self._arrays.append([*sides, part.key, part.positive, part.row + self._rows, numbers, hashes])
+        self._rows += part.rows.num_rows
+        self._texts += len(hashes)
+
+    def found(self) -> Found:
+        """Return the hashes and numbers of all rows."""
+        empty = [[np.zeros(0, np.int64)] * 7]
+        return Found(*(np.concatenate(arrays) for arrays in zip(*(self._arrays or empty), strict=True)))
+
+    def _check(self, part: Part) -> None:
+        if not len(self._held_out):
+            return
+        first, second = (
+            pc.is_in(digests, value_set=self._held_out).to_numpy(zero_copy_only=False) for digests in part.digests
+        )
+        if count := int((first | second).sum()):
+            row = int(np.argmax(first | second))
+            self._leaked[part.rows[QUERY if first[row] else PASSAGE][row].as_py()] += count
+
+    def _write(self, file: str, rows: pa.Table) -> None:
+        if file not in self._streams:
+            self._streams[file] = pa.ipc.new_stream(str(self._folder / file), rows.schema)
+        self._streams[file].write_table(rows)
+
+
+def keep_rows(path: Path, keep: npt.NDArray[np.bool_]) -> None:
+    """Rewrite an Arrow stream with some of its rows."""
+    part = path.with_suffix(".part")
+    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream, pa.ipc.new_stream(str(part), stream.schema) as kept:
+        row = 0
+        for batch in stream:
+            kept.write_batch(batch.filter(pa.array(keep[row : row + batch.num_rows])))
+            row += batch.num_rows
+    part.replace(path)
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array."""
+    return column.combine_chunks()

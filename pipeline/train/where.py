@@ -1,0 +1,62 @@
+"""Conditions on the rows of a source: any SQL condition that DuckDB reads, without access to files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from actors.errors import ConfigError
+from pipeline.curate.context import need_package
+
+_ROW = "_row"
+
+
+class Where:
+    """A condition.
+
+    Args:
+        sql: The condition, without the word WHERE.
+        types: Columns of the source.
+        name: Key of the job, for messages.
+
+    Attributes:
+        columns: Columns that the condition reads.
+
+    Raises:
+        ConfigError: it is no condition, or names a column that is not there.
+    """
+
+    def __init__(self, sql: str, types: Mapping[str, pa.DataType], name: str) -> None:
+        self._sql, self._name = sql, name
+        try:
+            named = {column.name for column in sqlglot.parse_one(sql, dialect="duckdb").find_all(exp.Column)}
+        except SqlglotError:
+            raise ConfigError(f"{name} {sql!r} is no SQL condition, such as `kept` or `score > 0.5`") from None
+        by_name = {column.lower(): column for column in types}  # SQL ignores the case of names
+        if missing := sorted(column for column in named if column.lower() not in by_name):
+            raise ConfigError(
+                f"{name} {sql!r} reads the column {missing[0]!r}, which is not there; it has {list(types)}"
+            )
+        self.columns = sorted(by_name[column.lower()] for column in named)
+        need_package("duckdb")
+        self.select(pa.table({column: pa.array([], types[column]) for column in self.columns}))
+
+    def select(self, rows: pa.Table) -> pa.Table:
+        """Return the rows that meet the condition, in their order; a condition that is null is not met."""
+        import duckdb
+
+        numbers = pa.array(range(rows.num_rows), pa.int64())
+        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+            connection.register("rows", rows.select(self.columns).append_column(_ROW, numbers))
+            try:
+                # The line break ends a comment of the condition.
+                query = f"select {_ROW} from rows where ({self._sql}\n) order by {_ROW}"  # noqa: S608
+                found = connection.execute(query).fetchnumpy()[_ROW]
+            except duckdb.Error as error:
+                reason = str(error).split("\n", 1)[0]
+                raise ConfigError(f"{self._name} {self._sql!r} is no condition on these rows: {reason}") from None
+        return rows.take(pa.array(found, pa.int64()))
