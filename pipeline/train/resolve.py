@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.encoders.checkpoint import read_json, understanding
+from actors.encoders.families import jina_v4_layout
 from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts
-from actors.encoders.lora.files import CONFIG, adapter_folder, read_adapter, takes_no_adapters
+from actors.encoders.lora.files import CONFIG, adapter_folder, read_adapter
 from actors.encoders.lora.published import own_rank
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.spec import ModelSpec, describe, folder_of
@@ -95,11 +96,18 @@ def _check(train: Train, spec: ModelSpec, facts: FamilyFacts) -> None:
             f"{', '.join(TWINS)}"
         )
     if train.method == "lora" and not facts.targets:
-        raise takes_no_adapters(spec.model, spec.family)
+        raise ConfigError(
+            f"train.method is lora, and {spec.model} is of family {spec.family!r}, to which the encoder adds no adapter; set "
+            f"method: full"
+        )
     if train.method == "full" and spec.family in _FROZEN:
         raise ConfigError(
             f"train.method is full, and the weights of {spec.model} carry its own adapters, which would no longer fit; set "
             f"method: lora"
+        )
+    if spec.family == "jina_v4" and len({jina_v4_layout.adapter_of(task) for task in train.tasks}) < len(train.tasks):
+        raise ConfigError(
+            f"train.task names {' and '.join(train.tasks)}, which share an adapter in {spec.model}; name one of them"
         )
     if wide := [dim for dim in train.matryoshka if dim >= spec.hidden]:
         raise ConfigError(
@@ -129,7 +137,7 @@ def _check_layout(job: Training, spec: ModelSpec, facts: FamilyFacts) -> None:
 
 def _start_size(start_from: str, spec: ModelSpec, facts: FamilyFacts) -> tuple[int, float]:
     """Return rank and alpha of the adapter to start from, after the check that it is one of this model."""
-    if start_from in spec.tasks and (own := own_rank(spec)) is not None:
+    if start_from in (*spec.tasks, *facts.adapters) and (own := own_rank(spec)) is not None:
         return own
     with adapter_folder("train.start_from", start_from) as folder:
         files = read_adapter(folder, facts.targets)

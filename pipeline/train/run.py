@@ -147,8 +147,7 @@ def _export(
         folder = Path(name)
         model = export.trained_model(job, spec, out)
         export.export(model, job, spec, folder)
-        encode = of_encoder(export.encoder_of(job, spec, folder), tasks)
-        difference = export.check(model, encode, data)
+        difference, encode = export.check(model, job, spec, folder, data)
         del model
         compared = None if held_out is None else held_out.compare(of_encoder(load_encoder(spec)), encode)
         names = {task: f"{export.ADAPTERS}/{task}" for task in tasks}
