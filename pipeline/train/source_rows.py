@@ -151,9 +151,9 @@ class Reader:
         kept += [] if self._where is None else self._where.columns
         columns = Columns(
             (source.passage,),
-            (source.query, *ids),
-            ids,
-            None if mining is None else mining.id,
+            others=(source.query, *ids),
+            ids=ids,
+            id=None if mining is None else mining.id,
             kept=[name for name in dict.fromkeys(kept) if name not in ids],
         )
         with self._naming():
