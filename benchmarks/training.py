@@ -117,7 +117,7 @@ def prepare(shell: Shell, folder: Path, model: Path, train: Sequence[Entry], hel
     for name, corpus in (("words", files.corpus), ("dictionary", files.documents)):
         job = {
             "source": {"uri": corpus.name, "id": "id", "text": "text"},
-            "table": {"uri": name},
+            "table": {"uri": name, "keep_text": True},
             "encoder": {"model": str(model), "max_tokens": MAX_TOKENS},
             "run": {"address": "inline"},
         }
