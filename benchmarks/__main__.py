@@ -309,6 +309,25 @@ def curation(
 
 
 @app.command()
+def training_speed(
+    model: Model = None,
+    out: Out = DOCS,
+    batch_rows: Annotated[int, typer.Option(min=2, help="Pairs of a step.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that count.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+) -> None:
+    """Tokens a second of a training against the trainer of sentence-transformers, with equal batches and loss."""
+    from benchmarks import training_speed as speed
+    from benchmarks.race.engine import today
+
+    work, model, date = WORK / "training_speed", model or packaged_model(), today()
+    found = speed.race(work, model, batch_rows=batch_rows, steps=steps, repeats=repeats)
+    tokens = speed.tokens_of(work, model, batch_rows=batch_rows, steps=steps)
+    page = speed.markdown(found, tokens=tokens, batch_rows=batch_rows, model=model, command=command(), date=date)
+    write_page(out / f"training_speed_cpu_{date}.md", page)
+
+
+@app.command()
 def precision(
     model: Model = None,
     out: Out = DOCS,

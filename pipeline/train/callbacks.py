@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from actors import storage
 from pipeline.train.checkpoints import Checkpoints, place
-from pipeline.train.evaluate import EarlyStopping, HeldOut
+from pipeline.train.evaluate import EarlyStopping
 from pipeline.train.trainer import Trainer
 
 STEPS = "steps.jsonl"
@@ -26,7 +26,14 @@ _STATE, _BEST = "callbacks.json", "best.safetensors"
 Report = Callable[[int, int, float], None]
 
 
-class Bookkeeper(TrainerCallback):  # type: ignore[misc]  # no types are published
+class Measures(Protocol):
+    """What a model is evaluated with while it trains: `evaluate.HeldOut`."""
+
+    def measure(self, model: Any, step: int) -> float:
+        """Return how good the model is; more is better."""
+
+
+class Bookkeeper(TrainerCallback):
     """Keeps the books of one training.
 
     Args:
@@ -40,7 +47,7 @@ class Bookkeeper(TrainerCallback):  # type: ignore[misc]  # no types are publish
         stopping: The evaluations.
     """
 
-    def __init__(self, trainer: Trainer, folder: str, held_out: HeldOut | None, report: Report) -> None:
+    def __init__(self, trainer: Trainer, folder: str, held_out: Measures | None, report: Report) -> None:
         self._trainer, self._folder, self._held_out, self._report = trainer, folder, held_out, report
         self._checkpoints = Checkpoints(folder)
         self._settings = trainer.settings
@@ -69,17 +76,17 @@ class Bookkeeper(TrainerCallback):  # type: ignore[misc]  # no types are publish
         if self._first:
             storage.put(place(self._folder, STEPS), self._lines())
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Evaluate the model as it is before the first step."""
         if state.global_step == 0:
             self._evaluate(0)
         self._last_s = time.monotonic()
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Tell the sampler its epoch; accelerate reaches only some of the samplers that it wraps."""
         self._trainer.sampler.set_epoch(state.global_step // self._trainer.sampler.steps)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Record the step, and evaluate and save where it is time."""
         step, last = state.global_step, state.global_step >= state.max_steps
         record = {"step": step, "epoch": (step - 1) // self._trainer.sampler.steps, **asdict(self._trainer.step)}

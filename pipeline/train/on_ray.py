@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,38 +45,32 @@ def train_on_ray(job: Training, spec: ModelSpec, folder: str, data: Path, progre
         ClusterError: workers died again and again.
     """
     if read_fitted(folder) is None:
-        train = _here if job.run.address == "inline" else _on_cluster
-        train(job, spec, folder, data, progress)
+        resume = Checkpoints(folder).newest()
+        settings = Settings(job, spec, folder, data, resume, job.train.budget_tokens, progress.step, progress.trained)
+        if job.run.address == "inline":
+            train_func(settings)
+        else:
+            _on_cluster(settings, progress)
     fitted = read_fitted(folder)
     assert fitted is not None  # noqa: S101  (the first rank has written it)
     return Fitted(**fitted)
 
 
-def _here(job: Training, spec: ModelSpec, folder: str, data: Path, progress: Progress) -> None:
-    gpu = None if job.run.gpus_per_worker == "auto" else job.run.gpus_per_worker > 0
-    resume = Checkpoints(folder).newest()
-    train_func(
-        Settings(job, spec, folder, data, resume, job.train.budget_tokens, gpu, None, progress.step, progress.trained)
-    )
-
-
-def _on_cluster(job: Training, spec: ModelSpec, folder: str, data: Path, progress: Progress) -> None:
+def _on_cluster(settings: Settings, progress: Progress) -> None:
     from pipeline.execute.ray_data import connect, machines
     from pipeline.train.trainer import OutOfMemory
 
-    connect(job.run.address)
-    resources = worker_resources(job, machines())
-    if not storage.is_local(folder):
-        _upload(data, folder)
-    budget_tokens, failures, before = job.train.budget_tokens, 0, -1
+    connect(settings.job.run.address)
+    resources = worker_resources(settings.job, machines())
+    if not storage.is_local(settings.folder):
+        _upload(settings.data, settings.folder)
+    failures = 0
     while True:
-        resume = Checkpoints(folder).newest()
-        failures, before = failures if resume == before else 0, resume
         try:
-            _attempt(job, spec, folder, data, progress, resources, resume, budget_tokens)
+            _attempt(settings, progress, *resources)
         except OutOfMemory as error:
-            budget_tokens //= 2
-            progress.step(f"{error}; going on from step {resume or 0} with {budget_tokens:,}")
+            settings = replace(settings, budget_tokens=settings.budget_tokens // 2)
+            progress.step(f"{error}; going on from the last checkpoint with {settings.budget_tokens:,}")
         except ClusterError as error:
             failures += 1
             if failures == _FAILURES:
@@ -83,6 +78,9 @@ def _on_cluster(job: Training, spec: ModelSpec, folder: str, data: Path, progres
             progress.step(f"{error}; going on from the last checkpoint")
         else:
             return
+        resume = Checkpoints(settings.folder).newest()
+        failures = failures if resume == settings.resume else 0
+        settings = replace(settings, resume=resume)
 
 
 def worker_resources(job: Training, machines: list[Machine]) -> tuple[int, int, int]:
@@ -123,43 +121,32 @@ def _upload(data: Path, folder: str) -> None:
             storage.put(url, file.read_bytes())
 
 
-def _attempt(
-    job: Training,
-    spec: ModelSpec,
-    folder: str,
-    data: Path,
-    progress: Progress,
-    resources: tuple[int, int, int],
-    resume: int | None,
-    budget_tokens: int,
-) -> None:
-    """Train once on Ray Train; the progress is shown meanwhile."""
+def _attempt(settings: Settings, progress: Progress, workers: int, gpus: int, cpus: int) -> None:
+    """Train once on Ray Train, and show the progress meanwhile."""
     import ray
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    import ray.train
     from ray.train.torch import TorchTrainer
 
-    workers, gpus, cpus = resources
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths of the job stay what they are
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # errors are raised
+    api: Any = ray.train  # its types are those of the version before
     board = ray.remote(num_cpus=0)(_Board).remote()
-    settings = Settings(
-        job, spec, folder, data, resume, budget_tokens, gpus > 0, cpus, partial(_tell, board), partial(_count, board)
-    )
+    settings = replace(settings, note=partial(_tell, board), report=partial(_count, board), gpu=gpus > 0, threads=cpus)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
-            train_func,
-            train_loop_config=settings,
-            scaling_config=ScalingConfig(
+            _work,
+            train_loop_config={"settings": settings},
+            scaling_config=api.ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus > 0,
                 resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
-                label_selector=job.run.labels,
+                label_selector=settings.job.run.labels,
             ),
-            run_config=RunConfig(
+            run_config=api.RunConfig(
                 name="train",
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=_STARTS),
-                logging_config=LoggingConfig(log_level="CRITICAL"),
+                failure_config=api.FailureConfig(max_failures=0, controller_failure_limit=_STARTS),
+                logging_config=api.LoggingConfig(log_level="CRITICAL"),
             ),
         )
         failed: list[BaseException] = []
@@ -178,7 +165,11 @@ def _attempt(
             _show(board, progress)
     if failed:
         error = failed[0]
-        raise _cause(error, workers) if isinstance(error, TrainingFailedError) else error
+        raise _cause(error, workers) if isinstance(error, api.TrainingFailedError) else error
+
+
+def _work(config: dict[str, Settings]) -> None:
+    train_func(config["settings"])
 
 
 class _Board:

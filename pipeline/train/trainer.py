@@ -78,7 +78,7 @@ class Step:
     tokens: int = 0
 
 
-class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are published
+class Trainer(SentenceTransformerTrainer):
     """Trains the parts of a job.
 
     Args:
@@ -88,6 +88,9 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
         budget_tokens: Tokens that go through the model at once.
         note: Called with a sentence about something that the user should know.
     """
+
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(
         self, parts: Parts, settings: Train, scratch: Path, budget_tokens: int, note: Callable[[str], None]
@@ -106,6 +109,8 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
         others = [each for each in self.trained.values() if each.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW([each for each in groups if each["params"]], settings.learning_rate)
+        collate: Any = parts.collate
+        optimizers: Any = (optimizer, None)
         gpu = parts.model.device.type == "cuda"
         arguments = SentenceTransformerTrainingArguments(
             output_dir=str(scratch),
@@ -131,8 +136,8 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
             model=parts.model,
             args=arguments,
             loss=parts.losses,
-            data_collator=parts.collate,
-            optimizers=(optimizer, None),
+            data_collator=collate,
+            optimizers=optimizers,
         )
         self.remove_callback(PrinterCallback)
         self.set_budget(budget_tokens)
@@ -181,25 +186,26 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
         while True:
             try:
                 loss: Tensor = super().training_step(model, dict(inputs), num_items_in_batch)
-                break
             except (RuntimeError, MemoryError) as error:
                 if not _lacks_memory(error):
                     raise
+            else:
+                self.step.loss = float(loss)
+                return loss
             self.optimizer.zero_grad()
             self._halve(max(int(mask.sum(1).max()) for mask in masks))
             _set_random_state(random)
-        self.step.loss = float(loss)
-        return loss
 
     def track_loss_components(self, loss: Mapping[str, Tensor]) -> None:
         """Keep the terms of the loss."""
         self.step.terms = {name: float(value.detach()) for name, value in loss.items()}
 
     def _prepare_for_training(self, *args: Any) -> Any:
-        prepared = super()._prepare_for_training(*args)
+        prepared = super()._prepare_for_training(*args)  # type: ignore[no-untyped-call]
         # Into every loss, also one inside another: theirs looks at those with a `model` of their own.
+        wrapped: Any = self.model_wrapped
         for name, loss in self.loss.items():
-            self.loss[name] = self.override_model_in_loss(loss, self.model_wrapped)
+            self.loss[name] = self.override_model_in_loss(loss, wrapped)
         return prepared
 
     def _clip_grad_norm(self, _: nn.Module) -> Tensor:
@@ -209,7 +215,7 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         """Return the norm of the gradient, after the check that it and the loss are finite on all ranks."""
-        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))  # type: ignore[no-untyped-call]
         own = self.step.loss
         self._reduce()
         self.step.gradient_norm, self.step.learning_rate = norm, float(self._get_learning_rate())
@@ -268,9 +274,10 @@ class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # no types are
         """Set how many tokens go through the model at once."""
         self.budget_tokens = budget_tokens
         for loss in self.loss.values():
-            for module in loss.modules():
-                if getattr(module, "mini_batch_num_tokens", None) is not None:
-                    module.mini_batch_num_tokens = budget_tokens
+            cached: Any
+            for cached in loss.modules():
+                if getattr(cached, "mini_batch_num_tokens", None) is not None:
+                    cached.mini_batch_num_tokens = budget_tokens
 
     # -------------------------------------------------------------------------------------------------------- checkpoints
 

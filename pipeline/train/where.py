@@ -10,7 +10,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from actors.errors import ConfigError
-from pipeline.curate.context import need_package
+from pipeline.curate.extra import need_module
 
 _ROW = "_row"
 
@@ -42,7 +42,7 @@ class Where:
                 f"{name} {sql!r} reads the column {missing[0]!r}, which is not there; it has {list(types)}"
             )
         self.columns = sorted(by_name[column.lower()] for column in named)
-        need_package("duckdb")
+        need_module("duckdb")
         self.select(pa.table({column: pa.array([], types[column]) for column in self.columns}))
 
     def select(self, rows: pa.Table) -> pa.Table:

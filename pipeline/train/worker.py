@@ -19,7 +19,7 @@ from pipeline.job.training import Training
 from pipeline.train.checkpoints import Checkpoints, place, save_trained
 
 if TYPE_CHECKING:
-    from pipeline.train.evaluate import HeldOut
+    from pipeline.train.callbacks import Measures
     from pipeline.train.trainer import Parts
 
 
@@ -73,7 +73,9 @@ class Settings:
         folder: URL of the `out` folder.
         data: Folder of the prepared data, on the driver's machine.
         resume: Step of the checkpoint to go on from.
-        gpu: Whether it trains on a GPU; None where there is one.
+        note: Called with a sentence about something that the user should know.
+        report: Called after each step with its number, that of all steps, and the loss.
+        gpu: Whether it trains on a GPU; None for what the job says, and by default where there is one.
         threads: CPU threads; None for torch's default.
     """
 
@@ -83,10 +85,10 @@ class Settings:
     data: Path
     resume: int | None
     budget_tokens: int
-    gpu: bool | None
-    threads: int | None
     note: Callable[[str], None]
     report: Callable[[int, int, float], None]
+    gpu: bool | None = None
+    threads: int | None = None
 
 
 def train_func(settings: Settings) -> None:
@@ -102,7 +104,8 @@ def train_func(settings: Settings) -> None:
     from pipeline.train.trainer import Parts
 
     job, spec, train = settings.job, settings.spec, settings.job.train
-    gpu = torch.cuda.is_available() if settings.gpu is None else settings.gpu
+    asked = job.run.gpus_per_worker if settings.gpu is None else settings.gpu
+    gpu = torch.cuda.is_available() if asked == "auto" else bool(asked)
     if gpu and not torch.cuda.is_available():
         raise ConfigError(
             "run.gpus_per_worker is 1, and torch finds no GPU here; set it to 0, or install torch for CUDA"
@@ -114,13 +117,11 @@ def train_func(settings: Settings) -> None:
         data = open_data(_local_data(settings, Path(scratch)))
         model = embedding_model(
             spec,
-            method=train.method,
             tasks=train.tasks,
-            rank=train.rank,
-            alpha=train.alpha,
+            rank=train.rank or 0,
+            alpha=train.alpha or 0.0,
             seed=train.seed,
             start_from=train.start_from,
-            dtype=torch.float32,
             device="cuda" if gpu else "cpu",
         )
         parts = Parts(model, build_losses(model, job, data), data, Collator(spec, train.tasks))
@@ -145,7 +146,7 @@ def _local_data(settings: Settings, scratch: Path) -> Path:
     return scratch
 
 
-def fit(parts: Parts, settings: Settings, held_out: HeldOut | None) -> None:
+def fit(parts: Parts, settings: Settings, held_out: Measures | None) -> None:
     """Train the parts of a job to the end, and write the trained weights.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch import Tensor, nn
 
-from pipeline.train.data import Source, TrainingData
+from pipeline.train.data import TrainingData
 from pipeline.train.trainer import Parts
 
 _WORDS, _WIDTH = 97, 16
@@ -53,7 +53,6 @@ class Pairs:
     rows: int
     negatives: int = 0
     weight: float = 1.0
-    words: dict[int, float] = field(default_factory=dict)
 
     def hashes(self, column: str) -> np.ndarray:
         return np.arange(self.rows) + (10**6 if column == "passage" else 0)
@@ -72,22 +71,20 @@ def collate(batch: tuple[Any, pa.Table]) -> dict[str, Any]:
     return found
 
 
-class Loss(CachedMultipleNegativesRankingLoss):  # type: ignore[misc]
-    """The contrastive loss by a name, with a weight of its own."""
+class Loss(nn.Module):
+    """The contrastive loss, by name: a loss inside another."""
 
     def __init__(self, model: SentenceTransformer) -> None:
-        super().__init__(model, mini_batch_num_tokens=64, gather_across_devices=True)
+        super().__init__()
+        self.own = CachedMultipleNegativesRankingLoss(model, mini_batch_num_tokens=64, gather_across_devices=True)
 
-    def forward(self, sentence_features: Any, labels: Tensor | None = None) -> dict[str, Tensor]:
-        return {"nce": super().forward(sentence_features, labels)}
+    def forward(self, sentence_features: Any, labels: Any) -> dict[str, Tensor]:
+        return {"nce": self.own(sentence_features, labels)}
 
 
 def parts(*sources: Any, dropout: float = 0.1) -> Parts:
     """Return the parts of a training; the same at every call."""
     torch.manual_seed(0)
     model = SentenceTransformer(modules=[Words(dropout)], device="cpu")
-    data = TrainingData(sources or (Pairs("a.first", 40), Pairs("second", 24, negatives=2)), Path(), {})
+    data = TrainingData(sources or (Pairs("a.first", 40), Pairs("second", 24, negatives=2)), Path(), "", {})
     return Parts(model, {source.name: Loss(model) for source in data.sources}, data, collate)
-
-
-__all__ = ["Loss", "Pairs", "Source", "Words", "collate", "parts"]

@@ -21,9 +21,14 @@ from actors.errors import ConfigError, Diverged, StorageError
 from pipeline.job.training import parse_training
 from pipeline.train import worker
 from pipeline.train.checkpoints import Checkpoints, load_trained, read_fitted
-from tests.toys.training import Pairs, parts
+from tests.toys.training import Pairs, Words, parts
 
 STEPS = 10
+
+
+def words_of(ours: Any) -> Words:
+    words: Words = ours.model[0]
+    return words
 
 
 class Killed(BaseException):
@@ -45,8 +50,6 @@ def settings(out: Path, **others: Any) -> worker.Settings:
         "data": out,
         "resume": Checkpoints(str(out)).newest(),
         "budget_tokens": 64,
-        "gpu": False,
-        "threads": None,
         "note": lambda _: None,
         "report": lambda *_: None,
     }
@@ -108,9 +111,10 @@ def test_a_half_written_checkpoint_is_not_loaded(last, tmp_path, undisturbed, mo
             raise Killed
         put(url, content)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(storage, "put", killed_before)
-        worker.fit(parts(), settings(tmp_path), None)
+        with pytest.raises(Killed):
+            worker.fit(parts(), settings(tmp_path), None)
     resumed = settings(tmp_path)
     assert resumed.resume == 3
     worker.fit(parts(), resumed, None)
@@ -138,9 +142,10 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint_before(tmp_p
             raise StorageError(f"cannot write {url!r}: the disk is full.")
         put(url, content)
 
-    with monkeypatch.context() as patch, pytest.raises(StorageError, match="the disk is full"):
+    with monkeypatch.context() as patch:
         patch.setattr(storage, "put", full)
-        worker.fit(parts(), settings(tmp_path), None)
+        with pytest.raises(StorageError, match="the disk is full"):
+            worker.fit(parts(), settings(tmp_path), None)
     worker.fit(parts(), settings(tmp_path), None)
     assert result_of(tmp_path) == undisturbed
 
@@ -148,14 +153,14 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint_before(tmp_p
 def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):
     sources = (Pairs("clean", 40),)
     ours = parts(*sources)
-    ours.losses["clean"].scale = torch.tensor(20.0)
-    done = settings(
-        tmp_path, report=lambda step, *_: setattr(ours.losses["clean"], "scale", 20.0 if step < 4 else torch.nan)
-    )
-    with pytest.raises(
-        Diverged, match=r"step 5: the loss is not finite \(nce nan\), in rows [\d, ]+ of 'clean'"
-    ) as raised:
-        worker.fit(ours, done, None)
+    loss: Any = ours.losses["clean"]
+
+    def report(step: int, *_: Any) -> None:
+        loss.own.scale = 20.0 if step < 4 else torch.nan
+
+    message = r"step 5: the loss is not finite \(nce nan\), in rows [\d, ]+ of 'clean'"
+    with pytest.raises(Diverged, match=message) as raised:
+        worker.fit(ours, settings(tmp_path, report=report), None)
     assert "0.01" in str(raised.value)
     assert len(steps_of(tmp_path)) == 4
     assert Checkpoints(str(tmp_path)).newest() == 3
@@ -164,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
     ours = parts()
-    ours.model[0].last.weight.register_hook(lambda gradient: gradient * torch.inf)
+    words_of(ours).last.weight.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(Diverged, match=r"step 1: the gradient is not finite, in rows .* of 'a.first'"):
         worker.fit(ours, settings(tmp_path), None)
 
@@ -173,7 +178,7 @@ def test_a_step_that_lacks_memory_is_repeated_with_half_the_tokens(tmp_path):
     notes: list[str] = []
     worker.fit(parts(dropout=0.0), settings(tmp_path / "enough"), None)
     ours = parts(dropout=0.0)
-    ours.model[0].most_tokens = 20
+    words_of(ours).most_tokens = 20
     worker.fit(ours, settings(tmp_path / "little", note=notes.append), None)
     weights, expected = (load(result_of(tmp_path / name)[0]) for name in ("little", "enough"))
     for name, value in expected.items():
@@ -190,7 +195,7 @@ def test_a_step_that_lacks_memory_is_repeated_with_half_the_tokens(tmp_path):
 
 def test_a_text_that_does_not_fit_alone_is_an_error(tmp_path):
     ours = parts()
-    ours.model[0].most_tokens = 2
+    words_of(ours).most_tokens = 2
     with pytest.raises(ConfigError, match="step 1: out of memory with one text at a time, of up to 5 tokens"):
         worker.fit(ours, settings(tmp_path), None)
 
