@@ -325,7 +325,8 @@ class Training(Section):
                 raise ValueError(
                     f"{place}.label names a class, and loss {source.loss} has none; set loss: classification or separation"
                 )
-            if source.loss in ("cosent", "pearson", "separation") and (source.negatives or source.negative_columns):
+            of_negatives = (source.negatives, source.negative_columns, source.negatives_per_row)
+            if source.loss in ("cosent", "pearson", "separation") and any(of_negatives):
                 raise ValueError(f"{place} has negatives, which loss {source.loss} does not use; leave them out")
             if source.teacher is not None and not self.train.distill:
                 raise ValueError(f"{place}.teacher is used with train.distill only; set its weight, as in distill: 1.0")
