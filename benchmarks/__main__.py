@@ -293,6 +293,37 @@ def negation(
 
 
 @app.command()
+def training(  # noqa: PLR0917  (typer calls it by name)
+    model: Model = None,
+    out: Out = DOCS,
+    wordnet: Annotated[
+        Path | None, typer.Option(help="Folder of WordNet 3.0; that of `make test-data` or of Debian without it.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings with mined and with random negatives each.")] = 3,
+    pairs: Annotated[int, typer.Option(min=500, help="Pairs to train on.")] = 6_000,
+    demo: Annotated[bool, typer.Option("--demo", help="Run the loop once, as `make demo-train`; no page.")] = False,
+    work: Annotated[Path, typer.Option(help="Folder to work in; emptied.")] = WORK / "training",
+) -> None:
+    """From a table with a stock model to one with a trained one: what held-out queries gain, and what others lose."""
+    import shutil
+
+    from benchmarks import training as loop
+    from benchmarks.race.engine import today
+    from benchmarks.reverse_dictionary import find_wordnet
+
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    place, date = wordnet or find_wordnet(), today()
+    if demo:
+        loop.demo(work, model or packaged_model(), place, pairs=pairs)
+        return
+    if place is None:
+        raise typer.BadParameter("WordNet is not on this machine; make test-data fetches it", param_hint="--wordnet")
+    found = loop.measure(work, model or packaged_model(), place, seeds=seeds, pairs=pairs)
+    write_page(out / f"training_cpu_{date}.md", loop.markdown(*found, pairs=pairs, command=command(), date=date))
+
+
+@app.command()
 def curation(
     step: Annotated[Literal["language", "consistency"], typer.Argument(help="Step of a curation.")],
     out: Out = DOCS,
@@ -306,6 +337,25 @@ def curation(
     date, module = today(), import_module(f"benchmarks.curation.{step}")
     result = module.measure(repeats, print_progress)
     write_page(out / f"curation_{step}_cpu_{date}.md", module.markdown(*result, command=command(), date=date))
+
+
+@app.command()
+def training_speed(
+    model: Model = None,
+    out: Out = DOCS,
+    batch_rows: Annotated[int, typer.Option(min=2, help="Pairs of a step.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that count.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+) -> None:
+    """Tokens a second of a training against the trainer of sentence-transformers, with equal batches and loss."""
+    from benchmarks import training_speed as speed
+    from benchmarks.race.engine import today
+
+    work, model, date = WORK / "training_speed", model or packaged_model(), today()
+    found = speed.race(work, model, batch_rows=batch_rows, steps=steps, repeats=repeats)
+    tokens = speed.tokens_of(work, model, batch_rows=batch_rows, steps=steps)
+    page = speed.markdown(found, tokens=tokens, batch_rows=batch_rows, model=model, command=command(), date=date)
+    write_page(out / f"training_speed_cpu_{date}.md", page)
 
 
 @app.command()

@@ -42,7 +42,7 @@ class Embeddings(nn.Module):
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         """Returns [tokens, hidden] of token ids [tokens] and their rows of the position table, if there is one."""
-        x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
+        x = self.word_embeddings(ids) + self.token_type_embeddings(ids.new_zeros(1))
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(positions)
         states: torch.Tensor = self.LayerNorm(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
@@ -27,7 +29,7 @@ def build_losses(model: SentenceTransformer, job: Training, data: TrainingData) 
             loss.
     """
     train = job.train
-    dims = model.get_embedding_dimension()
+    dims = cast("int", model.get_embedding_dimension())
     if wide := next((width for width in train.matryoshka if width > dims), None):
         raise ConfigError(f"train.matryoshka has {wide}, and the model has {dims} dimensions; leave it out")
     settings = Settings(
@@ -39,10 +41,10 @@ def build_losses(model: SentenceTransformer, job: Training, data: TrainingData) 
     )
     distillations = {
         width: _distillation(model, width, train.seed)
-        for width in sorted({source.teacher_width for source in data.sources} - {0})
+        for width in sorted({source.teacher for source in data.sources} - {0})
     }
     return {
-        source.name: _loss(source, train, model, settings, distillations.get(source.teacher_width))
+        source.name: _loss(source, train, model, settings, distillations.get(source.teacher))
         for source in data.sources
     }
 

@@ -56,14 +56,14 @@ class Rows:
     Attributes:
         own: First row of this rank, and the one after its last.
         known: Pairs that are no negatives, and the numbers of all texts.
-        labels: Scores or classes [rows]; None if the data has none.
+        labels: Scores or classes [rows]; empty if the data has none.
         teachers: A teacher's vectors of queries and of passages, each [rows, width]; empty if the data has none.
         masks: Tokens of each column that are none of the padding, bool [rows of this rank, longest].
     """
 
     own: tuple[int, int]
     known: KnownPairs
-    labels: Tensor | None
+    labels: Tensor
     teachers: tuple[Tensor, ...]
     masks: tuple[Tensor, ...]
 
@@ -205,7 +205,7 @@ class CachedLoss(CachedLossMixin, nn.Module):
         return Rows(
             own=(first, first + count),
             known=KnownPairs([gather(column["text_hash"]) for column in features]),
-            labels=None if labels is None else gather(labels),
+            labels=features[0]["text_hash"].new_empty(0) if labels is None else gather(labels),
             teachers=tuple(gather(column["teacher"]) for column in features if "teacher" in column),
             masks=tuple(column["attention_mask"].bool() for column in features),
         )

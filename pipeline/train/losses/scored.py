@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pipeline.train.losses.cached import CachedLoss, Rows, Settings
 
+_SAME = 1e-12  # variance below which numbers are equal but for their rounding
+
 
 class CoSENT(CachedLoss):
     """log(1 + sum over pairs i, j with score_i > score_j of exp((cos_j - cos_i) / t)), over the rows of all ranks.
@@ -27,21 +29,20 @@ class CoSENT(CachedLoss):
 
     def terms(self, columns: Sequence[Tensor], rows: Rows) -> dict[str, Tensor]:
         """Compute the term of one width."""
-        assert rows.labels is not None  # noqa: S101 - scores are a column of the data
         return {"cosent": self.formula.compute_loss_from_embeddings(list(columns), rows.labels)}
 
 
 class Pearson(CachedLoss):
     """The negative correlation of cosines and scores over the rows of all ranks (2402.17016).
 
-    Equal scores have no correlation; the term is 0 then, without a gradient. Term: `pearson`.
+    Equal scores, or equal cosines, have no correlation: the term is 0 then, without a gradient. Term: `pearson`.
     """
 
     def terms(self, columns: Sequence[Tensor], rows: Rows) -> dict[str, Tensor]:
         """Compute the term of one width."""
-        assert rows.labels is not None  # noqa: S101 - scores are a column of the data
         cosines = (columns[0] * columns[1]).sum(1)
         scores = rows.labels.to(cosines.dtype)
         cosines, scores = cosines - cosines.mean(), scores - scores.mean()
-        size = (cosines.square().sum() * scores.square().sum()).clamp_min(torch.finfo(cosines.dtype).tiny).sqrt()
-        return {"pearson": -(cosines * scores).sum() / size}
+        deviations = torch.stack([cosines.square().mean(), scores.square().mean()])
+        differ = deviations.min() > _SAME
+        return {"pearson": -(cosines * scores).mean() / deviations.clamp_min(_SAME).prod().sqrt() * differ}

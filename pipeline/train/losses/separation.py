@@ -20,7 +20,6 @@ class Separation(CachedLoss):
 
     def terms(self, columns: Sequence[Tensor], rows: Rows) -> dict[str, Tensor]:
         """Compute the term of one width."""
-        assert rows.labels is not None  # noqa: S101 - classes are a column of the data
         vectors = torch.cat(list(columns))
         labels = rows.labels.repeat(len(columns))
         texts = torch.cat(rows.known.columns)
