@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -151,8 +151,9 @@ def _of_files(uri: str, columns: Columns, format_name: str) -> Iterator[Part]:
     except ConfigError as error:
         message = reduce(lambda text, option: text.replace(*option), columns.options.items(), str(error))
         raise ConfigError(message) from None
+    source = replace(found.source, texts=tuple({*columns.others} - {*columns.ids}))
     for piece in pieces_of(found, _PART_ROWS):
-        read = read_unit(Unit(0, (piece,)), found.source)
+        read = read_unit(Unit(0, (piece,)), source)
         rows = {ID: read.table[ID]}
         for name in columns.beside:
             column = read.table[stored.get(name, CONTENT)]
