@@ -69,6 +69,15 @@ def test_rows_with_fewer_negatives_get_other_passages_by_the_seed(tmp_path):
     assert negatives_of(prepared(tmp_path / "other", {"uri": uri, "negatives_per_row": 3}, seed=1)) != found
 
 
+def test_rows_without_negatives_get_random_ones_if_their_number_is_named(tmp_path):
+    source = {"uri": pairs(tmp_path / "a.parquet"), "negatives_per_row": 2}
+    data = prepared(tmp_path / "data", source, stage="triplets")
+    for row, negatives in enumerate(negatives_of(data)):
+        assert len({*negatives, f"passage {row}"}) == 3
+        assert all(text.startswith("passage ") for text in negatives)
+    assert data.counts["a"]["padded negatives"] == 40
+
+
 def test_negatives_that_are_none_are_left_out_and_counted(tmp_path):
     query = ["a", "a", "b", "c"]
     lists = [["passage 1", "x"], ["a", "y"], ["z", "z", " "], ["v", None, "w", "u"]]
