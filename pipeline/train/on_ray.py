@@ -116,7 +116,7 @@ def worker_resources(job: Training, machines: list[Machine]) -> tuple[int, int, 
 def _upload(data: Path, folder: str) -> None:
     """Copy the prepared data to the store, for workers on other machines."""
     for file in sorted(path for path in data.rglob("*") if path.is_file()):
-        url = place(folder, "data", str(file.relative_to(data)))
+        url = place(folder, data.name, str(file.relative_to(data)))
         if not storage.exists(url) or storage.stat(url).size_bytes != file.stat().st_size:
             storage.put(url, file.read_bytes())
 
