@@ -116,13 +116,12 @@ def write(folder: Path, train: Sequence[Entry], held_out: Sequence[Entry]) -> Fi
 
 
 def _distinct(entries: Iterable[Entry]) -> list[Entry]:
-    queries, passages, kept = set[str](), set[str](), []
+    seen, kept = set[str](), []
     for entry in entries:
-        query, passage = entry.query.lower(), entry.passage.lower()
-        if len(query.split()) >= _LEAST_WORDS and query not in queries and passage not in passages:
+        names = {f"{name}: {getattr(entry, name).lower()}" for name in ("id", "query", "passage")}
+        if len(entry.query.split()) >= _LEAST_WORDS and not names & seen:
             kept.append(entry)
-        queries.add(query)
-        passages.add(passage)
+        seen |= names
     return kept
 
 

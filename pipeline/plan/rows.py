@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake import DeltaTable
 
 from actors import storage
 from actors.errors import ConfigError
@@ -89,7 +90,7 @@ def read_rows(uri: str, columns: Columns, *, format: str = "auto", verdicts: boo
         StorageError: the store refused or failed.
     """
     if is_table(uri):
-        return _of_table(storage.absolute(uri), columns, verdicts=verdicts)
+        return _of_table(uri, columns, verdicts=verdicts)
     return _of_files(uri, columns, format)
 
 
@@ -108,7 +109,7 @@ def column_types(uri: str, *, format: str = "auto") -> dict[str, pa.DataType]:  
         StorageError: the store refused or failed.
     """
     if is_table(uri):
-        schema = delta_table.plain_schema(delta_table.need_table(storage.absolute(uri)))
+        schema = delta_table.plain_schema(_open(uri))
         return dict(zip(schema.names, schema.types, strict=True))
     job = _job(uri, format)
     shards = list_corpus(job).shards[:_FIRST_SHARDS]
@@ -123,7 +124,7 @@ def column_types(uri: str, *, format: str = "auto") -> dict[str, pa.DataType]:  
 def state_of(uri: str, *, format: str = "auto") -> list[Any]:  # noqa: A002
     """Return what changes whenever files, or a Delta table, change: JSON values."""
     if is_table(uri):
-        table = delta_table.need_table(storage.absolute(uri))
+        table = _open(uri)
         return [table.metadata().id, int(table.version())]
     return [[shard.path, shard.size_bytes, shard.etag] for shard in list_corpus(_job(uri, format)).shards]
 
@@ -160,10 +161,16 @@ def _of_files(uri: str, columns: Columns, format_name: str) -> Iterator[Part]:
         yield Part(pa.table(rows), Counter(each.reason for each in read.bad))
 
 
-def _of_table(place: str, columns: Columns, *, verdicts: bool) -> Iterator[Part]:
+def _open(uri: str) -> DeltaTable:
+    place = storage.absolute(uri)
     table = delta_table.open_table(place)
     if table is None:
         raise ConfigError(f"the log of {place!r} is empty; name a Delta table or files")
+    return table
+
+
+def _of_table(uri: str, columns: Columns, *, verdicts: bool) -> Iterator[Part]:
+    table, place = _open(uri), storage.absolute(uri)
     schema = delta_table.plain_schema(table)
     id_column = columns.id or ID
     has_ids = columns.id is not None or ID in schema.names

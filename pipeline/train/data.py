@@ -118,7 +118,7 @@ class TrainingData:
     Attributes:
         sources: The sources, in the order of the job.
         folder: Folder of the files; `open_data` opens it.
-        digest: Hash of all rows. Equal data have the same one, wherever they were read from.
+        digest: Hash of the files of all sources.
         counts: For each source: rows that were read and kept, those that were left out by reason, and padded negatives.
     """
 

@@ -9,7 +9,7 @@ Imports torch: it is imported when it is called.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -68,7 +68,8 @@ def export(model: SentenceTransformer, job: Training, spec: ModelSpec, folder: P
     Raises:
         StorageError: the disk failed, for example because it is full.
     """
-    twin, train = model[0].twin, job.train
+    module: Any = model[0]
+    twin, train = module.twin, job.train
     try:
         with disk_errors(folder):
             if train.method == "full":
@@ -94,7 +95,7 @@ def encoder_of(job: Training, spec: ModelSpec, folder: Path) -> Encoder:
     """
     train = job.train
     own = any(task in spec.tasks for task in train.tasks)
-    settings = {"max_tokens": train.max_tokens, "dtype": "float32"}
+    settings: dict[str, Any] = {"max_tokens": train.max_tokens, "dtype": "float32"}
     if train.method == "full" or own:
         task = train.tasks[-1] if own else spec.task
         return load_encoder(describe(EncoderSettings(str(folder / MODEL), task=task, **settings)))

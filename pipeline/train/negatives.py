@@ -247,7 +247,7 @@ def _draw(found: Found, positives: Ints, rows: Ints, own: Ints, *, random: np.ra
             return drawn
     raise DataError(
         f"{where}: {len(left):,} rows have fewer negatives than others, and there are too few other passages to give them; "
-        f"set negatives_per_row to a smaller number"
+        f"set negatives_per_row to a smaller number, or take them out of the source"
     )
 
 

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actors import storage
 from actors.encoders.spec import ModelSpec
@@ -96,7 +97,7 @@ def _tokens_a_row(job: Training, spec: ModelSpec, data: TrainingData) -> float:
     total = 0.0
     for source, count in zip(data.sources, steps, strict=True):
         rows = min(source.rows, _SAMPLED)
-        batch = collate((source, source.take(range(rows))))
+        batch: dict[str, Any] = collate((source, source.take(range(rows))))
         total += count * sum(int(batch[f"{name}_attention_mask"].sum()) for name in source.columns) / rows
     return total / sum(steps)
 

@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,6 +29,7 @@ from pipeline.train.data import HASH, LABEL, PASSAGE, QUERY, ROWS_FILE, TEXT, TE
 from pipeline.train.mining import Mining
 from pipeline.train.where import Where
 
+_ROWS = 8192  # of a part
 _KEPT = "kept"
 _SCORED = ("cosent", "pearson")
 WITH_NEGATIVES = ("infonce", "classification")
@@ -118,9 +120,12 @@ class Reader:
         self.name = f"data.{number}"
         self.read, self.left_out = 0, Counter[str]()
         self._classes: dict[str, int] = {}
+        self._is_list: dict[str, bool] = {}
         self.mining = None if source.negatives is None else Mining.of(source.negatives, f"{self.name}.negatives")
         with self._naming():
             self._types = column_types(source.uri, format=source.format)
+        if not self._types:
+            raise ConfigError(f"{self.name}.uri {source.uri!r} has no rows; name files with pairs")
         scored = source.loss in _SCORED
         self.label_kind = "number" if scored else None if source.label is None else "class"
         self._label = source.score if scored else source.label
@@ -155,8 +160,9 @@ class Reader:
             for part in read_rows(source.uri, columns, format=source.format, verdicts=self._verdicts):
                 self.read += part.rows.num_rows + part.bad.total()
                 self.left_out.update(part.bad)
-                if (rows := self._usable(part.rows)).num_rows:
-                    yield self._part(rows)
+                for start in range(0, part.rows.num_rows, _ROWS):
+                    if (rows := self._usable(part.rows.slice(start, _ROWS))).num_rows:
+                        yield self._part(rows)
 
     def _usable(self, rows: pa.Table) -> pa.Table:
         """Return the rows that meet the condition, with a query and a label."""
@@ -194,6 +200,8 @@ class Reader:
         places, texts = [np.zeros(0, np.int64)], [pa.array([], pa.string())]
         for name in self._negatives:
             column = _one(rows[name])
+            if is_text(column.type):
+                column = self._lists(name, column.cast(pa.string()))
             if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
                 place, text = pc.list_parent_indices(column), pc.list_flatten(column)
             else:
@@ -209,6 +217,21 @@ class Reader:
         order = np.flatnonzero(good)
         order = order[np.argsort(place[order], kind="stable")]
         return place[order], text.take(pa.array(order))
+
+    def _lists(self, name: str, column: pa.Array) -> pa.Array:
+        """Return a column of JSON lists as lists, and one of texts as it is.
+
+        JSON Lines and CSV have no columns of lists; their values are texts. The first values decide which of them it is.
+        """
+        values: list[str | None] = column.to_pylist()
+        if name not in self._is_list and any(values):
+            self._is_list[name] = all(_strings(value) is not None for value in values if value)
+        if not self._is_list.get(name, False):
+            return column
+        lists = [_strings(value) if value else [] for value in values]
+        if wrong := lists.count(None):
+            self.left_out["negatives that are no lists of texts"] += wrong
+        return pa.array([each or [] for each in lists], pa.list_(pa.string()))
 
     def _numbers(self, rows: pa.Table) -> pa.Array:
         """Return the scores as float32; null where there is none."""
@@ -280,7 +303,7 @@ class Reader:
         """Turn the keys of a backfill's source in messages into those of the job."""
         try:
             yield
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             keys = {"uri": "uri", "format": "format", "text": "passage", "keep": "columns", "id": "id"}
             names: Mapping[str, str] = {f"source.{key}": f"{self.name}.{name}" for key, name in keys.items()}
             message = reduce(lambda text, name: text.replace(*name), names.items(), str(error))
@@ -356,6 +379,18 @@ def keep_rows(path: Path, keep: npt.NDArray[np.bool_]) -> None:
             kept.write_batch(batch.filter(pa.array(keep[row : row + batch.num_rows])))
             row += batch.num_rows
     part.replace(path)
+
+
+def _strings(text: str) -> list[str] | None:
+    """Return the strings of a JSON list, without nulls; None if the text is something else."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        values = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    strings = [value for value in values if value is not None]
+    return strings if all(isinstance(value, str) for value in strings) else None
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import pyarrow as pa
 import sqlglot
@@ -10,7 +11,6 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from actors.errors import ConfigError
-from pipeline.curate.extra import need_module
 
 _ROW = "_row"
 
@@ -42,7 +42,8 @@ class Where:
                 f"{name} {sql!r} reads the column {missing[0]!r}, which is not there; it has {list(types)}"
             )
         self.columns = sorted(by_name[column.lower()] for column in named)
-        need_module("duckdb")
+        if find_spec("duckdb") is None:
+            raise ConfigError(f"{name} needs the package duckdb; install it with: pip install 'vectide[train]'")
         self.select(pa.table({column: pa.array([], types[column]) for column in self.columns}))
 
     def select(self, rows: pa.Table) -> pa.Table:

@@ -41,10 +41,10 @@ def build_losses(model: SentenceTransformer, job: Training, data: TrainingData) 
     )
     distillations = {
         width: _distillation(model, width, train.seed)
-        for width in sorted({source.teacher_width for source in data.sources} - {0})
+        for width in sorted({source.teacher for source in data.sources} - {0})
     }
     return {
-        source.name: _loss(source, train, model, settings, distillations.get(source.teacher_width))
+        source.name: _loss(source, train, model, settings, distillations.get(source.teacher))
         for source in data.sources
     }
 

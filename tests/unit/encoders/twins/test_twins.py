@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,14 @@ from actors.encoders.pooling import pool as pool_encoded
 from actors.encoders.twins import load_twin
 from actors.encoders.twins.base import pack_padded, pool
 from actors.errors import ConfigError, DataError, ModelError
-from tests.checkpoints import write_bert, write_jina_colbert_v2, write_jina_v1, write_jina_v2
+from tests.checkpoints import (
+    write_bert,
+    write_jina_colbert_v2,
+    write_jina_v1,
+    write_jina_v2,
+    write_jina_v3,
+    write_jina_v4,
+)
 from tests.unit.encoders.jina_v2_reference import Reference
 
 CPU = torch.device("cpu")
@@ -29,12 +38,28 @@ MODELS = {
     "v2 A": lambda folder: write_jina_v2(folder, prefix="bert.", dtype=torch.float16),
     "v2 B": lambda folder: write_jina_v2(folder, variant="B"),
 }
+# Models whose own weights are not trained: they have adapters.
+FROZEN = {
+    "v3 hub": lambda folder: write_jina_v3(folder, dtype=torch.float16),
+    "v3 native": lambda folder: write_jina_v3(folder, layout="native"),
+    "v3 fused": lambda folder: write_jina_v3(folder, layout="fused", theta=10_000.0),
+    "v4": lambda folder: write_jina_v4(folder, vision=None, dtype=torch.bfloat16),
+    "v4, new names": lambda folder: write_jina_v4(folder, vision=None, keys="new", nested=False),
+}
 TINY = {
     "bert": lambda folder: write_bert(folder, hidden=4, layers=1, inner=4, positions=8),
     "v1": lambda folder: write_jina_v1(folder, hidden=4, layers=1, heads=2, width=3, inner=4),
     "v2 A": lambda folder: write_jina_v2(folder, hidden=4, layers=1, heads=2, inner=4),
     "v2 B": lambda folder: write_jina_v2(folder, variant="B", hidden=4, layers=1, heads=2, inner=4),
+    "v3": lambda folder: write_jina_v3(folder, hidden=4, layers=1, heads=2, inner=4),
+    "v4": lambda folder: write_jina_v4(folder, vision=None, hidden=8, layers=1, heads=2, groups=1, inner=4),
 }
+
+
+def described(folder):
+    """The spec of a checkpoint; v4 needs a task."""
+    task = "text-matching" if "task_names" in json.loads((folder / "config.json").read_text()) else None
+    return describe(str(folder), dtype="float32", task=task)
 
 
 def random_ids(spec, lengths=LENGTHS):
@@ -60,9 +85,9 @@ def gradients(model):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=MODELS | FROZEN)
 def spec(request, tmp_path):
-    return describe(str(MODELS[request.param](tmp_path)), dtype="float32")
+    return described((MODELS | FROZEN)[request.param](tmp_path))
 
 
 @pytest.mark.parametrize("order", ["sorted", "mixed"])
@@ -150,7 +175,7 @@ def test_gradients_of_v2_are_those_of_its_formulas(tmp_path, variant):
 
 @pytest.mark.parametrize("name", TINY)
 def test_gradients_are_those_of_finite_differences(tmp_path, name):
-    spec = describe(str(TINY[name](tmp_path)))
+    spec = described(TINY[name](tmp_path))
     twin = load_twin(spec, dtype=torch.float64)
     lengths = np.array([3, 2, 3, 1, 5])
     batch = pack(random_ids(spec, lengths), lengths, device=CPU)
