@@ -54,7 +54,7 @@ def test_a_source_has_the_loss_of_the_stage_unless_it_names_one(stage, loss, exp
         (changed(train={"task": []}), "train.task: must be the name of an adapter, or two names"),
         (changed(train={"method": "full", "rank": 4}), "train: rank is about an adapter, and method full trains none"),
         (changed(train={"method": "full", "task": "x"}), "train: task is about an adapter, and method full trains none"),
-        (changed(train={"task": ["a", "b"], "start_from": "x"}), "start_from is one adapter, and task names two"),
+        (changed(train={"task": ["a", "b"], "start_from": "x"}), "start_from must name one adapter for each of a, b, not 1"),
         (changed(train={"stage": "joint", "method": "full"}), "stage joint trains an adapter and the projection beside it"),
         (changed(train={"stage": "joint"}, data={"loss": "cosent"}), "data.0.loss is cosent, and stage joint has only"),
         (changed(train={"detach_dense": True}), "train: detach_dense is about late interaction, and stage is pairs"),
