@@ -5,6 +5,7 @@ Torch-free but for the list of families that can be trained. The workers get the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def resolve(job: Training) -> tuple[Training, ModelSpec]:
     _check(train, spec, facts)
     found: dict[str, Any] = {"max_tokens": spec.max_tokens}
     if train.method == "lora":
-        own = _start_size(train.start_from, spec, facts) if train.start_from else own_rank(spec)
+        own = _start_sizes(train.start_from, spec, facts) if train.start_from else own_rank(spec)
         rank = train.rank or (own[0] if own else _RANK)
         alpha = train.alpha or (own[1] * rank / own[0] if own else 2.0 * rank)
         found |= {"rank": rank, "alpha": alpha, "task": train.tasks}
@@ -138,6 +139,18 @@ def _check_layout(job: Training, spec: ModelSpec, facts: FamilyFacts) -> None:
             f"train.rank is {train.rank} and train.alpha {train.alpha:g}, and all adapters in a checkpoint like {spec.model} have "
             f"rank {own[0]} and alpha {own[1]:g}; leave both out, or give the adapter a new name and leave out.checkpoint out"
         )
+
+
+def _start_sizes(start_from: Sequence[str], spec: ModelSpec, facts: FamilyFacts) -> tuple[int, float]:
+    """Return rank and alpha of the adapters to start from, after the check that they are of this model and of one size."""
+    sizes = {each: _start_size(each, spec, facts) for each in start_from}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{each} rank {rank} and alpha {alpha:g}" for each, (rank, alpha) in sizes.items())
+        raise ConfigError(
+            f"adapters that are trained together have one rank and one alpha, and train.start_from has {found}; train them "
+            f"one by one, or leave start_from out"
+        )
+    return next(iter(sizes.values()))
 
 
 def _start_size(start_from: str, spec: ModelSpec, facts: FamilyFacts) -> tuple[int, float]:

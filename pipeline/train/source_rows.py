@@ -203,7 +203,7 @@ class Reader:
             column = _one(rows[name])
             if is_text(column.type):
                 column = self._lists(name, column.cast(pa.string()))
-            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            if _is_list(column.type):
                 place, text = pc.list_parent_indices(column), pc.list_flatten(column)
             else:
                 place, text = pa.array(np.arange(len(column))), column
@@ -294,8 +294,7 @@ class Reader:
         )
         for name in names:
             kind = self._types.get(name, pa.null())
-            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-            if not (is_list and is_text(kind.value_type)):
+            if not (_is_list(kind) and is_text(kind.value_type)):
                 self._need("negative_columns", name)
         return list(names)
 
@@ -392,6 +391,10 @@ def _strings(text: str) -> list[str] | None:
         return None
     strings = [value for value in values if value is not None]
     return strings if all(isinstance(value, str) for value in strings) else None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -46,16 +46,15 @@ class Where:
         if find_spec("duckdb") is None:
             raise ConfigError(f"{name} needs the package duckdb; install it with: pip install 'vectide[train]'")
         empty = pa.table({column: pa.array([], types[column]) for column in self.columns})
+        self.select(empty)
         kind = self._ask("select ({sql}) from rows", empty).description[0][1]
         if str(kind) not in ("BOOLEAN", "NULL"):
             raise ConfigError(f"{name} {sql!r} is {str(kind).lower()} and not boolean; compare it with a value")
 
     def select(self, rows: pa.Table) -> pa.Table:
         """Return the rows that meet the condition, in their order; a condition that is null is not met."""
-        numbers = pa.array(range(rows.num_rows), pa.int64())
-        numbered = rows.select(self.columns).append_column(_ROW, numbers)
         query = f"select {_ROW} from rows where ({{sql}}) order by {_ROW}"  # noqa: S608
-        found = self._ask(query, numbered).fetchnumpy()[_ROW]
+        found = self._ask(query, rows).fetchnumpy()[_ROW]
         return rows.take(pa.array(found, pa.int64()))
 
     def _ask(self, query: str, rows: pa.Table) -> Any:
@@ -63,7 +62,8 @@ class Where:
         import duckdb
 
         connection = duckdb.connect(config={"enable_external_access": "false"})
-        connection.register("rows", rows)
+        numbers = pa.array(range(rows.num_rows), pa.int64())
+        connection.register("rows", rows.select(self.columns).append_column(_ROW, numbers))
         try:
             # The line break ends a comment of the condition.
             return connection.execute(query.replace("{sql}", f"{self._sql}\n"))
