@@ -28,7 +28,7 @@ from pipeline.scan.table_scan import TableScan
 from pipeline.table import delta_table
 from pipeline.train.data import NEGATIVES_FILE, TEXTS_FILE, Ints, text_hashes
 from pipeline.train.mining import Mining
-from pipeline.train.source_rows import TEXTS, Found
+from pipeline.train.writer import TEXTS, Found
 
 _ATTEMPTS = 100
 _BLOCK_ROWS = 1 << 18
