@@ -22,8 +22,9 @@ from pipeline.job.training import Training
 from pipeline.plan.rows import state_of
 from pipeline.train.data import DATA_FILE, ROWS_FILE, Source, TrainingData, open_data, write_data
 from pipeline.train.negatives import add_mined, write_negatives
-from pipeline.train.source_rows import WITH_NEGATIVES, Reader, Writer, keep_rows
+from pipeline.train.source_rows import WITH_NEGATIVES, Reader
 from pipeline.train.teacher import Teacher
+from pipeline.train.writer import Writer, keep_rows
 
 _FORMAT = 1  # of the files; another one is another folder
 
