@@ -18,7 +18,7 @@ MODEL = $(shell $(BIN)/python -c "from importlib.util import find_spec as find; 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test s3-servers browser test-data test-web test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu docs format clean
+.PHONY: help setup demo demo-train test s3-servers browser test-data test-web test-s3 test-azure test-gcs test-cluster lint type test-unit test-integration bench bench-scale bench-gpu docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ demo: $(READY_DEMO) ## Install the core only, embed 5,000 docstrings on this mac
 	$(SEARCH) "how do I read a compressed file line by line"
 	$(SEARCH) "pick a random element from a list"
 	$(SEARCH) "shortest path between two nodes of a graph"
+
+demo-train: $(READY) ## Fine-tune a model, measure it on held-out queries, re-embed a table, roll back; ten minutes
+	-tests/truth/install.sh
+	$(BIN)/python -m benchmarks training --demo
 
 test: $(READY) ## Lint, types, unit and integration tests
 	$(BIN)/ruff check .

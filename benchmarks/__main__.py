@@ -293,6 +293,37 @@ def negation(
 
 
 @app.command()
+def training(  # noqa: PLR0917  (typer calls it by name)
+    model: Model = None,
+    out: Out = DOCS,
+    wordnet: Annotated[
+        Path | None, typer.Option(help="Folder of WordNet 3.0; that of `make test-data` or of Debian without it.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings with mined and with random negatives each.")] = 3,
+    pairs: Annotated[int, typer.Option(min=500, help="Pairs to train on.")] = 6_000,
+    demo: Annotated[bool, typer.Option("--demo", help="Run the loop once, as `make demo-train`; no page.")] = False,
+    work: Annotated[Path, typer.Option(help="Folder to work in; emptied.")] = WORK / "training",
+) -> None:
+    """From a table with a stock model to one with a trained one: what held-out queries gain, and what others lose."""
+    import shutil
+
+    from benchmarks import training as loop
+    from benchmarks.race.engine import today
+    from benchmarks.reverse_dictionary import find_wordnet
+
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    place, date = wordnet or find_wordnet(), today()
+    if demo:
+        loop.demo(work, model or packaged_model(), place, pairs=pairs)
+        return
+    if place is None:
+        raise typer.BadParameter("WordNet is not on this machine; make test-data fetches it", param_hint="--wordnet")
+    found = loop.measure(work, model or packaged_model(), place, seeds=seeds, pairs=pairs)
+    write_page(out / f"training_cpu_{date}.md", loop.markdown(*found, pairs=pairs, command=command(), date=date))
+
+
+@app.command()
 def curation(
     step: Annotated[Literal["language", "consistency"], typer.Argument(help="Step of a curation.")],
     out: Out = DOCS,

@@ -34,7 +34,6 @@ from pipeline.train.evaluate import Comparison, read_held_out
 
 TASK = "dictionary"
 HELD_OUT = 1_000
-PAIRS = 6_000
 NEGATIVES = 1  # of a pair
 MAX_TOKENS = 64
 SETTINGS: dict[str, Any] = {
@@ -104,7 +103,7 @@ class Shell:
         return done.stdout
 
 
-def entries(wordnet: Path | None, pairs: int = PAIRS) -> tuple[list[Entry], list[Entry]]:
+def entries(wordnet: Path | None, pairs: int) -> tuple[list[Entry], list[Entry]]:
     """Return entries to train on and held-out ones: of WordNet, or signatures where it is not there."""
     if wordnet is None:
         print("WordNet is not on this machine (make test-data fetches it): signatures of Python take its place")
@@ -118,7 +117,7 @@ def prepare(shell: Shell, folder: Path, model: Path, train: Sequence[Entry], hel
     for name, corpus in (("words", files.corpus), ("dictionary", files.documents)):
         job = {
             "source": {"uri": corpus.name, "id": "id", "text": "text"},
-            "table": {"uri": name},
+            "table": {"uri": name, "keep_text": True},
             "encoder": {"model": str(model), "max_tokens": MAX_TOKENS},
             "run": {"address": "inline"},
         }
@@ -174,10 +173,10 @@ def deploy(shell: Shell, adapter: str) -> Loop:
     return Loop(before, after, rolled_back, Difference(**both["rows"][1]["differences"]["nDCG@10"]), gate)
 
 
-def demo(folder: Path, model: Path, wordnet: Path | None) -> None:
+def demo(folder: Path, model: Path, wordnet: Path | None, *, pairs: int) -> None:
     """Run the loop once; the last line is the result."""
     shell = Shell(folder)
-    train, held_out = entries(wordnet)
+    train, held_out = entries(wordnet, pairs)
     prepare(shell, folder, model, train, held_out)
     mine(shell)
     shell.run("train", write_training(folder, model, "trained", negatives="mined"))

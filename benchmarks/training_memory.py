@@ -90,10 +90,17 @@ def markdown(results: list[dict[str, Any]], *, budget_tokens: int, command: str,
     """Return the page of a measurement."""
     lines = [f"# Memory of a training step, {date}", "", f"`{command}`, commit {commit()}.", ""]
     lines += [f"{hardware()}. {versions('torch', 'sentence-transformers', 'peft')}.", ""]
-    lines += [f"One step of an adapter of rank 16 on all-MiniLM-L6-v2 with pairs of texts of {_TOKENS[0]} to {_TOKENS[1]} tokens,"]
-    lines += [f"{budget_tokens:,} tokens at once. The memory is the peak of the process, and in it that of the step: what it has"]
+    lines += [
+        f"One step of an adapter of rank 16 on all-MiniLM-L6-v2 with pairs of texts of {_TOKENS[0]} to {_TOKENS[1]} tokens,"
+    ]
+    lines += [
+        f"{budget_tokens:,} tokens at once. The memory is the peak of the process, and in it that of the step: what it has"
+    ]
     lines += ["beside modules and model. The ratio is that of the peak to the one with the fewest rows.", ""]
-    lines += ["| loss | rows | tokens | peak, MiB | of the step, MiB | ratio | seconds |", "|---|---:|---:|---:|---:|---:|---:|"]
+    lines += [
+        "| loss | rows | tokens | peak, MiB | of the step, MiB | ratio | seconds |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for each in results:
         first = next(other for other in results if other["loss"] == each["loss"])
         step, ratio = each["peak"] - each["before"], each["peak"] / first["peak"]

@@ -35,6 +35,7 @@ from actors.encoders.settings import AdapterSettings, EncoderSettings
 from actors.encoders.spec import ModelSpec
 from actors.encoders.weight_files import read_tensors
 from actors.errors import ConfigError, ModelError
+from pipeline.train.record import read_record
 
 Method = Literal["linear", "slerp"]
 _PARALLEL = 1e-6  # sine of an angle below which there is no arc between two tensors
@@ -160,8 +161,10 @@ def _adapters(
         )
     base = model or named[0]
     revision = None if model is not None else configs[0].get("revision")
-    for number, folder in enumerate(folders):  # raises, if it does not fit the base
-        describe(_with_adapter(base, revision, str(folder), f"soup{number}"))
+    for place, folder in results:
+        spec = describe(_with_adapter(base, revision, str(folder), "soup"))  # raises, if it does not fit the base
+        if _trained_from(folder) not in (None, spec.weights_sha256):
+            raise ConfigError(f"{place!r} was trained on another model than {base!r}, by the record of its training")
     tensors = [load_file(folder / WEIGHTS) for folder in folders]
     for place, each in zip(places, tensors, strict=True):
         if other := tensors[0].keys() ^ each.keys():
@@ -235,6 +238,11 @@ def _models(results: Sequence[_Result], shares: Sequence[float], method: Method,
             raise ConfigError(f"{places[0]!r} and {place!r} are not of one layout: they differ in {min(other)!r}")
         if lora := next((name for name in each if "lora_" in name), None):
             raise ConfigError(f"{place!r} has adapters inside ({lora!r}); name the folders of its adapters instead")
+    bases = {place: base for place, folder in results if (base := _trained_from(folder)) is not None}
+    if len(set(bases.values())) > 1:
+        raise ConfigError(
+            f"{' and '.join(map(repr, bases))} were not trained from one base, by the records of their trainings"
+        )
     target = storage.local_path(out)
     made = target.with_name(f"{target.name}.part")
     _copy(folders[0], made)
@@ -244,6 +252,12 @@ def _models(results: Sequence[_Result], shares: Sequence[float], method: Method,
     _try(describe(EncoderSettings(str(made), dtype="float32")))
     made.rename(target)
     return Souped(out, "model", None, tuple(shares), None, layers)
+
+
+def _trained_from(folder: Path) -> str | None:
+    """Return the hash of the base's weights, if the result is still where `vectide train` has written it."""
+    records = map(read_record, map(str, folder.absolute().parents[:2]))  # of <out>/model, and of <out>/adapters/<name>
+    return next((record.settings.get("train.model.weights") for record in records if record is not None), None)
 
 
 def _words(attribute: str) -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from actors.encoders import describe, load_encoder
 from actors.encoders.settings import AdapterSettings
 from actors.errors import ConfigError, ModelError
+from pipeline.train.record import Record
 from pipeline.train.soups import coefficients, soup
 from tests.checkpoints import write_bert, write_jina_v3
 from tests.checkpoints.jina_v3 import write_peft
@@ -158,6 +159,24 @@ def test_results_that_do_not_fit_together_are_refused_and_leave_nothing(tmp_path
     with pytest.raises(ConfigError, match="has a config.json already"):
         soup([str(a), str(b)], str(model))
     assert not (tmp_path / "out").exists()
+
+
+def test_results_whose_records_name_other_weights_are_refused(tmp_path, base):
+    def trained(name, seed, weights):
+        Record({"train.model.weights": weights}, data="").write(str(tmp_path / name))
+        adapter(tmp_path / name / "adapters" / "x", base, seed=seed)
+        write_bert(tmp_path / name / "model", seed=seed, layers=1)
+        return tmp_path / name
+
+    here = describe(str(base), dtype="float32").weights_sha256
+    a, b, other = trained("a", 1, here), trained("b", 2, here), trained("other", 3, "0" * 64)
+    for kind, message in (
+        ("adapters/x", "other/adapters/x' was trained on another model than"),
+        ("model", "not trained from one base"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            soup([str(a / kind), str(other / kind)], str(tmp_path / "out"))
+        soup([str(a / kind), str(b / kind)], str(tmp_path / "made" / kind))
 
 
 def test_adapters_whose_base_has_moved_are_combined_by_its_new_name(tmp_path, base):
