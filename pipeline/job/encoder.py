@@ -116,8 +116,8 @@ class Encoder(Section):
         default={},
         exclude_if=lambda adapters: not adapters,  # a job without them is written as before there were any
         description=(
-            "LoRA adapters to add to a model of Jina v3 or v4, by name, as in `{legal: adapters/legal}`; `task` or "
-            "`source.task_column` then names them."
+            "LoRA adapters to add to a BERT-like model or to one of Jina v2, v3 or v4, by name, as in "
+            "`{legal: adapters/legal}`; `task` or `source.task_column` then names them."
         ),
     )
 

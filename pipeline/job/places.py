@@ -23,10 +23,12 @@ def places(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]
             yield f"data.{number}.texts.uri", source["texts"], "uri"
 
 
-def models(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+def models(document: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield the same of each model and adapter, which may be a folder of this machine, or a name on the Hub or in a model."""
-    for name, key in (("encoder", "model"), ("train", "model"), ("train", "start_from")):
-        if document.get(name, {}).get(key):
-            yield f"{name}.{key}", document[name], key
+    for name in ("encoder", "train"):
+        if document.get(name, {}).get("model"):
+            yield f"{name}.model", document[name], "model"
+    starts = document.get("train", {}).get("start_from") or []
+    yield from (("train.start_from", starts, number) for number in range(len(starts)))
     for step in document.get("steps", ()):
         yield from (("model", settings, "model") for settings in step.values() if settings.get("model"))

@@ -88,8 +88,12 @@ class Train(Section):
             "Name of the adapter, or two names for one of queries and one of passages, trained together; by default `trained`."
         ),
     )
-    start_from: Uri | None = Field(
-        default=None, description="PEFT folder of an adapter to continue from; by default a new one is made."
+    start_from: Annotated[tuple[Uri, ...], BeforeValidator(as_list)] | None = Field(
+        default=None,
+        description=(
+            "Adapter to continue from, one for each name of `task`: a PEFT folder, or a task of the model that has its own; "
+            "by default new ones are made."
+        ),
     )
     rank: _Positive | None = Field(
         default=None, description="Rank of the adapter; by default that of the model's own adapters, else 16."
@@ -162,8 +166,10 @@ class Train(Section):
                 raise ValueError(
                     f"{set_[0]} is about an adapter, and method full trains none; leave it out, or set method: lora"
                 )
-        if self.start_from is not None and len(self.tasks) > 1:
-            raise ValueError("start_from is one adapter, and task names two; name one, or leave start_from out")
+        if self.start_from is not None and len(self.start_from) != len(self.tasks):
+            raise ValueError(
+                f"start_from must name one adapter for each of {', '.join(self.tasks)}, not {len(self.start_from)}; or leave it out"
+            )
         if self.detach_dense and self.stage != "joint":
             raise ValueError(f"detach_dense is about late interaction, and stage is {self.stage}; leave it out")
         if self.stage == "joint" and self.method == "full":
@@ -189,7 +195,11 @@ class DataSource(Section):
         default="auto", description="File format; `auto` takes the format that the file ending names."
     )
     where: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="SQL condition on the rows' columns, such as `kept`; by default all rows are taken."
+        default=None,
+        description=(
+            "SQL condition on the rows' columns, such as `lang = 'en'`; by default all rows are taken, of a table of `vectide "
+            "curate` the kept ones."
+        ),
     )
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         default=1.0, description="Weight with which a step takes this source, as a multiple of its share of the rows."
@@ -201,14 +211,15 @@ class DataSource(Section):
     )
     negative_columns: Annotated[Columns, Field(min_length=1)] | None = Field(
         default=None,
-        description="Columns of negatives; by default `negative`, or `negative_1`, `negative_2` and so on where there are any.",
+        description="Columns of negatives, also of lists; by default `negative`, `negatives`, `negative_1` and so on.",
     )
     negatives_per_row: _Positive | None = Field(
         default=None,
         description="Negatives of a row; rows with less get those of other rows; by default the largest number that a row has.",
     )
     texts: Texts | None = Field(
-        default=None, description="Texts of the ids in `negatives`; by default the passages of this source."
+        default=None,
+        description="Texts of the ids in `negatives`; by default those that the mined table stores (`table.keep_text`).",
     )
     score: _Column = Field(default="score", description="Column of the score of a pair, for `cosent` and `pearson`.")
     label: _Column | None = Field(
@@ -320,7 +331,8 @@ class Training(Section):
                 raise ValueError(
                     f"{place}.label names a class, and loss {source.loss} has none; set loss: classification or separation"
                 )
-            if source.loss in ("cosent", "pearson", "separation") and (source.negatives or source.negative_columns):
+            of_negatives = (source.negatives, source.negative_columns, source.negatives_per_row)
+            if source.loss in ("cosent", "pearson", "separation") and any(of_negatives):
                 raise ValueError(f"{place} has negatives, which loss {source.loss} does not use; leave them out")
             if source.teacher is not None and not self.train.distill:
                 raise ValueError(f"{place}.teacher is used with train.distill only; set its weight, as in distill: 1.0")

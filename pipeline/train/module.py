@@ -119,7 +119,7 @@ def embedding_model(
     rank: int = 0,
     alpha: float = 0.0,
     seed: int = 0,
-    start_from: str | None = None,
+    start_from: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> SentenceTransformer:
@@ -131,7 +131,7 @@ def embedding_model(
         rank: Of the adapters' factors.
         alpha: Numerator of the factors' scale.
         seed: Of the adapters' first values.
-        start_from: The adapter with which each begins, see `start_factors`; None begins with one that changes nothing.
+        start_from: The adapters with which they begin, one each, see `start_factors`; None: adapters that change nothing.
         dtype: Type of the parameters.
         device: Device of the parameters.
 
@@ -141,8 +141,8 @@ def embedding_model(
     """
     twin = load_twin(spec, dtype=dtype, device=device)
     if tasks:
-        start = None if start_from is None else start_factors(twin, start_from)
-        add_lora(twin, tasks, rank=rank, alpha=alpha, seed=seed, start=start)
+        starts = [start_factors(twin, each) for each in start_from or ()]
+        add_lora(twin, tasks, rank=rank, alpha=alpha, seed=seed, starts=starts)
     return SentenceTransformer(modules=[EmbeddingModule(twin, tasks)], device=str(device))
 
 

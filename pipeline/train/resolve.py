@@ -5,15 +5,18 @@ Torch-free but for the list of families that can be trained. The workers get the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from actors.encoders.checkpoint import read_json, understanding
+from actors.encoders import checkpoint
+from actors.encoders.families import jina_v4_layout
 from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts
-from actors.encoders.lora.files import CONFIG, adapter_folder, read_adapter, takes_no_adapters
+from actors.encoders.lora.files import CONFIG, adapter_folder, read_adapter
 from actors.encoders.lora.published import own_rank
+from actors.encoders.repository import read_repository
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.spec import ModelSpec, describe, folder_of
 from actors.encoders.weight_files import read_tensors
@@ -24,8 +27,6 @@ _RANK = 16
 _PACKAGES = ("sentence_transformers", "accelerate", "datasets", "peft")
 # Families whose weights are never trained, because the adapters in their checkpoint belong to them.
 _FROZEN = ("jina_v3", "jina_v4")
-# The task whose prompts the texts of a new adapter get, in a model that needs a task.
-_PROMPTS_OF = "retrieval.passage"
 
 
 def resolve(job: Training) -> tuple[Training, ModelSpec]:
@@ -43,7 +44,7 @@ def resolve(job: Training) -> tuple[Training, ModelSpec]:
     _check(train, spec, facts)
     found: dict[str, Any] = {"max_tokens": spec.max_tokens}
     if train.method == "lora":
-        own = _start_size(train.start_from, spec, facts) if train.start_from else own_rank(spec)
+        own = _start_sizes(train.start_from, spec, facts) if train.start_from else own_rank(spec)
         rank = train.rank or (own[0] if own else _RANK)
         alpha = train.alpha or (own[1] * rank / own[0] if own else 2.0 * rank)
         found |= {"rank": rank, "alpha": alpha, "task": train.tasks}
@@ -64,9 +65,12 @@ def facts_of(spec: ModelSpec) -> FamilyFacts:
     Raises:
         ModelError: the checkpoint on this machine is incomplete.
     """
-    folder = folder_of(spec)
-    with understanding(folder):
-        return detect(read_json(folder / "config.json"), read_tensors(folder)[1], where=str(folder))[0]
+    return _facts_at(folder_of(spec))
+
+
+def _facts_at(folder: Path) -> FamilyFacts:
+    with checkpoint.understanding(folder):
+        return detect(checkpoint.read_json(folder / "config.json"), read_tensors(folder)[1], where=str(folder))[0]
 
 
 def _describe(train: Train) -> ModelSpec:
@@ -80,8 +84,11 @@ def _describe(train: Train) -> ModelSpec:
     }
     try:
         spec = describe(EncoderSettings(train.model, **settings))
-    except TaskMissing:
-        spec = describe(EncoderSettings(train.model, task=_PROMPTS_OF, **settings))
+    except TaskMissing:  # the prompts of a new adapter are those of a task for passages
+        root, _ = checkpoint.resolve(train.model, train.revision)
+        tasks = _facts_at(read_repository(root).folder).tasks
+        task = next((task for task in tasks if task.endswith("passage")), tasks[0])
+        spec = describe(EncoderSettings(train.model, task=task, **settings))
     known = [task for task in train.tasks if task in spec.tasks]
     return spec.with_task(known[-1]) if known else spec
 
@@ -95,11 +102,18 @@ def _check(train: Train, spec: ModelSpec, facts: FamilyFacts) -> None:
             f"{', '.join(TWINS)}"
         )
     if train.method == "lora" and not facts.targets:
-        raise takes_no_adapters(spec.model, spec.family)
+        raise ConfigError(
+            f"train.method is lora, and {spec.model} is of family {spec.family!r}, to which the encoder adds no adapter; set "
+            f"method: full"
+        )
     if train.method == "full" and spec.family in _FROZEN:
         raise ConfigError(
             f"train.method is full, and the weights of {spec.model} carry its own adapters, which would no longer fit; set "
             f"method: lora"
+        )
+    if spec.family == "jina_v4" and len({jina_v4_layout.adapter_of(task) for task in train.tasks}) < len(train.tasks):
+        raise ConfigError(
+            f"train.task names {' and '.join(train.tasks)}, which share an adapter in {spec.model}; name one of them"
         )
     if wide := [dim for dim in train.matryoshka if dim >= spec.hidden]:
         raise ConfigError(
@@ -127,13 +141,25 @@ def _check_layout(job: Training, spec: ModelSpec, facts: FamilyFacts) -> None:
         )
 
 
+def _start_sizes(start_from: Sequence[str], spec: ModelSpec, facts: FamilyFacts) -> tuple[int, float]:
+    """Return rank and alpha of the adapters to start from, after the check that they are of this model and of one size."""
+    sizes = {each: _start_size(each, spec, facts) for each in start_from}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{each} rank {rank} and alpha {alpha:g}" for each, (rank, alpha) in sizes.items())
+        raise ConfigError(
+            f"adapters that are trained together have one rank and one alpha, and train.start_from has {found}; train them "
+            f"one by one, or leave start_from out"
+        )
+    return next(iter(sizes.values()))
+
+
 def _start_size(start_from: str, spec: ModelSpec, facts: FamilyFacts) -> tuple[int, float]:
     """Return rank and alpha of the adapter to start from, after the check that it is one of this model."""
-    if start_from in spec.tasks and (own := own_rank(spec)) is not None:
+    if start_from in (*spec.tasks, *facts.adapters) and (own := own_rank(spec)) is not None:
         return own
     with adapter_folder("train.start_from", start_from) as folder:
         files = read_adapter(folder, facts.targets)
-        config = read_json(folder / CONFIG)
+        config = checkpoint.read_json(folder / CONFIG)
         _check_base(config.get("base_model_name_or_path"), spec)
         return int(config["r"]), files.scale * config["r"]
 

@@ -28,7 +28,7 @@ from pipeline.table.versions import rollback
 from tests.checkpoints.bert import write_bert
 from tests.checkpoints.jina_v1 import write_jina_v1
 from tests.checkpoints.jina_v2 import write_jina_v2
-from tests.checkpoints.jina_v3 import write_jina_v3
+from tests.checkpoints.jina_v3 import write_jina_v3, write_peft
 from tests.integration.conftest import make_job, rows, write_corpus
 from tests.unit.encoders.jina_v3_oracle import Oracle
 
@@ -232,11 +232,32 @@ def test_names_of_tasks_are_refused_for_adapters(make, trained):
             estimate(job)
 
 
-@pytest.mark.parametrize("write", [write_bert, write_jina_v1, write_jina_v2])
-def test_models_without_lora_name_those_with_it(tmp_path, make, trained, write):
-    job = make(encoder__model=str(write(tmp_path / "model")), encoder__dtype="float32", **legal(trained))
-    with pytest.raises(ConfigError, match="takes no LoRA adapters; Jina v3 and v4 do"):
+def test_a_model_without_lora_names_those_with_it(tmp_path, make, trained):
+    job = make(encoder__model=str(write_jina_v1(tmp_path / "model")), encoder__dtype="float32", **legal(trained))
+    with pytest.raises(ConfigError, match="takes no LoRA adapters; BERT-like models and Jina v2, v3 and v4 do"):
         estimate(job)
+
+
+@pytest.mark.parametrize(("write", "width"), [(write_bert, 32), (write_jina_v2, 48)])
+def test_a_small_model_takes_an_adapter_behind_the_gate(tmp_path, make, reporter, write, width):
+    model = str(write(tmp_path / "model", layers=1))
+    stem = "base_model.model.encoder.layer.0.attention.self.query.lora"
+    factors = {f"{stem}_A.weight": torch.ones(2, width), f"{stem}_B.weight": torch.randn(width, 2)}
+    adapter = str(write_peft(tmp_path / "legal", factors, r=2))
+    legal = {"encoder__adapters": {"legal": adapter}, "encoder__task": "legal"}
+    base = {"encoder__model": model, "encoder__dtype": "float32"}
+    backfill(make(**base), reporter)
+    with pytest.raises(GateClosed, match="readers stay on version 1"):
+        refresh(make(**base, **legal, generation__min_agreement=1.0), reporter)
+    assert refresh(make(**base, **legal, generation__min_agreement=0.0), reporter).published
+    encoder = load_encoder(model, dtype="float32")
+    encoder.adapters.load("legal", tmp_path / "legal")
+    expected = encoder.encode([text_of(row) for row in rows(30)], task="legal")
+    stored = vectors_of(tmp_path / "table")
+    for row, vector in zip(rows(30), expected, strict=True):
+        np.testing.assert_allclose(stored[row["id"]], vector, atol=1e-3)
+    (hits,) = Searcher(str(tmp_path / "table")).search([text_of(rows(30)[3])], k=1)
+    assert (hits[0].id, round(hits[0].score, 3)) == (rows(30)[3]["id"], 1.0)
 
 
 @pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "auto"])

@@ -74,6 +74,8 @@ class AdapterRegistry:
         """
         spec = self._encoder.spec
         check_task(name, spec.tasks, where=spec.model)
+        if name not in self.names:
+            raise ConfigError(f"{name!r} is a task of {spec.model} without an adapter, so there is nothing to remove.")
         names = next((ref.tasks for ref in spec.adapters if ref.tasks[0] == name), (name,))
         if spec.task in names:
             raise ConfigError(f"adapter {name!r} is the encoder's own task. Load an encoder with another task first.")

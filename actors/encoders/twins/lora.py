@@ -27,7 +27,7 @@ def add_lora(
     rank: int,
     alpha: float,
     seed: int,
-    start: LoraFactors | None = None,
+    starts: Sequence[LoraFactors] = (),
 ) -> None:
     """Freezes a twin and adds an adapter for each name to all its linear layers. The last one is in use.
 
@@ -39,19 +39,21 @@ def add_lora(
         rank: Rank of the factors.
         alpha: Numerator of their scale.
         seed: Of the random numbers in the down factors.
-        start: Factors with which each adapter starts. Adapters of tables are added only for the tables that it changes.
+        starts: Factors with which the adapters start, one for each; empty: as new ones. Adapters of tables are added only
+            for the tables that one of them changes.
 
     Raises:
-        ConfigError: `start` has another rank or alpha.
+        ConfigError: One of `starts` has another rank or alpha.
     """
-    start = start or LoraFactors(rank, alpha, {})
-    if (start.rank, start.alpha) != (rank, alpha):
-        raise ConfigError(
-            f"train.start_from is an adapter with rank {start.rank} and alpha {start.alpha:g}, and the job has rank {rank} and "
-            f"alpha {alpha:g}. An adapter keeps both while it is trained: leave train.rank and train.alpha out, or set them so."
-        )
+    for start in starts:
+        if (start.rank, start.alpha) != (rank, alpha):
+            raise ConfigError(
+                f"train.start_from is an adapter with rank {start.rank} and alpha {start.alpha:g}, and the job has rank {rank} and "
+                f"alpha {alpha:g}. An adapter keeps both while it is trained: leave train.rank and train.alpha out, or set them so."
+            )
     linear = [name for name in modules_of(twin) if isinstance(twin.get_submodule(name), nn.Linear)]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted({*linear, *start.pairs}))  # type: ignore[arg-type]
+    modules = sorted({*linear, *(module for start in starts for module in start.pairs)})
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules)  # type: ignore[arg-type]
     twin.requires_grad_(requires_grad=False)
     first, *others = (_inside(name) for name in names)
     with torch.random.fork_rng(devices=[]):
@@ -59,7 +61,7 @@ def add_lora(
         injected = LoraModel(twin, dict.fromkeys((first, *others), config), first)
         for other in others:
             injected.inject_adapter(twin, other)
-    for name in names:
+    for name, start in zip(names, starts, strict=bool(starts)):
         _put(twin, name, start)
     use_lora(twin, names[-1])
 
@@ -69,13 +71,13 @@ def start_factors(twin: Twin, start_from: str) -> LoraFactors:
 
     Args:
         twin: The model.
-        start_from: A task for which the checkpoint of the model has an adapter, or a PEFT folder: a directory, a URL or a
-            hub id.
+        start_from: An adapter of the model's checkpoint by its name or its task, or a PEFT folder: a directory, a URL or
+            a hub id.
 
     Raises:
         ModelError: The adapter is missing, or does not fit the model.
     """
-    if start_from in twin.facts.tasks:
+    if start_from in (*twin.facts.tasks, *twin.facts.adapters):
         return published_factors(twin, start_from)
     with adapter_folder(start_from, start_from) as folder:
         return folder_factors(twin, folder)

@@ -44,8 +44,7 @@ def build_losses(model: SentenceTransformer, job: Training, data: TrainingData) 
         for width in sorted({source.teacher for source in data.sources} - {0})
     }
     return {
-        source.name: _loss(source, train, model, settings, distillations.get(source.teacher))
-        for source in data.sources
+        source.name: _loss(source, train, model, settings, distillations.get(source.teacher)) for source in data.sources
     }
 
 

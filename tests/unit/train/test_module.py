@@ -145,7 +145,7 @@ def test_autocast_to_bfloat16_gives_float32_vectors_near_the_exact_ones(model):
 
 def test_a_start_is_where_the_training_begins(model, spec, tmp_path):
     save_factors(model[0].twin, factors_of(model[0].twin, "ask"), tmp_path / "ask")
-    again = embedding_model(spec, tasks=["more"], rank=2, alpha=4, seed=7, start_from=str(tmp_path / "ask"))
+    again = embedding_model(spec, tasks=["more"], rank=2, alpha=4, seed=7, start_from=[str(tmp_path / "ask")])
     np.testing.assert_allclose(again.encode(SENTENCES), model.encode(SENTENCES, task="ask"), atol=1e-6)
 
 

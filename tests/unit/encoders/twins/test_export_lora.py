@@ -57,7 +57,7 @@ def v4_twin(folder, outputs=BOTH, **settings):
 
 def trained(twin, start=None, *, rank=4, alpha=1.0):
     """The factors of an adapter that has moved from its start; it is in use in the twin."""
-    add_lora(twin, ["a"], rank=rank, alpha=alpha, seed=0, start=start)
+    add_lora(twin, ["a"], rank=rank, alpha=alpha, seed=0, starts=[start] if start else [])
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -110,9 +110,18 @@ def test_the_adapters_of_v4_are_a_start_under_both_names(v4):
     twin = v4_twin(v4)
     start = published_factors(twin, "code")
     assert (start.rank, start.alpha, len(start.pairs)) == (4, 8.0, 8)
+    assert equal(start, start_factors(twin, "code"))
     assert equal(start, start_factors(twin, "code.passage"))
     dense = published_factors(v4_twin(v4, ("dense",)), "code")
     assert start.pairs.keys() - dense.pairs.keys() == {"multi_vector_projector"}
+
+
+def test_adapters_that_are_trained_together_each_have_their_start(v3):
+    twin = v3_twin(v3["hub"])
+    starts = [published_factors(twin, task) for task in TASKS[:2]]
+    add_lora(twin, TASKS[:2], rank=4, alpha=1.0, seed=0, starts=starts)
+    assert [equal(factors_of(twin, task), start) for task, start in zip(TASKS, starts, strict=False)] == [True, True]
+    assert not equal(*starts)
 
 
 def test_a_start_that_the_model_does_not_have_is_refused(v3, tmp_path):

@@ -174,7 +174,7 @@ def test_a_saved_adapter_is_read_again(twin, tmp_path):
     start = start_factors(twin, str(tmp_path / "one"))
     assert (start.rank, start.alpha) == (2, 6)
     other = load_twin(twin.spec)
-    add_lora(other, ["legal"], rank=2, alpha=6, seed=9, start=start)
+    add_lora(other, ["legal"], rank=2, alpha=6, seed=9, starts=[start])
     again = factors_of(other, "legal")
     assert again.pairs.keys() == trained.pairs.keys()
     for module, pair in trained.pairs.items():
@@ -193,7 +193,7 @@ def test_a_start_may_change_few_layers_and_a_table(bert):
             "embeddings.word_embeddings": (torch.ones(2, words), torch.ones(32, 2)),
         },
     )
-    add_lora(twin, ["a"], rank=2, alpha=4.0, seed=0, start=start)
+    add_lora(twin, ["a"], rank=2, alpha=4.0, seed=0, starts=[start])
     got = factors_of(twin, "a").pairs
     assert all(torch.equal(got[m][i], start.pairs[m][i]) for m in start.pairs for i in (0, 1))
     assert len(got) == 7
@@ -204,7 +204,7 @@ def test_a_start_may_change_few_layers_and_a_table(bert):
 def test_a_start_of_another_rank_or_scale_is_refused(twin, bert, rank, alpha):
     other = load_twin(describe(str(bert)))
     with pytest.raises(ConfigError, match=rf"with rank 2 and alpha 6, and the job has rank {rank} and alpha {alpha}"):
-        add_lora(other, ["a"], rank=rank, alpha=alpha, seed=0, start=factors_of(twin, NAMES[0]))
+        add_lora(other, ["a"], rank=rank, alpha=alpha, seed=0, starts=[factors_of(twin, NAMES[0])])
 
 
 def test_an_adapter_of_another_base_is_refused(twin, tmp_path):
