@@ -42,6 +42,7 @@ def card_of(base: Path, *, licence: str | None = None, adapters=(), comparison=N
     data = TrainingData(
         (Source("pairs", pairs, 1.0, "infonce", 7, 1234),),
         pairs,
+        "",
         {"pairs": {"kept": 1234, "padded negatives": 5, "blank": 0}},
     )
     spec = describe(str(base))
