@@ -103,9 +103,9 @@ def _licence_of_data(source: DataSource) -> str:
 
 def _head(spec: ModelSpec, licence: str, adapters: Mapping[str, str]) -> str:
     fields: dict[str, Any] = {} if licence == NOT_STATED else {"license": licence}
+    if spec.revision is not None:  # the Hub knows a base by its id there, and not by a folder
+        fields |= {"base_model": spec.model, "base_model_relation": "adapter" if adapters else "finetune"}
     fields |= {
-        "base_model": spec.model,
-        "base_model_relation": "adapter" if adapters else "finetune",
         "library_name": "peft" if adapters else "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
         "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "vectide"],
