@@ -49,6 +49,7 @@ class SourceSpec:
         modality: Key of `actors.inputs.MODALITIES`: the content of the embedded columns.
         pictures: Settings of a source with pictures; None for any other.
         keeps_empty: Whether rows without text are rows too, and the texts are among `keep`: then nothing is embedded.
+        texts: Those of the columns in `keep` whose values must be text or null.
     """
 
     format: str
@@ -63,6 +64,7 @@ class SourceSpec:
     renamed: tuple[tuple[str, str], ...] = ()
     pictures: Pictures | None = None
     keeps_empty: bool = False
+    texts: tuple[str, ...] = ()
 
     def kept_schema(self) -> pa.Schema:
         """Return the kept columns as the table names them."""
@@ -83,6 +85,7 @@ class SourceSpec:
             None if self.id in folders else self.id,
             None if self.task in folders else self.task,
             self.pictures,
+            self.texts,
         )
 
     def schema(self) -> pa.Schema:

@@ -88,6 +88,7 @@ def _training_lines(planned: TrainingPlan) -> list[tuple[str, str]]:
     ]
     if planned.held_out is not None:
         lines.append(("held out", f"{planned.held_out[0]:,} queries, {planned.held_out[1]:,} documents"))
+    lines += [("held out", note) for note in planned.notes]
     if planned.done is not None:
         finished = planned.done == "finished"
         lines.append(

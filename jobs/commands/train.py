@@ -38,7 +38,7 @@ def _print(trained: Trained) -> None:
     if fitted.best_step is not None:
         print(f"kept the weights of step {fitted.best_step:,}, the best of the evaluations")
     if trained.checkpoint is not None:
-        print(f"model: {trained.checkpoint}")
+        print(f"model: {trained.checkpoint}, as in encoder.model: {trained.checkpoint}")
     for name, url in trained.adapters.items():
         print(f"adapter: {url}, as in encoder.adapters: {{{name}: {url}}}")
     print(f"loaded with the encoder: the same vectors, to {trained.difference:.0e}")

@@ -195,7 +195,11 @@ class DataSource(Section):
         default="auto", description="File format; `auto` takes the format that the file ending names."
     )
     where: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="SQL condition on the rows' columns, such as `kept`; by default all rows are taken."
+        default=None,
+        description=(
+            "SQL condition on the rows' columns, such as `lang = 'en'`; by default all rows are taken, of a table of `vectide "
+            "curate` the kept ones."
+        ),
     )
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         default=1.0, description="Weight with which a step takes this source, as a multiple of its share of the rows."
@@ -207,14 +211,15 @@ class DataSource(Section):
     )
     negative_columns: Annotated[Columns, Field(min_length=1)] | None = Field(
         default=None,
-        description="Columns of negatives; by default `negative`, or `negative_1`, `negative_2` and so on where there are any.",
+        description="Columns of negatives, also of lists; by default `negative`, `negatives`, `negative_1` and so on.",
     )
     negatives_per_row: _Positive | None = Field(
         default=None,
         description="Negatives of a row; rows with less get those of other rows; by default the largest number that a row has.",
     )
     texts: Texts | None = Field(
-        default=None, description="Texts of the ids in `negatives`; by default the passages of this source."
+        default=None,
+        description="Texts of the ids in `negatives`; by default those that the mined table stores (`table.keep_text`).",
     )
     score: _Column = Field(default="score", description="Column of the score of a pair, for `cosent` and `pearson`.")
     label: _Column | None = Field(
@@ -326,7 +331,8 @@ class Training(Section):
                 raise ValueError(
                     f"{place}.label names a class, and loss {source.loss} has none; set loss: classification or separation"
                 )
-            if source.loss in ("cosent", "pearson", "separation") and (source.negatives or source.negative_columns):
+            of_negatives = (source.negatives, source.negative_columns, source.negatives_per_row)
+            if source.loss in ("cosent", "pearson", "separation") and any(of_negatives):
                 raise ValueError(f"{place} has negatives, which loss {source.loss} does not use; leave them out")
             if source.teacher is not None and not self.train.distill:
                 raise ValueError(f"{place}.teacher is used with train.distill only; set its weight, as in distill: 1.0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -43,10 +43,12 @@ class Part:
     Attributes:
         rows: `ID`, the columns (`others` and `kept`), the content (`CONTENT`) and its hash (`HASH`).
         bad: Rows that cannot be used, by reason; see `actors.schema.REASONS`.
+        ids: The ids, which `rows` has not where a column of the source that is read has the name `ID`.
     """
 
     rows: pa.Table
     bad: Counter[str]
+    ids: pa.ChunkedArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +153,15 @@ def _of_files(uri: str, columns: Columns, format_name: str) -> Iterator[Part]:
     except ConfigError as error:
         message = reduce(lambda text, option: text.replace(*option), columns.options.items(), str(error))
         raise ConfigError(message) from None
+    source = replace(found.source, texts=tuple({*columns.others} - {*columns.ids}))
     for piece in pieces_of(found, _PART_ROWS):
-        read = read_unit(Unit(0, (piece,)), found.source)
+        read = read_unit(Unit(0, (piece,)), source)
         rows = {ID: read.table[ID]}
         for name in columns.beside:
             column = read.table[stored.get(name, CONTENT)]
             rows[name] = _texts(column, name, columns) if name in columns.others else column
         rows |= {name: read.table[name] for name in (CONTENT, HASH)}
-        yield Part(pa.table(rows), Counter(each.reason for each in read.bad))
+        yield Part(pa.table(rows), Counter(each.reason for each in read.bad), read.table[ID])
 
 
 def _open(uri: str) -> DeltaTable:
@@ -202,16 +205,17 @@ def _checked(batch: pa.Table, id_column: str, columns: Columns) -> Part:
     content = pc.binary_join_element_wise(*texts, "\n\n") if len(texts) > 1 else texts[0]
     others = {name: _texts(batch[name], name, columns) for name in columns.others}
     others |= {name: batch[name] for name in columns.kept}
-    rows = pa.table({ID: batch[id_column].cast(pa.string()), **others, CONTENT: content})
+    ids = batch[id_column].cast(pa.string())
+    rows = pa.table({ID: ids, **others, CONTENT: content})
     if not rows.num_rows:
-        return Part(rows.append_column(HASH, pa.array([], pa.string())), Counter())
+        return Part(rows.append_column(HASH, pa.array([], pa.string())), Counter(), ids)
     combined = rows[CONTENT].combine_chunks()
     blank = blank_texts(combined)
     bad = Counter(reason for reason, _ in blank.values())
     if blank:
         good = pa.array([row for row in range(rows.num_rows) if row not in blank], pa.int64())
-        rows, combined = rows.take(good), combined.take(good)
-    return Part(rows.append_column(HASH, content_hashes(combined)), bad)
+        rows, combined, ids = rows.take(good), combined.take(good), ids.take(good)
+    return Part(rows.append_column(HASH, content_hashes(combined)), bad, ids)
 
 
 def _texts(column: pa.ChunkedArray, name: str, columns: Columns) -> pa.ChunkedArray:

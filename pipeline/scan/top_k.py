@@ -218,13 +218,17 @@ class _Best:
 
     def _raise(self, query: npt.NDArray[np.int64], sure: npt.NDArray[np.floating[Any]]) -> None:
         """Raise the sure scores to the k-th of each query, where there are k."""
-        if len(query) < self._k:
+        counts = np.bincount(query, minlength=len(self._sure))
+        full = np.flatnonzero(counts >= self._k)
+        if not len(full):
             return
-        order = np.argsort(-sure)  # np.lexsort takes three times as long
-        order = order[np.argsort(query[order].astype(np.min_scalar_type(len(self._sure))), kind="stable")]
-        ends = np.searchsorted(query[order], np.arange(len(self._sure) + 1))
-        full = np.flatnonzero(np.diff(ends) >= self._k)
-        self._sure[full] = np.maximum(self._sure[full], sure[order[ends[full] + self._k - 1]])
+        # The parts of the queries one after another, each of which is divided at its k-th score; sorting takes thrice as long.
+        values = sure[np.argsort(query.astype(np.min_scalar_type(len(counts))), kind="stable")]
+        stops = np.cumsum(counts)
+        for one, start, stop in zip(full, (stops - counts)[full], stops[full], strict=True):
+            part, place = values[start:stop], stop - start - self._k
+            part.partition(place)
+            self._sure[one] = max(self._sure[one], part[place])
 
     def _settle(self) -> None:
         """Keep the candidates whose exact score is high enough."""

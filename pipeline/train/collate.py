@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from actors.encoders.spec import ModelSpec
 from actors.text.tokenizer import Tokenizer
 from pipeline.train.data import HASH, LABEL, QUERY, TEACHER, Source
 
-Batch = dict[str, Tensor | str]
+Batch = dict[str, Any]  # tensors, and the name of the source
 
 
 class Rows(Dataset[Batch]):

@@ -8,15 +8,16 @@ Imports torch: it is imported when it is called.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 
 from actors import storage
 from actors.encoders import describe, load_encoder
-from actors.encoders.encoder import Encoder
 from actors.encoders.settings import AdapterSettings, EncoderSettings
 from actors.encoders.spec import ModelSpec
 from actors.encoders.twins.export import save_checkpoint
@@ -25,11 +26,12 @@ from actors.encoders.twins.factors import save_factors
 from actors.encoders.twins.lora import factors_of
 from actors.errors import InvariantBroken, StorageError
 from actors.storage.temp_dirs import disk_errors
+from actors.vectors import Floats
 from pipeline.job.training import Training
 from pipeline.train.checkpoints import load_trained
 from pipeline.train.collate import prompts_of
 from pipeline.train.data import TrainingData
-from pipeline.train.evaluate import Encode, Side, in_training
+from pipeline.train.evaluate import Encode, Side, in_training, of_encoder
 from pipeline.train.module import embedding_model
 from pipeline.train.resolve import writes_checkpoint
 
@@ -87,51 +89,84 @@ def export(model: SentenceTransformer, job: Training, spec: ModelSpec, folder: P
         raise StorageError(f"cannot write below {str(folder)!r}: {error}") from None
 
 
-def encoder_of(job: Training, spec: ModelSpec, folder: Path) -> Encoder:
-    """Load the result with the encoder, as a job of a backfill would.
-
-    Raises:
-        ModelError: the encoder does not take it.
-    """
-    train = job.train
-    own = any(task in spec.tasks for task in train.tasks)
-    settings: dict[str, Any] = {"max_tokens": train.max_tokens, "dtype": "float32"}
-    if train.method == "full" or own:
-        task = train.tasks[-1] if own else spec.task
-        return load_encoder(describe(EncoderSettings(str(folder / MODEL), task=task, **settings)))
-    query, passage = prompts_of(spec, train.tasks)
-    prompts = [query, passage] if len(train.tasks) > 1 else [passage]
-    adapters = {
-        task: AdapterSettings(
-            str(folder / ADAPTERS / task), prompt, query if len(prompts) == 1 and query != passage else None
-        )
-        for task, prompt in zip(train.tasks, prompts, strict=True)
-    }
-    return load_encoder(
-        describe(EncoderSettings(spec.model, spec.revision, train.tasks[-1], adapters=adapters, **settings))
-    )
-
-
-def check(model: SentenceTransformer, encode: Encode, data: TrainingData) -> float:
-    """Return the largest difference of a number in the vectors of the trained module and of the encoder.
+def check(
+    model: SentenceTransformer, job: Training, spec: ModelSpec, folder: Path, data: TrainingData
+) -> tuple[float, Encode]:
+    """Load each form of the result with the encoder, and compare its vectors with those of the trained module.
 
     Args:
         model: The trained module.
-        encode: Encodes with what was exported.
+        job: The resolved job.
+        spec: The model that was trained.
+        folder: Has what `export` wrote.
         data: Its first texts are encoded, 32 of each side.
 
+    Returns:
+        The largest difference of a number, and the function that encodes with the first form.
+
     Raises:
-        InvariantBroken: it is more than `TOLERANCE`.
+        InvariantBroken: the difference is more than `TOLERANCE`.
+        ModelError: the encoder does not take the result.
     """
-    trained, worst = in_training(model), 0.0
-    for side, texts in _texts(data).items():
-        worst = max(worst, float(np.abs(trained(texts, side) - encode(texts, side)).max()))
-    if not worst <= TOLERANCE:
+    texts, first, worst = _texts(data), None, 0.0
+    for settings, tasks in _forms(job, spec, folder):
+        encoder = load_encoder(describe(settings))
+        encode = of_encoder(encoder, tasks)
+        first = first or encode
+        for side in texts:
+            worst = max(worst, _largest(in_training(model)(texts[side], side), encode(texts[side], side)))
+        if spec.makes("multi"):
+            prompts, names = prompts_of(spec, job.train.tasks), (tasks[0], tasks[-1])
+            for number, side in enumerate(texts):
+                ours = encoder.encode_multi(texts[side], names[number])
+                theirs = _many(model, texts[side], prompts[number], job.train.tasks[-number])
+                worst = max(worst, *map(_largest, theirs, ours))
+    if first is None or not worst <= TOLERANCE:
         raise InvariantBroken(
             f"the exported model makes other vectors than the trained one: they differ by {worst:.2g}, and {TOLERANCE:g} is allowed. "
             f"Nothing was announced; report this with the job file"
         )
-    return worst
+    return worst, first
+
+
+def _forms(job: Training, spec: ModelSpec, folder: Path) -> Iterator[tuple[EncoderSettings, tuple[str, ...]]]:
+    """Yield the encoder's settings for each form of the result, with the tasks of queries and of passages in it."""
+    train = job.train
+    own = any(task in spec.tasks for task in train.tasks)
+    settings: dict[str, Any] = {"max_tokens": train.max_tokens, "dtype": "float32"}
+    settings |= {"outputs": ("dense", "multi")} if train.stage == "joint" else {}
+    if train.method == "lora" and not own:
+        query, passage = prompts_of(spec, train.tasks)
+        prompts = (query, passage) if len(train.tasks) > 1 else (passage,)
+        of_query = query if len(prompts) == 1 and query != passage else None
+        adapters = {
+            task: AdapterSettings(str(folder / ADAPTERS / task), prompt, of_query)
+            for task, prompt in zip(train.tasks, prompts, strict=True)
+        }
+        passages = train.tasks[-1]
+        yield (
+            EncoderSettings(spec.model, spec.revision, passages, adapters=adapters, **settings),
+            (train.tasks[0] if of_query is None else f"{passages}.query", passages),
+        )
+    if writes_checkpoint(job, spec):
+        tasks: tuple[str, ...] = (train.tasks[0], train.tasks[-1]) if train.tasks else ()
+        if spec.family == "jina_v4" and not own:
+            tasks = (f"{tasks[0]}.query", f"{tasks[-1]}.passage")  # of each adapter in its layout
+        task = tasks[-1] if tasks else spec.task
+        yield EncoderSettings(str(folder / MODEL), task=task, **settings), tasks
+
+
+def _many(model: SentenceTransformer, texts: list[str], prompt: str, task: str) -> list[Floats]:
+    """Return the vectors of the trained module for late interaction, of each text [tokens, width]."""
+    module: Any = model[0]
+    with torch.no_grad():
+        found = module(module.preprocess(texts, prompt=prompt, task=task))
+    vectors, masks = found["token_embeddings"].numpy(), found["attention_mask"].numpy()
+    return [each[mask.astype(bool)] for each, mask in zip(vectors, masks, strict=True)]
+
+
+def _largest(one: Floats, other: Floats) -> float:
+    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")
 
 
 def publish(folder: Path, out: str) -> dict[str, int]:

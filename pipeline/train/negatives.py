@@ -179,7 +179,7 @@ def write_negatives(
 
     Args:
         found: The rows.
-        per_row: Negatives of a row; None: the largest number that a row has.
+        per_row: Negatives of a row, taken from other rows if no row has some; None: the largest number that a row has.
         folder: Folder of the source.
         random: Source of the passages.
         counts: Receives the counts.
@@ -198,7 +198,7 @@ def write_negatives(
     wrong[again] = True
     row, number, hashes = found.row[~wrong], found.number[~wrong], found.hash[~wrong]
     have = np.bincount(row, minlength=found.rows)
-    width = int(per_row or have.max()) if len(row) else 0
+    width = int(per_row or have.max())
     if not width:
         return 0
     starts = np.cumsum(have) - have

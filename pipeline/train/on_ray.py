@@ -60,14 +60,17 @@ def _on_cluster(settings: Settings, progress: Progress) -> None:
     from pipeline.execute.ray_data import connect, machines
     from pipeline.train.trainer import OutOfMemory
 
+    progress.step("starting Ray")
     connect(settings.job.run.address)
-    resources = worker_resources(settings.job, machines())
+    workers, gpus, cpus = worker_resources(settings.job, machines())
+    device = f"{gpus} GPU" if gpus else f"{cpus} CPUs"
+    progress.step(f"training on {workers} x {device}")
     if not storage.is_local(settings.folder):
         _upload(settings.data, settings.folder)
     failures = 0
     while True:
         try:
-            _attempt(settings, progress, *resources)
+            _attempt(settings, progress, workers, gpus, cpus)
         except OutOfMemory as error:
             settings = replace(settings, budget_tokens=settings.budget_tokens // 2)
             progress.step(f"{error}; going on from the last checkpoint with {settings.budget_tokens:,}")
@@ -116,7 +119,7 @@ def worker_resources(job: Training, machines: list[Machine]) -> tuple[int, int, 
 def _upload(data: Path, folder: str) -> None:
     """Copy the prepared data to the store, for workers on other machines."""
     for file in sorted(path for path in data.rglob("*") if path.is_file()):
-        url = place(folder, "data", str(file.relative_to(data)))
+        url = place(folder, data.name, str(file.relative_to(data)))
         if not storage.exists(url) or storage.stat(url).size_bytes != file.stat().st_size:
             storage.put(url, file.read_bytes())
 

@@ -40,6 +40,7 @@ class TrainingPlan:
         steps: Steps of the whole training.
         tokens: Tokens of all steps, by a sample of the rows.
         held_out: Held-out queries and documents; None without `train.evaluate`.
+        notes: What should be known of the held-out data, a sentence each.
         done: "finished", or the step from which the training goes on, or None if it has not begun.
     """
 
@@ -52,6 +53,7 @@ class TrainingPlan:
     steps: int
     tokens: int
     held_out: tuple[int, int] | None
+    notes: tuple[str, ...]
     done: str | int | None
 
 
@@ -85,6 +87,7 @@ def plan_training(job: Training) -> TrainingPlan:
         steps=steps,
         tokens=tokens,
         held_out=None if held_out is None else (len(held_out.judged.queries), len(held_out.ids)),
+        notes=() if held_out is None else held_out.notes,
         done="finished" if record.result is not None else Checkpoints(out).newest(),
     )
 

@@ -10,11 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from actors.encoders.checkpoint import read_json, understanding
+from actors.encoders import checkpoint
+from actors.encoders.families import jina_v4_layout
 from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts
-from actors.encoders.lora.files import CONFIG, adapter_folder, read_adapter, takes_no_adapters
+from actors.encoders.lora.files import CONFIG, adapter_folder, read_adapter
 from actors.encoders.lora.published import own_rank
+from actors.encoders.repository import read_repository
 from actors.encoders.settings import EncoderSettings
 from actors.encoders.spec import ModelSpec, describe, folder_of
 from actors.encoders.weight_files import read_tensors
@@ -25,8 +27,6 @@ _RANK = 16
 _PACKAGES = ("sentence_transformers", "accelerate", "datasets", "peft")
 # Families whose weights are never trained, because the adapters in their checkpoint belong to them.
 _FROZEN = ("jina_v3", "jina_v4")
-# The task whose prompts the texts of a new adapter get, in a model that needs a task.
-_PROMPTS_OF = "retrieval.passage"
 
 
 def resolve(job: Training) -> tuple[Training, ModelSpec]:
@@ -65,9 +65,12 @@ def facts_of(spec: ModelSpec) -> FamilyFacts:
     Raises:
         ModelError: the checkpoint on this machine is incomplete.
     """
-    folder = folder_of(spec)
-    with understanding(folder):
-        return detect(read_json(folder / "config.json"), read_tensors(folder)[1], where=str(folder))[0]
+    return _facts_at(folder_of(spec))
+
+
+def _facts_at(folder: Path) -> FamilyFacts:
+    with checkpoint.understanding(folder):
+        return detect(checkpoint.read_json(folder / "config.json"), read_tensors(folder)[1], where=str(folder))[0]
 
 
 def _describe(train: Train) -> ModelSpec:
@@ -81,8 +84,11 @@ def _describe(train: Train) -> ModelSpec:
     }
     try:
         spec = describe(EncoderSettings(train.model, **settings))
-    except TaskMissing:
-        spec = describe(EncoderSettings(train.model, task=_PROMPTS_OF, **settings))
+    except TaskMissing:  # the prompts of a new adapter are those of a task for passages
+        root, _ = checkpoint.resolve(train.model, train.revision)
+        tasks = _facts_at(read_repository(root).folder).tasks
+        task = next((task for task in tasks if task.endswith("passage")), tasks[0])
+        spec = describe(EncoderSettings(train.model, task=task, **settings))
     known = [task for task in train.tasks if task in spec.tasks]
     return spec.with_task(known[-1]) if known else spec
 
@@ -96,11 +102,18 @@ def _check(train: Train, spec: ModelSpec, facts: FamilyFacts) -> None:
             f"{', '.join(TWINS)}"
         )
     if train.method == "lora" and not facts.targets:
-        raise takes_no_adapters(spec.model, spec.family)
+        raise ConfigError(
+            f"train.method is lora, and {spec.model} is of family {spec.family!r}, to which the encoder adds no adapter; set "
+            f"method: full"
+        )
     if train.method == "full" and spec.family in _FROZEN:
         raise ConfigError(
             f"train.method is full, and the weights of {spec.model} carry its own adapters, which would no longer fit; set "
             f"method: lora"
+        )
+    if spec.family == "jina_v4" and len({jina_v4_layout.adapter_of(task) for task in train.tasks}) < len(train.tasks):
+        raise ConfigError(
+            f"train.task names {' and '.join(train.tasks)}, which share an adapter in {spec.model}; name one of them"
         )
     if wide := [dim for dim in train.matryoshka if dim >= spec.hidden]:
         raise ConfigError(
@@ -146,7 +159,7 @@ def _start_size(start_from: str, spec: ModelSpec, facts: FamilyFacts) -> tuple[i
         return own
     with adapter_folder("train.start_from", start_from) as folder:
         files = read_adapter(folder, facts.targets)
-        config = read_json(folder / CONFIG)
+        config = checkpoint.read_json(folder / CONFIG)
         _check_base(config.get("base_model_name_or_path"), spec)
         return int(config["r"]), files.scale * config["r"]
 

@@ -73,6 +73,8 @@ def train(job: Training | str | Path, progress: Progress | None = None) -> Train
     if (finished := _finished(job, spec, record, out)) is not None:
         return finished
     held_out = read_held_out(job.train.evaluate) if job.train.evaluate else None
+    for note in () if held_out is None else held_out.notes:
+        progress.step(f"held-out data: {note}")
     run, evidence = digest(settings, length=8), Evidence(out, job, {})
     with lock_table(out, run, what="train"), reported(evidence, run, progress) as report, _data_folder(out) as folder:
         data = _prepare(evidence, folder, held_out, record, report)
@@ -147,11 +149,12 @@ def _export(
         folder = Path(name)
         model = export.trained_model(job, spec, out)
         export.export(model, job, spec, folder)
-        encode = of_encoder(export.encoder_of(job, spec, folder), tasks)
-        difference = export.check(model, encode, data)
+        difference, encode = export.check(model, job, spec, folder, data)
         del model
         compared = None if held_out is None else held_out.compare(of_encoder(load_encoder(spec)), encode)
-        names = {task: f"{export.ADAPTERS}/{task}" for task in tasks}
+        # An adapter in place of one of the model's own is used with the whole model.
+        own = any(task in spec.tasks for task in tasks)
+        names = {} if own else {task: f"{export.ADAPTERS}/{task}" for task in tasks}
         steps = fitted.steps if fitted.best_step is None else fitted.best_step
         adapters = {task: storage.join(out, each) for task, each in names.items()}
         card = model_card(job, spec, data, steps=steps, adapters=adapters, comparison=compared)

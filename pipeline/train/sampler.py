@@ -18,6 +18,7 @@ from pipeline.train.data import PASSAGE, QUERY, Ints, Source
 # Texts that are looked at without progress before rows stay where they are; an attempt counts as the second at least.
 _EFFORT = 100_000_000
 _LEAST_EFFORT = 400_000
+_MOST_STEPS = 100_000_000  # of an epoch
 
 
 class SourceBatchSampler:
@@ -97,7 +98,7 @@ def epoch_steps(sources: Sequence[Source], step_rows: int) -> list[int]:
         step_rows: Rows of a step, of all ranks together.
 
     Raises:
-        ConfigError: a source has fewer rows than one step.
+        ConfigError: a source has fewer rows than one step, or there are too many steps.
     """
     for source in sources:
         if source.rows < step_rows:
@@ -105,7 +106,14 @@ def epoch_steps(sources: Sequence[Source], step_rows: int) -> list[int]:
                 f"{source.name!r} has {source.rows:,} rows, and a step takes {step_rows:,} of one source; set "
                 f"train.batch_rows to {source.rows:,} or less, or give the source more rows"
             )
-    return [max(1, round(source.weight * (source.rows // step_rows))) for source in sources]
+    steps = [max(1, round(source.weight * (source.rows // step_rows))) for source in sources]
+    if sum(steps) > _MOST_STEPS:
+        most = max(sources, key=lambda source: source.weight)
+        raise ConfigError(
+            f"an epoch would have {sum(steps):,} steps, and at most {_MOST_STEPS:,} are supported; {most.name!r} has the weight "
+            f"{most.weight:g}: lower it"
+        )
+    return steps
 
 
 def _repeated_texts(source: Source) -> npt.NDArray[np.int32]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import ConfigError, DataError
-from actors.schema import CONTENT, ID
+from actors.schema import CONTENT
 from actors.schema import HASH as CONTENT_HASH
 from actors.source.blank import blank_rows
 from actors.source.content_hash import content_hashes
@@ -160,8 +160,9 @@ class Reader:
             for part in read_rows(source.uri, columns, format=source.format, verdicts=self._verdicts):
                 self.read += part.rows.num_rows + part.bad.total()
                 self.left_out.update(part.bad)
-                for start in range(0, part.rows.num_rows, _ROWS):
-                    if (rows := self._usable(part.rows.slice(start, _ROWS))).num_rows:
+                whole = part.rows.append_column(_KEY, part.ids)
+                for start in range(0, whole.num_rows, _ROWS):
+                    if (rows := self._usable(whole.slice(start, _ROWS))).num_rows:
                         yield self._part(rows)
 
     def _usable(self, rows: pa.Table) -> pa.Table:
@@ -190,7 +191,7 @@ class Reader:
         if self._label is not None:
             columns[LABEL] = rows[_LABEL]
         none = np.zeros(0, np.int64)
-        key = none if self.mining is None else text_hashes(content_hashes(_one(rows[ID])))
+        key = none if self.mining is None else text_hashes(content_hashes(_one(rows[_KEY])))
         by_id = None if self.mining is None else self.mining.passage_id
         positive = none if by_id is None else text_hashes(content_hashes(_one(rows[by_id])))
         return Part(pa.table(columns), digests, key, positive, *self._texts_of_negatives(rows))
@@ -202,7 +203,7 @@ class Reader:
             column = _one(rows[name])
             if is_text(column.type):
                 column = self._lists(name, column.cast(pa.string()))
-            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            if _is_list(column.type):
                 place, text = pc.list_parent_indices(column), pc.list_flatten(column)
             else:
                 place, text = pa.array(np.arange(len(column))), column
@@ -249,7 +250,7 @@ class Reader:
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise DataError(
-                f"{self.name}.score: the column {self._label!r} is {column[row].as_py()!r} in the row {rows[ID][row].as_py()!r}; a "
+                f"{self.name}.score: the column {self._label!r} is {column[row].as_py()!r} in the row {rows[_KEY][row].as_py()!r}; a "
                 f"score is a finite number. Correct it, or leave such rows out with where"
             )
         return values
@@ -293,8 +294,7 @@ class Reader:
         )
         for name in names:
             kind = self._types.get(name, pa.null())
-            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-            if not (is_list and is_text(kind.value_type)):
+            if not (_is_list(kind) and is_text(kind.value_type)):
                 self._need("negative_columns", name)
         return list(names)
 
@@ -310,7 +310,7 @@ class Reader:
             raise type(error)(message) from None
 
 
-_LABEL = "\0label"  # no source column has such a name
+_KEY, _LABEL = "\0key", "\0label"  # no source column has such a name
 
 
 class Writer:
@@ -391,6 +391,10 @@ def _strings(text: str) -> list[str] | None:
         return None
     strings = [value for value in values if value is not None]
     return strings if all(isinstance(value, str) for value in strings) else None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -15,7 +15,7 @@ class Trained:
     Attributes:
         out: URL of the folder of the result.
         model: The model that was trained.
-        adapters: URL of the PEFT folder of each adapter, by its name.
+        adapters: URL of the PEFT folder of each new adapter, by its name; those of the model's own tasks are in `checkpoint`.
         checkpoint: URL of the whole model; None if none was written.
         rows: Rows of all sources that were trained with.
         counts: For each source the counts of `TrainingData`.

@@ -122,6 +122,8 @@ class Trainer(SentenceTransformerTrainer):
             max_grad_norm=settings.max_grad_norm,
             bf16=gpu and torch.cuda.is_bf16_supported(),
             use_cpu=not gpu,
+            # The last mini-batch is one of passages, which do not use the adapter of queries.
+            ddp_find_unused_parameters=len(settings.tasks) > 1,
             seed=settings.seed,
             remove_unused_columns=False,
             disable_tqdm=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 import pyarrow as pa
 import sqlglot
@@ -44,20 +45,28 @@ class Where:
         self.columns = sorted(by_name[column.lower()] for column in named)
         if find_spec("duckdb") is None:
             raise ConfigError(f"{name} needs the package duckdb; install it with: pip install 'vectide[train]'")
-        self.select(pa.table({column: pa.array([], types[column]) for column in self.columns}))
+        empty = pa.table({column: pa.array([], types[column]) for column in self.columns})
+        self.select(empty)
+        kind = self._ask("select ({sql}) from rows", empty).description[0][1]
+        if str(kind) not in ("BOOLEAN", "NULL"):
+            raise ConfigError(f"{name} {sql!r} is {str(kind).lower()} and not boolean; compare it with a value")
 
     def select(self, rows: pa.Table) -> pa.Table:
         """Return the rows that meet the condition, in their order; a condition that is null is not met."""
+        query = f"select {_ROW} from rows where ({{sql}}) order by {_ROW}"  # noqa: S608
+        found = self._ask(query, rows).fetchnumpy()[_ROW]
+        return rows.take(pa.array(found, pa.int64()))
+
+    def _ask(self, query: str, rows: pa.Table) -> Any:
+        """Run a query with the condition in it on some rows."""
         import duckdb
 
+        connection = duckdb.connect(config={"enable_external_access": "false"})
         numbers = pa.array(range(rows.num_rows), pa.int64())
-        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-            connection.register("rows", rows.select(self.columns).append_column(_ROW, numbers))
-            try:
-                # The line break ends a comment of the condition.
-                query = f"select {_ROW} from rows where ({self._sql}\n) order by {_ROW}"  # noqa: S608
-                found = connection.execute(query).fetchnumpy()[_ROW]
-            except duckdb.Error as error:
-                reason = str(error).split("\n", 1)[0]
-                raise ConfigError(f"{self._name} {self._sql!r} is no condition on these rows: {reason}") from None
-        return rows.take(pa.array(found, pa.int64()))
+        connection.register("rows", rows.select(self.columns).append_column(_ROW, numbers))
+        try:
+            # The line break ends a comment of the condition.
+            return connection.execute(query.replace("{sql}", f"{self._sql}\n"))
+        except duckdb.Error as error:
+            reason = str(error).split("\n", 1)[0]
+            raise ConfigError(f"{self._name} {self._sql!r} is no condition on these rows: {reason}") from None

@@ -138,9 +138,8 @@ def _local_data(settings: Settings, scratch: Path) -> Path:
             f"{str(settings.data)!r} is not on the machine of a worker; with more than one machine, out.uri must be on a disk "
             f"that they share, or in a store such as s3://"
         )
-    root = place(settings.folder, "data")
-    for shard in storage.walk(root):
-        file = scratch / shard.path.rpartition("/_vectide/data/")[2]
+    for shard in storage.walk(place(settings.folder, settings.data.name)):
+        file = scratch / shard.path.rpartition(f"/{settings.data.name}/")[2]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(storage.read(shard.path))
     return scratch

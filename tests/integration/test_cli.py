@@ -97,7 +97,6 @@ COMMANDS = {
         "--endpoint-model",
         "--json",
     },
-    "soup": {"--out", "--weights", "--method", "--model", "--json"},
     "evaluate": {
         "--queries",
         "--judgements",

@@ -39,6 +39,7 @@ class Wanted:
         id: The id column: text or a whole number.
         task: The column of task names: text or null.
         pictures: Settings of a source with pictures; None for texts.
+        texts: Further columns whose values must be text or null.
     """
 
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Wanted:
     id: str | None = None
     task: str | None = None
     pictures: Pictures | None = None
+    texts: tuple[str, ...] = ()
 
     @property
     def image(self) -> str | None:
@@ -55,7 +57,7 @@ class Wanted:
     @property
     def strict(self) -> frozenset[str]:
         """Names of the columns that allow only text and null."""
-        return frozenset(self.text) | ({self.task} if self.task else frozenset())
+        return frozenset((*self.text, *self.texts)) | ({self.task} if self.task else frozenset())
 
     @property
     def needed(self) -> frozenset[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 
 from actors.errors import ConfigError
+from pipeline.cluster.schedule.render import job_text
+from pipeline.cluster.submit import stage
 from pipeline.job.load import load_curation, load_job, load_training
 from pipeline.job.training import parse_training
 
@@ -92,3 +95,25 @@ def test_a_file_with_train_is_a_training_job_and_no_other(tmp_path):
         load_training(path)
     with pytest.raises(ConfigError, match=r"'data\.1' is not a section"):
         load_training(None, settings=["data=[{uri: a}]", "data.1.weight=2"])
+
+
+def test_a_job_that_runs_elsewhere_has_its_places_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "staged").mkdir()
+    files = {"corpus": "c.parquet", "queries": "q.parquet", "judgements": "j.parquet"}
+    job = parse_training(
+        changed(
+            train={"model": "model", "evaluate": files},
+            data={"negatives": "mined", "texts": {"uri": "s3://lake/texts"}},
+        )
+    )
+    staged = stage(job, tmp_path / "staged")
+    assert staged == yaml.safe_load((tmp_path / "staged" / "job.yaml").read_text())
+    assert staged["out"]["uri"] == f"{tmp_path}/out"
+    assert staged["data"][0]["negatives"] == f"{tmp_path}/mined"
+    assert staged["data"][0]["texts"]["uri"] == "s3://lake/texts"
+    assert staged["train"]["evaluate"]["queries"] == f"{tmp_path}/q.parquet"
+    assert staged["train"]["model"] == f"{tmp_path}/model"
+    with pytest.raises(ConfigError, match=r"out\.uri 'out' is relative to this machine's folder"):
+        job_text(job)

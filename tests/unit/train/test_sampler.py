@@ -101,3 +101,8 @@ def test_two_steps_share_the_copies_of_texts():
 def test_fewer_rows_than_a_step_are_refused():
     with pytest.raises(ConfigError, match="has 31 rows, and a step takes 32 of one source; set train.batch_rows to 31"):
         SourceBatchSampler([Hashed(31)], 16, ranks=2)
+
+
+def test_a_weight_that_makes_an_epoch_endless_is_refused():
+    with pytest.raises(ConfigError, match="'source of 8' has the weight 1e\\+09: lower it"):
+        SourceBatchSampler([Hashed(8, 1e9), Hashed(8)], 4)

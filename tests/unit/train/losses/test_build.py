@@ -30,7 +30,7 @@ def source(name: str, loss: str = "infonce", **settings: Any) -> Source:
 def build(*sources: Source, of: SentenceTransformer | None = None, **train: Any) -> dict[str, Any]:
     data = {"uri": "p", "teacher": "t"} if train.get("distill") else {"uri": "p"}
     job = parse_training({"train": {"model": "m"} | train, "data": [data], "out": {"uri": "o"}})
-    return build_losses(of or model(), job, TrainingData(sources, Path(), {}))
+    return build_losses(of or model(), job, TrainingData(sources, Path(), "", {}))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_every_loss_trains_with_every_option_and_names_its_terms():
     assert all(torch.isfinite(each.grad).all() for loss in losses.values() for each in loss.parameters())
 
 
-def test_sources_share_the_projection_to_a_teacher_and_its_first_values_are_the_seeds():
+def test_sources_share_a_projection_whose_first_values_are_of_the_seed():
     first = build(source("a", teacher_width=5), source("b", teacher_width=5), source("c"), distill=1, seed=3)
     again = build(source("a", teacher_width=5), distill=1, seed=3)
     other = build(source("a", teacher_width=5), distill=1, seed=4)

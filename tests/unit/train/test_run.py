@@ -1,0 +1,181 @@
+"""A training from its job to a result that the encoder loads: on the smallest model, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from actors.encoders import load_encoder
+from actors.errors import ConfigError, DataError, StorageError
+from pipeline.job.training import parse_training
+from pipeline.report.load import load_report
+from pipeline.report.page import render
+from pipeline.train import run as driver
+from pipeline.train.plan import plan_training
+from pipeline.train.run import train
+from tests.checkpoints.bert import write_bert
+
+STEPS = 4
+
+
+class Killed(BaseException):
+    """Ends a training as a signal does."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a model, pairs, and the result of a training that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("train")
+    write_bert(folder / "model", layers=1, pooling={"pooling_mode_mean_tokens": True}, max_tokens=32)
+    random = Random(0)
+    words = ["".join(random.choices("abcdefgh", k=4)) for _ in range(40)]
+    rows = [{name: " ".join(random.choices(words, k=5)) for name in ("query", "passage")} for _ in range(32)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train(job(folder))
+    return folder
+
+
+def job(folder: Path, out: str = "out", **settings: Any):
+    document = {
+        "train": {"model": str(folder / "model"), "task": "legal", "batch_rows": 8, "checkpoint_steps": 2,
+                  "max_steps": STEPS, "learning_rate": 0.01, **settings.pop("train", {})},
+        "data": [{"uri": str(folder / "pairs.jsonl")}],
+        "out": {"uri": str(folder / out)},
+        "run": {"address": "inline"},
+    }  # fmt: skip
+    return parse_training({**document, **settings})
+
+
+def weights_of(out: Path) -> bytes:
+    return (out / "adapters" / "legal" / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_encoder_takes_the_result(place):
+    path = str(place / "out" / "adapters" / "legal")
+    encoder = load_encoder(str(place / "model"), dtype="float32", task="legal", adapters={"legal": adapter(path)})
+    base = load_encoder(str(place / "model"), dtype="float32")
+    assert abs(encoder.encode(["abcd efgh"]) - base.encode(["abcd efgh"])).max() > 1e-3
+    card = (place / "out" / "README.md").read_text()
+    assert card == (place / "out" / "adapters" / "legal" / "README.md").read_text()
+    assert f"legal: {path}" in card
+
+
+def adapter(path: str):
+    from actors.encoders.settings import AdapterSettings
+
+    return AdapterSettings(path)
+
+
+def test_a_finished_training_says_its_result_again(place):
+    again = train(job(place))
+    assert (again.already_done, again.fitted.steps, again.rows) == (True, STEPS, 32)
+    assert again.difference < 1e-6
+    assert plan_training(job(place)).done == "finished"
+
+
+@pytest.mark.parametrize(
+    ("train_", "said"),
+    [
+        ({"learning_rate": 0.02}, r"train\.learning_rate is 0\.02, and was 0\.01"),
+        ({"evaluate": None, "task": "other"}, r"train\.task is \['other'\], and was \['legal'\]"),
+    ],
+)
+def test_another_setting_in_the_same_folder_is_refused(place, train_, said):
+    with pytest.raises(ConfigError, match=said):
+        train(job(place, train=train_))
+
+
+def test_keys_that_change_no_weight_may_change(place):
+    assert train(job(place, train={"budget_tokens": 64, "checkpoint_steps": 1})).already_done
+
+
+def test_a_folder_with_other_files_is_refused(place):
+    with pytest.raises(ConfigError, match=r"has other files, such as .*model.*; name a new folder"):
+        train(job(place, out="model"))
+
+
+def test_a_training_that_is_stopped_ends_with_the_same_weights(place, monkeypatch):
+    """Stopped before the first step, and by a full disk at the export."""
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "train_on_ray", raising(Killed()))
+        with pytest.raises(Killed):
+            train(job(place, out="stopped"))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.train.export.save_factors", raising(OSError(28, "No space left on device")))
+        with pytest.raises(StorageError, match="No space left"):
+            train(job(place, out="stopped"))
+    train(job(place, out="stopped"))
+    assert weights_of(place / "stopped") == weights_of(place / "out")
+    ends = [call["end"] for call in load_report(str(place / "stopped"))["calls"]]
+    assert ends == ["interrupted", "failed", "finished"]
+
+
+def raising(error: BaseException):
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
+def test_a_result_with_a_lost_file_is_written_again(place):
+    folder = place / "out" / "adapters" / "legal"
+    before = weights_of(place / "out")
+    (folder / "adapter_model.safetensors").unlink()
+    assert not train(job(place)).already_done
+    assert weights_of(place / "out") == before
+
+
+def test_other_rows_in_the_same_folder_are_refused(place, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "train_on_ray", raising(Killed()))
+        with pytest.raises(Killed):
+            train(job(place, out="rows"))
+    pairs = place / "pairs.jsonl"
+    text = pairs.read_text()
+    try:
+        pairs.write_text("\n".join(text.splitlines()[1:]))
+        with pytest.raises(ConfigError, match=r"the rows of .*pairs\.jsonl have changed since the training"):
+            train(job(place, out="rows"))
+    finally:
+        pairs.write_text(text)
+
+
+def test_the_report_has_the_curves(place):
+    report = load_report(str(place / "out"))
+    curves = report["training"]["curves"]
+    assert [step for step, _ in curves["loss"]] == [1, 2, 3, 4]
+    assert {"learning_rate", "gradient_norm"} < curves.keys()
+    page = render(report)
+    assert 'aria-label="loss by step"' in page
+    assert "vectide train --set" in page
+
+
+def test_a_plan_counts_without_writing(place):
+    planned = plan_training(job(place, out="planned"))
+    layer = 4 * (32 + 32) + 2 * (32 + 64)  # query, key, value, output; up, down
+    assert planned.parameters[0] == 16 * layer
+    assert (planned.rows, planned.steps, planned.done) == (32, STEPS, None)
+    assert not (place / "planned").exists()
+
+
+def test_too_few_rows_are_refused_before_a_step(place):
+    with pytest.raises((ConfigError, DataError), match=r"32 rows.*train\.batch_rows"):
+        plan_training(job(place, out="few", train={"batch_rows": 64}))
+
+
+def test_the_commands_take_the_job(place, capsys):
+    from jobs.commands.plan import plan as plan_command
+    from jobs.commands.train import train as train_command
+
+    file = place / "job.yaml"
+    file.write_text(json.dumps(job(place).model_dump(mode="json")))
+    train_command(str(file))
+    printed = capsys.readouterr().out
+    assert f"nothing left to do: {place / 'out'} already holds the result of this job" in printed
+    assert f"encoder.adapters: {{legal: {place / 'out' / 'adapters' / 'legal'}}}" in printed
+    plan_command(str(file))
+    assert "steps  4, about " in capsys.readouterr().out
