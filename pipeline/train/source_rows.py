@@ -44,7 +44,7 @@ class Reader:
         mining: The mining of its negatives; None if there is none.
         label_kind: See `pipeline.train.data.Source`.
         read: Rows that were read.
-        left_out: Rows that cannot be used, and blank negatives, by reason.
+        left_out: Rows and negatives that cannot be used, by reason.
 
     Raises:
         ConfigError: the source is not there, a column is missing or of a wrong type, or the condition is none.
@@ -94,7 +94,7 @@ class Reader:
         with self._naming():
             for part in read_rows(source.uri, columns, format=source.format, verdicts=self._verdicts):
                 self.read += part.rows.num_rows + part.bad.total()
-                self.left_out.update(part.bad)
+                self.left_out.update({f"left out: {reason}": count for reason, count in part.bad.items()})
                 whole = part.rows.append_column(_KEY, part.ids)
                 for start in range(0, whole.num_rows, _ROWS):
                     if (rows := self._usable(whole.slice(start, _ROWS))).num_rows:
@@ -115,7 +115,7 @@ class Reader:
 
     def _without(self, rows: pa.Table, left: pa.Table, reason: str) -> pa.Table:
         if lost := rows.num_rows - left.num_rows:
-            self.left_out[reason] += lost
+            self.left_out[f"left out: {reason}"] += lost
         return left
 
     def _part(self, rows: pa.Table) -> Part:
@@ -149,7 +149,7 @@ class Reader:
         good = np.ones(len(place), bool)
         good[blank_rows(text)] = False
         if not good.all():
-            self.left_out["blank negatives"] += int((~good).sum())
+            self.left_out["negatives left out: blank"] += int((~good).sum())
         order = np.flatnonzero(good)
         order = order[np.argsort(place[order], kind="stable")]
         return place[order], text.take(pa.array(order))
@@ -166,7 +166,7 @@ class Reader:
             return column
         lists = [_strings(value) if value else [] for value in values]
         if wrong := lists.count(None):
-            self.left_out["negatives that are no lists of texts"] += wrong
+            self.left_out["negatives left out: no list of texts"] += wrong
         return pa.array([each or [] for each in lists], pa.list_(pa.string()))
 
     def _numbers(self, rows: pa.Table) -> pa.Array:

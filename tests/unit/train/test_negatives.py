@@ -88,7 +88,7 @@ def test_negatives_that_are_none_are_left_out_and_counted(tmp_path):
     assert found[3] == ("v", "w")
     assert data.counts["a"] == {
         "read": 4,
-        "left out: blank negatives": 1,
+        "negatives left out: blank": 1,
         "negatives left out: a passage of the query": 2,
         "negatives left out: repeated": 1,
         "negatives left out: more than negatives_per_row": 1,
