@@ -104,6 +104,7 @@ class Trainer(SentenceTransformerTrainer):
         self.sampler = SourceBatchSampler(
             parts.data.sources, settings.batch_rows // ranks, ranks=ranks, seed=settings.seed
         )
+        planned = settings.epochs * self.sampler.steps
         self.trained = trained_parameters(parts.model, parts.losses)
         decayed = [each for each in self.trained.values() if each.ndim > 1]
         others = [each for each in self.trained.values() if each.ndim <= 1]
@@ -116,7 +117,7 @@ class Trainer(SentenceTransformerTrainer):
             output_dir=str(scratch),
             per_device_train_batch_size=self.sampler.batch_size,
             num_train_epochs=settings.epochs,
-            max_steps=settings.max_steps or -1,
+            max_steps=min(settings.max_steps or planned, planned),
             lr_scheduler_type="linear",
             warmup_steps=settings.warmup,
             max_grad_norm=settings.max_grad_norm,
