@@ -224,10 +224,11 @@ def test_adapters_that_do_not_fit_are_refused(bert, v2, tmp_path):
             one("embeddings.position_embeddings", 64, 32),
             "which is no layer of this model that an adapter may change",
         ),
+        (bert, one("pooler.dense", 32, 32), "changes only pooler.dense, which this model does not use for its vectors"),
         (v2, one(f"encoder.layer.1.{gated}", 48, 96), r"of shape \[96, 4\]; rank 4 .* need \[192, 4\]"),
         (v2, one("encoder.layer.0.output.dense", 96, 48), "changes 'encoder.layer.0.output.dense'"),
     )
     for number, (model, factors, message) in enumerate(cases):
-        folder = write_peft(tmp_path / f"{number}", factors, r=4)
+        folder = write_peft(tmp_path / f"{number}", factors, r=4, target_modules=None)
         with pytest.raises(ModelError, match=message):
             load_encoder(str(model)).adapters.load("legal", folder)
