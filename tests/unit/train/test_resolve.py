@@ -33,9 +33,8 @@ def models(tmp_path_factory):
 
 
 def job(model: str, out: Any = None, **train: Any):
-    return parse_training(
-        {"train": {"model": model, **train}, "data": [{"uri": "none"}], "out": {"uri": "out", **(out or {})}}
-    )
+    sections: dict[str, Any] = {"train": {"model": model, **train}, "out": {"uri": "out", **(out or {})}}
+    return parse_training({**sections, "data": [{"uri": "none"}]})
 
 
 @pytest.mark.parametrize(
