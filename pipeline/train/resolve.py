@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.encoders import checkpoint
-from actors.encoders.families import jina_v4_layout
+from actors.encoders.families import jina_v3_layout, jina_v4_layout
 from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts
 from actors.encoders.lora.files import CONFIG, adapter_folder, read_adapter
@@ -142,10 +142,17 @@ def _check_layout(job: Training, spec: ModelSpec, facts: FamilyFacts) -> None:
         return
     own = own_rank(spec)
     if spec.family not in _FROZEN or own is None:
+        if not job.out.checkpoint:
+            raise ConfigError(
+                f"train.task names {' and '.join(train.tasks)}, and {spec.model} has a task of this name without an adapter that "
+                f"could be replaced; give the adapter another name"
+            )
         raise ConfigError(
             f"out.checkpoint is for models that carry their adapters, and {spec.model} does not; leave it out: an adapter is a "
             f"folder beside the model"
         )
+    if spec.family == "jina_v3" and facts.adapters:
+        jina_v3_layout.check_folders((*facts.tasks, *train.tasks))
     shared = facts.shared_adapters or spec.variant == "hub"
     if shared and (train.rank, train.alpha) != own:
         raise ConfigError(

@@ -20,6 +20,8 @@ WRITERS = {
     "wide": lambda folder: write_bert(folder, layers=1, hidden=48),
     "v1": lambda folder: write_jina_v1(folder, layers=1),
     "v3": lambda folder: write_jina_v3(folder, layers=1),
+    "native": lambda folder: write_jina_v3(folder, layers=1, layout="native"),
+    "merged": lambda folder: write_jina_v4(folder, layers=1, vision=None, merged="code"),
     "v4": lambda folder: write_jina_v4(folder, layers=1, vision=None),
 }
 
@@ -74,6 +76,8 @@ def test_the_whole_model_is_written_where_an_adapter_alone_is_of_no_use(models, 
         ("bert", {"max_tokens": 1000}, {}, "max_tokens"),
         ("bert", {"stage": "joint"}, {}, "multi"),
         ("bert", {}, {"checkpoint": True}, "out.checkpoint is for models that carry their adapters"),
+        ("merged", {"task": "query"}, {}, "names query, and .* has a task of this name without an adapter that could be replaced"),
+        ("native", {"task": "text.matching"}, {"checkpoint": True}, "have one folder, 'text_matching'"),
         ("v3", {"rank": 8, "task": "retrieval.query"}, {}, "all adapters in a checkpoint like .* have rank 4 and alpha 1;"),
     ],
 )  # fmt: skip
