@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import ConfigError, DataError
@@ -22,7 +23,7 @@ from actors.quantities import counted
 from pipeline.job.training import Training
 from pipeline.job.validation import shown
 from pipeline.plan.rows import state_of
-from pipeline.train.data import DATA_FILE, ROWS_FILE, Source, TrainingData, open_data, write_data
+from pipeline.train.data import DATA_FILE, LABEL, ROWS_FILE, Source, TrainingData, open_data, write_data
 from pipeline.train.negatives import add_mined, write_negatives
 from pipeline.train.source_rows import WITH_NEGATIVES, Reader
 from pipeline.train.teacher import Teacher
@@ -160,6 +161,12 @@ def _finish(
         reader.label_kind,
         0 if teacher is None else teacher.width,
     )
+    if made.label and not width and pc.count_distinct(made.dataset.data.column(LABEL)).as_py() == 1:
+        what, column = ("score", source.score) if made.label == "number" else ("class", source.label)
+        raise DataError(
+            f"{where}: all {found.rows:,} rows have the same {what}, and loss {source.loss} compares rows with different ones; "
+            f"check the column {column!r}"
+        )
     return made, {key: count for key, count in counts.items() if count or key in ("read", "kept")}
 
 

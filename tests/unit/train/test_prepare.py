@@ -129,6 +129,28 @@ def test_classes_are_numbered_as_they_appear(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"loss": "pearson"}, "all 8 rows have the same score, and loss pearson .* check the column 'score'"),
+        ({"loss": "separation", "label": "kind"}, "the same class, and loss separation .* check the column 'kind'"),
+        ({"loss": "classification", "label": "kind", "negative_columns": ["none"]}, "loss classification"),
+    ],
+)
+def test_labels_that_are_all_the_same_are_refused(tmp_path, source, message):
+    uri = pairs(tmp_path / "a.parquet", 8, score=[0.5] * 8, kind=["a"] * 8, none=[""] * 8)
+    with pytest.raises(DataError, match=message):
+        prepared(tmp_path / "data", {"uri": uri, **source})
+    more = {
+        "loss": "classification",
+        "label": "kind",
+        "negative_columns": ["query"],
+        "query": "passage",
+        "passage": "kind",
+    }
+    assert prepared(tmp_path / "more", {"uri": uri, **more}).sources[0].negatives == 1  # own negatives are enough
+
+
+@pytest.mark.parametrize(
     ("score", "problem"),
     [
         ([1.0, float("nan")] * 4, "score' is nan in the row 'a.parquet:1'; a score is a finite number"),
