@@ -47,6 +47,11 @@ def resolve(job: Training) -> tuple[Training, ModelSpec]:
         own = _start_sizes(train.start_from, spec, facts) if train.start_from else own_rank(spec)
         rank = train.rank or (own[0] if own else _RANK)
         alpha = train.alpha or (own[1] * rank / own[0] if own else 2.0 * rank)
+        if train.start_from and own and (rank, alpha) != own:
+            raise ConfigError(
+                f"train.start_from is an adapter of rank {own[0]} and alpha {own[1]:g}, which it keeps, and the job asks for rank "
+                f"{rank} and alpha {alpha:g}; leave train.rank and train.alpha out"
+            )
         found |= {"rank": rank, "alpha": alpha, "task": train.tasks}
     resolved = job.model_copy(update={"train": train.model_copy(update=found)})
     if writes_checkpoint(resolved, spec):

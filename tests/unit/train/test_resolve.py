@@ -108,6 +108,8 @@ def test_an_adapter_of_another_model_is_refused(models, tmp_path):
 
     resolved, _ = resolve(job(models["bert"], start_from=adapter("bert")))
     assert (resolved.train.rank, resolved.train.alpha) == (2, 8.0)
+    with pytest.raises(ConfigError, match="an adapter of rank 2 and alpha 8, which it keeps"):
+        resolve(job(models["bert"], start_from=str(tmp_path / "bert"), rank=4))
     with pytest.raises(ConfigError, match=r"train\.start_from.*(shape|made for this model|needs)"):
         resolve(job(models["bert"], start_from=adapter("wide")))
     twin_of_bert = str(write_bert(tmp_path / "other", layers=1, seed=1))
