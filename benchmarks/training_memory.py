@@ -1,6 +1,6 @@
 """Peak memory of one step of a training, by rows of a batch and by loss; each in a process of its own.
 
-Run as `python -m benchmarks training-memory`. An adapter of rank 16 on all-MiniLM-L6-v2 gets texts of random tokens, 8 to 64
+Run as `python -m benchmarks training-memory`. An adapter of rank 16 on all-MiniLM-L6-v2 gets texts of random tokens, 8 to 32
 of them. The loss without a cache is `MultipleNegativesRankingLoss` of sentence-transformers on the same module.
 """
 
@@ -19,7 +19,7 @@ from benchmarks.race.peers import ROOT
 
 LOSSES = ("infonce", "cosent", "classification", "separation")
 WITHOUT_CACHE = "without a cache"
-_TOKENS = (8, 64)
+_TOKENS = (8, 32)
 
 
 def measure(model: Path, loss: str, rows: int, budget_tokens: int) -> dict[str, float]:

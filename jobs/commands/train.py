@@ -35,7 +35,9 @@ def _print(trained: Trained) -> None:
     print(
         f"trained {counted(fitted.steps, 'step')}{early}, {fitted.tokens:,} tokens in {format_duration(fitted.seconds)}, {rate}"
     )
-    if fitted.best_step is not None:
+    if fitted.best_step == 0:
+        print("no evaluation was better than before the training, so these are the weights of before")
+    elif fitted.best_step is not None:
         print(f"kept the weights of step {fitted.best_step:,}, the best of the evaluations")
     if trained.checkpoint is not None:
         print(f"model: {trained.checkpoint}, as in encoder.model: {trained.checkpoint}")

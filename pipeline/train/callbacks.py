@@ -92,7 +92,8 @@ class Bookkeeper(TrainerCallback):
         record = {"step": step, "epoch": (step - 1) // self._trainer.sampler.steps, **asdict(self._trainer.step)}
         record["seconds"] = round(time.monotonic() - self._last_s, 6)
         self.records.append(record)
-        self._report(step, state.max_steps, record["loss"])
+        if self._first:
+            self._report(step, state.max_steps, record["loss"])
         evaluate = self._settings.evaluate
         if evaluate and (last or step % evaluate.every_steps == 0):
             control.should_training_stop |= self._evaluate(step)

@@ -19,6 +19,7 @@ from pipeline.job.training import DataSource, Training
 from pipeline.train.collate import prompts_of
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluate import Comparison
+from pipeline.train.resolve import replaces_own, tasks_in_model
 
 NOT_STATED = "not stated"
 # Layouts for which transformers has the class, so that no code of a repository runs.
@@ -102,9 +103,9 @@ def _licence_of_data(source: DataSource) -> str:
 
 def _head(spec: ModelSpec, licence: str, adapters: Mapping[str, str]) -> str:
     fields: dict[str, Any] = {} if licence == NOT_STATED else {"license": licence}
+    if spec.revision is not None:  # the Hub knows a base by its id there, and not by a folder
+        fields |= {"base_model": spec.model, "base_model_relation": "adapter" if adapters else "finetune"}
     fields |= {
-        "base_model": spec.model,
-        "base_model_relation": "adapter" if adapters else "finetune",
         "library_name": "peft" if adapters else "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
         "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "vectide"],
@@ -124,10 +125,11 @@ def _result(comparison: Comparison | None) -> str:
 
 def _use(job: Training, spec: ModelSpec, adapters: Mapping[str, str]) -> str:
     # A task of the base is replaced in a whole model, because `encoder.adapters` may not repeat its name.
-    whole = not adapters or any(name in spec.tasks for name in adapters)
+    tasks = (*adapters,) or job.train.tasks
+    whole = not adapters or replaces_own(spec, tasks)
     encoder: dict[str, Any] = {"model": storage.join(job.out.uri, "model") if whole else spec.model}
-    if adapters:
-        encoder["task"] = [*adapters][-1]
+    if tasks:
+        encoder["task"] = tasks_in_model(spec, tasks)[-1] if whole else tasks[-1]
     if not whole:
         query, passage = prompts_of(spec, job.train.tasks)
         prompts = {"prompt": passage} if passage else {}

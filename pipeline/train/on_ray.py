@@ -24,8 +24,8 @@ from pipeline.train.worker import Fitted, Progress, Settings, train_func
 
 _FAILURES = 3  # in a row, without a new checkpoint
 _POLL_S = 0.5
-# Ray Train gives up after so many attempts to start the workers, each of a minute.
-_STARTS = 30
+# Ray Train gives up after so many attempts to start the workers, each of this time. A machine may have to be brought up first.
+_STARTS, _START_S = 6, 300
 
 
 def train_on_ray(job: Training, spec: ModelSpec, folder: str, data: Path, progress: Progress) -> Fitted:
@@ -131,6 +131,7 @@ def _attempt(settings: Settings, progress: Progress, workers: int, gpus: int, cp
     from ray.train.torch import TorchTrainer
 
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths of the job stay what they are
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # errors are raised
     api: Any = ray.train  # its types are those of the version before
     board = ray.remote(num_cpus=0)(_Board).remote()

@@ -75,6 +75,8 @@ def open_record(out: str, settings: Mapping[str, Any]) -> Record:
     except FileNotFoundError:
         _refuse_others(out)
         return Record(dict(settings))
+    except NotADirectoryError:
+        raise ConfigError(f"out.uri {out!r} is a file, or below one; name a folder") from None
     except (ValueError, TypeError):
         raise DataError(
             f"{place(out, _NAME)!r} is not the record of a training; name another folder in out.uri"

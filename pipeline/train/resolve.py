@@ -56,7 +56,20 @@ def resolve(job: Training) -> tuple[Training, ModelSpec]:
 
 def writes_checkpoint(job: Training, spec: ModelSpec) -> bool:
     """Return whether the whole model is written: an adapter in place of one of the model's own is of use in no other form."""
-    return job.train.method == "full" or job.out.checkpoint or any(task in spec.tasks for task in job.train.tasks)
+    return job.train.method == "full" or job.out.checkpoint or replaces_own(spec, job.train.tasks)
+
+
+def replaces_own(spec: ModelSpec, tasks: Sequence[str]) -> bool:
+    """Return whether one of these adapters takes the place of one that the model has, by its name or by a task of it."""
+    own = {jina_v4_layout.adapter_of(task) for task in spec.tasks} if spec.family == "jina_v4" else set()
+    return any(task in own.union(spec.tasks) for task in tasks)
+
+
+def tasks_in_model(spec: ModelSpec, tasks: Sequence[str]) -> tuple[str, str]:
+    """Return the tasks of queries and of passages in a whole model with these adapters, of which v4 has two for each."""
+    if spec.family == "jina_v4" and tasks[0] not in spec.tasks:
+        return f"{tasks[0]}.query", f"{tasks[-1]}.passage"
+    return tasks[0], tasks[-1]
 
 
 def facts_of(spec: ModelSpec) -> FamilyFacts:

@@ -1,18 +1,14 @@
-"""Reads the rows of a source in parts, leaves out those that cannot be used, and writes the others."""
+"""Reads the rows of a source in parts, and leaves out those that cannot be used."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import reduce
-from pathlib import Path
-from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,77 +21,16 @@ from actors.source.content_hash import content_hashes
 from actors.source.formats.types import is_text
 from pipeline.job.training import Training
 from pipeline.plan.rows import Columns, column_types, read_rows
-from pipeline.train.data import HASH, LABEL, PASSAGE, QUERY, ROWS_FILE, TEXT, TEXTS_FILE, Ints, text_hashes
+from pipeline.train.data import HASH, LABEL, PASSAGE, QUERY, Ints, text_hashes
 from pipeline.train.mining import Mining
 from pipeline.train.where import Where
+from pipeline.train.writer import Part
 
 _ROWS = 8192  # of a part
 _KEPT = "kept"
 _SCORED = ("cosent", "pearson")
 WITH_NEGATIVES = ("infonce", "classification")
 _NEGATIVE = re.compile("negatives?|negative_[0-9]+")
-TEXTS = pa.schema([(TEXT, pa.string()), (TEXT + HASH, pa.int64())])
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is in memory of the rows of a source.
-
-    Attributes:
-        query, passage: Text hashes, int64 [rows].
-        key: Hashes of the ids of the rows, int64 [rows]; empty without mined negatives.
-        positive: Hashes of the ids of the passages in the mined table, int64 [rows]; empty unless they were mined by id.
-        row: Row of each negative, int64 [negatives], ascending.
-        number: Its number; see `pipeline.train.data`.
-        hash: Hash of its text.
-    """
-
-    query: Ints
-    passage: Ints
-    key: Ints
-    positive: Ints
-    row: Ints
-    number: Ints
-    hash: Ints
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(self.query)
-
-    def select(self, keep: npt.NDArray[np.bool_]) -> Found:
-        """Return some of the rows, with their negatives."""
-        of_kept = keep[self.row]
-        return replace(
-            self,
-            query=self.query[keep],
-            passage=self.passage[keep],
-            key=self.key[keep[: len(self.key)]],
-            positive=self.positive[keep[: len(self.positive)]],
-            row=(np.cumsum(keep) - 1)[self.row[of_kept]],
-            number=self.number[of_kept],
-            hash=self.hash[of_kept],
-        )
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows that can be used.
-
-    Attributes:
-        rows: Columns `query`, `passage`, their hashes, and `label` if there is one.
-        digests: Content hashes of query and passage, 32 hex digits.
-        key, positive: As in `Found`.
-        row: Row of each negative in the part.
-        negatives: Texts of the negatives.
-    """
-
-    rows: pa.Table
-    digests: tuple[pa.Array, pa.Array]
-    key: Ints
-    positive: Ints
-    row: Ints
-    negatives: pa.Array
 
 
 class Reader:
@@ -109,7 +44,7 @@ class Reader:
         mining: The mining of its negatives; None if there is none.
         label_kind: See `pipeline.train.data.Source`.
         read: Rows that were read.
-        left_out: Rows that cannot be used, and blank negatives, by reason.
+        left_out: Rows and negatives that cannot be used, by reason.
 
     Raises:
         ConfigError: the source is not there, a column is missing or of a wrong type, or the condition is none.
@@ -159,7 +94,7 @@ class Reader:
         with self._naming():
             for part in read_rows(source.uri, columns, format=source.format, verdicts=self._verdicts):
                 self.read += part.rows.num_rows + part.bad.total()
-                self.left_out.update(part.bad)
+                self.left_out.update({f"left out: {reason}": count for reason, count in part.bad.items()})
                 whole = part.rows.append_column(_KEY, part.ids)
                 for start in range(0, whole.num_rows, _ROWS):
                     if (rows := self._usable(whole.slice(start, _ROWS))).num_rows:
@@ -180,7 +115,7 @@ class Reader:
 
     def _without(self, rows: pa.Table, left: pa.Table, reason: str) -> pa.Table:
         if lost := rows.num_rows - left.num_rows:
-            self.left_out[reason] += lost
+            self.left_out[f"left out: {reason}"] += lost
         return left
 
     def _part(self, rows: pa.Table) -> Part:
@@ -214,7 +149,7 @@ class Reader:
         good = np.ones(len(place), bool)
         good[blank_rows(text)] = False
         if not good.all():
-            self.left_out["blank negatives"] += int((~good).sum())
+            self.left_out["negatives left out: blank"] += int((~good).sum())
         order = np.flatnonzero(good)
         order = order[np.argsort(place[order], kind="stable")]
         return place[order], text.take(pa.array(order))
@@ -231,7 +166,7 @@ class Reader:
             return column
         lists = [_strings(value) if value else [] for value in values]
         if wrong := lists.count(None):
-            self.left_out["negatives that are no lists of texts"] += wrong
+            self.left_out["negatives left out: no list of texts"] += wrong
         return pa.array([each or [] for each in lists], pa.list_(pa.string()))
 
     def _numbers(self, rows: pa.Table) -> pa.Array:
@@ -311,74 +246,6 @@ class Reader:
 
 
 _KEY, _LABEL = "\0key", "\0label"  # no source column has such a name
-
-
-class Writer:
-    """Writer of the rows of one source.
-
-    Args:
-        folder: Folder of the files.
-        held_out: Content hashes of texts that must be in no pair.
-        leaked: Pairs that have one, by the first such text.
-    """
-
-    def __init__(self, folder: Path, held_out: Collection[bytes], leaked: Counter[str]) -> None:
-        self._folder, self._leaked = folder, leaked
-        self._held_out = pa.array(sorted(each.hex() for each in held_out), pa.string())
-        self._streams: dict[str, pa.RecordBatchStreamWriter] = {}
-        self._arrays: list[list[Ints]] = []
-        self._rows = self._texts = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for stream in self._streams.values():
-            stream.close()
-
-    def write(self, part: Part) -> None:
-        """Append rows."""
-        self._check(part)
-        self._write(ROWS_FILE, part.rows)
-        hashes = text_hashes(content_hashes(part.negatives))
-        if len(hashes):
-            self._write(TEXTS_FILE, pa.table([part.negatives, hashes], schema=TEXTS))
-        numbers = np.arange(self._texts, self._texts + len(hashes))
-        sides = (part.rows[QUERY + HASH].to_numpy(), part.rows[PASSAGE + HASH].to_numpy())
-        self._arrays.append([*sides, part.key, part.positive, part.row + self._rows, numbers, hashes])
-        self._rows += part.rows.num_rows
-        self._texts += len(hashes)
-
-    def found(self) -> Found:
-        """Return the hashes and numbers of all rows."""
-        empty = [[np.zeros(0, np.int64)] * 7]
-        return Found(*(np.concatenate(arrays) for arrays in zip(*(self._arrays or empty), strict=True)))
-
-    def _check(self, part: Part) -> None:
-        if not len(self._held_out):
-            return
-        first, second = (
-            pc.is_in(digests, value_set=self._held_out).to_numpy(zero_copy_only=False) for digests in part.digests
-        )
-        if count := int((first | second).sum()):
-            row = int(np.argmax(first | second))
-            self._leaked[part.rows[QUERY if first[row] else PASSAGE][row].as_py()] += count
-
-    def _write(self, file: str, rows: pa.Table) -> None:
-        if file not in self._streams:
-            self._streams[file] = pa.ipc.new_stream(str(self._folder / file), rows.schema)
-        self._streams[file].write_table(rows)
-
-
-def keep_rows(path: Path, keep: npt.NDArray[np.bool_]) -> None:
-    """Rewrite an Arrow stream with some of its rows."""
-    part = path.with_suffix(".part")
-    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream, pa.ipc.new_stream(str(part), stream.schema) as kept:
-        row = 0
-        for batch in stream:
-            kept.write_batch(batch.filter(pa.array(keep[row : row + batch.num_rows])))
-            row += batch.num_rows
-    part.replace(path)
 
 
 def _strings(text: str) -> list[str] | None:

@@ -248,10 +248,11 @@ class Trainer(SentenceTransformerTrainer):
             rows = gathered
         found = [each for each in rows if each is not None]
         what = "loss" if found else "gradient"
+        kept = number - number % self.settings.checkpoint_steps
         terms = ", ".join(f"{name} {value:g}" for name, value in self.step.terms.items() if not math.isfinite(value))
         raise Diverged(
             f"step {number + 1}: the {what} is not finite{f' ({terms})' if terms else ''}, in "
-            f"{'; '.join(found) or self.rows_of_step(number)}. The weights of before are kept in the last checkpoint. Lower "
+            f"{'; '.join(found) or self.rows_of_step(number)}.{f' The checkpoint of step {kept} is kept.' if kept else ''} Lower "
             f"train.learning_rate ({self.settings.learning_rate:g}) and name another out.uri, or look at these rows"
         )
 

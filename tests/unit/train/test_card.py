@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def base(tmp_path) -> Path:
     return folder
 
 
-def card_of(base: Path, *, licence: str | None = None, adapters=(), comparison=None, **train) -> str:
+def card_of(base: Path, *, licence: str | None = None, adapters=(), comparison=None, revision=None, **train) -> str:
     pairs = base.parent / "pairs"
     pairs.mkdir()
     pq.write_table(pa.table({"query": ["q"], "passage": ["p"]}), pairs / "one.parquet")
@@ -41,12 +42,14 @@ def card_of(base: Path, *, licence: str | None = None, adapters=(), comparison=N
     data = TrainingData(
         (Source("pairs", pairs, 1.0, "infonce", 7, 1234),),
         pairs,
+        "",
         {"pairs": {"kept": 1234, "padded negatives": 5, "blank": 0}},
     )
+    spec = describe(str(base))
+    if revision is not None:
+        spec = replace(spec, model="org/model", revision=revision)
     places = {name: f"out/legal/{name}" for name in adapters}
-    return model_card(
-        parse_training(document), describe(str(base)), data, steps=40, adapters=places, comparison=comparison
-    )
+    return model_card(parse_training(document), spec, data, steps=40, adapters=places, comparison=comparison)
 
 
 def head(card: str) -> Any:
@@ -63,8 +66,6 @@ def test_a_card_names_base_data_result_and_settings(base):
     card = card_of(base, licence="cc0-1.0", adapters=["legal"], comparison=comparison, task="legal", learning_rate=1e-4)
     assert head(card) | {"tags": None} == {
         "license": "apache-2.0",
-        "base_model": str(base),
-        "base_model_relation": "adapter",
         "library_name": "peft",
         "pipeline_tag": "sentence-similarity",
         "tags": None,
@@ -85,11 +86,17 @@ def test_a_card_of_a_whole_model_without_measures_and_licences_says_so(base):
     (base / "README.md").unlink()
     card = card_of(base, method="full")
     assert "license" not in head(card)
-    assert head(card)["base_model_relation"] == "finetune"
+    assert head(card)["library_name"] == "sentence-transformers"
     assert "named no held-out data" in card
     assert card.count("not stated") == 2
     assert yaml.safe_load(block(card, "yaml")) == {"encoder": {"model": "out/legal/model"}}
     assert block(card, "python").splitlines()[-1] == 'model = SentenceTransformer("out/legal/model")'
+
+
+def test_the_card_names_a_base_of_the_hub_by_its_id(base, monkeypatch):
+    monkeypatch.setattr("pipeline.train.card.resolve", lambda *_: (base, "abc"))  # it is not downloaded
+    card = card_of(base, revision="abc", method="full")
+    assert (head(card)["base_model"], head(card)["base_model_relation"]) == ("org/model", "finetune")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_rows_of_all_formats_are_written_in_their_order(tmp_path, monkeypatch):
 def test_a_resume_reads_nothing_and_other_rows_are_other_data(tmp_path, monkeypatch):
     source = {"uri": pairs(tmp_path / "a.parquet")}
     first = prepared(tmp_path / "data", source)
-    (tmp_path / "data" / f"{first.folder.name}.part").mkdir()  # of a stopped run
+    (tmp_path / "data" / "data.part" / "000").mkdir(parents=True)  # of a stopped run
     with monkeypatch.context() as patch:
         patch.setattr(source_rows, "read_rows", None)
         again = prepared(tmp_path / "data", source)
@@ -151,6 +151,7 @@ def test_a_held_out_text_in_a_pair_is_refused(tmp_path):
     prepared(tmp_path / "data", first, held_out=["query 20", "another"])
     with pytest.raises(DataError, match=r"4 pairs have a text of train.evaluate.queries, 'query 5' first"):
         prepared(tmp_path / "data", first, second, held_out=["query 5", "passage 7"])
+    assert list((tmp_path / "data").glob("*.part")) == []
     assert prepared(tmp_path / "data", first).counts["a"]["kept"] == 20  # without held-out texts again
 
 

@@ -106,7 +106,7 @@ def test_a_training_that_is_stopped_ends_with_the_same_weights(place, monkeypatc
             train(job(place, out="stopped"))
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.train.export.save_factors", raising(OSError(28, "No space left on device")))
-        with pytest.raises(StorageError, match="No space left"):
+        with pytest.raises(StorageError, match="the disk is full"):
             train(job(place, out="stopped"))
     train(job(place, out="stopped"))
     assert weights_of(place / "stopped") == weights_of(place / "out")

@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):
     message = r"step 5: the loss is not finite \(nce nan\), in rows [\d, ]+ of 'clean'"
     with pytest.raises(Diverged, match=message) as raised:
         worker.fit(ours, settings(tmp_path, report=report), None)
-    assert "0.01" in str(raised.value)
+    assert "The checkpoint of step 3 is kept. Lower train.learning_rate (0.01)" in str(raised.value)
     assert len(steps_of(tmp_path)) == 4
     assert Checkpoints(str(tmp_path)).newest() == 3
     assert all(each.isfinite().all() for each in ours.model.parameters())
