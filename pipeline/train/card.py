@@ -19,6 +19,7 @@ from pipeline.job.training import DataSource, Training
 from pipeline.train.collate import prompts_of
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluate import Comparison
+from pipeline.train.resolve import replaces_own, tasks_in_model
 
 NOT_STATED = "not stated"
 # Layouts for which transformers has the class, so that no code of a repository runs.
@@ -124,17 +125,18 @@ def _result(comparison: Comparison | None) -> str:
 
 def _use(job: Training, spec: ModelSpec, adapters: Mapping[str, str]) -> str:
     # A task of the base is replaced in a whole model, because `encoder.adapters` may not repeat its name.
-    whole = not adapters or any(name in spec.tasks for name in adapters)
+    tasks = (*adapters,) or job.train.tasks
+    whole = not adapters or replaces_own(spec, tasks)
     encoder: dict[str, Any] = {"model": storage.join(job.out.uri, "model") if whole else spec.model}
-    if adapters:
-        encoder["task"] = [*adapters][-1]
+    if tasks:
+        encoder["task"] = tasks_in_model(spec, tasks)[-1] if whole else tasks[-1]
     if not whole:
         query, passage = prompts_of(spec, job.train.tasks)
         prompts = {"prompt": passage} if passage else {}
         prompts |= {} if query == passage else {"query_prompt": query}
-        encoder["adapters"] = {
-            name: {"path": place, **prompts} if prompts else place for name, place in adapters.items()
-        }
+        first, *others = adapters.values()
+        keys = {"path": first, **prompts} if not others else {"path": others[-1], "query_path": first, **prompts}
+        encoder["adapters"] = {encoder["task"]: keys if len(keys) > 1 else first}
     text = f"In Vectide:\n\n```yaml\n{yaml.safe_dump({'encoder': encoder}, sort_keys=False)}```\n\n"
     if (spec.family, spec.variant) not in _WITHOUT_REMOTE_CODE:
         return (

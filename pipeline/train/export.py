@@ -33,7 +33,7 @@ from pipeline.train.collate import prompts_of
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluate import Encode, Side, in_training, of_encoder
 from pipeline.train.module import embedding_model
-from pipeline.train.resolve import writes_checkpoint
+from pipeline.train.resolve import replaces_own, tasks_in_model, writes_checkpoint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -132,10 +132,9 @@ def check(
 def _forms(job: Training, spec: ModelSpec, folder: Path) -> Iterator[tuple[EncoderSettings, tuple[str, ...]]]:
     """Yield the encoder's settings for each form of the result, with the tasks of queries and of passages in it."""
     train = job.train
-    own = any(task in spec.tasks for task in train.tasks)
     settings: dict[str, Any] = {"max_tokens": train.max_tokens, "dtype": "float32"}
     settings |= {"outputs": ("dense", "multi")} if train.stage == "joint" else {}
-    if train.method == "lora" and not own:
+    if train.method == "lora" and not replaces_own(spec, train.tasks):
         query, passage = prompts_of(spec, train.tasks)
         prompts = (query, passage) if len(train.tasks) > 1 else (passage,)
         of_query = query if len(prompts) == 1 and query != passage else None
@@ -149,9 +148,7 @@ def _forms(job: Training, spec: ModelSpec, folder: Path) -> Iterator[tuple[Encod
             (train.tasks[0] if of_query is None else f"{passages}.query", passages),
         )
     if writes_checkpoint(job, spec):
-        tasks: tuple[str, ...] = (train.tasks[0], train.tasks[-1]) if train.tasks else ()
-        if spec.family == "jina_v4" and not own:
-            tasks = (f"{tasks[0]}.query", f"{tasks[-1]}.passage")  # of each adapter in its layout
+        tasks = tasks_in_model(spec, train.tasks) if train.tasks else ()
         task = tasks[-1] if tasks else spec.task
         yield EncoderSettings(str(folder / MODEL), task=task, **settings), tasks
 

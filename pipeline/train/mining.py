@@ -22,7 +22,6 @@ class Mining:
         version: Its version.
         id: Column of the ids of the pairs; None: file and position.
         passage_id: Column of the pairs with the ids of their passages; None: passages were found by their text.
-        passages: Columns of the passages.
     """
 
     folder: str
@@ -31,26 +30,31 @@ class Mining:
     version: int
     id: str | None
     passage_id: str | None
-    passages: tuple[str, ...]
 
     @classmethod
     def of(cls, uri: str, key: str) -> Mining:
         """Return the mining in a folder.
 
         Raises:
-            ConfigError: the folder has no finished one.
+            ConfigError: the folder has no finished one, or one of joined passages.
         """
         folder = storage.absolute(uri)
         try:
             done = json.loads(storage.read(storage.join(folder, DONE)))["outcome"]
             settings: dict[str, Any] = done["settings"]
+            place = (done["table"], done["version"], settings["id"], settings["passage_id"])
+            passages = tuple(settings["passages"])
         except (FileNotFoundError, ValueError, LookupError, TypeError):
             raise ConfigError(
                 f"{key} {uri!r} has no {DONE} of a finished mining; name the folder that `vectide mine --out` wrote, or run "
                 f"the same command again"
             ) from None
-        passages = tuple(settings["passages"])
-        return cls(folder, key, done["table"], done["version"], settings["id"], settings["passage_id"], passages)
+        if len(passages) > 1 and settings["passage_id"] is None:
+            raise ConfigError(
+                f"{key} {uri!r} was mined with --passage {','.join(passages)}, which are joined to one text, and a passage that is "
+                f"trained with is one column; write the joined text into a column, and mine with that"
+            )
+        return cls(folder, key, *place)
 
     def files(self) -> list[str]:
         """Return the URLs of its Parquet files, in order."""

@@ -28,7 +28,7 @@ from pipeline.scan.table_scan import TableScan
 from pipeline.table import delta_table
 from pipeline.train.data import NEGATIVES_FILE, TEXTS_FILE, Ints, text_hashes
 from pipeline.train.mining import Mining
-from pipeline.train.source_rows import TEXTS, Found
+from pipeline.train.writer import TEXTS, Found
 
 _ATTEMPTS = 100
 _BLOCK_ROWS = 1 << 18
@@ -159,11 +159,17 @@ def _texts(mining: Mining, texts: Texts | None) -> Iterator[pa.Table]:
         yield from (part.rows for part in read_rows(texts.uri, Columns((texts.text,), id=texts.id, options=options)))
         return
     table = delta_table.need_table(mining.table, mining.version)
+    fix = "name files with their texts, as in texts: {uri: docs.parquet, id: id, text: text}"
+    if gone := delta_table.absent_files(mining.table, delta_table.file_sizes(table)):
+        raise ConfigError(
+            f"{mining.key}: the negatives were mined in version {mining.version} of {mining.table!r}, of which {len(gone):,} files "
+            f"are gone, {gone[0]!r} first; {fix}, or mine again"
+        )
     scan = TableScan(table, [], None)
     if KEPT_TEXT not in scan.schema.names:
         raise ConfigError(
-            f"{mining.key}: the negatives were mined in {mining.table!r}, which stores no texts; name files with them, as in "
-            f"texts: {{uri: docs.parquet, id: id, text: text}}, or back-fill the table with table.keep_text: true and mine again"
+            f"{mining.key}: the negatives were mined in {mining.table!r}, which stores no texts; {fix}, or backfill the table with "
+            f"table.keep_text: true and mine again"
         )
     for part in scan.columns([ID, KEPT_TEXT, CONTENT_HASH]):
         yield part.rename_columns([ID, CONTENT, CONTENT_HASH])

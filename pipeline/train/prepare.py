@@ -9,23 +9,28 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import ConfigError, DataError
+from actors.quantities import counted
 from pipeline.job.training import Training
+from pipeline.job.validation import shown
 from pipeline.plan.rows import state_of
-from pipeline.train.data import DATA_FILE, ROWS_FILE, Source, TrainingData, open_data, write_data
+from pipeline.train.data import DATA_FILE, LABEL, ROWS_FILE, Source, TrainingData, open_data, write_data
 from pipeline.train.negatives import add_mined, write_negatives
-from pipeline.train.source_rows import WITH_NEGATIVES, Reader, Writer, keep_rows
+from pipeline.train.source_rows import WITH_NEGATIVES, Reader
 from pipeline.train.teacher import Teacher
+from pipeline.train.writer import Found, Part, Writer, keep_rows
 
 _FORMAT = 1  # of the files; another one is another folder
+_SAID_ROWS = 500_000
 
 
 class Reporter(Protocol):
@@ -68,15 +73,32 @@ def prepare(job: Training, folder: Path, held_out: Collection[bytes], progress: 
     place = folder / f"data-{_state(job, held_out)}"
     if (place / DATA_FILE).exists():
         return open_data(place)
-    part = place.with_name(f"{place.name}.part")
+    part = folder / "data.part"
     shutil.rmtree(part, ignore_errors=True)
+    try:
+        _write(job, parts, part, held_out, progress)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    for other in folder.glob("data-*"):
+        shutil.rmtree(other)
+    part.rename(place)
+    return open_data(place)
+
+
+def _write(job: Training, parts: list[_Parts], folder: Path, held_out: Collection[bytes], progress: Reporter) -> None:
+    """Write all sources and the file that makes the folder complete."""
     sources, counts, digest = [], {}, blake2b(digest_size=16)
     leaked: Counter[str] = Counter()
     for number, (each, name) in enumerate(zip(parts, _names(job), strict=True)):
-        progress.step(f"reading {name}")
-        own = part / f"{number:03d}"
+        own = folder / f"{number:03d}"
         own.mkdir(parents=True)
-        source, counts[name] = _prepare(job, number, each, name=name, folder=own, writer=Writer(own, held_out, leaked))
+        with Writer(own, held_out, leaked) as writer:
+            for rows in _said(each.reader, name, progress):
+                writer.write(rows)
+        if leaked:  # the others are read for their number
+            continue
+        source, counts[name] = _finish(job, number, each, name=name, folder=own, found=writer.found())
         sources.append(source)
         digest.update(json.dumps([source.loss, source.weight, source.negatives, source.label, source.teacher]).encode())
         for file in sorted(own.iterdir()):
@@ -84,30 +106,31 @@ def prepare(job: Training, folder: Path, held_out: Collection[bytes], progress: 
                 for block in iter(lambda: stream.read(1 << 20), b""):
                     digest.update(block)
     if leaked:
-        shutil.rmtree(part)
         raise DataError(
-            f"{leaked.total():,} pairs have a text of train.evaluate.queries, {next(iter(leaked))!r} first; a model must not "
-            f"be trained with what it is evaluated with. Remove these pairs, or name other held-out queries"
+            f"texts of train.evaluate.queries are in {counted(leaked.total(), 'pair')}, {shown(next(iter(leaked)))} first; a "
+            f"model must not be trained with what it is evaluated with. Remove these pairs, or name other held-out queries"
         )
-    write_data(TrainingData(tuple(sources), part, digest.hexdigest(), counts))
-    for other in folder.glob("data-*"):
-        if other != part:
-            shutil.rmtree(other)
-    part.rename(place)
-    return open_data(place)
+    write_data(TrainingData(tuple(sources), folder, digest.hexdigest(), counts))
 
 
-def _prepare(
-    job: Training, number: int, parts: _Parts, *, name: str, folder: Path, writer: Writer
+def _said(reader: Reader, name: str, progress: Reporter) -> Iterator[Part]:
+    """Yield the parts of a source; say from time to time how many rows were read."""
+    progress.step(f"reading {name}")
+    said = 0
+    for part in reader.parts():
+        yield part
+        if reader.read >= said + _SAID_ROWS:
+            said = reader.read
+            progress.step(f"reading {name}: {said:,} rows")
+
+
+def _finish(
+    job: Training, number: int, parts: _Parts, *, name: str, folder: Path, found: Found
 ) -> tuple[Source, dict[str, int]]:
-    """Write one source; return it with its counts."""
+    """Write the teacher's vectors and the negatives of a source whose rows are written; return it with its counts."""
     source, reader, teacher = job.data[number], parts.reader, parts.teacher
-    with writer:
-        for part in reader.parts():
-            writer.write(part)
-    counts = Counter({"read": reader.read})
-    counts.update({f"left out: {reason}": count for reason, count in reader.left_out.items()})
-    where, found = f"data.{number}.uri {source.uri!r}", writer.found()
+    counts = Counter({"read": reader.read}) + reader.left_out
+    where = f"data.{number}.uri {source.uri!r}"
     if found.rows and teacher is not None:
         keep = teacher.write(found, folder)
         if not keep.all():
@@ -138,6 +161,12 @@ def _prepare(
         reader.label_kind,
         0 if teacher is None else teacher.width,
     )
+    if made.label and not width and pc.count_distinct(made.dataset.data.column(LABEL)).as_py() == 1:
+        what, column = ("score", source.score) if made.label == "number" else ("class", source.label)
+        raise DataError(
+            f"{where}: all {found.rows:,} rows have the same {what}, and loss {source.loss} compares rows with different ones; "
+            f"check the column {column!r}"
+        )
     return made, {key: count for key, count in counts.items() if count or key in ("read", "kept")}
 
 

@@ -30,7 +30,7 @@ from pipeline.train.evaluate import Comparison, HeldOut, of_encoder, read_held_o
 from pipeline.train.on_ray import train_on_ray
 from pipeline.train.record import Record, open_record, settings_of
 from pipeline.train.report import Evidence, reported
-from pipeline.train.resolve import resolve, writes_checkpoint
+from pipeline.train.resolve import replaces_own, resolve, writes_checkpoint
 from pipeline.train.trained import Trained
 from pipeline.train.worker import Fitted, Progress
 
@@ -153,8 +153,7 @@ def _export(
         del model
         compared = None if held_out is None else held_out.compare(of_encoder(load_encoder(spec)), encode)
         # An adapter in place of one of the model's own is used with the whole model.
-        own = any(task in spec.tasks for task in tasks)
-        names = {} if own else {task: f"{export.ADAPTERS}/{task}" for task in tasks}
+        names = {} if replaces_own(spec, tasks) else {task: f"{export.ADAPTERS}/{task}" for task in tasks}
         steps = fitted.steps if fitted.best_step is None else fitted.best_step
         adapters = {task: storage.join(out, each) for task, each in names.items()}
         card = model_card(job, spec, data, steps=steps, adapters=adapters, comparison=compared)

@@ -140,7 +140,10 @@ def separate(order: Ints, texts: npt.NDArray[np.int32], step_rows: int, random: 
     places = _Places(order, texts, step_rows)
     later = places.repeats()[1]
     least, effort = len(later), 0
-    while len(later) and effort < _EFFORT:
+    steps, after = divmod(len(order), step_rows)
+    # Of a text that more rows have than there are steps, some rows share a step in any order.
+    sure = int(np.maximum(np.bincount(texts[texts >= 0]) - steps - after, 0).sum())
+    while len(later) > sure and effort < _EFFORT:
         partners, first = np.unique(random.integers(0, len(order), len(later)), return_index=True)
         free = ~np.isin(partners, later)
         here, there = later[first][free], partners[free]

@@ -1,18 +1,14 @@
-"""Reads the rows of a source in parts, leaves out those that cannot be used, and writes the others."""
+"""Reads the rows of a source in parts, and leaves out those that cannot be used."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import reduce
-from pathlib import Path
-from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,78 +20,17 @@ from actors.source.blank import blank_rows
 from actors.source.content_hash import content_hashes
 from actors.source.formats.types import is_text
 from pipeline.job.training import Training
-from pipeline.plan.rows import Columns, column_types, read_rows
-from pipeline.train.data import HASH, LABEL, PASSAGE, QUERY, ROWS_FILE, TEXT, TEXTS_FILE, Ints, text_hashes
+from pipeline.plan.rows import Columns, column_types, is_table, read_rows
+from pipeline.train.data import HASH, LABEL, PASSAGE, QUERY, Ints, text_hashes
 from pipeline.train.mining import Mining
 from pipeline.train.where import Where
+from pipeline.train.writer import Part
 
 _ROWS = 8192  # of a part
 _KEPT = "kept"
 _SCORED = ("cosent", "pearson")
 WITH_NEGATIVES = ("infonce", "classification")
 _NEGATIVE = re.compile("negatives?|negative_[0-9]+")
-TEXTS = pa.schema([(TEXT, pa.string()), (TEXT + HASH, pa.int64())])
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is in memory of the rows of a source.
-
-    Attributes:
-        query, passage: Text hashes, int64 [rows].
-        key: Hashes of the ids of the rows, int64 [rows]; empty without mined negatives.
-        positive: Hashes of the ids of the passages in the mined table, int64 [rows]; empty unless they were mined by id.
-        row: Row of each negative, int64 [negatives], ascending.
-        number: Its number; see `pipeline.train.data`.
-        hash: Hash of its text.
-    """
-
-    query: Ints
-    passage: Ints
-    key: Ints
-    positive: Ints
-    row: Ints
-    number: Ints
-    hash: Ints
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(self.query)
-
-    def select(self, keep: npt.NDArray[np.bool_]) -> Found:
-        """Return some of the rows, with their negatives."""
-        of_kept = keep[self.row]
-        return replace(
-            self,
-            query=self.query[keep],
-            passage=self.passage[keep],
-            key=self.key[keep[: len(self.key)]],
-            positive=self.positive[keep[: len(self.positive)]],
-            row=(np.cumsum(keep) - 1)[self.row[of_kept]],
-            number=self.number[of_kept],
-            hash=self.hash[of_kept],
-        )
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows that can be used.
-
-    Attributes:
-        rows: Columns `query`, `passage`, their hashes, and `label` if there is one.
-        digests: Content hashes of query and passage, 32 hex digits.
-        key, positive: As in `Found`.
-        row: Row of each negative in the part.
-        negatives: Texts of the negatives.
-    """
-
-    rows: pa.Table
-    digests: tuple[pa.Array, pa.Array]
-    key: Ints
-    positive: Ints
-    row: Ints
-    negatives: pa.Array
 
 
 class Reader:
@@ -109,7 +44,7 @@ class Reader:
         mining: The mining of its negatives; None if there is none.
         label_kind: See `pipeline.train.data.Source`.
         read: Rows that were read.
-        left_out: Rows that cannot be used, and blank negatives, by reason.
+        left_out: Rows and negatives that cannot be used, by reason.
 
     Raises:
         ConfigError: the source is not there, a column is missing or of a wrong type, or the condition is none.
@@ -129,13 +64,13 @@ class Reader:
         scored = source.loss in _SCORED
         self.label_kind = "number" if scored else None if source.label is None else "class"
         self._label = source.score if scored else source.label
-        self._need_text("query", source.query)
-        self._need_text("passage", source.passage)
+        self._need("query", source.query)
+        self._need("passage", source.passage)
         if self._label is not None:
             self._need("score" if scored else "label", self._label)
         self._negatives = self._negative_columns()
-        curated = pa.types.is_boolean(self._types.get(_KEPT, pa.null()))
-        is_default = source.where is None or (curated and source.where.strip().lower() == _KEPT)
+        is_curated = is_table(source.uri) and pa.types.is_boolean(self._types.get(_KEPT, pa.null()))
+        is_default = source.where is None or (is_curated and source.where.strip().lower() == _KEPT)
         self._where = None if is_default else Where(str(source.where), self._types, f"{self.name}.where")
         self._verdicts = self._where is None or _KEPT not in self._where.columns
 
@@ -159,7 +94,7 @@ class Reader:
         with self._naming():
             for part in read_rows(source.uri, columns, format=source.format, verdicts=self._verdicts):
                 self.read += part.rows.num_rows + part.bad.total()
-                self.left_out.update(part.bad)
+                self.left_out.update({f"left out: {reason}": count for reason, count in part.bad.items()})
                 whole = part.rows.append_column(_KEY, part.ids)
                 for start in range(0, whole.num_rows, _ROWS):
                     if (rows := self._usable(whole.slice(start, _ROWS))).num_rows:
@@ -179,11 +114,13 @@ class Reader:
         return self._without(rows, rows.filter(values.is_valid()), f"no {self._label}")
 
     def _without(self, rows: pa.Table, left: pa.Table, reason: str) -> pa.Table:
+        """Return the rows that are left, and count the others."""
         if lost := rows.num_rows - left.num_rows:
-            self.left_out[reason] += lost
+            self.left_out[f"left out: {reason}"] += lost
         return left
 
     def _part(self, rows: pa.Table) -> Part:
+        """Return rows with their hashes and negatives."""
         query, passage = _one(rows[self._source.query]), _one(rows[CONTENT])
         digests = (content_hashes(query), _one(rows[CONTENT_HASH]))
         columns = {QUERY: query, PASSAGE: passage}
@@ -214,7 +151,7 @@ class Reader:
         good = np.ones(len(place), bool)
         good[blank_rows(text)] = False
         if not good.all():
-            self.left_out["blank negatives"] += int((~good).sum())
+            self.left_out["negatives left out: blank"] += int((~good).sum())
         order = np.flatnonzero(good)
         order = order[np.argsort(place[order], kind="stable")]
         return place[order], text.take(pa.array(order))
@@ -231,7 +168,7 @@ class Reader:
             return column
         lists = [_strings(value) if value else [] for value in values]
         if wrong := lists.count(None):
-            self.left_out["negatives that are no lists of texts"] += wrong
+            self.left_out["negatives left out: no list of texts"] += wrong
         return pa.array([each or [] for each in lists], pa.list_(pa.string()))
 
     def _numbers(self, rows: pa.Table) -> pa.Array:
@@ -264,7 +201,8 @@ class Reader:
             pa.int64(),
         )
 
-    def _need(self, key: str, column: str) -> pa.DataType:
+    def _need(self, key: str, column: str) -> None:
+        """Raise ConfigError unless the source has a column, of a type that a key of the job allows."""
         if column not in self._types:
             raise ConfigError(
                 f"{self.name}.{key} names the column {column!r}, which {self._source.uri!r} lacks; it has "
@@ -280,9 +218,6 @@ class Reader:
             raise ConfigError(
                 f"{self.name}.{key} names the column {column!r}, which is {kind}; name a column of {wanted}"
             )
-        return kind
-
-    _need_text = _need
 
     def _negative_columns(self) -> list[str]:
         """Return the columns of negatives: those that the job names, or that have such a name."""
@@ -311,74 +246,6 @@ class Reader:
 
 
 _KEY, _LABEL = "\0key", "\0label"  # no source column has such a name
-
-
-class Writer:
-    """Writer of the rows of one source.
-
-    Args:
-        folder: Folder of the files.
-        held_out: Content hashes of texts that must be in no pair.
-        leaked: Pairs that have one, by the first such text.
-    """
-
-    def __init__(self, folder: Path, held_out: Collection[bytes], leaked: Counter[str]) -> None:
-        self._folder, self._leaked = folder, leaked
-        self._held_out = pa.array(sorted(each.hex() for each in held_out), pa.string())
-        self._streams: dict[str, pa.RecordBatchStreamWriter] = {}
-        self._arrays: list[list[Ints]] = []
-        self._rows = self._texts = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for stream in self._streams.values():
-            stream.close()
-
-    def write(self, part: Part) -> None:
-        """Append rows."""
-        self._check(part)
-        self._write(ROWS_FILE, part.rows)
-        hashes = text_hashes(content_hashes(part.negatives))
-        if len(hashes):
-            self._write(TEXTS_FILE, pa.table([part.negatives, hashes], schema=TEXTS))
-        numbers = np.arange(self._texts, self._texts + len(hashes))
-        sides = (part.rows[QUERY + HASH].to_numpy(), part.rows[PASSAGE + HASH].to_numpy())
-        self._arrays.append([*sides, part.key, part.positive, part.row + self._rows, numbers, hashes])
-        self._rows += part.rows.num_rows
-        self._texts += len(hashes)
-
-    def found(self) -> Found:
-        """Return the hashes and numbers of all rows."""
-        empty = [[np.zeros(0, np.int64)] * 7]
-        return Found(*(np.concatenate(arrays) for arrays in zip(*(self._arrays or empty), strict=True)))
-
-    def _check(self, part: Part) -> None:
-        if not len(self._held_out):
-            return
-        first, second = (
-            pc.is_in(digests, value_set=self._held_out).to_numpy(zero_copy_only=False) for digests in part.digests
-        )
-        if count := int((first | second).sum()):
-            row = int(np.argmax(first | second))
-            self._leaked[part.rows[QUERY if first[row] else PASSAGE][row].as_py()] += count
-
-    def _write(self, file: str, rows: pa.Table) -> None:
-        if file not in self._streams:
-            self._streams[file] = pa.ipc.new_stream(str(self._folder / file), rows.schema)
-        self._streams[file].write_table(rows)
-
-
-def keep_rows(path: Path, keep: npt.NDArray[np.bool_]) -> None:
-    """Rewrite an Arrow stream with some of its rows."""
-    part = path.with_suffix(".part")
-    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream, pa.ipc.new_stream(str(part), stream.schema) as kept:
-        row = 0
-        for batch in stream:
-            kept.write_batch(batch.filter(pa.array(keep[row : row + batch.num_rows])))
-            row += batch.num_rows
-    part.replace(path)
 
 
 def _strings(text: str) -> list[str] | None:

@@ -16,7 +16,7 @@ from actors.vectors import VectorColumn
 from pipeline.scan.table_scan import TableScan
 from pipeline.table import delta_table
 from pipeline.train.data import TEACHER_FILE, TEACHER_OF_FILE, text_hashes
-from pipeline.train.source_rows import Found
+from pipeline.train.writer import Found
 
 
 class Teacher:

@@ -34,7 +34,9 @@ def _train(out: Path, steps: int = 6) -> None:
 def _rank(rank: int, out: Path) -> None:
     torch.set_num_threads(1)  # the threads of the parent are not in this process
     warnings.simplefilter("ignore", FutureWarning)  # transformers gives torch an old name of a setting
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(_RANKS), MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(_RANKS), MASTER_ADDR="127.0.0.1", MASTER_PORT="1"
+    )
     dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=_RANKS)
     _train(out)
     dist.destroy_process_group()

@@ -182,7 +182,13 @@ def read_adapter(
     for module, part in parts.items():
         _check_shapes(module, part, tensors, rank, folder)
     _check_complete(config, parts, targets, folder, whole=whole)
-    return AdapterFiles(folder, scale, tuple(part for part in parts.values() if not part.target.idle))
+    used = tuple(part for part in parts.values() if not part.target.idle)
+    if not used:
+        raise ModelError(
+            f"{folder} changes only {', '.join(list(parts)[:_NAMED])}, which this model does not use for its vectors. Use an "
+            "adapter of its layers."
+        )
+    return AdapterFiles(folder, scale, used)
 
 
 def sha256_adapter(folder: Path) -> str:

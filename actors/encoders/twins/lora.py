@@ -125,8 +125,8 @@ def _layers(twin: Twin) -> Iterable[tuple[str, Linear | Embedding]]:
 
 
 def _inside(name: str) -> str:
-    """Returns a name that torch's containers take: without dots, and no attribute of theirs."""
-    return f"task_{name.replace('.', '_')}"
+    """Returns a name that torch's containers take: without dots, and no attribute of theirs. Two names stay two."""
+    return "task_" + name.replace("%", "%25").replace(".", "%2E")
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

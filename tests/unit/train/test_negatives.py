@@ -88,7 +88,7 @@ def test_negatives_that_are_none_are_left_out_and_counted(tmp_path):
     assert found[3] == ("v", "w")
     assert data.counts["a"] == {
         "read": 4,
-        "left out: blank negatives": 1,
+        "negatives left out: blank": 1,
         "negatives left out: a passage of the query": 2,
         "negatives left out: repeated": 1,
         "negatives left out: more than negatives_per_row": 1,
@@ -156,7 +156,7 @@ def test_texts_of_negatives_can_be_in_files(tmp_path):
     table = embedded(tmp_path / "table", [f"passage {row}" for row in range(60)], keep_text=False)
     negatives = mining(tmp_path / "mined", table, of_pairs(range(20)))
     source = {"uri": pairs(tmp_path / "a.parquet"), "negatives": negatives}
-    with pytest.raises(ConfigError, match="which stores no texts; name files with them"):
+    with pytest.raises(ConfigError, match="which stores no texts; name files with their texts"):
         prepared(tmp_path / "data", source)
     docs = write(
         tmp_path / "docs.parquet", key=[f"d{row}" for row in range(41)], body=[f"body {row}" for row in range(41)]
@@ -186,6 +186,27 @@ def test_negatives_of_other_pairs_are_refused(tmp_path, table, by_id):
     uri = pairs(tmp_path / "b.parquet", pid=ids)
     with pytest.raises(DataError, match="has negatives of other pairs: none of its ids is that of a row"):
         prepared(tmp_path / "data", {"uri": uri, "negatives": negatives})
+
+
+def test_negatives_of_a_version_that_is_gone_are_refused(tmp_path, table):
+    source = {"uri": pairs(tmp_path / "a.parquet"), "negatives": mining(tmp_path / "mined", table, of_pairs(range(20)))}
+    next(path for path in (tmp_path / "table").glob("*.parquet")).unlink()
+    with pytest.raises(ConfigError, match="were mined in version 0 of .*, of which 1 files are gone, .* or mine again"):
+        prepared(tmp_path / "data", source)
+
+
+@pytest.mark.parametrize(
+    "settings", ["{", "[]", '{"outcome": {}}', '{"outcome": {"settings": {}, "table": "t", "version": 1}}']
+)
+def test_a_folder_of_something_else_has_no_negatives(tmp_path, table, settings):
+    source = {"uri": pairs(tmp_path / "a.parquet"), "negatives": mining(tmp_path / "mined", table, of_pairs(range(20)))}
+    done = tmp_path / "mined" / "_mining.json"
+    done.write_text(done.read_text().replace('["passage"]', '["title", "body"]'))
+    with pytest.raises(ConfigError, match="was mined with --passage title,body, which are joined to one text"):
+        prepared(tmp_path / "data", source)
+    done.write_text(settings)
+    with pytest.raises(ConfigError, match="has no _mining.json of a finished mining"):
+        prepared(tmp_path / "data", source)
 
 
 def test_rows_with_one_id_cannot_have_mined_negatives(tmp_path, table):

@@ -29,7 +29,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A folder with a model, pairs, and the result of a training that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("train")
+    folder: Path = tmp_path_factory.mktemp("train")
     write_bert(folder / "model", layers=1, pooling={"pooling_mode_mean_tokens": True}, max_tokens=32)
     random = Random(0)
     words = ["".join(random.choices("abcdefgh", k=4)) for _ in range(40)]

@@ -54,6 +54,14 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert batches(SourceBatchSampler(sources, 5, seed=8), epoch=2) != first
 
 
+def test_two_ranks_share_the_rows_that_one_has():
+    query = np.arange(96) // 3
+    alone, shared = (
+        SourceBatchSampler([Hashed(96, query=query), Hashed(40)], 8 // ranks, ranks=ranks) for ranks in (1, 2)
+    )
+    assert np.concatenate(batches(alone)).tolist() == np.concatenate(batches(shared)).tolist()
+
+
 @pytest.mark.parametrize("weight", [0.5, 1.0, 2.5])
 def test_a_resume_in_the_middle_gives_the_rest_of_the_epoch(weight):
     sources = [Hashed(64, weight), Hashed(40)]

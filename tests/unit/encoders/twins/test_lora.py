@@ -14,13 +14,14 @@ from actors.encoders.twins.base import pack_padded, pool
 from actors.encoders.twins.factors import LoraFactors, folder_factors, save_factors
 from actors.encoders.twins.lora import add_lora, factors_of, start_factors, use_lora
 from actors.errors import ConfigError, ModelError
-from tests.checkpoints import SENTENCES, write_bert
+from tests.checkpoints import SENTENCES, write_bert, write_jina_v2
 
 NAMES = ("retrieval.query", "retrieval.passage")
 KINDS = {
     "bert": write_bert,
     "xlm-roberta": lambda folder: write_bert(folder, kind="xlm-roberta"),
 }
+MODELS = {**KINDS, "v2 A": write_jina_v2, "v2 B": lambda folder: write_jina_v2(folder, variant="B")}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -49,7 +50,7 @@ def draw(twin, name, seed=0):
 
 
 def adapter(twin, name):
-    inside = f".task_{name.replace('.', '_')}."
+    inside = f".task_{name.replace('.', '%2E')}."
     return {key: p for key, p in twin.named_parameters() if inside in f"{key}."}
 
 
@@ -81,10 +82,19 @@ def test_an_adapter_computes_what_peft_computes_on_transformers_class(folder, tm
         tokens = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
         expected = oracle(input_ids=batch.ids[tokens][None].long()).last_hidden_state[0]
         torch.testing.assert_close(states[tokens], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_encoder_computes_what_a_twin_with_an_adapter_does(tmp_path, name):
+    folder = MODELS[name](tmp_path / "model")
+    twin = load_twin(describe(str(folder)))
+    add_lora(twin, ["legal"], rank=4, alpha=8, seed=0)
+    draw(twin, "legal")
+    save_factors(twin, factors_of(twin, "legal"), tmp_path / "legal")
     encoder = load_encoder(str(folder), dtype="float32")
     encoder.adapters.load("legal", tmp_path / "legal")
     ours = encoder.encode(SENTENCES, task="legal")
-    np.testing.assert_allclose(ours, vectors(twin, batch).detach(), atol=1e-5)
+    np.testing.assert_allclose(ours, vectors(twin, rows(twin)).detach(), atol=1e-5)
     assert np.abs(ours - encoder.encode(SENTENCES)).max() > 1e-2
 
 
@@ -162,6 +172,13 @@ def test_the_base_and_each_adapter_are_chosen(twin):
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (results[one] - results[other]).abs().max() > 1e-2
     assert all(p.requires_grad == (".lora_" in name) for name, p in twin.named_parameters())
+
+
+def test_two_names_are_two_adapters_whatever_they_are_made_of(bert):
+    names = ("a.b", "a_b", "a%2Eb", "train", "keys")  # torch's containers take no dots and have such methods
+    twin = load_twin(describe(str(bert)))
+    add_lora(twin, names, rank=1, alpha=1, seed=0)
+    assert len({float(factors_of(twin, name).pairs["encoder.layer.0.output.dense"][0].sum()) for name in names}) == 5
 
 
 def test_a_saved_adapter_is_read_again(twin, tmp_path):

@@ -67,13 +67,13 @@ def test_every_loss_trains_with_every_option_and_names_its_terms():
     of = model(torch.float32, late=True)
     kinds = ("infonce", "cosent", "pearson", "classification", "separation")
     losses = build(
-        *(source(kind, kind, teacher_width=5) for kind in kinds),
+        *(source(kind, kind, teacher=5) for kind in kinds),
         of=of,
         gor=0.1,
         distill=2.0,
         matryoshka=8,
         budget_tokens=9,
-    ) | build(source("joint", teacher_width=5), of=of, stage="joint", gor=0.1, distill=2.0, matryoshka=8)
+    ) | build(source("joint", teacher=5), of=of, stage="joint", gor=0.1, distill=2.0, matryoshka=8)
     features = [column | {"teacher": torch.ones(7, 5)} for column in columns(2)]
     names = {}
     for name, loss in losses.items():
@@ -87,15 +87,15 @@ def test_every_loss_trains_with_every_option_and_names_its_terms():
 
 
 def test_sources_share_a_projection_whose_first_values_are_of_the_seed():
-    first = build(source("a", teacher_width=5), source("b", teacher_width=5), source("c"), distill=1, seed=3)
-    again = build(source("a", teacher_width=5), distill=1, seed=3)
-    other = build(source("a", teacher_width=5), distill=1, seed=4)
+    first = build(source("a", teacher=5), source("b", teacher=5), source("c"), distill=1, seed=3)
+    again = build(source("a", teacher=5), distill=1, seed=3)
+    other = build(source("a", teacher=5), distill=1, seed=4)
     assert first["a"].distillation is first["b"].distillation
     assert first["c"].distillation is None
     of = lambda losses: losses["a"].distillation.projection.weight  # noqa: E731
     assert torch.equal(of(first), of(again))
     assert not torch.equal(of(first), of(other))
-    assert build(source("a", teacher_width=16), distill=1)["a"].distillation.projection is None
+    assert build(source("a", teacher=16), distill=1)["a"].distillation.projection is None
 
 
 def test_building_a_loss_leaves_the_random_numbers_alone():
@@ -103,7 +103,7 @@ def test_building_a_loss_leaves_the_random_numbers_alone():
     expected = torch.rand(3)
     of = model()
     torch.manual_seed(5)
-    build(source("a", teacher_width=5), of=of, distill=1)
+    build(source("a", teacher=5), of=of, distill=1)
     assert torch.equal(torch.rand(3), expected)
 
 
