@@ -25,7 +25,6 @@ from actors.encoders.twins.export_lora import export_adapters
 from actors.encoders.twins.factors import save_factors
 from actors.encoders.twins.lora import factors_of
 from actors.errors import InvariantBroken, StorageError
-from actors.storage.temp_dirs import disk_errors
 from actors.vectors import Floats
 from pipeline.job.training import Training
 from pipeline.train.checkpoints import load_trained
@@ -68,23 +67,20 @@ def export(model: SentenceTransformer, job: Training, spec: ModelSpec, folder: P
     """Write the adapters and the model of a job into a folder of this machine.
 
     Raises:
-        StorageError: the disk failed, for example because it is full.
+        StorageError: a file of weights cannot be written.
     """
     module: Any = model[0]
     twin, train = module.twin, job.train
     try:
-        with disk_errors(folder):
-            if train.method == "full":
-                save_checkpoint(twin, folder / MODEL)
-                return
-            factors = {task: factors_of(twin, task) for task in train.tasks}
-            for task, each in factors.items():
-                save_factors(twin, each, folder / ADAPTERS / task)
-            if writes_checkpoint(job, spec):
-                prompts = {
-                    task: prompts_of(spec, train.tasks)[min(number, 1)] for number, task in enumerate(train.tasks)
-                }
-                export_adapters(twin, factors, folder / MODEL, prompts=prompts)
+        if train.method == "full":
+            save_checkpoint(twin, folder / MODEL)
+            return
+        factors = {task: factors_of(twin, task) for task in train.tasks}
+        for task, each in factors.items():
+            save_factors(twin, each, folder / ADAPTERS / task)
+        if writes_checkpoint(job, spec):
+            prompts = {task: prompts_of(spec, train.tasks)[min(number, 1)] for number, task in enumerate(train.tasks)}
+            export_adapters(twin, factors, folder / MODEL, prompts=prompts)
     except SafetensorError as error:
         raise StorageError(f"cannot write below {str(folder)!r}: {error}") from None
 

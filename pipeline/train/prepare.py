@@ -70,7 +70,7 @@ def prepare(job: Training, folder: Path, held_out: Collection[bytes], progress: 
         StorageError: a store refused or failed.
     """
     parts = [_Parts(job, number) for number in range(len(job.data))]
-    place = folder / f"data-{_state(job, held_out)}"
+    place = folder / f"data-{state_of_sources(job, held_out)}"
     if (place / DATA_FILE).exists():
         return open_data(place)
     part = folder / "data.part"
@@ -196,7 +196,7 @@ def _names(job: Training) -> list[str]:
     return names
 
 
-def _state(job: Training, held_out: Collection[bytes]) -> str:
+def state_of_sources(job: Training, held_out: Collection[bytes] = ()) -> str:
     """Return a hash of what the data are made of: the job's sources, and the state of all files that are read."""
     read: list[Any] = [_FORMAT, job.train.seed, job.train.stage, job.train.batch_rows]
     for source in job.data:

@@ -33,11 +33,13 @@ class Record:
     Attributes:
         settings: Everything that changes the weights, by key of the job file.
         data: Hash of the rows; empty before they were prepared.
+        sources: Hash of the state of the files that the rows were read from.
         result: What `pipeline.train.trained.Trained` has; None before the end.
     """
 
     settings: dict[str, Any]
     data: str = ""
+    sources: str = ""
     result: dict[str, Any] | None = None
     vectide: str = field(default_factory=lambda: metadata.version("vectide"))
     format: int = FORMAT

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from actors import storage
 from actors.encoders.spec import ModelSpec
-from actors.errors import ConfigError
+from actors.errors import ConfigError, DataError
 from actors.storage.temp_dirs import disk_errors
 from pipeline.job.fingerprint import digest
 from pipeline.job.load import load_training
@@ -71,6 +71,10 @@ def train(job: Training | str | Path, progress: Progress | None = None) -> Train
     out, settings = storage.absolute(job.out.uri), settings_of(job, spec)
     record = open_record(out, settings)
     if (finished := _finished(job, spec, record, out)) is not None:
+        if _has_other_sources(job, record):
+            progress.step(
+                "the files of data have changed since this training; to train with them, name another out.uri"
+            )
         return finished
     held_out = read_held_out(job.train.evaluate) if job.train.evaluate else None
     for note in () if held_out is None else held_out.notes:
@@ -102,6 +106,16 @@ def _finished(job: Training, spec: ModelSpec, record: Record, out: str) -> Train
     return found if is_there else None
 
 
+def _has_other_sources(job: Training, record: Record) -> bool:
+    """Return whether files that the rows were read from have changed; False if they are not there any more."""
+    from pipeline.train.prepare import state_of_sources
+
+    try:
+        return state_of_sources(job) != record.sources
+    except (ConfigError, DataError):
+        return False
+
+
 @contextmanager
 def _data_folder(out: str) -> Iterator[Path]:
     """Yield the folder for the prepared data: in `out`, or if that is in a store, a temporary one."""
@@ -120,13 +134,13 @@ def _prepare(
     Raises:
         ConfigError: the training began with other rows.
     """
-    from pipeline.train.prepare import prepare
+    from pipeline.train.prepare import prepare, state_of_sources
 
     job, out = evidence.job, evidence.out
     with disk_errors(folder):
         data = prepare(job, folder, frozenset() if held_out is None else held_out.text_hashes, report)
     if not record.data:
-        record.data = data.digest
+        record.data, record.sources = data.digest, state_of_sources(job)
         record.write(out)
     elif record.data != data.digest:
         raise ConfigError(
@@ -145,7 +159,7 @@ def _export(
 
     job, out = evidence.job, evidence.out
     tasks = job.train.tasks
-    with tempfile.TemporaryDirectory(prefix="vectide-train-") as name:
+    with tempfile.TemporaryDirectory(prefix="vectide-train-") as name, disk_errors(Path(name)):
         folder = Path(name)
         model = export.trained_model(job, spec, out)
         export.export(model, job, spec, folder)

@@ -114,6 +114,16 @@ def test_a_training_that_is_stopped_ends_with_the_same_weights(place, monkeypatc
     assert ends == ["interrupted", "failed", "finished"]
 
 
+class Notes(driver.Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    def step(self, text: str) -> None:
+        self.steps.append(text)
+
+
 def raising(error: BaseException):
     def call(*_: object) -> None:
         raise error
@@ -138,6 +148,11 @@ def test_other_rows_in_the_same_folder_are_refused(place, monkeypatch):
     text = pairs.read_text()
     try:
         pairs.write_text("\n".join(text.splitlines()[1:]))
+        notes = Notes()
+        assert train(job(place), notes).already_done
+        assert notes.steps == [
+            "the files of data have changed since this training; to train with them, name another out.uri"
+        ]
         with pytest.raises(ConfigError, match=r"the rows of .*pairs\.jsonl have changed since the training"):
             train(job(place, out="rows"))
     finally:
