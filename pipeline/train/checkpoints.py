@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors import storage
 from actors.errors import DataError
+from actors.storage.temp_dirs import disk_errors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,12 +69,14 @@ class Checkpoints:
 
         Raises:
             DataError: the checkpoint is damaged.
+            StorageError: the disk of this machine failed, for example because it is full.
         """
         files = self._read(step)
         if files is None:
             raise DataError(f"checkpoint {self._folder(step)!r} is damaged; run the same command again")
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
+        with disk_errors(folder):
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
 
     def _folder(self, step: int) -> str:
         return storage.join(self._root, f"step-{step:06d}")

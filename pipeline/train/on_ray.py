@@ -17,6 +17,7 @@ from typing import Any
 from actors import storage
 from actors.encoders.spec import ModelSpec
 from actors.errors import ClusterError, ConfigError, VectideError
+from actors.storage.errors import redact
 from pipeline.job.training import Training
 from pipeline.plan.resources import Machine, labelled
 from pipeline.train.checkpoints import Checkpoints, place, read_fitted
@@ -77,7 +78,10 @@ def _on_cluster(settings: Settings, progress: Progress) -> None:
         except ClusterError as error:
             failures += 1
             if failures == _FAILURES:
-                raise
+                raise ClusterError(
+                    f"{error}; {_FAILURES} times without a new checkpoint. Check the machines, then run the same command again: it "
+                    f"goes on from the last checkpoint"
+                ) from error
             progress.step(f"{error}; going on from the last checkpoint")
         else:
             return
@@ -219,18 +223,25 @@ def _show(board: Any, progress: Progress) -> None:
 
 def _cause(error: Any, workers: int) -> BaseException:
     """Return the error of a worker that ended the training, translated if a worker died."""
+    from ray.exceptions import RayActorError
+
     from pipeline.execute.ray_errors import root_error
 
     failures = getattr(error, "worker_failures", None)
     if not failures:
         return ClusterError(
-            "Ray Train could not start or watch the workers. Check the cluster (`ray status`), then run the same command again: "
-            f"it goes on from the last checkpoint ({getattr(error, 'controller_failure', error)})"
+            f"Ray Train could not start or watch the workers ({redact(getattr(error, 'controller_failure', error))})"
         )
     # An error of ours or of torch, inside an error of Ray Train.
-    causes = [
-        root_error(getattr(each, "_base_exc", None) or getattr(each, "health_check_failure", None) or each)
+    inner = [
+        getattr(each, "_base_exc", None) or getattr(each, "health_check_failure", None) or each
         for each in failures.values()
+    ]
+    causes = [
+        ClusterError("a worker of the training died: its memory was full, or its machine was lost")
+        if isinstance(each, RayActorError)
+        else root_error(each)
+        for each in inner
     ]
     ours = [each for each in causes if isinstance(each, VectideError)]
     # The ranks that wait for one that died or failed fail too, with an error of torch.
@@ -238,5 +249,7 @@ def _cause(error: Any, workers: int) -> BaseException:
     if ours:
         return ours[0]
     if workers > 1:
-        return ClusterError(f"a worker of the training lost the others ({type(causes[0]).__name__}: {causes[0]})")
+        return ClusterError(
+            f"a worker of the training lost the others ({type(causes[0]).__name__}: {redact(causes[0])})"
+        )
     return causes[0]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from actors import storage
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError, Diverged
+from actors.storage.temp_dirs import disk_errors
 from pipeline.job.training import Training
 from pipeline.train.checkpoints import Checkpoints, place, save_trained
 
@@ -140,8 +141,10 @@ def _local_data(settings: Settings, scratch: Path) -> Path:
         )
     for shard in storage.walk(place(settings.folder, settings.data.name)):
         file = scratch / shard.path.rpartition(f"/{settings.data.name}/")[2]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(storage.read(shard.path))
+        content = storage.read(shard.path)
+        with disk_errors(scratch):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
     return scratch
 
 

@@ -74,8 +74,10 @@ def test_the_error_that_ended_a_training_is_raised():
     closed = Wrapped(RuntimeError("Connection closed by peer"))
     assert isinstance(on_ray._cause(Failed(closed, Wrapped(Diverged("step 3"))), 2), Diverged)
     assert isinstance(on_ray._cause(Failed(ActorDiedError(), Wrapped(Diverged("step 3"))), 2), Diverged)
-    assert isinstance(on_ray._cause(Failed(closed, ActorDiedError()), 2), ClusterError)
-    assert "Connection closed" in str(on_ray._cause(Failed(closed), 2))
+    assert "a worker of the training died" in str(on_ray._cause(Failed(closed, ActorDiedError()), 2))
+    lost = on_ray._cause(Failed(closed), 2)
+    assert isinstance(lost, ClusterError)
+    assert "Connection closed" in str(lost)
     assert isinstance(on_ray._cause(Failed(Wrapped(KeyError("a bug"))), 1), KeyError)
 
 
