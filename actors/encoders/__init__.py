@@ -15,6 +15,8 @@ To add a model family, change these three places and no other:
      instead, and its facts name modality and outputs.
 2. `families/detect.py`: one line in `FAMILIES` that names both.
 3. `tests/checkpoints/`: a function that writes a tiny random checkpoint in the exact published layout.
+
+To train it too, add its torch module to `twins/`, and a line to `TWINS` there.
 """
 
 from __future__ import annotations
