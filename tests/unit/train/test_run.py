@@ -169,6 +169,7 @@ def test_too_few_rows_are_refused_before_a_step(place):
 
 def test_the_commands_take_the_job(place, capsys):
     from jobs.commands.plan import plan as plan_command
+    from jobs.commands.status import status as status_command
     from jobs.commands.train import train as train_command
 
     file = place / "job.yaml"
@@ -177,5 +178,7 @@ def test_the_commands_take_the_job(place, capsys):
     printed = capsys.readouterr().out
     assert f"nothing left to do: {place / 'out'} already holds the result of this job" in printed
     assert f"encoder.adapters: {{legal: {place / 'out' / 'adapters' / 'legal'}}}" in printed
+    status_command(str(place / "out"))
+    assert capsys.readouterr().out == f"{place / 'out'}: a finished training: `vectide report` shows it\n"
     plan_command(str(file))
     assert "steps  4, about " in capsys.readouterr().out
