@@ -87,7 +87,7 @@ def test_a_new_adapter_is_a_folder_and_may_be_in_the_model_too(place, tmp_path, 
     result = train(job)
     encoder = encoder_of_card(tmp_path / "out")
     assert (encoder.spec.task, [*result.adapters]) == ("legal", ["legal"])
-    whole = load_encoder(result.checkpoint, dtype="float32", task="legal.passage" if model == "v4" else "legal")
+    whole = load_encoder(str(result.checkpoint), dtype="float32", task="legal.passage" if model == "v4" else "legal")
     np.testing.assert_allclose(whole.encode(SENTENCES), encoder.encode(SENTENCES), atol=1e-5, rtol=0)
 
 
