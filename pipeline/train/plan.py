@@ -106,16 +106,21 @@ def _tokens_a_row(job: Training, spec: ModelSpec, data: TrainingData) -> float:
 
 
 def _parameters(job: Training, spec: ModelSpec) -> tuple[int, int]:
-    """Return the number of trained parameters, and of all of the model. No weight is read."""
+    """Return the number of trained parameters, and of all of the model. No weight of the model is read."""
     from torch import nn
 
     from actors.encoders.twins import empty_twin
     from actors.encoders.twins.factors import modules_of
+    from actors.encoders.twins.lora import start_factors
 
     twin = empty_twin(spec)
     all_ = sum(parameter.numel() for parameter in twin.parameters())
     if job.train.method == "full":
         return all_, all_
-    layers = (twin.get_submodule(name) for name in modules_of(twin))
+    # Tables get factors only where an adapter to start from has some.
+    started = {name for start in job.train.start_from or () for name in start_factors(twin, start).pairs}
+    layers = [twin.get_submodule(name) for name in modules_of(twin)]
     widths = sum(layer.in_features + layer.out_features for layer in layers if isinstance(layer, nn.Linear))
+    tables = [layer for name in started if isinstance(layer := twin.get_submodule(name), nn.Embedding)]
+    widths += sum(table.num_embeddings + table.embedding_dim for table in tables)
     return len(job.train.tasks) * (job.train.rank or 0) * widths, all_

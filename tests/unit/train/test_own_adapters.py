@@ -15,6 +15,7 @@ from actors.encoders.settings import AdapterSettings
 from actors.errors import ConfigError
 from pipeline.job.places import models
 from pipeline.job.training import parse_training
+from pipeline.train.plan import plan_training
 from pipeline.train.resolve import resolve
 from pipeline.train.run import train
 from tests.checkpoints import SENTENCES, write_jina_v3, write_jina_v4
@@ -86,11 +87,21 @@ def test_a_new_adapter_is_a_folder_and_may_be_in_the_model_too(place, tmp_path, 
     result = train(job)
     encoder = encoder_of_card(tmp_path / "out")
     assert (encoder.spec.task, [*result.adapters]) == ("legal", ["legal"])
-    whole = load_encoder(result.checkpoint, dtype="float32", task="legal.passage" if model == "v4" else "legal")
+    whole = load_encoder(str(result.checkpoint), dtype="float32", task="legal.passage" if model == "v4" else "legal")
     np.testing.assert_allclose(whole.encode(SENTENCES), encoder.encode(SENTENCES), atol=1e-5, rtol=0)
 
 
 # The start
+
+
+def test_a_plan_counts_the_tables_that_a_start_changes(place):
+    new, further = (
+        plan_training(job_of(place, "v3", out=place / "none", task=JOINT, start_from=start)).parameters
+        for start in (None, JOINT)
+    )
+    words = len(load_file(place / "native" / "model.safetensors")["embeddings.word_embeddings.weight"])
+    assert new[1] == further[1]
+    assert further[0] - new[0] == 2 * 4 * ((words + 32) + (1 + 32))
 
 
 def test_a_job_names_one_start_for_each_adapter(place):

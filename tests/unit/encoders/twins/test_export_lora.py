@@ -99,11 +99,11 @@ def quietly(load, *args, **settings):
 
 def test_each_layout_of_v3_has_the_same_adapters_to_start_from(v3):
     hub, native = (v3_twin(v3[layout]) for layout in ("hub", "native"))
-    for task in TASKS:
-        start = start_factors(hub, task)
+    starts = {task: start_factors(hub, task) for task in TASKS}
+    for task, start in starts.items():
         assert (start.rank, start.alpha, len(start.pairs)) == (4, 1.0, 6)
         assert equal(start, start_factors(native, task))
-    assert not equal(start, start_factors(hub, TASKS[0]))
+    assert not equal(starts[TASKS[0]], starts[TASKS[1]])
 
 
 def test_the_adapters_of_v4_are_a_start_under_both_names(v4):
@@ -235,9 +235,8 @@ def test_the_hubs_layout_holds_what_was_trained(v3, tmp_path):
         expected = vectors_of(twin, [encoder.spec.prompts[task] + text for text in SENTENCES])
         np.testing.assert_allclose(encoder.encode(SENTENCES, task=task), expected, atol=1e-5, rtol=0)
     before = load_encoder(str(v3["hub"]), dtype="float32")
-    others = [None, *TASKS[1:]]
-    for task in others:
-        assert np.array_equal(encoder.encode(SENTENCES, task=task), before.encode(SENTENCES, task=task))
+    for other in (None, *TASKS[1:]):
+        assert np.array_equal(encoder.encode(SENTENCES, task=other), before.encode(SENTENCES, task=other))
     assert np.abs(encoder.encode(SENTENCES, task=TASKS[0]) - before.encode(SENTENCES, task=TASKS[0])).max() > 1e-2
 
 
