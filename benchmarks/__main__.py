@@ -359,6 +359,23 @@ def training_speed(
 
 
 @app.command()
+def training_memory(
+    model: Model = None,
+    out: Out = DOCS,
+    rows: Annotated[list[int] | None, typer.Option(help="Pairs of a batch; may be repeated.")] = None,
+    budget_tokens: Annotated[int, typer.Option(min=32, help="Tokens at once.")] = 512,
+) -> None:
+    """Peak memory of a step of a training, by rows of its batch."""
+    from benchmarks import training_memory as memory
+    from benchmarks.race.engine import today
+
+    found = memory.run(model or packaged_model(), rows=rows or [128, 1024], budget_tokens=budget_tokens)
+    date = today()
+    page = memory.markdown(found, budget_tokens=budget_tokens, command=command(), date=date)
+    write_page(out / f"training_memory_cpu_{date}.md", page)
+
+
+@app.command()
 def precision(
     model: Model = None,
     out: Out = DOCS,

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import ConfigError, DataError
+from actors.quantities import counted
 from pipeline.job.training import Training
+from pipeline.job.validation import shown
 from pipeline.plan.rows import state_of
-from pipeline.train.data import DATA_FILE, ROWS_FILE, Source, TrainingData, open_data, write_data
+from pipeline.train.data import DATA_FILE, LABEL, ROWS_FILE, Source, TrainingData, open_data, write_data
 from pipeline.train.negatives import add_mined, write_negatives
 from pipeline.train.source_rows import WITH_NEGATIVES, Reader
 from pipeline.train.teacher import Teacher
@@ -104,8 +107,8 @@ def _write(job: Training, parts: list[_Parts], folder: Path, held_out: Collectio
                     digest.update(block)
     if leaked:
         raise DataError(
-            f"{leaked.total():,} pairs have a text of train.evaluate.queries, {next(iter(leaked))!r} first; a model must not "
-            f"be trained with what it is evaluated with. Remove these pairs, or name other held-out queries"
+            f"texts of train.evaluate.queries are in {counted(leaked.total(), 'pair')}, {shown(next(iter(leaked)))} first; a "
+            f"model must not be trained with what it is evaluated with. Remove these pairs, or name other held-out queries"
         )
     write_data(TrainingData(tuple(sources), folder, digest.hexdigest(), counts))
 
@@ -158,6 +161,12 @@ def _finish(
         reader.label_kind,
         0 if teacher is None else teacher.width,
     )
+    if made.label and not width and pc.count_distinct(made.dataset.data.column(LABEL)).as_py() == 1:
+        what, column = ("score", source.score) if made.label == "number" else ("class", source.label)
+        raise DataError(
+            f"{where}: all {found.rows:,} rows have the same {what}, and loss {source.loss} compares rows with different ones; "
+            f"check the column {column!r}"
+        )
     return made, {key: count for key, count in counts.items() if count or key in ("read", "kept")}
 
 

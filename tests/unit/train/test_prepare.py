@@ -129,6 +129,28 @@ def test_classes_are_numbered_as_they_appear(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"loss": "pearson"}, "all 8 rows have the same score, and loss pearson .* check the column 'score'"),
+        ({"loss": "separation", "label": "kind"}, "the same class, and loss separation .* check the column 'kind'"),
+        ({"loss": "classification", "label": "kind", "negative_columns": ["none"]}, "loss classification"),
+    ],
+)
+def test_labels_that_are_all_the_same_are_refused(tmp_path, source, message):
+    uri = pairs(tmp_path / "a.parquet", 8, score=[0.5] * 8, kind=["a"] * 8, none=[""] * 8)
+    with pytest.raises(DataError, match=message):
+        prepared(tmp_path / "data", {"uri": uri, **source})
+    more = {
+        "loss": "classification",
+        "label": "kind",
+        "negative_columns": ["query"],
+        "query": "passage",
+        "passage": "kind",
+    }
+    assert prepared(tmp_path / "more", {"uri": uri, **more}).sources[0].negatives == 1  # own negatives are enough
+
+
+@pytest.mark.parametrize(
     ("score", "problem"),
     [
         ([1.0, float("nan")] * 4, "score' is nan in the row 'a.parquet:1'; a score is a finite number"),
@@ -149,7 +171,7 @@ def test_a_score_that_is_no_number_is_refused(tmp_path, score, problem):
 def test_a_held_out_text_in_a_pair_is_refused(tmp_path):
     first, second = ({"uri": pairs(tmp_path / f"{name}.parquet")} for name in "ab")
     prepared(tmp_path / "data", first, held_out=["query 20", "another"])
-    with pytest.raises(DataError, match=r"4 pairs have a text of train.evaluate.queries, 'query 5' first"):
+    with pytest.raises(DataError, match=r"texts of train.evaluate.queries are in 4 pairs, 'query 5' first"):
         prepared(tmp_path / "data", first, second, held_out=["query 5", "passage 7"])
     assert list((tmp_path / "data").glob("*.part")) == []
     assert prepared(tmp_path / "data", first).counts["a"]["kept"] == 20  # without held-out texts again
