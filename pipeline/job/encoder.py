@@ -26,7 +26,7 @@ class Adapter(Section):
             "Text put before each query in place of `prompt`, under the task `<name>.query`; by default queries have `prompt`."
         ),
     )
-    query_path: str | None = Field(
+    query_path: Uri | None = Field(
         default=None,
         exclude_if=lambda path: path is None,  # a job without it is written as before there was any
         description=(
