@@ -49,7 +49,7 @@ demo: $(READY_DEMO) ## Install the core only, embed 5,000 docstrings on this mac
 	$(SEARCH) "pick a random element from a list"
 	$(SEARCH) "shortest path between two nodes of a graph"
 
-demo-train: $(READY) ## Fine-tune a model, measure it on held-out queries, re-embed a table, roll back; ten minutes
+demo-train: $(READY) ## Fine-tune a model, measure it on held-out queries, re-embed a table, roll back
 	-tests/truth/install.sh
 	$(BIN)/python -m benchmarks training --demo
 

@@ -152,7 +152,8 @@ def _signatures(module: str, path: Path) -> Iterator[Entry]:
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # a template, or a file for another Python
         return
-    for owner in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+    owners: list[ast.Module | ast.ClassDef] = [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]
+    for owner in owners:
         for node in owner.body:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
                 continue

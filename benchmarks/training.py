@@ -72,33 +72,30 @@ class Loop:
     Attributes:
         before, after, rolled_back: nDCG@10 of the table with the stock model, after the re-embedding, and after the rollback.
         difference: The difference of the second to the first.
-        gate: What the quality gate printed.
     """
 
     before: float
     after: float
     rolled_back: float
     difference: Difference
-    gate: str
 
 
 class Shell:
     """Runs commands of vectide as a user does, and prints them with their output."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._started = folder, time.monotonic()
+        self.folder, self._started = folder, time.monotonic()
 
-    def run(self, *arguments: str, quiet: bool = False) -> str:
+    def run(self, *arguments: str) -> str:
         """Run a command in the folder of the experiment, and return what it printed; end this process if it fails."""
-        if not quiet:
-            print(f"\n[{time.monotonic() - self._started:4.0f} s] $ vectide {' '.join(arguments)}", flush=True)
+        print(f"\n[{time.monotonic() - self._started:4.0f} s] $ vectide {' '.join(arguments)}", flush=True)
         command = [sys.executable, "-m", "jobs", *arguments]
-        done = subprocess.run(command, cwd=self._folder, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, cwd=self.folder, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise SystemExit(
                 f"vectide {arguments[0]} failed with exit code {done.returncode}: see above\n{done.stdout}"
             )
-        if not quiet:
+        if arguments[-1] != "--json":
             print(done.stdout.rstrip(), flush=True)
         return done.stdout
 
@@ -161,16 +158,13 @@ def deploy(shell: Shell, adapter: str) -> Loop:
     """Re-embed the table with an adapter behind the gate, evaluate both versions, and roll back."""
     judged = ("--queries", "queries.parquet", "--judgements", "judgements.parquet")
     settings = ("--set", f"encoder.adapters={{{TASK}: {adapter}}}", "--set", f"encoder.task={TASK}")
-    first = shell.run("evaluate", "words", *judged, "--json", quiet=True)
-    gate = shell.run("refresh", "words.yaml", *settings, *judged)
-    shell.run("evaluate", "words", *judged, "--against", "@1")
-    both = json.loads(shell.run("evaluate", "words", *judged, "--against", "@1", "--json", quiet=True))
+    shell.run("refresh", "words.yaml", *settings, *judged)
+    shell.run("evaluate", "words", *judged, "--against", "@1", "--out", "evaluated")
+    old, new, *_ = json.loads((shell.folder / "evaluated" / "evaluation.json").read_text())["rows"]
     shell.run("rollback", "words", "--to", "1")
-    again = shell.run("evaluate", "words", *judged, "--json", quiet=True)
-    before, after, rolled_back = (
-        _score(row) for row in (json.loads(first)["rows"][0], both["rows"][1], json.loads(again)["rows"][0])
-    )
-    return Loop(before, after, rolled_back, Difference(**both["rows"][1]["differences"]["nDCG@10"]), gate)
+    again = json.loads(shell.run("evaluate", "words", *judged, "--json"))["rows"][0]
+    before, after, rolled_back = (float(row["scores"]["nDCG@10"]["value"]) for row in (old, new, again))
+    return Loop(before, after, rolled_back, Difference(**new["differences"]["nDCG@10"]))
 
 
 def demo(folder: Path, model: Path, wordnet: Path | None, *, pairs: int) -> None:
@@ -243,10 +237,6 @@ def markdown(trials: Sequence[Trial], loop: Loop, *, pairs: int, command: str, d
         "",
     ]
     return "\n".join(lines)
-
-
-def _score(row: dict[str, Any]) -> float:
-    return float(row["scores"]["nDCG@10"]["value"])
 
 
 def _held_out(files: Files) -> Any:

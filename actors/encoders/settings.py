@@ -18,15 +18,19 @@ class AdapterSettings:
         path: Its PEFT folder: a local directory, a URL or a hub id.
         prompt: Text put before each text.
         query_prompt: Text put before each query; None: queries have the same prompt as texts.
+        query_path: PEFT folder of the adapter for queries; None: queries have the same adapter as texts.
     """
 
     path: str
     prompt: str = ""
     query_prompt: str | None = None
+    query_path: str | None = None
 
     def prompts(self, name: str) -> dict[str, str]:
-        """Returns its tasks with their prompts: `name`, and `<name>.query` if queries have a prompt of their own."""
-        return {name: self.prompt} | ({} if self.query_prompt is None else {f"{name}.query": self.query_prompt})
+        """Returns its tasks with their prompts: `name`, and `<name>.query` if queries have a prompt or adapter of their own."""
+        if self.query_prompt is None and self.query_path is None:
+            return {name: self.prompt}
+        return {name: self.prompt, f"{name}.query": self.prompt if self.query_prompt is None else self.query_prompt}
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,10 +133,13 @@ class ModelSpec:
         changed only a README, must not cause a re-embedding. Of the added adapters, only the one in use is included.
         A table keeps the prompt of its queries in its settings, so that belongs to it too.
         """
-        own = next((ref for ref in self.adapters if self.task in ref.tasks), None)
+        own, queries = self._adapter_of(self.task), self.query_side()
         added = {} if own is None else {"adapter_sha256": own.sha256}
         if own is not None and len(own.tasks) > 1:
-            added["query_prompt"] = self.query_side().prompt
+            added["query_prompt"] = queries.prompt
+            of_queries = self._adapter_of(queries.task)
+            if of_queries is not None and of_queries is not own:
+                added["query_adapter_sha256"] = of_queries.sha256
         return {
             **added,
             **lineage_of(self.outputs),
@@ -160,6 +163,10 @@ class ModelSpec:
             # Earlier versions wrote true. They lower-cased before the tokenizer, which broke special tokens in a text.
             "lowercase": "in the tokenizer" if self.lowercase else False,
         }
+
+    def _adapter_of(self, task: str | None) -> AdapterRef | None:
+        """Returns the added adapter of a task: the last of those with this task, as when they are loaded."""
+        return next((ref for ref in reversed(self.adapters) if task in ref.tasks), None)
 
     def with_task(self, task: str | None) -> ModelSpec:
         """Returns the spec of the same model for another task, with that task's prompt.
@@ -301,9 +308,13 @@ def _with_adapters(spec: ModelSpec, settings: EncoderSettings, facts: FamilyFact
                 f"adapter {name!r}: {taken[0]!r} is a task of {spec.model} already; its tasks are "
                 f"{', '.join(spec.tasks)}. Give the adapter another name."
             )
-        with adapter_folder(name, adapter.path) as folder:
-            read_adapter(folder, facts.targets)
-            spec = spec.with_adapter(prompts, adapter.path, sha256_adapter(folder))
+        added = [(prompts, adapter.path)]
+        if adapter.query_path is not None:  # replaces the first for the task of queries
+            added.append(({task: prompt for task, prompt in prompts.items() if task != name}, adapter.query_path))
+        for tasks, path in added:
+            with adapter_folder(next(iter(tasks)), path) as folder:
+                read_adapter(folder, facts.targets)
+                spec = spec.with_adapter(tasks, path, sha256_adapter(folder))
     return spec
 
 

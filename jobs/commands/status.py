@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 def status(table: Table, json: AsJson = False) -> None:
     """Show versions, rows, files, lineage, unfinished runs and quarantined rows of a table."""
     from pipeline.table.status import status as read
+    from pipeline.train.record import state_of
 
     table_status = read(table)
-    if json:
+    training = state_of(table) if table_status.version is None else None
+    if training is not None and not json:
+        print(f"{table_status.table}: {training}")
+    elif json:
         output.as_json(table_status)
     else:
         _print(table_status)

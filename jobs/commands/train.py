@@ -41,8 +41,13 @@ def _print(trained: Trained) -> None:
         print(f"kept the weights of step {fitted.best_step:,}, the best of the evaluations")
     if trained.checkpoint is not None:
         print(f"model: {trained.checkpoint}, as in encoder.model: {trained.checkpoint}")
-    for name, url in trained.adapters.items():
-        print(f"adapter: {url}, as in encoder.adapters: {{{name}: {url}}}")
+    if len(trained.adapters) > 1:
+        (asks, query), (name, passage) = trained.adapters.items()
+        print(f"adapters: {asks} for queries and {name} for passages, as in", end=" ")
+        print(f"encoder.adapters: {{{name}: {{path: {passage}, query_path: {query}}}}}")
+    else:
+        for name, url in trained.adapters.items():
+            print(f"adapter: {url}, as in encoder.adapters: {{{name}: {url}}}")
     print(f"loaded with the encoder: the same vectors, to {trained.difference:.0e}")
     if (scores := trained.scores) is not None:
         print(

@@ -26,6 +26,19 @@ class Adapter(Section):
             "Text put before each query in place of `prompt`, under the task `<name>.query`; by default queries have `prompt`."
         ),
     )
+    query_path: str | None = Field(
+        default=None,
+        exclude_if=lambda path: path is None,  # a job without it is written as before there was any
+        description=(
+            "PEFT folder of the adapter for queries, if both were trained as a pair, under the task `<name>.query`; by default "
+            "queries have the adapter of `path`."
+        ),
+    )
+
+    @property
+    def has_queries(self) -> bool:
+        """Return whether queries have a task of their own."""
+        return self.query_prompt is not None or self.query_path is not None
 
 
 def _by_name(value: object) -> object:
@@ -125,12 +138,12 @@ class Encoder(Section):
     def _check(self) -> Encoder:
         for name, adapter in self.adapters.items():
             queries = f"{name}.query"
-            if queries in self.adapters and adapter.query_prompt is not None:
+            if queries in self.adapters and adapter.has_queries:
                 raise ValueError(
-                    f"adapters names {queries!r}, and query_prompt of {name!r} makes a task of that name; rename one of the "
-                    f"two, or leave query_prompt out"
+                    f"adapters names {queries!r}, and query_prompt or query_path of {name!r} makes a task of that name; rename "
+                    f"one of the two, or leave that key out"
                 )
-            if self.task == queries and queries not in self.adapters and adapter.query_prompt is None:
+            if self.task == queries and queries not in self.adapters and not adapter.has_queries:
                 raise ValueError(
                     f"task is {queries!r}, and the adapter {name!r} has no query_prompt, which would make that task; give it "
                     f"one, or set task: {name}, whose prompt queries have too"
@@ -166,11 +179,15 @@ class Encoder(Section):
         cluster = cluster_at(address)
         if cluster in ("inline", "local"):
             return
-        for name, adapter in self.adapters.items():
-            folder = Path(adapter.path).expanduser()
-            if adapter.path.startswith((".", "/", "~")) or ("://" not in adapter.path and folder.is_dir()):
+        paths = {name: adapter.path for name, adapter in self.adapters.items()}
+        paths |= {
+            f"{name}.query_path": each.query_path for name, each in self.adapters.items() if each.query_path is not None
+        }
+        for name, path in paths.items():
+            folder = Path(path).expanduser()
+            if path.startswith((".", "/", "~")) or ("://" not in path and folder.is_dir()):
                 raise ConfigError(
-                    f"encoder.adapters.{name} is {adapter.path!r}, a folder of this machine, and the machines of the "
+                    f"encoder.adapters.{name} is {path!r}, a folder of this machine, and the machines of the "
                     f"cluster {cluster!r} read it; give a URL that they can read, as in s3://bucket/{name}, or the id of "
                     f"a repository on the Hub, or file://{folder.absolute()} if each of them has that folder"
                 )

@@ -293,7 +293,7 @@ class Training(Section):
     """One training job file."""
 
     train: Train
-    data: tuple[DataSource, ...] = Field(min_length=1, description="Sources of the rows.")
+    data: tuple[DataSource, ...] = Field(description="Sources of the rows.")
     out: Out
     run: TrainingRun = TrainingRun()
 

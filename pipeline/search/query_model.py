@@ -58,7 +58,8 @@ def query_model(
     try:
         spec = describe(replace(settings, adapters=adapters))
     except ModelError as error:
-        if "directory on this machine" not in str(error):
+        of_queries = str(error).startswith(f"adapter {f'{settings.task}.query'!r}")
+        if "directory on this machine" not in str(error) or of_queries:
             raise
         option = "--adapter" if str(error).startswith("adapter ") else "--model"
         raise ModelError(f"{error} If it has moved, give its new place with {option}.") from None

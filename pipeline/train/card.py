@@ -134,9 +134,9 @@ def _use(job: Training, spec: ModelSpec, adapters: Mapping[str, str]) -> str:
         query, passage = prompts_of(spec, job.train.tasks)
         prompts = {"prompt": passage} if passage else {}
         prompts |= {} if query == passage else {"query_prompt": query}
-        encoder["adapters"] = {
-            name: {"path": place, **prompts} if prompts else place for name, place in adapters.items()
-        }
+        first, *others = adapters.values()
+        keys = {"path": first, **prompts} if not others else {"path": others[-1], "query_path": first, **prompts}
+        encoder["adapters"] = {encoder["task"]: keys if len(keys) > 1 else first}
     text = f"In Vectide:\n\n```yaml\n{yaml.safe_dump({'encoder': encoder}, sort_keys=False)}```\n\n"
     if (spec.family, spec.variant) not in _WITHOUT_REMOTE_CODE:
         return (

@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 
 from actors import storage
 from actors.errors import ConfigError, DataError
+from actors.quantities import counted
 from pipeline.job.training import Training
+from pipeline.job.validation import shown
 from pipeline.plan.rows import state_of
 from pipeline.train.data import DATA_FILE, LABEL, ROWS_FILE, Source, TrainingData, open_data, write_data
 from pipeline.train.negatives import add_mined, write_negatives
@@ -105,8 +107,8 @@ def _write(job: Training, parts: list[_Parts], folder: Path, held_out: Collectio
                     digest.update(block)
     if leaked:
         raise DataError(
-            f"{leaked.total():,} pairs have a text of train.evaluate.queries, {next(iter(leaked))!r} first; a model must not "
-            f"be trained with what it is evaluated with. Remove these pairs, or name other held-out queries"
+            f"texts of train.evaluate.queries are in {counted(leaked.total(), 'pair')}, {shown(next(iter(leaked)))} first; a "
+            f"model must not be trained with what it is evaluated with. Remove these pairs, or name other held-out queries"
         )
     write_data(TrainingData(tuple(sources), folder, digest.hexdigest(), counts))
 

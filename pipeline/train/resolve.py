@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.encoders import checkpoint
-from actors.encoders.families import jina_v4_layout
+from actors.encoders.families import jina_v3_layout, jina_v4_layout
 from actors.encoders.families.detect import detect
 from actors.encoders.layout import FamilyFacts
 from actors.encoders.lora.files import CONFIG, adapter_folder, read_adapter
@@ -47,6 +47,11 @@ def resolve(job: Training) -> tuple[Training, ModelSpec]:
         own = _start_sizes(train.start_from, spec, facts) if train.start_from else own_rank(spec)
         rank = train.rank or (own[0] if own else _RANK)
         alpha = train.alpha or (own[1] * rank / own[0] if own else 2.0 * rank)
+        if train.start_from and own and (rank, alpha) != own:
+            raise ConfigError(
+                f"train.start_from is an adapter of rank {own[0]} and alpha {own[1]:g}, which it keeps, and the job asks for rank "
+                f"{rank} and alpha {alpha:g}; leave train.rank and train.alpha out"
+            )
         found |= {"rank": rank, "alpha": alpha, "task": train.tasks}
     resolved = job.model_copy(update={"train": train.model_copy(update=found)})
     if writes_checkpoint(resolved, spec):
@@ -142,10 +147,17 @@ def _check_layout(job: Training, spec: ModelSpec, facts: FamilyFacts) -> None:
         return
     own = own_rank(spec)
     if spec.family not in _FROZEN or own is None:
+        if not job.out.checkpoint:
+            raise ConfigError(
+                f"train.task names {' and '.join(train.tasks)}, and {spec.model} has a task of this name without an adapter that "
+                f"could be replaced; give the adapter another name"
+            )
         raise ConfigError(
             f"out.checkpoint is for models that carry their adapters, and {spec.model} does not; leave it out: an adapter is a "
             f"folder beside the model"
         )
+    if spec.family == "jina_v3" and facts.adapters:
+        jina_v3_layout.check_folders((*facts.tasks, *train.tasks))
     shared = facts.shared_adapters or spec.variant == "hub"
     if shared and (train.rank, train.alpha) != own:
         raise ConfigError(

@@ -90,9 +90,13 @@ def soup(
     """
     shares, place = _shares(places, weights), storage.absolute(out)
     if found := [name for name in (CONFIG, "config.json") if storage.exists(storage.join(place, name))]:
-        raise ConfigError(f"--out {out!r} has a {found[0]} already; name an empty folder")
+        raise ConfigError(f"--out {out!r} already has {found[0]}; name an empty folder")
     with ExitStack() as stack:
         results = [(each, _folder(each, stack)) for each in places]
+        if len({folder.resolve() for _, folder in results}) < len(results):
+            raise ConfigError(
+                f"two of {', '.join(map(repr, places))} are one folder; name it once, with a larger weight"
+            )
         adapters = [(folder / CONFIG).is_file() for _, folder in results]
         if any(adapters) and not all(adapters):
             odd = [places[adapters.index(kind)] for kind in (True, False)]
@@ -131,8 +135,6 @@ def coefficients(products: Matrix, shares: Sequence[float], method: Method) -> n
 def _shares(places: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:
     if len(places) < 2:
         raise ConfigError(f"a soup is made of two results or more, not of {len(places)}; name them one after the other")
-    if (repeated := next((each for each in places if places.count(each) > 1), None)) is not None:
-        raise ConfigError(f"{repeated!r} is named twice; name it once, with a larger weight")
     given = [1.0] * len(places) if weights is None else weights
     if len(given) != len(places):
         raise ConfigError(f"--weights has {len(given)} numbers for {len(places)} results; give one for each")
@@ -145,6 +147,10 @@ def _folder(place: str, stack: ExitStack) -> Path:
     if "://" in place:
         return stack.enter_context(adapter_folder(place, place))
     folder, _ = resolve(place, what="the result")
+    if not any((folder / name).is_file() for name in (CONFIG, "config.json", "modules.json")):
+        inside = [*sorted(path.parent for path in folder.glob("*/*/adapter_config.json")), folder / "model"]
+        hint = f"; name what was trained, as in {str(inside[0])!r}" if inside[0].is_dir() else ""
+        raise ConfigError(f"{place!r} is neither an adapter nor a model: it has no {CONFIG} and no config.json{hint}")
     return folder
 
 

@@ -20,7 +20,7 @@ from actors.source.blank import blank_rows
 from actors.source.content_hash import content_hashes
 from actors.source.formats.types import is_text
 from pipeline.job.training import Training
-from pipeline.plan.rows import Columns, column_types, read_rows
+from pipeline.plan.rows import Columns, column_types, is_table, read_rows
 from pipeline.train.data import HASH, LABEL, PASSAGE, QUERY, Ints, text_hashes
 from pipeline.train.mining import Mining
 from pipeline.train.where import Where
@@ -64,13 +64,13 @@ class Reader:
         scored = source.loss in _SCORED
         self.label_kind = "number" if scored else None if source.label is None else "class"
         self._label = source.score if scored else source.label
-        self._need_text("query", source.query)
-        self._need_text("passage", source.passage)
+        self._need("query", source.query)
+        self._need("passage", source.passage)
         if self._label is not None:
             self._need("score" if scored else "label", self._label)
         self._negatives = self._negative_columns()
-        curated = pa.types.is_boolean(self._types.get(_KEPT, pa.null()))
-        is_default = source.where is None or (curated and source.where.strip().lower() == _KEPT)
+        is_curated = is_table(source.uri) and pa.types.is_boolean(self._types.get(_KEPT, pa.null()))
+        is_default = source.where is None or (is_curated and source.where.strip().lower() == _KEPT)
         self._where = None if is_default else Where(str(source.where), self._types, f"{self.name}.where")
         self._verdicts = self._where is None or _KEPT not in self._where.columns
 
@@ -114,11 +114,13 @@ class Reader:
         return self._without(rows, rows.filter(values.is_valid()), f"no {self._label}")
 
     def _without(self, rows: pa.Table, left: pa.Table, reason: str) -> pa.Table:
+        """Return the rows that are left, and count the others."""
         if lost := rows.num_rows - left.num_rows:
             self.left_out[f"left out: {reason}"] += lost
         return left
 
     def _part(self, rows: pa.Table) -> Part:
+        """Return rows with their hashes and negatives."""
         query, passage = _one(rows[self._source.query]), _one(rows[CONTENT])
         digests = (content_hashes(query), _one(rows[CONTENT_HASH]))
         columns = {QUERY: query, PASSAGE: passage}
@@ -199,7 +201,8 @@ class Reader:
             pa.int64(),
         )
 
-    def _need(self, key: str, column: str) -> pa.DataType:
+    def _need(self, key: str, column: str) -> None:
+        """Raise ConfigError unless the source has a column, of a type that a key of the job allows."""
         if column not in self._types:
             raise ConfigError(
                 f"{self.name}.{key} names the column {column!r}, which {self._source.uri!r} lacks; it has "
@@ -215,9 +218,6 @@ class Reader:
             raise ConfigError(
                 f"{self.name}.{key} names the column {column!r}, which is {kind}; name a column of {wanted}"
             )
-        return kind
-
-    _need_text = _need
 
     def _negative_columns(self) -> list[str]:
         """Return the columns of negatives: those that the job names, or that have such a name."""

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from actors.errors import ClusterError, ConfigError, Diverged
+from actors.storage.errors import redact
 from pipeline.train.checkpoints import fill
 from pipeline.train.collate import Rows
 from pipeline.train.sampler import SourceBatchSampler
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "weights.safetensors", "optimizer.pt", "random.pt", "trainer_state.json"
 _SHOWN = 8  # row numbers in a message
-_ALLOCATION_FAILED = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# Of the allocator of CPUs, cuBLAS and oneDNN, which says nothing else when it gets no memory.
+_ALLOCATION_FAILED = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "could not create a primitive")
 
 
 class OutOfMemory(ClusterError):
@@ -104,6 +106,7 @@ class Trainer(SentenceTransformerTrainer):
         self.sampler = SourceBatchSampler(
             parts.data.sources, settings.batch_rows // ranks, ranks=ranks, seed=settings.seed
         )
+        planned = settings.epochs * self.sampler.steps
         self.trained = trained_parameters(parts.model, parts.losses)
         decayed = [each for each in self.trained.values() if each.ndim > 1]
         others = [each for each in self.trained.values() if each.ndim <= 1]
@@ -116,7 +119,7 @@ class Trainer(SentenceTransformerTrainer):
             output_dir=str(scratch),
             per_device_train_batch_size=self.sampler.batch_size,
             num_train_epochs=settings.epochs,
-            max_steps=settings.max_steps or -1,
+            max_steps=min(settings.max_steps or planned, planned),
             lr_scheduler_type="linear",
             warmup_steps=settings.warmup,
             max_grad_norm=settings.max_grad_norm,
@@ -191,11 +194,12 @@ class Trainer(SentenceTransformerTrainer):
             except (RuntimeError, MemoryError) as error:
                 if not _lacks_memory(error):
                     raise
+                reason = redact(error) or type(error).__name__
             else:
                 self.step.loss = float(loss)
                 return loss
             self.optimizer.zero_grad()
-            self._halve(max(int(mask.sum(1).max()) for mask in masks))
+            self._halve(max(int(mask.sum(1).max()) for mask in masks), reason)
             _set_random_state(random)
 
     def track_loss_components(self, loss: Mapping[str, Tensor]) -> None:
@@ -256,14 +260,14 @@ class Trainer(SentenceTransformerTrainer):
             f"train.learning_rate ({self.settings.learning_rate:g}) and name another out.uri, or look at these rows"
         )
 
-    def _halve(self, longest: int) -> None:
+    def _halve(self, longest: int, reason: str) -> None:
         budget = self.budget_tokens
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if budget <= longest:
             raise ConfigError(
                 f"step {self.state.global_step + 1}: out of memory with one text at a time, of up to {longest:,} tokens. Lower "
-                f"train.max_tokens or train.batch_rows, or use machines with more memory"
+                f"train.max_tokens or train.batch_rows, or use machines with more memory ({reason})"
             )
         if self.args.world_size > 1:
             raise OutOfMemory(f"step {self.state.global_step + 1}: out of memory with train.budget_tokens {budget:,}")

@@ -232,6 +232,31 @@ def test_names_of_tasks_are_refused_for_adapters(make, trained):
             estimate(job)
 
 
+def test_a_pair_of_adapters_encodes_texts_and_questions(make, tmp_path, v3, trained, reporter):
+    shutil.copytree(trained / "other", tmp_path / "other")
+    pair = legal(trained, query_path=str(tmp_path / "other"))
+    table = backfill(make(**pair), reporter).table
+    stored, question = vectors_of(tmp_path / "table"), "text number 3"
+    (expected,) = from_peft(v3, trained, [text_of(rows(30)[0])], "legal", legal="legal")
+    np.testing.assert_allclose(stored[rows(30)[0]["id"]], expected, atol=1e-3)
+    (query,) = from_peft(v3, trained, [question], "asks", asks="other")
+    (hits,) = Searcher(table).search([question], k=30)
+    for hit in hits:
+        assert hit.score == pytest.approx(float(query @ stored[hit.id]), abs=2e-3)
+    with pytest.raises(TableConflict, match="query_adapter_sha256"):
+        backfill(make(**legal(trained, query_path=str(trained / "legal"))), reporter)
+    shutil.rmtree(tmp_path / "other")
+    with pytest.raises(ModelError, match=r"adapter 'legal\.query': its path .* Check the path"):
+        Searcher(table)
+    with pytest.raises(ConfigError, match="adapters.legal.query_path is .*a folder of this machine"):
+        estimate(
+            make(
+                **{**pair, "encoder__adapters": {"legal": {"path": "s3://a/b", "query_path": "./q"}}},
+                run__address="ray://10.0.0.1:10001",
+            )
+        )
+
+
 def test_a_model_without_lora_names_those_with_it(tmp_path, make, trained):
     job = make(encoder__model=str(write_jina_v1(tmp_path / "model")), encoder__dtype="float32", **legal(trained))
     with pytest.raises(ConfigError, match="takes no LoRA adapters; BERT-like models and Jina v2, v3 and v4 do"):

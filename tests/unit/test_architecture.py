@@ -34,6 +34,7 @@ ORDER = (
 LIGHT = (
     "jobs.cli",
     "pipeline.job.config",
+    "pipeline.train.on_ray",
     "actors.encoders",
     "actors.source.formats",
     "actors.text.tokenizer",

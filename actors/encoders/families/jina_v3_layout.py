@@ -13,11 +13,11 @@ There are three layouts, distinguished by tensor names:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from actors.encoders.layout import Config, FamilyFacts, Tensors, check_encoder, config_int
 from actors.encoders.lora.files import FILES, Target
-from actors.errors import ModelError
+from actors.errors import ConfigError, ModelError
 
 NATIVE_TYPE = "jina_embeddings_v3"
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
@@ -95,6 +95,17 @@ def check_config(config: Config, family: str) -> int:
 def adapter_folder(task: str) -> str:
     """Returns the PEFT folder of a task, relative to the checkpoint."""
     return task.replace(".", "_").replace("-", "_")
+
+
+def check_folders(tasks: Collection[str]) -> None:
+    """Raises `ConfigError` if two tasks have the same PEFT folder."""
+    owners: dict[str, str] = {}
+    for task in tasks:
+        other = owners.setdefault(adapter_folder(task), task)
+        if other != task:
+            raise ConfigError(
+                f"tasks {other!r} and {task!r} have one folder, {adapter_folder(task)!r}. Choose another name."
+            )
 
 
 def rope_theta(config: Config) -> float:

@@ -84,7 +84,7 @@ class AdapterRegistry:
                 spec,
                 tasks=tuple(task for task in spec.tasks if task not in names),
                 prompts={task: text for task, text in spec.prompts.items() if task not in names},
-                adapters=tuple(ref for ref in spec.adapters if ref.tasks[0] != name),
+                adapters=tuple(ref for ref in spec.adapters if ref.tasks[0] not in names),
             )
         )
         self._store.remove(names)

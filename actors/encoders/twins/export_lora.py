@@ -87,15 +87,10 @@ def _export_v3_hub(twin: Twin, adapters: Adapters, folder: Path, prompts: Mappin
 
 def _export_v3_folders(twin: Twin, adapters: Adapters, folder: Path, prompts: Mapping[str, str]) -> Path:
     tasks, config = _with_tasks(twin, adapters, prompts)
-    folders = {task: jina_v3_layout.adapter_folder(task) for task in tasks}
-    for task in adapters:
-        if same := [other for other in tasks if other != task and folders[other] == folders[task]]:
-            raise ConfigError(
-                f"tasks {task!r} and {same[0]!r} have one folder, {folders[task]!r}. Choose another name."
-            )
+    jina_v3_layout.check_folders(tasks)
     inner = _copy(twin, folder, config)
     for task, trained in adapters.items():
-        save_factors(twin, trained, within(inner, folders[task]))
+        save_factors(twin, trained, within(inner, jina_v3_layout.adapter_folder(task)))
     return inner
 
 

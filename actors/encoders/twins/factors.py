@@ -74,13 +74,13 @@ def published_factors(twin: Twin, task: str) -> LoraFactors:
         raise ModelError(f"model {twin.spec.model} has no adapter for {task!r} to start from. Leave start_from out.")
     k, pairs = twin.facts.tasks.index(task), {}
     with opened(twin.spec, Compute(torch.device("cpu"), torch.float32)) as checkpoint, torch.inference_mode(mode=False):
-        for module in modules_of(twin):
+        for module, targets in modules_of(twin).items():
             factors = (f"{module}.{factor}" for factor in (jina_v3_layout.DOWN, jina_v3_layout.UP))
-            down, up = (checkpoint.weights.get(name)[k] for name in factors)
-            embedding = module.startswith("embeddings.")
+            # Copies, because the tensors of all tasks are one.
+            down, up = (checkpoint.weights.get(name)[k].clone() for name in factors)
             # The file has the factors of an embedding transposed.
-            pairs[module] = (down.T, up.T) if embedding else (down, up)
-    return LoraFactors(int(twin.config["lora_rank"]), float(twin.config.get("lora_alpha", 1)), _copied(pairs))
+            pairs[module] = (down.T, up.T) if targets[0].embedding else (down, up)
+    return LoraFactors(int(twin.config["lora_rank"]), float(twin.config.get("lora_alpha", 1)), pairs)
 
 
 def save_factors(twin: Twin, factors: LoraFactors, folder: Path) -> None:
@@ -145,33 +145,25 @@ def modules_of(twin: Twin) -> dict[str, tuple[Target, ...]]:
 
 
 def _of_files(twin: Twin, files: AdapterFiles) -> LoraFactors:
-    owners = {(t.module, t.start): name for name, targets in modules_of(twin).items() for t in targets}
+    modules = modules_of(twin)
+    owners = {(target.module, target.start): name for name, targets in modules.items() for target in targets}
     parts: dict[str, list[Part]] = {}
     for part in files.parts:
         # A part that is a whole module of ours starts where its first part does.
         parts.setdefault(owners[part.target.module, part.target.start], []).append(part)
-    pairs, spans = {}, modules_of(twin)
+    pairs = {}
     with safe_open(str(files.folder / WEIGHTS), framework="pt") as file:
         for name, own in parts.items():
-            downs, ups = (
-                [file.get_tensor(tensor).float() for tensor in tensors]
-                for tensors in ([part.down for part in own], [part.up for part in own])
-            )
-            if any(not torch.equal(down, downs[0]) for down in downs):
+            down, *others = (file.get_tensor(part.down).float() for part in own)
+            if any(not torch.equal(other, down) for other in others):
                 raise ModelError(
                     f"{files.folder} changes the {len(own)} parts of {name!r} by different down factors (lora_A), and one "
                     f"layer of the model that is trained has one. Train a new adapter, without start_from."
                 )
-            first, *_, last = *spans[name], spans[name][-1]
-            up = torch.zeros(last.start + last.outputs - first.start, downs[0].shape[0])
-            for part, rows in zip(own, ups, strict=True):
-                start = part.target.start - first.start
-                up[start : start + len(rows)] = rows
-            pairs[name] = downs[0], up
+            up = torch.zeros(sum(target.outputs for target in modules[name]), down.shape[0])
+            for part in own:
+                start = part.target.start - modules[name][0].start
+                up[start : start + part.target.outputs] = file.get_tensor(part.up)
+            pairs[name] = down, up
     rank = next(iter(pairs.values()))[0].shape[0]
     return LoraFactors(rank, files.scale * rank, pairs)
-
-
-def _copied(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
-    """Returns tensors that share no memory with a file."""
-    return {name: (down.clone(), up.clone()) for name, (down, up) in pairs.items()}

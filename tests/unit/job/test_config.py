@@ -213,7 +213,7 @@ def test_adapters_are_paths_or_sections():
         ({"legal": ""}, "has '' for 'legal'; it must be the path of a PEFT folder"),
         (
             {"legal": {"path": "a", "query_prompt": "Q: "}, "legal.query": "b"},
-            "adapters names 'legal.query', and query_prompt of 'legal' makes a task of that name; rename one of the two",
+            "adapters names 'legal.query', and query_prompt or query_path of 'legal' makes a task of that name; rename one of the two",
         ),
         ({"legal": {"pth": "a"}}, "encoder.adapters.legal.pth: no such key; did you mean 'path'"),
         ({"legal": {"path": "${NOPE}"}}, r"encoder.adapters.legal.path: \$\{NOPE\} is not set"),

@@ -97,6 +97,12 @@ def test_a_file_with_train_is_a_training_job_and_no_other(tmp_path):
         load_training(None, settings=["data=[{uri: a}]", "data.1.weight=2"])
 
 
+def test_a_mistake_in_a_source_is_said_once():
+    with pytest.raises(ConfigError) as raised:
+        parse_training(changed(data={"weight": "x"}))
+    assert len(str(raised.value).splitlines()) == 2
+
+
 def test_a_job_that_runs_elsewhere_has_its_places_in_full(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()

@@ -82,6 +82,13 @@ def test_a_card_names_base_data_result_and_settings(base):
     assert 'model.load_adapter("out/legal/legal", "legal")' in block(card, "python")
 
 
+def test_a_card_of_a_pair_puts_the_adapter_of_queries_beside_that_of_passages(base):
+    card = card_of(base, adapters=["ask", "answer"], task=["ask", "answer"])
+    encoder = yaml.safe_load(block(card, "yaml"))["encoder"]
+    assert encoder["task"] == "answer"
+    assert encoder["adapters"] == {"answer": {"path": "out/legal/answer", "query_path": "out/legal/ask"}}
+
+
 def test_a_card_of_a_whole_model_without_measures_and_licences_says_so(base):
     (base / "README.md").unlink()
     card = card_of(base, method="full")

@@ -68,7 +68,7 @@ class Wrapped(Exception):
         self._base_exc = error
 
 
-def test_the_error_that_ended_a_training_is_raised_and_not_those_of_the_ranks_that_waited():
+def test_the_error_that_ended_a_training_is_raised():
     from ray.exceptions import ActorDiedError
 
     closed = Wrapped(RuntimeError("Connection closed by peer"))

@@ -171,7 +171,7 @@ def test_a_score_that_is_no_number_is_refused(tmp_path, score, problem):
 def test_a_held_out_text_in_a_pair_is_refused(tmp_path):
     first, second = ({"uri": pairs(tmp_path / f"{name}.parquet")} for name in "ab")
     prepared(tmp_path / "data", first, held_out=["query 20", "another"])
-    with pytest.raises(DataError, match=r"4 pairs have a text of train.evaluate.queries, 'query 5' first"):
+    with pytest.raises(DataError, match=r"texts of train.evaluate.queries are in 4 pairs, 'query 5' first"):
         prepared(tmp_path / "data", first, second, held_out=["query 5", "passage 7"])
     assert list((tmp_path / "data").glob("*.part")) == []
     assert prepared(tmp_path / "data", first).counts["a"]["kept"] == 20  # without held-out texts again

@@ -20,6 +20,8 @@ WRITERS = {
     "wide": lambda folder: write_bert(folder, layers=1, hidden=48),
     "v1": lambda folder: write_jina_v1(folder, layers=1),
     "v3": lambda folder: write_jina_v3(folder, layers=1),
+    "native": lambda folder: write_jina_v3(folder, layers=1, layout="native"),
+    "merged": lambda folder: write_jina_v4(folder, layers=1, vision=None, merged="code"),
     "v4": lambda folder: write_jina_v4(folder, layers=1, vision=None),
 }
 
@@ -31,9 +33,8 @@ def models(tmp_path_factory):
 
 
 def job(model: str, out: Any = None, **train: Any):
-    return parse_training(
-        {"train": {"model": model, **train}, "data": [{"uri": "none"}], "out": {"uri": "out", **(out or {})}}
-    )
+    sections: dict[str, Any] = {"train": {"model": model, **train}, "out": {"uri": "out", **(out or {})}}
+    return parse_training({**sections, "data": [{"uri": "none"}]})
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,8 @@ def test_the_whole_model_is_written_where_an_adapter_alone_is_of_no_use(models, 
         ("bert", {"max_tokens": 1000}, {}, "max_tokens"),
         ("bert", {"stage": "joint"}, {}, "multi"),
         ("bert", {}, {"checkpoint": True}, "out.checkpoint is for models that carry their adapters"),
+        ("merged", {"task": "query"}, {}, "names query, and .* has a task of this name without an adapter that could be replaced"),
+        ("native", {"task": "text.matching"}, {"checkpoint": True}, "have one folder, 'text_matching'"),
         ("v3", {"rank": 8, "task": "retrieval.query"}, {}, "all adapters in a checkpoint like .* have rank 4 and alpha 1;"),
     ],
 )  # fmt: skip
@@ -105,6 +108,8 @@ def test_an_adapter_of_another_model_is_refused(models, tmp_path):
 
     resolved, _ = resolve(job(models["bert"], start_from=adapter("bert")))
     assert (resolved.train.rank, resolved.train.alpha) == (2, 8.0)
+    with pytest.raises(ConfigError, match="an adapter of rank 2 and alpha 8, which it keeps"):
+        resolve(job(models["bert"], start_from=str(tmp_path / "bert"), rank=4))
     with pytest.raises(ConfigError, match=r"train\.start_from.*(shape|made for this model|needs)"):
         resolve(job(models["bert"], start_from=adapter("wide")))
     twin_of_bert = str(write_bert(tmp_path / "other", layers=1, seed=1))

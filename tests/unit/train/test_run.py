@@ -29,7 +29,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A folder with a model, pairs, and the result of a training that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("train")
+    folder: Path = tmp_path_factory.mktemp("train")
     write_bert(folder / "model", layers=1, pooling={"pooling_mode_mean_tokens": True}, max_tokens=32)
     random = Random(0)
     words = ["".join(random.choices("abcdefgh", k=4)) for _ in range(40)]
@@ -169,6 +169,7 @@ def test_too_few_rows_are_refused_before_a_step(place):
 
 def test_the_commands_take_the_job(place, capsys):
     from jobs.commands.plan import plan as plan_command
+    from jobs.commands.status import status as status_command
     from jobs.commands.train import train as train_command
 
     file = place / "job.yaml"
@@ -177,5 +178,7 @@ def test_the_commands_take_the_job(place, capsys):
     printed = capsys.readouterr().out
     assert f"nothing left to do: {place / 'out'} already holds the result of this job" in printed
     assert f"encoder.adapters: {{legal: {place / 'out' / 'adapters' / 'legal'}}}" in printed
+    status_command(str(place / "out"))
+    assert capsys.readouterr().out == f"{place / 'out'}: a finished training: `vectide report` shows it\n"
     plan_command(str(file))
     assert "steps  4, about " in capsys.readouterr().out

@@ -143,7 +143,7 @@ def test_results_that_do_not_fit_together_are_refused_and_leave_nothing(tmp_path
     wide = write_jina_v3(tmp_path / "wide", layout="native", layers=1, inner=48)
     for results, options, message in (
         ([a], {}, "two results or more, not of 1"),
-        ([a, a], {}, "named twice"),
+        ([a, a.parent / "." / "a"], {}, "are one folder"),
         ([a, b], {"weights": [1.0]}, "1 numbers for 2 results"),
         ([a, b], {"weights": [1.0, 0.0]}, "--weights 0 must be a number above 0"),
         ([a, model], {}, "is an adapter and .* is a whole model"),
@@ -156,7 +156,7 @@ def test_results_that_do_not_fit_together_are_refused_and_leave_nothing(tmp_path
             soup([*map(str, results)], str(tmp_path / "out"), **options)
     with pytest.raises(ModelError, match="Use an adapter made for this model"):
         soup([str(a), str(b)], str(tmp_path / "out"), model=str(wide))
-    with pytest.raises(ConfigError, match="has a config.json already"):
+    with pytest.raises(ConfigError, match="already has config.json"):
         soup([str(a), str(b)], str(model))
     assert not (tmp_path / "out").exists()
 

@@ -237,9 +237,10 @@ def test_early_stopping_keeps_the_best_weights_also_after_a_resume(killed_at, tm
 
 def test_patience_stops_the_training(tmp_path):
     held_out = Scores(_0=0.1, _2=0.3, _4=0.3, _6=0.2)
-    worker.fit(parts(), settings(tmp_path, train={**EVALUATED, "checkpoint_steps": 2}), held_out)
+    others = {"checkpoint_steps": 2, "epochs": 1, "max_steps": 100}  # an epoch has 8 steps
+    worker.fit(parts(), settings(tmp_path, train={**EVALUATED, **others}), held_out)
     fitted = worker.Fitted(**(read_fitted(str(tmp_path)) or {}))
-    assert (fitted.steps, fitted.planned_steps, fitted.stopped, fitted.best_step) == (6, STEPS, "patience", 2)
+    assert (fitted.steps, fitted.planned_steps, fitted.stopped, fitted.best_step) == (6, 8, "patience", 2)
     assert Checkpoints(str(tmp_path)).newest() == 4  # a resume from step 6 would train on
 
 

@@ -137,6 +137,27 @@ def test_a_settings_adapter_is_a_task_and_changes_only_its_lineage(bert, peft):
     assert np.array_equal(loaded.encode(SENTENCES, task=[None] * len(SENTENCES)), load_encoder(plain).encode(SENTENCES))
 
 
+def test_queries_may_have_an_adapter_of_their_own(bert, peft, tmp_path):
+    root, models = peft
+    copy = shutil.copytree(root / "some", tmp_path / "some")
+    legal = AdapterSettings(str(root / "all"), query_path=str(copy))
+    spec = describe(str(bert), dtype="float32", adapters={"legal": legal}, task="legal")
+    assert spec.tasks == ("legal", "legal.query")
+    loaded, asking = load_encoder(spec), load_encoder(spec.query_side())
+    ids = loaded.tokenizer.tokenize(SENTENCES).ids.to_pylist()
+    np.testing.assert_allclose(loaded.encode(SENTENCES), mean_vectors(models["all"], ids), atol=1e-5)
+    np.testing.assert_allclose(asking.encode(SENTENCES), mean_vectors(models["some"], ids), atol=1e-5)
+    assert len({spec.lineage()["adapter_sha256"], spec.lineage()["query_adapter_sha256"]}) == 2
+    assert spec.query_side().lineage()["adapter_sha256"] == spec.lineage()["query_adapter_sha256"]
+    loaded.adapters.load("other", root / "all")
+    loaded.use_spec(loaded.spec.with_task("other"))
+    loaded.adapters.remove("legal")
+    assert load_encoder(loaded.spec).adapters.names == loaded.adapters.names == ("other",)
+    shutil.rmtree(copy)
+    with pytest.raises(ModelError, match=r"adapter 'legal\.query': its path .* is neither a directory"):
+        load_encoder(spec)
+
+
 def test_tasks_with_a_prompt_only_stay_beside_adapters(tmp_path, peft, bert):
     root, _ = peft
     shutil.copytree(bert, tmp_path / "prompted")

@@ -413,7 +413,7 @@ def test_adapters_without_a_place_in_the_layout_are_refused(v3, v4, tmp_path):
     merged = write_jina_v4(tmp_path / "merged", layers=1, vision=None, merged="code")
     with pytest.raises(ConfigError, match="merged into its weights and no file of adapters"):
         export_adapters(load_twin(describe(str(merged), task="query")), {"code": nothing}, out)
-    with pytest.raises(ConfigError, match="'text.matching' and 'text-matching' have one folder, 'text_matching'"):
+    with pytest.raises(ConfigError, match="'text-matching' and 'text.matching' have one folder, 'text_matching'"):
         export_adapters(v3_twin(v3["native"]), {"text.matching": nothing}, out)
     with pytest.raises(ConfigError, match="takes no LoRA adapters"):
         export_adapters(load_twin(describe(str(write_bert(tmp_path / "bert")))), {"a": nothing}, out)
