@@ -9,7 +9,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from torch import nn
 
-from actors.errors import ConfigError
 from pipeline.job.training import Train, Training
 from pipeline.train.data import Source, TrainingData
 from pipeline.train.losses.cached import CachedLoss, Settings
@@ -18,20 +17,18 @@ from pipeline.train.losses.joint import Joint
 from pipeline.train.losses.scored import CoSENT, Pearson
 from pipeline.train.losses.separation import Separation
 
-_WITHOUT_NEGATIVES: dict[str, type[CachedLoss]] = {"cosent": CoSENT, "pearson": Pearson, "separation": Separation}
+_WITH_LABELS: dict[str, type[CachedLoss]] = {
+    "cosent": CoSENT,
+    "pearson": Pearson,
+    "classification": Classification,
+    "separation": Separation,
+}
 
 
 def build_losses(model: SentenceTransformer, job: Training, data: TrainingData) -> dict[str, nn.Module]:
-    """Return the loss of each source, by its name.
-
-    Raises:
-        ConfigError: `train.matryoshka` has a number above the model's dimensions, or a source's negatives do not fit its
-            loss.
-    """
+    """Return the loss of each source, by its name. The job fits the model and the data: its driver has checked that."""
     train = job.train
     dims = cast("int", model.get_embedding_dimension())
-    if wide := next((width for width in train.matryoshka if width > dims), None):
-        raise ConfigError(f"train.matryoshka has {wide}, and the model has {dims} dimensions; leave it out")
     settings = Settings(
         budget_tokens=train.budget_tokens,
         temperature=train.temperature,
@@ -55,18 +52,10 @@ def _loss(
     settings: Settings,
     distillation: EmbedDistillLoss | None,
 ) -> CachedLoss:
-    if source.loss in _WITHOUT_NEGATIVES:
-        if source.negatives:
-            raise ConfigError(
-                f"{source.name}: loss {source.loss} uses no negatives, and its rows have some; leave them out"
-            )
-        return _WITHOUT_NEGATIVES[source.loss](model, settings, distillation)
-    if source.loss == "classification":
-        return Classification(model, settings, distillation)
+    if source.loss in _WITH_LABELS:
+        return _WITH_LABELS[source.loss](model, settings, distillation)
     if train.stage == "joint":
         return Joint(model, settings, distillation, detach_dense=train.detach_dense)
-    if train.stage == "triplets" and not source.negatives:
-        raise ConfigError(f"{source.name}: stage triplets needs negatives, and its rows have none; set stage: pairs")
     return InfoNCE(model, settings, distillation, margin=train.margin if train.stage == "triplets" else None)
 
 

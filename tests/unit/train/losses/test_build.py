@@ -9,7 +9,6 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from actors.errors import ConfigError
 from pipeline.job.training import parse_training
 from pipeline.train.data import Source, TrainingData
 from pipeline.train.losses import build_losses
@@ -105,20 +104,3 @@ def test_building_a_loss_leaves_the_random_numbers_alone():
     torch.manual_seed(5)
     build(source("a", teacher=5), of=of, distill=1)
     assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize(
-    ("train", "sources", "message"),
-    [
-        ({"matryoshka": [8, 17]}, [source("a")], "train.matryoshka has 17, and the model has 16 dimensions"),
-        (
-            {"stage": "scored"},
-            [source("a", "cosent", negatives=2)],
-            "a: loss cosent uses no negatives, and its rows have",
-        ),
-        ({"stage": "triplets"}, [source("a")], "a: stage triplets needs negatives, and its rows have none"),
-    ],
-)
-def test_what_does_not_fit_is_refused(train, sources, message):
-    with pytest.raises(ConfigError, match=message):
-        build(*sources, **train)
