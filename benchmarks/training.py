@@ -246,6 +246,6 @@ def _held_out(files: Files) -> Any:
 
 def _encoders(model: Path, adapter: Path) -> Any:
     """Return the encoder of the base, and that with an adapter."""
-    settings = {"max_tokens": MAX_TOKENS, "dtype": "float32"}
+    settings: dict[str, Any] = {"max_tokens": MAX_TOKENS, "dtype": "float32"}
     trained = EncoderSettings(str(model), task=TASK, adapters={TASK: AdapterSettings(str(adapter))}, **settings)
     return load_encoder(describe(str(model), **settings)), load_encoder(describe(trained))
