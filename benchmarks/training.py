@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "rank": 16,
     "batch_rows": 128,
     "max_tokens": MAX_TOKENS,
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
 }
 _SIGNATURE_PAIRS = 5_000  # where there is no WordNet
 
