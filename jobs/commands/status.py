@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich import table as rich_table
 
+from actors.arguments import need_place
 from actors.quantities import format_bytes
 from jobs import output
 from jobs.options import AsJson, Table
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
 
 def status(table: Table, json: AsJson = False) -> None:
     """Show versions, rows, files, lineage, unfinished runs and quarantined rows of a table."""
+    from actors import storage
     from pipeline.table.status import status as read
     from pipeline.train.record import state_of
 
+    training = None if json else state_of(need_place(table, "table"))
+    if training is not None:
+        print(f"{storage.absolute(table)}: {training}")
+        return
     table_status = read(table)
-    training = state_of(table) if table_status.version is None else None
-    if training is not None and not json:
-        print(f"{table_status.table}: {training}")
-    elif json:
+    if json:
         output.as_json(table_status)
     else:
         _print(table_status)

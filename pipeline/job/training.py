@@ -45,7 +45,11 @@ def _tasks(value: object) -> object:
 
 def _dims(value: object) -> object:
     dims = [value] if type(value) is int else value
-    if isinstance(dims, list | tuple) and len(set(map(str, dims))) != len(dims):
+    if not isinstance(dims, list | tuple):
+        raise ValueError(  # noqa: TRY004 - pydantic makes a sentence of it
+            f"must be numbers of dimensions, as in [384, 128], not {shown(dims)}"
+        )
+    if len(set(map(str, dims))) != len(dims):
         raise ValueError(f"{shown(dims)} has a number of dimensions twice")
     return dims
 

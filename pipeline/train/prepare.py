@@ -150,6 +150,13 @@ def _finish(
             f"{where} has no negatives, which stage triplets needs: give a column `negative`, name columns in "
             f"negative_columns, mine some with `vectide mine`, or set train.stage: pairs"
         )
+    if source.loss == "infonce" and not width:
+        for column, texts in ((source.query, found.query), (source.passage, found.passage)):
+            if (texts == texts[0]).all():
+                raise DataError(
+                    f"{where}: all {found.rows:,} rows have the same text in the column {column!r}, and loss infonce compares "
+                    f"rows with different ones; check the column, or give negatives"
+                )
     counts["kept"] = found.rows
     made = Source(
         name,

@@ -107,6 +107,13 @@ def _describe(train: Train) -> ModelSpec:
         tasks = _facts_at(read_repository(root).folder).tasks
         task = next((task for task in tasks if task.endswith("passage")), tasks[0])
         spec = describe(EncoderSettings(train.model, task=task, **settings))
+    except ConfigError as error:
+        if not str(error).startswith("encoder.outputs"):
+            raise
+        raise ConfigError(
+            f"train.stage is joint, which needs a model with a dense vector and many vectors of one pass, and {train.model} is "
+            f"none; take jinaai/jina-embeddings-v4, or set train.stage: pairs"
+        ) from None
     known = [task for task in train.tasks if task in spec.tasks]
     return spec.with_task(known[-1]) if known else spec
 

@@ -181,7 +181,8 @@ class Reader:
             values = column.cast(pa.float32(), safe=False)
         except pa.ArrowInvalid as error:
             raise DataError(
-                f"{self.name}.score: the column {self._label!r} has a value that is no number: {error}"
+                f"{self.name}.score: the column {self._label!r} has a value that is no number: {error}. Correct it, or "
+                f"leave such rows out with where"
             ) from None
         wrong = pc.invert(pc.fill_null(pc.is_finite(values), True)).to_numpy(zero_copy_only=False)
         if wrong.any():

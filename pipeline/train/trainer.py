@@ -30,8 +30,10 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from actors.errors import ClusterError, ConfigError, Diverged
 from actors.storage.errors import redact
+from pipeline.job.validation import shown
 from pipeline.train.checkpoints import fill
 from pipeline.train.collate import Rows
+from pipeline.train.data import QUERY
 from pipeline.train.sampler import SourceBatchSampler
 
 if TYPE_CHECKING:
@@ -172,7 +174,8 @@ class Trainer(SentenceTransformerTrainer):
                 break
             numbers = [each - source.rows for each in numbers]
         more = f" and {len(numbers) - _SHOWN:,} more" if len(numbers) > _SHOWN else ""
-        return f"rows {', '.join(map(str, numbers[:_SHOWN]))}{more} of {source.name!r}"
+        text = shown(source.take(numbers[:1])[QUERY][0].as_py())
+        return f"rows {', '.join(map(str, numbers[:_SHOWN]))}{more} of {source.name!r}, the first with the query {text}"
 
     # -------------------------------------------------------------------------------------------------------------- steps
 

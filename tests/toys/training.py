@@ -58,7 +58,7 @@ class Pairs:
         return np.arange(self.rows) + (10**6 if column == "passage" else 0)
 
     def take(self, rows: np.ndarray) -> pa.Table:
-        return pa.table({"row": rows})
+        return pa.table({"row": rows, "query": [f"query {row}" for row in rows]})
 
 
 def collate(batch: tuple[Any, pa.Table]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def test_a_source_has_the_loss_of_the_stage_unless_it_names_one(stage, loss, exp
         (changed(train={"stage": "joint"}, data={"loss": "cosent"}), "data.0.loss is cosent, and stage joint has only"),
         (changed(train={"detach_dense": True}), "train: detach_dense is about late interaction, and stage is pairs"),
         (changed(data={"negatives": "n", "loss": "cosent"}), "data.0 has negatives, which loss cosent does not use"),
+        (changed(train={"matryoshka": "64d"}), "train.matryoshka: must be numbers of dimensions, as in [384, 128], not '64d'"),
         (changed(train={"matryoshka": [64, 64]}), "train.matryoshka: [64, 64] has a number of dimensions twice"),
         (changed(train={"temperature": 0}), "train.temperature: input should be greater than 0, not 0"),
         (changed(train={"batch_rows": True}), "train.batch_rows: must not be true"),

@@ -150,6 +150,15 @@ def test_labels_that_are_all_the_same_are_refused(tmp_path, source, message):
     assert prepared(tmp_path / "more", {"uri": uri, **more}).sources[0].negatives == 1  # own negatives are enough
 
 
+@pytest.mark.parametrize("side", ["query", "passage"])
+def test_a_side_that_is_all_the_same_text_is_refused_without_negatives(tmp_path, side):
+    uri = pairs(tmp_path / "a.parquet", 8, same=["a"] * 8)
+    source = {"uri": uri, side: "same"}
+    with pytest.raises(DataError, match=r"all 8 rows have the same text in the column 'same', and loss infonce"):
+        prepared(tmp_path / "data", source)
+    assert prepared(tmp_path / "more", {**source, "negative_columns": [side]}).sources[0].negatives == 1
+
+
 @pytest.mark.parametrize(
     ("score", "problem"),
     [

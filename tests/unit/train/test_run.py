@@ -11,6 +11,7 @@ import pytest
 
 from actors.encoders import load_encoder
 from actors.errors import ConfigError, DataError, StorageError
+from jobs.commands.status import status
 from pipeline.job.training import parse_training
 from pipeline.report.load import load_report
 from pipeline.report.page import render
@@ -139,7 +140,7 @@ def test_a_result_with_a_lost_file_is_written_again(place):
     assert weights_of(place / "out") == before
 
 
-def test_other_rows_in_the_same_folder_are_refused(place, monkeypatch):
+def test_other_rows_in_the_same_folder_are_refused(place, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(driver, "train_on_ray", raising(Killed()))
         with pytest.raises(Killed):
@@ -153,6 +154,9 @@ def test_other_rows_in_the_same_folder_are_refused(place, monkeypatch):
         assert notes.steps == [
             "the files of data have changed since this training; to train with them, name another out.uri"
         ]
+        (place / "rows" / "_vectide" / "runs").rename(place / "runs")  # as after a kill, which records no call
+        status(str(place / "rows"))
+        assert "rows: a training that goes on from step 0: run the same" in capsys.readouterr().out
         with pytest.raises(ConfigError, match=r"the rows of .*pairs\.jsonl have changed since the training"):
             train(job(place, out="rows"))
     finally:
@@ -184,7 +188,6 @@ def test_too_few_rows_are_refused_before_a_step(place):
 
 def test_the_commands_take_the_job(place, capsys):
     from jobs.commands.plan import plan as plan_command
-    from jobs.commands.status import status as status_command
     from jobs.commands.train import train as train_command
 
     file = place / "job.yaml"
@@ -193,7 +196,7 @@ def test_the_commands_take_the_job(place, capsys):
     printed = capsys.readouterr().out
     assert f"nothing left to do: {place / 'out'} already holds the result of this job" in printed
     assert f"encoder.adapters: {{legal: {place / 'out' / 'adapters' / 'legal'}}}" in printed
-    status_command(str(place / "out"))
+    status(str(place / "out"))
     assert capsys.readouterr().out == f"{place / 'out'}: a finished training: `vectide report` shows it\n"
     plan_command(str(file))
     assert "steps  4, about " in capsys.readouterr().out

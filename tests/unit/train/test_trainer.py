@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):
     def report(step: int, *_: Any) -> None:
         loss.own.scale = 20.0 if step < 4 else torch.nan
 
-    message = r"step 5: the loss is not finite \(nce nan\), in rows [\d, ]+ of 'clean'"
+    message = r"step 5: the loss is not finite \(nce nan\), in rows (\d+), [\d, ]+ of 'clean', the first with the query 'query \1'"
     with pytest.raises(Diverged, match=message) as raised:
         worker.fit(ours, settings(tmp_path, report=report), None)
     assert "The checkpoint of step 3 is kept. Lower train.learning_rate (0.01)" in str(raised.value)
