@@ -300,7 +300,7 @@ def training(  # noqa: PLR0917  (typer calls it by name)
         Path | None, typer.Option(help="Folder of WordNet 3.0; that of `make test-data` or of Debian without it.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings with mined and with random negatives each.")] = 3,
-    pairs: Annotated[int, typer.Option(min=500, help="Pairs to train on.")] = 6_000,
+    pairs: Annotated[int, typer.Option(min=500, help="Pairs to train on.")] = 3_000,
     demo: Annotated[bool, typer.Option("--demo", help="Run the loop once, as `make demo-train`; no page.")] = False,
     work: Annotated[Path, typer.Option(help="Folder to work in; emptied.")] = WORK / "training",
 ) -> None:
