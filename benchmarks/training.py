@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "rank": 16,
     "batch_rows": 128,
     "max_tokens": MAX_TOKENS,
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
 }
 _SIGNATURE_PAIRS = 5_000  # where there is no WordNet
 
@@ -246,6 +246,6 @@ def _held_out(files: Files) -> Any:
 
 def _encoders(model: Path, adapter: Path) -> Any:
     """Return the encoder of the base, and that with an adapter."""
-    settings = {"max_tokens": MAX_TOKENS, "dtype": "float32"}
+    settings: dict[str, Any] = {"max_tokens": MAX_TOKENS, "dtype": "float32"}
     trained = EncoderSettings(str(model), task=TASK, adapters={TASK: AdapterSettings(str(adapter))}, **settings)
     return load_encoder(describe(str(model), **settings)), load_encoder(describe(trained))

@@ -16,9 +16,9 @@ from actors.encoders.checkpoint import resolve
 from actors.encoders.spec import ModelSpec
 from actors.errors import VectideError
 from pipeline.job.training import DataSource, Training
-from pipeline.train.collate import prompts_of
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluate import Comparison
+from pipeline.train.prompts import prompts_of
 from pipeline.train.resolve import replaces_own, tasks_in_model
 
 NOT_STATED = "not stated"

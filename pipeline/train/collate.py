@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from actors.encoders.spec import ModelSpec
 from actors.text.tokenizer import Tokenizer
 from pipeline.train.data import HASH, LABEL, QUERY, TEACHER, Source
+from pipeline.train.prompts import prompts_of
 
 Batch = dict[str, Any]  # tensors, and the name of the source
 
@@ -88,18 +89,3 @@ def padded(ids: pa.ListArray) -> tuple[Tensor, Tensor]:
     filled = np.zeros(mask.shape, np.int64)
     filled[mask] = ids.flatten().to_numpy()
     return torch.from_numpy(filled), torch.from_numpy(mask.astype(np.int64))
-
-
-def prompts_of(spec: ModelSpec, tasks: Sequence[str]) -> tuple[str, str]:
-    """Return the texts put before each query and each passage.
-
-    Those of the trained tasks if the model has them, of which some have a prompt for each side. A new task has those of the
-    model.
-    """
-    query, passage = (tasks[0], tasks[-1]) if tasks else ("", "")
-    of_queries = (f"{query}.query", query)
-    of_passages = (f"{passage}.passage", passage)
-    return (
-        next((spec.prompts[name] for name in of_queries if name in spec.prompts), spec.query_side().prompt),
-        next((spec.prompts[name] for name in of_passages if name in spec.prompts), spec.prompt),
-    )

@@ -169,7 +169,7 @@ def in_training(model: SentenceTransformer) -> Encode:
     """Return the function that encodes with a model that is being trained, each side with its task and its prompt."""
     import torch
 
-    from pipeline.train.collate import prompts_of
+    from pipeline.train.prompts import prompts_of
 
     module: Any = model[0]
     prompts = dict(zip(("query", "document"), prompts_of(module.twin.spec, module.tasks), strict=True))

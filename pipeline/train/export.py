@@ -28,10 +28,10 @@ from actors.errors import InvariantBroken, StorageError
 from actors.vectors import Floats
 from pipeline.job.training import Training
 from pipeline.train.checkpoints import load_trained
-from pipeline.train.collate import prompts_of
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluate import Encode, Side, in_training, of_encoder
 from pipeline.train.module import embedding_model
+from pipeline.train.prompts import prompts_of
 from pipeline.train.resolve import replaces_own, tasks_in_model, writes_checkpoint
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ ORDER = (
 LIGHT = (
     "jobs.cli",
     "pipeline.job.config",
-    "pipeline.train.on_ray",
+    "pipeline.train.run",
     "actors.encoders",
     "actors.source.formats",
     "actors.text.tokenizer",

@@ -13,7 +13,8 @@ import torch
 from actors.encoders import describe
 from actors.inputs import load_preparer
 from actors.source.content_hash import content_hashes
-from pipeline.train.collate import Collator, Rows, padded, prompts_of
+from pipeline.train.collate import Collator, Rows, padded
+from pipeline.train.prompts import prompts_of
 from tests.checkpoints import SENTENCES, write_bert, write_jina_v3
 from tests.unit.train.sources import prepared
 

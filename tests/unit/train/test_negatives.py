@@ -111,7 +111,7 @@ def test_the_stage_of_triplets_needs_negatives(tmp_path):
 
 
 def test_losses_without_negatives_read_none(tmp_path):
-    uri = pairs(tmp_path / "a.parquet", 4, negative=["n"] * 4, score=[0.0] * 4)
+    uri = pairs(tmp_path / "a.parquet", 4, negative=["n"] * 4, score=[0.0, 1.0, 0.0, 1.0])
     assert prepared(tmp_path / "data", {"uri": uri}, stage="scored").sources[0].negatives == 0
 
 

@@ -115,7 +115,7 @@ def test_adapters_of_bert_give_the_vectors_of_peft(bert, peft):
     for name in TRAINED:
         assert np.abs(expected[name] - base).max() > 1e-2
         np.testing.assert_allclose(loaded.encode(SENTENCES, task=name), expected[name], atol=1e-5)
-    tasks = [(None, *TRAINED)[i % 5] for i in range(len(SENTENCES))]
+    tasks: list[Any] = [(None, *TRAINED)[i % 5] for i in range(len(SENTENCES))]
     for i, vector in enumerate(loaded.encode(SENTENCES, task=tasks)):
         np.testing.assert_allclose(vector, base[i] if tasks[i] is None else expected[tasks[i]][i], atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_queries_may_have_an_adapter_of_their_own(bert, peft, tmp_path):
     loaded.adapters.load("other", root / "all")
     loaded.use_spec(loaded.spec.with_task("other"))
     loaded.adapters.remove("legal")
-    assert load_encoder(loaded.spec).adapters.names == loaded.adapters.names == ("other",)
+    assert {load_encoder(loaded.spec).adapters.names, loaded.adapters.names} == {("other",)}
     shutil.rmtree(copy)
     with pytest.raises(ModelError, match=r"adapter 'legal\.query': its path .* is neither a directory"):
         load_encoder(spec)
@@ -165,7 +165,7 @@ def test_tasks_with_a_prompt_only_stay_beside_adapters(tmp_path, peft, bert):
     (tmp_path / "prompted" / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
     loaded = load_encoder(str(tmp_path / "prompted"), dtype="float32")
     assert loaded.spec.tasks == ("query", "passage")
-    assert loaded.adapters.names == ()
+    assert not loaded.adapters.names
     query = loaded.encode(SENTENCES, task="query")
     loaded.adapters.load("legal", root / "all")
     assert loaded.adapters.names == ("legal",)
@@ -187,7 +187,7 @@ def test_adapters_of_v2_give_the_vectors_of_its_formulas(v2, tmp_path):
     expected = np.stack([reference.vector(row) for row in ids])
     assert np.abs(expected - base).max() > 1e-2
     np.testing.assert_allclose(loaded.encode(SENTENCES, task="legal"), expected, atol=1e-5)
-    tasks = ["legal" if i % 2 else None for i in range(len(SENTENCES))]
+    tasks: list[str | None] = ["legal" if i % 2 else None for i in range(len(SENTENCES))]
     mixed = loaded.encode(SENTENCES, task=tasks)
     np.testing.assert_allclose(mixed[1::2], expected[1::2], atol=1e-5)
     np.testing.assert_allclose(mixed[::2], base[::2], atol=1e-5)
@@ -198,7 +198,8 @@ def test_an_adapter_of_the_published_class_of_v2_is_accepted(v2, tmp_path):
     loaded = load_encoder(str(v2), dtype="float32")
     for name, prefix in (("inner", ""), ("outer", "bert.")):
         loaded.adapters.load(name, write_v2_adapter(v2, tmp_path / name, prefix=prefix))
-    assert np.array_equal(*(loaded.encode(SENTENCES, task=name) for name in ("inner", "outer")))
+    inner, outer = (loaded.encode(SENTENCES, task=name) for name in ("inner", "outer"))
+    assert np.array_equal(inner, outer)
 
 
 @pytest.mark.parametrize("write", [write_bert, write_jina_v2])
