@@ -110,6 +110,11 @@ def _describe(train: Train) -> ModelSpec:
     except ConfigError as error:
         if not str(error).startswith("encoder.outputs"):
             raise
+        if train.stage != "joint":
+            raise ModelError(
+                f"train.model {train.model!r} makes many vectors a row and none of them dense, which cannot be trained; take a "
+                f"model with a dense vector"
+            ) from None
         raise ConfigError(
             f"train.stage is joint, which needs a model with a dense vector and many vectors of one pass, and {train.model} is "
             f"none; take jinaai/jina-embeddings-v4, or set train.stage: pairs"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from actors.errors import ConfigError
+from actors.errors import ConfigError, ModelError
 from pipeline.job.training import parse_training
 from pipeline.train.resolve import resolve, writes_checkpoint
 from tests.checkpoints.bert import write_bert
+from tests.checkpoints.jina_colbert_v2 import write_jina_colbert_v2
 from tests.checkpoints.jina_v1 import write_jina_v1
 from tests.checkpoints.jina_v3 import write_jina_v3
 from tests.checkpoints.jina_v4 import write_jina_v4
@@ -22,6 +23,7 @@ WRITERS = {
     "v3": lambda folder: write_jina_v3(folder, layers=1),
     "native": lambda folder: write_jina_v3(folder, layers=1, layout="native"),
     "merged": lambda folder: write_jina_v4(folder, layers=1, vision=None, merged="code"),
+    "colbert": lambda folder: write_jina_colbert_v2(folder, layers=1),
     "v4": lambda folder: write_jina_v4(folder, layers=1, vision=None),
 }
 
@@ -84,6 +86,13 @@ def test_the_whole_model_is_written_where_an_adapter_alone_is_of_no_use(models, 
 def test_what_the_model_does_not_allow_is_refused(models, model, train, out, said):
     with pytest.raises(ConfigError, match=said):
         resolve(job(models[model], out, **train))
+
+
+def test_a_model_without_a_dense_vector_is_refused_in_every_stage(models):
+    with pytest.raises(ModelError, match="makes many vectors a row and none of them dense, which cannot be trained"):
+        resolve(job(models["colbert"]))
+    with pytest.raises(ModelError, match="is of family .*, which cannot be trained"):
+        resolve(job(models["colbert"], stage="joint"))
 
 
 def test_quantized_weights_are_refused(models, tmp_path):
