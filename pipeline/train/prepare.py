@@ -169,10 +169,10 @@ def _finish(
         0 if teacher is None else teacher.width,
     )
     if made.label and not width and pc.count_distinct(made.dataset.data.column(LABEL)).as_py() == 1:
-        what, column = ("score", source.score) if made.label == "number" else ("class", source.label)
+        is_score = made.label == "number"
         raise DataError(
-            f"{where}: all {found.rows:,} rows have the same {what}, and loss {source.loss} compares rows with different ones; "
-            f"check the column {column!r}"
+            f"{where}: all {found.rows:,} rows have the same {'score' if is_score else 'class'}, and loss {source.loss} compares "
+            f"rows with different ones; check the column {(source.score if is_score else source.label)!r}"
         )
     return made, {key: count for key, count in counts.items() if count or key in ("read", "kept")}
 
