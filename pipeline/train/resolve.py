@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from actors import storage
 from actors.encoders import checkpoint
 from actors.encoders.families import jina_v3_layout, jina_v4_layout
 from actors.encoders.families.detect import detect
@@ -42,6 +43,7 @@ def resolve(job: Training) -> tuple[Training, ModelSpec]:
     spec = _describe(train)
     facts = facts_of(spec)
     _check(train, spec, facts)
+    _check_place(job, folder_of(spec))
     found: dict[str, Any] = {"max_tokens": spec.max_tokens}
     if train.method == "lora":
         own = _start_sizes(train.start_from, spec, facts) if train.start_from else own_rank(spec)
@@ -57,6 +59,17 @@ def resolve(job: Training) -> tuple[Training, ModelSpec]:
     if writes_checkpoint(resolved, spec):
         _check_layout(resolved, spec, facts)
     return resolved, spec
+
+
+def _check_place(job: Training, model: Path) -> None:
+    """Raise `ConfigError` if the result would replace files of the model that it begins with."""
+    out = storage.absolute(job.out.uri)
+    places = [storage.local_path(out), storage.local_path(storage.join(out, "model"))] if storage.is_local(out) else []
+    if any(place.resolve() == model.resolve() for place in places):
+        raise ConfigError(
+            f"out.uri {job.out.uri!r} holds the model {job.train.model!r}, and the result would replace files of it; name another "
+            f"folder"
+        )
 
 
 def writes_checkpoint(job: Training, spec: ModelSpec) -> bool:

@@ -124,3 +124,10 @@ def test_an_adapter_of_another_model_is_refused(models, tmp_path):
     twin_of_bert = str(write_bert(tmp_path / "other", layers=1, seed=1))
     with pytest.raises(ConfigError, match="an adapter fits the model that it was trained on"):
         resolve(job(twin_of_bert, start_from=str(tmp_path / "bert")))
+
+
+def test_a_result_that_would_replace_its_model_is_refused(models, tmp_path):
+    inside = write_bert(tmp_path / "legal" / "model", layers=1)
+    for place, model in ((models["bert"], models["bert"]), (str(tmp_path / "legal"), str(inside))):
+        with pytest.raises(ConfigError, match="would replace files of it"):
+            resolve(job(model, {"uri": place}))
