@@ -23,11 +23,11 @@ from pipeline.mine.block import Miner, Rules
 from pipeline.mine.choose import GAP, Counts
 from pipeline.mine.cross_encoder import load_cross_encoder, need_texts
 from pipeline.mine.positives import Pairs, Source, index_pairs, query_texts
+from pipeline.report.load import MINING
 from pipeline.search.search import Searcher
 
 _QUERIES = 4096  # of a block
 _QUERIES_WITH_TEXTS = 512  # with a cross-encoder: the texts of the candidates are in memory
-DONE = "_mining.json"  # readers of a folder of Parquet leave out names with _
 _COUNTS = b"vectide.counts"
 
 
@@ -112,8 +112,8 @@ def mine(
     folder = storage.absolute(out)
     name = blake2b(json.dumps([settings, pairs.digest]).encode(), digest_size=6).hexdigest()
     there = _there(folder, name)
-    if DONE in there:
-        return Mined(**json.loads(storage.read(storage.join(folder, DONE)))["outcome"])
+    if MINING in there:
+        return Mined(**json.loads(storage.read(storage.join(folder, MINING)))["outcome"])
     vectors = encode or searcher.encode
     miner = Miner(scan, pairs, rules, lambda texts: column.matrix(vectors(texts)), score)
     size = _QUERIES if score is None else _QUERIES_WITH_TEXTS
@@ -154,7 +154,7 @@ def mine(
             f"no negative is left of the {outcome.candidates:,} rows near the queries; removed by {removed or 'none'}. "
             f"Loosen the first of these, as with --max-share 1, or widen --ranks"
         )
-    storage.put(storage.join(folder, DONE), json.dumps({"name": name, "outcome": asdict(outcome)}, indent=2).encode())
+    storage.put(storage.join(folder, MINING), json.dumps({"name": name, "outcome": asdict(outcome)}, indent=2).encode())
     return outcome
 
 
@@ -190,8 +190,8 @@ def _there(folder: str, name: str) -> set[str]:
     """
     names = {shard.path.rpartition("/")[2] for shard in storage.walk(folder)}
     own = {each for each in names if each.startswith(f"negatives-{name}-")}
-    if DONE in names:
-        done = json.loads(storage.read(storage.join(folder, DONE)))
+    if MINING in names:
+        done = json.loads(storage.read(storage.join(folder, MINING)))
         if done["name"] == name:
             return names
     if others := names - own:

@@ -6,6 +6,8 @@ killed or that an older release made, the figures are measured from the ledger n
 
 from __future__ import annotations
 
+import json
+
 from actors import storage
 from actors.errors import ConfigError, DataError
 from pipeline.ledger.ledger import Ledger
@@ -15,6 +17,7 @@ from pipeline.report.repeat import command_of
 from pipeline.table import delta_table
 from pipeline.table.quarantine import run_to_show
 
+MINING = "_mining.json"  # what `vectide mine` writes last; readers of a folder of Parquet leave out names with _
 _FINAL = ("published", "finished")
 
 
@@ -22,7 +25,7 @@ def load_report(table: str, run: str | None = None) -> Report:
     """Return the report of a run.
 
     Args:
-        table: URI of the table.
+        table: URI of the table, or of the folder of a mining.
         run: Name of the run; that of the current version by default, or the only one if nothing is published.
 
     Raises:
@@ -30,6 +33,8 @@ def load_report(table: str, run: str | None = None) -> Report:
         DataError: the stored report cannot be read.
     """
     url = storage.absolute(table)
+    if run is None and (mined := _of_mining(url)) is not None:
+        return mined
     opened = delta_table.open_table(url)
     ledger = Ledger(url, run_to_show(url, delta_table.state_of(opened), run))
     try:
@@ -67,3 +72,25 @@ def load_report(table: str, run: str | None = None) -> Report:
     if delta_table.is_published(opened, ledger.run):
         report |= {"state": "published", "version": delta_table.published_version(opened, ledger.run)}
     return report
+
+
+def _of_mining(url: str) -> Report | None:
+    """Return the report of a finished mining, which has no run and no ledger; None if the folder has none."""
+    try:
+        document = json.loads(storage.read(storage.join(url, MINING)))
+        known: Report = {"table": url, "run": document["name"], "operation": "mining", "state": "finished"}
+        unknown: Report = {
+            "vectide": None,
+            "version": None,
+            "command": "",
+            "checks": [],
+            "left_out": [],
+            "dialects": [],
+        }
+        return known | unknown | {"format": FORMAT, "calls": [], "mining": document["outcome"]}
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError):
+        raise DataError(
+            f"{storage.join(url, MINING)!r} is not what `vectide mine` writes; mine into another folder"
+        ) from None

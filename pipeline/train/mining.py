@@ -8,7 +8,7 @@ from typing import Any
 
 from actors import storage
 from actors.errors import ConfigError
-from pipeline.mine.mine import DONE
+from pipeline.report.load import MINING
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Mining:
         """
         folder = storage.absolute(uri)
         try:
-            done = json.loads(storage.read(storage.join(folder, DONE)))["outcome"]
+            done = json.loads(storage.read(storage.join(folder, MINING)))["outcome"]
             settings: dict[str, Any] = done["settings"]
             place = (done["table"], done["version"], settings["id"], settings["passage_id"])
             passages = tuple(settings["passages"])
         except (FileNotFoundError, ValueError, LookupError, TypeError):
             raise ConfigError(
-                f"{key} {uri!r} has no {DONE} of a finished mining; name the folder that `vectide mine --out` wrote, or run "
+                f"{key} {uri!r} has no {MINING} of a finished mining; name the folder that `vectide mine --out` wrote, or run "
                 f"the same command again"
             ) from None
         if len(passages) > 1 and settings["passage_id"] is None:

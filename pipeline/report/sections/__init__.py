@@ -18,6 +18,7 @@ from pipeline.report.sections.files import files
 from pipeline.report.sections.gate import gate
 from pipeline.report.sections.in_and_out import in_and_out
 from pipeline.report.sections.lineage import lineage
+from pipeline.report.sections.mining import mining
 from pipeline.report.sections.quarantine import quarantine
 from pipeline.report.sections.repeat import repeat
 from pipeline.report.sections.stages import stages
@@ -33,6 +34,7 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     curation,
     curation_measures,
     curation_samples,
+    mining,
     training,
     gate,
     throughput,

@@ -24,6 +24,8 @@ from pipeline.mine.block import Rules
 from pipeline.mine.choose import Counts, Near, Thresholds, choose
 from pipeline.mine.mine import Mined, mine
 from pipeline.mine.positives import Source
+from pipeline.report.load import load_report
+from pipeline.report.page import render
 from pipeline.scan.block import Block
 
 DIM = 16
@@ -132,6 +134,15 @@ def test_negatives_are_those_of_a_loop(table: Table, tmp_path: Path, monkeypatch
     assert mined.rows + mined.without == 300
     assert mined.negatives == sum(len(row["negative_ids"]) for row in rows.values()) == sum(mined.gaps.values())
     assert mined.candidates == 300 * 60
+    page = render(load_report(mined.out))
+    assert all(f"from {gap}: {count:,}" in page for gap, count in mined.gaps.items())
+    assert f"{mined.negatives:,}" in page
+
+
+def test_the_report_of_a_damaged_mining_is_an_error(tmp_path: Path):
+    (tmp_path / "_mining.json").write_text("{}")
+    with pytest.raises(DataError, match="is not what `vectide mine` writes"):
+        load_report(str(tmp_path))
 
 
 def test_a_query_with_two_positives_masks_both_and_takes_the_lower_one(table: Table, tmp_path: Path):
