@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pipeline.train.losses.joint import Joint
 from pipeline.train.losses.scored import CoSENT, Pearson
 from pipeline.train.losses.separation import Separation
 from tests.toys.losses import columns, model, texts
+from tests.toys.ranks import on_two_ranks
 
 ROWS = 8
 SETTINGS = Settings(budget_tokens=9, temperature=0.1, widths=(16, 4), gor=0.3, distill=0.7)
@@ -78,7 +78,6 @@ def compute(rows: slice, wrap: Callable[[Any], Any]) -> tuple[dict[str, float], 
 
 
 def rank(number: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
     half = ROWS // 2
     found = compute(
@@ -89,15 +88,8 @@ def rank(number: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed.nn.functional.all_gather:FutureWarning")  # sentence-transformers
 def test_two_ranks_are_one(tmp_path):
-    context = multiprocessing.get_context("fork")  # torch is imported already
-    ranks = [context.Process(target=rank, args=(number, tmp_path)) for number in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    on_two_ranks(rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
     alone = compute(slice(0, ROWS), lambda of: of)
     mean = {key: (value + second[0][key]) / 2 for key, value in first[0].items()}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from safetensors.torch import load_file
 from pipeline.job.training import parse_training
 from pipeline.train import worker
 from pipeline.train.checkpoints import Checkpoints, read_fitted
+from tests.toys.ranks import on_two_ranks
 from tests.toys.training import parts
 
 _RANKS = 2
@@ -31,9 +30,7 @@ def _train(out: Path, steps: int = 6) -> None:
     worker.fit(parts(dropout=0.0), settings, None)
 
 
-def _rank(rank: int, out: Path) -> None:
-    torch.set_num_threads(1)  # the threads of the parent are not in this process
-    warnings.simplefilter("ignore", FutureWarning)  # transformers gives torch an old name of a setting
+def train_rank(rank: int, out: Path) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(_RANKS), MASTER_ADDR="127.0.0.1", MASTER_PORT="1"
     )
@@ -47,14 +44,7 @@ def test_two_ranks_train_what_one_trains(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     two.mkdir()
     _train(one)
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=_rank, args=(rank, two)) for rank in range(_RANKS)]
-    for each in ranks:
-        each.start()
-    for each in ranks:
-        each.join(120)
-        each.kill()
-    assert [each.exitcode for each in ranks] == [0, 0]
+    on_two_ranks(train_rank, two)
     fitted = [read_fitted(str(out)) or {} for out in (one, two)]
     assert [each["workers"] for each in fitted] == [1, _RANKS]
     assert fitted[0]["tokens"] == fitted[1]["tokens"]

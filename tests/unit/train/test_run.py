@@ -95,8 +95,10 @@ def test_keys_that_change_no_weight_may_change(place):
 
 
 def test_a_folder_with_other_files_is_refused(place):
-    with pytest.raises(ConfigError, match=r"has other files, such as .*model.*; name a new folder"):
-        train(job(place, out="model"))
+    (place / "others").mkdir()
+    (place / "others" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"has other files, such as .*notes.txt.*; name a new folder"):
+        train(job(place, out="others"))
 
 
 def test_a_training_that_is_stopped_ends_with_the_same_weights(place, monkeypatch):

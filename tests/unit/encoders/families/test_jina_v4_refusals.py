@@ -105,7 +105,7 @@ def test_factors_of_an_unlisted_adapter_are_refused(broken):
 def test_factors_for_the_vision_tower_are_refused(broken):
     name = "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.code.weight"
     copy = broken(lambda factors: factors | {name: torch.zeros(4, 16)})
-    with pytest.raises(ModelError, match=r"changes 'visual\.blocks\.0\.attn\.qkv', a layer that this model"):
+    with pytest.raises(ModelError, match=r"changes 'visual\.blocks\.0\.attn\.qkv', which is no layer of this model"):
         describe(str(copy), task="retrieval.query")
 
 
