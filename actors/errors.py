@@ -17,6 +17,7 @@
     ├── Diverged                      a loss, gradient or weight of a training is not finite
     ├── DeviceLost                    a GPU failed, and no later call on it succeeds in this process
     ├── ClusterError                  Ray or a node failed: disk, memory, lost nodes
+    │   ├── OutOfMemory               a mini-batch does not fit into the memory of a rank (in train/trainer.py)
     │   └── ClusterStalled            no progress on the cluster for too long, such as no machine for the encoders
     ├── TableConflict                 the table has content that this job must not change
     │   ├── NoSuchVersion             the table does not have the requested version            (exit 2)
