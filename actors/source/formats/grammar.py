@@ -23,6 +23,7 @@ _RETURN = "a carriage return inside an unquoted field"
 # Characters after a backslash in text exports of MySQL and PostgreSQL; any other character means itself.
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0", "Z": "\x1a"}
 _NUMBER = re.compile(rb"\d+")
+_HEX = re.compile(rb"[0-9a-f]*\d[0-9a-f]*", re.IGNORECASE)  # a part of a UUID, or a number in hex
 # This many lines that each look like a row count as rows, even if no column counts up.
 _MANY_LINES = 10
 
@@ -177,7 +178,8 @@ def _is_a_key(values: tuple[bytes, ...]) -> bool:
         if len(numbers) == 2:
             return numbers[1] == numbers[0] + 1
         return numbers == sorted(numbers) or (len(values[0]) >= 4 and len({len(value) for value in values}) == 1)
-    forms = {_NUMBER.sub(b"9", value) for value in values}
+    number = _HEX if len({len(value) for value in values}) == 1 else _NUMBER
+    forms = {number.sub(b"9", value) for value in values}
     form = next(iter(forms))
     return len(forms) == 1 and b"9" in form and b" " not in form and len(form) >= 2
 

@@ -134,6 +134,15 @@ def test_stray_quotes_never_merge_rows(put_in_memory, read_pieces, *, count, str
 ID_TEXT = "id,text\n"
 
 
+@pytest.mark.parametrize("width", ["{:08x}-beef", "550e8400-e29b-41d4-a716-{:012x}"])
+def test_a_quote_that_closes_rows_later_merges_no_rows_with_ids_in_hex(put_in_memory, read_pieces, width):
+    texts = [f"text number {i}" for i in range(11)]
+    texts[2], texts[10] = f'"{texts[2]}', f'{texts[10]}"'
+    data = ID_TEXT + "".join(f"{width.format(i)},{text}\n" for i, text in enumerate(texts))
+    good, bad = rows_of(put_in_memory("a.csv", data.encode()), read_pieces, 7)
+    assert len(good) + len(bad) == 11
+
+
 @pytest.mark.parametrize(
     ("name", "data", "dialect", "rows"),
     [
