@@ -30,7 +30,7 @@ from benchmarks import reverse_dictionary
 from benchmarks.race.machine import hardware, versions, written
 from benchmarks.reverse_dictionary import Entry, Files
 from pipeline.quality.bootstrap import Difference
-from pipeline.train.evaluate import Comparison, read_held_out
+from pipeline.train.evaluate import Comparison, Encode, of_encoder, read_held_out
 
 TASK = "dictionary"
 HELD_OUT = 1_000
@@ -247,8 +247,8 @@ def _held_out(files: Files) -> Any:
     return read_held_out(SimpleNamespace(**names))  # type: ignore[arg-type]
 
 
-def _encoders(model: Path, adapter: Path) -> Any:
-    """Return the encoder of the base, and that with an adapter."""
+def _encoders(model: Path, adapter: Path) -> tuple[Encode, Encode]:
+    """Return what encodes texts with the base, and what does so with an adapter."""
     settings: dict[str, Any] = {"max_tokens": MAX_TOKENS, "dtype": "float32"}
     trained = EncoderSettings(str(model), task=TASK, adapters={TASK: AdapterSettings(str(adapter))}, **settings)
-    return load_encoder(describe(str(model), **settings)), load_encoder(describe(trained))
+    return of_encoder(load_encoder(describe(str(model), **settings))), of_encoder(load_encoder(describe(trained)))
