@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.encoders import load_encoder
+from benchmarks.wordnet import synsets
 from pipeline.curate.negation.build import Outcome, Settings, build_negations
 from pipeline.evaluate.result import Evaluation
 from pipeline.evaluate.texts import Subject, evaluate_texts
@@ -25,17 +26,11 @@ _LEAST_WORDS = 4
 
 def wordnet_pairs(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield (anchor, entailment): a sentence with a synonym, and the sentence."""
-    for part in ("noun", "verb", "adj", "adv"):
-        for line in (folder / f"data.{part}").read_text("latin-1").splitlines():
-            if line.startswith(" "):
-                continue
-            fields, _, gloss = line.partition(" | ")
-            words = fields.split()
-            lemmas = [word.partition("(")[0] for word in words[4 : 4 + 2 * int(words[3], 16) : 2]]
-            simple = [lemma for lemma in lemmas if lemma.isalpha() and lemma.islower()]
-            for sentence in _EXAMPLE.findall(gloss):
-                if len(sentence.split()) >= _LEAST_WORDS and (pair := _swapped(sentence, simple)) is not None:
-                    yield pair
+    for synset in synsets(folder):
+        simple = [lemma for lemma in synset.lemmas if lemma.isalpha() and lemma.islower()]
+        for sentence in _EXAMPLE.findall(synset.gloss):
+            if len(sentence.split()) >= _LEAST_WORDS and (pair := _swapped(sentence, simple)) is not None:
+                yield pair
 
 
 def _swapped(sentence: str, lemmas: list[str]) -> tuple[str, str] | None:

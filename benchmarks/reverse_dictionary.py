@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.docstrings import PACKAGES, sources
 from benchmarks.race.peers import ROOT
+from benchmarks.wordnet import synsets
 
 FETCHED = ROOT / ".venvs" / "data" / "usr" / "share" / "wordnet"
 PLACES = (FETCHED, Path("/usr/share/wordnet"))
@@ -126,18 +127,12 @@ def _distinct(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _glosses(folder: Path) -> Iterator[Entry]:
-    for part in ("noun", "verb", "adj", "adv"):
-        for line in (folder / f"data.{part}").read_text("latin-1").splitlines():
-            if line.startswith(" "):
-                continue
-            fields, _, gloss = line.partition(" | ")
-            words = fields.split()
-            lemmas = [word.partition("(")[0].replace("_", " ") for word in words[4 : 4 + 2 * int(words[3], 16) : 2]]
-            meaning = _EXAMPLE.sub("", gloss).strip(" ;")
-            low = _spaced(meaning)
-            if not any(_spaced(lemma) in low for lemma in lemmas):
-                name = f"{part}-{words[0]}"
-                yield Entry(name, name, meaning, ", ".join(dict.fromkeys(lemmas)))
+    for synset in synsets(folder):
+        lemmas = [lemma.replace("_", " ") for lemma in synset.lemmas]
+        meaning = _EXAMPLE.sub("", synset.gloss).strip(" ;")
+        low = _spaced(meaning)
+        if not any(_spaced(lemma) in low for lemma in lemmas):
+            yield Entry(synset.name, synset.name, meaning, ", ".join(dict.fromkeys(lemmas)))
 
 
 def _spaced(text: str) -> str:
