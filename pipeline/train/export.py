@@ -30,7 +30,7 @@ from pipeline.job.training import Training
 from pipeline.train.checkpoints import load_trained
 from pipeline.train.data import TrainingData
 from pipeline.train.evaluate import Encode, Side, in_training, of_encoder
-from pipeline.train.module import embedding_model
+from pipeline.train.module import model_of
 from pipeline.train.prompts import prompts_of
 from pipeline.train.resolve import replaces_own, tasks_in_model, writes_checkpoint
 
@@ -50,15 +50,7 @@ def trained_model(job: Training, spec: ModelSpec, out: str) -> SentenceTransform
     Raises:
         DataError: the weights are damaged.
     """
-    train = job.train
-    model = embedding_model(
-        spec,
-        tasks=train.tasks,
-        rank=train.rank or 0,
-        alpha=train.alpha or 0.0,
-        seed=train.seed,
-        start_from=train.start_from,
-    )
+    model = model_of(job.train, spec)
     load_trained(model, out)
     return model.eval()
 

@@ -20,6 +20,7 @@ from actors.encoders.twins import load_twin
 from actors.encoders.twins.base import Twin, pack_padded, pool
 from actors.encoders.twins.lora import add_lora, start_factors, use_lora
 from actors.text.tokenizer import Tokenizer
+from pipeline.job.training import Train
 
 # Value of the feature `task` for the base without an adapter.
 BASE = -1
@@ -144,6 +145,19 @@ def embedding_model(
         starts = [start_factors(twin, each) for each in start_from or ()]
         add_lora(twin, tasks, rank=rank, alpha=alpha, seed=seed, starts=starts)
     return SentenceTransformer(modules=[EmbeddingModule(twin, tasks)], device=str(device))
+
+
+def model_of(train: Train, spec: ModelSpec, *, device: str = "cpu") -> SentenceTransformer:
+    """Loads the model of a resolved job, as it is before the first step; see `embedding_model`."""
+    return embedding_model(
+        spec,
+        tasks=train.tasks,
+        rank=train.rank or 0,
+        alpha=train.alpha or 0.0,
+        seed=train.seed,
+        start_from=train.start_from,
+        device=device,
+    )
 
 
 def _exact(x: torch.Tensor) -> torch.Tensor:

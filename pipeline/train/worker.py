@@ -101,7 +101,7 @@ def train_func(settings: Settings) -> None:
     from pipeline.train.data import open_data
     from pipeline.train.evaluate import read_held_out
     from pipeline.train.losses import build_losses
-    from pipeline.train.module import embedding_model
+    from pipeline.train.module import model_of
     from pipeline.train.trainer import Parts
 
     job, spec, train = settings.job, settings.spec, settings.job.train
@@ -116,15 +116,7 @@ def train_func(settings: Settings) -> None:
     first = not dist.is_initialized() or dist.get_rank() == 0
     with tempfile.TemporaryDirectory() as scratch:
         data = open_data(_local_data(settings, Path(scratch)))
-        model = embedding_model(
-            spec,
-            tasks=train.tasks,
-            rank=train.rank or 0,
-            alpha=train.alpha or 0.0,
-            seed=train.seed,
-            start_from=train.start_from,
-            device="cuda" if gpu else "cpu",
-        )
+        model = model_of(train, spec, device="cuda" if gpu else "cpu")
         parts = Parts(model, build_losses(model, job, data), data, Collator(spec, train.tasks))
         held_out = read_held_out(train.evaluate) if train.evaluate and first else None
         fit(parts, settings, held_out)
