@@ -17,11 +17,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from actors import storage
-from pipeline.train.checkpoints import Checkpoints, place
+from pipeline.train.checkpoints import STEPS, Checkpoints, place
 from pipeline.train.evaluate import EarlyStopping
 from pipeline.train.trainer import Trainer
 
-STEPS = "steps.jsonl"
 _STATE, _BEST = "callbacks.json", "best.safetensors"
 Report = Callable[[int, int, float], None]
 

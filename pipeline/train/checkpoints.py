@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 KEPT = 2
+STEPS = "steps.jsonl"
 _MANIFEST = "manifest.json"
 _WEIGHTS, _FITTED = "weights.safetensors", "fitted.json"
 _NAME = re.compile(r"step-(\d{6,})")

@@ -15,11 +15,10 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.report.measure import Report
 from pipeline.report.recorder import Recorder, recorded
 from pipeline.report.repeat import command_of
-from pipeline.train.checkpoints import place
+from pipeline.train.checkpoints import STEPS, place
 from pipeline.train.trained import Trained
 from pipeline.train.worker import Progress
 
-_STEPS = "steps.jsonl"
 _MOST_POINTS = 200
 # Curves of a step's numbers, besides the terms of the loss.
 _CURVES = ("learning_rate", "gradient_norm")
@@ -80,7 +79,7 @@ def curves(out: str) -> dict[str, Curve]:
     A point is the mean of the steps from the point before it; those of the evaluation are its own.
     """
     try:
-        lines = storage.read(place(out, _STEPS)).splitlines()
+        lines = storage.read(place(out, STEPS)).splitlines()
     except FileNotFoundError:
         return {}
     steps: list[dict[str, Any]] = [json.loads(line) for line in lines]
