@@ -148,8 +148,7 @@ class JinaV2:
         route = self.adapters.route(batch)
         x = functional.embedding(batch.ids, self.words)
         if route is not None:
-            x = route.look_up(WORDS, batch.ids, x)
-            x = route.look_up(TYPES, torch.zeros_like(batch.ids), x)
+            x = route.look_up_words(WORDS, TYPES, batch.ids, x)
         x = self.norm(x)
         for i, layer in enumerate(self.layers):
             x = layer(x, batch, adding(route, f"layers.{i}"))

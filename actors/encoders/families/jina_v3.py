@@ -96,8 +96,7 @@ class JinaV3:
         route = None if self.adapters is None else self.adapters.route(batch)
         x = functional.embedding(batch.ids, self.words)
         if route is not None:
-            x = route.look_up(names.WORDS, batch.ids, x)
-            x = route.look_up(names.TYPES, torch.zeros_like(batch.ids), x)
+            x = route.look_up_words(names.WORDS, names.TYPES, batch.ids, x)
         x = self.norm(x)
         angles = self.rope.angles(batch)
         for layer in self.layers:

@@ -103,6 +103,10 @@ class Route:
         joined = self._join(module, axis=1)
         return y if joined is None else self._widen(functional.embedding(ids, joined.factors.down), joined, y)
 
+    def look_up_words(self, words: str, types: str, ids: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Calls `look_up` for the table of words and for that of types, of which every token has type 0."""
+        return self.look_up(types, torch.zeros_like(ids), self.look_up(words, ids, y))
+
     def _join(self, module: str, *, axis: int) -> Joined | None:
         """Returns the factors of all adapters that change a layer; `axis` of the down factors is the rank."""
         if module not in self._joined:
