@@ -51,10 +51,7 @@ def load_curation(path: str | Path | None, *, settings: Sequence[str] = ()) -> C
     """
     job = load_any(path, settings=settings, parse_unclear=parse_curation)
     if not isinstance(job, Curation):
-        command = command_of(job)
-        raise ConfigError(
-            f"{path or 'the job'} has no steps, so it is no curation job: run it with `vectide {command}`"
-        )
+        raise _of_another_kind(path, job, "steps", "curation")
     return job
 
 
@@ -66,11 +63,14 @@ def load_training(path: str | Path | None, *, settings: Sequence[str] = ()) -> T
     """
     job = load_any(path, settings=settings, parse_unclear=parse_training)
     if not isinstance(job, Training):
-        command = command_of(job)
-        raise ConfigError(
-            f"{path or 'the job'} has no train, so it is no training job: run it with `vectide {command}`"
-        )
+        raise _of_another_kind(path, job, "train", "training")
     return job
+
+
+def _of_another_kind(path: str | Path | None, job: AnyJob, key: str, kind: str) -> ConfigError:
+    return ConfigError(
+        f"{path or 'the job'} has no {key}, so it is no {kind} job: run it with `vectide {command_of(job)}`"
+    )
 
 
 def command_of(job: AnyJob) -> str:
