@@ -91,7 +91,7 @@ def _of_rows(mining: Mining, found: Found) -> tuple[Ints, Ints, Ints, Ints]:
     keys = found.key[order]
     if (keys[1:] == keys[:-1]).any():
         raise DataError(
-            f"{mining.key}: rows of the source have the same id in {mining.id!r}, so their negatives cannot be told apart; "
+            f"{mining.key}: rows of the source have the same id in {mining.id!r}, so their negatives cannot be distinguished; "
             f"give each row its own id, and mine again"
         )
     none = np.zeros(0, np.int64)
