@@ -343,7 +343,7 @@ def curation(
 def training_speed(
     model: Model = None,
     out: Out = DOCS,
-    batch_rows: Annotated[int, typer.Option(min=2, help="Pairs of a step.")] = 256,
+    batch_rows: Annotated[int, typer.Option(min=2, help="Pairs of a step.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Steps that count.")] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
 ) -> None:

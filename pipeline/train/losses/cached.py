@@ -2,8 +2,9 @@
 
 `CachedLossMixin` of sentence-transformers does GradCache (2101.06983): it embeds mini-batches of `budget_tokens` tokens
 without a graph, computes the loss on all vectors, and embeds again, one mini-batch at a time, to pass the gradients
-on. Activations of one mini-batch at most are in memory, however many rows a step has. Scores are computed for a part
-of the rows at a time and again in the backward pass, so their memory does not grow either.
+on. Activations of one mini-batch at most are in memory, however many rows a step has. A step whose texts are together
+no more than a mini-batch is embedded once. Scores are computed for a part of the rows at a time and again in the
+backward pass, so their memory does not grow either.
 
 A loss computes on the vectors of all ranks, gathered with their gradients. It returns its mean over the rows of its
 own rank, or a number that is the same on all; DDP averages gradients, so they are those of one rank with all rows.
@@ -169,7 +170,10 @@ class CachedLoss(CachedLossMixin, nn.Module):
         """
         features = list(sentence_features)
         self._rows = self._rows_of(features, labels)
-        total = self.forward_cached([{k: v for k, v in column.items() if k not in _OURS} for column in features])
+        columns = [{k: v for k, v in column.items() if k not in _OURS} for column in features]
+        if torch.is_grad_enabled() and self._is_one_minibatch(columns):
+            return self._forward_once(columns)
+        total = self.forward_cached(columns)
         terms = dict(self._terms)
         if total.requires_grad:
             own, gradients = self._own_parameters(), self._gradients
@@ -184,6 +188,23 @@ class CachedLoss(CachedLossMixin, nn.Module):
             first = next(iter(terms))
             terms[first] = terms[first] + (total - total.detach())  # the trainer adds the terms up
         return terms
+
+    def _is_one_minibatch(self, columns: list[dict[str, Tensor]]) -> bool:
+        """Tell whether all texts of a step together are a mini-batch; on several ranks the step is always divided.
+
+        Ranks must reach their collective operations in one order, and each has texts of other lengths.
+        """
+        tokens = sum(int(column["attention_mask"].sum()) for column in columns)
+        return get_world_size() == 1 and tokens <= (self.mini_batch_num_tokens or 0)
+
+    def _forward_once(self, columns: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the terms of a step that needs no GradCache: autograd has the whole graph."""
+        reps = [
+            [self.embed_minibatch(column, 0, len(column["attention_mask"]), with_grad=True, copy_random_state=False)[0]]
+            for column in columns
+        ]
+        with torch.autocast(reps[0][0].device.type, enabled=False):
+            return self._all_terms(self.columns_of(reps))
 
     def _all_terms(self, columns: list[Tensor]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}

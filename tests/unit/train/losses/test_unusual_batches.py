@@ -58,6 +58,23 @@ def test_a_vector_that_is_not_finite_is_not_hidden(make, count, labels):
     assert torch.isnan(torch.tensor(run(make(of), columns(count), labels)[0]))
 
 
+@each_loss
+def test_a_step_that_is_one_minibatch_is_embedded_once(make, count, labels):
+    features, results, calls = columns(count), [], []
+    tokens = sum(int(column["attention_mask"].sum()) for column in features)
+    for budget_tokens in (tokens, tokens - 1):
+        of = model(late=True)
+        loss = make(of)
+        loss.mini_batch_num_tokens = budget_tokens
+        of[0].register_forward_hook(lambda *_: calls.append(budget_tokens))  # noqa: B023
+        results.append((*run(loss, features, labels), of[0].table.weight.grad))
+    (value, largest, gradient), (cached_value, _, cached_gradient) = results
+    assert [calls.count(tokens), calls.count(tokens - 1)] == [count, 2 * count]
+    assert value == cached_value
+    assert largest > 0
+    torch.testing.assert_close(gradient, cached_gradient, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("make", [CoSENT, Pearson])
 def test_equal_scores_teach_nothing(make):
     assert run(make(model(), SMALL), columns(2), torch.full((7,), 0.5)) == (0, 0)
