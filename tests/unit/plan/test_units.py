@@ -104,7 +104,9 @@ def test_the_same_corpus_is_cut_in_the_same_way(tmp_path, model):
 
 
 @pytest.mark.parametrize("replicas", [1, 4])
-def test_a_unit_of_short_rows_is_bounded_for_any_corpus(tmp_path, model, replicas):
+def test_a_unit_of_short_rows_is_bounded_for_any_corpus(tmp_path, model, replicas, monkeypatch):
+    # On a faster processor four encoders of this tiny model would get larger blocks, so that the driver keeps up.
+    monkeypatch.setattr(throughput, "processor_flags", frozenset)
     shard_rows, text = 1_000_000, "a short text"
     column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(shard_rows, np.int32)), [text])
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet", row_group_size=100_000)
