@@ -27,7 +27,7 @@ def test_encodings_are_stored_reused_and_searched_as_they_are(tmp_path):
     job = make_job(tmp_path / "corpus", tmp_path / "table", model, **changes)
     assert backfill(job).encoded == len(TEXTS)
     first = DeltaTable(job.table.uri).to_pyarrow_table().sort_by("id")
-    many = load_encoder(str(model), outputs=("dense", "multi")).encode_multi(TEXTS)
+    many = load_encoder(str(model), outputs=("dense", "multi"), dtype="float32").encode_multi(TEXTS)
     expected = np.stack([encode(vectors, query=False) for vectors in many])
     assert np.linalg.norm(expected, axis=1).min() > 5
     stored = np.float32(first["embedding"].to_pylist())
