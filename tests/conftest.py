@@ -6,6 +6,7 @@ that a test starts inherit them.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from pathlib import Path
@@ -63,9 +64,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[_OTHERS_WERE_USED] = bool(others)
 
 
+def pytest_collection_finish() -> None:
+    """Leave the modules that are loaded now out of all later garbage collections, each of which would visit them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Ignore them too when pytest collects the garbage after the last test."""
+    """Undo `pytest_collection_finish`, and ignore the warnings when pytest collects the garbage after the last test."""
+    gc.unfreeze()
     if config.stash.get(_OTHERS_WERE_USED, False):
         for category in (pytest.PytestUnraisableExceptionWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)

@@ -63,6 +63,7 @@ def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rayjob.yaml", "raycluster.yaml", "cronjob.yaml"])
 def test_manifests_in_deploy_are_valid(name):
     documents = read(name)

@@ -30,6 +30,7 @@ def test_the_nearest_earlier_vector_is_that_of_brute_force():
     assert all(len(each) == 0 for each in nearest_before(vectors[:0]))
 
 
+@pytest.mark.slow
 def test_few_vectors_are_one_cluster_and_many_are_split_with_near_ones_together(monkeypatch):
     vectors = some_vectors(3000, 100)
     assert [each.tolist() for each in clusters(3000, vectors.__getitem__, 0)] == [list(range(3000))]

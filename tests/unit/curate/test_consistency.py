@@ -111,6 +111,7 @@ def ranks(pairs: Pairs, pool: list[int], rows: list[int]) -> dict[int, int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", [1_000_000, 150])
 def test_ranks_are_those_of_a_loop_over_the_pool(pairs, pool):
     decided, evidence = pairs.decide(pool=pool, top_k=2)

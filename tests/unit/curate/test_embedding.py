@@ -48,6 +48,7 @@ def vectors_of(seen: Seen, model: str) -> tuple[int, dict[str, dict[int, np.ndar
     }
 
 
+@pytest.mark.slow
 def test_a_text_is_encoded_once_for_both_sides_and_all_runs(tmp_path, model):
     rows = [("one", "two"), ("two", "three words here"), (" ", "one"), (None, "four"), ("one", "two")]
     encoded, vectors = vectors_of(seen_of(tmp_path, rows), model)

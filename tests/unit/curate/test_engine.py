@@ -99,6 +99,7 @@ def test_the_same_job_on_the_same_source_does_nothing(folder, monkeypatch):
     assert plan_curation(job_of(folder, STEPS)).done
 
 
+@pytest.mark.slow
 def test_a_grown_corpus_is_curated_as_a_fresh_one(tmp_path):
     draw = random.Random(0)
     words = ["tide", "moon", "sea", "Sea", "water"]
@@ -132,6 +133,7 @@ def test_a_grown_corpus_is_curated_as_a_fresh_one(tmp_path):
     assert (changes["new_rows"], changes["gone_rows"]) == (120, 30)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(folder, monkeypatch):
     for number in range(1, 4):
         write_pairs(
@@ -169,6 +171,7 @@ def test_a_stopped_run_goes_on_where_it_was(folder, monkeypatch):
     assert curate(job).published is False
 
 
+@pytest.mark.slow
 def test_another_threshold_reads_nothing_and_names_the_changes(folder, monkeypatch):
     curate(job_of(folder, STEPS))
     monkeypatch.setattr(reading, "read_unit", None)
@@ -185,6 +188,7 @@ def test_a_database_without_memory_says_so_and_the_next_run_goes_on(folder):
     assert curate(job_of(folder, STEPS)).units_read == 0
 
 
+@pytest.mark.slow
 def test_a_vacuum_keeps_the_rows_that_the_version_was_made_from(folder, monkeypatch):
     job, rows = job_of(folder, STEPS, run={"max_quarantined": 1.0}), folder / "table" / "_vectide" / "curation" / "rows"
     curate(job)
@@ -199,6 +203,7 @@ def test_a_vacuum_keeps_the_rows_that_the_version_was_made_from(folder, monkeypa
     assert curate(job_of(folder, ["dedup", {"overlap": {"max_share": 1.0}}], run={"max_quarantined": 1.0})).rows == 9
 
 
+@pytest.mark.slow
 def test_a_view_has_stricter_thresholds_only(folder):
     curate(job_of(folder, STEPS))
     seen = view(job_of(folder, ["dedup", {"overlap": {"max_share": 0.5}}]))
@@ -214,6 +219,7 @@ def test_a_view_has_stricter_thresholds_only(folder):
         view(parse_curation({"corpus": corpus, "steps": ["dedup"], "table": {"uri": str(folder / "table")}}))
 
 
+@pytest.mark.slow
 def test_changes_of_rows_that_share_an_id_are_counted_once(folder):
     write_pairs(
         folder / "pairs" / "0.parquet", [("a", "how tall is it", f"{'how tall is it' * (n % 2)} {n}") for n in range(8)]
@@ -223,6 +229,7 @@ def test_changes_of_rows_that_share_an_id_are_counted_once(folder):
     assert curated.evidence["changes"]["changed"] == [{"was": "overlap", "is": "kept", "rows": 4, "ids": ["a"] * 4}]
 
 
+@pytest.mark.slow
 def test_rows_with_a_repeated_id_are_quarantined(folder):
     write_pairs(
         folder / "pairs" / "1.parquet",
@@ -243,6 +250,7 @@ def test_rows_with_a_repeated_id_are_quarantined(folder):
     assert curate(job_of(folder, STEPS, table="all", unique_ids=False, run={"max_quarantined": 0.5})).rows == 11
 
 
+@pytest.mark.slow
 def test_tables_of_another_kind_are_refused(folder):
     curate(job_of(folder, STEPS))
     model = write_bert(folder / "model", pooling={"pooling_mode_mean_tokens": True}, max_tokens=62)
@@ -265,6 +273,7 @@ def test_tables_of_another_kind_are_refused(folder):
         plan_curation(job_of(folder, STEPS, table="other"))
 
 
+@pytest.mark.slow
 def test_rows_that_another_tool_removed_stop_a_curation(folder):
     curate(job_of(folder, STEPS))
     DeltaTable(str(folder / "table")).delete("id = 'a'")

@@ -38,6 +38,7 @@ def curated(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_report_has_the_documented_form_and_the_figures_of_the_table(curated):
     report = load_report(str(curated / "table"))
     jsonschema.validate(report, SCHEMA)

@@ -114,6 +114,7 @@ def test_components_are_the_same_for_any_parts_and_order_of_edges(monkeypatch):
     assert smallest_of_components([]).shape == (2, 0)
 
 
+@pytest.mark.slow
 def test_copies_with_5_of_100_words_edited_are_found_and_nothing_else():
     rng = random.Random(7)
     originals = [of_words(rng, 100) for _ in range(150)]
@@ -127,6 +128,7 @@ def test_copies_with_5_of_100_words_edited_are_found_and_nothing_else():
     assert decide(texts, shingle="words")[0] == {}  # the trap: 5 % of the words are in a third of the word 5-grams
 
 
+@pytest.mark.slow
 def test_pairs_around_the_threshold_agree_with_the_true_jaccard():
     rng = random.Random(8)
     originals = [of_words(rng, 60) for _ in range(200)]
@@ -183,6 +185,7 @@ def test_a_corpus_of_nothing_or_of_one_text_is_decided():
     assert evidence["largest_group"] == 500
 
 
+@pytest.mark.slow
 def test_a_large_bucket_is_capped_and_reported_and_its_near_copies_are_found():
     rng = random.Random(10)
     page = of_words(rng, 300)

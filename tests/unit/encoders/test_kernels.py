@@ -263,6 +263,7 @@ def test_scores_that_reach_their_threshold_are_selected(kernel, dtype, rows):
     assert pairs(kernel.select(scores, lowest)) == pairs((query, row, scores[query, row].float()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("dim", [1, 7, 8, 33, 384])
 @pytest.mark.parametrize(("queries", "rows"), [(1, 1), (6, 16), (7, 33), (30, 1000)])

@@ -129,6 +129,7 @@ def test_what_is_no_pdf_is_refused_with_a_reason(data, words, tmp_path):
         assert caught.value.reason == "bad_pdf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 300_000, 10**7])
 def test_no_page_is_lost_where_the_number_of_pages_is_wrong(count):
     pdf = pdf_of([RED_CORNER] * 3, count=count, page=b"/MediaBox [0 0 %d00 200]")
@@ -229,6 +230,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 def test_all_that_is_opened_is_closed(tmp_path):
     path = tmp_path / "a.pdf"
     path.write_bytes(pdf_of([RED_CORNER] * 2))

@@ -59,6 +59,7 @@ def picture(colour: bytes) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_results_are_those_of_this_process_and_in_order(tmp_path):
     pdf = pdf_of([RED_CORNER] * 6, count=3, page=b"/MediaBox [0 0 %d00 200]")
     (tmp_path / "a.pdf").write_bytes(pdf)
@@ -99,6 +100,7 @@ def test_a_picture_that_kills_or_hangs_its_process_costs_only_itself():
     assert "MemoryError" in str(found[5])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("frail")
 def test_a_child_that_died_between_two_pictures_costs_nothing():
     number = DecodeJob(b"number", SETTINGS)
@@ -171,6 +173,7 @@ def test_results_are_kept_for_one_more_use_up_to_a_limit(monkeypatch, tmp_path):
             assert len(decoded) == fresh
 
 
+@pytest.mark.slow
 def test_a_process_has_one_pool_that_threads_share():
     with ThreadPoolExecutor(2) as threads:
         job = DecodeJob(picture(b"\x00\x00\xff"), SETTINGS)
@@ -186,6 +189,7 @@ def test_a_process_has_one_pool_that_threads_share():
     workers.forget_pool()
 
 
+@pytest.mark.slow
 def test_the_end_of_a_process_does_not_wait_for_a_page_that_hangs():
     script = f"""
 from actors.images.workers import *

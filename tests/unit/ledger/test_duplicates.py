@@ -51,6 +51,7 @@ def test_hashes_do_not_depend_on_the_text_hashed_at_once(texts, text_bytes):
         np.testing.assert_array_equal(hash_strings(column), at_once)
 
 
+@pytest.mark.slow
 def test_neighbouring_ids_do_not_collide():
     ids = [f"doc-{number:07d}" for number in range(200_000)]
     hashes = hash_strings(pa.chunked_array([pa.array(ids)]))

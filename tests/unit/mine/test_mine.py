@@ -112,6 +112,7 @@ def expected(table: Table, query: int, positives: Sequence[int], thresholds: Thr
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_id", [False, True])
 def test_negatives_are_those_of_a_loop(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_id: bool):
     monkeypatch.setattr(mining, "_QUERIES", 128)  # three blocks

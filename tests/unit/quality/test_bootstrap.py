@@ -13,6 +13,7 @@ RANDOM = np.random.default_rng(3)
 VALUES = RANDOM.normal(0.6, 0.2, 400)
 
 
+@pytest.mark.slow
 def test_an_interval_is_that_of_the_mean_and_the_same_each_time():
     error = 1.96 * VALUES.std() / 20
     found = mean_interval(VALUES)
@@ -22,6 +23,7 @@ def test_an_interval_is_that_of_the_mean_and_the_same_each_time():
     assert mean_interval(VALUES) == found
 
 
+@pytest.mark.slow
 def test_pairs_show_a_difference_that_is_smaller_than_the_spread():
     better = VALUES + RANDOM.normal(0.02, 0.05, 400)
     found = mean_difference(better, VALUES)
@@ -32,6 +34,7 @@ def test_pairs_show_a_difference_that_is_smaller_than_the_spread():
     assert mean_difference(VALUES, VALUES).p == 1
 
 
+@pytest.mark.slow
 def test_p_is_that_of_a_z_test():
     differences = RANDOM.normal(0, 1, 900)
     differences += 0.05 - differences.mean()  # 1.5 standard errors
@@ -48,6 +51,7 @@ def test_spearman_is_that_of_scipy_for_each_draw():
     assert spearman(np.ones(60), second)(counts).tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_correlation_has_an_interval_and_a_paired_difference():
     human = RANDOM.normal(0, 1, 300)
     good, bad = human + RANDOM.normal(0, 0.5, 300), human + RANDOM.normal(0, 1, 300)

@@ -96,6 +96,7 @@ def check_places(result: pa.Table, orders: list[npt.NDArray[np.int64]]) -> None:
     np.testing.assert_array_equal(result[PLACE], np.concatenate(orders))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3, 50])
 @pytest.mark.parametrize("k", [1, 10, 300, 20_000])
 def test_the_nearest_rows_are_those_of_a_loop_with_ties_by_id(data, count, k):
@@ -121,6 +122,7 @@ def test_rows_of_excluded_hashes_are_not_returned(data, count):
     check_places(result, [data.without(query, hashes)[:10] for query, hashes in enumerate(excluded)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 50])
 @pytest.mark.parametrize("rank", [0, 30, 1500])
 def test_rows_above_a_score_are_counted_strictly(data, count, rank):

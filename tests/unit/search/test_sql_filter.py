@@ -199,6 +199,7 @@ def test_deep_nesting_is_refused_and_does_not_end_the_process(sql: str):
         parse_where(sql, ROWS.schema)
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_conditions_is_allowed():
     chain = " OR ".join(f"tokens = {number}" for number in range(2_000))
     assert selected(chain) == "abc"

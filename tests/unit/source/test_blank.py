@@ -59,6 +59,7 @@ def test_a_text_with_a_visible_character_is_not_blank(text):
     assert blank_rows(pa.array([text])).tolist() == []
 
 
+@pytest.mark.slow
 def test_every_invisible_character_passes_the_first_byte_check():
     """The set of first bytes is complete."""
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]

@@ -281,6 +281,7 @@ def test_a_repeated_column_is_refused_if_the_job_needs_it(tmp_path, key, name):
     check_source(shards, root=str(tmp_path), text=("doc" if name == "text" else "text",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shards",
     [

@@ -61,6 +61,7 @@ def encoder_of_card(out):
     return load_encoder(encoder.pop("model"), dtype="float32", adapters=adapters, **encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "settings", "trained"),
     [
@@ -81,6 +82,7 @@ def test_an_adapter_of_the_model_is_replaced_in_it(place, tmp_path, model, setti
         assert (moved > 1e-3) == (task in trained), task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["v3", "native", "v4"])
 def test_a_new_adapter_is_a_folder_and_may_be_in_the_model_too(place, tmp_path, model):
     job = job_of(place, model, out=tmp_path / "out", checkpoint=True, task="legal")

@@ -55,6 +55,7 @@ def weights_of(out: Path) -> bytes:
     return (out / "adapters" / "legal" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_encoder_takes_the_result(place):
     path = str(place / "out" / "adapters" / "legal")
     encoder = load_encoder(str(place / "model"), dtype="float32", task="legal", adapters={"legal": adapter(path)})
@@ -101,6 +102,7 @@ def test_a_folder_with_other_files_is_refused(place):
         train(job(place, out="others"))
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_ends_with_the_same_weights(place, monkeypatch):
     """Stopped before the first step, and by a full disk at the export."""
     with monkeypatch.context() as patch:

@@ -91,6 +91,7 @@ def kill_at_step(number: int) -> Callable[..., None]:
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 5, STEPS])
 def test_a_run_that_is_killed_and_goes_on_ends_with_the_same_bits(step, tmp_path, undisturbed):
     with pytest.raises(Killed):

@@ -63,6 +63,7 @@ def test_attention_of_rows_of_any_length_in_heads_of_any_width(kernel, heads, wi
         torch.testing.assert_close(result.double(), expected, atol=TOLERANCE[dtype], rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize(("heads", "groups"), [(3, 3), (4, 2), (7, 1), (16, 2)])
 @pytest.mark.parametrize("width", [32, 64, 80, 128])
@@ -79,6 +80,7 @@ def test_attention_to_earlier_tokens_and_of_heads_that_share_a_key(kernel, heads
         torch.testing.assert_close(result.double(), expected, atol=TOLERANCE[dtype], rtol=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("length", [1, 7, 16, 100, 511, 512, 513, 1030])
 @pytest.mark.parametrize("causal", [False, True])

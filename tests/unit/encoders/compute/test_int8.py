@@ -85,6 +85,7 @@ def test_a_nonfinite_value_stays_in_its_row_and_stays_nonfinite(bad):
     assert not y[1].isfinite().any()
 
 
+@pytest.mark.slow
 def test_int8_vectors_and_ranking_of_the_real_model_are_close(minilm):
     exact, actual = (load_encoder(str(minilm), dtype=dtype).encode(TEXTS) for dtype in ("float32", "int8"))
     assert actual.dtype == np.float32
@@ -110,6 +111,7 @@ def test_every_family_supports_int8(tmp_path, write, task):
     assert 0.97 <= (exact * actual).sum(1).min() < 0.999999
 
 
+@pytest.mark.slow
 def test_other_rows_and_order_change_no_vector(minilm):
     """With one scale per micro-batch, the largest state of one text would change the rounding of the others."""
     encoder = load_encoder(str(minilm), dtype="int8")

@@ -41,6 +41,7 @@ def test_bfloat16_is_within_its_tolerance(minilm, expected):
     assert (encoder.encode(TEXTS) * expected).sum(1).min() >= 0.999
 
 
+@pytest.mark.slow
 def test_other_rows_and_order_change_no_vector(encoder):
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
     np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5, rtol=0)

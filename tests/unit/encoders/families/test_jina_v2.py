@@ -103,6 +103,7 @@ def test_another_feed_forward_type_is_refused(tmp_path):
         describe(str(folder))
 
 
+@pytest.mark.slow
 def test_the_bias_of_a_long_text_takes_linear_memory(tmp_path):
     """Checks memory: with 12 heads and 4,096 tokens a dense bias would take 768 MiB; views of one row per head take 400 KB."""
     encoder = load_encoder(str(write_jina_v2(tmp_path, layers=1)), dtype="float32")

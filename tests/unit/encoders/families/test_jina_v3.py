@@ -262,6 +262,7 @@ def test_a_config_of_another_architecture_is_refused(folders, tmp_path, settings
 # Rotary base
 
 
+@pytest.mark.slow
 def test_the_rotary_base_is_read_from_the_config(folders, tmp_path):
     other = {
         "hub": edit(folders["hub"], tmp_path / "hub", rotary_emb_base=500.0),

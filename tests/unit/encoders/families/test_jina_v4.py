@@ -65,6 +65,7 @@ def main(folders):
 # Numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [None, *TASKS])
 def test_every_layout_matches_transformers_and_peft(encoder, oracle, task):
     texts = TEXTS if task else [text for text in TEXTS if text]

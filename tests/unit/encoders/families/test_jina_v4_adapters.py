@@ -63,6 +63,7 @@ def trained(folder, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_an_adapter_added_at_run_time_matches_peft(encoder, folder, trained):
     oracle = Oracle(folder, {name: trained / name for name in TRAINED})
     for name in TRAINED:

@@ -67,6 +67,7 @@ def assert_close(actual, expected, *, atol=1e-5):
 # Numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_texts_and_pictures_match_transformers_and_peft(main, oracle, task):
     ids = prepare(main, MIXED, [task] * len(MIXED))[INPUT_IDS].to_pylist()

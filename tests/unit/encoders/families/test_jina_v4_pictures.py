@@ -108,6 +108,7 @@ def main(folders):
 # Numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_texts_and_pictures_match_transformers_and_peft(encoder, oracle, task):
     tasks = [task] * len(MIXED)
@@ -132,6 +133,7 @@ def test_every_dim_matches(folders, oracle, dim):
     np.testing.assert_allclose(encode(encoder, MIXED, tasks), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", ["old", "new"])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_merged_checkpoint_matches_transformers(tmp_path, keys, adapter):

@@ -30,6 +30,7 @@ def load(folder):
     return load_encoder(str(folder), task="retrieval.passage", dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_checkpoint_without_any_one_tensor_is_refused(folders, tmp_path, name):
     copy = tmp_path / "copy"

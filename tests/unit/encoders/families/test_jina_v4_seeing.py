@@ -298,6 +298,7 @@ def test_a_tower_that_does_not_fit_the_device_is_named(folder, monkeypatch):
         encoder.encode_images(PIXELS[:1])
 
 
+@pytest.mark.slow
 def test_the_host_does_not_wait_for_the_device_at_pictures(folder, monkeypatch):
     monkeypatch.setattr(attention, "_has_varlen", lambda query: query.shape[2] % 8 == 0)
     spec = describe(str(folder), **PASSAGE).seeing()

@@ -87,6 +87,7 @@ def test_the_published_adapters_are_available_by_name(encoder, native):
     assert "legal" not in encoder.adapters
 
 
+@pytest.mark.slow
 def test_an_adapter_added_at_run_time_matches_peft(encoder, native, trained):
     oracle = Oracle(native, **{name: trained / name for name in TRAINED})
     for name in TRAINED:

@@ -103,6 +103,7 @@ def mean_vectors(model: Any, ids: list[list[int]]) -> np.ndarray:
     return vectors
 
 
+@pytest.mark.slow
 def test_adapters_of_bert_give_the_vectors_of_peft(bert, peft):
     root, models = peft
     loaded = load_encoder(str(bert), dtype="float32", adapters={})

@@ -329,6 +329,7 @@ def test_an_adapter_of_v3_may_stay_beside_its_base(v3, tmp_path, layout):
 # The layout of v4
 
 
+@pytest.mark.slow
 def test_the_file_of_v4_holds_what_was_trained(v4, tmp_path):
     twin = v4_twin(v4)
     factors = trained(twin, published_factors(twin, "retrieval"), alpha=8.0)

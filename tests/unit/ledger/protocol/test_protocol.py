@@ -38,6 +38,7 @@ SCENARIOS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_order_of_steps_changes_a_version_or_loses_a_file(scenario):
     programs, crashes, stalls = SCENARIOS[scenario]
@@ -69,6 +70,7 @@ def test_same_command_completes_the_version_after_any_crash(scenario):
         assert sorted(row for file in files for row in file.rows) == sorted(ROWS["x"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["overwrite", "look"])
 @pytest.mark.parametrize(
     ("weak", "programs", "violation"),
@@ -105,6 +107,7 @@ def test_vacuum_that_ignores_the_age_of_files_needs_both_lock_checks(rules):
     assert result.violation == "version 1 names a file that is not there"
 
 
+@pytest.mark.slow
 def test_vacuum_that_keeps_young_files_is_safe_beside_an_orphaned_worker():
     """A crash and a stall together break a vacuum that ignores age, as docs/guarantees.md says."""
     programs = (driver("a"), vacuum(Rules(keep=False)))

@@ -123,6 +123,7 @@ def test_an_oversized_row_is_quarantined_at_its_first_line(put, monkeypatch, chu
     assert records[-1].data == b"5,e"
 
 
+@pytest.mark.slow
 def test_a_row_of_many_megabytes_over_many_lines(put, read_pieces):
     text = "a line of some length\n" * (256 << 10)
     shard = put("a.csv", f'id,text\n1,"{text}"\n2,b\n'.encode())

@@ -41,6 +41,7 @@ def read_all(shard, *, rows: int) -> None:
         result.table.validate(full=True)
 
 
+@pytest.mark.slow
 @given(data=BYTES, rows=st.integers(1, 5), headed=st.booleans())
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.txt", "a.parquet"])
 def test_arbitrary_bytes(put, name, data, rows, headed):

@@ -54,6 +54,7 @@ def test_a_file_that_is_no_text_is_named_and_has_a_fix(put, read_pieces, name, d
     assert words in "".join(row.error for row in bad)
 
 
+@pytest.mark.slow
 def test_a_pdf_of_a_store_is_fetched_once_for_all_its_units(put_in_memory, read_pieces, monkeypatch):
     """The files on disk are removed when others need the space."""
     fetched = []

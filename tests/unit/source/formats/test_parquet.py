@@ -62,6 +62,7 @@ def test_only_the_needed_columns_are_read(put_in_memory, tables, asked):
     assert sum(stop - start for start, stop in asked) < 200_000 < shard.size_bytes
 
 
+@pytest.mark.slow
 def test_batches_are_bounded_by_bytes(put, tables):
     shard = put("a.parquet", parquet(pa.table({"text": [f"{i}" * 200_000 for i in range(100)]}), group=100))
     found = tables(Piece(shard, 0, 100, 100), TEXT)

@@ -287,6 +287,7 @@ def test_an_id_column_may_be_kept_too(put):
     assert table.column("text").to_pylist() == table.column("_content").to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["put", "put_in_memory"])
 def test_a_unit_of_many_documents_keeps_their_order(request, where):
     write = request.getfixturevalue(where)
