@@ -37,7 +37,9 @@ Corpora = Annotated[
     Path | None, typer.Option(help="Folder of Parquet files with a column 'text'; docstrings without it.")
 ]
 Model = Annotated[Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2; the package's without it.")]
-WordNet = Annotated[Path, typer.Option(help="Folder of WordNet 3.0, as Debian's wordnet-base has.")]
+WordNet = Annotated[
+    Path | None, typer.Option(help="Folder of WordNet 3.0; that of `make test-data` or of Debian without it.")
+]
 Out = Annotated[Path, typer.Option(help="Where the result files go.", callback=_make_folder)]
 Threads = Annotated[int, typer.Option(help="CPU threads for each; 0 is all cores.")]
 DOCS = ROOT / "docs" / "benchmarks"
@@ -82,6 +84,18 @@ def own_corpora() -> Path:
 def main() -> None:
     """Ended from outside, it ends its workers too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def _wordnet(given: Path | None) -> Path:
+    """Return the folder of WordNet."""
+    from benchmarks.wordnet import find_wordnet
+
+    place = given or find_wordnet()
+    if place is None:
+        raise typer.BadParameter("WordNet is not on this machine; make test-data fetches it", param_hint="--wordnet")
+    if not (place / "data.noun").is_file():
+        raise typer.BadParameter(f"{str(place)!r} has no data.noun, so it is not WordNet", param_hint="--wordnet")
+    return place
 
 
 @app.command()
@@ -280,14 +294,17 @@ def mining(  # noqa: PLR0917  (typer calls it by name)
 def negation(
     model: Model = None,
     out: Out = DOCS,
-    wordnet: WordNet = Path("/usr/share/wordnet"),
+    wordnet: WordNet = None,
     pairs: Annotated[str | None, typer.Option(help="Other pairs: a file with `anchor` and `entailment`.")] = None,
 ) -> None:
     """EasyNegation and HardNegation of a model on negations of WordNet's example sentences."""
     from benchmarks import negation as triplets
     from benchmarks.race.engine import today
 
-    found, date = triplets.measure(WORK / "negation", wordnet, model or packaged_model(), pairs=pairs), today()
+    found, date = (
+        triplets.measure(WORK / "negation", _wordnet(wordnet), model or packaged_model(), pairs=pairs),
+        today(),
+    )
     page = triplets.markdown(found, pairs=pairs, command=command(), date=date)
     write_page(out / f"negation_cpu_{date}.md", page)
 
@@ -296,9 +313,7 @@ def negation(
 def training(  # noqa: PLR0917  (typer calls it by name)
     model: Model = None,
     out: Out = DOCS,
-    wordnet: Annotated[
-        Path | None, typer.Option(help="Folder of WordNet 3.0; that of `make test-data` or of Debian without it.")
-    ] = None,
+    wordnet: WordNet = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings with mined and with random negatives each.")] = 3,
     pairs: Annotated[int, typer.Option(min=500, help="Pairs to train on.")] = 3_000,
     demo: Annotated[bool, typer.Option("--demo", help="Run the loop once, as `make demo-train`; no page.")] = False,
@@ -309,17 +324,14 @@ def training(  # noqa: PLR0917  (typer calls it by name)
 
     from benchmarks import training as loop
     from benchmarks.race.engine import today
-    from benchmarks.reverse_dictionary import find_wordnet
+    from benchmarks.wordnet import find_wordnet
 
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    place, date = wordnet or find_wordnet(), today()
     if demo:
-        loop.demo(work, model or packaged_model(), place, pairs=pairs)
+        loop.demo(work, model or packaged_model(), wordnet or find_wordnet(), pairs=pairs)
         return
-    if place is None:
-        raise typer.BadParameter("WordNet is not on this machine; make test-data fetches it", param_hint="--wordnet")
-    found = loop.measure(work, model or packaged_model(), place, seeds=seeds, pairs=pairs)
+    found, date = loop.measure(work, model or packaged_model(), _wordnet(wordnet), seeds=seeds, pairs=pairs), today()
     write_page(out / f"training_cpu_{date}.md", loop.markdown(*found, pairs=pairs, command=command(), date=date))
 
 
@@ -383,7 +395,7 @@ def precision(
     collection: Annotated[
         Path | None, typer.Option(help="Judged collection: docs.parquet, queries.parquet and qrels.parquet.")
     ] = None,
-    wordnet: WordNet = Path("/usr/share/wordnet"),
+    wordnet: WordNet = None,
 ) -> None:
     """Retrieval, similarity and negation of a model in float32, bfloat16 and int8, and in each stored type."""
     import jinja2
@@ -391,7 +403,7 @@ def precision(
     from benchmarks import precision as ladder
     from benchmarks.race.engine import today
 
-    todo = ladder.tasks(code or Path(jinja2.__file__).parent, wordnet, collection, WORK / "precision")
+    todo = ladder.tasks(code or Path(jinja2.__file__).parent, _wordnet(wordnet), collection, WORK / "precision")
     found, date = ladder.measure(model or packaged_model(), todo, print_progress), today()
     write_page(out / f"precision_cpu_{date}.md", ladder.markdown(found, command=command(), date=date))
 

@@ -22,11 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.docstrings import PACKAGES, sources
-from benchmarks.race.peers import ROOT
 from benchmarks.wordnet import synsets
 
-FETCHED = ROOT / ".venvs" / "data" / "usr" / "share" / "wordnet"
-PLACES = (FETCHED, Path("/usr/share/wordnet"))
 _LEAST_WORDS = 3  # of a query
 _EXAMPLE = re.compile(r'\s*[;:,]?\s*"[^"]*"?.*$')
 _WORD = re.compile(r"\w+")
@@ -58,11 +55,6 @@ class Files:
     corpus: Path
     queries: Path
     judgements: Path
-
-
-def find_wordnet() -> Path | None:
-    """Return the folder of WordNet, if it is on this machine."""
-    return next((place for place in PLACES if (place / "data.noun").is_file()), None)
 
 
 def glosses(folder: Path) -> list[Entry]:

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.race.peers import ROOT
+
+# Where `make test-data` puts Debian's wordnet-base, and where Debian itself does.
+PLACES = (ROOT / ".venvs" / "data" / "usr" / "share" / "wordnet", Path("/usr/share/wordnet"))
+
 
 class Synset(NamedTuple):
     """A set of synonyms.
@@ -19,6 +24,11 @@ class Synset(NamedTuple):
     name: str
     lemmas: list[str]
     gloss: str
+
+
+def find_wordnet() -> Path | None:
+    """Return the folder of WordNet, if it is on this machine."""
+    return next((place for place in PLACES if (place / "data.noun").is_file()), None)
 
 
 def synsets(folder: Path) -> Iterator[Synset]:

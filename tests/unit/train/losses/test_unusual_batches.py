@@ -63,7 +63,7 @@ def test_a_step_that_is_one_minibatch_is_embedded_once(make, count, labels):
     features, results, calls = columns(count), [], []
     tokens = sum(int(column["attention_mask"].sum()) for column in features)
     for budget_tokens in (tokens, tokens - 1):
-        of = model(late=True)
+        of: Any = model(late=True)
         loss = make(of)
         loss.mini_batch_num_tokens = budget_tokens
         of[0].register_forward_hook(lambda *_: calls.append(budget_tokens))  # noqa: B023
