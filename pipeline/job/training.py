@@ -117,7 +117,11 @@ class Train(Section):
     max_tokens: _Positive | None = Field(
         default=None, description="Tokens after which a text is cut, prompt included; by default the model's limit."
     )
-    epochs: _Positive = Field(default=1, description="Times that the rows are gone through.")
+    epochs: _Positive = Field(
+        default=1,
+        description="Times that the rows are gone through; rows that do not fill a last step of their source are left out of "
+        "that time, others each time.",
+    )
     max_steps: _Positive | None = Field(
         default=None, description="Steps after which the training ends; by default all of `epochs`."
     )

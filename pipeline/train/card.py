@@ -127,7 +127,9 @@ def _use(job: Training, spec: ModelSpec, adapters: Mapping[str, str]) -> str:
     # A task of the base is replaced in a whole model, because `encoder.adapters` may not repeat its name.
     tasks = (*adapters,) or job.train.tasks
     whole = not adapters or replaces_own(spec, tasks)
-    encoder: dict[str, Any] = {"model": storage.join(job.out.uri, "model") if whole else spec.model}
+    encoder: dict[str, Any] = {"model": storage.join(storage.absolute(job.out.uri), "model") if whole else spec.model}
+    if job.train.max_tokens is not None:
+        encoder["max_tokens"] = job.train.max_tokens
     if tasks:
         encoder["task"] = tasks_in_model(spec, tasks)[-1] if whole else tasks[-1]
     if not whole:
@@ -138,13 +140,24 @@ def _use(job: Training, spec: ModelSpec, adapters: Mapping[str, str]) -> str:
         keys = {"path": first, **prompts} if not others else {"path": others[-1], "query_path": first, **prompts}
         encoder["adapters"] = {encoder["task"]: keys if len(keys) > 1 else first}
     text = f"In Vectide:\n\n```yaml\n{yaml.safe_dump({'encoder': encoder}, sort_keys=False)}```\n\n"
+    if shorter := ", ".join(str(width) for width in job.train.matryoshka if width < spec.dim):
+        text += (
+            f"Vectors may be cut to their first dimensions, as trained: {shorter}. Set `encoder.dim`, and "
+            "`encoder.allow_untrained_dim: true` where the files of the model do not name that number.\n\n"
+        )
     if (spec.family, spec.variant) not in _WITHOUT_REMOTE_CODE:
         return (
             text + "sentence-transformers loads it only with the code of the base's repository (`trust_remote_code`)."
         )
     lines = ["from sentence_transformers import SentenceTransformer", ""]
     lines += [f'model = SentenceTransformer("{encoder["model"]}")']
+    if job.train.max_tokens is not None:
+        lines += [f"model.max_seq_length = {job.train.max_tokens}"]
     lines += [f'model.load_adapter("{place}", "{name}")' for name, place in adapters.items() if not whole]
+    if len(adapters) > 1 and not whole:
+        asks, answers = adapters
+        lines += [f'model.set_adapter("{asks}")  # before queries are encoded']
+        lines += [f'model.set_adapter("{answers}")  # before passages are encoded']
     return text + "In sentence-transformers:\n\n```python\n" + "\n".join(lines) + "\n```"
 
 

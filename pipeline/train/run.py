@@ -26,7 +26,7 @@ from pipeline.ledger.table_lock import lock_table
 from pipeline.report.recorder import Recorder
 from pipeline.train.card import model_card
 from pipeline.train.checkpoints import place
-from pipeline.train.evaluate import Comparison, HeldOut, of_encoder, read_held_out
+from pipeline.train.evaluate import Comparison, HeldOut, in_training, of_encoder, read_held_out
 from pipeline.train.on_ray import train_on_ray
 from pipeline.train.record import Record, open_record, settings_of
 from pipeline.train.report import Evidence, reported
@@ -156,6 +156,7 @@ def _export(
     """Write the result, after the check that the encoder loads it and makes the same vectors."""
     from actors.encoders import load_encoder
     from pipeline.train import export
+    from pipeline.train.module import model_of
 
     job, out = evidence.job, evidence.out
     tasks = job.train.tasks
@@ -165,7 +166,15 @@ def _export(
         export.export(model, job, spec, folder)
         difference, encode = export.check(model, job, spec, folder, data)
         del model
-        compared = None if held_out is None else held_out.compare(of_encoder(load_encoder(spec)), encode)
+        compared = None
+        if held_out is not None:
+            # What the training began with: the base, or the adapters that it continued.
+            begun = (
+                in_training(model_of(job.train, spec).eval())
+                if job.train.start_from
+                else of_encoder(load_encoder(spec))
+            )
+            compared = held_out.compare(begun, encode)
         # An adapter in place of one of the model's own is used with the whole model.
         names = {} if replaces_own(spec, tasks) else {task: f"{export.ADAPTERS}/{task}" for task in tasks}
         steps = fitted.steps if fitted.best_step is None else fitted.best_step

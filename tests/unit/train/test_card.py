@@ -87,6 +87,17 @@ def test_a_card_of_a_pair_puts_the_adapter_of_queries_beside_that_of_passages(ba
     encoder = yaml.safe_load(block(card, "yaml"))["encoder"]
     assert encoder["task"] == "answer"
     assert encoder["adapters"] == {"answer": {"path": "out/legal/answer", "query_path": "out/legal/ask"}}
+    assert [line.partition("  #")[0] for line in block(card, "python").splitlines()[-2:]] == [
+        'model.set_adapter("ask")',
+        'model.set_adapter("answer")',
+    ]
+
+
+def test_a_card_says_the_length_and_the_dimensions_that_were_trained(base):
+    card = card_of(base, adapters=["legal"], task="legal", max_tokens=48, matryoshka=[16, 8, 4])
+    assert yaml.safe_load(block(card, "yaml"))["encoder"]["max_tokens"] == 48
+    assert "model.max_seq_length = 48" in block(card, "python")
+    assert "as trained: 8, 4. Set `encoder.dim`" in card
 
 
 def test_a_card_of_a_whole_model_without_measures_and_licences_says_so(base):
@@ -96,8 +107,9 @@ def test_a_card_of_a_whole_model_without_measures_and_licences_says_so(base):
     assert head(card)["library_name"] == "sentence-transformers"
     assert "named no held-out data" in card
     assert card.count("not stated") == 2
-    assert yaml.safe_load(block(card, "yaml")) == {"encoder": {"model": "out/legal/model"}}
-    assert block(card, "python").splitlines()[-1] == 'model = SentenceTransformer("out/legal/model")'
+    here = str(Path("out/legal/model").absolute())
+    assert yaml.safe_load(block(card, "yaml")) == {"encoder": {"model": here}}
+    assert block(card, "python").splitlines()[-1] == f'model = SentenceTransformer("{here}")'
 
 
 def test_the_card_names_a_base_of_the_hub_by_its_id(base, monkeypatch):

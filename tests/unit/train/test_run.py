@@ -7,6 +7,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from actors.encoders import load_encoder
@@ -64,6 +66,27 @@ def test_the_encoder_takes_the_result(place):
     card = (place / "out" / "README.md").read_text()
     assert card == (place / "out" / "adapters" / "legal" / "README.md").read_text()
     assert f"legal: {path}" in card
+
+
+@pytest.mark.slow
+def test_a_continued_adapter_is_compared_with_what_it_was(place):
+    pairs = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    ids = [str(number) for number in range(len(pairs))]
+    tables = {
+        "corpus": {"id": ids, "text": [pair["passage"] for pair in pairs]},
+        "queries": {"id": ids, "text": [" ".join(reversed(pair["query"].split())) for pair in pairs]},
+        "judgements": {"query": ids, "doc": ids},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), place / f"{name}.parquet")
+    held_out = {"every_steps": 1, **{name: str(place / f"{name}.parquet") for name in tables}}
+    first = train(job(place, out="first", train={"evaluate": held_out, "learning_rate": 0.05})).scores
+    assert first is not None
+    again = {"start_from": str(place / "first" / "adapters" / "legal"), "learning_rate": 1e-12, "max_steps": 1}
+    second = train(job(place, out="second", train={"evaluate": held_out, **again})).scores
+    assert second is not None
+    assert first["before"] < first["after"]
+    assert second["before"] == second["after"] == first["after"]
 
 
 def adapter(path: str):
