@@ -59,6 +59,17 @@ def test_a_resume_reads_nothing_and_other_rows_are_other_data(tmp_path, monkeypa
     assert [each.name for each in (tmp_path / "data").iterdir()] == [changed.folder.name]  # the old ones are gone
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"ARROW1"])
+@pytest.mark.parametrize("name", ["data.json", "000/rows.arrow", "000/negatives.npy"])
+def test_damaged_rows_are_written_again(tmp_path, name, content):
+    source = {"uri": pairs(tmp_path / "a.parquet", negative=[f"n {row}" for row in range(20)])}
+    first = prepared(tmp_path / "data", source)
+    (first.folder / name).write_bytes(content)
+    again = prepared(tmp_path / "data", source)
+    assert (again.digest, again.sources) == (first.digest, first.sources)
+    assert again.sources[0].take([19])["negative_1"].to_pylist() == ["n 19"]
+
+
 def test_rows_without_texts_are_left_out_and_counted(tmp_path):
     lines = [json.dumps({"query": f"q {row}", "passage": f"p {row}"}) for row in range(6)]
     bad = ['{"query": "q", "passage": "\\u00a0"}', '{"query": " ", "passage": "p"}', '{"query": null, "passage": "p"}']
