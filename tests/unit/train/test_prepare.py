@@ -97,6 +97,14 @@ def test_a_condition_selects_rows(tmp_path):
     assert data.counts == {"a": {"read": 20, "left out: where": 14, "kept": 6}}
 
 
+def test_a_condition_reads_fields_of_a_column_and_any_name(tmp_path):
+    meta, row = [{"lang": "de"}, {"lang": "en"}] * 10, [*range(19, -1, -1)]
+    uri = pairs(tmp_path / "a.parquet", meta=meta, _row=row, order=range(20))
+    for where, kept in (("meta.lang = 'de'", range(0, 20, 2)), ("_row < 5", range(15, 20)), ('"order" < 5', range(5))):
+        data = prepared(tmp_path / "data", {"uri": uri, "where": where})
+        assert texts_of(data) == [(f"query {row}", f"passage {row}") for row in kept]
+
+
 @pytest.mark.parametrize(
     ("where", "rows"),
     [
