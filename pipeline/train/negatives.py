@@ -212,6 +212,12 @@ def write_negatives(
     surplus = place >= width
     counts["negatives left out: more than negatives_per_row"] = int(surplus.sum())
     row, number, hashes, place = row[~surplus], number[~surplus], hashes[~surplus], place[~surplus]
+    others = len(np.unique(found.passage)) - 1
+    if width - have.min() > others:  # before files and arrays of this width are made
+        raise DataError(
+            f"{where}: {width:,} negatives a row need {width - have.min():,} passages of other rows, and there are {others:,}; "
+            f"set negatives_per_row to {have.min() + others:,} or less"
+        )
     matrix = np.lib.format.open_memmap(folder / NEGATIVES_FILE, "w+", np.int64, (found.rows, width))
     matrix[row, place] = number
     short = np.flatnonzero(have < width)

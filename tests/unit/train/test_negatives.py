@@ -105,6 +105,26 @@ def test_too_few_passages_to_pad_with_are_refused(tmp_path):
         prepared(tmp_path / "data", {"uri": uri})
 
 
+def test_a_number_of_negatives_that_passages_cannot_fill_is_refused(tmp_path):
+    source = {"uri": pairs(tmp_path / "a.parquet", negative=[f"n {row}" for row in range(20)])}
+    with pytest.raises(DataError, match="and there are 19; set negatives_per_row to 20 or less"):
+        prepared(tmp_path / "data", source | {"negatives_per_row": 10**12})
+
+
+def test_json_lists_of_something_else_are_no_negatives(tmp_path):
+    row = {"query": "q", "passage": "p", "negatives": [{"text": "n"}]}
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row | {"query": f"q {n}"}) for n in range(4)))
+    with pytest.raises(DataError, match="'negatives' has lists of something else than texts, such as"):
+        prepared(tmp_path / "data", {"uri": str(tmp_path / "a.jsonl")})
+
+
+def test_lists_beside_texts_are_counted(tmp_path):
+    rows = [{"query": f"q {n}", "passage": f"p {n}", "negatives": ["n"] if n else "one text"} for n in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    counts = prepared(tmp_path / "data", {"uri": str(tmp_path / "a.jsonl")}).counts["a"]
+    assert counts["lists in 'negatives' taken as texts, because other rows have none"] == 3
+
+
 def test_the_stage_of_triplets_needs_negatives(tmp_path):
     with pytest.raises(ConfigError, match="has no negatives, which stage triplets needs"):
         prepared(tmp_path / "data", {"uri": pairs(tmp_path / "a.parquet")}, stage="triplets")
