@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import ConfigError, DataError
@@ -123,6 +124,21 @@ def test_lists_beside_texts_are_counted(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     counts = prepared(tmp_path / "data", {"uri": str(tmp_path / "a.jsonl")}).counts["a"]
     assert counts["lists in 'negatives' taken as texts, because other rows have none"] == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
+def test_mined_files_that_are_damaged_or_missing_are_refused(tmp_path, table, damage):
+    negatives = mining(tmp_path / "mined", table, of_pairs(range(20)))
+    file = tmp_path / "mined" / "negatives-0-000000.parquet"
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        pq.write_table(pq.read_table(file).slice(0, 7), file)
+    said = "is damaged" if damage == "cut" else "pairs with negatives, and 20 were written"
+    with pytest.raises(DataError, match=said):
+        prepared(tmp_path / "data", {"uri": pairs(tmp_path / "a.parquet"), "negatives": negatives})
 
 
 def test_the_stage_of_triplets_needs_negatives(tmp_path):
