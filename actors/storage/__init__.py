@@ -98,7 +98,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         path = cast(str, fs._strip_protocol(url))  # noqa: SLF001  (fsspec's own name for what every driver has)
     except ImportError as error:
         raise errors.no_driver(url, error) from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: the driver wants more than a URL
         raise ConfigError(f"{url!r} is not a place that fsspec can open: {errors.redact(error)}") from None
     return cast(fsspec.AbstractFileSystem, fs), path
 

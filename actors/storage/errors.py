@@ -60,7 +60,9 @@ def check_url(url: str) -> str:
     Raises:
         ConfigError: It contains some; the message does not repeat them.
     """
-    protocol = url.partition("://")[0]
+    protocol, separator, rest = url.partition("://")
+    if separator and not rest.strip("/"):
+        raise ConfigError(f"{url!r} names no place; add one after it, as in {protocol}://bucket/folder")
     if _PASSWORD_IN_BUCKET.match(url) or _PASSWORD_IN_HOST.match(url) or ("://" in url and _SIGNED.search(url)):
         raise ConfigError(
             f"a {protocol}:// URL has credentials in it, which every ledger and log would repeat. Take them out and "

@@ -69,7 +69,7 @@ def mine(  # noqa: PLR0917  (typer's arguments are options by name)
     from pipeline.search.search import Searcher
 
     first, comma, last = ranks.partition(",")
-    if not (comma and first.strip().isdigit() and last.strip().isdigit()):
+    if not (comma and first.strip().isdecimal() and last.strip().isdecimal()):
         raise ConfigError(f"--ranks {ranks!r} must be two whole numbers with a comma between them, as in 1,100")
     thresholds = Thresholds(
         negatives, int(first), int(last), max_share, absolute_margin, min_score, max_score, sampling, seed

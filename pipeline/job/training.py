@@ -125,7 +125,7 @@ class Train(Section):
     max_steps: _Positive | None = Field(
         default=None, description="Steps after which the training ends; by default all of `epochs`."
     )
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(
         default=5e-5,
         description="Largest learning rate, reached after the warm-up; it then falls to 0 by a straight line.",
     )

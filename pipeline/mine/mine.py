@@ -111,19 +111,18 @@ def mine(
     )
     folder = storage.absolute(out)
     name = blake2b(json.dumps([settings, pairs.digest]).encode(), digest_size=6).hexdigest()
-    there = _there(folder, name)
-    if MINING in there:
-        return Mined(**json.loads(storage.read(storage.join(folder, MINING)))["outcome"])
+    size = _QUERIES if score is None else _QUERIES_WITH_TEXTS
+    there, finished = _there(folder, name)
+    if finished is not None and len(there) == -(-pairs.queries // size):
+        return finished
     vectors = encode or searcher.encode
     miner = Miner(scan, pairs, rules, lambda texts: column.matrix(vectors(texts)), score)
-    size = _QUERIES if score is None else _QUERIES_WITH_TEXTS
     rows, total = -(-pairs.queries // size) * scan.rows, Counts()
     urls = []
     for number, texts in enumerate(query_texts(source, pairs, size)):
         urls.append(storage.join(folder, f"negatives-{name}-{number:06d}.parquet"))
-        if urls[-1].rpartition("/")[2] in there:
-            found = _counts_of(urls[-1])
-        else:
+        found = _counts_of(urls[-1]) if urls[-1].rpartition("/")[2] in there else None
+        if found is None:
             scanned = partial(_scanned, report, number * scan.rows, rows)
             table, found = miner.mine(number * size, texts, scanned)
             _write(urls[-1], table, found)
@@ -182,24 +181,32 @@ def _need_positives(pairs: Pairs, source: Source, searcher: Searcher, rules: Rul
     )
 
 
-def _there(folder: str, name: str) -> set[str]:
-    """Return the names of the files of this mining in the folder.
+def _there(folder: str, name: str) -> tuple[set[str], Mined | None]:
+    """Return the names of the files of this mining in the folder, and its result if it is finished.
 
     Raises:
         ConfigError: the folder has files of something else.
     """
     names = {shard.path.rpartition("/")[2] for shard in storage.walk(folder)}
     own = {each for each in names if each.startswith(f"negatives-{name}-")}
-    if MINING in names:
-        done = json.loads(storage.read(storage.join(folder, MINING)))
-        if done["name"] == name:
-            return names
-    if others := names - own:
+    finished = _finished(folder, name) if MINING in names else None
+    if finished is not None or own:
+        names.discard(MINING)  # of this mining; a damaged one is written again
+    if finished is None and (others := names - own):
         raise ConfigError(
             f"--out {folder!r} has {min(others)!r}, which is not of these pairs, this version of the table and these settings; "
             f"name another folder, or empty it"
         )
-    return own
+    return own, finished
+
+
+def _finished(folder: str, name: str) -> Mined | None:
+    """Return the result in a folder; None if it is damaged or of another mining."""
+    try:
+        done = json.loads(storage.read(storage.join(folder, MINING)))
+        return Mined(**done["outcome"]) if done["name"] == name else None
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _write(url: str, table: pa.Table, counts: Counts) -> None:
@@ -208,8 +215,11 @@ def _write(url: str, table: pa.Table, counts: Counts) -> None:
     storage.put(url, bytes(sink.getvalue()))
 
 
-def _counts_of(url: str) -> Counts:
-    """Return the numbers of a block that is there."""
-    with storage.open_arrow(url) as file:
-        values = json.loads(pq.read_schema(file).metadata[_COUNTS])
-    return Counts(**{**values, "gaps": {int(place): count for place, count in values["gaps"].items()}})
+def _counts_of(url: str) -> Counts | None:
+    """Return the numbers of a block that is there; None if its file is damaged."""
+    try:
+        with storage.open_arrow(url) as file:
+            values = json.loads(pq.read_schema(file).metadata[_COUNTS])
+        return Counts(**{**values, "gaps": {int(place): count for place, count in values["gaps"].items()}})
+    except (ValueError, LookupError, TypeError):  # Arrow's error is a ValueError
+        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -94,7 +95,7 @@ def read_corpus(url: str, option: str) -> pa.Table:
     table, where = read_columns(url, option, ("id", "text")), f"{option}: {url!r}"
     if not is_text(kind := _value_type(table["text"])):
         raise DataError(f"{where}: the column 'text' is {kind}; it must be text")
-    return corpus_of(_ids(table["id"], "id", where), table["text"].cast(pa.string()).to_pylist(), where)
+    return corpus_of(_ids(table["id"], "id", where), _decoded(table["text"], "text", where), where)
 
 
 def corpus_of(ids: list[str], texts: list[str | None], where: str) -> pa.Table:
@@ -187,8 +188,17 @@ def text_values(column: pa.ChunkedArray, name: str, where: str) -> list[str]:
     texts = column.cast(pa.string()).combine_chunks()
     if len(blank := blank_rows(texts)):
         raise DataError(f"{where}: the column {name!r} is blank in row {int(blank[0])}; give each row a text")
-    values: list[str] = texts.to_pylist()
-    return values
+    return _decoded(texts, name, where)
+
+
+def _decoded(column: pa.ChunkedArray | pa.Array, name: str, where: str) -> list[Any]:
+    """Return a column of texts or whole numbers as texts; raise DataError if a text is not UTF-8."""
+    try:
+        return list(column.cast(pa.string()).to_pylist())
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: the column {name!r} has a text that is not UTF-8 ({error}); write it as UTF-8"
+        ) from None
 
 
 def _ids(column: pa.ChunkedArray, name: str, where: str) -> list[str]:
@@ -200,8 +210,7 @@ def _ids(column: pa.ChunkedArray, name: str, where: str) -> list[str]:
         )
     if column.null_count:
         raise DataError(f"{where}: the column {name!r} has nulls ({column.null_count:,}); give each row an id")
-    values: list[str] = column.cast(pa.string()).to_pylist()
-    return values
+    return _decoded(column, name, where)
 
 
 def _relevance(judgements: pa.Table, where: str) -> list[int]:

@@ -92,11 +92,12 @@ class Checkpoints:
         folder = self._folder(step)
         try:
             manifest = json.loads(storage.read(storage.join(folder, _MANIFEST)))
-            files = {name: storage.read(storage.join(folder, name)) for name in manifest}
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-        intact = all(_hash(content) == manifest[name]["sha256"] for name, content in files.items())
-        return files if intact else None
+            hashes = {name: entry["sha256"] for name, entry in manifest.items()}
+            files = {name: storage.read(storage.join(folder, name)) for name in hashes}
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+            return None  # not JSON, or JSON of another shape
+        intact = all(_hash(content) == hashes[name] for name, content in files.items())
+        return files if files and intact else None
 
     def _remove(self, step: int) -> None:
         folder = self._folder(step)
@@ -122,12 +123,16 @@ def save_trained(folder: str, weights: bytes, fitted: Mapping[str, Any]) -> None
 
 
 def read_fitted(folder: str) -> dict[str, Any] | None:
-    """Return what is known of a training that ended; None if it has not ended."""
+    """Return what is known of a training that ended; None if it has not ended.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     try:
-        fitted: dict[str, Any] = json.loads(storage.read(place(folder, "trained", _FITTED)))
+        fitted = _fitted(folder)
     except FileNotFoundError:
         return None
-    fitted.pop("sha256")
+    del fitted["sha256"]
     return fitted
 
 
@@ -140,9 +145,12 @@ def load_trained(model: nn.Module, folder: str) -> None:
     from safetensors.torch import load
 
     url = place(folder, "trained", _WEIGHTS)
-    content = storage.read(url)
-    if _hash(content) != json.loads(storage.read(place(folder, "trained", _FITTED)))["sha256"]:
-        raise DataError(f"{url!r} is damaged; delete {place(folder)!r} and run the same command again")
+    try:
+        content = storage.read(url)
+    except FileNotFoundError:
+        raise _damaged(url, folder) from None
+    if _hash(content) != _fitted(folder)["sha256"]:
+        raise _damaged(url, folder)
     fill(dict(model.named_parameters()), load(content), url)
 
 
@@ -159,6 +167,22 @@ def fill(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], w
             if name not in parameters or parameters[name].shape != value.shape:
                 raise DataError(f"{where!r} has {name!r} {list(value.shape)}, which this model has not")
             parameters[name].copy_(value)
+
+
+def _fitted(folder: str) -> dict[str, Any]:
+    """Return the content of `fitted.json`; raise DataError if it is not what `save_trained` writes."""
+    url = place(folder, "trained", _FITTED)
+    try:
+        fitted = json.loads(storage.read(url))
+    except ValueError:
+        fitted = None
+    if not isinstance(fitted, dict) or "sha256" not in fitted:
+        raise _damaged(url, folder)
+    return fitted
+
+
+def _damaged(url: str, folder: str) -> DataError:
+    return DataError(f"{url!r} is damaged or missing; delete {place(folder)!r} and run the same command again")
 
 
 def _hash(content: bytes) -> str:

@@ -14,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from actors import storage
 from actors.errors import ConfigError, DataError
 from actors.schema import CONTENT, ID, KEPT_TEXT
 from actors.schema import HASH as CONTENT_HASH
@@ -96,16 +94,14 @@ def _of_rows(mining: Mining, found: Found) -> tuple[Ints, Ints, Ints, Ints]:
         )
     none = np.zeros(0, np.int64)
     parts: list[tuple[Ints, ...]] = [(none, none, none, none)]
-    for url in mining.files():
-        with storage.open_arrow(url) as file:
-            rows = pq.ParquetFile(file).read(columns=["pair_id", "positive_id", "negative_ids"])
+    for rows in mining.parts():
         own = _hashes(rows["pair_id"])
         at = np.minimum(np.searchsorted(keys, own), max(len(keys) - 1, 0))
         known = keys[at] == own if len(keys) else np.zeros(len(own), bool)
-        rows, numbers = rows.filter(pa.array(known)), order[at[known]]
-        lists = rows["negative_ids"].combine_chunks()
+        mined, numbers = rows.filter(pa.array(known)), order[at[known]]
+        lists = mined["negative_ids"].combine_chunks()
         of_lists = pc.list_parent_indices(lists).to_numpy()
-        parts.append((numbers[of_lists], _hashes(pc.list_flatten(lists)), numbers, _hashes(rows["positive_id"])))
+        parts.append((numbers[of_lists], _hashes(pc.list_flatten(lists)), numbers, _hashes(mined["positive_id"])))
     row, ids, mined_rows, positives = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return row, ids, mined_rows, positives
 
@@ -212,6 +208,12 @@ def write_negatives(
     surplus = place >= width
     counts["negatives left out: more than negatives_per_row"] = int(surplus.sum())
     row, number, hashes, place = row[~surplus], number[~surplus], hashes[~surplus], place[~surplus]
+    others = len(np.unique(found.passage)) - 1
+    if width - have.min() > others:  # before files and arrays of this width are made
+        raise DataError(
+            f"{where}: {width:,} negatives a row need {width - have.min():,} passages of other rows, and there are {others:,}; "
+            f"set negatives_per_row to {have.min() + others:,} or less"
+        )
     matrix = np.lib.format.open_memmap(folder / NEGATIVES_FILE, "w+", np.int64, (found.rows, width))
     matrix[row, place] = number
     short = np.flatnonzero(have < width)

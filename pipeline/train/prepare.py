@@ -71,8 +71,8 @@ def prepare(job: Training, folder: Path, held_out: Collection[bytes], progress: 
     """
     parts = [_Parts(job, number) for number in range(len(job.data))]
     place = folder / f"data-{state_of_sources(job, held_out)}"
-    if (place / DATA_FILE).exists():
-        return open_data(place)
+    if (place / DATA_FILE).exists() and (found := _opened(place)) is not None:
+        return found
     part = folder / "data.part"
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -84,6 +84,17 @@ def prepare(job: Training, folder: Path, held_out: Collection[bytes], progress: 
         shutil.rmtree(other)
     part.rename(place)
     return open_data(place)
+
+
+def _opened(folder: Path) -> TrainingData | None:
+    """Return the data in a folder; None if a file of it is missing, cut off or of another shape."""
+    try:
+        data = open_data(folder)
+        for source in data.sources:
+            source.take([0])
+    except (OSError, EOFError, ValueError, LookupError, TypeError):  # Arrow's errors are ValueErrors, too
+        return None
+    return data
 
 
 def _write(job: Training, parts: list[_Parts], folder: Path, held_out: Collection[bytes], progress: Reporter) -> None:

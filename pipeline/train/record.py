@@ -72,17 +72,12 @@ def open_record(out: str, settings: Mapping[str, Any]) -> Record:
         DataError: the record cannot be read.
     """
     try:
-        document = json.loads(storage.read(place(out, _NAME)))
-        record = Record(**document)
+        record = _read(out)
     except FileNotFoundError:
         _refuse_others(out)
         return Record(dict(settings))
     except NotADirectoryError:
         raise ConfigError(f"out.uri {out!r} is a file, or below one; name a folder") from None
-    except (ValueError, TypeError):
-        raise DataError(
-            f"{place(out, _NAME)!r} is not the record of a training; name another folder in out.uri"
-        ) from None
     if record.format != FORMAT:
         raise ConfigError(
             f"{place(out, _NAME)!r} has format {record.format}, and this release reads {FORMAT}; use that release"
@@ -99,11 +94,34 @@ def open_record(out: str, settings: Mapping[str, Any]) -> Record:
 
 
 def read_record(out: str) -> Record | None:
-    """Return the record of a folder; None if there is none."""
+    """Return the record of a folder; None if there is none.
+
+    Raises:
+        DataError: the record cannot be read.
+    """
     try:
-        return Record(**json.loads(storage.read(place(out, _NAME))))
+        return _read(out)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _read(out: str) -> Record:
+    """Return the record of a folder; raise DataError unless it has the types that `Record.write` writes."""
+    content = storage.read(place(out, _NAME))
+    try:
+        document = json.loads(content)
+        record = Record(**document)
+    except (ValueError, TypeError):
+        raise not_a_record(out) from None
+    types = {"settings": dict, "result": dict | None, "format": int}
+    if not all(isinstance(document.get(name), kind) for name, kind in types.items()):
+        raise not_a_record(out)
+    return record
+
+
+def not_a_record(out: str) -> DataError:
+    """Return the error for a record that cannot be read."""
+    return DataError(f"{place(out, _NAME)!r} is not the record of a training; name another folder in out.uri")
 
 
 def state_of(out: str) -> str | None:

@@ -158,6 +158,11 @@ def _check(train: Train, spec: ModelSpec, facts: FamilyFacts) -> None:
         raise ConfigError(
             f"train.task names {' and '.join(train.tasks)}, which share an adapter in {spec.model}; name one of them"
         )
+    if train.rank is not None and not train.start_from and train.rank > spec.hidden:
+        raise ConfigError(
+            f"train.rank is {train.rank}, and the layers of {spec.model} are {spec.hidden} wide: an adapter of a larger rank has "
+            f"more weights than a layer; set {spec.hidden} or less"
+        )
     if wide := [dim for dim in train.matryoshka if dim >= spec.hidden]:
         raise ConfigError(
             f"train.matryoshka names {wide[0]}, and a vector of {spec.model} has {spec.hidden} dimensions, which are trained "

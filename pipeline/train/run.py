@@ -28,7 +28,7 @@ from pipeline.train.card import model_card
 from pipeline.train.checkpoints import place
 from pipeline.train.evaluate import Comparison, HeldOut, in_training, of_encoder, read_held_out
 from pipeline.train.on_ray import train_on_ray
-from pipeline.train.record import Record, open_record, settings_of
+from pipeline.train.record import Record, not_a_record, open_record, settings_of
 from pipeline.train.report import Evidence, reported
 from pipeline.train.resolve import replaces_own, resolve, writes_checkpoint
 from pipeline.train.trained import Trained
@@ -96,7 +96,10 @@ def _finished(job: Training, spec: ModelSpec, record: Record, out: str) -> Train
     """Return the result that the folder holds; None if there is none, or a file of it is missing."""
     if record.result is None:
         return None
-    found = Trained(**{**record.result, "fitted": Fitted(**record.result["fitted"]), "already_done": True})
+    try:
+        found = Trained(**{**record.result, "fitted": Fitted(**record.result["fitted"]), "already_done": True})
+    except (LookupError, TypeError):
+        raise not_a_record(out) from None
     if writes_checkpoint(job, spec) and found.checkpoint is None:
         return None
     try:

@@ -110,7 +110,7 @@ def epoch_steps(sources: Sequence[Source], step_rows: int) -> list[int]:
     if sum(steps) > _MOST_STEPS:
         most = max(sources, key=lambda source: source.weight)
         raise ConfigError(
-            f"an epoch would have {sum(steps):,} steps, and at most {_MOST_STEPS:,} are supported; {most.name!r} has the weight "
+            f"an epoch would have {sum(steps):.3g} steps, and at most {_MOST_STEPS:,} are supported; {most.name!r} has the weight "
             f"{most.weight:g}: lower it"
         )
     return steps

@@ -35,6 +35,7 @@ from actors.encoders.settings import AdapterSettings, EncoderSettings
 from actors.encoders.spec import ModelSpec
 from actors.encoders.weight_files import read_tensors
 from actors.errors import ConfigError, ModelError
+from actors.storage.temp_dirs import disk_errors
 from pipeline.train.record import read_record
 
 Method = Literal["linear", "slerp"]
@@ -140,7 +141,8 @@ def _shares(places: Sequence[str], weights: Sequence[float] | None) -> tuple[flo
         raise ConfigError(f"--weights has {len(given)} numbers for {len(places)} results; give one for each")
     if wrong := [each for each in given if not (math.isfinite(each) and each > 0)]:
         raise ConfigError(f"--weights {wrong[0]:g} must be a number above 0; leave a result out that shall not count")
-    return tuple(each / math.fsum(given) for each in given)
+    parts = [each / max(given) for each in given]  # the sum of very large ones is no number
+    return tuple(each / math.fsum(parts) for each in parts)
 
 
 def _folder(place: str, stack: ExitStack) -> Path:
@@ -159,13 +161,13 @@ def _adapters(
 ) -> Souped:
     places, folders = zip(*results, strict=True)
     configs = [read_json(folder / CONFIG) for folder in folders]
-    named = [config.get("base_model_name_or_path") for config in configs]
-    if model is None and (len(set(named)) > 1 or not named[0]):
+    named = [_base(config) for config in configs]
+    base = model or named[0]
+    if base is None or (model is None and (len(set(named)) > 1 or not base)):
         listed = ", ".join(f"{place}: {base!r}" for place, base in zip(places, named, strict=True))
         raise ConfigError(
             f"these adapters do not name one base ({listed}); if they are for one model, name it: --model"
         )
-    base = model or named[0]
     revision = None if model is not None else configs[0].get("revision")
     for place, folder in results:
         spec = describe(_with_adapter(base, revision, str(folder), "soup"))  # raises, if it does not fit the base
@@ -200,6 +202,12 @@ def _adapters(
         for name in FILES:
             storage.put(storage.join(out, name), (Path(made) / name).read_bytes())
     return Souped(out, "adapter", base, tuple(shares), rank, len(mixed) // 2)
+
+
+def _base(config: object) -> str | None:
+    """Return the base that the config of an adapter names; None if it names none."""
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    return base if isinstance(base, str) else None
 
 
 def _with_adapter(base: str, revision: str | None, folder: str, name: str) -> EncoderSettings:
@@ -249,14 +257,20 @@ def _models(results: Sequence[_Result], shares: Sequence[float], method: Method,
         raise ConfigError(
             f"{' and '.join(map(repr, bases))} were not trained from one base, by the records of their trainings"
         )
-    target = storage.local_path(out)
-    made = target.with_name(f"{target.name}.part")
-    _copy(folders[0], made)
-    inside, layers = made / roots[0].relative_to(folders[0]), 0
-    for file in files[0][0]:
-        layers += _mix_file([root / file for root in roots], inside / file, lambda each: _mixed(each, shares, method))
-    _try(describe(EncoderSettings(str(made), dtype="float32")))
-    made.rename(target)
+    target, layers = storage.local_path(out), 0
+    if any(place.is_file() for place in (target, *target.parents)) or (target.is_dir() and any(target.iterdir())):
+        raise ConfigError(f"--out {out!r} is a file, below one, or a folder with files in it; name an empty folder")
+    with disk_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+            made = Path(name) / "model"
+            _copy(folders[0], made)
+            inside = made / roots[0].relative_to(folders[0])
+            for file in files[0][0]:
+                paths = [root / file for root in roots]
+                layers += _mix_file(paths, inside / file, lambda each: _mixed(each, shares, method))
+            _try(describe(EncoderSettings(str(made), dtype="float32")))
+            made.rename(target)
     return Souped(out, "model", None, tuple(shares), None, layers)
 
 
@@ -272,7 +286,6 @@ def _words(attribute: str) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a model without its card, which is not true of a soup, and without what a training keeps beside it."""
-    shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("_vectide", "README.md", ".git"))
 
 

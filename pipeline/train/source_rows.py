@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import orjson
@@ -20,6 +21,7 @@ from actors.source.blank import blank_rows
 from actors.source.content_hash import content_hashes
 from actors.source.formats.types import is_text
 from pipeline.job.training import Training
+from pipeline.job.validation import shown
 from pipeline.plan.rows import Columns, column_types, is_table, read_rows
 from pipeline.train.data import HASH, LABEL, PASSAGE, QUERY, Ints, text_hashes
 from pipeline.train.mining import Mining
@@ -163,7 +165,16 @@ class Reader:
         """
         values: list[str | None] = column.to_pylist()
         if name not in self._is_list and any(values):
-            self._is_list[name] = all(_strings(value) is not None for value in values if value)
+            found = [(value, _list(value)) for value in values if value]
+            self._is_list[name] = all(each is not None for _, each in found)
+            others = [value for value, each in found if each is not None and _strings(value) is None]
+            if self._is_list[name] and others:
+                raise DataError(
+                    f"{self.name}: the column {name!r} has lists of something else than texts, such as {shown(others[0])}; write "
+                    f"lists of texts, or name other columns in negative_columns"
+                )
+            if mixed := sum(each is not None for _, each in found) * (not self._is_list[name]):
+                self.left_out[f"lists in {name!r} taken as texts, because other rows have none"] += mixed
         if not self._is_list.get(name, False):
             return column
         lists = [_strings(value) if value else [] for value in values]
@@ -251,14 +262,22 @@ _KEY, _LABEL = "\0key", "\0label"  # no source column has such a name
 
 def _strings(text: str) -> list[str] | None:
     """Return the strings of a JSON list, without nulls; None if the text is something else."""
-    if not text.lstrip().startswith("["):
-        return None
-    try:
-        values = orjson.loads(text)
-    except orjson.JSONDecodeError:
+    values = _list(text)
+    if values is None:
         return None
     strings = [value for value in values if value is not None]
     return strings if all(isinstance(value, str) for value in strings) else None
+
+
+def _list(text: str) -> list[Any] | None:
+    """Return a JSON list; None if the text is something else."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        values: list[Any] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return values
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -13,8 +13,6 @@ from sqlglot.errors import SqlglotError
 
 from actors.errors import ConfigError
 
-_ROW = "_row"
-
 
 class Where:
     """A condition.
@@ -34,15 +32,21 @@ class Where:
     def __init__(self, sql: str, types: Mapping[str, pa.DataType], name: str) -> None:
         self._sql, self._name = sql, name
         try:
-            named = {column.name for column in sqlglot.parse_one(sql, dialect="duckdb").find_all(exp.Column)}
+            columns = [*sqlglot.parse_one(sql, dialect="duckdb").find_all(exp.Column)]
         except SqlglotError:
             raise ConfigError(f"{name} {sql!r} is no SQL condition, such as `kept` or `score > 0.5`") from None
         by_name = {column.lower(): column for column in types}  # SQL ignores the case of names
+        # `meta.lang` is a field of the column `meta`, if there is one of this name.
+        firsts = [(column.parts[0].name, column.name) for column in columns]
+        named = {first if first.lower() in by_name else last for first, last in firsts}
         if missing := sorted(column for column in named if column.lower() not in by_name):
             raise ConfigError(
                 f"{name} {sql!r} reads the column {missing[0]!r}, which is not there; it has {list(types)}"
             )
         self.columns = sorted(by_name[column.lower()] for column in named)
+        self._row = "_row"
+        while self._row in by_name:
+            self._row += "_"
         if find_spec("duckdb") is None:
             raise ConfigError(f"{name} needs the package duckdb; install it with: pip install 'vectide[train]'")
         empty = pa.table({column: pa.array([], types[column]) for column in self.columns})
@@ -53,8 +57,8 @@ class Where:
 
     def select(self, rows: pa.Table) -> pa.Table:
         """Return the rows that meet the condition, in their order; a condition that is null is not met."""
-        query = f"select {_ROW} from rows where ({{sql}}) order by {_ROW}"  # noqa: S608
-        found = self._ask(query, rows).fetchnumpy()[_ROW]
+        query = f"select {self._row} from rows where ({{sql}}) order by {self._row}"  # noqa: S608
+        found = self._ask(query, rows).fetchnumpy()[self._row]
         return rows.take(pa.array(found, pa.int64()))
 
     def _ask(self, query: str, rows: pa.Table) -> Any:
@@ -63,7 +67,7 @@ class Where:
 
         connection = duckdb.connect(config={"enable_external_access": "false"})
         numbers = pa.array(range(rows.num_rows), pa.int64())
-        connection.register("rows", rows.select(self.columns).append_column(_ROW, numbers))
+        connection.register("rows", rows.select(self.columns).append_column(self._row, numbers))
         try:
             # The line break ends a comment of the condition.
             return connection.execute(query.replace("{sql}", f"{self._sql}\n"))

@@ -62,6 +62,7 @@ def test_a_source_has_the_loss_of_the_stage_unless_it_names_one(stage, loss, exp
         (changed(train={"matryoshka": "64d"}), "train.matryoshka: must be numbers of dimensions, as in [384, 128], not '64d'"),
         (changed(train={"matryoshka": [64, 64]}), "train.matryoshka: [64, 64] has a number of dimensions twice"),
         (changed(train={"temperature": 0}), "train.temperature: input should be greater than 0, not 0"),
+        (changed(train={"learning_rate": 1e300}), "train.learning_rate: input should be less than or equal to 100"),
         (changed(train={"batch_rows": True}), "train.batch_rows: must not be true"),
         (changed(train={"evaluate": {"corpus": "c"}}), "train.evaluate.queries: is required"),
         (changed(train={"distill": 1.0}), "train.distill needs the vectors of a teacher"),

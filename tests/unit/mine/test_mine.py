@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +180,13 @@ def test_a_run_that_was_stopped_scans_only_what_is_missing(
     assert again == whole
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
     assert run(table, source, tmp_path) == whole  # nothing is left to do
+    (tmp_path / "out" / sorted(files)[2]).unlink()  # of a finished one
+    assert run(table, source, tmp_path) == whole
+    for damaged in ("{}", "[]", "", json.dumps({"name": "x", "outcome": {}})):
+        (tmp_path / "out" / "_mining.json").write_text(damaged)
+        (tmp_path / "out" / sorted(files)[1]).write_text("x")
+        assert run(table, source, tmp_path) == whole
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
     with pytest.raises(ConfigError, match="name another folder, or empty it"):
         run(table, source, tmp_path, Thresholds(max_share=0.9))
 

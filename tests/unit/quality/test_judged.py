@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.errors import VectideError
+from actors.errors import DataError, VectideError
 from pipeline.evaluate.beir import read_beir
-from pipeline.quality.judged import read_judged
+from pipeline.quality.judged import read_corpus, read_judged
 
 QUERIES = {"id": ["q1", "q2"], "text": ["one", "two"]}
 JUDGEMENTS = {"query": ["q1", "q2"], "doc": ["a", "b"]}
@@ -37,6 +37,18 @@ def test_values_of_beir_that_are_no_texts_are_named(tmp_path, line, said):
         read_beir(str(tmp_path), "test")
     (tmp_path / "queries.jsonl").write_text('\ufeff{"_id": 1, "text": "a"}')
     assert read_beir(str(tmp_path), "test").queries == {"1": "a"}
+
+
+@pytest.mark.parametrize("column", ["id", "text"])
+def test_a_text_that_is_not_utf8_is_named(tmp_path, column):
+    rows = {"id": pa.array(["a"]), "text": pa.array(["b"])} | {column: pa.array([b"\xff"]).view(pa.string())}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"query": ["a"], "doc": ["b"]}), tmp_path / "j.parquet")
+    said = f"the column '{column}' has a text that is not UTF-8"
+    with pytest.raises(DataError, match=said):
+        read_corpus(str(tmp_path / "a.parquet"), "--corpus")
+    with pytest.raises(DataError, match=said):
+        read_judged(str(tmp_path / "a.parquet"), str(tmp_path / "j.parquet"), options=("--queries", "--judgements"))
 
 
 def test_ids_may_be_whole_numbers_and_notes_tell_what_is_left_out(tmp_path):

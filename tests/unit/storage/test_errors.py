@@ -167,6 +167,12 @@ def test_a_url_with_similar_characters_is_not_refused(url):
     assert errors.check_url(url) == url
 
 
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "gs://", "file://"])
+def test_a_url_of_no_place_is_refused(url):
+    with pytest.raises(ConfigError, match="names no place; add one after it"):
+        errors.check_url(url)
+
+
 class HttpResponseError(Exception):
     """As Azure's library raises it: the status, and the store's word as a member of an enumeration or as text."""
 

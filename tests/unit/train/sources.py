@@ -80,8 +80,10 @@ def mining(
     """Write the result of a mining: ids of pair, positive and negatives; return its folder."""
     folder.mkdir()
     names = ("pair_id", "positive_id", "negative_ids")
-    write(folder / "negatives-0.parquet", **dict(zip(names, zip(*rows, strict=True), strict=True)))
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    write(folder / "negatives-0-000000.parquet", **columns)
     settings = {"id": id, "passage_id": passage_id, "passages": ["passage"]}
-    done = {"outcome": {"table": table, "version": 0, "settings": settings}}
+    outcome = {"table": table, "version": 0, "settings": settings, "rows": len(columns["pair_id"])}
+    done = {"name": "0", "outcome": outcome}
     (folder / "_mining.json").write_text(json.dumps(done))
     return str(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import ConfigError, DataError
@@ -103,6 +104,41 @@ def test_too_few_passages_to_pad_with_are_refused(tmp_path):
         DataError, match="2 rows have fewer negatives than others, and there are too few other passages"
     ):
         prepared(tmp_path / "data", {"uri": uri})
+
+
+def test_a_number_of_negatives_that_passages_cannot_fill_is_refused(tmp_path):
+    source = {"uri": pairs(tmp_path / "a.parquet", negative=[f"n {row}" for row in range(20)])}
+    with pytest.raises(DataError, match="and there are 19; set negatives_per_row to 20 or less"):
+        prepared(tmp_path / "data", source | {"negatives_per_row": 10**12})
+
+
+def test_json_lists_of_something_else_are_no_negatives(tmp_path):
+    row = {"query": "q", "passage": "p", "negatives": [{"text": "n"}]}
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row | {"query": f"q {n}"}) for n in range(4)))
+    with pytest.raises(DataError, match="'negatives' has lists of something else than texts, such as"):
+        prepared(tmp_path / "data", {"uri": str(tmp_path / "a.jsonl")})
+
+
+def test_lists_beside_texts_are_counted(tmp_path):
+    rows = [{"query": f"q {n}", "passage": f"p {n}", "negatives": ["n"] if n else "one text"} for n in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    counts = prepared(tmp_path / "data", {"uri": str(tmp_path / "a.jsonl")}).counts["a"]
+    assert counts["lists in 'negatives' taken as texts, because other rows have none"] == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
+def test_mined_files_that_are_damaged_or_missing_are_refused(tmp_path, table, damage):
+    negatives = mining(tmp_path / "mined", table, of_pairs(range(20)))
+    file = tmp_path / "mined" / "negatives-0-000000.parquet"
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        pq.write_table(pq.read_table(file).slice(0, 7), file)
+    said = "is damaged" if damage == "cut" else "pairs with negatives, and 20 were written"
+    with pytest.raises(DataError, match=said):
+        prepared(tmp_path / "data", {"uri": pairs(tmp_path / "a.parquet"), "negatives": negatives})
 
 
 def test_the_stage_of_triplets_needs_negatives(tmp_path):

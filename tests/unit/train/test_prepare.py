@@ -59,6 +59,17 @@ def test_a_resume_reads_nothing_and_other_rows_are_other_data(tmp_path, monkeypa
     assert [each.name for each in (tmp_path / "data").iterdir()] == [changed.folder.name]  # the old ones are gone
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"ARROW1"])
+@pytest.mark.parametrize("name", ["data.json", "000/rows.arrow", "000/negatives.npy"])
+def test_damaged_rows_are_written_again(tmp_path, name, content):
+    source = {"uri": pairs(tmp_path / "a.parquet", negative=[f"n {row}" for row in range(20)])}
+    first = prepared(tmp_path / "data", source)
+    (first.folder / name).write_bytes(content)
+    again = prepared(tmp_path / "data", source)
+    assert (again.digest, again.sources) == (first.digest, first.sources)
+    assert again.sources[0].take([19])["negative_1"].to_pylist() == ["n 19"]
+
+
 def test_rows_without_texts_are_left_out_and_counted(tmp_path):
     lines = [json.dumps({"query": f"q {row}", "passage": f"p {row}"}) for row in range(6)]
     bad = ['{"query": "q", "passage": "\\u00a0"}', '{"query": " ", "passage": "p"}', '{"query": null, "passage": "p"}']
@@ -84,6 +95,14 @@ def test_a_condition_selects_rows(tmp_path):
     data = prepared(tmp_path / "data", {"uri": uri, "where": "lang = 'de' and not coalesce(good > 0.5::double, false)"})
     assert texts_of(data) == [(f"query {row}", f"passage {row}") for row in (0, 2, 4, 6, 8, 10)]
     assert data.counts == {"a": {"read": 20, "left out: where": 14, "kept": 6}}
+
+
+def test_a_condition_reads_fields_of_a_column_and_any_name(tmp_path):
+    meta, row = [{"lang": "de"}, {"lang": "en"}] * 10, [*range(19, -1, -1)]
+    uri = pairs(tmp_path / "a.parquet", meta=meta, _row=row, order=range(20))
+    for where, kept in (("meta.lang = 'de'", range(0, 20, 2)), ("_row < 5", range(15, 20)), ('"order" < 5', range(5))):
+        data = prepared(tmp_path / "data", {"uri": uri, "where": where})
+        assert texts_of(data) == [(f"query {row}", f"passage {row}") for row in kept]
 
 
 @pytest.mark.parametrize(

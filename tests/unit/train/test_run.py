@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +19,9 @@ from pipeline.job.training import parse_training
 from pipeline.report.load import load_report
 from pipeline.report.page import render
 from pipeline.train import run as driver
+from pipeline.train.checkpoints import read_fitted
 from pipeline.train.plan import plan_training
+from pipeline.train.record import open_record, read_record
 from pipeline.train.run import train
 from tests.checkpoints.bert import write_bert
 
@@ -165,6 +168,33 @@ def test_a_result_with_a_lost_file_is_written_again(place):
     (folder / "adapter_model.safetensors").unlink()
     assert not train(job(place)).already_done
     assert weights_of(place / "out") == before
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", '{"settings": [1]}', '{"settings": {}, "result": 5}'])
+def test_a_damaged_record_is_an_error(tmp_path, content):
+    (tmp_path / "_vectide").mkdir()
+    (tmp_path / "_vectide" / "training.json").write_text(content)
+    for read in (read_record, lambda out: open_record(out, {})):
+        with pytest.raises(DataError, match="is not the record of a training"):
+            read(str(tmp_path))
+
+
+def test_a_damaged_result_is_an_error(place, tmp_path):
+    shutil.copytree(place / "out" / "_vectide", tmp_path / "out" / "_vectide")
+    file = tmp_path / "out" / "_vectide" / "training.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"result": {"fitted": {}}}))
+    damaged = job(place).model_copy(update={"out": job(place).out.model_copy(update={"uri": str(tmp_path / "out")})})
+    with pytest.raises(DataError, match="is not the record of a training"):
+        train(damaged)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", ""])
+def test_a_damaged_end_of_a_training_is_an_error(tmp_path, content):
+    assert read_fitted(str(tmp_path)) is None
+    (tmp_path / "_vectide" / "trained").mkdir(parents=True)
+    (tmp_path / "_vectide" / "trained" / "fitted.json").write_text(content)
+    with pytest.raises(DataError, match=r"fitted\.json' is damaged or missing; delete"):
+        read_fitted(str(tmp_path))
 
 
 def test_other_rows_in_the_same_folder_are_refused(place, monkeypatch, capsys):

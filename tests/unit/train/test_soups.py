@@ -161,6 +161,32 @@ def test_results_that_do_not_fit_together_are_refused_and_leave_nothing(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_soup_of_whole_models_replaces_no_file(tmp_path):
+    parts = [str(write_bert(tmp_path / f"m{seed}", seed=seed, layers=1)) for seed in (0, 1)]
+    for name in ("full", "out.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    for out in ("full", "full/notes.txt", "full/notes.txt/below"):
+        with pytest.raises(ConfigError, match="is a file, below one, or a folder with files in it"):
+            soup(parts, str(tmp_path / out))
+    soup(parts, str(tmp_path / "out"))
+    assert (tmp_path / "out.part" / "notes.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "m0", "m1", "out", "out.part"]
+
+
+@pytest.mark.parametrize("config", ["[]", '{"base_model_name_or_path": ["x"]}', '{"base_model_name_or_path": 3}'])
+def test_an_adapter_whose_config_names_no_base_is_refused(tmp_path, base, config):
+    a, b = adapter(tmp_path / "a", base, seed=1), adapter(tmp_path / "b", base, seed=2)
+    (b / "adapter_config.json").write_text(config)
+    with pytest.raises(ConfigError, match="do not name one base"):
+        soup([str(a), str(b)], str(tmp_path / "out"))
+
+
+def test_very_large_weights_are_shares_too(tmp_path):
+    parts = [str(write_bert(tmp_path / f"m{seed}", seed=seed, layers=1)) for seed in (0, 1)]
+    assert soup(parts, str(tmp_path / "out"), weights=[1.2e308, 1.2e308]).weights == (0.5, 0.5)
+
+
 def test_results_whose_records_name_other_weights_are_refused(tmp_path, base):
     def trained(name, seed, weights):
         Record({"train.model.weights": weights}, data="").write(str(tmp_path / name))

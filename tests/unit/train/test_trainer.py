@@ -131,6 +131,9 @@ def test_a_damaged_checkpoint_is_not_loaded_and_the_last_two_are_kept(tmp_path):
     assert checkpoints.newest() == 10
     (root / "step-000010" / "a").write_bytes(b"11")
     assert checkpoints.newest() == 3
+    for damaged in (b"{}", b"[]", b"null", b"", b"\xff\xfe\0", b'{"a": 1}'):
+        (root / "step-000010" / "manifest.json").write_bytes(damaged)
+        assert checkpoints.newest() == 3
     (root / "step-000003" / "b").unlink()
     assert checkpoints.newest() is None
 
