@@ -119,7 +119,12 @@ def print_versions(versions: Sequence[Version]) -> None:
         time = version.time[:16].replace("T", " ")
         table.add_row(str(version.number), time, version.operation, *counts, version.run or "")
     console().print(table)
-    for model, group in groupby((version for version in versions if version.model), lambda version: version.model):
+    known = [version for version in versions if version.model]
+    several = (
+        len({version.fingerprint for version in known}) > 1
+    )  # of one model, for example with an adapter and without
+    for (model, fingerprint), group in groupby(known, lambda version: (version.model, version.fingerprint)):
         numbers = [version.number for version in group]
         which = f"version {numbers[0]}" if len(numbers) == 1 else f"versions {numbers[-1]} to {numbers[0]}"
-        console().print(f"model of {which}: {model}")
+        spec = f", embedding spec {fingerprint[:8]}" if several and fingerprint else ""
+        console().print(f"model of {which}: {model}{spec}")
