@@ -123,9 +123,9 @@ def run_vectide(work: Path, model: Path, *, rows: int, batch_rows: int) -> Steps
     class Watch(Silent):
         """Notes the steps."""
 
-        def trained(self, step: int, steps: int, loss: float) -> None:
+        def trained(self, step: int, steps: int, loss: float, source: str) -> None:
             """See `Progress`."""
-            del step, steps
+            del step, steps, source
             found.add(loss)
 
     found, out = Steps(), work / "out"

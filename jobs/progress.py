@@ -74,7 +74,7 @@ def steps_bar() -> Iterator[StepsBar | StepsLog]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("steps  {task.fields[loss]}"),
+        TextColumn("steps  {task.fields[loss]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -94,9 +94,9 @@ class StepsBar:
         self._progress.console.print(text, markup=False, highlight=False)
         self._progress.update(self._task, description="training")
 
-    def trained(self, step: int, steps: int, loss: float) -> None:
+    def trained(self, step: int, steps: int, loss: float, source: str) -> None:
         """Show the last step."""
-        self._progress.update(self._task, total=steps, completed=step, loss=f"loss {loss:.4f}")
+        self._progress.update(self._task, total=steps, completed=step, loss=_loss(loss, source))
 
 
 class StepsLog:
@@ -109,12 +109,18 @@ class StepsLog:
         """Print a part of the work."""
         print(text, file=sys.stderr, flush=True)
 
-    def trained(self, step: int, steps: int, loss: float) -> None:
+    def trained(self, step: int, steps: int, loss: float, source: str) -> None:
         """Print the last step."""
         now_s = time.monotonic()
         if step == steps or now_s - self._logged_s >= LOG_EVERY_S:
             self._logged_s = now_s
-            self.step(f"step {step:,} of {steps:,}, loss {loss:.4f}")
+            self.step(f"step {step:,} of {steps:,}, {_loss(loss, source)}")
+
+
+def _loss(loss: float, source: str) -> str:
+    """Return a loss as words, with the source if it has a name: losses of different sources are not of one size."""
+    visible = "".join(each if each.isprintable() else repr(each)[1:-1] for each in source)
+    return f"{visible}: loss {loss:.4f}" if source else f"loss {loss:.4f}"
 
 
 class _Throughput:

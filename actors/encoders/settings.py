@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from actors.arguments import need_place
+from actors.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,31 @@ class AdapterSettings:
     prompt: str = ""
     query_prompt: str | None = None
     query_path: str | None = None
+
+    @classmethod
+    def of(cls, value: object, name: str) -> AdapterSettings:
+        """Returns settings as they are, or those that a path or a dict of the attributes stands for, as in the job file.
+
+        Args:
+            value: What was given.
+            name: The adapter's name, for messages.
+
+        Raises:
+            ConfigError: The value is none of these.
+        """
+        if isinstance(value, AdapterSettings):
+            return value
+        if not isinstance(value, Mapping):
+            return cls(need_place(value, f"the adapter {name!r}"))
+        known = [each.name for each in fields(cls)]
+        if "path" not in value or not value.keys() <= {*known}:
+            raise ConfigError(
+                f"the adapter {name!r} is {dict(value)!r}; it must be its path, or a dict with `path` and none but these keys: "
+                f"{', '.join(known)}"
+            )
+        given = {key for key in ("path", "query_path") if key == "path" or value.get(key) is not None}
+        paths = {key: need_place(value[key], f"{key} of the adapter {name!r}") for key in given}
+        return cls(**{**value, **paths})
 
     def prompts(self, name: str) -> dict[str, str]:
         """Returns its tasks with their prompts: `name`, and `<name>.query` if queries have a prompt or adapter of their own."""
@@ -76,11 +102,21 @@ class EncoderSettings:
     def of(cls, model: str | Path | EncoderSettings, **others: Any) -> EncoderSettings:
         """Returns settings as they are, or those of a model's name and of the other attributes.
 
+        Args:
+            model: The model, or settings.
+            others: Attributes. Each of `adapters` may also be a path, or a dict of the attributes of `AdapterSettings`.
+
         Raises:
-            ConfigError: The model is neither.
+            ConfigError: The model or an adapter is none of these.
             TypeError: There is no such attribute, or settings were given twice.
         """
         if not isinstance(model, EncoderSettings):
+            if (adapters := others.get("adapters")) is not None:
+                if not isinstance(adapters, Mapping):
+                    raise ConfigError(
+                        f"adapters is {adapters!r}; it must be adapters by name, as in {{'legal': 'adapters/legal'}}"
+                    )
+                others["adapters"] = {name: AdapterSettings.of(each, name) for name, each in adapters.items()}
             return cls(need_place(model, "the model"), **others)
         if others:
             raise TypeError(f"{', '.join(others)}: the settings of {model.model!r} are complete; change them there.")

@@ -25,9 +25,8 @@ def train(job: JobFile = None, settings: Settings = None, json: AsJson = False) 
 
 
 def _print(trained: Trained) -> None:
+    """Print the result. The last line says the most, because `vectide watch` shows only that one of each round."""
     fitted = trained.fitted
-    if trained.already_done:
-        print(f"nothing left to do: {trained.out} already holds the result of this job")
     for source, counts in trained.counts.items():
         print(f"{output.visible(source)}: {', '.join(f'{count:,} {what}' for what, count in counts.items() if count)}")
     early = "" if fitted.stopped == "finished" else f" of {fitted.planned_steps:,}: no better score"
@@ -39,6 +38,7 @@ def _print(trained: Trained) -> None:
         print("no evaluation was better than before the training, so these are the weights of before")
     elif fitted.best_step is not None:
         print(f"kept the weights of step {fitted.best_step:,}, the best of the evaluations")
+    print(f"loaded with the encoder: the same vectors, to {trained.difference:.0e}")
     if trained.checkpoint is not None:
         print(f"model: {trained.checkpoint}, as in encoder.model: {trained.checkpoint}")
     if len(trained.adapters) > 1:
@@ -48,8 +48,9 @@ def _print(trained: Trained) -> None:
     else:
         for name, url in trained.adapters.items():
             print(f"adapter: {url}, as in encoder.adapters: {{{name}: {url}}}")
-    print(f"loaded with the encoder: the same vectors, to {trained.difference:.0e}")
     if (scores := trained.scores) is not None:
         print(
             f"nDCG@10 before {scores['before']:.4f} after {scores['after']:.4f} [{scores['low']:+.4f}, {scores['high']:+.4f}]"
         )
+    if trained.already_done:
+        print(f"nothing left to do: {trained.out} already holds the result of this job")

@@ -17,12 +17,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from actors import storage
+from pipeline.quality.metrics import MAIN
 from pipeline.train.checkpoints import STEPS, Checkpoints, place
 from pipeline.train.evaluate import EarlyStopping
 from pipeline.train.trainer import Trainer
 
 _STATE, _BEST = "callbacks.json", "best.safetensors"
-Report = Callable[[int, int, float], None]
+Report = Callable[[int, int, float, str], None]
 
 
 class Measures(Protocol):
@@ -39,15 +40,21 @@ class Bookkeeper(TrainerCallback):
         trainer: The trainer, which calls this.
         folder: URL of the `out` folder of the job.
         held_out: Data to evaluate with; None for none.
-        report: Called after each step with the number of the step, of all steps, and the loss.
+        report: Called after each step with the number of the step, of all steps, the loss, and the name of the step's source:
+            "" where there is only one.
+        note: Called with a sentence about each evaluation.
 
     Attributes:
         records: A record of each step: `trainer.Step`, with `step`, `epoch`, `seconds`, and `evaluation` where there was one.
         stopping: The evaluations.
     """
 
-    def __init__(self, trainer: Trainer, folder: str, held_out: Measures | None, report: Report) -> None:
-        self._trainer, self._folder, self._held_out, self._report = trainer, folder, held_out, report
+    def __init__(
+        self, trainer: Trainer, folder: str, held_out: Measures | None, report: Report, note: Callable[[str], None]
+    ) -> None:
+        self._trainer, self._folder, self._held_out = trainer, folder, held_out
+        self._report, self._note = report, note
+        self._names_sources = len(trainer.parts.data.sources) > 1
         self._checkpoints = Checkpoints(folder)
         self._settings = trainer.settings
         self._first = trainer.args.process_index == 0
@@ -92,7 +99,8 @@ class Bookkeeper(TrainerCallback):
         record["seconds"] = round(time.monotonic() - self._last_s, 6)
         self.records.append(record)
         if self._first:
-            self._report(step, state.max_steps, record["loss"])
+            source = record["source"] if self._names_sources else ""
+            self._report(step, state.max_steps, record["loss"], source)
         evaluate = self._settings.evaluate
         if evaluate and (last or step % evaluate.every_steps == 0):
             control.should_training_stop |= self._evaluate(step)
@@ -108,10 +116,19 @@ class Bookkeeper(TrainerCallback):
             return False
         stop = False
         if self._held_out is not None:
-            stop = self.stopping.update(step, self._held_out.measure(self._trainer.model, step))
+            score = self._held_out.measure(self._trainer.model, step)
+            stop = self.stopping.update(step, score)
             if self.stopping.is_best:
                 self._best = self._trainer.weights()
+            self._note(self._sentence(step, score))
         return bool(broadcast_object_list([stop])[0])
+
+    def _sentence(self, step: int, score: float) -> str:
+        if step == 0:
+            return f"step 0, before the training: {MAIN} {score:.4f}"
+        if self.stopping.is_best:
+            return f"step {step:,}: {MAIN} {score:.4f}, the best so far"
+        return f"step {step:,}: {MAIN} {score:.4f}; the best is {self.stopping.best:.4f}, of step {self.stopping.best_step:,}"
 
     def _save(self, step: int) -> None:
         files = self._trainer.checkpoint()

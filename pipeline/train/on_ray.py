@@ -185,15 +185,15 @@ class _Board:
 
     def __init__(self) -> None:
         self._notes: list[str] = []
-        self._done: tuple[int, int, float] | None = None
+        self._done: tuple[int, int, float, str] | None = None
 
     def note(self, text: str) -> None:
         self._notes.append(text)
 
-    def done(self, step: int, steps: int, loss: float) -> None:
-        self._done = (step, steps, loss)
+    def done(self, step: int, steps: int, loss: float, source: str) -> None:
+        self._done = (step, steps, loss, source)
 
-    def news(self) -> tuple[list[str], tuple[int, int, float] | None]:
+    def news(self) -> tuple[list[str], tuple[int, int, float, str] | None]:
         """Return what is new since the last call."""
         found = self._notes, self._done
         self._notes, self._done = [], None
@@ -204,8 +204,8 @@ def _tell(board: Any, text: str) -> None:
     board.note.remote(text)
 
 
-def _count(board: Any, step: int, steps: int, loss: float) -> None:
-    board.done.remote(step, steps, loss)
+def _count(board: Any, step: int, steps: int, loss: float, source: str) -> None:
+    board.done.remote(step, steps, loss, source)
 
 
 def _show(board: Any, progress: Progress) -> None:

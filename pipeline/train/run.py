@@ -46,7 +46,7 @@ class Silent:
     def step(self, text: str) -> None:
         """See `Progress`."""
 
-    def trained(self, step: int, steps: int, loss: float) -> None:
+    def trained(self, step: int, steps: int, loss: float, source: str) -> None:
         """See `Progress`."""
 
 

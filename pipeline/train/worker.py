@@ -30,8 +30,8 @@ class Progress(Protocol):
     def step(self, text: str) -> None:
         """Report that a part of the work begins, or something that the user should know."""
 
-    def trained(self, step: int, steps: int, loss: float) -> None:
-        """Report that a step of all steps is done."""
+    def trained(self, step: int, steps: int, loss: float, source: str) -> None:
+        """Report that a step of all steps is done, and the name of its source: "" where there is only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Settings:
         data: Folder of the prepared data, on the driver's machine.
         resume: Step of the checkpoint to go on from.
         note: Called with a sentence about something that the user should know.
-        report: Called after each step with its number, that of all steps, and the loss.
+        report: Called after each step with its number, that of all steps, the loss, and the source; see `Progress.trained`.
         gpu: Whether it trains on a GPU; None for what the job says, and by default where there is one.
         threads: CPU threads; None for torch's default.
     """
@@ -87,7 +87,7 @@ class Settings:
     resume: int | None
     budget_tokens: int
     note: Callable[[str], None]
-    report: Callable[[int, int, float], None]
+    report: Callable[[int, int, float, str], None]
     gpu: bool | None = None
     threads: int | None = None
 
@@ -155,7 +155,7 @@ def fit(parts: Parts, settings: Settings, held_out: Measures | None) -> None:
         if settings.resume is not None:
             Checkpoints(settings.folder).fetch(settings.resume, scratch)
         trainer = Trainer(parts, settings.job.train, scratch, settings.budget_tokens, settings.note)
-        books = Bookkeeper(trainer, settings.folder, held_out, settings.report)
+        books = Bookkeeper(trainer, settings.folder, held_out, settings.report, settings.note)
         trainer.add_callback(books)
         try:
             if settings.resume is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs import output
+from jobs.progress import StepsLog
 from pipeline.table.versions import Version
 
 
@@ -26,3 +27,12 @@ def test_versions_of_one_model_with_other_adapters_name_their_embedding_specs(ca
     ]
     output.print_versions(versions[1::-1])
     assert capsys.readouterr().out.splitlines()[-1] == "model of versions 1 to 2: /models/m"
+
+
+def test_the_line_of_a_step_names_its_source_if_there_are_several(capsys):
+    StepsLog().trained(1, 23, 3.91379, "")
+    StepsLog().trained(16, 24, 2.5056, "graph\x1b.jsonl")
+    assert capsys.readouterr().err.splitlines() == [
+        "step 1 of 23, loss 3.9138",
+        r"step 16 of 24, graph\x1b.jsonl: loss 2.5056",
+    ]

@@ -206,6 +206,14 @@ def test_named_prompts_of_a_repository_become_tasks(folder):
         ({"max_tokens": 2}, "max_tokens 2 is outside 3..64"),
         ({"task": "retrieval"}, "it has no tasks"),
         ({"dtype": "float8"}, "dtype 'float8' is not known"),
+        ({"adapters": ["legal"]}, r"adapters is \['legal'\]; it must be adapters by name"),
+        ({"adapters": {"legal": 3}}, "the adapter 'legal' is 3; it must be a path or a URL"),
+        ({"adapters": {"legal": {"path": None}}}, "path of the adapter 'legal' is None; it must be a path or a URL"),
+        (
+            {"adapters": {"legal": {"path": "a", "promt": "x"}}},
+            "the adapter 'legal' is .*none but these keys: path, prompt",
+        ),
+        ({"adapters": {"legal": {"prompt": "x"}}}, "the adapter 'legal' is .*a dict with `path`"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(folder, settings, message):

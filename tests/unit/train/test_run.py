@@ -243,6 +243,18 @@ def test_too_few_rows_are_refused_before_a_step(place):
         plan_training(job(place, out="few", train={"batch_rows": 64}))
 
 
+def test_the_last_line_is_the_one_for_a_log_of_rounds(place, capsys):
+    from dataclasses import replace
+
+    from jobs.commands.train import _print
+
+    new = replace(train(job(place)), already_done=False)
+    _print(new)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"adapter: {place / 'out'}")
+    _print(replace(new, scores={"before": 0.1, "after": 0.2, "low": 0.05, "high": 0.15}))
+    assert capsys.readouterr().out.splitlines()[-1] == "nDCG@10 before 0.1000 after 0.2000 [+0.0500, +0.1500]"
+
+
 def test_the_commands_take_the_job(place, capsys):
     from jobs.commands.plan import plan as plan_command
     from jobs.commands.train import train as train_command
@@ -251,7 +263,8 @@ def test_the_commands_take_the_job(place, capsys):
     file.write_text(json.dumps(job(place).model_dump(mode="json")))
     train_command(str(file))
     printed = capsys.readouterr().out
-    assert f"nothing left to do: {place / 'out'} already holds the result of this job" in printed
+    nothing = f"nothing left to do: {place / 'out'} already holds the result of this job"
+    assert printed.splitlines()[-1] == nothing
     assert f"encoder.adapters: {{legal: {place / 'out' / 'adapters' / 'legal'}}}" in printed
     status(str(place / "out"))
     assert capsys.readouterr().out == f"{place / 'out'}: a finished training: `vectide report` shows it\n"

@@ -76,10 +76,22 @@ def _quick_collections() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[dict[str, Any]]]:
+def reported() -> list[tuple[int, str]]:
+    """The numbers and sources of the steps that `undisturbed` reports."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, reported: list[tuple[int, str]]
+) -> tuple[bytes, list[dict[str, Any]]]:
     """Weights and steps of a run that nothing stops."""
+
+    def report(step: int, _steps: int, _loss: float, source: str) -> None:
+        reported.append((step, source))
+
     out = tmp_path_factory.mktemp("undisturbed")
-    worker.fit(parts(), settings(out), None)
+    worker.fit(parts(), settings(out, report=report), None)
     return result_of(out)
 
 
@@ -159,7 +171,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):
     ours = parts(*sources)
     loss: Any = ours.losses["clean"]
 
-    def report(step: int, *_: Any) -> None:
+    def report(step: int, _steps: int, _loss: float, source: str) -> None:
+        assert not source
         loss.own.scale = 20.0 if step < 4 else torch.nan
 
     message = r"step 5: the loss is not finite \(nce nan\), in rows (\d+), [\d, ]+ of 'clean', the first with the query 'query \1'"
@@ -242,14 +255,22 @@ def test_early_stopping_keeps_the_best_weights_also_after_a_resume(killed_at, tm
 def test_patience_stops_the_training(tmp_path):
     held_out = Scores(_0=0.1, _2=0.3, _4=0.3, _6=0.2)
     others = {"checkpoint_steps": 2, "epochs": 1, "max_steps": 100}  # an epoch has 8 steps
-    worker.fit(parts(), settings(tmp_path, train={**EVALUATED, **others}), held_out)
+    notes: list[str] = []
+    worker.fit(parts(), settings(tmp_path, train={**EVALUATED, **others}, note=notes.append), held_out)
+    assert notes == [
+        "step 0, before the training: nDCG@10 0.1000",
+        "step 2: nDCG@10 0.3000, the best so far",
+        "step 4: nDCG@10 0.3000; the best is 0.3000, of step 2",
+        "step 6: nDCG@10 0.2000; the best is 0.3000, of step 2",
+    ]
     fitted = worker.Fitted(**(read_fitted(str(tmp_path)) or {}))
     assert (fitted.steps, fitted.planned_steps, fitted.stopped, fitted.best_step) == (6, 8, "patience", 2)
     assert Checkpoints(str(tmp_path)).newest() == 4  # a resume from step 6 would train on
 
 
-def test_the_steps_are_recorded_with_their_terms(undisturbed):
+def test_the_steps_are_recorded_with_their_terms(undisturbed, reported):
     _, steps = undisturbed
+    assert [(record["step"], record["source"]) for record in steps] == reported
     assert [record["step"] for record in steps] == [*range(1, STEPS + 1)]
     assert {record["source"] for record in steps} == {"a.first", "second"}
     assert all(record["terms"] == {"nce": record["loss"]} and record["tokens"] > 0 for record in steps)

@@ -126,6 +126,9 @@ def test_a_settings_adapter_is_a_task_and_changes_only_its_lineage(bert, peft):
     plain = describe(str(bert), dtype="float32")
     adapters = {"legal": AdapterSettings(str(root / "all"))}
     spec = describe(str(bert), dtype="float32", adapters=adapters, task="legal")
+    path = root / "all"
+    for same in (path, str(path), {"path": path, "query_path": None}):
+        assert describe(str(bert), dtype="float32", adapters={"legal": same}, task="legal") == spec
     assert spec.with_task(None).lineage() == plain.lineage()
     assert {key for key in spec.lineage() if spec.lineage()[key] != plain.lineage().get(key)} == {
         "task",
