@@ -1,4 +1,4 @@
-"""`vectide status`: the state of a table and of its runs."""
+"""`vectide status`: the state of a table and of its runs, or of a training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 
 
 def status(table: Table, json: AsJson = False) -> None:
-    """Show versions, rows, files, lineage, unfinished runs and quarantined rows of a table."""
-    from actors import storage
+    """Show versions, rows, files, lineage, unfinished runs and quarantined rows of a table, or the state of a training."""
     from pipeline.table.status import status as read
-    from pipeline.train.record import state_of
+    from pipeline.train.state import state_of
 
-    training = None if json else state_of(need_place(table, "table"))
-    if training is not None:
-        print(f"{storage.absolute(table)}: {training}")
+    if (training := state_of(need_place(table, "table"))) is not None:
+        output.as_json(training) if json else print(f"{training.out}: {training.words()}")
         return
     table_status = read(table)
     if json:

@@ -9,7 +9,9 @@ the first.
 A run takes the lock by an exclusive create of the next number. It may do so only if the highest number is free: it was
 released, it was not renewed for longer than its `ttl_s`, or its process on this machine has ended. The highest number is
 never deleted, so a run with an old listing finds the higher number and gives up its own. Only the owner rewrites its file.
-Concurrent drivers of one run may all take the lock: they share its ledger and do no harm.
+Concurrent drivers of one run may all take the lock: they share its ledger and do no harm. A lock that is `alone` is refused
+also to a second process of the run, if both are on one machine, where it is certain that the first one lives. On another
+machine it may have died, and a resume there must not wait until its lock expires.
 
 The trade-off: an owner that stalls for longer than `ttl_s` may continue beside a new owner. The lock avoids wasted runs; it
 does not guarantee the content of the table. The checks of publish do.
@@ -90,14 +92,23 @@ class TableLock:
         table: URL of the table.
         run: Name of the run.
         what: The command, for messages.
+        alone: Whether another live process of the same run on this machine is refused, too.
         ttl_s: Seconds without a renewal after which other runs may take the lock.
         clock: Returns seconds since the epoch.
     """
 
     def __init__(
-        self, table: str, run: str, *, what: str, ttl_s: float = TTL_S, clock: Callable[[], float] = time.time
+        self,
+        table: str,
+        run: str,
+        *,
+        what: str,
+        alone: bool = False,
+        ttl_s: float = TTL_S,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.table = table
+        self.alone = alone
         self.clock = clock
         self.number = 0
         self._first = 0  # the number of the first `take`; another one means that the lock was lost in between
@@ -114,11 +125,11 @@ class TableLock:
         """Take the lock.
 
         Raises:
-            TableConflict: another run holds it; the message names that run.
+            TableConflict: another run holds it, or with `alone` another process; the message names that run.
         """
         for _ in range(_TRIES):
             newest, owner = self._newest()
-            if owner is not None and owner.run != self.me.run and owner.is_alive(self.clock()):
+            if owner is not None and owner.is_alive(self.clock()) and self._is_refused_by(owner):
                 raise TableConflict(self._refusal(owner))
             # With the token no two files are equal, so a retry in `create` can tell our own file from another's.
             self.me = replace(self.me, renewed=self.clock(), token=secrets.token_hex(8))
@@ -151,7 +162,7 @@ class TableLock:
         elif owner is None or not owner.is_alive(self.clock()):
             with contextlib.suppress(TableConflict):  # another run was faster; the next renewal finds it
                 self.take()
-        elif owner.run != self.me.run:
+        elif self._is_refused_by(owner):
             self.lost = owner
 
     def check(self) -> None:
@@ -189,6 +200,17 @@ class TableLock:
             storage.put(self._url(self.number), _json(self.me))
         self.number = 0
 
+    def live_owner(self) -> LockOwner | None:
+        """Return who holds the lock now; None if nobody does."""
+        _, owner = self._newest()
+        return owner if owner is not None and owner.is_alive(self.clock()) else None
+
+    def _is_refused_by(self, owner: LockOwner) -> bool:
+        """Return whether this process must not hold the lock beside a live owner."""
+        me = self.me
+        here = bool(me.place) and owner.place == me.place
+        return owner.run != me.run or (self.alone and here and (owner.pid, owner.process) != (me.pid, me.process))
+
     def _url(self, number: int) -> str:
         return storage.join(self._folder, f"{number:08d}.json")
 
@@ -214,6 +236,11 @@ class TableLock:
         raise TableConflict(f"the lock of {self.table!r} changes owners all the time; run the same command again")
 
     def _refusal(self, owner: LockOwner) -> str:
+        if owner.run == self.me.run:
+            return (
+                f"{self.table!r} is held by {owner.describe(self.clock())}, which is the same run in another process. Two "
+                f"at once would remove each other's files: wait for that process, or end it"
+            )
         return (
             f"{self.table!r} is held by {owner.describe(self.clock())}. Two runs of one table at once would undo each "
             f"other: wait for that run, or end it. If it crashed, its lock expires {owner.ttl_s:.0f} s after the last "
@@ -222,22 +249,23 @@ class TableLock:
 
 
 @contextlib.contextmanager
-def lock_table(table: str, run: str, *, what: str, ttl_s: float = TTL_S) -> Iterator[TableLock]:
+def lock_table(table: str, run: str, *, what: str, alone: bool = False, ttl_s: float = TTL_S) -> Iterator[TableLock]:
     """Hold the lock of a table during a run, and renew it from a thread.
 
     Args:
         table: URL of the table.
-        run: Name of the run. A concurrent driver of the same run is never refused.
+        run: Name of the run. A concurrent driver of the same run is not refused, unless `alone` is set.
         what: The command, for messages.
+        alone: Whether another live process of the same run on this machine is refused, too.
         ttl_s: Seconds without a renewal after which other runs may take the lock.
 
     Yields:
         The lock; call its `check` right before publishing.
 
     Raises:
-        TableConflict: another run holds the lock.
+        TableConflict: another run holds the lock, or with `alone` another process.
     """
-    lock = TableLock(table, run, what=what, ttl_s=ttl_s)
+    lock = TableLock(table, run, what=what, alone=alone, ttl_s=ttl_s)
     lock.take()
     stopped = threading.Event()
 
@@ -274,10 +302,12 @@ def _place() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Return the start of a process in ticks since the boot; empty if there is no such process."""
+    """Return the start of a process in ticks since the boot; empty if there is no such process, or it has ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            # The name, in brackets, may contain any character; the start is the 20th field after it.
-            return file.read().rpartition(")")[2].split()[19]
+            # The name, in brackets, may contain any character; the state is the first field after it, the start the 20th.
+            fields = file.read().rpartition(")")[2].split()
+            # A process that was killed stays, in state Z, until its parent asks for it.
+            return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""

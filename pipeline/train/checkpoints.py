@@ -69,12 +69,14 @@ class Checkpoints:
         """Copy the files of a checkpoint into a folder of this machine.
 
         Raises:
-            DataError: the checkpoint is damaged.
+            DataError: the checkpoint is damaged or not there.
             StorageError: the disk of this machine failed, for example because it is full.
         """
         files = self._read(step)
         if files is None:
-            raise DataError(f"checkpoint {self._folder(step)!r} is damaged; run the same command again")
+            raise DataError(
+                f"checkpoint {self._folder(step)!r} is damaged, or another process removed it; run the same command again"
+            )
         with disk_errors(folder):
             for name, content in files.items():
                 (folder / name).write_bytes(content)

@@ -17,7 +17,7 @@ from actors.errors import ConfigError, DataError
 from pipeline.job.places import places
 from pipeline.job.training import Training
 from pipeline.job.validation import shown
-from pipeline.train.checkpoints import Checkpoints, place
+from pipeline.train.checkpoints import place
 
 FORMAT = 1
 _NAME = "training.json"
@@ -122,17 +122,6 @@ def _read(out: str) -> Record:
 def not_a_record(out: str) -> DataError:
     """Return the error for a record that cannot be read."""
     return DataError(f"{place(out, _NAME)!r} is not the record of a training; name another folder in out.uri")
-
-
-def state_of(out: str) -> str | None:
-    """Return how far the training in a folder is, as a sentence; None if there is none."""
-    url = storage.absolute(out)
-    record = read_record(url)
-    if record is None:
-        return None
-    if record.result is not None:
-        return "a finished training: `vectide report` shows it"
-    return f"a training that goes on from step {Checkpoints(url).newest() or 0:,}: run the same `vectide train` again"
 
 
 def _refuse_others(out: str) -> None:

@@ -19,7 +19,6 @@ from actors import storage
 from actors.encoders.spec import ModelSpec
 from actors.errors import ConfigError, DataError
 from actors.storage.temp_dirs import disk_errors
-from pipeline.job.fingerprint import digest
 from pipeline.job.load import load_training
 from pipeline.job.training import Training
 from pipeline.ledger.table_lock import lock_table
@@ -31,6 +30,7 @@ from pipeline.train.on_ray import train_on_ray
 from pipeline.train.record import Record, not_a_record, open_record, settings_of
 from pipeline.train.report import Evidence, reported
 from pipeline.train.resolve import replaces_own, resolve, writes_checkpoint
+from pipeline.train.state import run_of
 from pipeline.train.trained import Trained
 from pipeline.train.worker import Fitted, Progress
 
@@ -60,6 +60,7 @@ def train(job: Training | str | Path, progress: Progress | None = None) -> Train
     Raises:
         ConfigError: a setting is wrong, the model or the data does not allow it, or `out` holds another training.
         DataError: rows cannot be read, or too few of them can be used.
+        TableConflict: another process of this machine trains in `out`.
         StorageError: a store or a disk failed, for example because it is full.
         ClusterError: workers died again and again.
         VectideError: the loss is not finite; the last good checkpoint is kept.
@@ -79,8 +80,10 @@ def train(job: Training | str | Path, progress: Progress | None = None) -> Train
     held_out = read_held_out(job.train.evaluate) if job.train.evaluate else None
     for note in () if held_out is None else held_out.notes:
         progress.step(f"held-out data: {note}")
-    run, evidence = digest(settings, length=8), Evidence(out, job, {})
-    with lock_table(out, run, what="train"), reported(evidence, run, progress) as report, _data_folder(out) as folder:
+    run, evidence = run_of(settings), Evidence(out, job, {})
+    # Another process of the same training would remove the checkpoints that this one loads.
+    lock = lock_table(out, run, what="train", alone=True)
+    with lock, reported(evidence, run, progress) as report, _data_folder(out) as folder:
         data = _prepare(evidence, folder, held_out, record, report)
         evidence.counts = data.counts
         report.works("training")

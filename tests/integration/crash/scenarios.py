@@ -205,7 +205,7 @@ def vacuum_ahead(place: Place) -> None:
 
 
 def _be_ahead() -> None:
-    TableLock.__init__.__kwdefaults__ = {"ttl_s": TTL_S, "clock": lambda: time.time() + 3600}
+    TableLock.__init__.__kwdefaults__ = {"alone": False, "ttl_s": TTL_S, "clock": lambda: time.time() + 3600}
 
 
 def copy(source: Place, table: Path) -> Place:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +14,7 @@ import pytest
 
 from actors import storage
 from actors.errors import TableConflict
+from pipeline.ledger import table_lock
 from pipeline.ledger.table_lock import TableLock, lock_table
 
 
@@ -124,6 +128,71 @@ def test_concurrent_drivers_share_the_lock_until_the_last_releases(tmp_path, clo
         make(tmp_path, "b", clock).take()
     first.release()
     make(tmp_path, "b", clock).take()
+
+
+@pytest.fixture
+def neighbour():
+    """Another live process of this machine."""
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def alone(table: Path, clock: Clock, pid: int | None = None) -> TableLock:
+    """Make a lock that a second process of its run may not take, as process `pid`; by default as this one."""
+    lock = TableLock(str(table), "a", what="train", alone=True, ttl_s=60, clock=clock)
+    if pid is not None:
+        lock.me = replace(lock.me, pid=pid, process=table_lock._start_of(pid))
+    return lock
+
+
+def test_a_lock_alone_is_refused_to_a_second_process_of_the_run(tmp_path, clock, neighbour):
+    first = alone(tmp_path, clock, neighbour.pid)
+    first.take()
+    clock.now += 3
+    said = rf"held by train .run a, .* process {neighbour.pid}, .* 3 s ago., which is the same run in another process.* wait"
+    with pytest.raises(TableConflict, match=said):
+        alone(tmp_path, clock).take()
+    alone(tmp_path, clock, neighbour.pid).take()  # again in one process, after a release that failed
+    make(tmp_path, "a", clock).take()  # a driver that shares its ledger
+
+
+def test_a_lock_alone_is_free_once_its_process_is_killed(tmp_path, clock, neighbour):
+    alone(tmp_path, clock, neighbour.pid).take()
+    neighbour.kill()
+    os.waitid(os.P_PID, neighbour.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still in the list of processes
+    alone(tmp_path, clock).take()
+
+
+def test_a_lock_alone_does_not_wait_for_another_machine(tmp_path, clock):
+    elsewhere(alone(tmp_path, clock)).take()
+    alone(tmp_path, clock).take()
+
+
+def test_a_lock_alone_does_not_wait_where_ended_processes_cannot_be_told(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(table_lock, "_place", lambda: "")
+    first = alone(tmp_path, clock)
+    first.me = replace(first.me, pid=7)
+    first.take()
+    alone(tmp_path, clock).take()
+
+
+def test_a_lock_alone_is_lost_to_a_second_process_that_took_it_after_a_stall(tmp_path, clock, neighbour):
+    first = alone(tmp_path, clock)
+    first.take()
+    clock.now += 61
+    alone(tmp_path, clock, neighbour.pid).take()
+    with pytest.raises(TableConflict, match="was taken by train"):
+        first.check()
+
+
+def test_the_live_owner_is_shown(tmp_path, clock):
+    lock = make(tmp_path, "a", clock)
+    assert lock.live_owner() is None
+    lock.take()
+    assert make(tmp_path, "", clock).live_owner() == lock.me
+    clock.now += 61
+    assert lock.live_owner() is None
 
 
 def test_one_of_many_concurrent_runs_takes_an_expired_lock(tmp_path, clock):

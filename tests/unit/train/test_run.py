@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,16 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.encoders import load_encoder
-from actors.errors import ConfigError, DataError, StorageError
+from actors.errors import ConfigError, DataError, StorageError, TableConflict
 from jobs.commands.status import status
 from pipeline.job.training import parse_training
+from pipeline.ledger.table_lock import lock_table
 from pipeline.report.load import load_report
 from pipeline.report.page import render
 from pipeline.train import run as driver
-from pipeline.train.checkpoints import read_fitted
+from pipeline.train.checkpoints import Checkpoints, read_fitted
 from pipeline.train.plan import plan_training
-from pipeline.train.record import open_record, read_record
+from pipeline.train.record import Record, open_record, read_record, settings_of
+from pipeline.train.resolve import resolve
 from pipeline.train.run import train
+from pipeline.train.state import run_of
 from tests.checkpoints.bert import write_bert
 
 STEPS = 4
@@ -195,6 +200,48 @@ def test_a_damaged_end_of_a_training_is_an_error(tmp_path, content):
     (tmp_path / "_vectide" / "trained" / "fitted.json").write_text(content)
     with pytest.raises(DataError, match=r"fitted\.json' is damaged or missing; delete"):
         read_fitted(str(tmp_path))
+
+
+def test_a_second_process_of_a_training_is_refused(place, monkeypatch):
+    monkeypatch.setattr(driver, "train_on_ray", raising(Killed()))
+    with lock_table(str(place / "twice"), run_of(settings_of(*resolve(job(place, out="twice")))), what="train"):
+        monkeypatch.setattr("os.getpid", os.getppid)
+        with pytest.raises(TableConflict, match="is the same run in another process"):
+            train(job(place, out="twice"))
+
+
+def test_the_state_of_a_training_as_json(place, capsys):
+    out, keys = str(place / "state"), {}
+    record = Record({"train.seed": 1})
+    record.write(out)
+
+    def shown() -> dict[str, Any]:
+        status(out, json=True)
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        keys.update(found)
+        return found
+
+    stopped = {"training": run_of(record.settings), "state": "stopped", "step": 0, "out": out, "owner": None}
+    assert shown() == stopped
+    Checkpoints(out).save(8, {"model": b"weights"})
+    assert shown() == {**stopped, "step": 8}
+    with lock_table(out, "a", what="train"):
+        found = shown()
+        assert found == {**stopped, "state": "running", "step": 8, "owner": found["owner"]}
+        assert f"train (run a, host {socket.gethostname()}, process {os.getpid()}, since" in found["owner"]
+        status(out)
+        assert "a training that is running, by train (run a, " in (said := capsys.readouterr().out)
+        assert said.endswith("its last checkpoint is of step 8\n")
+    record.result = {"fitted": {"steps": 12}}
+    record.write(out)
+    assert shown() == {**stopped, "state": "finished", "step": 12}
+    page = (Path(__file__).parents[3] / "docs" / "fine-tuning.md").read_text()
+    assert [key for key in keys if f"\n| `{key}` | " not in page] == []
+
+
+def test_a_checkpoint_that_is_gone_is_named_as_such(tmp_path):
+    with pytest.raises(DataError, match=r"step-000007' is damaged, or another process removed it; run the same"):
+        Checkpoints(str(tmp_path)).fetch(7, tmp_path)
 
 
 def test_other_rows_in_the_same_folder_are_refused(place, monkeypatch, capsys):
