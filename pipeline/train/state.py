@@ -11,7 +11,7 @@ from actors import storage
 from pipeline.job.fingerprint import digest
 from pipeline.ledger.table_lock import TableLock
 from pipeline.train.checkpoints import Checkpoints
-from pipeline.train.record import read_record
+from pipeline.train.record import not_a_record, read_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,12 @@ def run_of(settings: Mapping[str, Any]) -> str:
 
 
 def state_of(out: str) -> TrainingState | None:
-    """Return the state of the training in a folder; None if there is none."""
+    """Return the state of the training in a folder; None if there is none.
+
+    Raises:
+        DataError: the record of the folder cannot be read.
+        TableConflict: its lock cannot be read.
+    """
     url = storage.absolute(out)
     if (record := read_record(url)) is None:
         return None
@@ -59,5 +64,8 @@ def state_of(out: str) -> TrainingState | None:
         step = Checkpoints(url).newest() or 0
         return TrainingState(training, "running", step, url, owner.describe(time.time()))
     if record.result is not None:
-        return TrainingState(training, "finished", int(record.result["fitted"]["steps"]), url)
+        try:
+            return TrainingState(training, "finished", int(record.result["fitted"]["steps"]), url)
+        except (LookupError, TypeError, ValueError):
+            raise not_a_record(url) from None
     return TrainingState(training, "stopped", Checkpoints(url).newest() or 0, url)

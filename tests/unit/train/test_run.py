@@ -235,6 +235,10 @@ def test_the_state_of_a_training_as_json(place, capsys):
     record.result = {"fitted": {"steps": 12}}
     record.write(out)
     assert shown() == {**stopped, "state": "finished", "step": 12}
+    record.result = {"fitted": {}}
+    record.write(out)
+    with pytest.raises(DataError, match="is not the record of a training"):
+        status(out)
     page = (Path(__file__).parents[3] / "docs" / "fine-tuning.md").read_text()
     assert [key for key in keys if f"\n| `{key}` | " not in page] == []
 
