@@ -7,6 +7,7 @@ what the card of the base or of the data states; nothing is assumed of one that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -127,7 +128,8 @@ def _use(job: Training, spec: ModelSpec, adapters: Mapping[str, str]) -> str:
     # A task of the base is replaced in a whole model, because `encoder.adapters` may not repeat its name.
     tasks = (*adapters,) or job.train.tasks
     whole = not adapters or replaces_own(spec, tasks)
-    encoder: dict[str, Any] = {"model": storage.join(storage.absolute(job.out.uri), "model") if whole else spec.model}
+    base = str(Path(spec.model).absolute()) if Path(spec.model).is_dir() else spec.model
+    encoder: dict[str, Any] = {"model": storage.join(storage.absolute(job.out.uri), "model") if whole else base}
     if job.train.max_tokens is not None:
         encoder["max_tokens"] = job.train.max_tokens
     if tasks:

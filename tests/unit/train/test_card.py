@@ -93,6 +93,12 @@ def test_a_card_of_a_pair_puts_the_adapter_of_queries_beside_that_of_passages(ba
     ]
 
 
+def test_a_card_names_a_folder_so_that_every_place_finds_it(base, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    card = card_of(Path("base"), adapters=["legal"], task="legal")
+    assert yaml.safe_load(block(card, "yaml"))["encoder"]["model"] == str(base)
+
+
 def test_a_card_says_the_length_and_the_dimensions_that_were_trained(base):
     card = card_of(base, adapters=["legal"], task="legal", max_tokens=48, matryoshka=[16, 8, 4])
     assert yaml.safe_load(block(card, "yaml"))["encoder"]["max_tokens"] == 48
