@@ -118,6 +118,7 @@ def test_a_rayjob_of_the_user_keeps_its_own_settings(tmp_path):
     assert rayjob["spec"]["entrypoint"] == "vectide backfill /etc/vectide/job.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -180,6 +180,7 @@ def test_another_threshold_reads_nothing_and_names_the_changes(folder, monkeypat
     assert (looser.units_read, looser.version) == (0, 2)
 
 
+@pytest.mark.slow
 def test_a_database_without_memory_says_so_and_the_next_run_goes_on(folder):
     with pytest.raises(
         StorageError, match="the local database of the curation failed: Out of Memory .* set run.memory to more"

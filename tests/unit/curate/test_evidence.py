@@ -71,6 +71,7 @@ def test_the_report_has_the_documented_form_and_the_figures_of_the_table(curated
     assert overlap["dropped"] == [0] * (len(overlap["bounds"]) - 1) + [1]
 
 
+@pytest.mark.slow
 def test_samples_are_cut_and_the_page_shows_them_as_texts(curated):
     report = load_report(str(curated / "table"))
     samples = report["curation"]["samples"]["dedup"]

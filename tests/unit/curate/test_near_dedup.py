@@ -208,6 +208,7 @@ def test_candidates_whose_signatures_hardly_agree_are_not_compared(monkeypatch):
     assert 5 <= evidence["compared"] < evidence["candidates"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "expected"), [("query", {1: (0, 1.0)}), ("passage", {2: (1, 1.0)}), ("both", {})])
 def test_a_side_of_pairs_is_compared_or_both_as_one_text(side, expected):
     rng = random.Random(11)

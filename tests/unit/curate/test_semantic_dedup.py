@@ -61,6 +61,7 @@ def decide(sides: dict[str, np.ndarray], **settings):
     return connection.execute(f"select * from {decision.table} order by n").fetchall(), decision.evidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("side", ["passage", "both"])
 def test_rows_near_to_an_earlier_one_are_dropped_as_by_brute_force(model, monkeypatch, side, exact):

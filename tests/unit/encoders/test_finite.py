@@ -219,6 +219,7 @@ def spoil(folder, name: str, value: float, dtype: torch.dtype | None = None) -> 
     save_file({**tensors, name: tensor}, folder / "model.safetensors", {"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WRITERS)
 @pytest.mark.parametrize(("value", "dtype"), [(NAN, torch.float32), (INF, torch.float16), (-INF, torch.bfloat16)])
 def test_every_used_tensor_is_checked_at_load(tmp_path, family, value, dtype):

@@ -69,6 +69,7 @@ def test_the_unchanged_checkpoint_is_accepted(folder):
 NAMES = ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
 
 
+@pytest.mark.slow
 @examples(20)
 @given(document=JSON)
 @example(document={"version": "1.0", "model": {"type": "WordPiece", "vocab": {"a": -1}}})

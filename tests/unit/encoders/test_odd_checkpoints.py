@@ -149,6 +149,7 @@ def test_a_folder_that_is_an_adapter_is_refused(folder):
 # Names of tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "bert.", "roberta.", "model.", "module.", "0.auto_model.", "model.bert."])
 @pytest.mark.parametrize("norms", [str, old_norms])
 def test_old_names_and_prefixes_give_the_same_model(folder, right, prefix, norms):

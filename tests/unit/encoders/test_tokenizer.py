@@ -39,6 +39,7 @@ def test_a_text_exactly_at_the_limit_is_not_truncated(spec):
     assert tokens.truncated.tolist() == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -140,6 +140,7 @@ def test_missing_libraries_are_named_with_the_way_to_install_them(monkeypatch):
         DecodePool(1)
 
 
+@pytest.mark.slow
 def test_results_are_kept_for_one_more_use_up_to_a_limit(monkeypatch, tmp_path):
     (tmp_path / "a.pdf").write_bytes(pdf_of([RED_CORNER]))
 

@@ -93,6 +93,7 @@ def rows_of(documents: pa.Array, first: int = 0, wanted: Any = None) -> Rows:
     return Rows(pa.record_batch({ID: [f"r{place:03d}" for place in places]}), places, documents, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 5, 60])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_nearest_rows_are_those_of_a_loop_with_ties_by_id(k, threads, monkeypatch):

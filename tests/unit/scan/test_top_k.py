@@ -108,6 +108,7 @@ def test_the_nearest_rows_are_those_of_a_loop_with_ties_by_id(data, count, k):
     assert result[ID].to_pylist() == data.ids[rows].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 50])
 def test_results_of_two_halves_merge_to_that_of_the_whole(data, count):
     queries = Queries(data.queries[:count], device="cpu")

@@ -309,6 +309,7 @@ def test_shards_of_several_types_make_one_column_with_every_value(new, shards):
     assert len(found[0][1]) == sum(len(array) - array.null_count for array in shards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "values"),
     [

@@ -98,6 +98,7 @@ def test_any_ids_and_partition_values_stay_in_the_table(tmp_path_factory, values
     check(folder, values, written(folder, "lang", values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", [name for name in TRICKS if name])
 def test_a_partition_column_with_a_path_in_its_name_stays_in_the_table(tmp_path, column):
     check(tmp_path, ["de", None], written(tmp_path, column, ["de", None]))

@@ -65,6 +65,7 @@ def chunks_of_words(text, *, by, max_tokens):
     return [text[start:end] for start, end in zip([0, *cuts.ends[:-1]], cuts.ends, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", BYS)
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS, max_tokens=st.integers(1, 20))

@@ -105,6 +105,7 @@ def test_the_task_chooses_the_adapter(model, spec):
         model.encode(SENTENCES, task="legal")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cached_gradients_of_two_adapters_are_the_uncached_ones(spec, dtype):
     texts = [" ".join(SENTENCES[i : i + 1 + i % 3]) for i in range(len(SENTENCES))]

@@ -105,6 +105,7 @@ def test_a_condition_reads_fields_of_a_column_and_any_name(tmp_path):
         assert texts_of(data) == [(f"query {row}", f"passage {row}") for row in kept]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "rows"),
     [

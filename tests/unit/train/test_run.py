@@ -103,6 +103,7 @@ def adapter(path: str):
     return AdapterSettings(path)
 
 
+@pytest.mark.slow
 def test_a_finished_training_says_its_result_again(place):
     again = train(job(place))
     assert (again.already_done, again.fitted.steps, again.rows) == (True, STEPS, 32)

@@ -115,6 +115,7 @@ def test_a_run_that_is_killed_and_goes_on_ends_with_the_same_bits(step, tmp_path
     assert result_of(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["optimizer.pt", "manifest.json"])
 def test_a_half_written_checkpoint_is_not_loaded(last, tmp_path, undisturbed, monkeypatch):
     put = storage.put
@@ -191,6 +192,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
         worker.fit(ours, settings(tmp_path), None)
 
 
+@pytest.mark.slow
 def test_a_step_that_lacks_memory_is_repeated_with_half_the_tokens(tmp_path):
     notes: list[str] = []
     worker.fit(parts(dropout=0.0), settings(tmp_path / "enough"), None)
@@ -232,6 +234,7 @@ class Scores:
 EVALUATED = {"evaluate": {"every_steps": 2, "corpus": "c", "queries": "q", "judgements": "j", "patience": 2}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [None, 5])
 def test_early_stopping_keeps_the_best_weights_also_after_a_resume(killed_at, tmp_path):
     held_out = Scores(_0=0.1, _2=0.3, _4=0.2, _6=0.5, _8=0.4, _10=0.4)

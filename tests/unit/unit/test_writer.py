@@ -140,6 +140,7 @@ def test_vectors_are_stored_in_byte_stream_split_and_read_back():
     assert json.loads(stats)["nullCount"]["lang"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [("int8", "blob"), ("float32", "list"), ("int8", "list")])
 def test_many_vectors_are_cut_into_row_groups_and_blobs_not_compressed(form):
     outputs = (*OUTPUTS, VectorColumn("embedding_multi", "multi", 64).stored_as(*form))

@@ -57,6 +57,7 @@ def test_both_implementations_attend_within_each_row(lengths, bias, scale):
         torch.testing.assert_close(padded, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [[7, 5, 5, 1], [3, 3], [1], [2, 6, 2, 2, 6]])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("causal", [False, True])

@@ -51,6 +51,7 @@ def attended(kernel, query, key, value, lengths, **settings) -> torch.Tensor:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize(("heads", "width"), [(12, 32), (2, 64), (3, 48), (1, 128), (2, 20), (3, 7), (1, 2), (2, 256)])
 def test_attention_of_rows_of_any_length_in_heads_of_any_width(kernel, heads, width):

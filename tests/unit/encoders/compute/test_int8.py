@@ -95,6 +95,7 @@ def test_int8_vectors_and_ranking_of_the_real_model_are_close(minilm):
     assert cosines.max() < 0.999999  # the arithmetic did change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "task"),
     [

@@ -71,6 +71,7 @@ def test_a_single_micro_batch_runs_in_the_calling_thread(spec, threads):
     assert narrow.seen == {(threading.get_ident(), threads)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [10**9, 150, 37])
 def test_row_order_is_kept_after_out_of_memory(spec, threads, limit):
     ids = rows(150)

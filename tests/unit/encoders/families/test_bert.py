@@ -49,6 +49,7 @@ def test_other_rows_and_order_change_no_vector(encoder):
     np.testing.assert_allclose(encoder.encode([TEXTS[i] for i in shuffled]), alone[shuffled], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "tokenizer", "prefix", "dtype"),
     [

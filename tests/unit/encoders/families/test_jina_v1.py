@@ -53,6 +53,7 @@ def expected_states(model, ids):
     return model(torch.tensor([ids])).last_hidden_state[0].numpy()
 
 
+@pytest.mark.slow
 def test_every_published_layout_matches_transformers(folder):
     from transformers import T5EncoderModel
 

@@ -42,6 +42,7 @@ def code(tmp_path_factory):
     return write_jina_v2(tmp_path_factory.mktemp("code"), variant="B", tokenizer="byte_level")
 
 
+@pytest.mark.slow
 def test_every_published_layout_matches_the_reference(folder):
     encoder = load_encoder(str(folder), dtype="float32")
     ids = encoder.tokenizer.tokenize(TEXTS).ids
@@ -59,6 +60,7 @@ def test_bfloat16_is_within_its_tolerance(folder):
     assert (wide * narrow).sum(1).min() >= 0.999
 
 
+@pytest.mark.slow
 def test_other_rows_and_order_change_no_vector(folder):
     encoder = load_encoder(str(folder), dtype="float32")
     alone = np.concatenate([encoder.encode([text]) for text in TEXTS])

@@ -57,6 +57,7 @@ def hub(folders):
     return load_encoder(str(folders["hub"]), dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [None, *TASKS])
 def test_every_layout_matches_transformers_and_peft(encoder, oracle, task):
     tasks = [task] * len(TEXTS)

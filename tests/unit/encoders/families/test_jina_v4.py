@@ -78,6 +78,7 @@ def test_every_layout_matches_transformers_and_peft(encoder, oracle, task):
     np.testing.assert_allclose(states[0], oracle.states(rows[0].as_py(), adapter), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", ["old", "new"])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_merged_checkpoint_matches_transformers_and_its_adapter(tmp_path, keys, adapter):

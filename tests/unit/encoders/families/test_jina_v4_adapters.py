@@ -81,6 +81,7 @@ def test_an_adapter_added_at_run_time_matches_peft(encoder, folder, trained):
         np.testing.assert_allclose(encoder.encode([text], task=[task])[0], vector, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "language_model.", "model.", "model.language_model."])
 def test_adapters_trained_on_any_enclosing_model_are_accepted(encoder, trained, tmp_path, prefix):
     factors = load_file(trained / "all" / "adapter_model.safetensors")

@@ -116,6 +116,7 @@ def test_texts_and_pictures_match_transformers_and_peft(encoder, oracle, task):
     np.testing.assert_allclose(encode(encoder, MIXED, tasks), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_rows_of_all_tasks_match_in_one_micro_batch(encoder, oracle):
     tasks = [TASKS[i % len(TASKS)] for i in range(len(MIXED))]
     before = encoder.stats.micro_batches
@@ -125,6 +126,7 @@ def test_rows_of_all_tasks_match_in_one_micro_batch(encoder, oracle):
     np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [8, 16, 32])
 def test_every_dim_matches(folders, oracle, dim):
     encoder = load(folders["new"], dim=dim)

@@ -100,6 +100,7 @@ def test_an_adapter_added_at_run_time_matches_peft(encoder, native, trained):
         np.testing.assert_allclose(encoder.encode_tokens(rows, tasks), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_adapters_of_several_ranks_and_layers_share_a_micro_batch(encoder, trained):
     for name in TRAINED:
         encoder.adapters.load(name, trained / name)

@@ -121,6 +121,7 @@ def test_adapters_of_bert_give_the_vectors_of_peft(bert, peft):
         np.testing.assert_allclose(vector, base[i] if tasks[i] is None else expected[tasks[i]][i], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_settings_adapter_is_a_task_and_changes_only_its_lineage(bert, peft):
     root, models = peft
     plain = describe(str(bert), dtype="float32")

@@ -38,6 +38,7 @@ def train(folder):
     return twin, vectors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_our_encoder_loads_what_was_trained(tmp_path, name):
     twin, vectors = train(MODELS[name](tmp_path / "base"))

@@ -65,6 +65,7 @@ def vectors(twin, batch):
     return torch.nn.functional.normalize(pool(twin, twin(batch), batch), dim=1)
 
 
+@pytest.mark.slow
 def test_an_adapter_computes_what_peft_computes_on_transformers_class(folder, tmp_path):
     from peft import PeftModel
     from transformers import AutoModel
@@ -84,6 +85,7 @@ def test_an_adapter_computes_what_peft_computes_on_transformers_class(folder, tm
         torch.testing.assert_close(states[tokens], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_encoder_computes_what_a_twin_with_an_adapter_does(tmp_path, name):
     folder = MODELS[name](tmp_path / "model")

@@ -90,6 +90,7 @@ def spec(request, tmp_path):
     return described((MODELS | FROZEN)[request.param](tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["sorted", "mixed"])
 def test_states_are_those_of_our_encoder(spec, order):
     lengths = np.sort(LENGTHS) if order == "sorted" else LENGTHS
@@ -110,6 +111,7 @@ def test_vectors_are_pooled_as_the_repository_says(tmp_path, mode, how):
     assert torch.equal(pool(twin, states, batch), pool_encoded(states, batch, how))
 
 
+@pytest.mark.slow
 def test_rows_of_mixed_lengths_are_what_each_is_alone(spec):
     twin = load_twin(spec, dtype=torch.float64)
     rows, mask = padded(random_ids(spec))
@@ -173,6 +175,7 @@ def test_gradients_of_v2_are_those_of_its_formulas(tmp_path, variant):
     torch.testing.assert_close(gradients(twin), expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_gradients_are_those_of_finite_differences(tmp_path, name):
     spec = described(TINY[name](tmp_path))
@@ -188,6 +191,7 @@ def test_gradients_are_those_of_finite_differences(tmp_path, name):
     assert torch.autograd.gradcheck(vectors, values, fast_mode=True)
 
 
+@pytest.mark.slow
 def test_products_in_bfloat16_change_vectors_little(spec):
     twin, batch = load_twin(spec), pack(random_ids(spec), LENGTHS, device=CPU)
     expected = pool(twin, twin(batch), batch)

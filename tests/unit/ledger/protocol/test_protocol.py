@@ -55,6 +55,7 @@ def test_two_drivers_of_one_job_with_one_crash():
     assert (result.violation, result.trail) == ("", ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scenario", ["one driver that crashes twice", "two drivers of one job", "two jobs of one table"]
 )

@@ -50,6 +50,7 @@ def test_quotes_newlines_and_doubled_quotes(put, read_pieces):
 FIELD = st.text(st.sampled_from('ab", \n\t'), max_size=6)
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(st.lists(FIELD, min_size=2, max_size=2).filter(any), min_size=1),
     size=st.integers(1, 5),

@@ -116,6 +116,7 @@ def test_a_file_without_rows_has_no_pieces(put, name):
     assert JSONL.columns(put(name, b"")) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "keep"), [("a.jsonl.gz", -20), ("a.jsonl.zst", -5)])
 def test_a_compressed_file_cut_short_is_an_error_that_names_it(put, tmp_path, name, keep):
     from pathlib import Path
