@@ -28,6 +28,7 @@ def test_importing_it_loads_neither_ray_nor_torch():
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_job_runs_from_python_without_a_reporter(tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"id": 1, "text": "the tide comes in"}\n{"id": 2, "text": "rain falls"}\n')
     model = write_bert(tmp_path / "model", pooling={"pooling_mode_mean_tokens": True}, max_tokens=62)
@@ -72,6 +73,7 @@ def table(tmp_path_factory) -> Path:
     return Path(folder, "table")
 
 
+@pytest.mark.slow
 def test_paths_may_be_path_objects(table, tmp_path):
     assert vectide.status(table).rows == 1
     assert [change.upserts.num_rows for change in vectide.iter_changes(table, 0)] == [1]

@@ -186,6 +186,7 @@ def test_the_peak_memory_of_a_process_is_read():
     assert peak_bytes(2**22 + 1) == 0
 
 
+@pytest.mark.slow
 def test_a_worker_answers_requests_and_prints_elsewhere(tmp_path: Path):
     script = tmp_path / "worker.py"
     script.write_text(

@@ -116,6 +116,7 @@ def test_a_line_break_in_a_time_becomes_a_space():
     assert render.on_calendar("Mon\n*-*-*  03:00") == "Mon *-*-* 03:00"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -125,6 +125,7 @@ def test_ranks_are_those_of_a_loop_over_the_pool(pairs, pool):
     assert (only["passages"], only["pairs"], only["top_k"]) == (min(pool, ROWS - len(HUB) + 1 - 1 - 1), ROWS - 1, 2)
 
 
+@pytest.mark.slow
 def test_a_pool_of_each_source_is_compared_with_its_own_pairs(pairs):
     decided, evidence = pairs.decide(top_k=3, per_source=True)
     for name in ("odd", "it's even"):
@@ -142,6 +143,7 @@ def test_ranks_above_the_largest_are_stored_as_that_one(pairs, monkeypatch):
     assert evidence["pools"][0]["largest_stored_rank"] == 4
 
 
+@pytest.mark.slow
 def test_auto_takes_the_best_k_and_finds_shuffled_pairs(pairs):
     places = dict(pairs.seen.connection.execute("select n, place from vectors_of_passage").fetchall())
     wrong = list(range(300, 370))

@@ -45,6 +45,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_step_sees_what_earlier_steps_kept(folder):
     curated = curate(job_of(folder, STEPS, source_column="site", keep={"tags": "n"}))
     rows = rows_of(folder)
@@ -68,12 +69,14 @@ def test_a_step_sees_what_earlier_steps_kept(folder):
     assert curated.evidence["sources"][1]["rows"] == {"dedup": 1, "overlap": 1, "kept": 2}
 
 
+@pytest.mark.slow
 def test_the_order_of_the_steps_is_that_of_the_job(folder):
     write_pairs(folder / "pairs" / "1.parquet", [("z", "how tall is the tower", "how tall is the tower")])
     curate(job_of(folder, STEPS[::-1], keep=[]))
     assert verdicts_of(folder)["z"] == "overlap"
 
 
+@pytest.mark.slow
 def test_documents_have_one_side(tmp_path):
     write_pairs(
         tmp_path / "pairs" / "0.parquet", [("b", "Same", ""), ("a", "same", ""), ("c", "", ""), ("d", "other", "")]
@@ -91,6 +94,7 @@ def test_documents_have_one_side(tmp_path):
     assert [row["kept"] for row in rows.values()] == [True, False, False, True]
 
 
+@pytest.mark.slow
 def test_the_same_job_on_the_same_source_does_nothing(folder, monkeypatch):
     first = curate(job_of(folder, STEPS))
     monkeypatch.setattr(reading, "measure_unit", None)

@@ -143,6 +143,7 @@ def test_pairs_around_the_threshold_agree_with_the_true_jaccard():
             assert similarity >= threshold
 
 
+@pytest.mark.slow
 def test_groups_are_components_with_the_smallest_as_keeper_in_any_order():
     rng = random.Random(9)
     chain = [of_words(rng, 100)]
@@ -177,6 +178,7 @@ def test_equal_texts_are_copies_if_short_too_and_empty_ones_are_left_alone():
     assert (evidence["empty"], evidence["too_short"], evidence["candidates"]) == (3, 2, 0)
 
 
+@pytest.mark.slow
 def test_a_corpus_of_nothing_or_of_one_text_is_decided():
     assert decide([None, ""])[0] == {}
     dropped, evidence = decide(["the same text"] * 500)

@@ -140,6 +140,7 @@ def test_round_states_matches_torch(kernel, seed, width, size):
     torch.testing.assert_close(offset, expected_offset.squeeze(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("width", [3, 16, 40, 384])
 @pytest.mark.parametrize("gelu", [False, True])
@@ -234,6 +235,7 @@ def test_layer_norm_after_a_product_is_the_norm_of_the_sum():
         torch.testing.assert_close(result, exact, atol=atol, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("dim", [1, 7, 8, 31, 32, 63, 64, 100, 384, 1024])
 @pytest.mark.parametrize("rows", [1, 3, 50])

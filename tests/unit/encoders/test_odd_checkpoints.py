@@ -62,6 +62,7 @@ def old_norms(name: str) -> str:
 # Which files are the weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model_old", "adapter_model", "model.fp16", "consolidated", "zzz", "aaa"])
 def test_a_second_file_of_weights_changes_nothing(folder, other, right, name):
     before = describe(str(folder)).lineage()

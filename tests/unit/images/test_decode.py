@@ -236,6 +236,7 @@ def test_what_follows_a_picture_does_not_matter_but_what_is_cut_does(kind):
         assert refused(data[: len(data) // part]).reason == "bad_picture"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 1}])
 def test_a_jpeg_may_lack_its_end_mark_and_no_pixel(options):
     noise = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)

@@ -113,6 +113,7 @@ def test_a_child_that_died_between_two_pictures_costs_nothing():
     assert str(second) != str(first)
 
 
+@pytest.mark.slow
 def test_only_a_few_jobs_are_taken_ahead():
     taken = 0
 
@@ -221,6 +222,7 @@ def ends(process: int) -> bool:
     return bool(found)
 
 
+@pytest.mark.slow
 def test_children_end_with_a_parent_that_is_killed():
     """The parent has no `__main__` guard, its child renders when it dies, and nothing tells the child."""
     script = f"""

@@ -34,6 +34,7 @@ def test_each_key_has_one_sentence(section):
         assert ". " not in text, f"{name}: the description is more than one sentence"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SECTIONS)
 def test_page_lists_each_key_of_a_section(name):
     part = reference().partition(f"\n## {name}\n")[2].partition("\n## ")[0]

@@ -159,6 +159,7 @@ def test_a_query_with_two_positives_masks_both_and_takes_the_lower_one(table: Ta
     assert [rows[pair]["positive_id"] for pair in ("p0", "p1")] == ["d00005", "d00077"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_scans_only_what_is_missing(
     table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -55,6 +55,7 @@ def _with_and_without_kernels(request, monkeypatch):
         monkeypatch.setattr("actors.kernels.find", lambda: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_scores_are_those_of_a_loop_and_of_sentence_transformers(form, monkeypatch):
     monkeypatch.setattr("pipeline.scan.maxsim._BLOCK_BYTES", 500)

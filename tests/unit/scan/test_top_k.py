@@ -116,6 +116,7 @@ def test_results_of_two_halves_merge_to_that_of_the_whole(data, count):
     assert merge([*halves, nearest(queries, [], 10)], 10).equals(nearest(queries, data.blocks, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 50])
 def test_rows_of_excluded_hashes_are_not_returned(data, count):
     excluded = [{*data.hashes[data.orders[query][:7]], "other"} for query in range(count)]
@@ -177,6 +178,7 @@ def test_a_hash_of_more_rows_than_k_is_left_out(count):
     check_places(result, [np.arange(3000, 3005)] * count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 9])
 def test_equal_rows_are_ordered_by_id(count):
     rows = 30_000

@@ -191,6 +191,7 @@ def test_statements_and_functions_are_refused(sql: str):
         parse_where(sql, ROWS.schema)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql", ["(" * 10_000 + "fresh" + ")" * 10_000, "NOT " * 10_000 + "fresh", "tokens = " + "- " * 10_000 + "1"]
 )

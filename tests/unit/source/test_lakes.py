@@ -29,6 +29,7 @@ def refuse(lake: str, names: list[str], source: str, own: str = "out") -> None:
     refuse_lakes(uri, corpus_root(uri, shards), shards, own=f"{lake}/{own}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "source", "message"),
     [

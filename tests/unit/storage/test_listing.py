@@ -154,6 +154,7 @@ def test_a_folder_that_matches_is_read_as_a_folder(tmp_path):
     assert listed(tmp_path, "d/**/*.parquet")[0] == ["d/one.parquet", "d/other/c.parquet", *names[1:]]
 
 
+@pytest.mark.slow
 def test_a_tree_may_be_deeper_than_the_stack(tmp_path):
     here = os.getcwd()
     try:

@@ -206,6 +206,7 @@ def test_a_held_out_text_in_a_pair_is_refused(tmp_path):
     assert prepared(tmp_path / "data", first).counts["a"]["kept"] == 20  # without held-out texts again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "problem"),
     [

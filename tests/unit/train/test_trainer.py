@@ -151,6 +151,7 @@ def test_a_damaged_checkpoint_is_not_loaded_and_the_last_two_are_kept(tmp_path):
     assert checkpoints.newest() is None
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint_before(tmp_path, undisturbed, monkeypatch):
     put = storage.put
 

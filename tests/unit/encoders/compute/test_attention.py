@@ -42,6 +42,7 @@ def by_hand(query, key, value, lengths, *, scale, bias, causal=False):
     return torch.cat(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [[7, 5, 5, 1], [3, 3], [1], [2, 6, 2, 2, 6], [17, 3, 2, 2, 1]])
 @pytest.mark.parametrize("bias", [None, uneven, Alibi(HEADS, torch.device("cpu"))])
 @pytest.mark.parametrize("scale", [None, 1.0])

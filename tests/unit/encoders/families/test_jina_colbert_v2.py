@@ -28,6 +28,7 @@ def encoder(folder):
     return load_encoder(str(folder), dtype="float32", outputs=OUTPUTS)
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_sentence_transformers(folder, encoder, tmp_path):
     oracle = reference(folder, tmp_path / "copy")
     for task, theirs in (("passage", oracle.encode_document(TEXTS)), ("query", oracle.encode_query(TEXTS))):

@@ -53,6 +53,7 @@ def test_every_published_layout_matches_the_reference(folder):
         np.testing.assert_allclose(states, reference.states(row), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_within_its_tolerance(folder):
     spec = describe(str(folder))
     wide = load_encoder(str(folder), dtype="float32").encode(TEXTS)
@@ -116,6 +117,7 @@ def test_the_bias_of_a_long_text_takes_linear_memory(tmp_path):
     assert max(allocations) < 64 * 2**20
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(), max_size=60))
 @examples(60)
 def test_any_text_has_a_finite_unit_vector(any_text_encoder, text):

@@ -191,6 +191,7 @@ def test_untrained_dims_are_refused_unless_allowed(folders):
 # What loading refuses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_checkpoint_without_any_one_tensor_is_refused(folders, tmp_path, layout):
     copy = tmp_path / "copy"

@@ -103,6 +103,7 @@ def test_tasks_and_base_give_different_vectors(main):
     assert (alike == np.eye(6, dtype=bool)).all()
 
 
+@pytest.mark.slow
 def test_mixed_tasks_give_the_vectors_of_each_task_alone(encoder):
     before = encoder.stats.micro_batches
     mixed = encoder.encode(TEXTS, task=EACH)
@@ -152,6 +153,7 @@ def test_bfloat16_vectors_are_close(main):
     assert cosines.max() < 0.9999999  # the compute type did change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (8, 2)])
 def test_heads_are_shared_as_configured(tmp_path, heads, groups):
     folder = write_jina_v4(tmp_path / "model", heads=heads, groups=groups, hidden=64, merged="code")
@@ -242,6 +244,7 @@ def test_untrained_dims_are_refused_and_dims_above_the_width_ignored(folders, tm
 # Rotary base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -48,6 +48,7 @@ def test_a_checkpoint_without_any_one_tensor_is_refused(folders, tmp_path, name)
             describe(str(copy), task="code.query")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["old", "new"])
 def test_unused_tensors_are_ignored_and_unknown_ones_refused(folders, tmp_path, name):
     copy = tmp_path / "copy"

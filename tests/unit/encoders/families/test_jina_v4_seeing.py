@@ -265,6 +265,7 @@ def test_tasks_choose_the_adapter_of_pictures(folder):
         encoder.encode_images(PIXELS[:1], task="search")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "image",
     [

@@ -270,6 +270,7 @@ def test_adapters_beyond_plain_lora_are_refused(encoder, broken, settings, messa
     assert encoder.adapters.names == TASKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [

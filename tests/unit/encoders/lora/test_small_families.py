@@ -207,6 +207,7 @@ def test_an_adapter_of_the_published_class_of_v2_is_accepted(v2, tmp_path):
     assert np.array_equal(inner, outer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [write_bert, write_jina_v2])
 def test_int8_multiplies_the_base_and_adds_an_exact_adapter(write, tmp_path, bert, peft):
     model = bert if write is write_bert else write_jina_v2(tmp_path / "v2")
@@ -233,6 +234,7 @@ def test_a_merged_adapter_gives_the_vectors_of_one_beside_the_base(write, tmp_pa
         merged.encode(SENTENCES[:1], task=[None])
 
 
+@pytest.mark.slow
 def test_adapters_that_do_not_fit_are_refused(bert, v2, tmp_path):
     def one(name, inputs, outputs):
         stem = f"base_model.model.{name}.lora"

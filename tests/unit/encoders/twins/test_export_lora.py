@@ -293,6 +293,7 @@ def test_weights_in_several_files_keep_them(v3, tmp_path):
 # v3 with PEFT folders
 
 
+@pytest.mark.slow
 def test_transformers_and_our_encoder_load_the_native_layout(v3, tmp_path):
     twin = v3_twin(v3["native"])
     factors = trained(twin, published_factors(twin, "separation"), rank=4)

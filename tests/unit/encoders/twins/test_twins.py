@@ -158,6 +158,7 @@ def test_states_and_gradients_are_those_of_transformers(tmp_path, write, name):
     torch.testing.assert_close(found, {name: gradients(model)[name] for name in found}, atol=atol, rtol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["A", "B"])
 def test_gradients_of_v2_are_those_of_its_formulas(tmp_path, variant):
     spec = describe(str(write_jina_v2(tmp_path, variant=variant)))

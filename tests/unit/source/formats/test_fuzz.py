@@ -78,6 +78,7 @@ def small_parquet(compression: str) -> bytes:
 PLAIN, PACKED = small_parquet("none"), small_parquet("zstd")
 
 
+@pytest.mark.slow
 @given(
     packed=st.booleans(),
     changes=st.lists(

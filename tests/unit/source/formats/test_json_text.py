@@ -128,6 +128,7 @@ DOCUMENTS = [{"id": i, "text": f"rain {i}"} for i in range(50)]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "holds"),
     [

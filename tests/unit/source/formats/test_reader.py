@@ -117,6 +117,7 @@ def test_a_quarantined_row_does_not_make_a_later_id_a_duplicate(put):
     assert [row.reason for row in result.bad] == ["null_text", "duplicate_id"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
@@ -321,6 +322,7 @@ def test_a_unit_without_rows_is_an_empty_table(put):
     assert (result.table.num_rows, result.rows_read, result.bad) == (0, 0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv", "a.csv.gz"])
 def test_a_sample_is_the_first_rows_as_the_reader_sees_them(put, name):
     texts = [f"text {i}" for i in range(3000)]
