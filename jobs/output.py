@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -25,7 +24,6 @@ _PIPE_COLUMNS = 1_000  # wide enough that no table cell is cut where stdout is n
 # A table with this many small files is slow to read.
 _MANY_FILES = 100
 _SMALL_FILE_BYTES = 1 << 20
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def error(message: str) -> None:
@@ -44,11 +42,6 @@ def as_json(result: Any) -> None:
         [dataclasses.asdict(item) for item in result] if isinstance(result, Sequence) else dataclasses.asdict(result)
     )
     print(json.dumps(value, indent=2, default=str, ensure_ascii=False))
-
-
-def visible(text: str) -> str:
-    """Return a text of a corpus with its control characters as escapes, so that a terminal obeys none of them."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def run_pipeline(pipeline: Callable[[Job, Reporter], Outcome], job: Job) -> None:
@@ -120,9 +113,8 @@ def print_versions(versions: Sequence[Version]) -> None:
         table.add_row(str(version.number), time, version.operation, *counts, version.run or "")
     console().print(table)
     known = [version for version in versions if version.model]
-    several = (
-        len({version.fingerprint for version in known}) > 1
-    )  # of one model, for example with an adapter and without
+    # Versions of one model have several of them where, for example, some were made with an adapter.
+    several = len({version.fingerprint for version in known}) > 1
     for (model, fingerprint), group in groupby(known, lambda version: (version.model, version.fingerprint)):
         numbers = [version.number for version in group]
         which = f"version {numbers[0]}" if len(numbers) == 1 else f"versions {numbers[-1]} to {numbers[0]}"

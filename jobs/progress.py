@@ -23,6 +23,7 @@ from rich.progress import (
 
 from actors.errors import VectideError
 from actors.unit.receipt import Receipt
+from jobs.terminal import visible
 from pipeline.execute.progress import Reporter, Started
 
 LOG_EVERY_S = 10.0
@@ -119,8 +120,7 @@ class StepsLog:
 
 def _loss(loss: float, source: str) -> str:
     """Return a loss as words, with the source if it has a name: losses of different sources are not of one size."""
-    visible = "".join(each if each.isprintable() else repr(each)[1:-1] for each in source)
-    return f"{visible}: loss {loss:.4f}" if source else f"loss {loss:.4f}"
+    return f"{visible(source)}: loss {loss:.4f}" if source else f"loss {loss:.4f}"
 
 
 class _Throughput:

@@ -10,6 +10,7 @@ import typer
 from actors.quantities import counted
 from jobs import output
 from jobs.options import AsJson, JobFile, Settings
+from jobs.terminal import visible
 
 if TYPE_CHECKING:
     from pipeline.curate.run import Curated
@@ -62,7 +63,7 @@ def _print(curated: Curated) -> None:
     _print_changes(curated)
     single = curated.evidence["sources_with_one_row"]
     if single["count"]:
-        first = ", ".join(output.visible(str(name)) for name in single["first"])
+        first = ", ".join(visible(str(name)) for name in single["first"])
         print(
             f"{counted(single['count'], 'source')} with one row each, such as {first}: is source_column the right one?"
         )
@@ -83,7 +84,7 @@ def _print_changes(curated: Curated) -> None:
     changed = sum(change["rows"] for change in changes["changed"])
     print(f"since version {changes['since']}: {counts}, {counted(changed, 'old verdict')} changed")
     for change in changes["changed"]:
-        ids = ", ".join(output.visible(each) for each in change["ids"])
+        ids = ", ".join(visible(each) for each in change["ids"])
         print(
             f"  {change['was']} -> {change['is']}: {change['rows']:,} ({ids}{', ...' * (change['rows'] > len(change['ids']))})"
         )

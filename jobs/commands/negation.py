@@ -10,6 +10,7 @@ from actors.errors import ConfigError
 from actors.quantities import counted
 from jobs import output
 from jobs.options import AsJson
+from jobs.terminal import visible
 
 if TYPE_CHECKING:
     from pipeline.curate.negation.build import Outcome
@@ -73,6 +74,6 @@ def _print(outcome: Outcome) -> None:
     for reason, count in outcome.left_out.items():
         print(f"left out: {count:,}  {reason}")
     for rule, text, negative in outcome.examples:
-        print(f"{rule}: {output.visible(text)}  ->  {output.visible(negative)}")
+        print(f"{rule}: {visible(text)}  ->  {visible(negative)}")
     for note in outcome.notes:
         print(f"note: {note}")

@@ -8,6 +8,7 @@ import typer
 
 from jobs import output
 from jobs.options import AsJson, Table
+from jobs.terminal import visible
 
 if TYPE_CHECKING:
     from pipeline.table.quarantine import Quarantine
@@ -45,6 +46,6 @@ def _print(quarantine: Quarantine) -> None:
         # A position of -1 is unknown: the row was found by its id.
         place = f"{row.shard} at {row.position}" if row.position >= 0 else row.shard
         row_id = f" (id {row.id})" if row.id is not None else ""
-        console.print(output.visible(f"{row.reason}: {place}{row_id}: {row.error}"))
+        console.print(visible(f"{row.reason}: {place}{row_id}: {row.error}"))
     if quarantine.total > len(quarantine.rows):
         console.print(f"these are the first {len(quarantine.rows):,}; --limit {quarantine.total} shows all")

@@ -13,6 +13,7 @@ from actors.images.errors import UnfitPicture
 from actors.quantities import counted
 from jobs import output
 from jobs.options import AsJson, CacheSize, MovedModel, Table, Version
+from jobs.terminal import visible
 from pipeline.scan import DEFAULT_CACHE_SIZE
 
 if TYPE_CHECKING:
@@ -145,11 +146,11 @@ def _print(hits: Sequence[Hit]) -> None:
         console.print("no rows")
     for rank, hit in enumerate(hits, 1):
         mean = f" (mean {hit.mean_score:.3f})" if isinstance(hit, LateHit) else ""
-        console.print(f"{rank:>3}  {hit.score:.3f}{mean}  {output.visible(str(hit.id))}")
+        console.print(f"{rank:>3}  {hit.score:.3f}{mean}  {visible(str(hit.id))}")
         for name, value in hit.columns.items():
             if value is None or name == "tokens" or name.startswith("_"):
                 continue
-            text = output.visible(" ".join(str(value).split()))
+            text = visible(" ".join(str(value).split()))
             most = _MAX_TEXT_CHARACTERS if name == KEPT_TEXT else _MAX_CHARACTERS
             shortened = text if len(text) <= most else text[: most - 1] + "…"
             console.print(f"            {name}: {shortened}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from actors.quantities import counted, format_duration
 from jobs import output
 from jobs.options import AsJson, JobFile, Settings
+from jobs.terminal import visible
 
 if TYPE_CHECKING:
     from pipeline.train.trained import Trained
@@ -28,7 +29,7 @@ def _print(trained: Trained) -> None:
     """Print the result. The last line says the most, because `vectide watch` shows only that one of each round."""
     fitted = trained.fitted
     for source, counts in trained.counts.items():
-        print(f"{output.visible(source)}: {', '.join(f'{count:,} {what}' for what, count in counts.items() if count)}")
+        print(f"{visible(source)}: {', '.join(f'{count:,} {what}' for what, count in counts.items() if count)}")
     early = "" if fitted.stopped == "finished" else f" of {fitted.planned_steps:,}: no better score"
     rate = f"{fitted.tokens / max(fitted.seconds, 1e-9):,.0f} tokens/s on {fitted.workers} x {fitted.device}"
     print(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from jobs import output
 from jobs.progress import StepsLog
+from jobs.terminal import visible
 from pipeline.table.versions import Version
 
 
 def test_control_characters_of_a_corpus_do_not_reach_the_terminal():
-    assert (
-        output.visible("a\nb\x1b[31m\x9b2J\tÜ 日本 \u200d [bold]") == r"a\nb\x1b[31m\x9b2J\tÜ 日本 " + "\u200d [bold]"
-    )
+    assert visible("a\nb\x1b[31m\x9b2J\tÜ 日本 \u200d [bold]") == r"a\nb\x1b[31m\x9b2J\tÜ 日本 " + "\u200d [bold]"
 
 
 def test_versions_of_one_model_with_other_adapters_name_their_embedding_specs(capsys):
