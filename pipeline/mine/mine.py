@@ -23,7 +23,7 @@ from pipeline.mine.block import Miner, Rules
 from pipeline.mine.choose import GAP, Counts
 from pipeline.mine.cross_encoder import load_cross_encoder, need_texts
 from pipeline.mine.positives import Pairs, Source, index_pairs, query_texts
-from pipeline.report.load import MINING
+from pipeline.report.load import MINING, mined_prefix
 from pipeline.search.search import Searcher
 
 _QUERIES = 4096  # of a block
@@ -120,7 +120,7 @@ def mine(
     rows, total = -(-pairs.queries // size) * scan.rows, Counts()
     urls = []
     for number, texts in enumerate(query_texts(source, pairs, size)):
-        urls.append(storage.join(folder, f"negatives-{name}-{number:06d}.parquet"))
+        urls.append(storage.join(folder, f"{mined_prefix(name)}{number:06d}.parquet"))
         found = _counts_of(urls[-1]) if urls[-1].rpartition("/")[2] in there else None
         if found is None:
             scanned = partial(_scanned, report, number * scan.rows, rows)
@@ -188,7 +188,7 @@ def _there(folder: str, name: str) -> tuple[set[str], Mined | None]:
         ConfigError: the folder has files of something else.
     """
     names = {shard.path.rpartition("/")[2] for shard in storage.walk(folder)}
-    own = {each for each in names if each.startswith(f"negatives-{name}-")}
+    own = {each for each in names if each.startswith(mined_prefix(name))}
     finished = _finished(folder, name) if MINING in names else None
     if finished is not None or own:
         names.discard(MINING)  # of this mining; a damaged one is written again

@@ -21,6 +21,11 @@ MINING = "_mining.json"  # what `vectide mine` writes last; readers of a folder 
 _FINAL = ("published", "finished")
 
 
+def mined_prefix(name: str) -> str:
+    """Return what the names of the Parquet files of a mining with this name begin with."""
+    return f"negatives-{name}-"
+
+
 def load_report(table: str, run: str | None = None) -> Report:
     """Return the report of a run.
 

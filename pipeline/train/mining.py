@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from actors import storage
 from actors.errors import ConfigError, DataError
-from pipeline.report.load import MINING
+from pipeline.report.load import MINING, mined_prefix
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Mining:
         Raises:
             DataError: a file is damaged, or one is missing.
         """
-        own, read = f"/negatives-{self.name}-", 0
+        own, read = f"/{mined_prefix(self.name)}", 0
         fix = "run the same `vectide mine` again"
         for url in sorted(shard.path for shard in storage.walk(self.folder) if own in shard.path):
             try:
