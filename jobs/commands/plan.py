@@ -92,7 +92,7 @@ def _training_lines(planned: TrainingPlan) -> list[tuple[str, str]]:
     if planned.done is not None:
         finished = planned.done == "finished"
         lines.append(
-            ("done", "the folder already holds the result" if finished else f"goes on from step {planned.done:,}")
+            ("done", "the folder already holds the result" if finished else f"continues from step {planned.done:,}")
         )
     return lines
 

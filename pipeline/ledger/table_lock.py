@@ -201,7 +201,7 @@ class TableLock:
         self.number = 0
 
     def live_owner(self) -> LockOwner | None:
-        """Return who holds the lock now; None if nobody does."""
+        """Return the owner of the lock; None if the lock is free."""
         _, owner = self._newest()
         return owner if owner is not None and owner.is_alive(self.clock()) else None
 

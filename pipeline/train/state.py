@@ -38,7 +38,7 @@ class TrainingState:
             return "a finished training: `vectide report` shows it"
         if self.state == "running":
             return f"a training that is running, by {self.owner}; its last checkpoint is of step {self.step:,}"
-        return f"a training that goes on from step {self.step:,}: run the same `vectide train` again"
+        return f"a stopped training: run the same `vectide train` again, and it continues from step {self.step:,}"
 
 
 def run_of(settings: Mapping[str, Any]) -> str:
@@ -56,13 +56,12 @@ def state_of(out: str) -> TrainingState | None:
     url = storage.absolute(out)
     if (record := read_record(url)) is None:
         return None
-    owner = TableLock(url, "", what="vectide status").live_owner()
-    if owner is None:
-        record = read_record(url) or record  # the result is written before the lock is released
     training = run_of(record.settings)
+    owner = TableLock(url, "", what="vectide status").live_owner()
     if owner is not None:
         step = Checkpoints(url).newest() or 0
         return TrainingState(training, "running", step, url, owner.describe(time.time()))
+    record = read_record(url) or record  # the result is written before the lock is released
     if record.result is not None:
         try:
             return TrainingState(training, "finished", int(record.result["fitted"]["steps"]), url)

@@ -265,7 +265,10 @@ def test_other_rows_in_the_same_folder_are_refused(place, monkeypatch, capsys):
         ]
         (place / "rows" / "_vectide" / "runs").rename(place / "runs")  # as after a kill, which records no call
         status(str(place / "rows"))
-        assert "rows: a training that goes on from step 0: run the same" in capsys.readouterr().out
+        assert (
+            "rows: a stopped training: run the same `vectide train` again, and it continues from step 0"
+            in capsys.readouterr().out
+        )
         with pytest.raises(ConfigError, match=r"the rows of .*pairs\.jsonl have changed since the training"):
             train(job(place, out="rows"))
     finally:
