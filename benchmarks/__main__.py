@@ -301,10 +301,8 @@ def negation(
     from benchmarks import negation as triplets
     from benchmarks.race.engine import today
 
-    found, date = (
-        triplets.measure(WORK / "negation", _wordnet(wordnet), model or packaged_model(), pairs=pairs),
-        today(),
-    )
+    found = triplets.measure(WORK / "negation", _wordnet(wordnet), model or packaged_model(), pairs=pairs)
+    date = today()
     page = triplets.markdown(found, pairs=pairs, command=command(), date=date)
     write_page(out / f"negation_cpu_{date}.md", page)
 

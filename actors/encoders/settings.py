@@ -48,7 +48,7 @@ class AdapterSettings:
                 f"the adapter {name!r} is {dict(value)!r}; it must be its path, or a dict with `path` and none but these keys: "
                 f"{', '.join(known)}"
             )
-        given = {key for key in ("path", "query_path") if key == "path" or value.get(key) is not None}
+        given = ("path",) if value.get("query_path") is None else ("path", "query_path")
         paths = {key: need_place(value[key], f"{key} of the adapter {name!r}") for key in given}
         return cls(**{**value, **paths})
 

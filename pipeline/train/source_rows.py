@@ -165,16 +165,17 @@ class Reader:
         """
         values: list[str | None] = column.to_pylist()
         if name not in self._is_list and any(values):
-            found = [(value, _list(value)) for value in values if value]
-            self._is_list[name] = all(each is not None for _, each in found)
-            others = [value for value, each in found if each is not None and _strings(value) is None]
+            given = [value for value in values if value]
+            listed = [value for value in given if _list(value) is not None]
+            self._is_list[name] = len(listed) == len(given)
+            if not self._is_list[name] and listed:
+                self.left_out[f"lists in {name!r} taken as texts, because other rows have none"] += len(listed)
+            others = [value for value in listed if _strings(value) is None]
             if self._is_list[name] and others:
                 raise DataError(
                     f"{self.name}: the column {name!r} has lists of something else than texts, such as {shown(others[0])}; write "
                     f"lists of texts, or name other columns in negative_columns"
                 )
-            if mixed := sum(each is not None for _, each in found) * (not self._is_list[name]):
-                self.left_out[f"lists in {name!r} taken as texts, because other rows have none"] += mixed
         if not self._is_list.get(name, False):
             return column
         lists = [_strings(value) if value else [] for value in values]

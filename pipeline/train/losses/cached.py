@@ -194,8 +194,10 @@ class CachedLoss(CachedLossMixin, nn.Module):
 
         Ranks must reach their collective operations in one order, and each has texts of other lengths.
         """
+        if get_world_size() > 1:
+            return False
         tokens = sum(int(column["attention_mask"].sum()) for column in columns)
-        return get_world_size() == 1 and tokens <= (self.mini_batch_num_tokens or 0)
+        return tokens <= (self.mini_batch_num_tokens or 0)
 
     def _forward_once(self, columns: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return the terms of a step that needs no GradCache: autograd has the whole graph."""
